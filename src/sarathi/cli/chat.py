@@ -1,0 +1,227 @@
+"""Talk to a model in the terminal, through a server or in this process."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import msgspec
+from rich.console import Console
+
+from sarathi.cli.errors import UsageError
+from sarathi.cli.options import add_engine_arguments, engine_config
+from sarathi.engine.config import EngineConfig
+from sarathi.engine.sampling import SamplingParams
+
+DEFAULT_URL = "http://localhost:8000"
+
+Message = dict[str, str]
+# The pieces of the answer to a conversation; closing the iterator stops the answer.
+Replies = Callable[[Sequence[Message]], Iterator[str]]
+
+
+class ChatError(RuntimeError):
+    """The conversation cannot go on; the message is for the person at the terminal."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        nargs="?",
+        help="run this model here, without a server: a folder, a .gguf file, a hub id or a name",
+    )
+    parser.add_argument(
+        "--url", default=None, help=f"the server to talk to (default {DEFAULT_URL})"
+    )
+    parser.add_argument(
+        "--model",
+        dest="served_model",
+        metavar="NAME",
+        help="the model's name at the server (default: the one it serves)",
+    )
+    parser.add_argument("--system", help="what the model is told before the conversation")
+    parser.add_argument("--temperature", type=float, help="0 always takes the likeliest token")
+    parser.add_argument("--max-tokens", type=int, help="the longest answer, in tokens")
+    parser.add_argument(
+        "--api-key",
+        default=os.environ.get("SARATHI_API_KEY"),
+        help="the server's key (default: SARATHI_API_KEY from the environment)",
+    )
+    add_engine_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Talk until the person ends the conversation.
+
+    Raises:
+        UsageError: the conversation cannot begin.
+    """
+    if args.model is not None and args.url is not None:
+        raise UsageError("give either a model to run here or --url, not both")
+    options = {
+        name: value
+        for name in ("temperature", "max_tokens")
+        if (value := getattr(args, name)) is not None
+    }
+    console = Console(highlight=False)
+    if args.model is not None:
+        # Checked before the model is loaded.
+        params = SamplingParams(**{"max_tokens": None, **options})
+        with console.status("loading") as status:
+            replies = local_replies(args.model, engine_config(args), params, status.update)
+        name = args.model
+    else:
+        try:
+            server = Server.connect(args.url or DEFAULT_URL, args.api_key, args.served_model)
+        except ChatError as error:
+            raise UsageError(str(error)) from error
+        replies = server.replies(options)
+        name = f"{server.model} at {server.url}"
+    console.print(f"{name}. Ctrl-C stops an answer, Ctrl-D ends the conversation.", style="dim")
+    converse(console, replies, args.system, lambda: console.input("[bold]> [/bold]"))
+    return 0
+
+
+def local_replies(
+    model: str, config: EngineConfig, params: SamplingParams, report: Callable[[str], None]
+) -> Replies:
+    """Answers computed in this process; raises what `LLM` does."""
+    # Imported here: talking to a server needs no engine.
+    from sarathi.engine.llm import LLM, GenerationError
+
+    llm = LLM(model, config=config, report=report)
+
+    def reply(messages: Sequence[Message]) -> Iterator[str]:
+        try:
+            yield from llm.stream_chat(messages, params)
+        except (ValueError, GenerationError) as error:  # too long, or refused by the template
+            raise ChatError(str(error)) from error
+
+    return reply
+
+
+def converse(
+    console: Console, replies: Replies, system: str | None, read: Callable[[], str]
+) -> None:
+    """Ask, answer, and remember both, until `read` raises EOFError."""
+    messages: list[Message] = []
+    if system:
+        messages.append({"role": "system", "content": system})
+    while True:
+        try:
+            text = read()
+        except EOFError:
+            console.print()
+            return
+        except KeyboardInterrupt:
+            console.print()
+            continue
+        if not text.strip():
+            continue
+        question: Message = {"role": "user", "content": text}
+        try:
+            answer = _answer(console, replies([*messages, question]))
+        except ChatError as error:
+            # Forget the question: it may be what the server refuses.
+            console.print(str(error), style="red", markup=False)
+            continue
+        messages += [question, {"role": "assistant", "content": answer}]
+
+
+def _answer(console: Console, pieces: Iterator[str]) -> str:
+    """Print an answer as it comes; what was printed until Ctrl-C is the answer."""
+    said: list[str] = []
+    try:
+        for piece in pieces:
+            said.append(piece)
+            console.print(piece, end="", markup=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        console.print(" [dim](stopped)[/dim]", end="")
+    finally:
+        close = getattr(pieces, "close", None)
+        if close is not None:
+            close()
+    console.print()
+    return "".join(said)
+
+
+@dataclass(frozen=True)
+class Server:
+    """An OpenAI-compatible server."""
+
+    url: str
+    model: str
+    client: httpx.Client
+
+    @classmethod
+    def connect(cls, url: str, api_key: str | None, model: str | None) -> Server:
+        """
+        Raises:
+            ChatError: there is no such server, or it has no model to talk to.
+        """
+        url = url.rstrip("/").removesuffix("/v1")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        try:
+            # An answer may take long to begin, a connection may not.
+            timeout = httpx.Timeout(10, read=None)
+            client = httpx.Client(base_url=url, headers=headers, timeout=timeout)
+            response = client.get("/v1/models", timeout=10)
+            names = [entry["id"] for entry in _json(response)["data"]]
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+            raise ChatError(f"{url!r} is no address; it looks like {DEFAULT_URL}") from None
+        except httpx.HTTPError as error:
+            raise ChatError(f"there is no server at {url} ({error})") from None
+        except (KeyError, TypeError):
+            raise ChatError(f"{url} answers, but not as an OpenAI-compatible server") from None
+        if not names:
+            raise ChatError(f"{url} serves no model")
+        if model is not None and model not in names:
+            raise ChatError(f"{url} has no model {model!r}, only {', '.join(names)}")
+        return cls(url, model or names[0], client)
+
+    def replies(self, options: dict[str, Any]) -> Replies:
+        def reply(messages: Sequence[Message]) -> Iterator[str]:
+            body = {"model": self.model, "messages": messages, "stream": True, **options}
+            try:
+                with self.client.stream("POST", "/v1/chat/completions", json=body) as response:
+                    if response.status_code != 200:
+                        response.read()
+                        _json(response)
+                    for line in response.iter_lines():
+                        yield from _pieces(line)
+            except httpx.HTTPError as error:
+                raise ChatError(f"the connection to {self.url} failed ({error})") from None
+
+        return reply
+
+
+def _pieces(line: str) -> Iterator[str]:
+    """The text of one line of an event stream."""
+    data = line.removeprefix("data:").strip()
+    if not line.startswith("data:") or data == "[DONE]":
+        return
+    event = msgspec.json.decode(data)
+    if "error" in event:
+        raise ChatError(event["error"]["message"])
+    for choice in event["choices"]:
+        if text := choice["delta"].get("content"):
+            yield text
+
+
+def _json(response: httpx.Response) -> Any:
+    """The body; `ChatError` with the server's own words if it is an error."""
+    try:
+        body = msgspec.json.decode(response.content)
+    except msgspec.DecodeError:
+        body = None
+    if response.status_code == 200:
+        return body
+    try:
+        message = body["error"]["message"]
+    except (KeyError, TypeError):
+        message = f"the server answered with status {response.status_code}"
+    raise ChatError(message)

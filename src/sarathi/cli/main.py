@@ -1,0 +1,49 @@
+"""The command `sarathi`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from sarathi import __version__
+from sarathi.cli import chat, generate, serve
+from sarathi.cli.errors import UsageError
+from sarathi.engine.config import ConfigError
+from sarathi.engine.sampling import SamplingError
+from sarathi.models.config import ModelError
+from sarathi.scheduling import AdmissionError
+
+_COMMANDS = {"serve": serve, "generate": generate, "chat": chat}
+# Whatever the user can mend is told in one line, with the exit code that argparse uses.
+_BAD_INPUT = (UsageError, ModelError, ConfigError, SamplingError, AdmissionError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 2 for bad input, 130 after Ctrl-C."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(_COMMANDS[args.command].run(args))
+    except _BAD_INPUT as error:
+        print(f"sarathi {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sarathi",
+        description="Serve language models with a low time between tokens.",
+    )
+    parser.add_argument("--version", action="version", version=f"sarathi {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in _COMMANDS.items():
+        help_text = (module.__doc__ or "").strip().splitlines()[0]
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        module.add_arguments(command)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""The HTTP process's end of the connection to the engine process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from sarathi.engine.config import EngineConfig, Launch
+from sarathi.engine.messages import (
+    Cancel,
+    Failed,
+    FromEngine,
+    Iteration,
+    ModelInfo,
+    Progress,
+    Ready,
+    Shutdown,
+    Stats,
+    Submit,
+    ToEngine,
+    TokenOutput,
+)
+from sarathi.engine.sampling import SamplingParams
+
+_SHUTDOWN_SECONDS = 5.0
+_LIVENESS_SECONDS = 0.2
+
+
+class EngineError(RuntimeError):
+    """The engine cannot answer: it is still loading, has died, or refused the request."""
+
+
+class Generation:
+    """The tokens of one submitted request, as they come."""
+
+    def __init__(self, client: EngineClient, request_id: int) -> None:
+        self._client = client
+        self._id = request_id
+        self._outputs: list[TokenOutput] = []
+        self._error: str | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def next(self) -> list[TokenOutput]:
+        """The tokens since the last call, at least one; the last has a finish reason.
+
+        Raises:
+            EngineError: the engine refused the request or died.
+        """
+        if not self._outputs and self._error is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if not self._outputs:
+            raise EngineError(self._error)
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def cancel(self) -> None:
+        """Stop computing and free the KV blocks. Harmless after the end, or twice."""
+        self._client.cancel(self._id)
+
+    def put(self, output: TokenOutput) -> None:
+        self._outputs.append(output)
+        self._wake()
+
+    def fail(self, message: str) -> None:
+        self._error = message
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Engine(Protocol):
+    """What a server needs of an engine: `EngineClient`, or a scripted one in tests."""
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """None until the model is loaded."""
+
+    @property
+    def error(self) -> str | None:
+        """Why the engine cannot answer any more, None while it can."""
+
+    @property
+    def stats(self) -> Stats | None:
+        """The scheduler's state after the latest iteration."""
+
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> Generation:
+        """Queue one request; `EngineError` where the engine is not ready or has died."""
+
+
+class EngineClient:
+    """Starts an engine process and talks to it. Belongs to one event loop."""
+
+    def __init__(
+        self, path: Path, config: EngineConfig, report: Callable[[str], None] = lambda line: None
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            path: the model, as `open_model` takes it.
+            report: called with a line about what the engine does while it loads.
+        """
+        self.info: ModelInfo | None = None  # None until the model is loaded
+        self.error: str | None = None  # why the engine cannot answer any more
+        self.stats: Stats | None = None  # after the latest iteration
+        self.bad_input = False  # the model or an option is to blame for the error
+        self._path = path
+        self._config = config
+        self._report = report
+        self._generations: dict[int, Generation] = {}
+        self._next_id = 0
+        self._encoder = msgspec.msgpack.Encoder()
+        self._loaded = asyncio.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Start the process and return at once; `loaded` waits for it."""
+        # A socket file of our own, so that two engines on a machine never meet.
+        self._folder = tempfile.TemporaryDirectory(prefix="sarathi-")
+        endpoint = f"ipc://{self._folder.name}/engine"
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.PAIR)
+        self._socket.set_hwm(0)
+        self._socket.bind(endpoint)
+        launch = Launch(str(self._path), self._config, os.getpid())
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "sarathi.engine.process",
+                endpoint,
+                msgspec.json.encode(launch).decode(),
+            ],
+            stdin=subprocess.DEVNULL,
+        )
+        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch())]
+
+    async def loaded(self) -> ModelInfo:
+        """Wait until the model can answer.
+
+        Raises:
+            EngineError: it could not be loaded.
+        """
+        await self._loaded.wait()
+        if self.info is None or self.error is not None:
+            raise EngineError(self.error)
+        return self.info
+
+    async def failed(self) -> str:
+        """Wait until the engine has died, and say why."""
+        await asyncio.gather(*self._tasks)
+        return self.error or "the engine has stopped"
+
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> Generation:
+        """Queue one request.
+
+        Raises:
+            EngineError: the engine is not ready or has died.
+        """
+        if self.error is not None:
+            raise EngineError(self.error)
+        if self.info is None:
+            raise EngineError("the model is still loading")
+        request_id = self._next_id
+        self._next_id += 1
+        generation = Generation(self, request_id)
+        self._generations[request_id] = generation
+        self._send(Submit(request_id, list(prompt_ids), params, time.monotonic()))
+        return generation
+
+    def cancel(self, request_id: int) -> None:
+        """See `Generation.cancel`."""
+        if self._generations.pop(request_id, None) is not None and self.error is None:
+            self._send(Cancel([request_id]))
+
+    async def stop(self) -> None:
+        """End the process; open requests fail."""
+        process = self._process
+        if process is None:
+            return
+        self._die("the server is shutting down")
+        self._send(Shutdown())
+        for _ in range(int(_SHUTDOWN_SECONDS / 0.05)):
+            if process.poll() is not None:
+                break
+            await asyncio.sleep(0.05)
+        else:
+            process.kill()
+            process.wait()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._context.destroy(linger=0)
+        self._folder.cleanup()
+
+    def _send(self, message: ToEngine) -> None:
+        # No high-water mark and a local peer: queues the message and returns.
+        self._socket.send(self._encoder.encode(message))
+
+    async def _receive(self) -> None:
+        decoder = msgspec.msgpack.Decoder(FromEngine)
+        while self.error is None:
+            message = decoder.decode(await self._socket.recv())
+            if isinstance(message, Iteration):
+                self._deliver(message)
+            elif isinstance(message, Progress):
+                self._report(message.message)
+            elif isinstance(message, Ready):
+                self.info = message.info
+                self._loaded.set()
+            elif isinstance(message, Failed):
+                self.bad_input = message.bad_input
+                self._die(message.message)
+
+    def _deliver(self, iteration: Iteration) -> None:
+        self.stats = iteration.stats
+        for output in iteration.outputs:
+            generation = self._generations.get(output.id)
+            if generation is None:
+                continue  # cancelled while this was under way
+            generation.put(output)
+            if output.finish_reason is not None:
+                del self._generations[output.id]
+        for refusal in iteration.refusals:
+            generation = self._generations.pop(refusal.id, None)
+            if generation is not None:
+                generation.fail(refusal.message)
+
+    async def _watch(self) -> None:
+        """Notice a process that ended without a word."""
+        assert self._process is not None
+        while (code := self._process.poll()) is None:
+            await asyncio.sleep(_LIVENESS_SECONDS)
+        await asyncio.sleep(_LIVENESS_SECONDS)  # its last words may be under way
+        self._die(f"the engine process ended with exit status {code}")
+
+    def _die(self, message: str) -> None:
+        if self.error is not None:
+            return
+        self.error = message
+        self._loaded.set()
+        generations, self._generations = self._generations, {}
+        for generation in generations.values():
+            generation.fail(message)

@@ -1,0 +1,205 @@
+"""Offline use: the same engine, in the caller's own process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from sarathi.engine.config import EngineConfig
+from sarathi.engine.load import load_engine
+from sarathi.engine.messages import ModelInfo, TokenLogprobs
+from sarathi.engine.output import Delta, OutputText
+from sarathi.engine.sampling import SamplingParams
+from sarathi.models.locate import locate
+from sarathi.models.model import open_tokenizer
+from sarathi.scheduling import FinishReason
+
+Prompt = str | Sequence[int]  # text, or token ids
+
+
+class GenerationError(RuntimeError):
+    """A request that had begun cannot go on; the message says why."""
+
+
+@dataclass
+class CompletionOutput:
+    """One of the n outputs of a prompt."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # one a token, if asked for
+    finish_reason: FinishReason | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.text += delta.text
+        self.token_ids += delta.token_ids
+        self.logprobs += delta.logprobs
+        self.finish_reason = delta.finish_reason
+
+
+@dataclass
+class RequestOutput:
+    """A prompt with its outputs."""
+
+    prompt: str | None  # None where token ids were given
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+
+
+class LLM:
+    """A model in this process.
+
+    Example:
+        llm = LLM("smollm2-135m")
+        [output] = llm.generate(["The capital of France is"], SamplingParams(max_tokens=8))
+        print(output.outputs[0].text)
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        config: EngineConfig | None = None,
+        report: Callable[[str], None] = lambda line: None,
+        **options: Any,
+    ) -> None:
+        """Load a model.
+
+        Args:
+            model: a folder in the Hugging Face layout, a .gguf file, a hub id or `smollm2-135m`.
+            config: how to run it; None for the defaults.
+            report: called with a line about what is being done.
+            options: fields of `EngineConfig` that differ from `config`, such as `token_budget`.
+
+        Raises:
+            ModelError: there is no such model, or it cannot be read.
+            ConfigError: an option is out of range or does not fit the machine.
+            ExecutorError: the processor cannot run the model.
+        """
+        located = locate(model)
+        self.served_name = located.served_name
+        self.tokenizer = open_tokenizer(located.path)
+        config = msgspec.structs.replace(config or EngineConfig(), **options)
+        core, info = load_engine(located.path, config, report)
+        self.info: ModelInfo = info
+        self._core = core
+        self._next_id = 0
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        on_finish: Callable[[int, RequestOutput], None] = lambda index, output: None,
+    ) -> list[RequestOutput]:
+        """Complete all prompts together, first come, first served.
+
+        Args:
+            prompts: texts or lists of token ids; a single one is a list of one.
+            params: for all prompts, or one a prompt.
+            on_finish: called with the index of a prompt when all of its outputs are complete.
+
+        Raises:
+            AdmissionError: a prompt can never run, such as one longer than the model allows.
+                Nothing has been computed.
+            GenerationError: the model gave no usable logits.
+        """
+        tasks = _tasks(prompts, params)
+        results: list[RequestOutput] = []
+        left: list[int] = []  # outputs of each prompt that are still open
+        for prompt, task_params in tasks:
+            is_text = isinstance(prompt, str)
+            ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+            outputs = [CompletionOutput(index) for index in range(task_params.n)]
+            results.append(RequestOutput(str(prompt) if is_text else None, ids, outputs))
+            left.append(task_params.n)
+        jobs = [
+            (result.prompt_token_ids, choice, (index, output))
+            for index, (result, (_, task_params)) in enumerate(zip(results, tasks, strict=True))
+            for output, choice in zip(result.outputs, task_params.choices(), strict=True)
+        ]
+        for (index, output), delta in self._run(jobs):
+            output.add(delta)
+            if delta.finish_reason is not None:
+                left[index] -= 1
+                if not left[index]:
+                    on_finish(index, results[index])
+        return results
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        **template: Any,
+    ) -> RequestOutput:
+        """Answer a conversation, as the model's chat template writes it.
+
+        Raises:
+            ValueError: the model has no chat template, or it refuses the messages.
+        """
+        ids = self.render(messages, **template)
+        return self.generate([ids], params)[0]
+
+    def stream_chat(
+        self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None
+    ) -> Iterator[str]:
+        """The same, piece by piece. Closing the iterator cancels the request."""
+        jobs = [(self.render(messages), params or SamplingParams(), None)]
+        for _, delta in self._run(jobs):
+            if delta.text:
+                yield delta.text
+
+    def render(self, messages: Sequence[Mapping[str, Any]], **template: Any) -> list[int]:
+        """The token ids of a conversation up to where the model's answer begins.
+
+        Raises:
+            ValueError: the model has no chat template, or it refuses the messages.
+        """
+        if self.tokenizer.chat_template is None:
+            raise ValueError(f"{self.served_name} has no chat template")
+        text = self.tokenizer.chat_template.render([dict(m) for m in messages], **template)
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _run(
+        self, jobs: Sequence[tuple[list[int], SamplingParams, Any]]
+    ) -> Iterator[tuple[Any, Delta]]:
+        """Run (prompt, params, label) jobs together; yields what each gains, with its label."""
+        open_jobs: dict[int, tuple[OutputText, Any]] = {}
+        try:
+            for ids, params, label in jobs:
+                request_id = self._next_id
+                self._next_id += 1
+                self._core.submit(request_id, ids, params, time.monotonic())
+                open_jobs[request_id] = (OutputText(self.tokenizer, params, ids), label)
+            while open_jobs:
+                outputs, failures = self._core.step()
+                if failures:
+                    raise GenerationError(failures[0].message)
+                for output in outputs:
+                    text, label = open_jobs[output.id]
+                    delta = text.push([output])
+                    if delta.finish_reason is not None:
+                        self._core.cancel(output.id)  # a stop string ended it
+                        del open_jobs[output.id]
+                    yield label, delta
+        finally:
+            for request_id in open_jobs:
+                self._core.cancel(request_id)
+
+
+def _tasks(
+    prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+) -> list[tuple[Prompt, SamplingParams]]:
+    many: Sequence[Any] = prompts
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        many = [prompts]
+    if not isinstance(params, Sequence):
+        params = [params or SamplingParams()] * len(many)
+    if len(params) != len(many):
+        raise ValueError(f"{len(many)} prompts with {len(params)} sampling parameters")
+    return list(zip(many, params, strict=True))

@@ -1,0 +1,99 @@
+"""From a path and options to an engine that has proven itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sarathi.engine.config import ConfigError, EngineConfig
+from sarathi.engine.core import EngineCore
+from sarathi.engine.memory import num_kv_blocks
+from sarathi.engine.messages import ModelInfo
+from sarathi.engine.sampler import Sampler
+from sarathi.executors import self_check
+from sarathi.executors.openvino import BLOCK_SIZE, OpenVinoExecutor
+from sarathi.models.config import ModelConfig
+from sarathi.models.model import open_model, open_tokenizer
+from sarathi.scheduling import BlockPool, FixedBudget, Scheduler
+
+
+def load_engine(
+    path: Path, config: EngineConfig, report: Callable[[str], None]
+) -> tuple[EngineCore, ModelInfo]:
+    """Open, compile, allocate, check.
+
+    Args:
+        path: a Hugging Face folder or a GGUF file.
+        report: called with a line about what begins.
+
+    Raises:
+        ModelError: the model cannot be read or is of no supported kind.
+        ConfigError: an option does not fit the model or the machine's memory.
+        ExecutorError: the processor cannot run it, or runs it wrongly.
+    """
+    report(f"reading {path.name}")
+    model = open_model(path)
+    max_model_len = _wanted_length(config, model.config)
+    # The tokenizer knows of ends that the configuration may not, such as the end of a chat turn.
+    with ThreadPoolExecutor(1) as beside:
+        eos_ids = beside.submit(lambda: open_tokenizer(path).eos_ids)
+        report("compiling")
+        executor = OpenVinoExecutor(
+            model.config,
+            model.weights,
+            max_position=max(max_model_len, self_check.MAX_POSITION),
+            precision=config.precision,
+            kv_precision=config.kv_precision,
+            num_threads=config.threads,
+        )
+    num_blocks = num_kv_blocks(
+        block_bytes=executor.block_bytes,
+        block_size=BLOCK_SIZE,
+        memory=config.kv_cache_memory,
+        max_tokens=config.max_batch_size * max_model_len,
+    )
+    capacity = num_blocks * BLOCK_SIZE
+    if capacity < max_model_len:
+        if config.max_model_len is not None:
+            raise ConfigError(
+                f"a KV cache of {capacity} tokens ({num_blocks * executor.block_bytes / 1e6:.0f} "
+                f"MB) is too small for one request of max_model_len {max_model_len}; give more "
+                "with --kv-cache-memory or lower --max-model-len"
+            )
+        report(f"the KV cache limits requests to {capacity} tokens, the model to {max_model_len}")
+        max_model_len = capacity
+    executor.allocate(max(num_blocks, self_check.NUM_BLOCKS))
+    report("checking against the reference")
+    with executor.constants.dropping_pages():  # the kernels pack their weights at the first use
+        self_check.self_check(executor)
+    scheduler = Scheduler(
+        BlockPool(num_blocks, BLOCK_SIZE),
+        FixedBudget(config.token_budget),
+        max_batch_size=config.max_batch_size,
+        max_model_len=max_model_len,
+    )
+    sampler = Sampler(model.config.vocab_size)
+    core = EngineCore(executor, scheduler, sampler, eos_ids.result())
+    info = ModelInfo(
+        max_model_len=max_model_len,
+        vocab_size=model.config.vocab_size,
+        block_size=BLOCK_SIZE,
+        num_blocks=num_blocks,
+        precision=executor.precision,
+        kv_precision=executor.kv_precision,
+        token_budget=config.token_budget,
+        max_batch_size=config.max_batch_size,
+    )
+    return core, info
+
+
+def _wanted_length(config: EngineConfig, model: ModelConfig) -> int:
+    if config.max_model_len is None:
+        return model.max_position
+    if config.max_model_len > model.max_position:
+        raise ConfigError(
+            f"max_model_len is {config.max_model_len}, but the model was made for at most "
+            f"{model.max_position} tokens"
+        )
+    return config.max_model_len

@@ -1,0 +1,69 @@
+"""Log probabilities of sampled tokens and of the likeliest alternatives."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sarathi.engine.draws import running_mass
+from sarathi.engine.messages import TokenLogprobs
+from sarathi.engine.truncation import select, top_k_floor
+
+
+def token_logprobs(
+    logits: NDArray[np.float32],
+    peaks: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    tokens: NDArray[np.int64],
+    alternatives: NDArray[np.int64],
+) -> list[TokenLogprobs]:
+    """The log-softmax of each row at its token and at the most probable ones, ties by token id.
+
+    Args:
+        logits: [rows, vocabulary], as the model gave them.
+        peaks: [rows], the largest logit of each.
+        weights: [rows, width], exp(logits - peak), padded with zeros.
+        tokens: [rows], the sampled ones.
+        alternatives: [rows], how many of the most probable tokens to list.
+    """
+    rows = np.arange(len(logits))
+    normaliser = peaks.astype(np.float64) + np.log(running_mass(weights)[:, -1])
+    chosen = logits[rows, tokens]
+    top_ids, top_values = _largest(logits, np.minimum(alternatives, logits.shape[1]))
+    top_logprobs = top_values.astype(np.float64) - normaliser[:, None]
+    ranks = np.ones(len(logits), np.int64)
+    for row in np.flatnonzero(chosen < peaks).tolist():
+        ranks[row] += np.count_nonzero(logits[row] > chosen[row])
+    return [
+        TokenLogprobs(
+            logprob=logprob,
+            rank=rank,
+            top_ids=ids[:count],
+            top_logprobs=values[:count],
+        )
+        for logprob, rank, ids, values, count in zip(
+            (chosen.astype(np.float64) - normaliser).tolist(),
+            ranks.tolist(),
+            top_ids.tolist(),
+            top_logprobs.tolist(),
+            alternatives.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def _largest(
+    logits: NDArray[np.float32], counts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Columns and values of each row's largest elements, [rows, max(counts)], ties by column.
+
+    Of a row only the first `counts[row]` are meant.
+    """
+    most = int(counts.max())
+    if most == 0:
+        return np.empty((len(logits), 0), np.int64), np.empty((len(logits), 0), np.float32)
+    candidates = select(logits, top_k_floor(logits, np.maximum(counts, 1)))
+    negated = candidates.padded()
+    order = np.argsort(negated, axis=1, kind="stable")[:, :most]
+    places = np.minimum(candidates.starts[:-1, None] + order, len(candidates.columns) - 1)
+    return candidates.columns[places], -np.take_along_axis(negated, order, axis=1)

@@ -1,0 +1,45 @@
+"""How many KV blocks fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+from sarathi.engine.config import ConfigError
+
+_SHARE_OF_FREE = 0.5  # of the memory that is free once the model is loaded
+
+
+def num_kv_blocks(*, block_bytes: int, block_size: int, memory: int | None, max_tokens: int) -> int:
+    """Blocks to allocate.
+
+    Args:
+        block_bytes: bytes of one block over all layers.
+        block_size: tokens of one block.
+        memory: bytes that the user allows, None for half of what is free.
+        max_tokens: tokens that can be in use at most; more blocks would lie idle.
+
+    Raises:
+        ConfigError: not even one block fits.
+    """
+    room = memory if memory is not None else int(available_memory() * _SHARE_OF_FREE)
+    if room < block_bytes:
+        raise ConfigError(
+            f"a KV cache of {room / 1e6:.1f} MB holds no block of {block_size} tokens, which takes "
+            f"{block_bytes / 1e6:.1f} MB; give more with --kv-cache-memory"
+        )
+    useful = -(-max_tokens // block_size)
+    return min(room // block_bytes, useful)
+
+
+def available_memory() -> int:
+    """Bytes this process can still get, as the machine and its container say."""
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no such group, or the limit is "max"
+        return free
+    return max(0, min(free, limit - used))

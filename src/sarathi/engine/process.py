@@ -1,0 +1,116 @@
+"""The engine process: `python -m sarathi.engine.process ENDPOINT OPTIONS`.
+
+Started by `EngineClient`, never by hand. It owns the scheduler and the executor, computes, and
+speaks msgpack over one ZeroMQ socket.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from sarathi.engine.config import ConfigError, Launch
+from sarathi.engine.core import EngineCore, Outcome
+from sarathi.engine.load import load_engine
+from sarathi.engine.messages import (
+    Cancel,
+    Failed,
+    FromEngine,
+    Iteration,
+    Progress,
+    Ready,
+    Refusal,
+    Shutdown,
+    Submit,
+    ToEngine,
+)
+from sarathi.executors.openvino import ExecutorError
+from sarathi.models.config import ModelError
+from sarathi.scheduling import AdmissionError
+
+_IDLE_POLL = 500  # milliseconds between looks at whether the parent lives
+
+logger = logging.getLogger(__name__)
+
+
+class EngineProcess:
+    """Runs an engine for the process at the other end of a socket."""
+
+    def __init__(self, socket: zmq.Socket[bytes], parent: int) -> None:
+        self._socket = socket
+        self._parent = parent
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(ToEngine)
+        self._refusals: list[Refusal] = []
+        self._stopping = False
+
+    def send(self, message: FromEngine) -> None:
+        self._socket.send(self._encoder.encode(message))
+
+    def run(self, core: EngineCore) -> None:
+        """Serve until the other end says so or has gone."""
+        while not self._stopping and os.getppid() == self._parent:
+            changed = self._receive(core, 0 if core.has_work else _IDLE_POLL)
+            outputs, failures = core.step() if core.has_work else Outcome([], [])
+            if outputs or failures or changed:
+                self.send(Iteration(outputs, self._refusals + failures, core.stats))
+                self._refusals = []
+
+    def _receive(self, core: EngineCore, timeout: int) -> bool:
+        """Take in all messages that are there, waiting up to `timeout` ms for the first."""
+        if not self._socket.poll(timeout):
+            return False
+        while True:
+            try:
+                message = self._decoder.decode(self._socket.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                return True
+            if isinstance(message, Submit):
+                self._submit(core, message)
+            elif isinstance(message, Cancel):
+                for request_id in message.ids:
+                    core.cancel(request_id)
+            elif isinstance(message, Shutdown):
+                self._stopping = True
+
+    def _submit(self, core: EngineCore, message: Submit) -> None:
+        try:
+            core.submit(message.id, message.prompt_ids, message.params, message.arrival)
+        except AdmissionError as error:
+            self._refusals.append(Refusal(message.id, str(error)))
+
+
+def main() -> int:
+    endpoint, text = sys.argv[1:]
+    launch = msgspec.json.decode(text, type=Launch)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    context = zmq.Context()
+    socket = context.socket(zmq.PAIR)
+    socket.connect(endpoint)
+    process = EngineProcess(socket, launch.parent)
+    try:
+        core, info = load_engine(
+            Path(launch.path), launch.config, lambda line: process.send(Progress(line))
+        )
+        process.send(Ready(info))
+        process.run(core)
+    except (ModelError, ConfigError, ExecutorError) as error:
+        process.send(Failed(str(error), bad_input=True))
+        return 2
+    except Exception as error:  # the parent must learn of it, whatever it is
+        logger.exception("the engine died")
+        process.send(Failed(f"the engine died: {type(error).__name__}: {error}"))
+        return 1
+    finally:
+        context.destroy(linger=1000)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

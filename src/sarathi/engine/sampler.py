@@ -1,0 +1,278 @@
+"""One token for each row of logits, for many requests with different wishes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sarathi.engine.draws import BLOCK, draw, uniforms
+from sarathi.engine.logprobs import token_logprobs
+from sarathi.engine.messages import TokenLogprobs
+from sarathi.engine.penalties import Edits, apply
+from sarathi.engine.sampling import SamplingParams
+from sarathi.engine.slots import (
+    BARRED,
+    CLOSED,
+    EDITED,
+    LOGPROBS,
+    NUCLEUS,
+    RANDOM,
+    SHORT,
+    WHOLE,
+    Slots,
+)
+from sarathi.engine.truncation import (
+    Limits,
+    draw_truncated,
+    nucleus_floor,
+    select,
+    short_floor,
+)
+
+_CHUNK_ELEMENTS = 1 << 19  # two float32 buffers of this size stay in a core's cache
+
+
+class LogitsError(ValueError):
+    """Rows of a batch have no largest finite logit; `rows` are their indices in the batch.
+
+    The sampler's state is as before the call: the other rows can be sampled again.
+    """
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        named = ", ".join(str(row) for row in rows)
+        super().__init__(f"the logits of row {named} are NaN or infinite, or every token is barred")
+        self.rows = tuple(rows)
+
+
+class Sampled(NamedTuple):
+    """The outcome of one call, by row."""
+
+    tokens: NDArray[np.int64]  # [rows]
+    logprobs: list[TokenLogprobs | None] | None  # None if no row asked for them
+
+
+class Sampler:
+    """Chooses tokens; keeps what it must know of each open request in a slot.
+
+    A row's token and log probabilities depend only on its logits, its parameters and the tokens
+    generated before: the other rows, their order and resuming a request change no bit.
+    Temperature, then top_k, top_p and min_p shape the distribution. Ties go to the lower token
+    id. A draw uses one uniform, a function of the seed and the number of tokens generated.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._slots = Slots()
+        self._edits: dict[int, Edits] = {}
+        self._buffers: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+
+    def open(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        eos_ids: Sequence[int],
+        output_ids: Sequence[int] = (),
+    ) -> int:
+        """Take up a request, with the tokens it has already if it goes on after a break.
+
+        Returns:
+            The request's slot, an index below the largest number of requests open at a time.
+
+        Raises:
+            SamplingError: a token id in `params` is outside the vocabulary.
+            ValueError: a token id of the prompt or output is, and a penalty has to count it.
+        """
+        edits = Edits(params, prompt_ids, output_ids, eos_ids, self._vocab_size)
+        barred = len(output_ids) < params.min_tokens and len(edits.barred_ids) > 0
+        needs = (
+            (EDITED if edits.lasting else 0)
+            | (BARRED if barred else 0)
+            | (LOGPROBS if params.logprobs is not None else 0)
+        )
+        slot = self._slots.open(params, self._vocab_size, len(output_ids), needs)
+        if edits.lasting or barred:
+            self._edits[slot] = edits
+        return slot
+
+    def close(self, slot: int) -> None:
+        """Forget a request; its slot is used again.
+
+        Raises:
+            ValueError: the slot is not open.
+        """
+        self._slots.close(slot)
+        self._edits.pop(slot, None)
+
+    def sample(self, logits: NDArray[np.float32], slots: NDArray[np.int64]) -> Sampled:
+        """One token for each row, which from then on counts as generated.
+
+        Args:
+            logits: [rows, vocabulary], float32; never written to.
+            slots: [rows], the open slot of each row, no slot twice.
+
+        Raises:
+            LogitsError: some rows cannot be sampled; nothing has changed.
+            ValueError: the shapes do not fit, or a slot is not open.
+        """
+        if logits.shape != (len(slots), self._vocab_size):
+            raise ValueError(
+                f"logits have the shape {logits.shape}, "
+                f"expected {(len(slots), self._vocab_size)}: a row per slot"
+            )
+        needs = self._slots.records["needs"][slots]
+        # NaN wins an argmax, so the chosen logit alone shows whether a row is sound.
+        tokens = logits.argmax(axis=1)
+        peaks = logits[np.arange(len(slots)), tokens]
+        finite = np.isfinite(peaks)
+        spoiled = np.flatnonzero(~finite).tolist()
+        if spoiled:
+            # Go on with zeros to find the rows that edits spoil: one error names them all.
+            logits = np.where(finite[:, None], logits, np.float32(0))
+            peaks = np.where(finite, peaks, np.float32(0))
+        logprobs = None
+        if spoiled or needs.any():
+            if (needs & CLOSED).any():
+                raise ValueError("a slot is not open")
+            batch = _Batch(logits, slots, self._slots.records[slots], spoiled)
+            # Weights may underflow to 0 and edited logits overflow; both are meant.
+            with np.errstate(all="ignore"):
+                logprobs = self._refine(batch, peaks, tokens)
+        self._slots.records["generated"][slots] += 1
+        if needs.any():
+            self._count(slots, needs, tokens)
+        return Sampled(tokens, logprobs)
+
+    def _refine(
+        self, batch: _Batch, peaks: NDArray[np.float32], tokens: NDArray[np.int64]
+    ) -> list[TokenLogprobs | None] | None:
+        """Replace the tokens of rows that need more than an argmax; return log probabilities."""
+        needs = batch.state["needs"]
+        greedy = (needs & RANDOM) == 0
+        for rows in self._chunks(greedy & ((needs & (EDITED | BARRED)) != 0)):
+            edited, _ = self._edited(batch, rows)
+            tokens[rows] = edited.argmax(axis=1)
+        for method in (WHOLE, NUCLEUS, SHORT):
+            for rows in self._chunks((needs & method) != 0):
+                tokens[rows] = self._draw(method, batch, rows, peaks)
+        if batch.spoiled:
+            raise LogitsError(sorted(set(batch.spoiled)))
+
+        asked = (needs & LOGPROBS) != 0
+        if not asked.any():
+            return None
+        logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
+        for rows in self._chunks(asked):
+            plain = _take(batch.logits, rows)
+            scaled, weights = self._work(len(rows))
+            np.subtract(plain, peaks[rows, None], out=scaled[:, : self._vocab_size])
+            np.exp(scaled, out=weights)
+            found = token_logprobs(
+                plain, peaks[rows], weights, tokens[rows], batch.state["alternatives"][rows]
+            )
+            for row, entry in zip(rows.tolist(), found, strict=True):
+                logprobs[row] = entry
+        return logprobs
+
+    def _draw(
+        self,
+        method: int,
+        batch: _Batch,
+        rows: NDArray[np.int64],
+        peaks: NDArray[np.float32],
+    ) -> NDArray[np.int64]:
+        """Random tokens for rows that draw by the same method."""
+        state = batch.state[rows]
+        scaled, weights = self._work(len(rows))
+        inside = scaled[:, : self._vocab_size]
+        if (state["needs"] & (EDITED | BARRED)).any():
+            _, highest = self._edited(batch, rows)
+            np.subtract(inside, highest[:, None], out=inside)
+        else:
+            np.subtract(_take(batch.logits, rows), peaks[rows, None], out=inside)
+        if (state["sharpness"] != 1).any():
+            np.multiply(scaled, state["sharpness"][:, None], out=scaled)
+        uniform = uniforms(state["key"], state["generated"])
+        if method == WHOLE:
+            np.exp(scaled, out=weights)
+            return draw(weights, uniform)
+        limits = Limits(state["top_k"], state["top_p"], state["min_p"])
+        if method == NUCLEUS:
+            np.exp(scaled, out=weights)
+            floor, total = nucleus_floor(weights, self._vocab_size, limits)
+            return draw_truncated(select(scaled, floor), limits, total, uniform)
+        floor = short_floor(scaled, limits)
+        return draw_truncated(select(scaled, floor), limits, None, uniform)
+
+    def _edited(
+        self, batch: _Batch, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The rows' logits with bias, bars and penalties, in the first buffer, and their maxima."""
+        copies, _ = self._work(len(rows))
+        copies[:, : self._vocab_size] = _take(batch.logits, rows)
+        needs = batch.state["needs"][rows]
+        some = np.flatnonzero(needs & (EDITED | BARRED))
+        slots = batch.slots[rows[some]].tolist()
+        apply(
+            [self._edits[slot] for slot in slots],
+            (needs[some] & BARRED) != 0,
+            some * copies.shape[1],
+            copies.reshape(-1),
+        )
+        highest = copies.max(axis=1)
+        spoiled = ~np.isfinite(highest)
+        if spoiled.any():
+            copies[spoiled] = highest[spoiled] = 0.0
+            batch.spoiled.extend(rows[spoiled].tolist())
+        return copies, highest
+
+    def _count(
+        self, slots: NDArray[np.int64], needs: NDArray[np.int64], tokens: NDArray[np.int64]
+    ) -> None:
+        """Let the penalties know the new tokens, and lift bars that have served their time."""
+        edited = np.flatnonzero(needs & EDITED)
+        for slot, token in zip(slots[edited].tolist(), tokens[edited].tolist(), strict=True):
+            self._edits[slot].add(token)
+        barred = slots[(needs & BARRED) != 0]
+        served = barred[
+            self._slots.records["generated"][barred] >= self._slots.records["min_tokens"][barred]
+        ]
+        self._slots.records["needs"][served] &= ~BARRED
+
+    def _chunks(self, wanted: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
+        """The indices of the wanted rows, as many at a time as the buffers hold."""
+        rows = np.flatnonzero(wanted)
+        step = _rows_per_chunk(self._vocab_size)
+        for start in range(0, len(rows), step):
+            yield rows[start : start + step]
+
+    def _work(self, rows: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Two buffers [rows, vocabulary rounded up]; in the first the padding stays -inf."""
+        if self._buffers is None:
+            shape = _rows_per_chunk(self._vocab_size), _padded(self._vocab_size)
+            self._buffers = np.full(shape, -np.inf, np.float32), np.empty(shape, np.float32)
+        scaled, weights = self._buffers
+        return scaled[:rows], weights[:rows]
+
+
+class _Batch(NamedTuple):
+    logits: NDArray[np.float32]  # [rows, vocabulary]
+    slots: NDArray[np.int64]  # [rows]
+    state: NDArray[Any]  # [rows] of Slots.records, as before the call
+    spoiled: list[int]  # rows found to have no token to choose
+
+
+def _rows_per_chunk(vocab_size: int) -> int:
+    return max(1, _CHUNK_ELEMENTS // _padded(vocab_size))
+
+
+def _padded(vocab_size: int) -> int:
+    return -(-vocab_size // BLOCK) * BLOCK
+
+
+def _take(logits: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The rows, as a view where they are neighbours."""
+    first, last = int(rows[0]), int(rows[-1])
+    return logits[first : last + 1] if last - first == len(rows) - 1 else logits[rows]

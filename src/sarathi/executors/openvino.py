@@ -1,0 +1,156 @@
+"""Runs steps on the CPU through OpenVINO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+import psutil
+
+from sarathi.executors.constants import Constants
+from sarathi.executors.openvino_graph import STEP_INPUTS, build_graph, key_cache, value_cache
+from sarathi.executors.precision import KvPrecision, Precision
+from sarathi.executors.step import Step, check_step
+from sarathi.models.config import ModelConfig
+from sarathi.models.layout import expected_shapes
+from sarathi.models.weights import Weights
+
+BLOCK_SIZE = 32  # tokens; the only size that the CPU plugin's paged attention takes
+_DTYPES: Mapping[Precision, npt.DTypeLike] = {
+    "f32": np.float32,
+    "bf16": ml_dtypes.bfloat16,
+    "f16": np.float16,
+}
+_CAPABILITIES: Mapping[Precision, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
+
+
+class ExecutorError(RuntimeError):
+    """This machine cannot run the model as asked; the message says what would help."""
+
+
+def default_precision() -> Precision:
+    """bf16 or f16 where the processor computes in them, otherwise f32."""
+    return next(p for p in ("bf16", "f16", "f32") if p in supported_precisions())
+
+
+def supported_precisions() -> tuple[Precision, ...]:
+    capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return tuple(p for p, capability in _CAPABILITIES.items() if capability in capabilities)
+
+
+class OpenVinoExecutor:
+    """A compiled model. `allocate` gives it a KV cache, then `execute` runs steps.
+
+    Raises:
+        ExecutorError: the processor lacks the precision, or cannot combine it with the cache's.
+        ModelError: the checkpoint does not hold what its configuration says.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        *,
+        max_position: int,
+        precision: Precision | None = None,
+        kv_precision: KvPrecision | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        """Compile the model.
+
+        Args:
+            max_position: tokens, prompt and output together, of the longest sequence.
+            precision: None for the fastest that the processor computes in.
+            kv_precision: None for the same.
+            num_threads: None for one a core.
+        """
+        self.config = config
+        self.max_position = max_position
+        self.precision = precision or default_precision()
+        self.kv_precision: KvPrecision = kv_precision or self.precision
+        self.num_blocks = 0
+        supported = supported_precisions()
+        if self.precision not in supported:
+            raise ExecutorError(
+                f"this processor does not compute in {self.precision}, "
+                f"only in {', '.join(supported)}"
+            )
+        if self.kv_precision not in (self.precision, "u8"):
+            raise ExecutorError(
+                f"with {self.precision} weights the KV cache can be {self.precision} or u8, "
+                f"not {self.kv_precision}"
+            )
+        # The compiled model reads the constants in place: they live as long as it does.
+        self.constants = Constants(weights, expected_shapes(config), _DTYPES[self.precision])
+        self._compiled = self._compile(num_threads)
+        self._request = self._compiled.create_infer_request()
+        self._caches: list[ov.Tensor] = []
+
+    def _compile(self, num_threads: int | None) -> ov.CompiledModel:
+        graph = build_graph(self.config, self.constants, self.max_position)
+        properties = {
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "KV_CACHE_PRECISION": self.kv_precision,
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": num_threads or psutil.cpu_count(logical=False) or 1,
+            # Activations keep their precision; int8 ones would need compressed weights to pay.
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        }
+        with self.constants.dropping_pages():
+            return ov.Core().compile_model(graph, "CPU", properties)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes that one KV block occupies over all layers, scales of quantised ones included."""
+        return sum(
+            int(np.prod(shape)) * dtype.bitwidth // 8 for _, dtype, shape in self._cache_layouts()
+        )
+
+    def allocate(self, num_blocks: int) -> None:
+        """Make room for `num_blocks` KV blocks, and warm up. The pages fill as they are used."""
+        self._caches = []
+        for name, dtype, shape in self._cache_layouts():
+            # Zeroed, since a NaN that happens to lie there would survive masking.
+            room = np.zeros(int(np.prod(shape)) * num_blocks * dtype.bitwidth // 8, np.uint8)
+            cache = ov.Tensor(room, ov.Shape([num_blocks, *shape]), dtype)
+            self._request.set_tensor(name, cache)
+            self._caches.append(cache)
+        self.num_blocks = num_blocks
+
+    def execute(self, step: Step) -> npt.NDArray[np.float32]:
+        """Run a step.
+
+        Returns:
+            Logits of the sampled rows, [S, vocab_size]. The memory is the executor's own and is
+            overwritten by the next step.
+
+        Raises:
+            StepError: the step is malformed; nothing has been run.
+        """
+        check_step(
+            step,
+            num_blocks=self.num_blocks,
+            block_size=BLOCK_SIZE,
+            vocab_size=self.config.vocab_size,
+            max_position=self.max_position,
+        )
+        for name, (dtype, _) in STEP_INPUTS.items():
+            value = np.asarray(getattr(step, name), dtype)
+            self._request.set_tensor(name, ov.Tensor(value))
+        self._request.infer()
+        logits: npt.NDArray[np.float32] = self._request.get_output_tensor(0).data
+        return logits
+
+    def _cache_layouts(self) -> list[tuple[str, ov.Type, tuple[int, ...]]]:
+        """Name, element type and shape of one block, for the keys and values of every layer."""
+        layouts = []
+        for layer in range(self.config.num_layers):
+            for name in (key_cache(layer), value_cache(layer)):
+                port = self._compiled.input(name)
+                dims = list(port.get_partial_shape())[1:]
+                shape = tuple(dim.get_length() for dim in dims)
+                layouts.append((name, port.get_element_type(), shape))
+        return layouts

@@ -1,0 +1,212 @@
+"""The decoder as an OpenVINO graph with paged attention."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import openvino as ov
+from openvino import opset13 as op
+from openvino.op import Constant, _PagedAttentionExtension
+
+from sarathi.executors.constants import Constants
+from sarathi.models.config import ModelConfig
+from sarathi.models.decoder import decode
+from sarathi.models.weights import Array
+
+# The inputs of a step, in the order of the fields of `Step`, and the longest context.
+STEP_INPUTS = {
+    "token_ids": (np.int64, 1),
+    "positions": (np.int64, 1),
+    "query_starts": (np.int32, 1),
+    "past_lens": (np.int32, 1),
+    "block_ids": (np.int32, 1),
+    "block_starts": (np.int32, 1),
+    "sample_rows": (np.int64, 1),
+    "max_context_len": (np.int32, 0),
+}
+
+
+def key_cache(layer: int) -> str:
+    return f"key_cache.{layer}"
+
+
+def value_cache(layer: int) -> str:
+    return f"value_cache.{layer}"
+
+
+def build_graph(config: ModelConfig, constants: Constants, max_position: int) -> ov.Model:
+    """A graph from the arrays of a step and the KV cache to the logits of the sampled rows.
+
+    Positions must be below `max_position`. The weights stay where `constants` has them: it must
+    outlive whatever is compiled from the graph.
+    """
+    ops = _GraphOperations(config, constants, max_position)
+    logits = decode(ops, config)
+    return ov.Model([op.result(logits)], ops.parameters, "decoder")
+
+
+class _GraphOperations:
+    """Builds nodes in the very patterns that the CPU plugin fuses (RMS, RoPE, FullyConnected)."""
+
+    def __init__(self, config: ModelConfig, constants: Constants, max_position: int) -> None:
+        self._config = config
+        self._constants = constants
+        self._weights: dict[str, ov.Node] = {}
+        self._inputs = {
+            name: _parameter(name, [-1] * rank, dtype)
+            for name, (dtype, rank) in STEP_INPUTS.items()
+        }
+        self._caches: list[ov.Node] = []
+        angles = np.outer(np.arange(max_position), np.array([*config.inv_freq] * 2))
+        self._cos = self._rotary_table(np.cos(angles))
+        self._sin = self._rotary_table(np.sin(angles))
+
+    @property
+    def parameters(self) -> list[ov.Node]:
+        return [*self._inputs.values(), *self._caches]
+
+    def embed(self, weight: str) -> ov.Node:
+        return op.gather(self._weight(weight), self._inputs["token_ids"], _ints(0))
+
+    def linear(self, x: ov.Node, weight: str, bias: str | None = None) -> ov.Node:
+        y = op.matmul(x, self._weight(weight), transpose_a=False, transpose_b=True)
+        return y if bias is None else op.add(y, self._vector(bias))
+
+    def rms_norm(self, x: ov.Node, weight: str) -> ov.Node:
+        mean = op.reduce_mean(op.multiply(x, x), _ints([-1]), keep_dims=True)
+        root = op.sqrt(op.add(mean, _float(self._config.rms_norm_eps)))
+        return op.multiply(self._vector(weight), op.multiply(x, op.divide(_float(1.0), root)))
+
+    def head_norm(self, x: ov.Node, weight: str, num_heads: int) -> ov.Node:
+        heads = op.reshape(x, _ints([-1, num_heads, self._config.head_dim]), special_zero=False)
+        return self._flat(self.rms_norm(heads, weight), num_heads)
+
+    def rotate(self, x: ov.Node, num_heads: int) -> ov.Node:
+        dim = self._config.head_dim
+        x = op.reshape(x, _ints([-1, num_heads, 1, dim]), special_zero=False)
+        first = op.slice(x, _ints([0]), _ints([dim // 2]), _ints([1]), _ints([3]))
+        # The fusion asks for an open end here, and for the axis -1 below.
+        second = op.slice(x, _ints([dim // 2]), _ints([2**31 - 1]), _ints([1]), _ints([3]))
+        turned = op.concat([op.multiply(second, _float(-1.0)), first], -1)
+        rotated = op.add(op.multiply(x, self._cos), op.multiply(turned, self._sin))
+        return self._flat(rotated, num_heads)
+
+    def attend(self, query: ov.Node, key: ov.Node, value: ov.Node, layer: int) -> ov.Output:
+        config = self._config
+        caches = [_cache_parameter(key_cache(layer)), _cache_parameter(value_cache(layer))]
+        self._caches += caches
+        step = self._inputs
+        nothing = _i32([])
+        node = _PagedAttentionExtension(
+            [
+                operand.output(0)
+                for operand in (
+                    query,
+                    key,
+                    value,
+                    *caches,
+                    step["past_lens"],
+                    step["query_starts"],
+                    step["block_ids"],
+                    step["block_starts"],
+                    _float(config.head_dim**-0.5),
+                    _i32(config.sliding_windows[layer]),
+                    op.constant(np.zeros(0, np.float32)),  # ALiBi slopes
+                    step["max_context_len"],
+                    # From here on features that stay off: attention scores, rotated blocks,
+                    # sparse attention, sinks, adaptive eviction, token types.
+                    nothing,
+                    nothing,
+                    nothing,
+                    op.constant(np.zeros(0, np.float32)),
+                    op.constant(np.zeros(0, np.float32)),
+                    _i32(0),
+                    _i32(0),
+                    op.constant(np.zeros((0, 0, 0, 0), np.float32)),
+                    _i32(0),
+                    nothing,
+                    nothing,
+                    nothing,
+                    nothing,
+                    op.constant(np.zeros(0, np.uint8)),
+                    nothing,
+                )
+            ]
+        )
+        info = node.get_rt_info()
+        info["num_k_heads"] = info["num_v_heads"] = config.num_kv_heads
+        info["k_head_size"] = info["v_head_size"] = config.head_dim
+        return node.output(0)
+
+    def add(self, a: ov.Node, b: ov.Node) -> ov.Node:
+        return op.add(a, b)
+
+    def multiply(self, a: ov.Node, b: ov.Node) -> ov.Node:
+        return op.multiply(a, b)
+
+    def silu(self, x: ov.Node) -> ov.Node:
+        return op.swish(x)
+
+    def sampled_rows(self, x: ov.Node) -> ov.Node:
+        return op.gather(x, self._inputs["sample_rows"], _ints(0))
+
+    def _weight(self, name: str) -> ov.Node:
+        """A matrix in the served precision, widened in name only (one node a tensor)."""
+        if name not in self._weights:
+            node: ov.Node = Constant(_tensor(self._constants[name]), shared_memory=True)
+            if node.get_element_type() != ov.Type.f32:
+                node = op.convert(node, "f32")
+                # Without this mark the plugin widens the weights for good: three times the memory.
+                node.get_rt_info()["decompression_0"] = True
+            self._weights[name] = node
+        return self._weights[name]
+
+    def _vector(self, name: str) -> ov.Node:
+        """A norm's scale or a bias, always float32: too small to matter, and the fusions ask it."""
+        return op.constant(self._constants[name].astype(np.float32))
+
+    def _rotary_table(self, values: np.ndarray) -> ov.Node:
+        """Rows of a [max_position, head_dim] table by position, [tokens, 1, 1, head_dim]."""
+        rows = op.gather(
+            op.constant(values.astype(np.float32)), self._inputs["positions"], _ints(0)
+        )
+        return op.reshape(rows, _ints([-1, 1, 1, self._config.head_dim]), special_zero=False)
+
+    def _flat(self, x: ov.Node, num_heads: int) -> ov.Node:
+        return op.reshape(x, _ints([-1, num_heads * self._config.head_dim]), special_zero=False)
+
+
+def _parameter(name: str, shape: list[int], dtype: type[np.generic] | ov.Type) -> ov.Node:
+    node = op.parameter(shape, dtype, name=name)
+    node.output(0).get_tensor().set_names({name})
+    return node
+
+
+def _cache_parameter(name: str) -> ov.Node:
+    """The plugin fills in the layout: blocks, heads, tokens of a block, head dimensions."""
+    return _parameter(name, [-1, -1, -1, -1], ov.Type.dynamic)
+
+
+_OV_TYPES = {
+    np.dtype(np.float32): ov.Type.f32,
+    np.dtype(np.float16): ov.Type.f16,
+    np.dtype(ml_dtypes.bfloat16): ov.Type.bf16,
+}
+
+
+def _tensor(array: Array) -> ov.Tensor:
+    """A tensor over the array's own memory, which may be read-only."""
+    raw = np.frombuffer(array, np.uint8)  # the binding knows no bfloat16
+    return ov.Tensor(raw, ov.Shape(array.shape), _OV_TYPES[array.dtype])
+
+
+def _ints(values: int | list[int]) -> ov.Node:
+    return op.constant(np.array(values, np.int64))
+
+
+def _i32(values: int | list[int]) -> ov.Node:
+    return op.constant(np.array(values, np.int32))
+
+
+def _float(value: float) -> ov.Node:
+    return op.constant(np.array(value, np.float32))

@@ -1,0 +1,93 @@
+"""The decoder in plain numpy: one sequence, whole, no cache. What other executors must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from sarathi.models.config import ModelConfig
+from sarathi.models.decoder import decode
+from sarathi.models.weights import Tensors
+
+F32 = npt.NDArray[np.float32]
+
+
+def reference_logits(config: ModelConfig, weights: Tensors, token_ids: Sequence[int]) -> F32:
+    """Logits after every token of one sequence, [tokens, vocab_size], computed in float32.
+
+    Weights are widened one at a time, so memory stays at the largest of them. Time and memory
+    are quadratic in the sequence: for short sequences only.
+    """
+    return decode(_NumpyOperations(config, weights, np.asarray(token_ids, np.int64)), config)
+
+
+class _NumpyOperations:
+    def __init__(self, config: ModelConfig, weights: Tensors, ids: npt.NDArray[np.int64]) -> None:
+        self._config = config
+        self._weights = weights
+        self._ids = ids
+        angles = np.outer(np.arange(len(ids)), np.array(config.inv_freq))
+        self._cos = np.cos(angles).astype(np.float32)[:, None, :]
+        self._sin = np.sin(angles).astype(np.float32)[:, None, :]
+
+    def _weight(self, name: str) -> F32:
+        return self._weights[name].astype(np.float32)
+
+    def embed(self, weight: str) -> F32:
+        rows: F32 = self._weights[weight][self._ids].astype(np.float32)
+        return rows
+
+    def linear(self, x: F32, weight: str, bias: str | None = None) -> F32:
+        y = x @ self._weight(weight).T
+        return y if bias is None else y + self._weight(bias)
+
+    def rms_norm(self, x: F32, weight: str) -> F32:
+        mean = np.mean(x * x, axis=-1, keepdims=True)
+        scale: F32 = 1 / np.sqrt(mean + np.float32(self._config.rms_norm_eps))
+        return x * scale * self._weight(weight)
+
+    def head_norm(self, x: F32, weight: str, num_heads: int) -> F32:
+        return self.rms_norm(self._heads(x, num_heads), weight).reshape(x.shape)
+
+    def rotate(self, x: F32, num_heads: int) -> F32:
+        first, second = np.split(self._heads(x, num_heads), 2, axis=-1)
+        rotated = (
+            first * self._cos - second * self._sin,
+            second * self._cos + first * self._sin,
+        )
+        return np.concatenate(rotated, axis=-1).reshape(x.shape)
+
+    def attend(self, query: F32, key: F32, value: F32, layer: int) -> F32:
+        config = self._config
+        groups = config.num_heads // config.num_kv_heads
+        q = self._heads(query, config.num_heads)
+        k = np.repeat(self._heads(key, config.num_kv_heads), groups, axis=1)
+        v = np.repeat(self._heads(value, config.num_kv_heads), groups, axis=1)
+        distance = np.subtract.outer(np.arange(len(q)), np.arange(len(q)))
+        hidden = distance < 0
+        if window := config.sliding_windows[layer]:
+            hidden |= distance >= window
+        scores = np.einsum("qhd,khd->hqk", q, k) * np.float32(config.head_dim**-0.5)
+        scores[:, hidden] = -np.inf
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        mixed: F32 = np.einsum("hqk,khd->qhd", weights, v)
+        return mixed.reshape(query.shape)
+
+    def _heads(self, x: F32, num_heads: int) -> F32:
+        return x.reshape(len(x), num_heads, self._config.head_dim)
+
+    def add(self, a: F32, b: F32) -> F32:
+        return a + b
+
+    def multiply(self, a: F32, b: F32) -> F32:
+        return a * b
+
+    def silu(self, x: F32) -> F32:
+        with np.errstate(over="ignore"):  # exp(-x) may reach infinity, where silu is 0
+            return np.asarray(x / (1 + np.exp(-x)), np.float32)
+
+    def sampled_rows(self, x: F32) -> F32:
+        return x

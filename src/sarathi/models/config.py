@@ -1,0 +1,70 @@
+"""What a model is: the sizes and switches of one decoder-only transformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class ModelError(ValueError):
+    """The model cannot be found, read or served; the message says why and what would help."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder of the Llama family, whichever file format described it.
+
+    Everything that differs between Llama, Mistral, Yi, Qwen2 and Qwen3 is data here, so that the
+    decoder itself is written once.
+    """
+
+    architecture: str  # as the checkpoint names it: "LlamaForCausalLM", "qwen2", ...
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    max_position: int  # tokens, prompt and output together
+    inv_freq: tuple[float, ...]  # rotary inverse frequencies, head_dim / 2, any scaling applied
+    sliding_windows: tuple[int, ...]  # one a layer, tokens; 0 is full attention
+    qkv_bias: bool = False
+    output_bias: bool = False  # of the attention's output projection
+    mlp_bias: bool = False
+    qk_norm: bool = False  # RMSNorm on every query and key head (Qwen3)
+    tie_word_embeddings: bool = False
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "max_position",
+        ):
+            if getattr(self, name) < 1:
+                raise ModelError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ModelError(
+                f"num_heads ({self.num_heads}) is not a multiple of num_kv_heads "
+                f"({self.num_kv_heads})"
+            )
+        if len(self.inv_freq) * 2 != self.head_dim:
+            raise ModelError(
+                f"rotary embedding covers {len(self.inv_freq) * 2} of {self.head_dim} head "
+                "dimensions; partial rotary embeddings are not supported"
+            )
+        if len(self.sliding_windows) != self.num_layers:
+            raise ModelError(
+                f"{len(self.sliding_windows)} sliding windows for {self.num_layers} layers"
+            )
+
+    def kv_bytes_per_token(self, bytes_per_element: float) -> float:
+        """Bytes of keys and values one token occupies over all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes_per_element

@@ -1,0 +1,97 @@
+"""The decoder-only transformer, written once.
+
+`decode` describes the model over a dozen operations. An executor supplies them: one that builds a
+graph gets a graph, one that computes gets logits. Llama, Mistral, Yi, Qwen2 and Qwen3 differ only
+in their `ModelConfig`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+from sarathi.models.config import ModelConfig
+
+EMBEDDING = "model.embed_tokens.weight"
+NORM = "model.norm.weight"
+HEAD = "lm_head.weight"
+
+X = TypeVar("X")  # activations of all tokens of a step, [tokens, features]
+
+
+class Operations(Protocol[X]):
+    """What the decoder is made of. Weights are given by name; the operations know the values.
+
+    The token ids, positions, block tables and sampled rows of a step are the operations' own.
+    """
+
+    def embed(self, weight: str) -> X:
+        """The embeddings of the step's token ids, [tokens, hidden]."""
+
+    def linear(self, x: X, weight: str, bias: str | None = None) -> X:
+        """`x @ weight.T + bias`."""
+
+    def rms_norm(self, x: X, weight: str) -> X:
+        """`x / sqrt(mean(x^2) + eps) * weight` over the features."""
+
+    def head_norm(self, x: X, weight: str, num_heads: int) -> X:
+        """The same over the features of every head, [tokens, num_heads * head_dim]."""
+
+    def rotate(self, x: X, num_heads: int) -> X:
+        """Rotary position embedding (Su et al., 2021), halves rotated, on every head."""
+
+    def attend(self, query: X, key: X, value: X, layer: int) -> X:
+        """Store keys and values in the layer's KV blocks, then causal attention over them."""
+
+    def add(self, a: X, b: X) -> X: ...
+
+    def multiply(self, a: X, b: X) -> X: ...
+
+    def silu(self, x: X) -> X: ...
+
+    def sampled_rows(self, x: X) -> X:
+        """The rows whose logits the step asks for."""
+
+
+def decode(ops: Operations[X], config: ModelConfig) -> X:
+    """Logits of the sampled rows, [rows, vocab_size]."""
+    x = ops.embed(EMBEDDING)
+    for layer in range(config.num_layers):
+        x = _layer(ops, config, layer, x)
+    x = ops.rms_norm(ops.sampled_rows(x), NORM)
+    return ops.linear(x, EMBEDDING if config.tie_word_embeddings else HEAD)
+
+
+def _layer(ops: Operations[X], config: ModelConfig, layer: int, x: X) -> X:
+    name = f"model.layers.{layer}."
+    normed = ops.rms_norm(x, name + "input_layernorm.weight")
+    x = ops.add(x, _attention(ops, config, layer, normed))
+    normed = ops.rms_norm(x, name + "post_attention_layernorm.weight")
+    return ops.add(x, _mlp(ops, config, layer, normed))
+
+
+def _attention(ops: Operations[X], config: ModelConfig, layer: int, x: X) -> X:
+    name = f"model.layers.{layer}.self_attn."
+
+    def project(x: X, which: str, bias: bool) -> X:
+        return ops.linear(x, f"{name}{which}.weight", f"{name}{which}.bias" if bias else None)
+
+    query = project(x, "q_proj", config.qkv_bias)
+    key = project(x, "k_proj", config.qkv_bias)
+    value = project(x, "v_proj", config.qkv_bias)
+    if config.qk_norm:
+        query = ops.head_norm(query, name + "q_norm.weight", config.num_heads)
+        key = ops.head_norm(key, name + "k_norm.weight", config.num_kv_heads)
+    query = ops.rotate(query, config.num_heads)
+    key = ops.rotate(key, config.num_kv_heads)
+    return project(ops.attend(query, key, value, layer), "o_proj", config.output_bias)
+
+
+def _mlp(ops: Operations[X], config: ModelConfig, layer: int, x: X) -> X:
+    name = f"model.layers.{layer}.mlp."
+
+    def project(x: X, which: str) -> X:
+        bias = f"{name}{which}.bias" if config.mlp_bias else None
+        return ops.linear(x, f"{name}{which}.weight", bias)
+
+    gated = ops.multiply(ops.silu(project(x, "gate_proj")), project(x, "up_proj"))
+    return project(gated, "down_proj")

@@ -1,0 +1,105 @@
+"""Typed access to the fields of a JSON object, with errors that name file, field and value."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sarathi.models.config import ModelError
+
+_LARGEST = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Fields:
+    """One JSON object and the place it came from (for messages).
+
+    A field that is null counts as absent, as it does in Hugging Face configurations. Getters
+    return `default` for an absent field and raise `ModelError` for a field of the wrong type.
+    """
+
+    data: Mapping[str, Any]
+    origin: str
+
+    @classmethod
+    def read(cls, path: Path) -> Fields:
+        """The object in a JSON file; `ModelError` if it is missing, unreadable or no object."""
+        try:
+            data = json.loads(path.read_bytes())
+        except OSError as error:
+            raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"{path} is not valid JSON: {error}") from error
+        if not isinstance(data, dict):
+            raise ModelError(f"{path} holds a JSON {type(data).__name__}, expected an object")
+        return cls(data, path.name)
+
+    def __contains__(self, name: str) -> bool:
+        return self.data.get(name) is not None
+
+    def wrong(self, name: str, expected: str) -> ModelError:
+        value = repr(self.data.get(name))
+        shown = value if len(value) <= 80 else value[:77] + "..."
+        return ModelError(f"{self.origin}: {name} is {shown}, expected {expected}")
+
+    def required(self, name: str, maximum: int = _LARGEST) -> int:
+        if name not in self:
+            raise ModelError(f"{self.origin}: {name} is missing")
+        return self.integer(name, 0, maximum)
+
+    def integer(self, name: str, default: int, maximum: int = _LARGEST) -> int:
+        value = self.data.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
+            raise self.wrong(name, f"an integer from 1 to {maximum}")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        value = self.data.get(name)
+        if value is None and default is not None:
+            return default
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+            or value <= 0
+        ):
+            raise self.wrong(name, "a number above 0")
+        return float(value)
+
+    def boolean(self, name: str, default: bool) -> bool:
+        value = self.data.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.wrong(name, "true or false")
+        return value
+
+    def text(self, name: str, default: str) -> str:
+        value = self.data.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise self.wrong(name, "a string")
+        return value
+
+    def object(self, name: str) -> Fields | None:
+        value = self.data.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.wrong(name, "an object")
+        return Fields(value, f"{self.origin}: {name}")
+
+    def token_ids(self, name: str) -> tuple[int, ...]:
+        """A token id or a list of token ids; empty if absent."""
+        value = self.data.get(name)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+            raise self.wrong(name, "a token id or a list of token ids")
+        return tuple(ids)

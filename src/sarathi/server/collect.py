@@ -1,0 +1,54 @@
+"""Replies that are sent when all is generated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from sarathi.engine.client import EngineError
+from sarathi.engine.output import Delta
+from sarathi.server.choices import Choices, Job
+from sarathi.server.errors import refused
+from sarathi.server.logprobs import joined
+from sarathi.server.reply import json_response, until_disconnect
+from sarathi.server.responses import Usage
+from sarathi.server.service import Service
+
+
+class Body(Protocol):
+    """How one API words a whole reply."""
+
+    def body(self, outputs: Sequence[Delta], usage: Usage) -> msgspec.Struct: ...
+
+
+@dataclass(frozen=True)
+class CollectedReply:
+    """An ASGI application that generates everything and then sends it."""
+
+    service: Service
+    job: Job
+    body: Body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def work() -> None:
+            outputs, usage = await self._generate()
+            await json_response(self.body.body(outputs, usage))(scope, receive, send)
+
+        await until_disconnect(receive, work())
+
+    async def _generate(self) -> tuple[list[Delta], Usage]:
+        choices = Choices(self.service, self.job)
+        try:
+            deltas: list[list[Delta]] = [[] for _ in choices.texts]
+            while choices.running:
+                for index, delta in await choices.next():
+                    deltas[index].append(delta)
+            return [joined(of_choice) for of_choice in deltas], choices.usage
+        except EngineError as error:
+            raise refused(error, self.service.engine.error) from error
+        finally:
+            choices.close()

@@ -1,0 +1,160 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from starlette.types import ASGIApp
+
+from sarathi.engine.messages import ModelInfo
+from sarathi.engine.output import Delta
+from sarathi.models.tokenizer import Tokenizer
+from sarathi.server.choices import Job
+from sarathi.server.collect import CollectedReply
+from sarathi.server.errors import invalid
+from sarathi.server.logprobs import completion_logprobs
+from sarathi.server.protocol import CompletionRequest, decode
+from sarathi.server.responses import (
+    ChunkHead,
+    Completion,
+    CompletionChoice,
+    Usage,
+)
+from sarathi.server.sampling import check_token_ids, completion_params, first
+from sarathi.server.service import Service, new_id, off_loop
+from sarathi.server.stream import ChunkEncoder, StreamReply
+
+# Prompts times n: each is a request to the engine.
+MAX_CHOICES = 1024
+
+
+@dataclass(frozen=True)
+class Prompt:
+    ids: list[int]
+    text: str | None  # as the caller wrote it, None for token ids
+
+
+async def create_completion(service: Service, body: bytes) -> ASGIApp:
+    """
+    Raises:
+        ApiError: the request is wrong, or the engine takes none.
+    """
+    info = service.ready()
+    request = decode(body, CompletionRequest)
+    service.check_model(request.model)
+    parts = _parts(request, info)
+    if len(parts) > 1 and len(parts) * first(request.n, 1) > MAX_CHOICES:
+        raise invalid(
+            f"The request has {len(parts)} prompts, n times each;"
+            f" at most {MAX_CHOICES} choices are possible.",
+            "prompt",
+        )
+    add_special_tokens = first(request.add_special_tokens, True)
+    prompts = await off_loop(
+        sum(len(part) for part in parts if isinstance(part, str)),
+        lambda: [_prompt(service.tokenizer, part, add_special_tokens) for part in parts],
+    )
+    params = completion_params(request, max(len(prompt.ids) for prompt in prompts), info)
+    job = Job([prompt.ids for prompt in prompts], params.choices())
+    echo = [
+        _text(service.tokenizer, prompt, params.skip_special_tokens) if request.echo else ""
+        for prompt in prompts
+        for _ in job.params
+    ]
+    head = ChunkHead(
+        id=new_id("cmpl"),
+        object="text_completion",
+        created=int(time.time()),
+        model=service.model,
+    )
+    if request.stream:
+        options = request.stream_options
+        include_usage = options is not None and bool(options.include_usage)
+        encoder = ChunkEncoder(head, include_usage)
+        return StreamReply(service, job, CompletionEvents(service.tokenizer, encoder, echo))
+    return CollectedReply(service, job, CompletionBody(service.tokenizer, head, echo))
+
+
+@dataclass(frozen=True)
+class CompletionEvents:
+    tokenizer: Tokenizer
+    encoder: ChunkEncoder
+    echo: Sequence[str]
+    _begun: set[int] = field(default_factory=set)
+
+    def event(self, index: int, delta: Delta) -> bytes:
+        text = delta.text
+        if index not in self._begun:
+            self._begun.add(index)
+            text = self.echo[index] + text
+        if not (text or delta.logprobs or delta.finish_reason):
+            return b""
+        return self.encoder.chunk(completion_choice(self.tokenizer, index, delta, text))
+
+    def end(self, usage: Usage) -> bytes:
+        return self.encoder.end(usage)
+
+
+@dataclass(frozen=True)
+class CompletionBody:
+    tokenizer: Tokenizer
+    head: ChunkHead
+    echo: Sequence[str]
+
+    def body(self, outputs: Sequence[Delta], usage: Usage) -> Completion:
+        return Completion(
+            id=self.head.id,
+            created=self.head.created,
+            model=self.head.model,
+            choices=[
+                completion_choice(self.tokenizer, index, output, self.echo[index] + output.text)
+                for index, output in enumerate(outputs)
+            ],
+            usage=usage,
+        )
+
+
+def completion_choice(
+    tokenizer: Tokenizer, index: int, delta: Delta, text: str
+) -> CompletionChoice:
+    logprobs = completion_logprobs(tokenizer, delta) if delta.logprobs else None
+    return CompletionChoice(index, text, logprobs, delta.finish_reason)
+
+
+def _parts(request: CompletionRequest, info: ModelInfo) -> list[str | list[int]]:
+    """The prompts, each a text or token ids."""
+    prompt = request.prompt
+    if prompt is None:
+        raise invalid("prompt is required.", "prompt", code="missing_required_parameter")
+    if isinstance(prompt, str):
+        prompt = [prompt]
+    kinds = {type(part) for part in prompt}
+    if len(kinds) > 1:
+        raise invalid("prompt mixes texts, token ids and lists of token ids.", "prompt")
+    flat = [part for part in prompt if isinstance(part, int)]
+    parts: list[str | list[int]] = (
+        [flat] if flat else [part for part in prompt if not isinstance(part, int)]
+    )
+    if not parts or not all(parts):
+        raise invalid("prompt is empty.", "prompt")
+    for part in parts:
+        if not isinstance(part, str):
+            check_token_ids(part, info, "prompt")
+    return parts
+
+
+def _prompt(tokenizer: Tokenizer, part: str | list[int], add_special_tokens: bool) -> Prompt:
+    if not isinstance(part, str):
+        return Prompt(part, None)
+    ids = tokenizer.encode(part, add_special_tokens=add_special_tokens)
+    if not ids:
+        raise invalid("prompt has no tokens.", "prompt")
+    return Prompt(ids, part)
+
+
+def _text(tokenizer: Tokenizer, prompt: Prompt, skip_special_tokens: bool) -> str:
+    if prompt.text is not None:
+        return prompt.text
+    return tokenizer.decode(prompt.ids, skip_special_tokens=skip_special_tokens)

@@ -1,0 +1,42 @@
+"""Sending a reply, and giving up the work when nobody is left to read it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive
+
+_ENCODER = msgspec.json.Encoder()
+
+
+def json_response(
+    body: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    return Response(_ENCODER.encode(body), status, headers=headers, media_type="application/json")
+
+
+async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work`, cancelling it when the client goes away.
+
+    To be called after the whole body has been read: the next message can only be a disconnect.
+    """
+    worker = asyncio.create_task(work)
+    watcher = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (worker, watcher):
+            if not task.done():
+                task.cancel()
+        await asyncio.wait({worker, watcher})
+    if not worker.cancelled():
+        worker.result()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,107 @@
+"""Replies as server-sent events.
+
+Everything here runs once per token and stream on cores that the model needs too: chunks are
+put together from bytes that were encoded once, and sent straight to the server.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from sarathi.engine.client import EngineError
+from sarathi.engine.output import Delta
+from sarathi.server.choices import Choices, Job
+from sarathi.server.errors import ApiError, refused
+from sarathi.server.reply import until_disconnect
+from sarathi.server.responses import ChunkHead, Usage
+from sarathi.server.service import Service
+
+_LOG = logging.getLogger(__name__)
+_ENCODER = msgspec.json.Encoder()
+_DONE = b"data: [DONE]\n\n"
+_START = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),  # or nginx collects the tokens
+    ],
+}
+
+
+class ChunkEncoder:
+    """Chunks of one stream: a constant beginning, the choice, a constant end."""
+
+    def __init__(self, head: ChunkHead, include_usage: bool) -> None:
+        self._head = b"data: " + _ENCODER.encode(head)[:-1] + b',"choices":['
+        self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+        self._include_usage = include_usage
+
+    def chunk(self, choice: msgspec.Struct) -> bytes:
+        return self._head + _ENCODER.encode(choice) + self._tail
+
+    def end(self, usage: Usage) -> bytes:
+        if not self._include_usage:
+            return _DONE
+        return self._head + b'],"usage":' + _ENCODER.encode(usage) + b"}\n\n" + _DONE
+
+
+class Events(Protocol):
+    """How one API words a stream."""
+
+    def event(self, index: int, delta: Delta) -> bytes:
+        """The chunks for what a choice has gained; empty when there is nothing to tell yet."""
+
+    def end(self, usage: Usage) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class StreamReply:
+    """An ASGI application that generates and sends as it goes.
+
+    The status line waits for the first tokens, so that a request the engine refuses still gets a
+    proper error.
+    """
+
+    service: Service
+    job: Job
+    events: Events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await until_disconnect(receive, self._run(send))
+
+    async def _run(self, send: Send) -> None:
+        choices = Choices(self.service, self.job)
+        started = False
+        event = self.events.event
+        try:
+            while choices.running:
+                deltas = await choices.next()
+                body = b"".join([event(index, delta) for index, delta in deltas])
+                if not body:
+                    continue
+                if not started:
+                    started = True
+                    await send(_START)
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+            last = self.events.end(choices.usage)
+        except Exception as error:
+            answer = self._answer(error)
+            if not started:
+                raise answer from error
+            last = b"data: " + _ENCODER.encode(answer.body) + b"\n\n"
+        finally:
+            choices.close()
+        await send({"type": "http.response.body", "body": last})
+
+    def _answer(self, error: Exception) -> ApiError:
+        if isinstance(error, EngineError):
+            return refused(error, self.service.engine.error)
+        _LOG.error("A stream failed", exc_info=error)
+        return ApiError(500, "The server failed to continue this reply.", code="internal_error")

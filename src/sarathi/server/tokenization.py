@@ -1,0 +1,55 @@
+"""POST /tokenize and POST /detokenize, as vLLM has them."""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp
+
+from sarathi.server.conversation import encode_messages
+from sarathi.server.errors import invalid
+from sarathi.server.protocol import DetokenizeRequest, TokenizeRequest, decode
+from sarathi.server.reply import json_response
+from sarathi.server.responses import Detokenized, Tokenized
+from sarathi.server.sampling import first
+from sarathi.server.service import Service, off_loop
+
+
+async def tokenize(service: Service, body: bytes) -> ASGIApp:
+    info = service.ready()
+    request = decode(body, TokenizeRequest)
+    service.check_model(request.model)
+    if (request.prompt is None) == (request.messages is None):
+        raise invalid("One of prompt and messages is required.", "prompt")
+    prompt = request.prompt
+    if prompt is None:
+        ids = await encode_messages(
+            service.tokenizer,
+            request.messages,
+            add_generation_prompt=first(request.add_generation_prompt, True),
+            add_special_tokens=first(request.add_special_tokens, False),
+            template_arguments=request.chat_template_kwargs,
+        )
+    else:
+        for name in ("add_generation_prompt", "chat_template_kwargs"):
+            if getattr(request, name) is not None:
+                raise invalid(f"{name} needs messages.", name)
+        text, special = prompt, first(request.add_special_tokens, True)
+        ids = await off_loop(
+            len(text), lambda: service.tokenizer.encode(text, add_special_tokens=special)
+        )
+    return json_response(Tokenized(ids, len(ids), info.max_model_len))
+
+
+async def detokenize(service: Service, body: bytes) -> ASGIApp:
+    service.ready()
+    request = decode(body, DetokenizeRequest)
+    service.check_model(request.model)
+    ids = request.tokens
+    if ids is None:
+        raise invalid("tokens is required.", "tokens", code="missing_required_parameter")
+    size = service.tokenizer.vocab_size
+    if ids and not (min(ids) >= 0 and max(ids) < size):
+        raise invalid(f"tokens has an id out of the vocabulary, 0 to {size - 1}.", "tokens")
+    text = await off_loop(
+        len(ids), lambda: service.tokenizer.decode(ids, skip_special_tokens=False)
+    )
+    return json_response(Detokenized(text))

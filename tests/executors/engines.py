@@ -1,0 +1,77 @@
+"""Executors and engines over them, for tests that ask what a model says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sarathi.engine.core import EngineCore
+from sarathi.engine.sampler import Sampler
+from sarathi.engine.sampling import SamplingParams
+from sarathi.executors.openvino import BLOCK_SIZE, OpenVinoExecutor
+from sarathi.models.model import open_model
+from sarathi.scheduling import BlockPool, FixedBudget, Scheduler
+
+NUM_BLOCKS = 64
+
+
+def load(path: Path, max_position: int = 512, **options: object) -> OpenVinoExecutor:
+    model = open_model(path)
+    options = {"precision": "f32", "num_threads": 2, **options}
+    executor = OpenVinoExecutor(
+        model.config,
+        model.weights,
+        max_position=max_position,
+        **options,  # type: ignore[arg-type]
+    )
+    executor.allocate(NUM_BLOCKS)
+    return executor
+
+
+def engine(
+    executor: OpenVinoExecutor,
+    *,
+    budget: int = 256,
+    num_blocks: int = NUM_BLOCKS,
+    max_batch_size: int = 16,
+    shuffle: int | None = None,
+) -> EngineCore:
+    """An engine over `executor`; with `shuffle`, blocks are handed out in a random order."""
+    pool = BlockPool(num_blocks, BLOCK_SIZE)
+    if shuffle is not None:
+        random.Random(shuffle).shuffle(pool._free)
+    scheduler = Scheduler(
+        pool,
+        FixedBudget(budget),
+        max_batch_size=max_batch_size,
+        max_model_len=executor.max_position,
+    )
+    return EngineCore(executor, scheduler, Sampler(executor.config.vocab_size), eos_ids=())
+
+
+def run(
+    core: EngineCore, prompts: Sequence[Sequence[int]], params: SamplingParams
+) -> list[list[int]]:
+    """The output tokens of each prompt, all submitted at once."""
+    outputs = run_staggered(core, {0: prompts}, params)
+    return [outputs[index] for index in range(len(prompts))]
+
+
+def run_staggered(
+    core: EngineCore, arrivals: Mapping[int, Sequence[Sequence[int]]], params: SamplingParams
+) -> dict[int, list[int]]:
+    """Outputs by request id, where `arrivals` says before which iteration prompts come."""
+    outputs: dict[int, list[int]] = {}
+    last = max(arrivals)
+    iteration = 0
+    while core.has_work or iteration <= last:
+        for prompt in arrivals.get(iteration, ()):
+            core.submit(len(outputs), list(prompt), params, arrival=float(iteration))
+            outputs[len(outputs)] = []
+        tokens, failures = core.step()
+        assert not failures
+        for output in tokens:
+            outputs[output.id].append(output.token)
+        iteration += 1
+    return outputs

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import tokenizers
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from sample_texts import TEXTS
+from tiny_models import byte_letters
+from tokenizers import normalizers, pre_tokenizers, trainers
+
+from sarathi.models.config import ModelError
+from sarathi.models.gguf_tokenizer import merges_from_scores
+from sarathi.models.locate import locate
+from sarathi.models.model import open_tokenizer
+from sarathi.models.pre_tokenization import KNOWN_PRE_TOKENIZERS, pre_tokenizer
+from sarathi.models.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    return locate("smollm2-135m").path
+
+
+@pytest.fixture(scope="module")
+def smollm2_of_transformers(smollm2: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_smollm2_encodes_as_transformers_does(
+    text: str, smollm2: Path, smollm2_of_transformers: Any
+) -> None:
+    tokenizer = open_tokenizer(smollm2)
+    ids = tokenizer.encode(text)
+    assert ids == smollm2_of_transformers(text)["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+# Some bytes never occurred in the training of SmolLM2 and are not in its vocabulary.
+_IN_VOCABULARY = st.one_of(
+    st.characters(min_codepoint=0x20, max_codepoint=0x3FFFF, exclude_categories=["Cs"]),
+    st.sampled_from(["\n", "\t", "\r", "  ", "<|im_end|>"]),
+)
+
+
+@given(parts=st.lists(_IN_VOCABULARY, max_size=40))
+def test_smollm2_gives_back_any_text(parts: list[str], smollm2_tokenizer: Tokenizer) -> None:
+    text = "".join(parts)
+    ids = smollm2_tokenizer.encode(text)
+    assert smollm2_tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+@pytest.fixture(scope="module")
+def smollm2_tokenizer(smollm2: Path) -> Tokenizer:
+    return open_tokenizer(smollm2)
+
+
+def test_smollm2_chat_is_that_of_transformers(smollm2: Path, smollm2_of_transformers: Any) -> None:
+    tokenizer = open_tokenizer(smollm2)
+    messages = [
+        {"role": "user", "content": "What is <b>?"},
+        {"role": "assistant", "content": "é"},
+        {"role": "user", "content": "x"},
+    ]
+    assert tokenizer.chat_template is not None
+    for prompt in (True, False):
+        expected = smollm2_of_transformers.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=prompt
+        )
+        assert tokenizer.chat_template.render(messages, prompt) == expected
+
+
+def test_smollm2_splits_numbers_into_digits(smollm2: Path) -> None:
+    tokenizer = open_tokenizer(smollm2)
+    assert [tokenizer.token(i) for i in tokenizer.encode("x12³")] == ["x", "1", "2", "³"]
+
+
+_SPLITS = {
+    "gpt-2": ["it", "'s", " 1234", " $", "x", " ", " y"],
+    "smollm": ["it", "'s", " ", "1", "2", "3", "4", " $", "x", " ", " y"],
+    "llama-bpe": ["it", "'s", " ", "123", "4", " $", "x", " ", " y"],
+    "qwen2": ["it", "'s", " ", "1", "2", "3", "4", " $", "x", " ", " y"],
+    "tekken": ["it", "'s", " ", "1", "2", "3", "4", " $", "x", " ", " y"],
+    "default": ["it", "'", "s", " ", "123", "4", " ", "$", "x", " ", " y"],
+    "deepseek-coder": ["it", "'", "s", " ", "1", "2", "3", "4", " $", "x", " ", " y"],
+}
+
+
+@pytest.mark.parametrize("name", _SPLITS)
+def test_words_of_each_rule(name: str) -> None:
+    splitter = pre_tokenizer(name)
+    assert splitter is not None
+    words = [word.replace("Ġ", " ") for word, _ in splitter.pre_tokenize_str("it's 1234 $x  y")]
+    assert words == _SPLITS[name]
+
+
+@pytest.mark.parametrize("name", KNOWN_PRE_TOKENIZERS)
+@given(text=st.text(max_size=30))
+def test_no_rule_loses_text(name: str, text: str) -> None:
+    splitter = pre_tokenizer(name)
+    assert splitter is not None
+    letters = {letter: byte for byte, letter in enumerate(byte_letters())}
+    words = "".join(word for word, _ in splitter.pre_tokenize_str(text))
+    assert bytes(letters[letter] for letter in words) == text.encode()
+
+
+def _write_gguf(path: Path, model: str, tokens: list[str], **fields: Any) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model(model)
+    writer.add_token_list(tokens)
+    for name, value in fields.items():
+        key = f"tokenizer.ggml.{name}"
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.add_array(key, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+_CORPUS = [
+    "the quick brown fox jumps over the lazy dog and the other dogs",
+    "a sentence about sentences, with commas, and numbers 1 2 3 10 100",
+    "some more text: there and then, here and when; whether the weather",
+] * 3
+
+
+def _trained() -> tuple[list[str], list[tuple[str, str]]]:
+    """Tokens and merges of a small vocabulary in the manner of Llama 2."""
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    inner.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    inner.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    inner.train_from_iterator(_CORPUS, trainers.BpeTrainer(vocab_size=120, show_progress=False))
+    model = json.loads(inner.to_str())["model"]
+    pieces = sorted(model["vocab"], key=lambda token: model["vocab"][token])
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    return tokens, [(left, right) for left, right in model["merges"]]
+
+
+def _llama2_gguf(path: Path, tokens: list[str], **fields: Any) -> Path:
+    types = [2, 3, 3, *[6] * 256, *[1] * (len(tokens) - 259)]
+    scores = [0.0] * 259 + [-float(i) for i in range(len(tokens) - 259)]
+    special = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+    return _write_gguf(
+        path, "llama", tokens, token_type=types, scores=scores, **{**special, **fields}
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # Unlike SentencePiece, transformers adds no space before a text that begins with one.
+        *(text for text in TEXTS if not text.startswith(" ")),
+        "the other fox, then",
+        "wheather 2 4 8 unseen ÿ",
+    ],
+)
+def test_sentencepiece_vocabulary_encodes_as_transformers_does(text: str, tmp_path: Path) -> None:
+    tokens, merges = _trained()
+    theirs = transformers.LlamaTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=merges,
+        legacy=True,
+        add_bos_token=True,
+    )
+    ours = open_tokenizer(_llama2_gguf(tmp_path / "m.gguf", tokens))
+    ids = ours.encode(text)
+    assert ids == theirs(text)["input_ids"]
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+def _join_by_score(text: str, scores: dict[str, float]) -> list[str]:
+    """SentencePiece's definition: join the leftmost of the best adjacent pairs until none is."""
+    parts = list(text)
+    while True:
+        pairs = [
+            (-scores[left + right], at)
+            for at, (left, right) in enumerate(pairwise(parts))
+            if left + right in scores
+        ]
+        if not pairs:
+            return parts
+        _, at = min(pairs)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+
+
+@given(
+    pieces=st.sets(st.text("abc", min_size=2, max_size=4), max_size=12),
+    texts=st.lists(st.text("abc", max_size=12), max_size=4),
+    random=st.randoms(use_true_random=False),
+)
+def test_merges_from_scores_join_what_sentencepiece_joins(
+    pieces: set[str], texts: list[str], random: Any
+) -> None:
+    # As in a trained vocabulary, a piece scores less than the pieces it is joined from, and is
+    # joined from two pieces in one way only.
+    tokens = ["a", "b", "c"]
+    for piece in sorted(pieces, key=lambda piece: (len(piece), random.random())):
+        cuts = [at for at in range(1, len(piece)) if {piece[:at], piece[at:]} <= set(tokens)]
+        if len(cuts) == 1:
+            tokens.append(piece)
+    vocab = {token: index for index, token in enumerate(tokens)}
+    scores = [-float(index) for index in range(len(tokens))]
+    merges = merges_from_scores(vocab, scores)
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges))
+    for text in texts:
+        expected = _join_by_score(text, dict(zip(tokens, scores, strict=True)))
+        assert inner.encode(text).tokens == expected
+
+
+def test_sentencepiece_switches(tmp_path: Path) -> None:
+    tokens, _ = _trained()
+    plain = open_tokenizer(_llama2_gguf(tmp_path / "a.gguf", tokens))
+    bare = open_tokenizer(
+        _llama2_gguf(tmp_path / "b.gguf", tokens, add_space_prefix=False, add_bos_token=False)
+    )
+    ended = open_tokenizer(_llama2_gguf(tmp_path / "c.gguf", tokens, add_eos_token=True))
+    the, spaced_the = plain.encode("the")[1:], plain.encode(" the")[1:]
+    assert plain.encode("the")[0] == 1
+    assert plain.decode(the) == "the"
+    assert plain.decode(spaced_the) == " the"
+    assert plain.encode("<s>the</s> the") == [1, 1, *the, 2, *spaced_the]
+    assert bare.encode(" the") == the
+    assert bare.decode(the) == " the"
+    assert ended.encode("the") == [1, *the, 2]
+    assert ended.encode("the", add_special_tokens=False) == the
+
+
+def test_user_defined_tokens_are_found_in_text_and_shown(tmp_path: Path) -> None:
+    tokens = [*byte_letters(), "<tool>", "<end>"]
+    path = _write_gguf(
+        tmp_path / "m.gguf", "gpt2", tokens, pre="qwen2", token_type=[1] * 256 + [4, 3]
+    )
+    tokenizer = open_tokenizer(path)
+    ids = tokenizer.encode("a<tool>b<end>")
+    assert ids == [ord("a"), 256, ord("b"), 257]
+    assert tokenizer.decode(ids) == "a<tool>b"
+
+
+def test_llama3_looks_up_whole_words_and_begins_with_bos(tmp_path: Path) -> None:
+    tokens = [*byte_letters(), "hello", "<bos>"]
+    path = _write_gguf(
+        tmp_path / "m.gguf",
+        "gpt2",
+        tokens,
+        pre="llama-bpe",
+        token_type=[1] * 257 + [3],
+        bos_token_id=257,
+    )
+    assert open_tokenizer(path).encode("hello") == [257, 256]
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "said"),
+    [
+        ("gpt2", {"pre": "unheard-of"}, "pre is 'unheard-of', known are default"),
+        ("bert", {}, "model is 'bert', supported are gpt2"),
+        ("llama", {}, r"no tokenizer\.ggml\.scores"),
+        ("llama", {"scores": [0.0]}, "scores has 1 entries for 256 tokens"),
+        ("gpt2", {"pre": "qwen2", "token_type": [1]}, "token_type has 1 entries"),
+        ("gpt2", {"pre": "qwen2", "merges": ["a zz"]}, "invalid vocabulary or merges"),
+        ("gpt2", {"pre": "qwen2", "merges": [1, 2]}, "merges is not a list of strings"),
+    ],
+)
+def test_gguf_vocabularies_that_cannot_be_used(
+    model: str, fields: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    path = _write_gguf(tmp_path / "m.gguf", model, byte_letters(), **fields)
+    with pytest.raises(ModelError, match=said):
+        open_tokenizer(path)

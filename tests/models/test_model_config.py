@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import transformers
+from tiny_models import FAMILIES, save_tiny
+
+from sarathi.models.config import ModelError
+from sarathi.models.huggingface import read_config
+from sarathi.models.model import open_model
+
+_LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+
+
+def _write(folder: Path, **changes: Any) -> Path:
+    (folder / "config.json").write_text(json.dumps({**_LLAMA, **changes}))
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_config_agrees_with_transformers(family: str, tmp_path: Path) -> None:
+    save_tiny(family, tmp_path)
+    config = open_model(tmp_path).config
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    theirs = model.config
+    names = set(model.state_dict())
+
+    assert config.architecture == theirs.architectures[0]
+    assert config.vocab_size == theirs.vocab_size
+    assert config.hidden_size == theirs.hidden_size
+    assert config.intermediate_size == theirs.intermediate_size
+    assert config.num_layers == theirs.num_hidden_layers
+    assert config.num_heads == theirs.num_attention_heads
+    assert config.num_kv_heads == theirs.num_key_value_heads
+    assert config.head_dim == model.model.layers[0].self_attn.head_dim
+    assert config.rms_norm_eps == theirs.rms_norm_eps
+    assert config.max_position == theirs.max_position_embeddings
+    assert config.tie_word_embeddings == theirs.tie_word_embeddings
+    assert config.qkv_bias == ("model.layers.0.self_attn.q_proj.bias" in names)
+    assert config.output_bias == ("model.layers.0.self_attn.o_proj.bias" in names)
+    assert config.mlp_bias == ("model.layers.0.mlp.up_proj.bias" in names)
+    assert config.qk_norm == ("model.layers.0.self_attn.q_norm.weight" in names)
+    kinds = getattr(theirs, "layer_types", ["sliding_attention"] * theirs.num_hidden_layers)
+    window = getattr(theirs, "sliding_window", None) or 0
+    assert config.sliding_windows == tuple(
+        window if kind == "sliding_attention" else 0 for kind in kinds
+    )
+    assert (config.bos_token_id, config.eos_token_ids) == (0, (1,))
+
+
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128])
+@pytest.mark.parametrize("theta", [1e4, 5e5, 1e6])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "default"},
+        {"rope_type": "linear", "factor": 4.0},
+        {
+            "rope_type": "llama3",
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    ],
+    ids=lambda scaling: scaling["rope_type"],
+)
+def test_rotary_frequencies_are_those_of_transformers(
+    scaling: dict[str, Any], theta: float, head_dim: int, tmp_path: Path
+) -> None:
+    _write(
+        tmp_path,
+        head_dim=head_dim,
+        max_position_embeddings=131072,
+        rope_parameters={**scaling, "rope_theta": theta},
+    )
+    theirs = transformers.AutoConfig.for_model("llama", **json.loads(_text(tmp_path)))
+    rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(theirs)
+    ours = np.array(read_config(tmp_path).inv_freq)
+    # Not exact: numpy and torch round powers differently, and the blend of llama3 amplifies it.
+    np.testing.assert_allclose(ours, rotary.inv_freq.numpy(), rtol=2e-6)
+
+
+def _text(folder: Path) -> str:
+    return (folder / "config.json").read_text()
+
+
+def test_old_and_new_spelling_of_rope_scaling_mean_the_same(tmp_path: Path) -> None:
+    new = read_config(
+        _write(tmp_path, rope_parameters={"rope_type": "linear", "factor": 2, "rope_theta": 5e4})
+    )
+    for name in ("rope_type", "type"):
+        old = _write(tmp_path, rope_theta=5e4, rope_scaling={name: "linear", "factor": 2})
+        assert read_config(old) == new
+
+
+def test_absent_fields_have_the_defaults_of_transformers(tmp_path: Path) -> None:
+    config = read_config(_write(tmp_path))
+    assert config.num_kv_heads == 4
+    assert config.head_dim == 16
+    assert config.max_position == 2048
+    assert config.rms_norm_eps == 1e-6
+    assert config.inv_freq[1] == pytest.approx(10000 ** (-1 / 8))
+    assert not config.tie_word_embeddings
+
+
+def test_end_of_sequence_ids_come_from_both_files(tmp_path: Path) -> None:
+    _write(tmp_path, eos_token_id=7)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
+    assert read_config(tmp_path).eos_token_ids == (7, 9)
+
+
+@pytest.mark.parametrize(("window", "expected"), [(None, 0), (100, 100)])
+def test_mistral_window_covers_all_layers(
+    window: int | None, expected: int, tmp_path: Path
+) -> None:
+    _write(tmp_path, architectures=["MistralForCausalLM"], sliding_window=window)
+    assert read_config(tmp_path).sliding_windows == (expected, expected)
+
+
+def test_qwen_window_needs_its_switch(tmp_path: Path) -> None:
+    _write(tmp_path, architectures=["Qwen2ForCausalLM"], sliding_window=9, max_window_layers=1)
+    assert read_config(tmp_path).sliding_windows == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "architectures.*GPT2LMHeadModel.*Llama"),
+        ({"architectures": None, "model_type": "bert"}, "model_type.*bert.*llama"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures"),
+        ({"hidden_size": None}, "hidden_size is missing"),
+        ({"hidden_size": "64"}, "hidden_size is '64', expected an integer"),
+        ({"hidden_size": -64}, "hidden_size is -64"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ({"num_attention_heads": True}, "num_attention_heads is True"),
+        ({"num_key_value_heads": 3}, "multiple of num_kv_heads"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"rms_norm_eps": []}, "rms_norm_eps"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', expected silu"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config.*awq"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1, expected true or false"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope_type is 'yarn'.*llama3"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4}}, "type is 'dynamic'"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor is None"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor is 0"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear'"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"eos_token_id": [1, "a"]}, "eos_token_id"),
+        ({"head_dim": 15}, "rotary"),
+    ],
+)
+def test_what_cannot_be_served_is_named(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    _write(tmp_path, **changes)
+    with pytest.raises(ModelError, match=said):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'"config"', b"[" * 100_000])
+def test_config_that_is_no_json_object(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        read_config(tmp_path)
+
+
+def test_missing_config(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"cannot read .*config\.json"):
+        read_config(tmp_path)

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import transformers
+from safetensors.numpy import save_file
+from tiny_models import overwrite_u64, save_tiny, truncate
+
+from sarathi.models.config import ModelError
+from sarathi.models.model import open_model
+from sarathi.models.safetensors_weights import SafetensorsWeights
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    save_tiny("llama", tmp_path)
+    return tmp_path
+
+
+def _shard(folder: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="100KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_tensors_are_those_that_transformers_loads(llama: Path, sharded: bool) -> None:
+    if sharded:
+        _shard(llama)
+    weights = SafetensorsWeights(llama)
+    for name, tensor in (
+        transformers.AutoModelForCausalLM.from_pretrained(llama).state_dict().items()
+    ):
+        assert name in weights
+        np.testing.assert_array_equal(weights[name], tensor.numpy())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_tensors_are_views_of_the_mapped_file(dtype: type, tmp_path: Path) -> None:
+    values = np.arange(12).reshape(3, 4).astype(dtype)
+    save_file({"a": values, "b": values.T.copy()}, tmp_path / "model.safetensors")
+    weights = SafetensorsWeights(tmp_path)
+    (mapping,) = weights.mappings
+    mapped = np.frombuffer(mapping, np.uint8)
+    for name, expected in (("a", values), ("b", values.T)):
+        assert weights[name].dtype == dtype
+        assert np.shares_memory(weights[name], mapped)
+        assert not weights[name].flags.writeable
+        np.testing.assert_array_equal(weights[name], expected)
+
+
+def test_unaligned_tensors_are_copied_to_where_native_code_can_read_them(tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}} '
+    assert len(header) % 4
+    data = np.array([1.5, -2], dtype=np.float32).tobytes()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
+    tensor = SafetensorsWeights(tmp_path)["a"]
+    assert tensor.flags.aligned
+    assert tensor.tolist() == [1.5, -2]
+
+
+def test_missing_tensor_is_named(llama: Path) -> None:
+    with pytest.raises(ModelError, match=r"no tensor model\.missing"):
+        SafetensorsWeights(llama)["model.missing"]
+
+
+def test_missing_shard_is_named(llama: Path) -> None:
+    _shard(llama)
+    shard = min(llama.glob("*.safetensors"))
+    shard.unlink()
+    with pytest.raises(ModelError, match=f"lacks {shard.name}"):
+        SafetensorsWeights(llama)
+
+
+def test_shards_outside_the_folder_are_refused(tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "../model.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="weight_map"):
+        SafetensorsWeights(tmp_path)
+
+
+def test_unsupported_type_is_named(tmp_path: Path) -> None:
+    save_file({"a": np.zeros(3, dtype=np.int8)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"tensor a .* type I8, supported are F32"):
+        SafetensorsWeights(tmp_path)["a"]
+
+
+def test_pytorch_files_alone_are_refused_with_advice(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ModelError, match=r"pytorch files.*save_pretrained"):
+        SafetensorsWeights(tmp_path)
+
+
+@pytest.mark.parametrize("part", [0.0, 1e-5, 1e-4, 0.003, 0.01, 0.5, 0.999])
+def test_truncated_file(part: float, llama: Path) -> None:
+    path = llama / "model.safetensors"
+    truncate(path, path, int(path.stat().st_size * part))
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        SafetensorsWeights(llama)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[]",
+        b"3",
+        b'{"a": 3}',
+        b'{"a": {}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}',
+        b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}',
+        b'{"a": {"dtype": "F32", "shape": [99], "data_offsets": [0, 396]}}',
+        b"\xff\xff",
+    ],
+)
+def test_invalid_header(header: bytes, tmp_path: Path) -> None:
+    content = len(header).to_bytes(8, "little") + header + bytes(8)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        SafetensorsWeights(tmp_path)
+
+
+@pytest.mark.parametrize("size", [10**8 + 1, 2**63, 2**64 - 1])
+def test_forged_header_size(size: int, llama: Path) -> None:
+    overwrite_u64(llama / "model.safetensors", 0, size)
+    with pytest.raises(ModelError, match="truncated or not a safetensors file"):
+        SafetensorsWeights(llama)
+
+
+def test_weights_of_another_shape_than_the_config_says(llama: Path) -> None:
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps({**config, "intermediate_size": 128}))
+    with pytest.raises(ModelError, match=r"gate_proj\.weight has shape \(96, 64\).*\(128, 64\)"):
+        open_model(llama)
+
+
+def test_weights_of_another_architecture_than_the_config_says(llama: Path) -> None:
+    config = json.loads((llama / "config.json").read_text())
+    changed = {**config, "architectures": ["Qwen3ForCausalLM"]}
+    (llama / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(ModelError, match=r"no tensor model\.layers\.0\.self_attn\.q_norm"):
+        open_model(llama)

@@ -1,0 +1,278 @@
+"""Hand-drawn schedules: requests in, exact batches out."""
+
+from __future__ import annotations
+
+import pytest
+
+from sarathi.scheduling import (
+    AdmissionError,
+    Batch,
+    BlockPool,
+    FixedBudget,
+    Limits,
+    Request,
+    Scheduler,
+)
+
+
+def scheduler(
+    budget: int = 100, *, blocks: int = 100, block_size: int = 4, max_batch_size: int = 100
+) -> Scheduler:
+    return Scheduler(
+        BlockPool(blocks, block_size),
+        FixedBudget(budget),
+        max_batch_size=max_batch_size,
+        max_model_len=10_000,
+    )
+
+
+def request(name: int, prompt: int, output: int = 100, **limits: object) -> Request:
+    """A request that arrives at time `name`, with token ids that tell their position."""
+    return Request(name, range(prompt), Limits(output, **limits), arrival=float(name))  # type: ignore[arg-type]
+
+
+def shape(batch: Batch | None) -> list[tuple[int, int]]:
+    """(request, tokens) of each slice."""
+    assert batch is not None
+    return [(part.request.id, part.length) for part in batch.slices]
+
+
+def run(sched: Scheduler, token: int = 7) -> list[tuple[int, int]]:
+    """One iteration in which every sampled token is `token`."""
+    batch = sched.schedule()
+    drawn = shape(batch)
+    assert batch is not None
+    sched.complete(batch, [token] * len(batch.sampling))
+    sched.check()
+    return drawn
+
+
+def test_nothing_to_do_is_none() -> None:
+    assert scheduler().schedule() is None
+
+
+def test_a_prompt_is_cut_into_chunks_of_the_budget() -> None:
+    sched = scheduler(budget=4)
+    sched.add(request(1, prompt=10, output=3))
+    assert [run(sched) for _ in range(5)] == [[(1, 4)], [(1, 4)], [(1, 2)], [(1, 1)], [(1, 1)]]
+    assert not sched.has_work
+
+
+def test_every_decode_runs_beside_the_chunks_of_a_prompt() -> None:
+    sched = scheduler(budget=4)
+    sched.add(request(1, prompt=2))
+    sched.add(request(2, prompt=1))
+    assert run(sched) == [(1, 2), (2, 1)]
+    sched.add(request(3, prompt=5))
+    assert run(sched) == [(1, 1), (2, 1), (3, 2)]
+    assert run(sched) == [(1, 1), (2, 1), (3, 2)]
+    assert run(sched) == [(1, 1), (2, 1), (3, 1)]  # the end of the prompt: samples its first token
+    assert run(sched) == [(1, 1), (2, 1), (3, 1)]
+
+
+def test_started_prompts_come_before_new_ones_and_share_what_is_left() -> None:
+    sched = scheduler(budget=6)
+    sched.add(request(1, prompt=8))
+    sched.add(request(2, prompt=3))
+    sched.add(request(3, prompt=9))
+    assert run(sched) == [(1, 6)]
+    assert run(sched) == [(1, 2), (2, 3), (3, 1)]
+    assert run(sched) == [(1, 1), (2, 1), (3, 4)]
+
+
+def test_decodes_beyond_the_budget_all_run_and_prompts_wait() -> None:
+    sched = scheduler(budget=2)
+    sched.add(request(1, prompt=1, output=3))
+    sched.add(request(2, prompt=1, output=3))
+    run(sched)
+    sched.add(request(3, prompt=4))
+    assert run(sched) == [(1, 1), (2, 1)]
+    assert run(sched) == [(1, 1), (2, 1)]
+    assert run(sched) == [(3, 2)]
+
+
+def test_requests_are_ordered_by_arrival_not_by_submission() -> None:
+    sched = scheduler(budget=4)
+    sched.add(request(2, prompt=4))
+    sched.add(request(1, prompt=4))
+    assert run(sched) == [(1, 4)]
+
+
+def test_the_batch_size_bounds_running_requests() -> None:
+    sched = scheduler(max_batch_size=2)
+    for name in (1, 2, 3):
+        sched.add(request(name, prompt=2, output=2))
+    assert run(sched) == [(1, 2), (2, 2)]
+    assert run(sched) == [(1, 1), (2, 1)]
+    assert run(sched) == [(3, 2)]
+
+
+def test_a_prompt_is_admitted_only_when_all_of_it_fits_beside_what_runs() -> None:
+    sched = scheduler(blocks=6, block_size=4)
+    sched.add(request(1, prompt=8, output=5))  # 2 blocks, 3 in the end
+    assert run(sched) == [(1, 8)]
+    sched.add(request(2, prompt=16, output=5))  # 4 blocks: they fit, but leave none to grow
+    sched.add(request(3, prompt=4, output=2))  # would fit, but is not its turn
+    assert [run(sched) for _ in range(4)] == [[(1, 1)]] * 4
+    assert run(sched) == [(2, 16), (3, 4)]
+
+
+class TestPreemption:
+    def fill(self) -> Scheduler:
+        """Two requests that own 2 of 4 blocks each, both full; a third block is due to each."""
+        sched = scheduler(blocks=5, block_size=4)
+        sched.add(request(1, prompt=7, output=9))
+        sched.add(request(2, prompt=7, output=9))
+        assert run(sched) == [(1, 7), (2, 7)]
+        assert run(sched) == [(1, 1), (2, 1)]
+        return sched
+
+    def test_the_latest_arrival_gives_up_its_blocks(self) -> None:
+        sched = self.fill()
+        batch = sched.schedule()
+        assert batch is not None
+        assert shape(batch) == [(1, 1)]
+        assert [victim.id for victim in batch.preempted] == [2]
+        assert sched.num_preemptions == 1
+
+    def test_a_preempted_request_is_computed_again_and_goes_on_where_it_was(self) -> None:
+        sched = self.fill()
+        victim = sched.running[1]
+        assert run(sched) == [(1, 1)]
+        assert victim.num_computed == 0
+        assert victim.blocks == []
+        assert victim.prompt_ids == range(7)
+        assert victim.output_ids == [7, 7]
+        while len(victim.output_ids) == 2:
+            run(sched)
+        assert victim.output_ids == [7, 7, 7]
+        assert victim.num_preemptions == 1
+        while sched.has_work:
+            run(sched)
+        assert len(victim.output_ids) == 9  # not 9 more than it had when it was preempted
+
+    def test_a_preempted_request_goes_before_later_arrivals(self) -> None:
+        sched = self.fill()
+        sched.add(request(3, prompt=2, output=2))
+        run(sched)
+        assert [waiting.id for waiting in sched.waiting] == [2, 3]
+
+    def test_nobody_is_admitted_in_an_iteration_that_preempts(self) -> None:
+        sched = self.fill()
+        sched.add(request(3, prompt=1, output=1))
+        assert run(sched) == [(1, 1)]
+
+    def test_a_started_prompt_never_waits_for_memory(self) -> None:
+        sched = scheduler(budget=5, blocks=6, block_size=4)
+        sched.add(request(1, prompt=1, output=20))
+        sched.add(request(2, prompt=14, output=2))  # reserves 4 of the 6 blocks
+        lengths = [run(sched) for _ in range(4)]
+        assert lengths == [[(1, 1), (2, 4)], [(1, 1), (2, 4)], [(1, 1), (2, 4)], [(1, 1), (2, 2)]]
+
+
+class TestCancellation:
+    def test_a_waiting_request_is_forgotten(self) -> None:
+        sched = scheduler()
+        sched.add(request(1, prompt=3))
+        assert sched.cancel(1)
+        assert not sched.has_work
+        assert not sched.cancel(1)
+
+    def test_a_running_request_frees_its_blocks_and_its_reservation(self) -> None:
+        sched = scheduler(budget=4)
+        sched.add(request(1, prompt=40))
+        run(sched)
+        assert sched.cancel(1)
+        assert sched.pool.num_available == sched.pool.num_blocks
+
+    def test_a_request_in_flight_keeps_its_blocks_until_its_batch_completes(self) -> None:
+        sched = scheduler()
+        sched.add(request(1, prompt=4))
+        sched.add(request(2, prompt=4))
+        batch = sched.schedule()
+        assert batch is not None
+        assert sched.cancel(1)
+        assert sched.pool.num_free == 98
+        progressed = sched.complete(batch, [7, 8])
+        assert [(r.id, r.output_ids) for r in progressed] == [(2, [8])]
+        assert sched.pool.num_free == 99
+
+
+class TestTheEnd:
+    def test_a_stop_token_ends_a_request(self) -> None:
+        sched = scheduler()
+        victim = request(1, prompt=2, stop_ids=frozenset({7}))
+        sched.add(victim)
+        run(sched, token=7)
+        assert victim.finish_reason() == "stop"
+        assert not sched.has_work
+
+    def test_not_before_the_least_number_of_tokens(self) -> None:
+        sched = scheduler()
+        patient = request(1, prompt=2, min_tokens=2, stop_ids=frozenset({7}))
+        sched.add(patient)
+        assert [run(sched) for _ in range(3)] == [[(1, 2)], [(1, 1)], [(1, 1)]]
+        assert patient.output_ids == [7, 7, 7]
+        assert not sched.has_work
+
+    def test_a_stop_token_as_the_last_of_the_length_counts_as_a_stop(self) -> None:
+        sched = scheduler()
+        last = request(1, prompt=2, output=1, stop_ids=frozenset({7}))
+        sched.add(last)
+        run(sched)
+        assert last.finish_reason() == "stop"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "output", "message"),
+    [
+        (0, 1, "empty"),
+        (1, 0, "max_tokens"),
+        (9_000, 2_000, "model's length of 10000"),
+        (399, 3, "KV cache of 400 tokens"),
+    ],
+)
+def test_what_can_never_run_is_refused(prompt: int, output: int, message: str) -> None:
+    sched = scheduler()
+    with pytest.raises(AdmissionError, match=message):
+        sched.add(request(1, prompt, output))
+    assert not sched.has_work
+
+
+def test_the_last_token_needs_no_room_in_the_cache() -> None:
+    sched = scheduler(budget=400)
+    sched.add(request(1, prompt=399, output=2))
+    while sched.has_work:
+        run(sched)
+
+
+def test_a_request_id_cannot_be_used_twice_at_a_time() -> None:
+    sched = scheduler()
+    sched.add(request(1, prompt=1))
+    with pytest.raises(AdmissionError, match="in use"):
+        sched.add(request(1, prompt=1))
+
+
+def test_a_batch_with_too_few_or_too_many_tokens_is_noticed() -> None:
+    sched = scheduler()
+    sched.add(request(1, prompt=1))
+    batch = sched.schedule()
+    assert batch is not None
+    with pytest.raises(ValueError, match="samples"):
+        sched.complete(batch, [])
+    with pytest.raises(ValueError, match="samples"):
+        sched.complete(batch, [1, 2])
+
+
+def test_requests_in_flight_sit_out_when_several_batches_are_under_way() -> None:
+    sched = scheduler(budget=4)
+    sched.add(request(1, prompt=4))
+    first = sched.schedule()
+    sched.add(request(2, prompt=4))
+    second = sched.schedule()
+    assert shape(first) == [(1, 4)]
+    assert shape(second) == [(2, 4)]
+    assert sched.schedule() is None
+    assert first is not None
+    sched.complete(first, [7])
+    assert shape(sched.schedule()) == [(1, 1)]

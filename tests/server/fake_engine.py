@@ -1,0 +1,212 @@
+"""An engine that says what a test tells it to, and the HTTP calls that tests make."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import httpx
+
+from sarathi.engine.client import EngineError
+from sarathi.engine.messages import ModelInfo, Stats, TokenLogprobs, TokenOutput
+from sarathi.engine.sampling import SamplingParams
+from sarathi.server.app import create_app
+
+MODEL = "tiny"
+EOS = 256
+VOCAB = 260
+LIMIT = 100  # tokens, prompt and output together
+INFO = ModelInfo(
+    max_model_len=LIMIT,
+    vocab_size=VOCAB,
+    block_size=16,
+    num_blocks=50,
+    precision="f32",
+    kv_precision="f32",
+    token_budget=128,
+    max_batch_size=8,
+)
+
+
+class ByteTokenizer:
+    """A token is a byte; 256 and above are special and have a name."""
+
+    vocab_size = VOCAB
+
+    def __init__(self, chat_template: Any = None) -> None:
+        self.chat_template = TaggedTemplate() if chat_template is None else chat_template
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        stream = self.stream(skip_special_tokens)
+        return stream.push(ids) + stream.flush()
+
+    def token(self, token: int) -> str:
+        return self.token_bytes(token).decode(errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token]) if token < 256 else f"<{token}>".encode()
+
+    def stream(
+        self, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()
+    ) -> ByteStream:
+        return ByteStream(self, skip_special_tokens)
+
+
+class ByteStream:
+    def __init__(self, tokenizer: ByteTokenizer, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, ids: Sequence[int]) -> str:
+        shown = [token for token in ids if token < 256 or not self._skip]
+        return self._decoder.decode(b"".join(map(self._tokenizer.token_bytes, shown)))
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", True)
+
+
+class TaggedTemplate:
+    """`role:content|` for each message; a conversation may not begin with the assistant."""
+
+    def render(
+        self,
+        messages: Sequence[dict[str, str]],
+        add_generation_prompt: bool = True,
+        tools: Any = None,
+        **extra: Any,
+    ) -> str:
+        if messages[0]["role"] == "assistant":
+            raise ValueError("the user speaks first")
+        text = "".join(f"{message['role']}:{message['content']}|" for message in messages)
+        return text + str(extra.get("suffix", "")) + (">" if add_generation_prompt else "")
+
+
+class FakeGeneration:
+    def __init__(self, engine: FakeEngine, prompt: list[int], params: SamplingParams) -> None:
+        self.prompt = prompt
+        self.params = params
+        self.cancelled = False
+        self._engine = engine
+        self._steps = engine.script(prompt, params)
+        self._sent = 0
+
+    async def next(self) -> list[TokenOutput]:
+        await asyncio.sleep(0)
+        if not self._steps and self._engine.on_silence is not None:
+            raise EngineError(self._engine.on_silence)
+        if not self._steps:
+            self._engine.silent.set()
+            await asyncio.Event().wait()
+        outputs = []
+        for token in self._steps.pop(0):
+            self._sent += 1
+            last = token == EOS and not self.params.ignore_eos
+            reason = "stop" if last else "length" if self._sent == self.params.max_tokens else None
+            outputs.append(TokenOutput(0, token, reason, self._logprobs(token)))
+            if reason is not None:
+                break
+        return outputs
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def _logprobs(self, token: int) -> TokenLogprobs | None:
+        count = self.params.logprobs
+        if count is None:
+            return None
+        return TokenLogprobs(-0.5, 1, [token, 65][:count], [-0.5, float("-inf")][:count])
+
+
+class FakeEngine:
+    """Each request gets the tokens of `script`; after them silence, or an error."""
+
+    def __init__(
+        self,
+        text: str = "Hello, world",
+        *,
+        script: Callable[[list[int], SamplingParams], list[list[int]]] | None = None,
+        info: ModelInfo | None = INFO,
+    ) -> None:
+        self.info = info
+        self.error: str | None = None
+        self.stats: Stats | None = None
+        self.on_silence: str | None = None
+        self.silent = asyncio.Event()
+        self.generations: list[FakeGeneration] = []
+        self.script = script or (lambda prompt, params: [[b] for b in text.encode()] + [[EOS]])
+
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> FakeGeneration:
+        if self.error is not None:
+            raise EngineError(self.error)
+        self.generations.append(FakeGeneration(self, list(prompt_ids), params))
+        return self.generations[-1]
+
+    @property
+    def params(self) -> SamplingParams:
+        """Of the only request."""
+        (generation,) = self.generations
+        return generation.params
+
+
+def call(
+    engine: FakeEngine,
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    content: bytes | None = None,
+    headers: dict[str, str] | None = None,
+    tokenizer: ByteTokenizer | None = None,
+    **options: Any,
+) -> httpx.Response:
+    """One request to a new app around `engine`; `body` is sent as JSON, `content` as it is."""
+    app = create_app(engine, tokenizer or ByteTokenizer(), served_name=MODEL, **options)
+
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            if content is not None:
+                return await client.request(method, path, content=content, headers=headers)
+            return await client.request(method, path, json=body, headers=headers)
+
+    return asyncio.run(asyncio.wait_for(send(), 20))
+
+
+def complete(engine: FakeEngine, prompt: Any = "p", **fields: Any) -> httpx.Response:
+    return call(engine, "POST", "/v1/completions", {"model": MODEL, "prompt": prompt, **fields})
+
+
+def chat(engine: FakeEngine, messages: Any = None, **fields: Any) -> httpx.Response:
+    messages = [{"role": "user", "content": "hi"}] if messages is None else messages
+    body = {"model": MODEL, "messages": messages, **fields}
+    return call(engine, "POST", "/v1/chat/completions", body)
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """The JSON of a stream that ended as it should."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *lines, done, rest = response.text.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def error(response: httpx.Response, status: int, param: str | None = None) -> dict[str, Any]:
+    """The error in OpenAI's form, after checking that it is one."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"message", "type", "param", "code"}
+    assert body["error"]["message"]
+    assert body["error"]["param"] == param
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    assert body["error"]["type"] == kind
+    return body["error"]

@@ -1,0 +1,166 @@
+"""The server while loading, serving and failed; keys; and the small routes."""
+
+from __future__ import annotations
+
+import pytest
+from fake_engine import INFO, LIMIT, MODEL, VOCAB, FakeEngine, call, complete, error
+
+from sarathi.engine.messages import Stats
+
+POSTS = {
+    "/v1/completions": {"prompt": "p"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/tokenize": {"prompt": "p"},
+    "/detokenize": {"tokens": [97]},
+}
+
+
+def failed() -> FakeEngine:
+    engine = FakeEngine()
+    engine.error = "out of memory"
+    return engine
+
+
+def get(engine: FakeEngine, path: str, **options):
+    return call(engine, "GET", path, **options)
+
+
+def test_health_is_ok_when_loaded():
+    response = get(FakeEngine(), "/health")
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
+
+
+def test_health_while_loading():
+    response = get(FakeEngine(info=None), "/health")
+    assert response.status_code == 503
+    assert response.json()["status"] == "loading"
+
+
+def test_health_after_the_engine_failed_tells_why():
+    response = get(failed(), "/health")
+    assert response.status_code == 503
+    assert response.json() == {"status": "failed", "reason": "out of memory"}
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_requests_while_loading_are_told_to_come_back(path):
+    response = call(FakeEngine(info=None), "POST", path, POSTS[path])
+    assert error(response, 503)["code"] == "model_loading"
+    assert int(response.headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_requests_after_the_engine_failed_are_told_why(path):
+    response = call(failed(), "POST", path, POSTS[path])
+    assert "out of memory" in error(response, 503)["message"]
+
+
+def test_models_while_loading_have_no_length_yet():
+    (model,) = get(FakeEngine(info=None), "/v1/models").json()["data"]
+    assert model["max_model_len"] is None
+
+
+def test_models_lists_the_one_served():
+    listing = get(FakeEngine(), "/v1/models").json()
+    assert listing["object"] == "list"
+    (model,) = listing["data"]
+    assert model["id"] == MODEL
+    assert model["object"] == "model"
+    assert model["owned_by"] == "sarathi"
+    assert model["max_model_len"] == LIMIT
+    assert get(FakeEngine(), f"/v1/models/{MODEL}").json()["id"] == MODEL
+
+
+def test_another_model_is_not_found():
+    assert error(get(FakeEngine(), "/v1/models/org/other"), 404, "model")["code"] == (
+        "model_not_found"
+    )
+
+
+def test_version():
+    assert get(FakeEngine(), "/version").json()["version"]
+
+
+def test_stats_before_and_after_the_first_iteration():
+    engine = FakeEngine()
+    assert get(engine, "/stats").json() == {
+        "running": 0,
+        "waiting": 0,
+        "free_blocks": INFO.num_blocks,
+        "total_blocks": INFO.num_blocks,
+        "preemptions": 0,
+    }
+    engine.stats = Stats(1, 2, 3, 4, 5)
+    assert list(get(engine, "/stats").json().values()) == [1, 2, 3, 4, 5]
+
+
+def test_tokenize_and_back():
+    reply = call(FakeEngine(), "POST", "/tokenize", {"prompt": "hé"}).json()
+    assert reply == {"tokens": [104, 195, 169], "count": 3, "max_model_len": LIMIT}
+    back = call(FakeEngine(), "POST", "/detokenize", {"tokens": reply["tokens"]}).json()
+    assert back == {"prompt": "hé"}
+
+
+def test_tokenize_messages_as_a_chat_would():
+    body = {"messages": [{"role": "user", "content": "hi"}], "add_generation_prompt": False}
+    tokens = call(FakeEngine(), "POST", "/tokenize", body).json()["tokens"]
+    assert bytes(tokens) == b"user:hi|"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {}, "prompt"),
+        ("/tokenize", {"prompt": "a", "messages": []}, "prompt"),
+        ("/tokenize", {"prompt": "a", "add_generation_prompt": True}, "add_generation_prompt"),
+        ("/detokenize", {}, "tokens"),
+        ("/detokenize", {"tokens": [VOCAB]}, "tokens"),
+        ("/detokenize", {"tokens": [-1]}, "tokens"),
+        ("/detokenize", {"tokens": ["a"]}, "tokens[0]"),
+    ],
+)
+def test_wrong_tokenisation_requests(path, body, param):
+    error(call(FakeEngine(), "POST", path, body), 400, param)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "Bearer one more"},
+        {"authorization": "Basic one"},
+        {"authorization": "one"},
+        {"authorization": "Bearer "},
+    ],
+)
+@pytest.mark.parametrize("path", [*POSTS, "/stats", "/v1/models", "/v1/nothing"])
+def test_without_a_right_key_nothing_is_served(path, headers):
+    method = "POST" if path in POSTS else "GET"
+    response = call(
+        FakeEngine(), method, path, POSTS.get(path), headers=headers, api_keys=["one", "two"]
+    )
+    assert error(response, 401)["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize("key", ["one", "two"])
+@pytest.mark.parametrize("path", [*POSTS, "/stats", "/v1/models"])
+def test_any_of_the_keys_opens_everything(path, key):
+    method = "POST" if path in POSTS else "GET"
+    headers = {"authorization": f"Bearer {key}"}
+    response = call(
+        FakeEngine(), method, path, POSTS.get(path), headers=headers, api_keys=["one", "two"]
+    )
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/version"])
+def test_health_and_version_need_no_key(path):
+    assert get(FakeEngine(), path, api_keys=["one"]).status_code == 200
+
+
+def test_a_request_the_engine_refuses_is_the_callers_error():
+    engine = FakeEngine(script=lambda prompt, params: [])
+    engine.on_silence = "the KV cache cannot hold this request"
+    for stream in (False, True):
+        assert "KV cache" in error(complete(engine, stream=stream), 400)["message"]

@@ -1,0 +1,64 @@
+"""Imports point one way, and files stay small enough to read."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "src" / "sarathi"
+# A package may import those to its right, and `scheduling`.
+LAYERS = ("cli", "server", "engine", "executors", "models")
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield str(node.module)
+
+
+def package(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "sarathi" and len(parts) > 1 else ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    own = path.relative_to(ROOT).parts[0]
+    if own not in LAYERS:
+        return
+    allowed = {*LAYERS[LAYERS.index(own) :], "scheduling", ""}
+    assert {package(module) for module in imports(path)} <= allowed
+
+
+def test_the_scheduler_needs_nothing_but_the_standard_library() -> None:
+    for path in (ROOT / "scheduling").glob("*.py"):
+        for module in imports(path):
+            top = module.split(".")[0]
+            assert top in sys.stdlib_module_names or module.startswith("sarathi.scheduling"), path
+
+
+def test_the_http_process_loads_no_executor() -> None:
+    """It would take its memory and its start-up time; the engine process has it."""
+    heavy = "('openvino', 'gguf')"
+    look = f"import sarathi.server.run, sys; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_no_torch_and_no_transformers_at_run_time() -> None:
+    for path in FILES:
+        assert not {m.split(".")[0] for m in imports(path)} & {"torch", "transformers"}, path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 320
