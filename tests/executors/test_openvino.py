@@ -10,7 +10,8 @@ import pytest
 import tiny_models
 from engines import NUM_BLOCKS, load
 
-from sarathi.executors.openvino import ExecutorError, supported_precisions
+from sarathi.executors.errors import ExecutorError
+from sarathi.executors.openvino import supported_precisions
 from sarathi.executors.self_check import self_check
 from sarathi.executors.step import Step, StepError
 

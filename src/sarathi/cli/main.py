@@ -11,12 +11,13 @@ from sarathi.cli import chat, generate, serve
 from sarathi.cli.errors import UsageError
 from sarathi.engine.config import ConfigError
 from sarathi.engine.sampling import SamplingError
+from sarathi.executors.errors import ExecutorError
 from sarathi.models.config import ModelError
 from sarathi.scheduling import AdmissionError
 
 _COMMANDS = {"serve": serve, "generate": generate, "chat": chat}
 # Whatever the user can mend is told in one line, with the exit code that argparse uses.
-_BAD_INPUT = (UsageError, ModelError, ConfigError, SamplingError, AdmissionError)
+_BAD_INPUT = (UsageError, ModelError, ConfigError, SamplingError, AdmissionError, ExecutorError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

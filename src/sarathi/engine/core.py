@@ -58,6 +58,11 @@ class EngineCore:
                 f"the prompt has {len(prompt_ids)} tokens, which leaves no room for output within "
                 f"the model's length of {self.scheduler.max_model_len} tokens"
             )
+        vocab_size = self._sampler.vocab_size
+        if prompt_ids and not (min(prompt_ids) >= 0 and max(prompt_ids) < vocab_size):
+            raise AdmissionError(
+                f"the prompt holds a token id outside the vocabulary of 0 to {vocab_size - 1}"
+            )
         stop_ids = frozenset(params.stop_token_ids)
         limits = Limits(
             max_tokens=params.max_tokens or room,

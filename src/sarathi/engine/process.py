@@ -30,7 +30,7 @@ from sarathi.engine.messages import (
     Submit,
     ToEngine,
 )
-from sarathi.executors.openvino import ExecutorError
+from sarathi.executors.errors import ExecutorError
 from sarathi.models.config import ModelError
 from sarathi.scheduling import AdmissionError
 

@@ -64,7 +64,7 @@ class Sampler:
     """
 
     def __init__(self, vocab_size: int) -> None:
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self._slots = Slots()
         self._edits: dict[int, Edits] = {}
         self._buffers: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
@@ -85,14 +85,14 @@ class Sampler:
             SamplingError: a token id in `params` is outside the vocabulary.
             ValueError: a token id of the prompt or output is, and a penalty has to count it.
         """
-        edits = Edits(params, prompt_ids, output_ids, eos_ids, self._vocab_size)
+        edits = Edits(params, prompt_ids, output_ids, eos_ids, self.vocab_size)
         barred = len(output_ids) < params.min_tokens and len(edits.barred_ids) > 0
         needs = (
             (EDITED if edits.lasting else 0)
             | (BARRED if barred else 0)
             | (LOGPROBS if params.logprobs is not None else 0)
         )
-        slot = self._slots.open(params, self._vocab_size, len(output_ids), needs)
+        slot = self._slots.open(params, self.vocab_size, len(output_ids), needs)
         if edits.lasting or barred:
             self._edits[slot] = edits
         return slot
@@ -117,10 +117,10 @@ class Sampler:
             LogitsError: some rows cannot be sampled; nothing has changed.
             ValueError: the shapes do not fit, or a slot is not open.
         """
-        if logits.shape != (len(slots), self._vocab_size):
+        if logits.shape != (len(slots), self.vocab_size):
             raise ValueError(
                 f"logits have the shape {logits.shape}, "
-                f"expected {(len(slots), self._vocab_size)}: a row per slot"
+                f"expected {(len(slots), self.vocab_size)}: a row per slot"
             )
         needs = self._slots.records["needs"][slots]
         # NaN wins an argmax, so the chosen logit alone shows whether a row is sound.
@@ -167,7 +167,7 @@ class Sampler:
         for rows in self._chunks(asked):
             plain = _take(batch.logits, rows)
             scaled, weights = self._work(len(rows))
-            np.subtract(plain, peaks[rows, None], out=scaled[:, : self._vocab_size])
+            np.subtract(plain, peaks[rows, None], out=scaled[:, : self.vocab_size])
             np.exp(scaled, out=weights)
             found = token_logprobs(
                 plain, peaks[rows], weights, tokens[rows], batch.state["alternatives"][rows]
@@ -186,7 +186,7 @@ class Sampler:
         """Random tokens for rows that draw by the same method."""
         state = batch.state[rows]
         scaled, weights = self._work(len(rows))
-        inside = scaled[:, : self._vocab_size]
+        inside = scaled[:, : self.vocab_size]
         if (state["needs"] & (EDITED | BARRED)).any():
             _, highest = self._edited(batch, rows)
             np.subtract(inside, highest[:, None], out=inside)
@@ -201,7 +201,7 @@ class Sampler:
         limits = Limits(state["top_k"], state["top_p"], state["min_p"])
         if method == NUCLEUS:
             np.exp(scaled, out=weights)
-            floor, total = nucleus_floor(weights, self._vocab_size, limits)
+            floor, total = nucleus_floor(weights, self.vocab_size, limits)
             return draw_truncated(select(scaled, floor), limits, total, uniform)
         floor = short_floor(scaled, limits)
         return draw_truncated(select(scaled, floor), limits, None, uniform)
@@ -211,7 +211,7 @@ class Sampler:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The rows' logits with bias, bars and penalties, in the first buffer, and their maxima."""
         copies, _ = self._work(len(rows))
-        copies[:, : self._vocab_size] = _take(batch.logits, rows)
+        copies[:, : self.vocab_size] = _take(batch.logits, rows)
         needs = batch.state["needs"][rows]
         some = np.flatnonzero(needs & (EDITED | BARRED))
         slots = batch.slots[rows[some]].tolist()
@@ -244,14 +244,14 @@ class Sampler:
     def _chunks(self, wanted: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
         """The indices of the wanted rows, as many at a time as the buffers hold."""
         rows = np.flatnonzero(wanted)
-        step = _rows_per_chunk(self._vocab_size)
+        step = _rows_per_chunk(self.vocab_size)
         for start in range(0, len(rows), step):
             yield rows[start : start + step]
 
     def _work(self, rows: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Two buffers [rows, vocabulary rounded up]; in the first the padding stays -inf."""
         if self._buffers is None:
-            shape = _rows_per_chunk(self._vocab_size), _padded(self._vocab_size)
+            shape = _rows_per_chunk(self.vocab_size), _padded(self.vocab_size)
             self._buffers = np.full(shape, -np.inf, np.float32), np.empty(shape, np.float32)
         scaled, weights = self._buffers
         return scaled[:rows], weights[:rows]

@@ -11,6 +11,7 @@ import openvino as ov
 import psutil
 
 from sarathi.executors.constants import Constants
+from sarathi.executors.errors import ExecutorError
 from sarathi.executors.openvino_graph import STEP_INPUTS, build_graph, key_cache, value_cache
 from sarathi.executors.precision import KvPrecision, Precision
 from sarathi.executors.step import Step, check_step
@@ -25,10 +26,6 @@ _DTYPES: Mapping[Precision, npt.DTypeLike] = {
     "f16": np.float16,
 }
 _CAPABILITIES: Mapping[Precision, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
-
-
-class ExecutorError(RuntimeError):
-    """This machine cannot run the model as asked; the message says what would help."""
 
 
 def default_precision() -> Precision:

@@ -7,18 +7,20 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from sarathi.executors.openvino import BLOCK_SIZE, ExecutorError, OpenVinoExecutor
+from sarathi.executors.errors import ExecutorError
+from sarathi.executors.openvino import BLOCK_SIZE, OpenVinoExecutor
 from sarathi.executors.precision import KvPrecision, Precision
 from sarathi.executors.reference import reference_logits
 from sarathi.executors.step import Step
 
-# Largest accepted distance of the logits from the reference, relative to their length. Rounding
-# accounts for half of it at the most, a wrong layout, scale or mask for far more.
+# Largest accepted distance of the logits from the reference, relative to their length. Trained
+# models stay below a tenth of it, random ones, which amplify rounding, below a half; logits of
+# the wrong tokens are 1 or more away.
 _TOLERANCE: Mapping[Precision | KvPrecision, float] = {
     "f32": 0.005,
-    "f16": 0.02,
-    "bf16": 0.06,
-    "u8": 0.15,
+    "f16": 0.05,
+    "bf16": 0.25,
+    "u8": 0.25,
 }
 # (tokens in the cache, new tokens) of three sequences, in three steps: a long chunk, then its
 # rest together with a whole prompt, then two decodes beside another prompt.

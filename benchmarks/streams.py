@@ -1,0 +1,91 @@
+"""A client that costs next to nothing: it shares the cores with the server it measures.
+
+It writes one request on a bare socket and counts the events that come back, without parsing
+HTTP or JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+_EVENT = b"data: {"
+_DONE = b"data: [DONE]"
+
+
+class StreamFailed(RuntimeError):
+    """The server refused a request or closed the connection; the message is what it sent."""
+
+
+class Stream(asyncio.Protocol):
+    """One streamed completion, timed from outside."""
+
+    def __init__(self, request: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        self.first_event: asyncio.Future[None] = loop.create_future()
+        self.done: asyncio.Future[None] = loop.create_future()
+        self.sent = 0.0  # seconds, perf_counter
+        self.arrivals: list[float] = []  # of each piece of data with an event in it
+        self.num_events = 0
+        self._request = request
+        self._transport: asyncio.Transport | None = None
+        self._line = b""  # the unfinished one
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self.sent = time.perf_counter()
+        transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        now = time.perf_counter()
+        text = self._line + data
+        events = text.count(_EVENT)
+        if events:
+            if not self.arrivals:
+                if not text.startswith(b"HTTP/1.1 200"):
+                    self._fail(text)
+                    return
+                self.first_event.set_result(None)
+            self.arrivals.append(now)
+            self.num_events += events
+        if _DONE in text:
+            self.close()
+            self.done.set_result(None)
+        # Before the first event the head is kept, for its status.
+        self._line = text[text.rfind(b"\n") + 1 :] if self.arrivals else text
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(self._line)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def _fail(self, text: bytes) -> None:
+        for future in (self.first_event, self.done):
+            if not future.done():
+                future.set_exception(StreamFailed(text.decode(errors="replace")))
+
+
+async def open_stream(port: int, prompt: list[int], max_tokens: int) -> Stream:
+    """Start a greedy completion of exactly `max_tokens` tokens."""
+    fields: dict[str, Any] = {
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    body = json.dumps(fields).encode()
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    )
+    loop = asyncio.get_running_loop()
+    _, stream = await loop.create_connection(
+        lambda: Stream(head.encode() + body), "127.0.0.1", port
+    )
+    return stream

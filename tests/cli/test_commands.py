@@ -1,0 +1,172 @@
+"""`sarathi` as a user types it: what it prints, and how it refuses what is wrong."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_models
+
+from sarathi.cli.options import num_bytes
+
+
+def sarathi(*args: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sarathi.cli.main", *map(str, args)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+    )
+
+
+def refused(*args: object) -> str:
+    """The one line that says what is wrong."""
+    found = sarathi(*args)
+    assert found.returncode == 2, found
+    assert "Traceback" not in found.stderr
+    assert not found.stdout
+    return found.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_models.save_tiny("llama", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def truncated(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("broken") / "broken.gguf"
+    tiny_models.write_gguf(tiny, path)
+    path.write_bytes(path.read_bytes()[:-5000])
+    return path
+
+
+class TestGenerate:
+    def test_a_real_model_answers_in_json(self) -> None:
+        found = sarathi(
+            *("generate", "smollm2-135m", "--prompt", "The capital of France is"),
+            *("--max-tokens", 40, "--temperature", 0, "--json"),
+        )
+        assert found.returncode == 0, found.stderr
+        [line] = found.stdout.splitlines()
+        result = json.loads(line)
+        assert result["prompt"] == "The capital of France is"
+        [output] = result["outputs"]
+        assert output["text"].startswith(" Paris")
+        assert 1 < len(output["token_ids"]) <= 40
+        assert output["finish_reason"] in ("length", "stop")
+
+    def test_prompts_come_from_arguments_and_files(self, tiny: Path, tmp_path: Path) -> None:
+        lines = tmp_path / "prompts.txt"
+        lines.write_text("first\n\nsecond\n")
+        options = ("--max-tokens", 3, "--ignore-eos", "--json", "--n", 2, "--seed", 1)
+        found = sarathi("generate", tiny, "--prompt", "zero", "--prompt-file", lines, *options)
+        assert found.returncode == 0, found.stderr
+        results = [json.loads(line) for line in found.stdout.splitlines()]
+        assert [result["prompt"] for result in results] == ["zero", "first", "second"]
+        for result in results:
+            assert [len(output["token_ids"]) for output in result["outputs"]] == [3, 3]
+
+    def test_a_jsonl_file_may_hold_token_ids_and_objects(self, tiny: Path, tmp_path: Path) -> None:
+        lines = tmp_path / "prompts.jsonl"
+        lines.write_text('"text"\n[5, 6]\n{"prompt": "other", "id": 3}\n')
+        found = sarathi("generate", tiny, "--prompt-file", lines, "--max-tokens", 1, "--json")
+        assert found.returncode == 0, found.stderr
+        results = [json.loads(line) for line in found.stdout.splitlines()]
+        assert [result["prompt"] for result in results] == ["text", None, "other"]
+        assert results[1]["prompt_tokens"] == 2
+
+    def test_without_json_the_text_is_printed(self, tiny: Path) -> None:
+        options = ("--max-tokens", 4, "--temperature", 0, "--ignore-eos")
+        found = sarathi("generate", tiny, "--prompt", "hello", *options)
+        assert found.returncode == 0, found.stderr
+        assert found.stdout.startswith("hello")
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ((), "--prompt"),
+            (("--prompt", "x", "--temperature", "-1"), "temperature is -1.0, expected"),
+            (("--prompt", "x", "--temperature", "nan"), "temperature is nan, expected"),
+            (("--prompt", "x", "--top-p", "0"), "top_p is 0.0, expected"),
+            (("--prompt", "x", "--max-tokens", "0"), "max_tokens is 0, expected"),
+            (("--prompt", "x", "--n", "many"), "--n: invalid int value"),
+            (("--prompt", ""), "empty"),
+            (("--prompt", "x" * 600), "leaves no room"),
+            (("--prompt-file", "nowhere.txt"), "cannot read nowhere.txt"),
+        ],
+    )
+    def test_bad_requests_are_refused(
+        self, tiny: Path, options: tuple[str, ...], message: str
+    ) -> None:
+        assert message in refused("generate", tiny, *options)
+
+    @pytest.mark.parametrize("line", ["{", "3", "[1, -1]", '{"text": "x"}', "[true]"])
+    def test_bad_lines_are_refused_by_their_number(
+        self, tiny: Path, tmp_path: Path, line: str
+    ) -> None:
+        lines = tmp_path / "prompts.jsonl"
+        lines.write_text(f'"good"\n{line}\n')
+        assert "prompts.jsonl:2" in refused("generate", tiny, "--prompt-file", lines)
+
+
+class TestServe:
+    def test_an_unknown_model(self) -> None:
+        assert "accepted are" in refused("serve", "no-such-model")
+
+    def test_a_truncated_file(self, truncated: Path) -> None:
+        assert "truncated" in refused("serve", truncated, "--port", 0)
+
+    def test_a_model_of_another_architecture(self, tiny: Path, tmp_path: Path) -> None:
+        for path in tiny.iterdir():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+        config = json.loads((tiny / "config.json").read_text())
+        config["architectures"] = ["BertModel"]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        message = refused("serve", tmp_path, "--port", 0)
+        assert "BertModel" in message
+        assert "LlamaForCausalLM" in message
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--max-model-len", "10000"), "at most 512"),
+            (("--kv-cache-memory", "1kB"), "holds no block"),
+            (("--kv-cache-memory", "100kB", "--max-model-len", "400"), "too small for one request"),
+            (("--kv-cache-memory", "lots"), "not a size"),
+            (("--token-budget", "0"), "at least 1"),
+            (("--max-batch-size", "-3"), "at least 1"),
+            (("--precision", "f64"), "invalid choice"),
+            (("--precision", "f32", "--kv-precision", "bf16"), "f32 or u8, not bf16"),
+            (("--port", "70000"), "no port"),
+            (("--host", "256.1.1.1"), "--host"),
+        ],
+    )
+    def test_bad_options(self, tiny: Path, options: tuple[str, ...], message: str) -> None:
+        # A later --port wins over an earlier one.
+        assert message in refused("serve", tiny, "--port", 0, *options)
+
+    def test_a_port_in_use(self, tiny: Path) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            assert f"cannot listen on 127.0.0.1:{port}" in refused("serve", tiny, "--port", port)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4096", 4096), ("2GiB", 2**31), ("512MB", 512 * 10**6), ("1.5g", 1_500_000_000), ("1 Ki", 1024)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert num_bytes(text) == size
+
+
+def test_help_names_every_command() -> None:
+    found = sarathi("--help")
+    assert found.returncode == 0
+    assert all(command in found.stdout for command in ("serve", "generate", "chat"))

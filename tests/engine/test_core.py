@@ -1,0 +1,142 @@
+"""The loop around an executor that says whatever a test wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from sarathi.engine.core import EngineCore
+from sarathi.engine.messages import TokenOutput
+from sarathi.engine.sampler import Sampler
+from sarathi.engine.sampling import SamplingParams
+from sarathi.executors.step import Step
+from sarathi.scheduling import AdmissionError, BlockPool, FixedBudget, Scheduler
+
+VOCAB = 50
+EOS = 49
+
+
+class Successor:
+    """After token t comes t + 1; after a prompt's last token, too."""
+
+    def __init__(self) -> None:
+        self.spoil: Callable[[np.ndarray], None] = lambda logits: None
+
+    def execute(self, step: Step) -> np.ndarray:
+        logits = np.zeros((len(step.sample_rows), VOCAB), np.float32)
+        following = (step.token_ids[step.sample_rows] + 1) % VOCAB
+        logits[np.arange(len(following)), following] = 9.0
+        self.spoil(logits)
+        return logits
+
+
+@pytest.fixture
+def executor() -> Successor:
+    return Successor()
+
+
+@pytest.fixture
+def core(executor: Successor) -> EngineCore:
+    scheduler = Scheduler(
+        BlockPool(20, 4), FixedBudget(16), max_batch_size=4, max_model_len=60
+    )
+    return EngineCore(executor, scheduler, Sampler(VOCAB), [EOS])
+
+
+def greedy(**options: object) -> SamplingParams:
+    return SamplingParams(temperature=0, **options)  # type: ignore[arg-type]
+
+
+def drain(core: EngineCore) -> dict[int, list[TokenOutput]]:
+    outputs: dict[int, list[TokenOutput]] = {}
+    while core.has_work:
+        for output in core.step().outputs:
+            outputs.setdefault(output.id, []).append(output)
+    return outputs
+
+
+def tokens(outputs: list[TokenOutput]) -> list[int]:
+    return [output.token for output in outputs]
+
+
+def test_tokens_come_one_an_iteration_and_the_last_has_a_reason(core: EngineCore) -> None:
+    core.submit(7, [1, 2, 3], greedy(max_tokens=3), arrival=0.0)
+    outputs = drain(core)[7]
+    assert tokens(outputs) == [4, 5, 6]
+    assert [output.finish_reason for output in outputs] == [None, None, "length"]
+    assert core.stats.free_blocks == core.stats.total_blocks
+
+
+def test_end_of_sequence_ends_unless_it_is_to_be_ignored(core: EngineCore) -> None:
+    core.submit(1, [EOS - 2], greedy(max_tokens=5), arrival=0.0)
+    core.submit(2, [EOS - 2], greedy(max_tokens=5, ignore_eos=True), arrival=0.0)
+    outputs = drain(core)
+    assert tokens(outputs[1]) == [EOS - 1, EOS]
+    assert outputs[1][-1].finish_reason == "stop"
+    assert tokens(outputs[2]) == [EOS - 1, EOS, 0, 1, 2]
+
+
+def test_stop_token_ids_end(core: EngineCore) -> None:
+    core.submit(1, [1], greedy(max_tokens=9, stop_token_ids=(4,)), arrival=0.0)
+    assert tokens(drain(core)[1]) == [2, 3, 4]
+
+
+def test_without_max_tokens_an_output_fills_the_models_length(core: EngineCore) -> None:
+    core.submit(1, [1] * 30, greedy(max_tokens=None, ignore_eos=True), arrival=0.0)
+    outputs = drain(core)[1]
+    assert len(outputs) == 30
+    assert outputs[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize("length", [60, 61])
+def test_a_prompt_that_leaves_no_room_is_refused(core: EngineCore, length: int) -> None:
+    with pytest.raises(AdmissionError, match="leaves no room"):
+        core.submit(1, [1] * length, greedy(), arrival=0.0)
+
+
+def test_a_token_outside_the_vocabulary_is_refused_and_forgotten(core: EngineCore) -> None:
+    with pytest.raises(AdmissionError, match="logit_bias"):
+        core.submit(1, [1], greedy(logit_bias={VOCAB: 1.0}), arrival=0.0)
+    assert not core.has_work
+
+
+def test_a_cancelled_request_says_nothing_more(core: EngineCore) -> None:
+    core.submit(1, [1], greedy(max_tokens=40), arrival=0.0)
+    core.submit(2, [1], greedy(max_tokens=2), arrival=0.0)
+    core.step()
+    core.cancel(1)
+    core.cancel(1)
+    core.cancel(99)
+    assert list(drain(core)) == [2]
+    assert core.stats.free_blocks == core.stats.total_blocks
+
+
+def test_a_row_of_nan_fails_its_own_request_only(core: EngineCore, executor: Successor) -> None:
+    def spoil(logits: np.ndarray) -> None:
+        logits[1] = np.nan
+
+    for name in (1, 2, 3):
+        core.submit(name, [name * 10], greedy(max_tokens=3, logprobs=name), arrival=float(name))
+    executor.spoil = spoil
+    outputs, failures = core.step()
+    assert [failure.id for failure in failures] == [2]
+    assert "finite" in failures[0].message
+    assert [(output.id, output.token) for output in outputs] == [(1, 11), (3, 31)]
+    # Log probabilities stay with their own request.
+    assert [len(output.logprobs.top_ids) for output in outputs if output.logprobs] == [1, 3]
+
+    executor.spoil = lambda logits: None
+    rest = drain(core)
+    assert {name: tokens(outputs) for name, outputs in rest.items()} == {1: [12, 13], 3: [32, 33]}
+    assert core.stats.free_blocks == core.stats.total_blocks
+
+
+def test_the_state_is_told(core: EngineCore) -> None:
+    for name in range(6):
+        core.submit(name, [1] * 4, greedy(max_tokens=4), arrival=float(name))
+    core.step()
+    stats = core.stats
+    assert (stats.running, stats.waiting) == (4, 2)
+    assert stats.free_blocks == stats.total_blocks - 4
