@@ -63,6 +63,11 @@ def load_engine(
             )
         report(f"the KV cache limits requests to {capacity} tokens, the model to {max_model_len}")
         max_model_len = capacity
+    if config.token_budget < config.max_batch_size:
+        report(
+            f"warning: with a token budget of {config.token_budget}, prompts wait while "
+            f"{config.token_budget} or more of up to {config.max_batch_size} requests decode"
+        )
     executor.allocate(max(num_blocks, self_check.NUM_BLOCKS))
     report("checking against the reference")
     with executor.constants.dropping_pages():  # the kernels pack their weights at the first use
