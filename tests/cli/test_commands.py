@@ -160,7 +160,13 @@ class TestServe:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("4096", 4096), ("2GiB", 2**31), ("512MB", 512 * 10**6), ("1.5g", 1_500_000_000), ("1 Ki", 1024)],
+    [
+        ("4096", 4096),
+        ("2GiB", 2**31),
+        ("512MB", 512 * 10**6),
+        ("1.5g", 1_500_000_000),
+        ("1 Ki", 1024),
+    ],
 )
 def test_sizes(text: str, size: int) -> None:
     assert num_bytes(text) == size

@@ -39,9 +39,7 @@ def executor() -> Successor:
 
 @pytest.fixture
 def core(executor: Successor) -> EngineCore:
-    scheduler = Scheduler(
-        BlockPool(20, 4), FixedBudget(16), max_batch_size=4, max_model_len=60
-    )
+    scheduler = Scheduler(BlockPool(20, 4), FixedBudget(16), max_batch_size=4, max_model_len=60)
     return EngineCore(executor, scheduler, Sampler(VOCAB), [EOS])
 
 

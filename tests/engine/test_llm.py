@@ -70,9 +70,7 @@ def test_a_stop_string_ends_the_output_before_itself(llm: LLM) -> None:
 
 def test_logprobs_are_given_for_every_token(llm: LLM) -> None:
     [result] = llm.generate("abc", SamplingParams(max_tokens=3, temperature=0, logprobs=2))
-    for token, entry in zip(
-        result.outputs[0].token_ids, result.outputs[0].logprobs, strict=True
-    ):
+    for token, entry in zip(result.outputs[0].token_ids, result.outputs[0].logprobs, strict=True):
         assert entry.rank == 1
         assert entry.top_ids[0] == token
         assert entry.top_logprobs[0] == entry.logprob < 0
