@@ -168,9 +168,7 @@ def main() -> None:
         peer.start()
         socket = zmq.Context.instance().socket(zmq.PAIR)
         socket.connect(endpoint)
-        runs = [
-            (count, kind) for _ in range(_ROUNDS + 1) for count in TARGETS for kind in _PARAMS
-        ]
+        runs = [(count, kind) for _ in range(_ROUNDS + 1) for count in TARGETS for kind in _PARAMS]
         for number, (count, kind) in enumerate(rounds(runs, "engine overhead")):
             watch.watch(count)
             jobs.put((count, _PARAMS[kind]))

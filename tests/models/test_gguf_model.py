@@ -106,7 +106,7 @@ def test_queries_of_quantised_files_have_their_rows_in_order(
 
 def test_unquantised_tensors_are_views_of_the_mapped_file(llama_gguf: Path) -> None:
     model = open_model(llama_gguf)
-    (mapping,) = model.mappings
+    (mapping,) = model.weights.mappings
     tensor = model.weights["model.layers.0.mlp.up_proj.weight"]
     assert np.shares_memory(tensor, np.frombuffer(mapping, np.uint8))
 

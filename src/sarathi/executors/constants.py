@@ -106,7 +106,10 @@ def _scratch_file(size: int) -> mmap.mmap:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)  # fails here, not at a later write
+            else:
+                file.truncate(size)
             return mmap.mmap(file.fileno(), size)
     except OSError as error:
         raise ModelError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,6 @@ class Model:
 
     config: ModelConfig
     weights: Weights
-    mappings: tuple[mmap.mmap, ...]  # the files behind `weights`, for advice about their pages
 
 
 def open_model(path: Path) -> Model:
@@ -37,7 +35,7 @@ def open_model(path: Path) -> Model:
         config = gguf_model.read_config(file)
         gguf_weights = gguf_model.GgufWeights(file, config)
         check_layout(config, gguf_weights)
-        return Model(config, gguf_weights, gguf_weights.mappings)
+        return Model(config, gguf_weights)
 
     from sarathi.models import huggingface
     from sarathi.models.safetensors_weights import SafetensorsWeights
@@ -45,7 +43,7 @@ def open_model(path: Path) -> Model:
     config = huggingface.read_config(path)
     weights = SafetensorsWeights(path)
     check_layout(config, weights)
-    return Model(config, weights, weights.mappings)
+    return Model(config, weights)
 
 
 def open_tokenizer(path: Path) -> Tokenizer:
