@@ -27,13 +27,3 @@ def test_no_more_than_can_ever_be_in_use() -> None:
 def test_less_than_a_block_is_refused() -> None:
     with pytest.raises(ConfigError, match="holds no block"):
         blocks(999)
-
-
-def test_the_container_may_allow_less_than_the_machine_has(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: object
-) -> None:
-    values = {"memory.max": "3000", "memory.current": "1000"}
-    monkeypatch.setattr(memory.Path, "read_text", lambda path: values[path.name])
-    assert memory.available_memory() == 2000
-    values["memory.max"] = "max"
-    assert memory.available_memory() > 2000

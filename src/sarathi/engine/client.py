@@ -195,6 +195,8 @@ class EngineClient:
         process = self._process
         if process is None:
             return
+        if self.info is None:
+            process.kill()  # deaf while it loads, and nothing is lost
         self._die("the server is shutting down")
         self._send(Shutdown())
         for _ in range(int(_SHUTDOWN_SECONDS / 0.05)):

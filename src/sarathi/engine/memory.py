@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import psutil
-
 from sarathi.engine.config import ConfigError
+from sarathi.executors.machine import available_memory
 
 _SHARE_OF_FREE = 0.5  # of the memory that is free once the model is loaded
 
@@ -31,15 +28,3 @@ def num_kv_blocks(*, block_bytes: int, block_size: int, memory: int | None, max_
         )
     useful = -(-max_tokens // block_size)
     return min(room // block_bytes, useful)
-
-
-def available_memory() -> int:
-    """Bytes this process can still get, as the machine and its container say."""
-    free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):  # no such group, or the limit is "max"
-        return free
-    return max(0, min(free, limit - used))

@@ -89,9 +89,12 @@ class EngineProcess:
 def main() -> int:
     endpoint, text = sys.argv[1:]
     launch = msgspec.json.decode(text, type=Launch)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    # Both may reach the whole process group; it is the parent that decides what they mean.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     context = zmq.Context()
     socket = context.socket(zmq.PAIR)
+    socket.set_hwm(0)  # a slow reader at the other end must not stop the loop
     socket.connect(endpoint)
     process = EngineProcess(socket, launch.parent)
     try:

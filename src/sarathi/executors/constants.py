@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from sarathi.executors.machine import usable_cores
 from sarathi.models.config import ModelError
 from sarathi.models.weights import Array, Weights
 
@@ -95,7 +96,7 @@ class Constants:
             self._arrays[name] = target
             self.drop_pages()
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             for _ in pool.map(convert, shapes):
                 pass
 

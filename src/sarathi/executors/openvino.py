@@ -8,10 +8,10 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
-import psutil
 
 from sarathi.executors.constants import Constants
 from sarathi.executors.errors import ExecutorError
+from sarathi.executors.machine import usable_cores
 from sarathi.executors.openvino_graph import STEP_INPUTS, build_graph, key_cache, value_cache
 from sarathi.executors.precision import KvPrecision, Precision
 from sarathi.executors.step import Step, check_step
@@ -92,7 +92,7 @@ class OpenVinoExecutor:
             "INFERENCE_PRECISION_HINT": self.precision,
             "KV_CACHE_PRECISION": self.kv_precision,
             "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": num_threads or psutil.cpu_count(logical=False) or 1,
+            "INFERENCE_NUM_THREADS": num_threads or usable_cores(),
             # Activations keep their precision; int8 ones would need compressed weights to pay.
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
