@@ -87,6 +87,14 @@ class TestEveryFamily:
         assert run(engine(family.executor, budget=32), family.prompts, GREEDY) == family.expected
 
 
+@pytest.mark.parametrize("name", ["llama3", "llama-linear-rope", "qwen2", "qwen3-wide-heads"])
+def test_a_gguf_file_says_the_same_as_the_folder_it_was_made_of(name: str, tmp_path: Path) -> None:
+    source = tiny(name, tmp_path)
+    path = tmp_path / "model.gguf"
+    tiny_models.write_gguf(tmp_path, path)
+    assert run(engine(load(path), budget=32), source.prompts, GREEDY) == source.expected
+
+
 class TestTheBatchDoesNotMatter:
     @pytest.mark.parametrize("budget", [1, 7, 32, 100, 10**9])
     def test_for_any_token_budget(self, llama: Tiny, budget: int) -> None:

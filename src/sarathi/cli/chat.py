@@ -16,6 +16,7 @@ from sarathi.cli.errors import UsageError
 from sarathi.cli.options import add_engine_arguments, engine_config
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.sampling import SamplingParams
+from sarathi.models.locate import locate
 
 DEFAULT_URL = "http://localhost:8000"
 
@@ -71,8 +72,10 @@ def run(args: argparse.Namespace) -> int:
     if args.model is not None:
         # Checked before the model is loaded.
         params = SamplingParams(**{"max_tokens": None, **options})
+        config = engine_config(args)
+        path = locate(args.model).path  # a download has a progress bar of its own
         with console.status("loading") as status:
-            replies = local_replies(args.model, engine_config(args), params, status.update)
+            replies = local_replies(str(path), config, params, status.update)
         name = args.model
     else:
         try:

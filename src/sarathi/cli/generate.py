@@ -67,10 +67,12 @@ def run(args: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from sarathi.engine.llm import LLM
+    from sarathi.models.locate import locate
 
     console = Console(stderr=True)
+    path = locate(args.model).path  # a download has a progress bar of its own
     with console.status("loading") as status:
-        llm = LLM(args.model, config=config, report=status.update)
+        llm = LLM(str(path), config=config, report=status.update)
     if args.chat:
         prompts = [_in_template(llm, prompt) for prompt in prompts]
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
