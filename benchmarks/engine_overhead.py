@@ -20,7 +20,7 @@ import zmq
 
 import sarathi.engine.core
 import sarathi.executors.openvino
-from benchmarks.prompts import random_prompts
+from benchmarks.prompts import text_prompts
 from benchmarks.report import MODEL, Figure, rounds, show
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.load import load_engine
@@ -138,10 +138,11 @@ def other_end(endpoint: str, jobs: Any, finished: Any) -> None:
     socket.bind(endpoint)
     decoder = msgspec.msgpack.Decoder(FromEngine)
     encoder = msgspec.msgpack.Encoder()
+    prompts = text_prompts(max(TARGETS), _PROMPT)
     next_id = 0
     while (job := jobs.get()) is not None:
         count, params = job
-        for prompt in random_prompts(count, _PROMPT):
+        for prompt in prompts[:count]:
             socket.send(encoder.encode(Submit(next_id, prompt, params, time.monotonic())))
             next_id += 1
         left = count
@@ -166,7 +167,7 @@ def main() -> None:
         endpoint = f"ipc://{folder}/engine"
         peer = spawn.Process(target=other_end, args=(endpoint, jobs, finished))
         peer.start()
-        socket = zmq.Context.instance().socket(zmq.PAIR)
+        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
         socket.connect(endpoint)
         runs = [(count, kind) for _ in range(_ROUNDS + 1) for count in TARGETS for kind in _PARAMS]
         for number, (count, kind) in enumerate(rounds(runs, "engine overhead")):

@@ -20,7 +20,7 @@ _PATIENCE = 120.0  # seconds for a server to load or to answer
 _POLL = 0.02  # seconds
 
 
-class ServerFailed(RuntimeError):
+class ServerError(RuntimeError):
     """The server ended or does not answer; the message is what it printed."""
 
 
@@ -73,13 +73,13 @@ class Server:
         """Ask for one token until there is an answer; returns the time, as perf_counter does.
 
         Raises:
-            ServerFailed: the server ended, or took too long.
+            ServerError: the server ended, or took too long.
         """
         body = json.dumps({"prompt": "The capital of France is", "max_tokens": 1})
         while not self._answers(body):
             if self._process.poll() is not None or time.perf_counter() > self.started + _PATIENCE:
                 self._log.seek(0)
-                raise ServerFailed(self._log.read())
+                raise ServerError(self._log.read())
             time.sleep(_POLL)
         return time.perf_counter()
 

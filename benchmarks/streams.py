@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import Any
+from typing import Any, cast
 
 _EVENT = b"data: {"
 _DONE = b"data: [DONE]"
 
 
-class StreamFailed(RuntimeError):
+class StreamError(RuntimeError):
     """The server refused a request or closed the connection; the message is what it sent."""
 
 
@@ -24,7 +24,6 @@ class Stream(asyncio.Protocol):
 
     def __init__(self, request: bytes) -> None:
         loop = asyncio.get_running_loop()
-        self.first_event: asyncio.Future[None] = loop.create_future()
         self.done: asyncio.Future[None] = loop.create_future()
         self.sent = 0.0  # seconds, perf_counter
         self.arrivals: list[float] = []  # of each piece of data with an event in it
@@ -34,40 +33,39 @@ class Stream(asyncio.Protocol):
         self._line = b""  # the unfinished one
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Not checked with isinstance: the transports of uvloop do not inherit from asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
         self.sent = time.perf_counter()
-        transport.write(self._request)
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter()
         text = self._line + data
         events = text.count(_EVENT)
         if events:
-            if not self.arrivals:
-                if not text.startswith(b"HTTP/1.1 200"):
-                    self._fail(text)
-                    return
-                self.first_event.set_result(None)
             self.arrivals.append(now)
             self.num_events += events
-        if _DONE in text:
-            self.close()
+        if _DONE in text and not self.done.done():
             self.done.set_result(None)
+            self.close()
+        elif text.startswith(b"HTTP/1.1 ") and not text.startswith(b"HTTP/1.1 200"):
+            self._fail(text)
         # Before the first event the head is kept, for its status.
         self._line = text[text.rfind(b"\n") + 1 :] if self.arrivals else text
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(self._line)
+        self._fail(self._line or b"the connection was closed")
 
     def close(self) -> None:
+        """Give up what is still to come; the server cancels the request."""
+        self.done.cancel()
         if self._transport is not None:
             self._transport.close()
 
     def _fail(self, text: bytes) -> None:
-        for future in (self.first_event, self.done):
-            if not future.done():
-                future.set_exception(StreamFailed(text.decode(errors="replace")))
+        if not self.done.done():
+            self.done.set_exception(StreamError(text.decode(errors="replace")))
+        self.close()
 
 
 async def open_stream(port: int, prompt: list[int], max_tokens: int) -> Stream:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,13 @@ class Constants:
         with ThreadPoolExecutor(usable_cores()) as pool:
             for _ in pool.map(convert, shapes):
                 pass
+        _return_freed_memory()
+
+
+def _return_freed_memory() -> None:
+    """Glibc keeps what the conversion has freed, half of a small model, unless it is told."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _scratch_file(size: int) -> mmap.mmap:

@@ -12,13 +12,14 @@ from sarathi.models.decoder import decode
 from sarathi.models.weights import Tensors
 
 F32 = npt.NDArray[np.float32]
+_ROWS = 4096  # of a matrix, widened at a time
 
 
 def reference_logits(config: ModelConfig, weights: Tensors, token_ids: Sequence[int]) -> F32:
     """Logits after every token of one sequence, [tokens, vocab_size], computed in float32.
 
-    Weights are widened one at a time, so memory stays at the largest of them. Time and memory
-    are quadratic in the sequence: for short sequences only.
+    Weights are widened piece by piece, so that little memory is needed. Time is quadratic in the
+    sequence: for short sequences only.
     """
     return decode(_NumpyOperations(config, weights, np.asarray(token_ids, np.int64)), config)
 
@@ -40,7 +41,15 @@ class _NumpyOperations:
         return rows
 
     def linear(self, x: F32, weight: str, bias: str | None = None) -> F32:
-        y = x @ self._weight(weight).T
+        matrix = self._weights[weight]
+        # In pieces: widening all of a head at once would be the peak of a server's memory.
+        y: F32 = np.concatenate(
+            [
+                x @ matrix[row : row + _ROWS].astype(np.float32).T
+                for row in range(0, len(matrix), _ROWS)
+            ],
+            axis=-1,
+        )
         return y if bias is None else y + self._weight(bias)
 
     def rms_norm(self, x: F32, weight: str) -> F32:

@@ -1,0 +1,33 @@
+"""All benchmarks in turn, each in a process of its own.
+
+Usage: python -m benchmarks [FOLDER], the folder being what `versus_genai` takes.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+_NAMES = (
+    "chunked_prefill",
+    "engine_overhead",
+    "http_vs_offline",
+    "stall",
+    "startup",
+    "versus_genai",
+)
+
+
+def main() -> None:
+    for name in _NAMES:
+        arguments = sys.argv[1:] if name == "versus_genai" else []
+        code = subprocess.call([sys.executable, "-m", f"benchmarks.{name}", *arguments])
+        if code:
+            print(f"benchmarks.{name} ended with exit status {code}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
