@@ -140,6 +140,8 @@ class TestServe:
             (("--kv-cache-memory", "lots"), "not a size"),
             (("--token-budget", "0"), "at least 1"),
             (("--max-batch-size", "-3"), "at least 1"),
+            (("--policy", "fifo"), "invalid choice"),
+            (("--policy", "orca", "--token-budget", "64"), "no effect on the policy orca"),
             (("--precision", "f64"), "invalid choice"),
             (("--precision", "f32", "--kv-precision", "bf16"), "f32 or u8, not bf16"),
             (("--port", "70000"), "no port"),

@@ -11,7 +11,7 @@ from sarathi.engine.sampler import Sampler
 from sarathi.engine.sampling import SamplingParams
 from sarathi.executors.openvino import BLOCK_SIZE, OpenVinoExecutor
 from sarathi.models.model import open_model
-from sarathi.scheduling import BlockPool, FixedBudget, Scheduler
+from sarathi.scheduling import POLICIES, BlockPool, FixedBudget, Scheduler
 
 NUM_BLOCKS = 64
 
@@ -36,6 +36,7 @@ def engine(
     num_blocks: int = NUM_BLOCKS,
     max_batch_size: int = 16,
     shuffle: int | None = None,
+    policy: str = "sarathi",
 ) -> EngineCore:
     """An engine over `executor`; with `shuffle`, blocks are handed out in a random order."""
     pool = BlockPool(num_blocks, BLOCK_SIZE)
@@ -46,6 +47,7 @@ def engine(
         FixedBudget(budget),
         max_batch_size=max_batch_size,
         max_model_len=executor.max_position,
+        policy=POLICIES[policy],
     )
     return EngineCore(executor, scheduler, Sampler(executor.config.vocab_size), eos_ids=())
 

@@ -17,6 +17,7 @@ from sarathi.engine.sampling import SamplingParams
 from sarathi.executors.openvino import OpenVinoExecutor
 from sarathi.executors.reference import reference_logits
 from sarathi.executors.step import Step
+from sarathi.scheduling import POLICIES
 
 LENGTHS = (1, 45, 100, 33)  # prompt tokens: some longer than a window, some than a block
 OUTPUT = 16
@@ -99,6 +100,11 @@ class TestTheBatchDoesNotMatter:
     @pytest.mark.parametrize("budget", [1, 7, 32, 100, 10**9])
     def test_for_any_token_budget(self, llama: Tiny, budget: int) -> None:
         assert run(engine(llama.executor, budget=budget), llama.prompts, GREEDY) == llama.expected
+
+    @pytest.mark.parametrize("policy", POLICIES)
+    def test_for_any_policy(self, llama: Tiny, policy: str) -> None:
+        core = engine(llama.executor, budget=32, policy=policy)
+        assert run(core, llama.prompts, GREEDY) == llama.expected
 
     @pytest.mark.parametrize("seed", range(3))
     def test_for_any_placement_of_blocks(self, llama: Tiny, seed: int) -> None:

@@ -26,6 +26,7 @@ INFO = ModelInfo(
     num_blocks=50,
     precision="f32",
     kv_precision="f32",
+    policy="sarathi",
     token_budget=128,
     max_batch_size=8,
 )

@@ -12,6 +12,7 @@ from sarathi.engine.config import (
     EngineConfig,
 )
 from sarathi.executors.precision import KvPrecision, Precision
+from sarathi.scheduling import POLICIES
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -31,10 +32,16 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--token-budget",
         type=positive,
-        default=DEFAULT_TOKEN_BUDGET,
         metavar="N",
         help="tokens one iteration may carry, decodes included; less means shorter gaps between "
-        "tokens, more means faster prompts (default: %(default)s)",
+        f"tokens, more means faster prompts (default: {DEFAULT_TOKEN_BUDGET})",
+    )
+    group.add_argument(
+        "--policy",
+        choices=POLICIES,
+        default="sarathi",
+        help="how batches are put together: sarathi, or one of those it is compared with "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--max-batch-size",
@@ -74,6 +81,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 def engine_config(args: argparse.Namespace) -> EngineConfig:
     return EngineConfig(
+        policy=args.policy,
         token_budget=args.token_budget,
         max_batch_size=args.max_batch_size,
         max_model_len=args.max_model_len,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from sarathi.executors.precision import KvPrecision, Precision
+from sarathi.scheduling import POLICIES
 
 DEFAULT_TOKEN_BUDGET = 256
 DEFAULT_MAX_BATCH_SIZE = 128
@@ -15,7 +16,8 @@ class ConfigError(ValueError):
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    token_budget: int = DEFAULT_TOKEN_BUDGET  # tokens of one iteration, decodes included
+    policy: str = "sarathi"  # a row of `scheduling.POLICIES`
+    token_budget: int | None = None  # tokens of one iteration, decodes included; None: the default
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE  # requests that run at the same time
     max_model_len: int | None = None  # tokens; None: as many as model and memory allow
     kv_cache_memory: int | None = None  # bytes; None: out of the memory that is free
@@ -24,6 +26,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     threads: int | None = None  # None: one a core
 
     def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise ConfigError(f"policy is {self.policy!r}, expected one of {', '.join(POLICIES)}")
         for name in (
             "token_budget",
             "max_batch_size",
@@ -34,6 +38,15 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}, expected at least 1")
+        if self.token_budget is not None and not POLICIES[self.policy].budgeted:
+            raise ConfigError(f"token_budget has no effect on the policy {self.policy}: omit it")
+
+    @property
+    def budget(self) -> int | None:
+        """The token budget in force, None where the policy has none."""
+        if not POLICIES[self.policy].budgeted:
+            return None
+        return DEFAULT_TOKEN_BUDGET if self.token_budget is None else self.token_budget
 
 
 class Launch(msgspec.Struct, frozen=True):

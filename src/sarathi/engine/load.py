@@ -15,7 +15,7 @@ from sarathi.executors import self_check
 from sarathi.executors.openvino import BLOCK_SIZE, OpenVinoExecutor
 from sarathi.models.config import ModelConfig
 from sarathi.models.model import open_model, open_tokenizer
-from sarathi.scheduling import BlockPool, FixedBudget, Scheduler
+from sarathi.scheduling import POLICIES, BlockPool, FixedBudget, Scheduler
 
 
 def load_engine(
@@ -63,10 +63,10 @@ def load_engine(
             )
         report(f"the KV cache limits requests to {capacity} tokens, the model to {max_model_len}")
         max_model_len = capacity
-    if config.token_budget < config.max_batch_size:
+    if config.budget is not None and config.budget < config.max_batch_size:
         report(
-            f"warning: with a token budget of {config.token_budget}, prompts wait while "
-            f"{config.token_budget} or more of up to {config.max_batch_size} requests decode"
+            f"warning: with a token budget of {config.budget}, prompts wait while "
+            f"{config.budget} or more of up to {config.max_batch_size} requests decode"
         )
     executor.allocate(max(num_blocks, self_check.NUM_BLOCKS))
     report("checking against the reference")
@@ -74,9 +74,10 @@ def load_engine(
         self_check.self_check(executor)
     scheduler = Scheduler(
         BlockPool(num_blocks, BLOCK_SIZE),
-        FixedBudget(config.token_budget),
+        None if config.budget is None else FixedBudget(config.budget),
         max_batch_size=config.max_batch_size,
         max_model_len=max_model_len,
+        policy=POLICIES[config.policy],
     )
     sampler = Sampler(model.config.vocab_size)
     core = EngineCore(executor, scheduler, sampler, eos_ids.result())
@@ -87,7 +88,8 @@ def load_engine(
         num_blocks=num_blocks,
         precision=executor.precision,
         kv_precision=executor.kv_precision,
-        token_budget=config.token_budget,
+        policy=config.policy,
+        token_budget=config.budget,
         max_batch_size=config.max_batch_size,
     )
     return core, info

@@ -72,7 +72,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     num_blocks: int
     precision: str
     kv_precision: str
-    token_budget: int
+    policy: str
+    token_budget: int | None  # None where the policy has none
     max_batch_size: int
 
 

@@ -3,6 +3,7 @@
 from sarathi.scheduling.batch import Batch, Slice
 from sarathi.scheduling.blocks import BlockPool
 from sarathi.scheduling.budget import FixedBudget, TokenBudget
+from sarathi.scheduling.policy import POLICIES, Policy
 from sarathi.scheduling.request import FinishReason, Limits, Request
 from sarathi.scheduling.scheduler import AdmissionError, Scheduler
 
@@ -13,6 +14,8 @@ __all__ = [
     "FinishReason",
     "FixedBudget",
     "Limits",
+    "POLICIES",
+    "Policy",
     "Request",
     "Scheduler",
     "Slice",

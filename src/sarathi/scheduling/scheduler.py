@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from bisect import insort
 from collections.abc import Sequence
 
 from sarathi.scheduling.batch import Batch, Slice
 from sarathi.scheduling.blocks import BlockPool
 from sarathi.scheduling.budget import FixedBudget, TokenBudget
+from sarathi.scheduling.policy import POLICIES, Policy
 from sarathi.scheduling.request import Request
 
 
@@ -23,9 +25,10 @@ def _order(request: Request) -> tuple[float, int]:
 class Scheduler:
     """Forms one batch an iteration out of waiting and running requests.
 
-    The policy is that of Sarathi-Serve (Agrawal et al., OSDI'24, algorithm 3): every decode runs
-    in every iteration, then prompts that have been started, then new ones, first come, first
-    served, as far as the token budget reaches. A prompt that does not fit is cut.
+    The policy is that of Sarathi-Serve (Agrawal et al., OSDI'24, algorithm 3) unless another one
+    is given: every decode runs in every iteration, then prompts that have been started, then new
+    ones, first come, first served, as far as the token budget reaches. A prompt that does not fit
+    is cut.
 
     Memory: a prompt is admitted when the blocks for all of it are available, which are reserved
     for it and taken chunk by chunk. An output grows block by block; where none is available the
@@ -39,23 +42,28 @@ class Scheduler:
     def __init__(
         self,
         pool: BlockPool,
-        budget: FixedBudget,
+        budget: FixedBudget | None,
         *,
         max_batch_size: int,
         max_model_len: int,
+        policy: Policy = POLICIES["sarathi"],
     ) -> None:
         if max_batch_size < 1:
             raise ValueError(f"max batch size is {max_batch_size}, expected at least 1")
+        if budget is None and policy.budgeted:
+            raise ValueError("the policy needs a token budget")
         self.pool = pool
         self.budget = budget
         self.max_batch_size = max_batch_size
         self.max_model_len = max_model_len
+        self.policy = policy
         self.waiting: list[Request] = []  # both lists are kept first come, first served
         self.running: list[Request] = []
         self.num_preemptions = 0
         self._requests: dict[int, Request] = {}
         self._reserved: dict[int, int] = {}  # blocks promised to each admitted prompt
         self._batches = 0
+        self._prefilled = False  # whether the latest batch had prompts in it
 
     # -- the outside world ------------------------------------------------------------------
 
@@ -118,18 +126,26 @@ class Scheduler:
 
     def schedule(self) -> Batch | None:
         """The next batch, or None when there is nothing to do."""
-        budget = self.budget.open()
-        slices: list[Slice] = []
+        policy = self.policy
+        budget = self._open_budget()
+        decodes: list[Slice] = []
+        prefills: list[Slice] = []
         preempted: list[Request] = []
-        self._schedule_decodes(budget, slices, preempted)
-        num_decodes = len(slices)
-        self._continue_prefills(budget, slices)
-        if not preempted:  # memory is short: admitting more would only preempt more
-            self._admit_prompts(budget, slices)
-        if not slices and not preempted:
+        prefills_first = policy.first == "prefills" or (
+            policy.first == "alternate" and not self._prefilled
+        )
+        if prefills_first:
+            self._schedule_prefills(budget, prefills)
+        if policy.hybrid or not prefills:
+            self._schedule_decodes(budget, decodes, preempted)
+        # After a preemption memory is short: admitting more would only preempt more.
+        if not (prefills_first or preempted) and (policy.hybrid or not decodes):
+            self._schedule_prefills(budget, prefills)
+        if not (decodes or prefills or preempted):
             return None
         self._batches += 1
-        return Batch(self._batches, tuple(slices), num_decodes, tuple(preempted))
+        self._prefilled = bool(prefills)
+        return Batch(self._batches, (*decodes, *prefills), len(decodes), tuple(preempted))
 
     def complete(self, batch: Batch, tokens: Sequence[int]) -> list[Request]:
         """Record what the executor computed.
@@ -185,26 +201,56 @@ class Scheduler:
                 budget.charge(1)
                 self._put(slices, request, 1)
 
-    def _continue_prefills(self, budget: TokenBudget, slices: list[Slice]) -> None:
+    def _schedule_prefills(self, budget: TokenBudget, slices: list[Slice]) -> None:
+        """Started prompts, then new ones, until the budget is used up."""
         for request in self.running:
-            if not budget.left:
-                return
             if not request.in_flight and not request.is_decode:
-                self._put(slices, request, budget.take(request.remaining))
-
-    def _admit_prompts(self, budget: TokenBudget, slices: list[Slice]) -> None:
-        while self.waiting and budget.left and len(self.running) < self.max_batch_size:
+                if not (length := self._grant(budget, request, slices)):
+                    return
+                self._put(slices, request, length)
+        while self.waiting and len(self.running) < self.max_batch_size:
             request = self.waiting[0]
-            needed = self.pool.blocks_for(request.num_tokens)
-            # Every running request may soon ask for one block more. Without that headroom the
-            # newcomer would be preempted at once, and computed again and again.
-            if needed + len(self.running) > self.pool.num_available:
+            reserve = self._reserve_for(request)
+            if reserve + self._headroom > self.pool.num_available:
+                return
+            if not (length := self._grant(budget, request, slices)):
                 return
             self.waiting.pop(0)
-            self.pool.reserve(needed)
-            self._promise(request, needed)
+            self.pool.reserve(reserve)
+            self._promise(request, reserve)
             insort(self.running, request, key=_order)
-            self._put(slices, request, budget.take(request.remaining))
+            self._put(slices, request, length)
+
+    def _open_budget(self) -> TokenBudget:
+        if self.policy.budgeted and self.budget is not None:
+            return self.budget.open()
+        whole = self.policy.prompt_limit == "model length"
+        return TokenBudget(self.max_model_len if whole else sys.maxsize)
+
+    def _grant(self, budget: TokenBudget, request: Request, slices: list[Slice]) -> int:
+        """Tokens of a prompt that may run now."""
+        remaining = request.remaining
+        if self.policy.chunked:
+            return budget.take(remaining)
+        # Whole or not at all; the first one always, or a long one would wait for ever.
+        if remaining > budget.left and slices:
+            return 0
+        budget.charge(remaining)
+        return remaining
+
+    def _reserve_for(self, request: Request) -> int:
+        if self.policy.reserves == "prompt":
+            return self.pool.blocks_for(request.num_tokens)
+        return min(self.pool.blocks_for(self.max_model_len), self.pool.num_blocks)
+
+    @property
+    def _headroom(self) -> int:
+        """Blocks to leave when a prompt is admitted.
+
+        Every running request may soon ask for one more. Without that headroom the newcomer would
+        be preempted at once, and computed again and again.
+        """
+        return len(self.running) if self.policy.reserves == "prompt" else 0
 
     def _put(self, slices: list[Slice], request: Request, length: int) -> None:
         """Schedule the next `length` tokens of a request and give it the blocks they need."""

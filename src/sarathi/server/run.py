@@ -103,10 +103,12 @@ async def _tell(client: EngineClient, config: ServerConfig, listener: socket.soc
 def _ready(info: ModelInfo, config: ServerConfig, listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     tokens = info.num_blocks * info.block_size
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    budget = f", token budget {info.token_budget}" if info.token_budget is not None else ""
     return (
-        f"{config.served_name} is ready on http://{f'[{host}]' if ':' in host else host}:{port}/v1 "
-        f"({info.precision}, token budget {info.token_budget}, KV cache of {tokens} tokens in "
-        f"{info.kv_precision}, up to {info.max_model_len} tokens a request)"
+        f"{config.served_name} is ready on {url} ({info.precision}, policy {info.policy}{budget}, "
+        f"KV cache of {tokens} tokens in {info.kv_precision}, up to {info.max_model_len} tokens "
+        "a request)"
     )
 
 

@@ -1,0 +1,48 @@
+"""The schedulers of the paper, as rows of one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How one iteration is put together. Sources are given in docs/policies.md."""
+
+    chunked: bool  # prompts are cut to the budget; otherwise they run whole
+    hybrid: bool  # decodes and prompts share a batch; otherwise the first kind with work runs alone
+    first: Literal["decodes", "prefills", "alternate"]
+    prompt_limit: Literal["budget", "model length", "none"]  # tokens of prompts in a batch
+    reserves: Literal["prompt", "max length"]  # KV blocks promised at admission
+
+    @property
+    def budgeted(self) -> bool:
+        return self.prompt_limit == "budget"
+
+
+POLICIES: Mapping[str, Policy] = {
+    "sarathi": Policy(
+        chunked=True, hybrid=True, first="decodes", prompt_limit="budget", reserves="prompt"
+    ),
+    "vllm": Policy(
+        chunked=False,
+        hybrid=False,
+        first="prefills",
+        prompt_limit="model length",
+        reserves="prompt",
+    ),
+    "orca": Policy(
+        chunked=False, hybrid=True, first="decodes", prompt_limit="none", reserves="max length"
+    ),
+    "faster_transformer": Policy(
+        chunked=False, hybrid=False, first="decodes", prompt_limit="none", reserves="max length"
+    ),
+    "hybrid_only": Policy(
+        chunked=False, hybrid=True, first="decodes", prompt_limit="model length", reserves="prompt"
+    ),
+    "chunked_only": Policy(
+        chunked=True, hybrid=False, first="alternate", prompt_limit="budget", reserves="prompt"
+    ),
+}
