@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: serve test lint format benchmark clean
+.PHONY: serve test lint format benchmark bench-policies clean
 
 serve: $(VENV)/.serve  ## serve SmolLM2-135M-Instruct on port 8000
 	$(BIN)/sarathi serve smollm2-135m --port 8000 $(ARGS)
@@ -21,7 +21,7 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
 
-benchmark: $(VENV)/.test  ## print the speed and memory figures of this machine
+benchmark: $(VENV)/.serve  ## print the speed and memory figures of this machine
 	$(BIN)/python -m benchmarks
 
 $(BIN)/python:
@@ -42,6 +42,9 @@ $(VENV)/.test: $(VENV)/.serve
 $(VENV)/.lint: $(VENV)/.serve
 	$(PIP) --editable ".[lint]"
 	touch $@
+
+bench-policies: $(VENV)/.serve  ## the paper's schedulers side by side, on the real server
+	$(BIN)/python -m benchmarks.policies
 
 clean:
 	rm -rf $(VENV)

@@ -12,6 +12,7 @@ _NAMES = (
     "chunked_prefill",
     "engine_overhead",
     "http_vs_offline",
+    "policies",
     "stall",
     "startup",
     "versus_genai",

@@ -1,0 +1,95 @@
+"""The paper's schedulers on the same server and the same workload: who waits, and for how long?
+
+Requests arrive at random (Poisson) at a rate that a good scheduler sustains. Every policy sees
+the same arrivals, prompts and lengths.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import numpy as np
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.prompts import random_prompts
+from benchmarks.report import rounds
+from benchmarks.server import Server
+from benchmarks.streams import Stream, open_stream
+from sarathi.scheduling import POLICIES
+
+_REQUESTS = 40
+_RATE = 1.2  # requests a second
+_PROMPT = (100, 2000)  # tokens, log-uniform
+_OUTPUT = (32, 160)  # tokens, uniform
+_BATCH = 16  # requests that run at the same time: what orca's reservations leave room for
+_PATIENCE = 300.0  # seconds
+
+
+@dataclass(frozen=True)
+class Arrival:
+    at: float  # seconds
+    prompt: list[int]
+    output: int  # tokens
+
+
+def workload(seed: int = 0) -> list[Arrival]:
+    rng = np.random.default_rng(seed)
+    times = np.cumsum(rng.exponential(1 / _RATE, _REQUESTS))
+    lengths = np.exp(rng.uniform(*np.log(_PROMPT), _REQUESTS)).astype(int)
+    outputs = rng.integers(*_OUTPUT, _REQUESTS)
+    return [
+        Arrival(float(time), random_prompts(1, int(length), seed=index)[0], int(output))
+        for index, (time, length, output) in enumerate(zip(times, lengths, outputs, strict=True))
+    ]
+
+
+async def play(port: int, arrivals: list[Arrival]) -> list[Stream]:
+    """Send every request at its time, whatever has become of the others (open loop)."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+
+    async def send(arrival: Arrival) -> Stream:
+        await asyncio.sleep(began + arrival.at - loop.time())
+        stream = await open_stream(port, arrival.prompt, arrival.output)
+        await stream.done
+        return stream
+
+    playing = asyncio.gather(*(send(arrival) for arrival in arrivals))
+    return await asyncio.wait_for(playing, _PATIENCE)
+
+
+def figures(arrivals: list[Arrival], streams: list[Stream]) -> list[str]:
+    """Times to first token, times between tokens, and throughput, as the columns of the table."""
+    first = [stream.arrivals[0] - stream.sent for stream in streams]
+    gaps = np.concatenate([np.diff(stream.arrivals) for stream in streams])
+    tokens = sum(len(arrival.prompt) + arrival.output for arrival in arrivals)
+    seconds = max(s.arrivals[-1] for s in streams) - min(s.sent for s in streams)
+    return [
+        *(f"{value:.2f} s" for value in np.percentile(first, (50, 99))),
+        *(f"{1000 * value:.0f} ms" for value in np.percentile(gaps, (50, 99, 100))),
+        f"{tokens / seconds:.0f}/s",
+    ]
+
+
+def main() -> None:
+    arrivals = workload()
+    table = Table(
+        title=f"{_REQUESTS} requests at {_RATE} a second, prompts of {_PROMPT[0]} to {_PROMPT[1]} "
+        f"tokens, outputs of {_OUTPUT[0]} to {_OUTPUT[1]}, up to {_BATCH} at a time",
+        title_justify="left",
+    )
+    for column in ("policy", "TTFT P50", "P99", "TBT P50", "P99", "max gap", "tokens"):
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    for policy in rounds(POLICIES, "one server after the other"):
+        with Server(["--policy", policy, "--max-batch-size", str(_BATCH)]) as server:
+            server.wait_for_token()
+            uvloop.run(play(server.port, workload(seed=1)[:4]))  # warms up
+            table.add_row(policy, *figures(arrivals, uvloop.run(play(server.port, arrivals))))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
