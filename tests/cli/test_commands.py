@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -178,3 +181,55 @@ def test_help_names_every_command() -> None:
     found = sarathi("--help")
     assert found.returncode == 0
     assert all(command in found.stdout for command in ("serve", "generate", "chat"))
+
+
+class TestWhereItIsStarted:
+    """The engine is a process of its own: neither files nor folders around it may confuse it."""
+
+    def serve(self, tiny: Path, log: Path, **where: object) -> str:
+        """What a server says until it is interrupted, once it is ready."""
+        command = [sys.executable, "-c", "from sarathi.cli.main import main; main()"]
+        command += ["serve", str(tiny), "--port", "0", "--kv-cache-memory", "10MB"]
+        with log.open("w") as output:
+            server = subprocess.Popen(command, stderr=output, **where)  # type: ignore[call-overload]
+        deadline = time.monotonic() + 60
+        while "ready" not in log.read_text() and server.poll() is None:
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        server.terminate()
+        server.wait(20)
+        return log.read_text()
+
+    def test_a_file_named_like_a_module_is_not_taken_for_it(
+        self, tiny: Path, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "here"
+        folder.mkdir()
+        (folder / "msgpack.py").write_text("raise RuntimeError")
+        (folder / "openvino.py").write_text("raise RuntimeError")
+        # `-c` puts the folder in front for this process alone, which imports neither.
+        assert "ready" in self.serve(tiny, tmp_path / "log", cwd=folder)
+
+    def test_a_long_path_for_temporary_files(self, tiny: Path, tmp_path: Path) -> None:
+        folder = tmp_path / ("long" * 30)
+        folder.mkdir()
+        environment = {**os.environ, "TMPDIR": str(folder)}
+        assert "ready" in self.serve(tiny, tmp_path / "log", env=environment)
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_an_interrupt_while_loading_ends_it_at_once(
+        self, tmp_path: Path, number: signal.Signals
+    ) -> None:
+        command = [sys.executable, "-m", "sarathi.cli.main", "serve", "smollm2-135m", "--port", "0"]
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}
+        server = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        )
+        assert server.stderr is not None
+        line = server.stderr.readline()
+        assert "reading" in line
+        server.send_signal(number)
+        rest = server.stderr.read()
+        assert "Traceback" not in rest
+        assert server.wait(10) in (0, 130)
+        assert list(tmp_path.iterdir()) == []

@@ -144,3 +144,37 @@ def test_a_small_cache_shortens_requests_rather_than_refusing_to_start(folder: P
     room = SamplingParams(max_tokens=None, temperature=0, ignore_eos=True)
     [result] = small.generate([[5]], room)
     assert len(result.outputs[0].token_ids) == small.info.max_model_len - 1
+
+
+def test_an_interrupted_iteration_leaves_nothing_behind(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(step: object) -> None:
+        raise KeyboardInterrupt
+
+    stream = llm.stream_chat([{"role": "user", "content": "hello"}], GREEDY)
+    next(stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(llm._core._executor, "execute", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+    assert not llm._core.has_work
+    assert llm._core.stats.free_blocks == llm._core.stats.total_blocks
+    assert llm.generate("fine", GREEDY)[0].outputs[0].finish_reason == "length"
+
+
+def test_a_stream_that_is_still_open_is_not_mixed_up_with_another_call(llm: LLM) -> None:
+    stream = llm.stream_chat([{"role": "user", "content": "hello"}], GREEDY)
+    first = next(stream)
+    with pytest.raises(RuntimeError, match="still open"):
+        llm.generate("x", GREEDY)
+    assert (
+        first + "".join(stream)
+        == llm.chat([{"role": "user", "content": "hello"}], GREEDY).outputs[0].text
+    )
+
+
+@pytest.mark.parametrize("prompts", [[1.5], [["a"]], [1, "a"], [None]])
+def test_a_prompt_of_another_type_is_refused(llm: LLM, prompts: list[object]) -> None:
+    with pytest.raises(ValueError, match="prompt 0 is neither"):
+        llm.generate(prompts, GREEDY)  # type: ignore[arg-type]

@@ -43,6 +43,9 @@ class ByteTokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
 
+    def least_tokens(self, text: str) -> int:
+        return len(text)
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         stream = self.stream(skip_special_tokens)
         return stream.push(ids) + stream.flush()

@@ -220,9 +220,18 @@ def test_a_long_prompt_is_tokenised_off_the_event_loop():
             where.append(threading.current_thread() is threading.main_thread())
             return super().encode(text)
 
+        def least_tokens(self, text):
+            return 0  # not known
+
     from fake_engine import call
 
     for prompt in ("short", "long " * 2000):
         body = {"model": MODEL, "prompt": prompt}
         call(FakeEngine(), "POST", "/v1/completions", body, tokenizer=Watched())
     assert where == [True, False]
+
+
+def test_each_prompt_bounds_its_own_output_alone():
+    long, short = [1] * (LIMIT - 2), [1]
+    answer = complete(FakeEngine("x" * 50), [long, short]).json()
+    assert answer["usage"]["completion_tokens"] == 2 + 16

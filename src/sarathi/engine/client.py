@@ -33,8 +33,14 @@ from sarathi.engine.messages import (
 )
 from sarathi.engine.sampling import SamplingParams
 
+# Not `-m`, which would let files in the current folder pass for modules.
+_START = """import sys
+sys.path[:] = filter(None, sys.path)
+from sarathi.engine.process import main
+sys.exit(main())"""
 _SHUTDOWN_SECONDS = 5.0
 _LIVENESS_SECONDS = 0.2
+_MAX_FOLDER = 90  # characters: the path of a socket has at most 107
 
 
 class EngineError(RuntimeError):
@@ -134,6 +140,9 @@ class EngineClient:
         """Start the process and return at once; `loaded` waits for it."""
         # A socket file of our own, so that two engines on a machine never meet.
         self._folder = tempfile.TemporaryDirectory(prefix="sarathi-")
+        if len(self._folder.name) > _MAX_FOLDER:
+            self._folder.cleanup()
+            self._folder = tempfile.TemporaryDirectory(prefix="sarathi-", dir="/tmp")
         endpoint = f"ipc://{self._folder.name}/engine"
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.PAIR)
@@ -143,8 +152,8 @@ class EngineClient:
         self._process = subprocess.Popen(
             [
                 sys.executable,
-                "-m",
-                "sarathi.engine.process",
+                "-c",
+                _START,
                 endpoint,
                 msgspec.json.encode(launch).decode(),
             ],

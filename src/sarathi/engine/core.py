@@ -21,6 +21,8 @@ class Executor(Protocol):
     def execute(self, step: Step) -> npt.NDArray[np.float32]: ...
 
 
+_NO_TOKEN = "no token can be chosen: all are barred, or the model gave no finite logits"
+
 Logprobs = dict[int, TokenLogprobs]  # by request id, of those that asked
 
 
@@ -89,6 +91,13 @@ class EngineCore:
 
     def step(self) -> Outcome:
         """One iteration: at most one token for every running request."""
+        try:
+            return self._step()
+        except BaseException:  # Ctrl-C, in a process that goes on
+            self.scheduler.abandon_batches()
+            raise
+
+    def _step(self) -> Outcome:
         batch = self.scheduler.schedule()
         if batch is None:
             return Outcome([], [])
@@ -126,7 +135,7 @@ class EngineCore:
             bad = error.rows
         else:
             return sampled.tokens.tolist(), _by_request(requests, sampled), []
-        failures = [Refusal(requests[row].id, "the model gave no finite logits") for row in bad]
+        failures = [Refusal(requests[row].id, _NO_TOKEN) for row in bad]
         for failure in failures:
             self.cancel(failure.id)  # in flight: the scheduler drops its token on completion
         rows = np.setdiff1d(np.arange(len(requests)), bad)

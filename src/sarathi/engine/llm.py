@@ -169,6 +169,8 @@ class LLM:
         self, jobs: Sequence[tuple[list[int], SamplingParams, Any]]
     ) -> Iterator[tuple[Any, Delta]]:
         """Run (prompt, params, label) jobs together; yields what each gains, with its label."""
+        if self._core.has_work:
+            raise RuntimeError("a stream of this LLM is still open: read it to its end or close it")
         open_jobs: dict[int, tuple[OutputText, Any]] = {}
         try:
             for ids, params, label in jobs:
@@ -198,8 +200,15 @@ def _tasks(
     many: Sequence[Any] = prompts
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
         many = [prompts]
+    for index, prompt in enumerate(many):
+        if not (isinstance(prompt, str) or _are_token_ids(prompt)):
+            raise ValueError(f"prompt {index} is neither a text nor a list of token ids")
     if not isinstance(params, Sequence):
         params = [params or SamplingParams()] * len(many)
     if len(params) != len(many):
         raise ValueError(f"{len(many)} prompts with {len(params)} sampling parameters")
     return list(zip(many, params, strict=True))
+
+
+def _are_token_ids(prompt: object) -> bool:
+    return isinstance(prompt, Sequence) and all(isinstance(token, int) for token in prompt)

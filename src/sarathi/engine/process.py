@@ -1,4 +1,4 @@
-"""The engine process: `python -m sarathi.engine.process ENDPOINT OPTIONS`.
+"""The engine process.
 
 Started by `EngineClient`, never by hand. It owns the scheduler and the executor, computes, and
 speaks msgpack over one ZeroMQ socket.
@@ -113,7 +113,3 @@ def main() -> int:
     finally:
         context.destroy(linger=1000)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from functools import cached_property
 
 import tokenizers
 
@@ -12,6 +14,9 @@ from sarathi.models.token_decoder import TextStream, TokenDecoder
 # A character has at most 4 bytes, so that older tokens of a prompt cannot matter to what follows,
 # unless they are empty.
 _PROMPT_TAIL = 16
+
+# By what factor a normalizer can shorten a text at the most; others are not known.
+_SHRINKS = {None: 1, "NFC": 4}
 
 
 class Tokenizer:
@@ -64,6 +69,19 @@ class Tokenizer:
         ids: list[int] = encoding.ids
         return ids
 
+    def least_tokens(self, text: str) -> int:
+        """A lower bound on the length of `encode(text)`, found without encoding.
+
+        No token stands for more characters than it has. Not known, and 0, where the text is
+        rewritten before it is cut, other than by composing characters.
+        """
+        shrinks = _SHRINKS.get(_normalizer_type(self._inner))
+        return 0 if shrinks is None else len(text) // (shrinks * self._longest_token)
+
+    @cached_property
+    def _longest_token(self) -> int:
+        return max(map(len, self._inner.get_vocab(with_added_tokens=True)), default=1)
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`; bytes that are no valid UTF-8 become U+FFFD, unknown ids nothing."""
         token_bytes = self._visible_bytes if skip_special_tokens else self.token_bytes
@@ -105,3 +123,9 @@ class Tokenizer:
 
     def _visible_bytes(self, token_id: int) -> bytes:
         return b"" if token_id in self._special_ids else self.token_bytes(token_id)
+
+
+def _normalizer_type(inner: tokenizers.Tokenizer) -> str | None:
+    if inner.normalizer is None:
+        return None
+    return str(json.loads(inner.normalizer.__getstate__())["type"])

@@ -108,6 +108,13 @@ class Scheduler:
             self._forget(request)
         return True
 
+    def abandon_batches(self) -> None:
+        """Give up all batches under way: their requests stand where they stood before."""
+        for request in list(self._requests.values()):
+            request.in_flight = False
+            if request.cancelled:
+                self._forget(request)
+
     @property
     def has_work(self) -> bool:
         return bool(self._requests)

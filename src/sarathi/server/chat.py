@@ -38,7 +38,7 @@ async def create_chat_completion(service: Service, body: bytes) -> ASGIApp:
     request = decode(body, ChatRequest)
     service.check_model(request.model)
     ids = await encode_messages(
-        service.tokenizer,
+        service,
         request.messages,
         add_generation_prompt=first(request.add_generation_prompt, True),
         # Templates write the special tokens themselves.
@@ -46,7 +46,7 @@ async def create_chat_completion(service: Service, body: bytes) -> ASGIApp:
         template_arguments=request.chat_template_kwargs,
     )
     params = chat_params(request, len(ids), info)
-    job = Job([ids], params.choices())
+    job = Job([(ids, params.choices())])
     head = ChunkHead(
         id=new_id("chatcmpl"),
         object="chat.completion.chunk" if request.stream else "chat.completion",

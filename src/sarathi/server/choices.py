@@ -17,10 +17,17 @@ from sarathi.server.service import Service
 
 @dataclass(frozen=True)
 class Job:
-    """What to generate: every prompt once per params."""
+    """What to generate: each prompt once for each of its n params."""
 
-    prompts: Sequence[Sequence[int]]
-    params: Sequence[SamplingParams]
+    prompts: Sequence[tuple[Sequence[int], Sequence[SamplingParams]]]
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(prompt) for prompt, _ in self.prompts)
+
+    @property
+    def choices(self) -> list[tuple[Sequence[int], SamplingParams]]:
+        return [(prompt, one) for prompt, params in self.prompts for one in params]
 
 
 class Choices:
@@ -35,18 +42,15 @@ class Choices:
             ApiError: the engine takes no requests.
         """
         self.texts = [
-            OutputText(service.tokenizer, params, prompt)
-            for prompt in job.prompts
-            for params in job.params
+            OutputText(service.tokenizer, params, prompt) for prompt, params in job.choices
         ]
-        self._prompt_tokens = sum(map(len, job.prompts))
+        self._prompt_tokens = job.prompt_tokens
         self._running = len(self.texts)
         self._generations: list[Generation] = []
         self._merged: Merged | None = None
         try:
-            for prompt in job.prompts:
-                for params in job.params:
-                    self._generations.append(service.engine.submit(prompt, params))
+            for prompt, params in job.choices:
+                self._generations.append(service.engine.submit(prompt, params))
         except BaseException as error:
             self.close()
             if isinstance(error, EngineError):

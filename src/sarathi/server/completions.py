@@ -54,14 +54,15 @@ async def create_completion(service: Service, body: bytes) -> ASGIApp:
     add_special_tokens = first(request.add_special_tokens, True)
     prompts = await off_loop(
         sum(len(part) for part in parts if isinstance(part, str)),
-        lambda: [_prompt(service.tokenizer, part, add_special_tokens) for part in parts],
+        lambda: [_prompt(service, part, add_special_tokens) for part in parts],
     )
-    params = completion_params(request, max(len(prompt.ids) for prompt in prompts), info)
-    job = Job([prompt.ids for prompt in prompts], params.choices())
+    # Each prompt has params of its own: the room that it leaves bounds its output alone.
+    asked = [(prompt, completion_params(request, len(prompt.ids), info)) for prompt in prompts]
+    job = Job([(prompt.ids, params.choices()) for prompt, params in asked])
     echo = [
         _text(service.tokenizer, prompt, params.skip_special_tokens) if request.echo else ""
-        for prompt in prompts
-        for _ in job.params
+        for prompt, params in asked
+        for _ in range(params.n)
     ]
     head = ChunkHead(
         id=new_id("cmpl"),
@@ -145,10 +146,10 @@ def _parts(request: CompletionRequest, info: ModelInfo) -> list[str | list[int]]
     return parts
 
 
-def _prompt(tokenizer: Tokenizer, part: str | list[int], add_special_tokens: bool) -> Prompt:
+def _prompt(service: Service, part: str | list[int], add_special_tokens: bool) -> Prompt:
     if not isinstance(part, str):
         return Prompt(part, None)
-    ids = tokenizer.encode(part, add_special_tokens=add_special_tokens)
+    ids = service.encode(part, add_special_tokens)
     if not ids:
         raise invalid("prompt has no tokens.", "prompt")
     return Prompt(ids, part)

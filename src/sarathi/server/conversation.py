@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sarathi.models.tokenizer import Tokenizer
 from sarathi.server.errors import ApiError, invalid
 from sarathi.server.protocol import Message
-from sarathi.server.service import off_loop
+from sarathi.server.service import Service, off_loop
 
 # Arguments of the template that have a field, or a meaning, of their own.
 _RESERVED = frozenset({"messages", "add_generation_prompt", "tools", "documents"})
@@ -16,7 +15,7 @@ _UNSUPPORTED = ("audio", "function_call", "tool_calls", "annotations")
 
 
 async def encode_messages(
-    tokenizer: Tokenizer,
+    service: Service,
     messages: Sequence[Message] | None,
     *,
     add_generation_prompt: bool,
@@ -27,7 +26,7 @@ async def encode_messages(
     Raises:
         ApiError: the messages are wrong, or not what the model's template allows.
     """
-    template = tokenizer.chat_template
+    template = service.tokenizer.chat_template
     if template is None:
         raise invalid("The model has no chat template; use /v1/completions.", "messages")
     if messages is None:
@@ -43,7 +42,7 @@ async def encode_messages(
 
     def work() -> list[int]:
         text = template.render(plain, add_generation_prompt=add_generation_prompt, **extra)
-        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return service.encode(text, add_special_tokens)
 
     try:
         ids = await off_loop(sum(len(message["content"]) for message in plain), work)

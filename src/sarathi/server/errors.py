@@ -52,6 +52,14 @@ def unknown_model(name: str, served: str) -> ApiError:
     )
 
 
+def prompt_too_long(least_tokens: int, limit: int) -> ApiError:
+    return invalid(
+        f"The model's limit is {limit} tokens, prompt and output together; the prompt has at least "
+        f"{least_tokens}.",
+        code="context_length_exceeded",
+    )
+
+
 def loading() -> ApiError:
     return ApiError(
         503,

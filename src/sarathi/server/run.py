@@ -6,12 +6,14 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import uvicorn
+import uvloop
 
 from sarathi.engine.client import EngineClient, EngineError
 from sarathi.engine.config import ConfigError, EngineConfig
@@ -19,6 +21,7 @@ from sarathi.engine.messages import ModelInfo
 from sarathi.models.model import open_tokenizer
 from sarathi.server.app import create_app
 
+_BACKLOG = 2048
 _DRAIN_SECONDS = 5  # for open streams after the first Ctrl-C
 
 
@@ -38,11 +41,10 @@ def serve(path: Path, engine: EngineConfig, config: ServerConfig) -> int:
         ModelError: the model has no tokenizer that can be read.
     """
     with _listen(config.host, config.port) as listener:
-        if sys.platform == "win32":
-            return asyncio.run(_serve(path, engine, config, listener))
-        import uvloop
-
-        return uvloop.run(_serve(path, engine, config, listener))
+        try:
+            return uvloop.run(_serve(path, engine, config, listener))
+        except asyncio.CancelledError:  # interrupted before there was a server
+            return 130
 
 
 class _Server(uvicorn.Server):
@@ -56,9 +58,14 @@ class _Server(uvicorn.Server):
 async def _serve(
     path: Path, engine: EngineConfig, config: ServerConfig, listener: socket.socket
 ) -> int:
+    task = asyncio.current_task()
+    assert task is not None
+    _on_signals(task.cancel)  # until there is a server to stop
+    host, port = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
     client = EngineClient(path, engine, report=_say)
-    client.start()  # loads in its own process while this one reads the tokenizer
     try:
+        client.start()  # loads in its own process while this one reads the tokenizer
         tokenizer = await asyncio.to_thread(open_tokenizer, path)
         app = create_app(
             client, tokenizer, served_name=config.served_name, api_keys=config.api_keys
@@ -72,9 +79,9 @@ async def _serve(
                 timeout_graceful_shutdown=_DRAIN_SECONDS,
             )
         )
-        _stop_on_signals(server)
+        _on_signals(partial(_stop, server))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        telling = asyncio.create_task(_tell(client, config, listener))
+        telling = asyncio.create_task(_tell(client, config.served_name, url))
         done, _ = await asyncio.wait({serving, telling}, return_when=asyncio.FIRST_COMPLETED)
         code = telling.result() if telling in done else 0
         server.should_exit |= code != 0
@@ -85,7 +92,7 @@ async def _serve(
         await client.stop()
 
 
-async def _tell(client: EngineClient, config: ServerConfig, listener: socket.socket) -> int:
+async def _tell(client: EngineClient, served_name: str, url: str) -> int:
     """Say when the model is ready, or why it never will be; an exit code for the latter.
 
     An engine that dies later leaves the server up, which then says so to whoever asks.
@@ -95,20 +102,17 @@ async def _tell(client: EngineClient, config: ServerConfig, listener: socket.soc
     except EngineError as error:
         _say(f"error: {error}")
         return 2 if client.bad_input else 1
-    _say(_ready(info, config, listener))
+    _say(f"{served_name} is ready on {url} ({_summary(info)})")
     _say(f"error: {await client.failed()}; requests are answered with status 503")
     return 0
 
 
-def _ready(info: ModelInfo, config: ServerConfig, listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    tokens = info.num_blocks * info.block_size
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+def _summary(info: ModelInfo) -> str:
     budget = f", token budget {info.token_budget}" if info.token_budget is not None else ""
     return (
-        f"{config.served_name} is ready on {url} ({info.precision}, policy {info.policy}{budget}, "
-        f"KV cache of {tokens} tokens in {info.kv_precision}, up to {info.max_model_len} tokens "
-        "a request)"
+        f"{info.precision}, policy {info.policy}{budget}, KV cache of "
+        f"{info.num_blocks * info.block_size} tokens in {info.kv_precision}, up to "
+        f"{info.max_model_len} tokens a request"
     )
 
 
@@ -116,16 +120,15 @@ def _say(line: str) -> None:
     print(f"sarathi: {line}", file=sys.stderr, flush=True)
 
 
-def _stop_on_signals(server: uvicorn.Server) -> None:
-    """The first Ctrl-C lets open streams end for a while, the second does not."""
-
-    def stop() -> None:
-        server.force_exit = server.should_exit
-        server.should_exit = True
-
-    loop = asyncio.get_running_loop()
+def _on_signals(act: Callable[[], object]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
+        asyncio.get_running_loop().add_signal_handler(number, act)
+
+
+def _stop(server: uvicorn.Server) -> None:
+    """The first Ctrl-C lets open streams end for a while, the second does not."""
+    server.force_exit = server.should_exit
+    server.should_exit = True
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -140,6 +143,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
+        listener.listen(_BACKLOG)  # or a second server could still bind
     except OSError as error:
         listener.close()
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from error

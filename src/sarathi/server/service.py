@@ -11,7 +11,7 @@ from typing import TypeVar
 from sarathi.engine.client import Engine
 from sarathi.engine.messages import ModelInfo
 from sarathi.models.tokenizer import Tokenizer
-from sarathi.server.errors import engine_failed, loading, unknown_model
+from sarathi.server.errors import engine_failed, loading, prompt_too_long, unknown_model
 
 # About a millisecond of tokenising: more would be felt by the streams of others.
 LONG_TEXT = 4096  # characters
@@ -44,6 +44,19 @@ class Service:
         """
         if name is not None and name != self.model:
             raise unknown_model(name, self.model)
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Token ids of a prompt.
+
+        Raises:
+            ApiError: status 400, for text that is sure to be too long. That is found without
+                tokenising it: megabytes would take seconds, and a hundred times their memory.
+        """
+        limit = self.ready().max_model_len
+        least = self.tokenizer.least_tokens(text)
+        if least > limit:
+            raise prompt_too_long(least, limit)
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
 async def off_loop(characters: int, work: Callable[[], Result]) -> Result:

@@ -22,7 +22,7 @@ async def tokenize(service: Service, body: bytes) -> ASGIApp:
     prompt = request.prompt
     if prompt is None:
         ids = await encode_messages(
-            service.tokenizer,
+            service,
             request.messages,
             add_generation_prompt=first(request.add_generation_prompt, True),
             add_special_tokens=first(request.add_special_tokens, False),
