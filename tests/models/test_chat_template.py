@@ -92,3 +92,9 @@ def test_failures_become_value_errors_with_the_message(source: str, said: str) -
 def test_invalid_template() -> None:
     with pytest.raises(ModelError, match="chat template is invalid"):
         ChatTemplate("{% if %}")
+
+
+@pytest.mark.parametrize("name", ["self", "context", "loop", "bos_token"])
+def test_an_argument_may_have_any_name(name: str) -> None:
+    template = ChatTemplate("{{ messages[0].content }}")
+    assert template.render([{"role": "user", "content": "x"}], **{name: 1}) == "x"
