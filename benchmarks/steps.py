@@ -39,19 +39,5 @@ def prefill_steps(length: int, chunk: int) -> Iterator[Step]:
         )
 
 
-def decode_step(batch: int, context: int) -> Step:
-    """One token for each of `batch` sequences that have `context` tokens in the cache."""
-    tables = _blocks(context + 1)
-    return Step(
-        token_ids=np.array(random_prompts(batch, 1)).reshape(-1),
-        positions=np.full(batch, context),
-        query_starts=np.arange(batch + 1, dtype=np.int32),
-        past_lens=np.full(batch, context, np.int32),
-        block_ids=np.arange(batch * tables, dtype=np.int32),
-        block_starts=np.arange(0, batch * tables + 1, tables, dtype=np.int32),
-        sample_rows=np.arange(batch),
-    )
-
-
 def _blocks(tokens: int) -> int:
     return -(-tokens // BLOCK_SIZE)

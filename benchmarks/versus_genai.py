@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,6 @@ _CONTEXT = 100  # tokens, before the first decode
 _ROUNDS = 5
 _STEPS = 10  # decodes of one side before it is the other's turn
 _TURNS = 4  # of each side in a round
-
-Add = Callable[[int, list[int], int], None]  # request id, prompt, tokens to generate
-Advance = Callable[[], None]
 
 
 class TimedExecutor:

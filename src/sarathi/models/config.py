@@ -64,7 +64,3 @@ class ModelConfig:
             raise ModelError(
                 f"{len(self.sliding_windows)} sliding windows for {self.num_layers} layers"
             )
-
-    def kv_bytes_per_token(self, bytes_per_element: float) -> float:
-        """Bytes of keys and values one token occupies over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes_per_element

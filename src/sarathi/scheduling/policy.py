@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How one iteration is put together. Sources are given in docs/policies.md."""
+    """How one iteration is put together. docs/policies.md draws what each row does."""
 
     chunked: bool  # prompts are cut to the budget; otherwise they run whole
     hybrid: bool  # decodes and prompts share a batch; otherwise the first kind with work runs alone

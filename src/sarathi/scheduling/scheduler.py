@@ -142,12 +142,12 @@ class Scheduler:
             policy.first == "alternate" and not self._prefilled
         )
         if prefills_first:
-            self._schedule_prefills(budget, prefills)
+            self._schedule_prefills(budget, prefills, admit=True)
         if policy.hybrid or not prefills:
             self._schedule_decodes(budget, decodes, preempted)
-        # After a preemption memory is short: admitting more would only preempt more.
-        if not (prefills_first or preempted) and (policy.hybrid or not decodes):
-            self._schedule_prefills(budget, prefills)
+        if not prefills_first and (policy.hybrid or not decodes):
+            # After a preemption memory is short: admitting more would only preempt more.
+            self._schedule_prefills(budget, prefills, admit=not preempted)
         if not (decodes or prefills or preempted):
             return None
         self._batches += 1
@@ -208,14 +208,14 @@ class Scheduler:
                 budget.charge(1)
                 self._put(slices, request, 1)
 
-    def _schedule_prefills(self, budget: TokenBudget, slices: list[Slice]) -> None:
-        """Started prompts, then new ones, until the budget is used up."""
+    def _schedule_prefills(self, budget: TokenBudget, slices: list[Slice], *, admit: bool) -> None:
+        """Started prompts, then new ones if any may be admitted, until the budget is used up."""
         for request in self.running:
             if not request.in_flight and not request.is_decode:
                 if not (length := self._grant(budget, request, slices)):
                     return
                 self._put(slices, request, length)
-        while self.waiting and len(self.running) < self.max_batch_size:
+        while admit and self.waiting and len(self.running) < self.max_batch_size:
             request = self.waiting[0]
             reserve = self._reserve_for(request)
             if reserve + self._headroom > self.pool.num_available:

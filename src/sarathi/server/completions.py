@@ -22,7 +22,7 @@ from sarathi.server.responses import (
     CompletionChoice,
     Usage,
 )
-from sarathi.server.sampling import check_token_ids, completion_params, first
+from sarathi.server.sampling import check_token_ids, completion_choices, first
 from sarathi.server.service import Service, new_id, off_loop
 from sarathi.server.stream import ChunkEncoder, StreamReply
 
@@ -56,13 +56,12 @@ async def create_completion(service: Service, body: bytes) -> ASGIApp:
         sum(len(part) for part in parts if isinstance(part, str)),
         lambda: [_prompt(service, part, add_special_tokens) for part in parts],
     )
-    # Each prompt has params of its own: the room that it leaves bounds its output alone.
-    asked = [(prompt, completion_params(request, len(prompt.ids), info)) for prompt in prompts]
-    job = Job([(prompt.ids, params.choices()) for prompt, params in asked])
+    choices = completion_choices(request, [len(prompt.ids) for prompt in prompts], info)
+    job = Job([(prompt.ids, of_one) for prompt, of_one in zip(prompts, choices, strict=True)])
     echo = [
         _text(service.tokenizer, prompt, params.skip_special_tokens) if request.echo else ""
-        for prompt, params in asked
-        for _ in range(params.n)
+        for prompt, of_one in zip(prompts, choices, strict=True)
+        for params in of_one
     ]
     head = ChunkHead(
         id=new_id("cmpl"),

@@ -52,10 +52,10 @@ def unknown_model(name: str, served: str) -> ApiError:
     )
 
 
-def prompt_too_long(least_tokens: int, limit: int) -> ApiError:
+def too_long(limit: int, what: str) -> ApiError:
+    """A request beyond the model's length; `what` completes the sentence with what it asks for."""
     return invalid(
-        f"The model's limit is {limit} tokens, prompt and output together; the prompt has at least "
-        f"{least_tokens}.",
+        f"The model's limit is {limit} tokens, prompt and output together; {what}.",
         code="context_length_exceeded",
     )
 

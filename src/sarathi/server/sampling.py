@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from sarathi.engine.messages import ModelInfo
 from sarathi.engine.sampling import MAX_LOGPROBS, SamplingError, SamplingParams
-from sarathi.server.errors import ApiError, invalid
+from sarathi.server.errors import ApiError, invalid, too_long
 from sarathi.server.protocol import ChatRequest, CompletionRequest, GenerationRequest, unsupported
 
 MAX_STOP_STRINGS = 16
@@ -33,13 +34,33 @@ _SAME_NAME = (
 Value = TypeVar("Value")
 
 
-def completion_params(
-    request: CompletionRequest, prompt_tokens: int, info: ModelInfo
-) -> SamplingParams:
-    """
+def completion_choices(
+    request: CompletionRequest, lengths: Sequence[int], info: ModelInfo
+) -> list[list[SamplingParams]]:
+    """The params of the n outputs of each prompt, given the prompts' lengths in tokens.
+
+    A prompt bounds its own outputs alone. Prompts that leave room for as much share their params:
+    a thousand prompts are not checked a thousand times.
+
     Raises:
         ApiError: status 400, naming the field that is out of range.
     """
+    most = first(request.max_tokens, DEFAULT_COMPLETION_TOKENS)
+    shared: dict[int, list[SamplingParams]] = {}
+
+    def choices(length: int) -> list[SamplingParams]:
+        room = min(most, info.max_model_len - length)
+        if room not in shared:
+            shared[room] = _completion_params(request, length, info).choices()
+        return shared[room]
+
+    choices(max(lengths))  # the first to be refused, if any is
+    return [choices(length) for length in lengths]
+
+
+def _completion_params(
+    request: CompletionRequest, prompt_tokens: int, info: ModelInfo
+) -> SamplingParams:
     n = first(request.n, 1)
     if request.best_of is not None and request.best_of != n:
         raise unsupported("best_of")
@@ -153,9 +174,5 @@ def _too_long(prompt_tokens: int, max_tokens: int | None, limit: int) -> ApiErro
         asked += f" and {max_tokens} of max_tokens"
     elif prompt_tokens == limit:
         asked += " and at least one of output"
-    return invalid(
-        f"The model's limit is {limit} tokens, prompt and output together; the request has {asked}."
-        " Shorten the prompt or lower max_tokens.",
-        None,
-        code="context_length_exceeded",
-    )
+    what = f"the request has {asked}. Shorten the prompt or lower max_tokens"
+    return too_long(limit, what)

@@ -11,7 +11,7 @@ from typing import TypeVar
 from sarathi.engine.client import Engine
 from sarathi.engine.messages import ModelInfo
 from sarathi.models.tokenizer import Tokenizer
-from sarathi.server.errors import engine_failed, loading, prompt_too_long, unknown_model
+from sarathi.server.errors import engine_failed, loading, too_long, unknown_model
 
 # About a millisecond of tokenising: more would be felt by the streams of others.
 LONG_TEXT = 4096  # characters
@@ -55,7 +55,7 @@ class Service:
         limit = self.ready().max_model_len
         least = self.tokenizer.least_tokens(text)
         if least > limit:
-            raise prompt_too_long(least, limit)
+            raise too_long(limit, f"the prompt has at least {least}")
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
