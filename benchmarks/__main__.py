@@ -13,8 +13,12 @@ _NAMES = (
     "engine_overhead",
     "http_vs_offline",
     "policies",
+    "prefix_caching",
+    "recording",
+    "scheduler_overhead",
     "stall",
     "startup",
+    "tbt_target",
     "versus_genai",
 )
 

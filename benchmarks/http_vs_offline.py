@@ -24,12 +24,13 @@ from sarathi import LLM, SamplingParams
 TARGET = 0.90  # of the offline tokens per second
 _USERS, _PROMPT, _OUTPUT = 32, 100, 128
 _ROUNDS = 7
+_BUDGET = 256  # tokens: targets derived by two engines would differ, and their iterations with them
 _PATIENCE = 120.0  # seconds for a round
 
 
 def offline(pipe: Connection) -> None:
     """Generates the prompts that it is sent and answers with the seconds it took."""
-    llm = LLM(MODEL)
+    llm = LLM(MODEL, token_budget=_BUDGET)
     params = SamplingParams(max_tokens=_OUTPUT, temperature=0, ignore_eos=True)
     while prompts := pipe.recv():
         began = time.perf_counter()
@@ -51,7 +52,7 @@ def main() -> None:
     worker = spawn.Process(target=offline, args=(theirs,), daemon=True)
     worker.start()
     http_seconds, offline_seconds, client_seconds = [], [], []
-    with Server() as server:
+    with Server(["--token-budget", str(_BUDGET)]) as server:
         server.wait_for_token()
         for number in rounds(range(_ROUNDS + 1), "http and offline in turns"):
             prompts = random_prompts(_USERS, _PROMPT, seed=number)

@@ -1,13 +1,15 @@
 """The paper's schedulers on the same server and the same workload: who waits, and for how long?
 
 Requests arrive at random (Poisson) at a rate that a good scheduler sustains. Every policy sees
-the same arrivals, prompts and lengths.
+the same arrivals, prompts and lengths. The six are as the paper has them: strictly first come,
+first served, with a fixed token budget where they have one. Last comes the latency budget with its
+defaults.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import uvloop
@@ -20,11 +22,15 @@ from benchmarks.server import Server
 from benchmarks.streams import Stream, open_stream
 from sarathi.scheduling import POLICIES
 
-_REQUESTS = 40
+_REQUESTS = 32
 _RATE = 1.2  # requests a second
 _PROMPT = (100, 2000)  # tokens, log-uniform
 _OUTPUT = (32, 160)  # tokens, uniform
 _BATCH = 16  # requests that run at the same time: what orca's reservations leave room for
+_BUDGET = 256  # tokens
+_TARGET = 100  # milliseconds between tokens
+_COMMON = ["--max-batch-size", str(_BATCH), "--no-enable-prefix-caching"]
+_AS_PUBLISHED = ["--in-order-share", "1", "--min-prefill-share", "0"]
 _PATIENCE = 300.0  # seconds
 
 
@@ -38,7 +44,8 @@ class Arrival:
 def workload(seed: int = 0) -> list[Arrival]:
     rng = np.random.default_rng(seed)
     times = np.cumsum(rng.exponential(1 / _RATE, _REQUESTS))
-    lengths = np.exp(rng.uniform(*np.log(_PROMPT), _REQUESTS)).astype(int)
+    low, high = np.log(_PROMPT)
+    lengths = np.exp(rng.uniform(low, high, _REQUESTS)).astype(int)
     outputs = rng.integers(*_OUTPUT, _REQUESTS)
     return [
         Arrival(float(time), random_prompts(1, int(length), seed=index)[0], int(output))
@@ -74,8 +81,19 @@ def figures(arrivals: list[Arrival], streams: list[Stream]) -> list[str]:
     ]
 
 
+def rows() -> dict[str, list[str]]:
+    """The options of `sarathi serve` for each row of the table."""
+    options = {}
+    for name, policy in POLICIES.items():
+        budget = ["--token-budget", str(_BUDGET)] if policy.budgeted else []
+        options[name] = ["--policy", name, *budget, *_AS_PUBLISHED]
+    options[f"sarathi, target {_TARGET} ms"] = ["--tbt-target", f"{_TARGET}ms"]
+    return options
+
+
 def main() -> None:
     arrivals = workload()
+    warm_up = [replace(arrival, at=0.0) for arrival in workload(seed=1)[:4]]
     table = Table(
         title=f"{_REQUESTS} requests at {_RATE} a second, prompts of {_PROMPT[0]} to {_PROMPT[1]} "
         f"tokens, outputs of {_OUTPUT[0]} to {_OUTPUT[1]}, up to {_BATCH} at a time",
@@ -83,11 +101,11 @@ def main() -> None:
     )
     for column in ("policy", "TTFT P50", "P99", "TBT P50", "P99", "max gap", "tokens"):
         table.add_column(column, justify="left" if column == "policy" else "right")
-    for policy in rounds(POLICIES, "one server after the other"):
-        with Server(["--policy", policy, "--max-batch-size", str(_BATCH)]) as server:
+    for name, options in rounds(rows().items(), "one server after the other"):
+        with Server([*options, *_COMMON]) as server:
             server.wait_for_token()
-            uvloop.run(play(server.port, workload(seed=1)[:4]))  # warms up
-            table.add_row(policy, *figures(arrivals, uvloop.run(play(server.port, arrivals))))
+            uvloop.run(play(server.port, warm_up))
+            table.add_row(name, *figures(arrivals, uvloop.run(play(server.port, arrivals))))
     Console().print(table)
 
 

@@ -27,7 +27,11 @@ def random_prompts(count: int, length: int, seed: int = 0) -> list[list[int]]:
     return ids
 
 
-def text_prompts(count: int, length: int) -> list[list[int]]:
-    """Pieces of English, no two alike, for what depends on how sure the model is of itself."""
+def text_prompts(count: int, length: int, seed: int = 0) -> list[list[int]]:
+    """Pieces of English, no two alike, for what depends on how sure the model is of itself.
+
+    Those of different seeds begin with different tokens, so they share no prefix.
+    """
     ids = open_tokenizer(locate(MODEL).path).encode(_TEXT)
-    return [(ids[start:] + ids * (1 + length // len(ids)))[:length] for start in range(count)]
+    text = [*ids, *ids * (1 + (count + length) // len(ids))]
+    return [[_FIRST_PLAIN_TOKEN + seed, *text[at : at + length - 1]] for at in range(count)]

@@ -24,6 +24,7 @@ def iterations(policy: str) -> Iterator[list[Cell]]:
         FixedBudget(BUDGET),
         max_batch_size=4,
         max_model_len=10,
+        prefix_caching=False,
         policy=POLICIES[policy],
     )
     names = [name for name, *_ in ARRIVALS]
@@ -32,15 +33,15 @@ def iterations(policy: str) -> Iterator[list[Cell]]:
         for index, (_, arrival, prompt, output) in enumerate(ARRIVALS):
             if arrival == number:
                 scheduler.add(Request(index, range(prompt), Limits(output), float(arrival)))
-        waiting = [*scheduler.running, *scheduler.waiting]
-        batch = scheduler.schedule()
+        waiting = [*scheduler.running.requests(), *scheduler.prompts.waiting()]
+        batch = scheduler.schedule(0.0)
         assert batch is not None
         done = {
             part.request.id: "d" if number < batch.num_decodes else str(part.length)
             for number, part in enumerate(batch.slices)
         }
         yield [(names[request.id], done.get(request.id, ".")) for request in waiting]
-        scheduler.complete(batch, [1] * len(batch.sampling))
+        scheduler.complete(batch, [1] * len(batch.sampling), 0.0)
         number += 1
 
 

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 import psutil
 
@@ -82,6 +83,16 @@ class Server:
                 raise ServerError(self._log.read())
             time.sleep(_POLL)
         return time.perf_counter()
+
+    def stats(self) -> dict[str, Any]:
+        """What the server tells of its scheduler."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_PATIENCE)
+        try:
+            connection.request("GET", "/stats")
+            fields: dict[str, Any] = json.loads(connection.getresponse().read())
+            return fields
+        finally:
+            connection.close()
 
     def _answers(self, body: str) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_PATIENCE)

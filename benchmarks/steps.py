@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from benchmarks.prompts import random_prompts
 from benchmarks.report import MODEL
 from sarathi.executors.openvino import BLOCK_SIZE, OpenVinoExecutor
-from sarathi.executors.step import Step
+from sarathi.executors.step import Part, Step, join_parts
 from sarathi.models.locate import locate
 from sarathi.models.model import open_model
 
@@ -25,19 +23,7 @@ def open_executor(max_tokens: int) -> OpenVinoExecutor:
 def prefill_steps(length: int, chunk: int) -> Iterator[Step]:
     """A prompt of `length` tokens in chunks, of which the last samples."""
     [prompt] = random_prompts(1, length)
-    ids = np.array(prompt)
+    blocks = range(-(-length // BLOCK_SIZE))
     for start in range(0, length, chunk):
-        end = min(start + chunk, length)
-        yield Step(
-            token_ids=ids[start:end],
-            positions=np.arange(start, end),
-            query_starts=np.array([0, end - start], np.int32),
-            past_lens=np.array([start], np.int32),
-            block_ids=np.arange(_blocks(end), dtype=np.int32),
-            block_starts=np.array([0, _blocks(end)], np.int32),
-            sample_rows=np.array([end - start - 1] if end == length else [], np.int64),
-        )
-
-
-def _blocks(tokens: int) -> int:
-    return -(-tokens // BLOCK_SIZE)
+        part = Part(prompt[start : start + chunk], start, blocks, start + chunk >= length)
+        yield join_parts([part], BLOCK_SIZE)

@@ -54,7 +54,8 @@ class TimedExecutor:
 
 class Sarathi:
     def __init__(self) -> None:
-        config = EngineConfig(token_budget=2**15, kv_cache_memory=2**30)
+        # As the other side: no prefix caching, and every prompt in one iteration.
+        config = EngineConfig(token_budget=2**15, kv_cache_memory=2**30, prefix_caching=False)
         self._core: EngineCore
         self._core, _ = load_engine(locate(MODEL).path, config, lambda line: None)
         self.executor = TimedExecutor(self._core._executor)

@@ -9,10 +9,19 @@ import pytest
 
 from sarathi.engine.core import EngineCore
 from sarathi.engine.messages import TokenOutput
+from sarathi.engine.records import IterationRecord
 from sarathi.engine.sampler import Sampler
 from sarathi.engine.sampling import SamplingParams
 from sarathi.executors.step import Step
-from sarathi.scheduling import AdmissionError, BlockPool, FixedBudget, Scheduler
+from sarathi.scheduling import (
+    AdmissionError,
+    BlockPool,
+    FixedBudget,
+    LatencyModel,
+    Request,
+    Scheduler,
+    Work,
+)
 
 VOCAB = 50
 EOS = 49
@@ -138,3 +147,78 @@ def test_the_state_is_told(core: EngineCore) -> None:
     stats = core.stats
     assert (stats.running, stats.waiting) == (4, 2)
     assert stats.free_blocks == stats.total_blocks - 4
+
+
+def test_tokens_found_in_the_prefix_cache_are_told_once(core: EngineCore) -> None:
+    prompt = list(range(1, 12))
+    core.submit(1, prompt, greedy(max_tokens=2), arrival=0.0)
+    assert [output.cached_tokens for output in drain(core)[1]] == [0, 0]
+    core.submit(2, prompt, greedy(max_tokens=2), arrival=0.0)
+    assert [output.cached_tokens for output in drain(core)[2]] == [8, 0]
+    assert (core.stats.prompt_tokens, core.stats.cached_tokens) == (22, 8)
+
+
+def test_a_late_caller_is_not_taken_for_a_slow_machine(
+    executor: Successor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Iterations last from the end of the one before, but a pause is none."""
+    model = LatencyModel.fit([(Work(1, 0.0, 0, 1), 0.1)])
+    observed: list[float] = []
+    monkeypatch.setattr(model, "observe", lambda work, seconds: observed.append(seconds))
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    executor.spoil = lambda logits: now.__setitem__(0, now[0] + 1.0)
+    scheduler = Scheduler(
+        BlockPool(20, 4), FixedBudget(16), max_batch_size=4, max_model_len=60, model=model
+    )
+    core = EngineCore(executor, scheduler, Sampler(VOCAB), [EOS])
+    core.submit(1, [1, 2, 3], greedy(max_tokens=5), arrival=0.0)
+    for pause in (0.05, 7.0, 0.0):
+        core.step()
+        now[0] += pause
+    core.step()
+    assert observed == pytest.approx([1.0, 1.05, 1.1, 1.0])
+
+
+def test_recorders_are_told_of_everything(executor: Successor) -> None:
+    events: list[object] = []
+
+    class Spy:
+        def arrived(self, request: Request) -> None:
+            events.append(("arrived", request.id))
+
+        def record(self, record: IterationRecord) -> None:
+            ends = [end for _, end in record.parts]
+            assert ends == sorted(ends)
+            assert record.begin <= ends[0]
+            assert ends[-1] == record.end
+            events.append(("record", record.batch.num_tokens, len(record.outputs)))
+
+        def cancelled(self, request_id: int, now: float) -> None:
+            events.append(("cancelled", request_id))
+
+        def flush(self) -> None:
+            events.append("flush")
+
+        def close(self) -> None:
+            events.append("close")
+
+    scheduler = Scheduler(BlockPool(20, 4), FixedBudget(16), max_batch_size=4, max_model_len=60)
+    core = EngineCore(executor, scheduler, Sampler(VOCAB), [EOS], recorders=[Spy()])
+    core.submit(1, [1, 2, 3], greedy(max_tokens=5), arrival=0.0)
+    core.submit(2, [1, 2], greedy(max_tokens=2), arrival=0.0)
+    with pytest.raises(AdmissionError):
+        core.submit(3, list(range(60)), greedy(), arrival=0.0)
+    core.step()
+    core.cancel(1)
+    core.step()
+    core.close()
+    assert events == [
+        ("arrived", 1),
+        ("arrived", 2),
+        ("record", 5, 2),
+        ("cancelled", 1),
+        ("record", 1, 1),
+        "flush",
+        "close",
+    ]

@@ -37,17 +37,19 @@ def engine(
     max_batch_size: int = 16,
     shuffle: int | None = None,
     policy: str = "sarathi",
+    **options: object,
 ) -> EngineCore:
     """An engine over `executor`; with `shuffle`, blocks are handed out in a random order."""
     pool = BlockPool(num_blocks, BLOCK_SIZE)
     if shuffle is not None:
-        random.Random(shuffle).shuffle(pool._free)
+        random.Random(shuffle).shuffle(pool._empty)
     scheduler = Scheduler(
         pool,
         FixedBudget(budget),
         max_batch_size=max_batch_size,
         max_model_len=executor.max_position,
         policy=POLICIES[policy],
+        **options,  # type: ignore[arg-type]
     )
     return EngineCore(executor, scheduler, Sampler(executor.config.vocab_size), eos_ids=())
 

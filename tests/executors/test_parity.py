@@ -140,6 +140,20 @@ class TestTheBatchDoesNotMatter:
         core.cancel(100)
         assert run(core, llama.prompts, GREEDY) == llama.expected
 
+    def test_after_a_prefix_that_somebody_else_computed(self, llama: Tiny) -> None:
+        common = llama.prompts[2][:70]
+        prompts = [common + prompt[:9] for prompt in llama.prompts]
+        arrivals = {index * 4: [prompt] for index, prompt in enumerate(prompts)}
+        core = engine(llama.executor, budget=32)
+        outputs = run_staggered(core, arrivals, GREEDY)
+        alone = run(engine(llama.executor, prefix_caching=False), prompts, GREEDY)
+        assert [outputs[index] for index in range(len(prompts))] == alone
+        assert core.stats.cached_tokens == 64 * (len(prompts) - 1)
+
+    def test_however_prompts_share_an_iteration(self, llama: Tiny) -> None:
+        core = engine(llama.executor, budget=32, in_order_share=0.5, fair=True)
+        assert run(core, llama.prompts, GREEDY) == llama.expected
+
     def test_seeded_samples_do_not_depend_on_the_batch(self, llama: Tiny) -> None:
         params = SamplingParams(max_tokens=OUTPUT, temperature=1.0, top_p=0.9, seed=5)
         alone = [run(engine(llama.executor), [p], params)[0] for p in llama.prompts]

@@ -38,11 +38,11 @@ def test_a_batch_becomes_arrays() -> None:
     first = Request(1, [10, 11, 12, 13, 14], Limits(9), 1.0)
     second = Request(2, [20, 21, 22, 23, 24, 25, 26, 27], Limits(9), 2.0)
     scheduler.add(first)
-    batch = scheduler.schedule()
+    batch = scheduler.schedule(0.0)
     assert batch is not None
-    scheduler.complete(batch, [15])
+    scheduler.complete(batch, [15], 0.0)
     scheduler.add(second)
-    batch = scheduler.schedule()
+    batch = scheduler.schedule(0.0)
     assert batch is not None
     step = build_step(batch, 4)
     assert step.token_ids.tolist() == [15, 20, 21, 22, 23, 24, 25]
@@ -105,10 +105,10 @@ def test_whatever_is_scheduled_passes(requests: list[tuple[int, int]], budget: i
     for name, (prompt, output) in enumerate(requests):
         scheduler.add(Request(name, range(prompt), Limits(output), 0.0))
     while scheduler.has_work:
-        batch = scheduler.schedule()
+        batch = scheduler.schedule(0.0)
         assert batch is not None
         if batch.slices:
             step = build_step(batch, 4)
             check_step(step, num_blocks=30, block_size=4, vocab_size=40, max_position=100)
             assert step.token_ids.shape == step.positions.shape == (batch.num_tokens,)
-        scheduler.complete(batch, [1] * len(batch.sampling))
+        scheduler.complete(batch, [1] * len(batch.sampling), 0.0)

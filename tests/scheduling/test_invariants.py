@@ -1,155 +1,285 @@
-"""What holds in every schedule, whatever arrives, is cancelled or runs out of memory."""
+"""What holds in every schedule, whatever arrives, is cancelled or runs out of memory.
+
+What `world.play` checks holds for all: blocks are conserved, shared ones never written, every
+request ends, with the output that it would have had alone, and nothing is left behind.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from world import Arrival, play, workloads
 
 from sarathi.scheduling import (
-    AdmissionError,
+    ORDERS,
+    POLICIES,
     Batch,
     BlockPool,
+    Budget,
     FixedBudget,
+    LatencyBudget,
+    LatencyModel,
     Limits,
+    Policy,
     Request,
     Scheduler,
+    Terms,
+    Work,
 )
 
-STOP = 0
-
-
-@dataclass(frozen=True)
-class Event:
-    """What happens before an iteration."""
-
-    prompts: list[tuple[int, int, int]]  # prompt tokens, max_tokens, tokens until it stops itself
-    cancel: int | None  # request id
-
-
-events = st.lists(
-    st.builds(
-        Event,
-        prompts=st.lists(
-            st.tuples(st.integers(1, 60), st.integers(1, 30), st.integers(1, 40)), max_size=3
-        ),
-        cancel=st.none() | st.integers(0, 20),
-    ),
-    max_size=30,
-)
-
-
-@dataclass(frozen=True)
-class Machine:
-    budget: int
-    blocks: int
-    block_size: int
-    max_batch_size: int
-
-    def scheduler(self) -> Scheduler:
-        return Scheduler(
-            BlockPool(self.blocks, self.block_size),
-            FixedBudget(self.budget),
-            max_batch_size=self.max_batch_size,
-            max_model_len=80,
+MAX_MODEL_LEN = 90
+# A token takes a millisecond, an iteration ten, a key-query pair a hundredth of one.
+MODEL = LatencyModel.fit(
+    [
+        (work, 0.01 + 1e-3 * work.tokens + 1e-5 * work.attention + 1e-5 * work.context)
+        for work in (
+            *(Work(n, n * (c + n / 2), 0, 1) for n in (1, 8, 64) for c in (0, 100)),
+            *(Work(n, 0.0, n * c, n) for n in (1, 8, 64) for c in (1, 100)),
         )
+    ]
+)
 
-
-machines = st.builds(
-    Machine,
-    budget=st.integers(1, 40),
-    blocks=st.integers(3, 40),
-    block_size=st.sampled_from([1, 4, 16]),
-    max_batch_size=st.integers(1, 8),
+tokens = st.builds(FixedBudget, st.integers(1, 40), st.sampled_from([0.0, 0.1, 0.5]))
+seconds = st.builds(
+    LatencyBudget,
+    st.floats(0.005, 0.2),
+    st.just(MODEL),
+    st.sampled_from([0.0, 0.1, 0.5]),
+)
+pools = st.builds(BlockPool, st.integers(3, 40), st.sampled_from([1, 4, 16]))
+settings_of_all = st.fixed_dictionaries(
+    {
+        "max_batch_size": st.integers(1, 8),
+        "order": st.sampled_from(sorted(ORDERS)).map(lambda name: ORDERS[name](MODEL, 0.5)),
+        "fair": st.booleans(),
+        "prefix_caching": st.booleans(),
+    }
+)
+settings_of_sarathi = st.fixed_dictionaries(
+    {
+        "in_order_share": st.sampled_from([1.0, 0.5, 0.01]),
+        "deterministic_chunk": st.none() | st.integers(1, 40),
+    }
 )
 
 
-@given(machines, events)
-@settings(max_examples=400, deadline=None)
-def test_every_schedule_keeps_the_promises(machine: Machine, events: list[Event]) -> None:
-    sched = machine.scheduler()
-    requests: dict[int, Request] = {}
-    stops_after: dict[int, int] = {}
-    cancelled: set[int] = set()
-    ended: set[int] = set()
-    iterations = 0
-    pending = list(reversed(events))
-    while pending or sched.has_work:
-        event = pending.pop() if pending else Event([], None)
-        for prompt, max_tokens, stop in event.prompts:
-            name = len(requests)
-            new = Request(name, range(prompt), Limits(max_tokens, 0, frozenset({STOP})), 0.0)
-            try:
-                sched.add(new)
-            except AdmissionError:
-                continue
-            requests[name] = new
-            stops_after[name] = stop
-        if event.cancel is not None and sched.cancel(event.cancel):
-            cancelled.add(event.cancel)
-        if not sched.has_work:
-            continue
-
-        before = {r.id: (r.num_computed, r.is_decode) for r in sched.running}
-        batch = sched.schedule()
-        assert batch is not None, "there is work, and nothing is in flight"
-        check_batch(machine, sched, batch, before)
-        tokens = [STOP if len(r.output_ids) + 1 >= stops_after[r.id] else 1 for r in batch.sampling]
-        for progressed in sched.complete(batch, tokens):
-            if progressed.finish_reason():
-                ended.add(progressed.id)
-        sched.check()
-        iterations += 1
-        assert iterations < 20_000, "some request never ends"
-
-    assert ended | cancelled == set(requests), "every request ends"
-    for name in ended:
-        outputs = requests[name].output_ids
-        limit = requests[name].limits.max_tokens
-        assert len(outputs) == min(limit, stops_after[name]), "preemption lengthened an output"
-    assert sched.pool.num_free == machine.blocks
-    assert sched.pool.num_reserved == 0
+def took(batch: Batch) -> float:
+    return MODEL.predict(batch.work)
 
 
-def check_batch(
-    machine: Machine, sched: Scheduler, batch: Batch, before: dict[int, tuple[int, bool]]
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@given(pools, tokens, settings_of_all, workloads)
+@settings(max_examples=200, deadline=None)
+def test_every_policy(
+    policy: Policy,
+    pool: BlockPool,
+    budget: Budget,
+    options: dict[str, Any],
+    workload: list[Arrival],
 ) -> None:
-    decodes = batch.slices[: batch.num_decodes]
+    scheduler = Scheduler(pool, budget, max_model_len=MAX_MODEL_LEN, policy=policy, **options)
+    for batch, _ in play(scheduler, workload, seconds=took):
+        prefills = batch.slices[batch.num_decodes :]
+        assert policy.hybrid or not (batch.num_decodes and prefills)
+        if not policy.chunked:
+            assert all(part.samples for part in prefills), "a prompt was cut"
+        if policy.reserves == "max length" and not options["order"].preempts:
+            assert not batch.preempted
+
+
+@given(pools, tokens | seconds, settings_of_all, settings_of_sarathi, workloads)
+@settings(max_examples=1000, deadline=None)
+def test_every_decode_is_in_every_batch(
+    pool: BlockPool,
+    budget: Budget,
+    options: dict[str, Any],
+    own: dict[str, Any],
+    workload: list[Arrival],
+) -> None:
+    """Unless it has just lost its memory."""
+    scheduler = Scheduler(pool, budget, max_model_len=MAX_MODEL_LEN, model=MODEL, **options, **own)
+    for batch, _ in play(scheduler, workload, seconds=took):
+        decodes = {part.request.id for part in batch.slices[: batch.num_decodes]}
+        assert decodes == {request.id for request in scheduler.running.decodes}
+        assert len(scheduler.running) <= options["max_batch_size"]
+        assert all(part.length >= 1 for part in batch.slices)
+        for request, start, length, samples in batch.slices:
+            assert start == request.num_computed
+            assert samples == (start + length == request.num_tokens)
+        assert batch.work == work_of(batch)
+        assert batch.predicted == MODEL.predict(batch.work)
+        if batch.preempted and len(scheduler.running) and not options["fair"]:
+            assert min(r.rank for r in batch.preempted) > min(
+                r.rank for r in scheduler.running.requests()
+            )
+
+
+def work_of(batch: Batch) -> Work:
     prefills = batch.slices[batch.num_decodes :]
-    preempted = {r.id for r in batch.preempted}
+    return Work(
+        tokens=sum(part.length for part in batch.slices),
+        attention=sum(part.length * (part.start + part.length / 2) for part in prefills),
+        context=sum(part.start for part in batch.slices[: batch.num_decodes]),
+        samples=sum(part.samples for part in batch.slices),
+    )
 
-    # No decode waits, unless it has just lost its blocks.
-    due = {name for name, (_, is_decode) in before.items() if is_decode}
-    assert {part.request.id for part in decodes} == due - preempted
-    assert all(part.length == 1 and part.samples for part in decodes)
 
-    # Prompts get what the decodes leave of the budget, and all of it while any can run.
-    left = max(0, machine.budget - len(decodes))
-    granted = sum(part.length for part in prefills)
-    assert granted <= left
-    assert all(part.length >= 1 for part in batch.slices)
-    if granted < left:
-        assert all(part.samples for part in prefills), "a prompt was cut with budget to spare"
-        started = [r for r in sched.running if not r.in_flight]
-        assert not started, "a started prompt waits with budget to spare"
+@given(pools, st.integers(1, 40), st.integers(1, 8), workloads)
+@settings(max_examples=400, deadline=None)
+def test_the_papers_rules(
+    pool: BlockPool, budget: int, max_batch_size: int, workload: list[Arrival]
+) -> None:
+    """Decodes first, then prompts in order of arrival, as far as the budget reaches."""
+    scheduler = Scheduler(
+        pool, FixedBudget(budget), max_batch_size=max_batch_size, max_model_len=MAX_MODEL_LEN
+    )
+    for batch, _ in play(scheduler, workload):
+        prefills = batch.slices[batch.num_decodes :]
+        left = max(0, budget - batch.num_decodes)
+        granted = sum(part.length for part in prefills)
+        assert granted <= left
+        if granted < left:
+            assert all(part.samples for part in prefills), "a prompt was cut with budget to spare"
+            started = [r for r in scheduler.running.requests() if not r.in_flight]
+            assert not started, "a started prompt waits with budget to spare"
+        ran = [part.request.rank for part in prefills]
+        assert ran == sorted(ran)
+        if scheduler.prompts.waiting() and not batch.preempted:
+            latest = max(request.rank for request in scheduler.running.requests())
+            assert latest < min(request.rank for request in scheduler.prompts.waiting())
 
-    # First come, first served: nobody overtakes a started prompt, and no later arrival runs
-    # while an earlier one waits, except where the earlier one has just been preempted.
-    ran = [part.request.id for part in prefills]
-    assert ran == sorted(ran)
-    if sched.waiting and not preempted:
-        assert max(r.id for r in sched.running) < min(r.id for r in sched.waiting)
 
-    # Progress is contiguous and memory covers it.
-    for request, start, length, samples in batch.slices:
-        assert start == request.num_computed
-        assert start + length <= request.num_tokens
-        assert samples == (start + length == request.num_tokens)
-        assert len(request.blocks) * machine.block_size >= start + length
-    assert len(sched.running) <= machine.max_batch_size
-    sched.pool.check([*sched.running, *sched.waiting])
+@given(pools, seconds, settings_of_all, st.sampled_from([1.0, 0.5, 0.01]), workloads)
+@settings(max_examples=600, deadline=None)
+def test_the_latency_budget_keeps_to_the_slack(
+    pool: BlockPool,
+    budget: LatencyBudget,
+    options: dict[str, Any],
+    in_order_share: float,
+    workload: list[Arrival],
+) -> None:
+    """Unless decodes alone, or the share that prompts have in any case, exceed it."""
+    scheduler = Scheduler(
+        pool,
+        budget,
+        max_model_len=MAX_MODEL_LEN,
+        in_order_share=in_order_share,
+        **options,
+    )
+    idle = LatencyBudget.IDLE_FACTOR * budget.tbt_target
+    for batch, now in play(scheduler, workload, seconds=took):
+        decodes = [part.request for part in batch.slices[: batch.num_decodes]]
+        prefills = batch.slices[batch.num_decodes :]
+        one_token = MODEL.predict(Work(1, 200.0, 0, 1)) - MODEL.predict(Work(0, 0.0, 0, 0))
+        if not decodes:
+            assert took(batch) <= max(idle, MODEL.predict(Work(0, 0.0, 0, 0)) + one_token) + 1e-9
+            continue
+        alone = MODEL.predict(Work(len(decodes), 0.0, batch.work.context, len(decodes)))
+        slack = min(request.due for request in decodes) - now
+        share = budget.min_prefill_share
+        bound = max(min(slack, idle), alone / (1 - share))
+        if share and prefills:
+            bound = max(bound, alone + one_token)
+        assert took(batch) <= bound + 1e-9
+        # And it is not kept back: what is left would not pay for another token.
+        if budget.min_prefill_share and scheduler.prompts.started and not batch.preempted:
+            assert prefills
 
-    # The earliest arrival is never preempted, so that it and then everybody else ends.
-    if batch.preempted:
-        assert min(r.id for r in sched.running) < min(preempted)
+
+def backlogged(scheduler: Scheduler, batch: Batch) -> list[Request]:
+    """Prompts that could have used more of the batch."""
+    short = {part.request for part in batch.slices if not part.samples}
+    return [r for r in scheduler.prompts.started if r in short or not r.in_flight]
+
+
+@given(seconds | tokens, st.sampled_from([1.0, 0.5]), workloads)
+@settings(max_examples=600, deadline=None)
+def test_prompts_progress_at_least_as_documented(
+    budget: Budget, in_order_share: float, workload: list[Arrival]
+) -> None:
+    """While a prompt is short of budget, prompts get their share of the iteration."""
+    scheduler = Scheduler(
+        BlockPool(1000, 4),
+        budget,
+        max_batch_size=100,
+        max_model_len=MAX_MODEL_LEN,
+        in_order_share=in_order_share,
+    )
+    for batch, _ in play(scheduler, workload, seconds=took):
+        if not backlogged(scheduler, batch):
+            continue
+        count = batch.num_decodes
+        granted = batch.num_tokens - count
+        if isinstance(budget, FixedBudget):
+            assert granted >= min(budget.tokens, budget.min_prefill_share * batch.num_tokens)
+            continue
+        assert isinstance(budget, LatencyBudget)
+        whole = took(batch)
+        alone = MODEL.predict(Work(count, 0.0, batch.work.context, count))
+        if budget.min_prefill_share:
+            assert granted >= 1
+        # What is left over is less than one more token and its row of logits would take.
+        token = MODEL.prompt_cost(1, MAX_MODEL_LEN, True)
+        pieces = len(batch.slices) - count + 1
+        assert whole - alone >= budget.min_prefill_share * whole - pieces * token - 1e-9
+
+
+deals = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 60)), min_size=1, max_size=40)
+
+
+@given(deals, st.integers(1, 30), st.sampled_from([1.0, 0.5]), st.sampled_from(sorted(ORDERS)))
+@settings(max_examples=600, deadline=None)
+def test_tenants_with_prompts_at_all_times_are_less_than_a_chunk_apart(
+    prompts: list[tuple[str, int]], budget: int, in_order_share: float, order: str
+) -> None:
+    scheduler = Scheduler(
+        BlockPool(5000, 4),
+        FixedBudget(budget),
+        max_batch_size=1000,
+        max_model_len=MAX_MODEL_LEN,
+        order=ORDERS[order](MODEL, 0.5),
+        fair=True,
+        in_order_share=in_order_share,
+        prefix_caching=False,
+    )
+    for name, (tenant, length) in enumerate(prompts):
+        terms = Terms(tenant=tenant)
+        scheduler.add(Request(name, range(length), Limits(1), 0.0, terms))
+    work = {tenant: sum(n for t, n in prompts if t == tenant) for tenant in "abc"}
+    while (batch := scheduler.schedule(0.0)) is not None:
+        scheduler.complete(batch, [1] * batch.work.samples, 0.0)
+        served = [scheduler.prompts.shares.served(t) for t in "abc" if work[t]]
+        behind = [
+            scheduler.prompts.shares.served(t)
+            for t in "abc"
+            if work[t] > scheduler.prompts.shares.served(t)
+        ]
+        if behind:
+            # Who still has prompts is at most a chunk behind anybody, however much he is ahead.
+            assert max(served) - min(behind) <= budget
+
+
+@given(pools, tokens | seconds, settings_of_all, st.integers(1, 40), workloads)
+@settings(max_examples=400, deadline=None)
+def test_fixed_chunks_depend_on_the_request_alone(
+    pool: BlockPool,
+    budget: Budget,
+    options: dict[str, Any],
+    chunk: int,
+    workload: list[Arrival],
+) -> None:
+    """Preempted ones are computed again as they were: their prompt in chunks, then by tokens."""
+    scheduler = Scheduler(
+        pool, budget, max_model_len=MAX_MODEL_LEN, deterministic_chunk=chunk, **options
+    )
+    for batch, _ in play(scheduler, workload, seconds=took):
+        for request, start, length, _ in batch.slices:
+            prompt = len(request.prompt_ids)
+            if start < prompt:
+                assert start % chunk == 0
+                assert length == min(chunk, prompt - start)
+            else:
+                assert length == 1

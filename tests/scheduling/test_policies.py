@@ -95,11 +95,12 @@ class TestReservations:
             FixedBudget(100),
             max_batch_size=9,
             max_model_len=6,
+            prefix_caching=False,
             policy=POLICIES[policy],
         )
         for name in range(3):
             scheduler.add(Request(name, range(2), Limits(2), float(name)))
-        scheduler.schedule()
+        scheduler.schedule(0.0)
         return len(scheduler.running), scheduler.pool.num_available
 
     @pytest.mark.parametrize("policy", ["orca", "faster_transformer"])
@@ -138,6 +139,7 @@ def test_every_policy_finishes_everything_and_loses_nothing(
         FixedBudget(budget),
         max_batch_size=max_batch_size,
         max_model_len=70,
+        prefix_caching=False,
         policy=policy,
     )
     requests: dict[int, Request] = {}
@@ -157,7 +159,7 @@ def test_every_policy_finishes_everything_and_loses_nothing(
                 cancelled.add(name)
         iteration += 1
         assert iteration < 10_000, "some request never ends"
-        batch = scheduler.schedule()
+        batch = scheduler.schedule(0.0)
         if batch is None:
             assert not scheduler.has_work
             continue
@@ -172,7 +174,7 @@ def test_every_policy_finishes_everything_and_loses_nothing(
             assert all(part.samples for part in prefills), "a prompt was cut"
         if policy.reserves == "max length":
             assert not batch.preempted
-        scheduler.complete(batch, [1] * len(batch.sampling))
+        scheduler.complete(batch, [1] * len(batch.sampling), 0.0)
         scheduler.check()
     for name, request in requests.items():
         if name not in cancelled:

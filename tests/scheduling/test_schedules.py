@@ -3,52 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from scenes import request, run, scheduler, shape
 
-from sarathi.scheduling import (
-    AdmissionError,
-    Batch,
-    BlockPool,
-    FixedBudget,
-    Limits,
-    Request,
-    Scheduler,
-)
-
-
-def scheduler(
-    budget: int = 100, *, blocks: int = 100, block_size: int = 4, max_batch_size: int = 100
-) -> Scheduler:
-    return Scheduler(
-        BlockPool(blocks, block_size),
-        FixedBudget(budget),
-        max_batch_size=max_batch_size,
-        max_model_len=10_000,
-    )
-
-
-def request(name: int, prompt: int, output: int = 100, **limits: object) -> Request:
-    """A request that arrives at time `name`, with token ids that tell their position."""
-    return Request(name, range(prompt), Limits(output, **limits), arrival=float(name))  # type: ignore[arg-type]
-
-
-def shape(batch: Batch | None) -> list[tuple[int, int]]:
-    """(request, tokens) of each slice."""
-    assert batch is not None
-    return [(part.request.id, part.length) for part in batch.slices]
-
-
-def run(sched: Scheduler, token: int = 7) -> list[tuple[int, int]]:
-    """One iteration in which every sampled token is `token`."""
-    batch = sched.schedule()
-    drawn = shape(batch)
-    assert batch is not None
-    sched.complete(batch, [token] * len(batch.sampling))
-    sched.check()
-    return drawn
+from sarathi.scheduling import AdmissionError, Scheduler
 
 
 def test_nothing_to_do_is_none() -> None:
-    assert scheduler().schedule() is None
+    assert scheduler().schedule(0.0) is None
 
 
 def test_a_prompt_is_cut_into_chunks_of_the_budget() -> None:
@@ -129,15 +90,15 @@ class TestPreemption:
 
     def test_the_latest_arrival_gives_up_its_blocks(self) -> None:
         sched = self.fill()
-        batch = sched.schedule()
+        batch = sched.schedule(0.0)
         assert batch is not None
         assert shape(batch) == [(1, 1)]
         assert [victim.id for victim in batch.preempted] == [2]
-        assert sched.num_preemptions == 1
+        assert sched.running.num_preemptions == 1
 
     def test_a_preempted_request_is_computed_again_and_goes_on_where_it_was(self) -> None:
         sched = self.fill()
-        victim = sched.running[1]
+        victim = sched.running.requests()[1]
         assert run(sched) == [(1, 1)]
         assert victim.num_computed == 0
         assert victim.blocks == []
@@ -155,7 +116,7 @@ class TestPreemption:
         sched = self.fill()
         sched.add(request(3, prompt=2, output=2))
         run(sched)
-        assert [waiting.id for waiting in sched.waiting] == [2, 3]
+        assert [waiting.id for waiting in sched.prompts.waiting()] == [2, 3]
 
     def test_nobody_is_admitted_in_an_iteration_that_preempts(self) -> None:
         sched = self.fill()
@@ -189,13 +150,13 @@ class TestCancellation:
         sched = scheduler()
         sched.add(request(1, prompt=4))
         sched.add(request(2, prompt=4))
-        batch = sched.schedule()
+        batch = sched.schedule(0.0)
         assert batch is not None
         assert sched.cancel(1)
-        assert sched.pool.num_free == 98
-        progressed = sched.complete(batch, [7, 8])
+        assert sched.pool.num_free == sched.pool.num_blocks - 2
+        progressed = sched.complete(batch, [7, 8], 0.0)
         assert [(r.id, r.output_ids) for r in progressed] == [(2, [8])]
-        assert sched.pool.num_free == 99
+        assert sched.pool.num_free == sched.pool.num_blocks - 1
 
 
 class TestTheEnd:
@@ -233,14 +194,14 @@ class TestTheEnd:
     ],
 )
 def test_what_can_never_run_is_refused(prompt: int, output: int, message: str) -> None:
-    sched = scheduler()
+    sched = scheduler(blocks=100)
     with pytest.raises(AdmissionError, match=message):
         sched.add(request(1, prompt, output))
     assert not sched.has_work
 
 
 def test_the_last_token_needs_no_room_in_the_cache() -> None:
-    sched = scheduler(budget=400)
+    sched = scheduler(budget=400, blocks=100)
     sched.add(request(1, prompt=399, output=2))
     while sched.has_work:
         run(sched)
@@ -256,23 +217,23 @@ def test_a_request_id_cannot_be_used_twice_at_a_time() -> None:
 def test_a_batch_with_too_few_or_too_many_tokens_is_noticed() -> None:
     sched = scheduler()
     sched.add(request(1, prompt=1))
-    batch = sched.schedule()
+    batch = sched.schedule(0.0)
     assert batch is not None
     with pytest.raises(ValueError, match="samples"):
-        sched.complete(batch, [])
+        sched.complete(batch, [], 0.0)
     with pytest.raises(ValueError, match="samples"):
-        sched.complete(batch, [1, 2])
+        sched.complete(batch, [1, 2], 0.0)
 
 
 def test_requests_in_flight_sit_out_when_several_batches_are_under_way() -> None:
     sched = scheduler(budget=4)
     sched.add(request(1, prompt=4))
-    first = sched.schedule()
+    first = sched.schedule(0.0)
     sched.add(request(2, prompt=4))
-    second = sched.schedule()
+    second = sched.schedule(0.0)
     assert shape(first) == [(1, 4)]
     assert shape(second) == [(2, 4)]
-    assert sched.schedule() is None
+    assert sched.schedule(0.0) is None
     assert first is not None
-    sched.complete(first, [7])
-    assert shape(sched.schedule()) == [(1, 1)]
+    sched.complete(first, [7], 0.0)
+    assert shape(sched.schedule(0.0)) == [(1, 1)]

@@ -13,6 +13,7 @@ import httpx
 from sarathi.engine.client import EngineError
 from sarathi.engine.messages import ModelInfo, Stats, TokenLogprobs, TokenOutput
 from sarathi.engine.sampling import SamplingParams
+from sarathi.scheduling import Terms
 from sarathi.server.app import create_app
 
 MODEL = "tiny"
@@ -27,8 +28,13 @@ INFO = ModelInfo(
     precision="f32",
     kv_precision="f32",
     policy="sarathi",
-    token_budget=128,
+    token_budget=None,
+    tbt_target=0.1,
     max_batch_size=8,
+    order="fcfs",
+    fair_by=None,
+    deterministic=False,
+    prefix_caching=True,
 )
 
 
@@ -93,9 +99,12 @@ class TaggedTemplate:
 
 
 class FakeGeneration:
-    def __init__(self, engine: FakeEngine, prompt: list[int], params: SamplingParams) -> None:
+    def __init__(
+        self, engine: FakeEngine, prompt: list[int], params: SamplingParams, terms: Terms
+    ) -> None:
         self.prompt = prompt
         self.params = params
+        self.terms = terms
         self.cancelled = False
         self._engine = engine
         self._steps = engine.script(prompt, params)
@@ -113,7 +122,8 @@ class FakeGeneration:
             self._sent += 1
             last = token == EOS and not self.params.ignore_eos
             reason = "stop" if last else "length" if self._sent == self.params.max_tokens else None
-            outputs.append(TokenOutput(0, token, reason, self._logprobs(token)))
+            cached = self._engine.cached(self.prompt) if self._sent == 1 else 0
+            outputs.append(TokenOutput(0, token, reason, self._logprobs(token), cached))
             if reason is not None:
                 break
         return outputs
@@ -137,19 +147,23 @@ class FakeEngine:
         *,
         script: Callable[[list[int], SamplingParams], list[list[int]]] | None = None,
         info: ModelInfo | None = INFO,
+        cached: Callable[[list[int]], int] = lambda prompt: 0,
     ) -> None:
         self.info = info
         self.error: str | None = None
         self.stats: Stats | None = None
+        self.cached = cached
         self.on_silence: str | None = None
         self.silent = asyncio.Event()
         self.generations: list[FakeGeneration] = []
         self.script = script or (lambda prompt, params: [[b] for b in text.encode()] + [[EOS]])
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> FakeGeneration:
+    def submit(
+        self, prompt_ids: Sequence[int], params: SamplingParams, terms: Terms
+    ) -> FakeGeneration:
         if self.error is not None:
             raise EngineError(self.error)
-        self.generations.append(FakeGeneration(self, list(prompt_ids), params))
+        self.generations.append(FakeGeneration(self, list(prompt_ids), params, terms))
         return self.generations[-1]
 
     @property
@@ -157,6 +171,12 @@ class FakeEngine:
         """Of the only request."""
         (generation,) = self.generations
         return generation.params
+
+    @property
+    def terms(self) -> Terms:
+        """Of the only request."""
+        (generation,) = self.generations
+        return generation.terms
 
 
 def call(

@@ -202,7 +202,7 @@ def test_wrong_methods_and_paths_are_answered_in_the_same_form(method, path, sta
 
 def test_a_failure_of_the_server_is_answered_in_the_same_form():
     class Broken(FakeEngine):
-        def submit(self, prompt_ids, params):
+        def submit(self, prompt_ids, params, terms):
             raise ZeroDivisionError
 
     answer = error(complete(Broken()), 500)

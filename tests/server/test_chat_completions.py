@@ -25,6 +25,7 @@ def test_a_reply_has_a_message_usage_and_a_finish_reason():
         "prompt_tokens": prompt,
         "completion_tokens": 6,
         "total_tokens": prompt + 6,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 

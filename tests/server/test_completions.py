@@ -13,7 +13,12 @@ def test_a_completion_has_text_usage_and_a_finish_reason():
         {"index": 0, "text": "Hello", "logprobs": None, "finish_reason": "stop"}
     ]
     # Five letters and the token that ended it.
-    assert reply["usage"] == {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}
+    assert reply["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 6,
+        "total_tokens": 9,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 def test_sixteen_tokens_unless_told_otherwise():
@@ -152,6 +157,7 @@ def test_a_stream_ends_with_the_usage_if_asked_for(n):
         "prompt_tokens": 4,
         "completion_tokens": 3 * n,
         "total_tokens": 4 + 3 * n,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 

@@ -121,10 +121,10 @@ def test_an_engine_that_dies_before_all_is_there_is_an_error():
 def _fail_in_submit(engine: FakeEngine) -> Callable[..., Any]:
     submit = engine.submit
 
-    def second_fails(prompt_ids: Any, params: Any) -> Any:
+    def second_fails(prompt_ids: Any, params: Any, terms: Any) -> Any:
         if engine.generations:
             raise ZeroDivisionError
-        return submit(prompt_ids, params)
+        return submit(prompt_ids, params, terms)
 
     return second_fails
 

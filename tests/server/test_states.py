@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fake_engine import INFO, LIMIT, MODEL, VOCAB, FakeEngine, call, complete, error
-
-from sarathi.engine.messages import Stats
+from fake_engine import LIMIT, MODEL, VOCAB, FakeEngine, call, complete, error
 
 POSTS = {
     "/v1/completions": {"prompt": "p"},
@@ -81,19 +79,6 @@ def test_version():
     assert get(FakeEngine(), "/version").json()["version"]
 
 
-def test_stats_before_and_after_the_first_iteration():
-    engine = FakeEngine()
-    assert get(engine, "/stats").json() == {
-        "running": 0,
-        "waiting": 0,
-        "free_blocks": INFO.num_blocks,
-        "total_blocks": INFO.num_blocks,
-        "preemptions": 0,
-    }
-    engine.stats = Stats(1, 2, 3, 4, 5)
-    assert list(get(engine, "/stats").json().values()) == [1, 2, 3, 4, 5]
-
-
 def test_tokenize_and_back():
     reply = call(FakeEngine(), "POST", "/tokenize", {"prompt": "hé"}).json()
     assert reply == {"tokens": [104, 195, 169], "count": 3, "max_model_len": LIMIT}
@@ -134,7 +119,7 @@ def test_wrong_tokenisation_requests(path, body, param):
         {"authorization": "Bearer "},
     ],
 )
-@pytest.mark.parametrize("path", [*POSTS, "/stats", "/v1/models", "/v1/nothing"])
+@pytest.mark.parametrize("path", [*POSTS, "/stats", "/metrics", "/v1/models", "/v1/nothing"])
 def test_without_a_right_key_nothing_is_served(path, headers):
     method = "POST" if path in POSTS else "GET"
     response = call(
@@ -144,7 +129,7 @@ def test_without_a_right_key_nothing_is_served(path, headers):
 
 
 @pytest.mark.parametrize("key", ["one", "two"])
-@pytest.mark.parametrize("path", [*POSTS, "/stats", "/v1/models"])
+@pytest.mark.parametrize("path", [*POSTS, "/stats", "/metrics", "/v1/models"])
 def test_any_of_the_keys_opens_everything(path, key):
     method = "POST" if path in POSTS else "GET"
     headers = {"authorization": f"Bearer {key}"}

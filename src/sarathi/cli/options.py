@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+from pathlib import Path
 from typing import get_args
 
+from sarathi.cli.errors import UsageError
 from sarathi.engine.config import (
+    DEFAULT_IN_ORDER_SHARE,
     DEFAULT_MAX_BATCH_SIZE,
+    DEFAULT_MIN_PREFILL_SHARE,
     DEFAULT_TOKEN_BUDGET,
+    DEFAULT_TTFT_TARGET,
     EngineConfig,
+    FairBy,
 )
+from sarathi.engine.durations import seconds_of
 from sarathi.executors.precision import KvPrecision, Precision
-from sarathi.scheduling import POLICIES
+from sarathi.scheduling import ORDERS, POLICIES
 
+_Group = argparse._ArgumentGroup  # argparse has no public name for it
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
@@ -28,28 +37,12 @@ def add_model_argument(parser: argparse.ArgumentParser, **kwargs: object) -> Non
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("engine")
-    group.add_argument(
-        "--token-budget",
-        type=positive,
-        metavar="N",
-        help="tokens one iteration may carry, decodes included; less means shorter gaps between "
-        f"tokens, more means faster prompts (default: {DEFAULT_TOKEN_BUDGET})",
-    )
-    group.add_argument(
-        "--policy",
-        choices=POLICIES,
-        default="sarathi",
-        help="how batches are put together: sarathi, or one of those it is compared with "
-        "(default: %(default)s)",
-    )
-    group.add_argument(
-        "--max-batch-size",
-        type=positive,
-        default=DEFAULT_MAX_BATCH_SIZE,
-        metavar="N",
-        help="requests that run at the same time (default: %(default)s)",
-    )
+    _add_model_and_memory(parser.add_argument_group("model and memory"))
+    _add_scheduling(parser.add_argument_group("scheduling"))
+    _add_observing(parser.add_argument_group("observing"))
+
+
+def _add_model_and_memory(group: _Group) -> None:
     group.add_argument(
         "--max-model-len",
         type=positive,
@@ -62,6 +55,12 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="memory for keys and values, such as 2GiB or 512MB (default: up to half of what is "
         "free)",
+    )
+    group.add_argument(
+        "--enable-prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the keys and values of prompts for others that begin alike (default: on)",
     )
     group.add_argument(
         "--precision",
@@ -79,16 +78,124 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_scheduling(group: _Group) -> None:
+    group.add_argument(
+        "--tbt-target",
+        type=duration,
+        metavar="DURATION",
+        help="longest time between two tokens of an answer, such as 100ms or 0.1 (seconds); "
+        "prompts get what it leaves of each iteration (default: 5x the time of an iteration of "
+        "decodes alone on this machine, printed at start)",
+    )
+    group.add_argument(
+        "--token-budget",
+        type=positive,
+        metavar="N",
+        help="the paper's fixed budget, instead of --tbt-target: tokens one iteration may carry, "
+        f"decodes included (default: none; {DEFAULT_TOKEN_BUDGET} for chunked_only)",
+    )
+    group.add_argument(
+        "--min-prefill-share",
+        type=share,
+        default=DEFAULT_MIN_PREFILL_SHARE,
+        metavar="SHARE",
+        help="of each iteration, for prompts while one waits, even where the target is missed for "
+        "it; 0 to less than 1 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--in-order-share",
+        type=share,
+        default=DEFAULT_IN_ORDER_SHARE,
+        metavar="SHARE",
+        help="of the work on prompts that follows --order, while the rest goes to the shortest; "
+        "above 0, and 1 for strict order (default: %(default)s)",
+    )
+    group.add_argument(
+        "--order",
+        choices=ORDERS,
+        default="fcfs",
+        help="whose prompt is computed first: first come; the least 'priority' of a request; or "
+        "the least time left until the TTFT target, less its work (default: %(default)s)",
+    )
+    group.add_argument(
+        "--ttft-target",
+        type=duration,
+        metavar="DURATION",
+        help="time to the first token, for requests that name none; needs --order slack "
+        f"(default: {DEFAULT_TTFT_TARGET:g}s)",
+    )
+    group.add_argument(
+        "--fair-by",
+        choices=get_args(FairBy),
+        help="share the computing of prompts equally: between API keys if there are several, "
+        "otherwise between the 'user' of requests (default: not at all)",
+    )
+    group.add_argument(
+        "--max-batch-size",
+        type=positive,
+        default=DEFAULT_MAX_BATCH_SIZE,
+        metavar="N",
+        help="requests that run at the same time (default: %(default)s)",
+    )
+    group.add_argument(
+        "--policy",
+        choices=POLICIES,
+        default="sarathi",
+        help="how batches are put together: sarathi, or one of those it is compared with "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="cut a prompt into the same chunks whatever else runs, so that answers do not depend "
+        "on the load; costs speed",
+    )
+
+
+def _add_observing(group: _Group) -> None:
+    group.add_argument(
+        "--iteration-log",
+        type=new_file,
+        metavar="FILE.jsonl",
+        help="a line for every iteration: its batch, predicted and real time, budget",
+    )
+    group.add_argument(
+        "--trace",
+        type=new_file,
+        metavar="FILE",
+        help="every iteration in Chrome's trace format, for https://ui.perfetto.dev",
+    )
+
+
 def engine_config(args: argparse.Namespace) -> EngineConfig:
+    """
+    Raises:
+        UsageError: arguments that have no effect, or do not go together.
+        ConfigError: likewise.
+    """
+    if args.ttft_target is not None and args.order != "slack":
+        raise UsageError(f"--ttft-target has no effect on --order {args.order}: omit it")
+    if args.iteration_log is not None and args.iteration_log == args.trace:
+        raise UsageError("--iteration-log and --trace name the same file")
     return EngineConfig(
         policy=args.policy,
         token_budget=args.token_budget,
+        tbt_target=args.tbt_target,
+        min_prefill_share=args.min_prefill_share,
+        in_order_share=args.in_order_share,
+        order=args.order,
+        ttft_target=DEFAULT_TTFT_TARGET if args.ttft_target is None else args.ttft_target,
+        fair_by=args.fair_by,
+        prefix_caching=args.enable_prefix_caching,
+        deterministic=args.deterministic,
         max_batch_size=args.max_batch_size,
         max_model_len=args.max_model_len,
         kv_cache_memory=args.kv_cache_memory,
         precision=args.precision,
         kv_precision=args.kv_precision,
         threads=args.threads,
+        iteration_log=args.iteration_log,
+        trace=args.trace,
     )
 
 
@@ -112,3 +219,30 @@ def num_bytes(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is less than one byte")
     return value
+
+
+def duration(text: str) -> float:
+    """An argparse type: a time such as 100ms, 1.5s or 0.1 (seconds), in seconds."""
+    try:
+        return seconds_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def share(text: str) -> float:
+    """An argparse type: a number from 0 to 1; which of the ends are accepted is not told here."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def new_file(text: str) -> str:
+    """An argparse type: the path of a file that can be written, made absolute."""
+    path = Path(text).absolute()
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a file that can be written")
+    return str(path)

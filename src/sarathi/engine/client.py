@@ -32,6 +32,7 @@ from sarathi.engine.messages import (
     TokenOutput,
 )
 from sarathi.engine.sampling import SamplingParams
+from sarathi.scheduling import Terms
 
 # Not `-m`, which would let files in the current folder pass for modules.
 _START = """import sys
@@ -40,6 +41,7 @@ from sarathi.engine.process import main
 sys.exit(main())"""
 _SHUTDOWN_SECONDS = 5.0
 _LIVENESS_SECONDS = 0.2
+_PLAIN = Terms()
 _MAX_FOLDER = 90  # characters: the path of a socket has at most 107
 
 
@@ -106,7 +108,9 @@ class Engine(Protocol):
     def stats(self) -> Stats | None:
         """The scheduler's state after the latest iteration."""
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> Generation:
+    def submit(
+        self, prompt_ids: Sequence[int], params: SamplingParams, terms: Terms = ...
+    ) -> Generation:
         """Queue one request; `EngineError` where the engine is not ready or has died."""
 
 
@@ -120,7 +124,7 @@ class EngineClient:
 
         Args:
             path: the model, as `open_model` takes it.
-            report: called with a line about what the engine does while it loads.
+            report: called with a line about what the engine does.
         """
         self.info: ModelInfo | None = None  # None until the model is loaded
         self.error: str | None = None  # why the engine cannot answer any more
@@ -177,7 +181,9 @@ class EngineClient:
         await asyncio.gather(*self._tasks)
         return self.error or "the engine has stopped"
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> Generation:
+    def submit(
+        self, prompt_ids: Sequence[int], params: SamplingParams, terms: Terms = _PLAIN
+    ) -> Generation:
         """Queue one request.
 
         Raises:
@@ -191,7 +197,7 @@ class EngineClient:
         self._next_id += 1
         generation = Generation(self, request_id)
         self._generations[request_id] = generation
-        self._send(Submit(request_id, list(prompt_ids), params, time.monotonic()))
+        self._send(Submit(request_id, list(prompt_ids), params, time.monotonic(), terms))
         return generation
 
     def cancel(self, request_id: int) -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
+from typing import Literal
+
 import msgspec
 
 from sarathi.executors.precision import KvPrecision, Precision
-from sarathi.scheduling import POLICIES
+from sarathi.scheduling import ORDERS, POLICIES
 
 DEFAULT_TOKEN_BUDGET = 256
 DEFAULT_MAX_BATCH_SIZE = 128
+DEFAULT_MIN_PREFILL_SHARE = 0.1
+DEFAULT_IN_ORDER_SHARE = 0.5
+DEFAULT_TTFT_TARGET = 5.0  # seconds
+_DETERMINISTIC_CHUNK = 128  # tokens; not measured, or two machines would cut differently
+
+FairBy = Literal["tenant"]
 
 
 class ConfigError(ValueError):
@@ -17,17 +27,29 @@ class ConfigError(ValueError):
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     policy: str = "sarathi"  # a row of `scheduling.POLICIES`
-    token_budget: int | None = None  # tokens of one iteration, decodes included; None: the default
+    token_budget: int | None = None  # tokens of one iteration, decodes included
+    tbt_target: float | None = None  # seconds; None with no token_budget: derived from the machine
+    min_prefill_share: float = DEFAULT_MIN_PREFILL_SHARE  # of an iteration, while a prompt waits
+    in_order_share: float = DEFAULT_IN_ORDER_SHARE  # of prompt work; the rest: shortest first
+    order: str = "fcfs"  # a key of `scheduling.ORDERS`
+    ttft_target: float = DEFAULT_TTFT_TARGET  # seconds, of requests that name none; for `slack`
+    fair_by: FairBy | None = None
+    prefix_caching: bool = True
+    deterministic: bool = False  # chunk boundaries depend on the request alone
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE  # requests that run at the same time
     max_model_len: int | None = None  # tokens; None: as many as model and memory allow
     kv_cache_memory: int | None = None  # bytes; None: out of the memory that is free
     precision: Precision | None = None  # None: the fastest that the processor computes in
     kv_precision: KvPrecision | None = None  # None: the same as precision
     threads: int | None = None  # None: one a core
+    iteration_log: str | None = None  # path of a JSON lines file
+    trace: str | None = None  # path of a Chrome trace file
 
     def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            raise ConfigError(f"policy is {self.policy!r}, expected one of {', '.join(POLICIES)}")
+        _one_of("policy", self.policy, POLICIES)
+        _one_of("order", self.order, ORDERS)
+        if self.fair_by is not None:
+            _one_of("fair_by", self.fair_by, ("tenant",))
         for name in (
             "token_budget",
             "max_batch_size",
@@ -38,15 +60,50 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}, expected at least 1")
+        for name in ("tbt_target", "ttft_target"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"{name} is {value}, expected a time above 0")
+        if not 0 <= self.min_prefill_share < 1:
+            raise ConfigError(
+                f"min_prefill_share is {self.min_prefill_share}, expected 0 to less than 1"
+            )
+        if not 0 < self.in_order_share <= 1:
+            raise ConfigError(f"in_order_share is {self.in_order_share}, expected above 0 up to 1")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.token_budget is not None and self.tbt_target is not None:
+            raise ConfigError(
+                "token_budget and tbt_target exclude each other: the one fixes the tokens of an "
+                "iteration, the other its time"
+            )
         if self.token_budget is not None and not POLICIES[self.policy].budgeted:
             raise ConfigError(f"token_budget has no effect on the policy {self.policy}: omit it")
+        if self.tbt_target is not None and self.policy != "sarathi":
+            raise ConfigError(f"tbt_target has no effect on the policy {self.policy}: omit it")
+        if self.deterministic and self.policy != "sarathi":
+            raise ConfigError("deterministic needs the policy sarathi")
 
     @property
-    def budget(self) -> int | None:
-        """The token budget in force, None where the policy has none."""
-        if not POLICIES[self.policy].budgeted:
+    def fixed_budget(self) -> int | None:
+        """The tokens of an iteration; None where a latency target takes their place, or nothing."""
+        if self.token_budget is not None:
+            return self.token_budget
+        budgeted = POLICIES[self.policy].budgeted and self.policy != "sarathi"
+        return DEFAULT_TOKEN_BUDGET if budgeted else None
+
+    @property
+    def chunk(self) -> int | None:
+        """Where `deterministic` cuts prompts, in tokens; None where the budget says."""
+        if not self.deterministic:
             return None
-        return DEFAULT_TOKEN_BUDGET if self.token_budget is None else self.token_budget
+        return _DETERMINISTIC_CHUNK if self.token_budget is None else self.token_budget
+
+    @property
+    def latency_budget(self) -> bool:
+        """Whether the budget follows from a latency target, given or derived."""
+        return self.policy == "sarathi" and self.token_budget is None
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -55,3 +112,8 @@ class Launch(msgspec.Struct, frozen=True):
     path: str
     config: EngineConfig
     parent: int  # process id: the engine ends when that process does
+
+
+def _one_of(name: str, value: str, accepted: Collection[str]) -> None:
+    if value not in accepted:
+        raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(accepted)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -9,10 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from sarathi.engine.messages import Refusal, Stats, TokenLogprobs, TokenOutput
+from sarathi.engine.records import IterationRecord, Recorder
 from sarathi.engine.sampler import LogitsError, Sampled, Sampler
 from sarathi.engine.sampling import SamplingParams
 from sarathi.executors.step import Step, build_step
-from sarathi.scheduling import AdmissionError, Limits, Request, Scheduler
+from sarathi.scheduling import (
+    AdmissionError,
+    Batch,
+    Limits,
+    ModelError,
+    Request,
+    Scheduler,
+    Terms,
+)
 
 
 class Executor(Protocol):
@@ -21,7 +31,11 @@ class Executor(Protocol):
     def execute(self, step: Step) -> npt.NDArray[np.float32]: ...
 
 
+_NO_TERMS = Terms()
 _NO_TOKEN = "no token can be chosen: all are barred, or the model gave no finite logits"
+
+_NO_ERROR = ModelError(0.0, 0.0, 0)
+_LOOP_SHARE = 0.1  # of an iteration: the most that the loop around it can take
 
 Logprobs = dict[int, TokenLogprobs]  # by request id, of those that asked
 
@@ -38,18 +52,37 @@ class EngineCore:
     iteration."""
 
     def __init__(
-        self, executor: Executor, scheduler: Scheduler, sampler: Sampler, eos_ids: Sequence[int]
+        self,
+        executor: Executor,
+        scheduler: Scheduler,
+        sampler: Sampler,
+        eos_ids: Sequence[int],
+        recorders: Sequence[Recorder] = (),
     ) -> None:
+        """
+        Args:
+            recorders: are told of every iteration.
+        """
         self.scheduler = scheduler
         self._executor = executor
         self._sampler = sampler
         self._eos_ids = tuple(eos_ids)
+        self._recorders = recorders
         self._slots: dict[int, int] = {}  # request id to the sampler's slot
+        self._ended: float | None = None  # the iteration before, None where there was a pause
 
     def submit(
-        self, request_id: int, prompt_ids: Sequence[int], params: SamplingParams, arrival: float
+        self,
+        request_id: int,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        arrival: float,
+        terms: Terms = _NO_TERMS,
     ) -> None:
         """Queue a request.
+
+        Args:
+            arrival: seconds, of time.monotonic.
 
         Raises:
             AdmissionError: it can never run; the message says why.
@@ -71,7 +104,7 @@ class EngineCore:
             min_tokens=params.min_tokens,
             stop_ids=stop_ids if params.ignore_eos else stop_ids.union(self._eos_ids),
         )
-        request = Request(request_id, prompt_ids, limits, arrival)
+        request = Request(request_id, prompt_ids, limits, arrival, terms)
         self.scheduler.add(request)
         try:
             slot = self._sampler.open(params, prompt_ids, self._eos_ids)
@@ -79,11 +112,15 @@ class EngineCore:
             self.scheduler.cancel(request_id)
             raise AdmissionError(str(error)) from error
         self._slots[request_id] = slot
+        for recorder in self._recorders:
+            recorder.arrived(request)
 
     def cancel(self, request_id: int) -> None:
         """Forget a request; harmless where it has ended or never was."""
         if self.scheduler.cancel(request_id):
             self._close(request_id)
+            for recorder in self._recorders:
+                recorder.cancelled(request_id, time.monotonic())
 
     @property
     def has_work(self) -> bool:
@@ -98,31 +135,99 @@ class EngineCore:
             raise
 
     def _step(self) -> Outcome:
-        batch = self.scheduler.schedule()
+        began = time.monotonic()
+        batch = self.scheduler.schedule(began)
         if batch is None:
             return Outcome([], [])
+        scheduled = time.monotonic()
         tokens: Sequence[int] = ()
         logprobs: Logprobs = {}
         failures: list[Refusal] = []
         if batch.slices:
             logits = self._executor.execute(build_step(batch, self.scheduler.pool.block_size))
-            if sampling := batch.sampling:
-                tokens, logprobs, failures = self._sample(logits, sampling)
-        outputs = self._publish(self.scheduler.complete(batch, tokens), logprobs)
+        executed = time.monotonic()
+        if sampling := batch.sampling:
+            tokens, logprobs, failures = self._sample(logits, sampling)
+        sampled = time.monotonic()
+        outputs = self._publish(self.scheduler.complete(batch, tokens, sampled), logprobs)
+        ended = time.monotonic()
+        self._learn(batch, began, ended)
+        if self._recorders:
+            parts = (
+                ("schedule", scheduled),
+                ("execute", executed),
+                ("sample", sampled),
+                ("publish", ended),
+            )
+            self._record(batch, outputs, began, ended, parts)
         if not self.scheduler.has_work:
             self.scheduler.check()
+            self.rest()
         return Outcome(outputs, failures)
+
+    def rest(self) -> None:
+        """There is nothing to do for a while."""
+        self._ended = None
+        for recorder in self._recorders:
+            recorder.flush()
+
+    def close(self) -> None:
+        """Finish what is written down."""
+        for recorder in self._recorders:
+            recorder.close()
 
     @property
     def stats(self) -> Stats:
         scheduler = self.scheduler
+        error = _NO_ERROR if scheduler.model is None else scheduler.model.error
         return Stats(
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
+            waiting=len(scheduler.prompts),
             free_blocks=scheduler.pool.num_free,
+            cached_blocks=scheduler.pool.num_cached,
             total_blocks=scheduler.pool.num_blocks,
-            preemptions=scheduler.num_preemptions,
+            preemptions=scheduler.running.num_preemptions,
+            iterations=scheduler.num_iterations,
+            prompt_tokens=scheduler.prefills.prompt_tokens,
+            cached_tokens=scheduler.prefills.cached_tokens,
+            relegations=scheduler.prefills.num_relegations,
+            model_error_median=error.median,
+            model_error_p90=error.p90,
         )
+
+    def _learn(self, batch: Batch, began: float, ended: float) -> None:
+        """How long such iterations take: from the end of the one before, as a reader waits."""
+        took = ended - began
+        if self._ended is not None:
+            # Offline callers may take their time between iterations, which is not the machine's.
+            took += min(began - self._ended, _LOOP_SHARE * took)
+        self._ended = ended
+        if batch.slices and self.scheduler.model is not None:
+            self.scheduler.model.observe(batch.work, took)
+
+    def _record(
+        self,
+        batch: Batch,
+        outputs: list[TokenOutput],
+        began: float,
+        ended: float,
+        parts: Sequence[tuple[str, float]],
+    ) -> None:
+        scheduler = self.scheduler
+        record = IterationRecord(
+            batch=batch,
+            outputs=outputs,
+            begin=began,
+            end=ended,
+            parts=parts,
+            running=len(scheduler.running),
+            waiting=len(scheduler.prompts),
+            free_blocks=scheduler.pool.num_free,
+            cached_blocks=scheduler.pool.num_cached,
+            total_blocks=scheduler.pool.num_blocks,
+        )
+        for recorder in self._recorders:
+            recorder.record(record)
 
     def _sample(
         self, logits: npt.NDArray[np.float32], requests: list[Request]
@@ -152,7 +257,9 @@ class EngineCore:
         for request in progressed:
             reason = request.finish_reason()
             token = request.output_ids[-1]
-            outputs.append(TokenOutput(request.id, token, reason, logprobs.get(request.id)))
+            first = len(request.output_ids) == 1
+            cached = request.num_cached if first else 0
+            outputs.append(TokenOutput(request.id, token, reason, logprobs.get(request.id), cached))
             if reason:
                 self._close(request.id)
         return outputs

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from sarathi.engine.sampling import SamplingParams
-from sarathi.scheduling import FinishReason
+from sarathi.scheduling import FinishReason, Terms
 
 
 class Submit(msgspec.Struct, tag="submit", array_like=True, frozen=True):
@@ -18,6 +18,7 @@ class Submit(msgspec.Struct, tag="submit", array_like=True, frozen=True):
     prompt_ids: list[int]
     params: SamplingParams
     arrival: float  # seconds, time.monotonic of the caller; the clock is one per machine
+    terms: Terms = Terms()
 
 
 class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True):
@@ -44,6 +45,7 @@ class TokenOutput(msgspec.Struct, array_like=True, frozen=True):
     token: int
     finish_reason: FinishReason | None = None
     logprobs: TokenLogprobs | None = None
+    cached_tokens: int = 0  # of the prompt, found in the prefix cache; with the first token only
 
 
 class Refusal(msgspec.Struct, array_like=True, frozen=True):
@@ -54,13 +56,20 @@ class Refusal(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Stats(msgspec.Struct, array_like=True, frozen=True):
-    """The scheduler's state after an iteration."""
+    """The scheduler's state after an iteration; what is counted is counted since start."""
 
     running: int
     waiting: int
-    free_blocks: int
+    free_blocks: int  # those that hold cached prefixes included
+    cached_blocks: int  # hold prefixes that nobody uses at the moment
     total_blocks: int
-    preemptions: int  # since start
+    preemptions: int
+    iterations: int
+    prompt_tokens: int  # of admitted prompts
+    cached_tokens: int  # of those, found in the prefix cache
+    relegations: int  # requests that could not meet their TTFT target any more
+    model_error_median: float  # of the predicted iteration time, relative, over the latest ones
+    model_error_p90: float
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -73,8 +82,13 @@ class ModelInfo(msgspec.Struct, frozen=True):
     precision: str
     kv_precision: str
     policy: str
-    token_budget: int | None  # None where the policy has none
+    token_budget: int | None  # None where a latency target takes its place, or nothing
+    tbt_target: float | None  # seconds; None with a fixed budget or a policy without one
     max_batch_size: int
+    order: str
+    fair_by: str | None
+    deterministic: bool
+    prefix_caching: bool
 
 
 class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):
@@ -89,7 +103,7 @@ class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
 
 
 class Progress(msgspec.Struct, tag="progress", array_like=True, frozen=True):
-    """A line about what the engine does while it loads."""
+    """A line about what the engine does: often while it loads, rarely afterwards."""
 
     message: str
 

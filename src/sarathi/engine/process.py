@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,7 @@ from sarathi.engine.messages import (
     Ready,
     Refusal,
     Shutdown,
+    Stats,
     Submit,
     ToEngine,
 )
@@ -35,6 +37,7 @@ from sarathi.models.config import ModelError
 from sarathi.scheduling import AdmissionError
 
 _IDLE_POLL = 500  # milliseconds between looks at whether the parent lives
+_TELL = 60.0  # seconds between lines about how it goes, while there is work
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ class EngineProcess:
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._refusals: list[Refusal] = []
         self._stopping = False
+        self._told = time.monotonic()
 
     def send(self, message: FromEngine) -> None:
         self._socket.send(self._encoder.encode(message))
@@ -61,6 +65,9 @@ class EngineProcess:
             if outputs or failures or changed:
                 self.send(Iteration(outputs, self._refusals + failures, core.stats))
                 self._refusals = []
+            if outputs and time.monotonic() > self._told + _TELL:
+                self._told = time.monotonic()
+                self.send(Progress(in_words(core.stats)))
 
     def _receive(self, core: EngineCore, timeout: int) -> bool:
         """Take in all messages that are there, waiting up to `timeout` ms for the first."""
@@ -81,9 +88,21 @@ class EngineProcess:
 
     def _submit(self, core: EngineCore, message: Submit) -> None:
         try:
-            core.submit(message.id, message.prompt_ids, message.params, message.arrival)
+            core.submit(
+                message.id, message.prompt_ids, message.params, message.arrival, message.terms
+            )
         except AdmissionError as error:
             self._refusals.append(Refusal(message.id, str(error)))
+
+
+def in_words(stats: Stats) -> str:
+    """A line for whoever watches the server."""
+    hits = 100 * stats.cached_tokens / max(1, stats.prompt_tokens)
+    return (
+        f"{stats.running} running, {stats.waiting} waiting; predicted iteration times are off by "
+        f"{100 * stats.model_error_median:.1f} % (median) and {100 * stats.model_error_p90:.1f} % "
+        f"(P90); {hits:.0f} % of prompt tokens came from the prefix cache"
+    )
 
 
 def main() -> int:
@@ -102,7 +121,10 @@ def main() -> int:
             Path(launch.path), launch.config, lambda line: process.send(Progress(line))
         )
         process.send(Ready(info))
-        process.run(core)
+        try:
+            process.run(core)
+        finally:
+            core.close()
     except (ModelError, ConfigError, ExecutorError) as error:
         process.send(Failed(str(error), bad_input=True))
         return 2

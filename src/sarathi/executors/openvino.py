@@ -14,7 +14,7 @@ from sarathi.executors.errors import ExecutorError
 from sarathi.executors.machine import usable_cores
 from sarathi.executors.openvino_graph import STEP_INPUTS, build_graph, key_cache, value_cache
 from sarathi.executors.precision import KvPrecision, Precision
-from sarathi.executors.step import Step, check_step
+from sarathi.executors.step import Step, beside, check_step
 from sarathi.models.config import ModelConfig
 from sarathi.models.layout import expected_shapes
 from sarathi.models.weights import Weights
@@ -55,6 +55,7 @@ class OpenVinoExecutor:
         precision: Precision | None = None,
         kv_precision: KvPrecision | None = None,
         num_threads: int | None = None,
+        deterministic: bool = False,
     ) -> None:
         """Compile the model.
 
@@ -63,11 +64,13 @@ class OpenVinoExecutor:
             precision: None for the fastest that the processor computes in.
             kv_precision: None for the same.
             num_threads: None for one a core.
+            deterministic: whether logits must not depend on what else is in a step.
         """
         self.config = config
         self.max_position = max_position
         self.precision = precision or default_precision()
         self.kv_precision: KvPrecision = kv_precision or self.precision
+        self.deterministic = deterministic
         self.num_blocks = 0
         supported = supported_precisions()
         if self.precision not in supported:
@@ -110,10 +113,11 @@ class OpenVinoExecutor:
     def allocate(self, num_blocks: int) -> None:
         """Make room for `num_blocks` KV blocks, and warm up. The pages fill as they are used."""
         self._caches = []
+        with_spare = num_blocks + self.deterministic
         for name, dtype, shape in self._cache_layouts():
             # Zeroed, since a NaN that happens to lie there would survive masking.
-            room = np.zeros(int(np.prod(shape)) * num_blocks * dtype.bitwidth // 8, np.uint8)
-            cache = ov.Tensor(room, ov.Shape([num_blocks, *shape]), dtype)
+            room = np.zeros(int(np.prod(shape)) * with_spare * dtype.bitwidth // 8, np.uint8)
+            cache = ov.Tensor(room, ov.Shape([with_spare, *shape]), dtype)
             self._request.set_tensor(name, cache)
             self._caches.append(cache)
         self.num_blocks = num_blocks
@@ -135,6 +139,9 @@ class OpenVinoExecutor:
             vocab_size=self.config.vocab_size,
             max_position=self.max_position,
         )
+        if self.deterministic and len(step.token_ids) == 1:
+            # A token alone takes other kernels, whose sums round differently.
+            step = beside(step, self.num_blocks)
         for name, (dtype, _) in STEP_INPUTS.items():
             self._set_input(name, np.asarray(getattr(step, name), dtype))
         self._request.infer()

@@ -11,7 +11,7 @@ from sarathi.executors.errors import ExecutorError
 from sarathi.executors.openvino import BLOCK_SIZE, OpenVinoExecutor
 from sarathi.executors.precision import KvPrecision, Precision
 from sarathi.executors.reference import reference_logits
-from sarathi.executors.step import Step
+from sarathi.executors.step import Part, join_parts
 
 # Largest accepted distance of the logits from the reference, relative to their length. Trained
 # models stay below a tenth of it, random ones, which amplify rounding, below a half; logits of
@@ -32,6 +32,7 @@ _STEPS = (
 _LENGTHS = (BLOCK_SIZE + 4, 10, 5)
 _TABLES = ((3, 0), (2,), (1,))  # permuted on purpose
 NUM_BLOCKS = 4
+_MANY = 64  # blocks: half of them for a long context, half for a large batch
 MAX_POSITION = max(_LENGTHS)
 
 
@@ -51,10 +52,16 @@ def self_check(executor: OpenVinoExecutor) -> None:
     expected = [reference_logits(config, executor.constants, tokens) for tokens in sequences]
     distances = []
     for parts in _STEPS:
-        step, ends = _step(sequences, parts)
+        step = join_parts(
+            [
+                Part(sequences[i][past : past + new], past, _TABLES[i], samples=True)
+                for i, (past, new) in enumerate(parts)
+            ],
+            BLOCK_SIZE,
+        )
         logits = executor.execute(step)
-        for row, (sequence, end) in enumerate(ends):
-            distances.append(_distance(logits[row], expected[sequence][end - 1]))
+        for i, (past, new) in enumerate(parts):
+            distances.append(_distance(logits[i], expected[i][past + new - 1]))
     worst = np.max(distances)  # unlike max(), gives NaN if there is one
     tolerance = max(_TOLERANCE[executor.precision], _TOLERANCE[executor.kv_precision])
     if not worst <= tolerance:
@@ -65,25 +72,41 @@ def self_check(executor: OpenVinoExecutor) -> None:
         )
 
 
+def check_deterministic(executor: OpenVinoExecutor) -> None:
+    """See whether a sequence's logits depend on what else is in its step.
+
+    Uses KV blocks, whose content is lost: better many, since long contexts and large batches may
+    take other kernels.
+
+    Raises:
+        ExecutorError: they do.
+    """
+    num_blocks = min(executor.num_blocks, _MANY)
+    shared = min(num_blocks // 2, (executor.max_position - 1) // BLOCK_SIZE)
+    own = range(shared, num_blocks)
+    context = shared * BLOCK_SIZE
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, executor.config.vocab_size, context + 1).tolist()
+
+    def decode(block: int) -> Part:
+        """One of several equal sequences, each with a last block of its own."""
+        return Part(tokens[context:], context, [*range(shared), block], samples=True)
+
+    def first_row(parts: list[Part]) -> npt.NDArray[np.float32]:
+        row: npt.NDArray[np.float32] = executor.execute(join_parts(parts, BLOCK_SIZE))[0].copy()
+        return row
+
+    executor.execute(join_parts([Part(tokens[:context], 0, range(shared), False)], BLOCK_SIZE))
+    watched, *others = own
+    alone = first_row([decode(watched)])
+    chunk = Part(tokens[: len(others) * BLOCK_SIZE], 0, others, samples=True)
+    for mates in ([decode(b) for b in others[:1]], [decode(b) for b in others], [chunk]):
+        if not np.array_equal(first_row([decode(watched), *mates]), alone):
+            raise ExecutorError(
+                "on this processor logits depend on what else is in an iteration: "
+                "--deterministic is not possible"
+            )
+
+
 def _distance(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
-
-
-def _step(
-    sequences: list[list[int]], parts: tuple[tuple[int, int], ...]
-) -> tuple[Step, list[tuple[int, int]]]:
-    """A step that runs `parts`, sampling the last row of each, and where those rows end."""
-    lengths = [new for _, new in parts]
-    tables = [_TABLES[i][: -(-(past + new) // BLOCK_SIZE)] for i, (past, new) in enumerate(parts)]
-    spans = [range(past, past + new) for past, new in parts]
-    query_starts = np.cumsum([0, *lengths], dtype=np.int32)
-    step = Step(
-        token_ids=np.array([sequences[i][p] for i, span in enumerate(spans) for p in span]),
-        positions=np.array([p for span in spans for p in span]),
-        query_starts=query_starts,
-        past_lens=np.array([past for past, _ in parts], np.int32),
-        block_ids=np.array([block for table in tables for block in table], np.int32),
-        block_starts=np.cumsum([0, *map(len, tables)], dtype=np.int32),
-        sample_rows=query_starts[1:].astype(np.int64) - 1,
-    )
-    return step, [(i, past + new) for i, (past, new) in enumerate(parts)]

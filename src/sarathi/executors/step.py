@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,21 +38,40 @@ class Step:
         return int((self.past_lens + np.diff(self.query_starts)).max())
 
 
-def build_step(batch: Batch, block_size: int) -> Step:
-    """The arrays of a batch.
+class Part(NamedTuple):
+    """What a step computes of one sequence."""
 
-    A block table is cut at the last token of its slice: a running chunk never sees blocks of
+    token_ids: Sequence[int]
+    past: int  # tokens in the KV cache
+    blocks: Sequence[int]  # of the sequence; more than `past` and the new tokens need is fine
+    samples: bool  # whether the logits of the last token are wanted
+
+
+def build_step(batch: Batch, block_size: int) -> Step:
+    """The arrays of a batch."""
+    return join_parts(
+        [
+            Part(request.tokens(start, length), start, request.blocks, samples)
+            for request, start, length, samples in batch.slices
+        ],
+        block_size,
+    )
+
+
+def join_parts(parts: Sequence[Part], block_size: int) -> Step:
+    """The arrays of parts of different sequences.
+
+    A block table is cut at the last token of its part: a running chunk never sees blocks of
     chunks to come.
     """
-    slices = batch.slices
-    lengths = [part.length for part in slices]
-    starts = [part.start for part in slices]
+    lengths = [len(part.token_ids) for part in parts]
     tables = [
-        part.request.blocks[: -(-(part.start + part.length) // block_size)] for part in slices
+        part.blocks[: -(-(part.past + length) // block_size)]
+        for part, length in zip(parts, lengths, strict=True)
     ]
     query_starts = _starts(lengths)
-    tokens = chain.from_iterable(part.request.tokens(part.start, part.length) for part in slices)
-    past = np.array(starts, np.int32)
+    past = np.array([part.past for part in parts], np.int32)
+    tokens = chain.from_iterable(part.token_ids for part in parts)
     token_ids = np.fromiter(tokens, np.int64, query_starts[-1])
     # Position = row - first row of the sequence + tokens before: one vectorised expression.
     positions = np.arange(query_starts[-1]) + np.repeat(past - query_starts[:-1], lengths)
@@ -64,9 +84,26 @@ def build_step(batch: Batch, block_size: int) -> Step:
         block_ids=np.fromiter(chain.from_iterable(tables), np.int32, block_starts[-1]),
         block_starts=block_starts,
         sample_rows=np.array(
-            [end - 1 for end, part in zip(query_starts[1:], slices, strict=True) if part.samples],
+            [end - 1 for end, part in zip(query_starts[1:], parts, strict=True) if part.samples],
             np.int64,
         ),
+    )
+
+
+def beside(step: Step, block_id: int) -> Step:
+    """The step with one more sequence, of one token, whose logits nobody wants.
+
+    Args:
+        block_id: a KV block that nobody uses, to write to.
+    """
+    return Step(
+        token_ids=np.append(step.token_ids, 0),
+        positions=np.append(step.positions, 0),
+        query_starts=np.append(step.query_starts, step.query_starts[-1] + 1),
+        past_lens=np.append(step.past_lens, np.int32(0)),
+        block_ids=np.append(step.block_ids, np.int32(block_id)),
+        block_starts=np.append(step.block_starts, step.block_starts[-1] + 1),
+        sample_rows=step.sample_rows,
     )
 
 

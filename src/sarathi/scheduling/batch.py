@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from sarathi.scheduling.latency_model import Work
 from sarathi.scheduling.request import Request
+
+NO_WORK = Work(0, 0.0, 0, 0)
 
 
 class Slice(NamedTuple):
@@ -25,10 +28,13 @@ class Batch:
     slices: tuple[Slice, ...]
     num_decodes: int = 0  # the first so many slices
     preempted: tuple[Request, ...] = ()
+    work: Work = NO_WORK
+    allowed: float = 0.0  # what prompts could get: tokens, or seconds with a latency budget
+    predicted: float | None = None  # seconds, where there is a latency model
 
     @property
     def num_tokens(self) -> int:
-        return sum(part.length for part in self.slices)
+        return self.work.tokens
 
     @property
     def sampling(self) -> list[Request]:

@@ -1,41 +1,147 @@
-"""How many tokens one iteration may carry."""
+"""How much prompt one iteration may carry beside its decodes."""
 
 from __future__ import annotations
 
+import math
+from typing import Protocol
 
-class TokenBudget:
-    """What is left of one iteration's tokens.
+from sarathi.scheduling.latency_model import LatencyModel, Work
 
-    Decodes are charged and never refused: when they alone exceed the budget they all run, and
-    prompts get nothing in that iteration.
-    """
 
-    def __init__(self, tokens: int) -> None:
-        self._left = tokens
+class Pricing(Protocol):
+    """What prompt tokens cost, in the unit of a budget."""
+
+    def prompt_cost(self, tokens: int, context: int, samples: bool) -> float: ...
+
+    def prompt_tokens(self, amount: float, context: int) -> int: ...
+
+
+class PerToken:
+    """A token costs one token."""
+
+    def prompt_cost(self, tokens: int, context: int, samples: bool) -> float:
+        return tokens
+
+    def prompt_tokens(self, amount: float, context: int) -> int:
+        return int(amount)
+
+
+class Allowance:
+    """What is left for prompts in one iteration."""
+
+    def __init__(self, amount: float, pricing: Pricing, least: int = 0) -> None:
+        """
+        Args:
+            amount: in the unit of `pricing`; nothing where it is negative.
+            least: tokens that the first to ask gets in any case.
+        """
+        self.amount = max(0.0, amount)
+        self._left = self.amount
+        self._pricing = pricing
+        self._least = least
 
     @property
-    def left(self) -> int:
-        return max(0, self._left)
+    def left(self) -> float:
+        return max(0.0, self._left)
 
-    def charge(self, tokens: int) -> None:
-        """Count tokens that run in any case."""
-        self._left -= tokens
+    def take(self, tokens: int, context: int, within: float = math.inf) -> int:
+        """Grant at most `tokens`, none or more, to a prompt of which `context` are computed.
 
-    def take(self, tokens: int) -> int:
-        """Grant at most `tokens` of what is left; never negative."""
-        granted = min(tokens, self.left)
-        self._left -= granted
+        Args:
+            within: the most that they may cost.
+        """
+        amount = min(self.left, within) - self._pricing.prompt_cost(0, context, True)
+        affordable = self._pricing.prompt_tokens(amount, context) if amount > 0 else 0
+        granted = min(tokens, max(affordable, self._least))
+        if granted:
+            self.charge(granted, context)
         return granted
+
+    def covers(self, tokens: int, context: int) -> bool:
+        return self._pricing.prompt_cost(tokens, context, True) <= self._left
+
+    def charge(self, tokens: int, context: int) -> None:
+        """Count tokens that run in any case."""
+        self._left -= self._pricing.prompt_cost(tokens, context, True)
+        self._least = 0
+
+
+class Budget(Protocol):
+    """Opens an allowance for every iteration."""
+
+    tbt_target: float  # seconds that a decode may wait for its next token, infinite for any
+
+    def open(self, decodes: Work, slack: float | None) -> Allowance:
+        """
+        Args:
+            decodes: what runs in any case.
+            slack: seconds until the most urgent decode is due; None where nobody decodes.
+        """
 
 
 class FixedBudget:
-    """The paper's budget: the same number of tokens in every iteration, decodes included."""
+    """The paper's budget: the same number of tokens in every iteration, decodes included.
 
-    def __init__(self, tokens: int) -> None:
+    Decodes are never refused. Where they leave less, prompts together get `min_prefill_share` of
+    the iteration's tokens nevertheless; 0 is the paper's rule.
+    """
+
+    tbt_target = math.inf
+
+    def __init__(self, tokens: int, min_prefill_share: float = 0.0) -> None:
         if tokens < 1:
             raise ValueError(f"token budget is {tokens}, expected at least 1")
         self.tokens = tokens
+        self.min_prefill_share = _share(min_prefill_share)
 
-    def open(self) -> TokenBudget:
-        """The budget of one iteration."""
-        return TokenBudget(self.tokens)
+    def open(self, decodes: Work, slack: float | None) -> Allowance:
+        floor = math.ceil(_beside(decodes.tokens, self.min_prefill_share))
+        return Allowance(max(self.tokens - decodes.tokens, floor), _PER_TOKEN)
+
+
+class LatencyBudget:
+    """As much prompt as keeps the predicted time of an iteration within the slack of its decodes.
+
+    With `t` the predicted time of the decodes alone, `s` the slack of the most urgent one and `m`
+    the `min_prefill_share`, prompts get `max(s - t, t * m / (1 - m))` seconds: a share `m` of the
+    iteration at least. Where nobody decodes, and at most, they get `IDLE_FACTOR` times the target
+    less what any iteration takes: long enough to compute at full speed, and short enough for a
+    newcomer, who has to wait until the iteration ends.
+    """
+
+    IDLE_FACTOR = 4.0
+
+    def __init__(
+        self, tbt_target: float, model: LatencyModel, min_prefill_share: float = 0.0
+    ) -> None:
+        """
+        Args:
+            tbt_target: seconds between the tokens of requests that have no target of their own.
+        """
+        if not (tbt_target > 0 and math.isfinite(tbt_target)):
+            raise ValueError(f"TBT target is {tbt_target}, expected a time above 0")
+        self.tbt_target = tbt_target
+        self.model = model
+        self.min_prefill_share = _share(min_prefill_share)
+
+    def open(self, decodes: Work, slack: float | None) -> Allowance:
+        spent = self.model.predict(decodes)
+        most = self.IDLE_FACTOR * self.tbt_target - spent
+        if slack is None:
+            return Allowance(most, self.model, least=1)
+        amount = max(min(slack - spent, most), _beside(spent, self.min_prefill_share))
+        return Allowance(amount, self.model, least=1 if self.min_prefill_share else 0)
+
+
+_PER_TOKEN = PerToken()
+
+
+def _share(value: float) -> float:
+    if not 0 <= value < 1:
+        raise ValueError(f"the least share of prompts is {value}, expected 0 to less than 1")
+    return value
+
+
+def _beside(amount: float, share: float) -> float:
+    """What has to be put beside `amount` to make up `share` of the whole."""
+    return amount * share / (1 - share)

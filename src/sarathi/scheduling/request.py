@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length"]
 
@@ -16,6 +17,27 @@ class Limits:
     max_tokens: int
     min_tokens: int = 0
     stop_ids: frozenset[int] = frozenset()  # end-of-sequence and stop tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a caller asks of the scheduler beside its tokens."""
+
+    priority: int = 0  # less goes first, as in vLLM
+    tenant: str = ""  # who shares the machine fairly with others
+    ttft_target: float | None = None  # seconds from arrival to the first token
+    tbt_target: float | None = None  # seconds between tokens; None: the engine's own
+
+
+class Rank(NamedTuple):
+    """Where a request stands among others; less goes first."""
+
+    lane: int  # nobody is given a share at the expense of a lesser lane
+    key: float
+    id: int
+
+
+_UNRANKED = Rank(0, 0.0, 0)
 
 
 @dataclass(eq=False, slots=True)
@@ -31,12 +53,21 @@ class Request:
     prompt_ids: Sequence[int]
     limits: Limits
     arrival: float  # seconds; orders requests first come, first served
+    terms: Terms = Terms()
     output_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
     num_preemptions: int = 0
     in_flight: bool = False  # part of a batch that has not been completed
     cancelled: bool = False
+
+    # Kept by the scheduler.
+    rank: Rank = _UNRANKED
+    tbt_target: float = math.inf  # seconds, its own or the engine's
+    due: float = math.inf  # seconds; when its next token should come, once it has one
+    num_cached: int = 0  # tokens found in the prefix cache when it was first admitted
+    block_hashes: list[bytes] = field(default_factory=list)  # names of its full blocks
+    num_published: int = 0  # blocks whose content others may use
 
     @property
     def num_tokens(self) -> int:

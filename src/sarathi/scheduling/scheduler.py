@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import sys
-from bisect import insort
 from collections.abc import Sequence
 
-from sarathi.scheduling.batch import Batch, Slice
+from sarathi.scheduling.admission import AdmissionError, check_admissible
+from sarathi.scheduling.batch import NO_WORK, Batch, Slice
 from sarathi.scheduling.blocks import BlockPool
-from sarathi.scheduling.budget import FixedBudget, TokenBudget
+from sarathi.scheduling.budget import Allowance, Budget, FixedBudget
+from sarathi.scheduling.latency_model import LatencyModel, Work
+from sarathi.scheduling.memory import KvMemory
+from sarathi.scheduling.order import Fcfs, Order
 from sarathi.scheduling.policy import POLICIES, Policy
+from sarathi.scheduling.prefills import Prefills
+from sarathi.scheduling.prompts import Prompts
 from sarathi.scheduling.request import Request
-
-
-class AdmissionError(ValueError):
-    """A request could never run, however long it waited."""
-
-
-def _order(request: Request) -> tuple[float, int]:
-    """First come, first served."""
-    return request.arrival, request.id
+from sarathi.scheduling.running import Running
 
 
 class Scheduler:
@@ -27,42 +24,71 @@ class Scheduler:
 
     The policy is that of Sarathi-Serve (Agrawal et al., OSDI'24, algorithm 3) unless another one
     is given: every decode runs in every iteration, then prompts that have been started, then new
-    ones, first come, first served, as far as the token budget reaches. A prompt that does not fit
-    is cut.
+    ones, as far as the budget reaches. A prompt that does not fit is cut.
 
     Memory: a prompt is admitted when the blocks for all of it are available, which are reserved
     for it and taken chunk by chunk. An output grows block by block; where none is available the
-    latest arrival gives up its blocks and is computed again later (preemption by recompute).
-    The earliest arrival therefore always makes progress.
+    last in order gives up its blocks and is computed again later (preemption by recompute). The
+    first in order therefore always makes progress.
 
     Single-threaded: calls must not overlap. `schedule` may be called again before `complete`, in
-    which case requests in flight sit out.
+    which case requests in flight sit out. Times are seconds of any one clock.
     """
 
     def __init__(
         self,
         pool: BlockPool,
-        budget: FixedBudget | None,
+        budget: Budget | None,
         *,
         max_batch_size: int,
         max_model_len: int,
         policy: Policy = POLICIES["sarathi"],
+        order: Order | None = None,
+        fair: bool = False,
+        in_order_share: float = 1.0,
+        deterministic_chunk: int | None = None,
+        prefix_caching: bool = True,
+        model: LatencyModel | None = None,
     ) -> None:
+        """
+        Args:
+            order: who goes first; None: first come, first served.
+            fair: whether tenants share prompt work equally.
+            in_order_share: of an iteration's prompt work, what the first prompt in order may take
+                while others could use the rest, which goes to the shortest first. 1: strictly in
+                order. Policies that do not cut prompts have no use for it.
+            deterministic_chunk: where prompts are cut, in tokens, whatever else there is to do;
+                None: as the budget says.
+            model: predicts the time of batches, for whoever looks at them.
+        """
         if max_batch_size < 1:
             raise ValueError(f"max batch size is {max_batch_size}, expected at least 1")
-        if budget is None and policy.budgeted:
-            raise ValueError("the policy needs a token budget")
         self.pool = pool
-        self.budget = budget
-        self.max_batch_size = max_batch_size
         self.max_model_len = max_model_len
-        self.policy = policy
-        self.waiting: list[Request] = []  # both lists are kept first come, first served
-        self.running: list[Request] = []
-        self.num_preemptions = 0
+        self.num_iterations = 0
+        self._policy = policy
+        self._budget = _budget(policy, budget, max_model_len)
+        self._order = order or Fcfs()
+        self._fair = fair
+        self.model = model
+        # Blocks that were computed in other pieces may differ in their last bits.
+        prefix_caching = prefix_caching and deterministic_chunk is None
+        whole = policy.reserves == "max length"
+        self._memory = KvMemory(
+            pool, reserve_tokens=max_model_len if whole else None, prefix_caching=prefix_caching
+        )
+        self.prompts = Prompts(fair=fair)
+        self.running = Running(self._memory, self.prompts)
+        self.prefills = Prefills(
+            self.prompts,
+            self._memory,
+            self._order,
+            policy,
+            max_batch_size=max_batch_size,
+            in_order_share=in_order_share,
+            chunk=deterministic_chunk,
+        )
         self._requests: dict[int, Request] = {}
-        self._reserved: dict[int, int] = {}  # blocks promised to each admitted prompt
-        self._batches = 0
         self._prefilled = False  # whether the latest batch had prompts in it
 
     # -- the outside world ------------------------------------------------------------------
@@ -75,24 +101,13 @@ class Scheduler:
         """
         if request.id in self._requests:
             raise AdmissionError(f"request id {request.id} is in use")
-        if not request.prompt_ids:
-            raise AdmissionError("the prompt is empty")
-        if request.limits.max_tokens < 1:
-            raise AdmissionError(f"max_tokens is {request.limits.max_tokens}, expected at least 1")
-        if request.max_num_tokens > self.max_model_len:
-            raise AdmissionError(
-                f"{len(request.prompt_ids)} prompt tokens and up to {request.limits.max_tokens} "
-                f"output tokens exceed the model's length of {self.max_model_len} tokens"
-            )
-        # The last output token is never computed, so it needs no room.
-        if self.pool.blocks_for(request.max_num_tokens - 1) > self.pool.num_blocks:
-            raise AdmissionError(
-                f"{len(request.prompt_ids)} prompt tokens and up to {request.limits.max_tokens} "
-                f"output tokens exceed the KV cache of "
-                f"{self.pool.num_blocks * self.pool.block_size} tokens"
-            )
+        check_admissible(request, self.pool, self.max_model_len)
+        own_target = request.terms.tbt_target
+        request.tbt_target = self._budget.tbt_target if own_target is None else own_target
+        request.rank = self._order.rank(request)
         self._requests[request.id] = request
-        insort(self.waiting, request, key=_order)
+        self.prompts.shares.enter(self.prompts.tenant(request))
+        self.prompts.add(request)
 
     def cancel(self, request_id: int) -> bool:
         """Forget a request and free its blocks; False where it has ended or never was.
@@ -121,40 +136,62 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise `AssertionError` where blocks, reservations or queues contradict each other."""
-        self.pool.check(self._requests.values())
-        if sum(self._reserved.values()) != self.pool.num_reserved:
-            raise AssertionError("the pool and the scheduler disagree about reserved blocks")
-        if len(self.waiting) + len(self.running) != len(self._requests):
+        self._memory.check(self._requests.values())
+        if len(self.prompts) + len(self.running) != len(self._requests):
             raise AssertionError("a request is in both queues or in none")
-        if any(request.blocks for request in self.waiting):
+        if any(request.blocks for request in self.prompts.waiting()):
             raise AssertionError("a waiting request owns blocks")
+        if not all(request.is_decode for request in self.running.decodes):
+            raise AssertionError("a prompt is among the decodes")
 
     # -- one iteration ----------------------------------------------------------------------
 
-    def schedule(self) -> Batch | None:
+    def schedule(self, now: float) -> Batch | None:
         """The next batch, or None when there is nothing to do."""
-        policy = self.policy
-        budget = self._open_budget()
+        policy = self._policy
         decodes: list[Slice] = []
         prefills: list[Slice] = []
+        work = NO_WORK
+        displaced = self._displace() if self._order.preempts else []
         preempted: list[Request] = []
         prefills_first = policy.first == "prefills" or (
             policy.first == "alternate" and not self._prefilled
         )
+        allowance = None
+        slack = None
         if prefills_first:
-            self._schedule_prefills(budget, prefills, admit=True)
+            allowance = self._budget.open(work, None)
+            work = self._prefill(allowance, prefills, work, now, admit=True)
         if policy.hybrid or not prefills:
-            self._schedule_decodes(budget, decodes, preempted)
+            decodes, context, due, preempted = self.running.decode()
+            if decodes:
+                count = len(decodes)
+                work = work._replace(
+                    tokens=work.tokens + count, context=context, samples=work.samples + count
+                )
+                slack = due - now
+                if self._fair:
+                    for part in decodes:
+                        self.prompts.charge(part.request, 1)
         if not prefills_first and (policy.hybrid or not decodes):
+            allowance = self._budget.open(work, slack)
             # After a preemption memory is short: admitting more would only preempt more.
-            self._schedule_prefills(budget, prefills, admit=not preempted)
-        if not (decodes or prefills or preempted):
+            work = self._prefill(allowance, prefills, work, now, admit=not preempted)
+        if not (decodes or prefills or preempted or displaced):
             return None
-        self._batches += 1
+        self.num_iterations += 1
         self._prefilled = bool(prefills)
-        return Batch(self._batches, (*decodes, *prefills), len(decodes), tuple(preempted))
+        return Batch(
+            id=self.num_iterations,
+            slices=(*decodes, *prefills),
+            num_decodes=len(decodes),
+            preempted=(*displaced, *preempted),
+            work=work,
+            allowed=0.0 if allowance is None else allowance.amount,
+            predicted=None if self.model is None else self.model.predict(work),
+        )
 
-    def complete(self, batch: Batch, tokens: Sequence[int]) -> list[Request]:
+    def complete(self, batch: Batch, tokens: Sequence[int], now: float) -> list[Request]:
         """Record what the executor computed.
 
         Args:
@@ -164,12 +201,14 @@ class Scheduler:
             The requests that got their token, in the same order, without those that were
             cancelled meanwhile. Those whose `finish_reason()` is set have left the scheduler.
         """
-        expected = sum(part.samples for part in batch.slices)
-        if len(tokens) != expected:
-            raise ValueError(f"batch {batch.id} samples {expected} tokens, got {len(tokens)}")
+        if len(tokens) != batch.work.samples:
+            raise ValueError(
+                f"batch {batch.id} samples {batch.work.samples} tokens, got {len(tokens)}"
+            )
         sampled = iter(tokens)
         progressed: list[Request] = []
-        for request, start, length, samples in batch.slices:
+        block_size = self.pool.block_size
+        for index, (request, start, length, samples) in enumerate(batch.slices):
             request.in_flight = False
             token = next(sampled) if samples else None
             if request.cancelled:
@@ -180,128 +219,66 @@ class Scheduler:
                     f"batch {batch.id} computed request {request.id} from {start}, but it stands "
                     f"at {request.num_computed}"
                 )
-            request.num_computed = start + length
+            request.num_computed = end = start + length
+            if length > 1 or not end % block_size:
+                self._memory.publish(request)
             if token is None:
                 continue
-            request.output_ids.append(token)
+            outputs = request.output_ids
+            outputs.append(token)
+            request.due = now + request.tbt_target
             progressed.append(request)
-            if request.finish_reason():
+            limits = request.limits
+            ends = len(outputs) >= limits.max_tokens or token in limits.stop_ids
+            if ends and request.finish_reason():
                 self._forget(request)
+            elif index >= batch.num_decodes:
+                self.running.end_prefill(request)
         return progressed
 
-    def _schedule_decodes(
-        self, budget: TokenBudget, slices: list[Slice], preempted: list[Request]
-    ) -> None:
-        index = 0
-        while index < len(self.running):
-            request = self.running[index]
-            index += 1
-            if request.in_flight or not request.is_decode:
-                continue
-            while self._lacking(request, request.num_tokens) > self.pool.num_available:
-                victim = self._latest_from(index - 1)
-                self._preempt(victim)
-                preempted.append(victim)
-                if victim is request:
-                    break
-            else:
-                budget.charge(1)
-                self._put(slices, request, 1)
+    def _prefill(
+        self, allowance: Allowance, slices: list[Slice], work: Work, now: float, *, admit: bool
+    ) -> Work:
+        """Prompts, started and new, until the allowance is used up."""
+        granted = self.prefills.deal(allowance, now, len(self.running), admit=admit)
+        tokens, attention, context, samples = work
+        for request, length in granted.items():
+            start = request.num_computed
+            self._memory.extend(request, start + length)
+            request.in_flight = True
+            last = start + length == request.num_tokens
+            slices.append(Slice(request, start, length, last))
+            tokens += length
+            attention += length * (start + length / 2)
+            samples += last
+        return Work(tokens, attention, context, samples)
 
-    def _schedule_prefills(self, budget: TokenBudget, slices: list[Slice], *, admit: bool) -> None:
-        """Started prompts, then new ones if any may be admitted, until the budget is used up."""
-        for request in self.running:
-            if not request.in_flight and not request.is_decode:
-                if not (length := self._grant(budget, request, slices)):
-                    return
-                self._put(slices, request, length)
-        while admit and self.waiting and len(self.running) < self.max_batch_size:
-            request = self.waiting[0]
-            reserve = self._reserve_for(request)
-            if reserve + self._headroom > self.pool.num_available:
-                return
-            if not (length := self._grant(budget, request, slices)):
-                return
-            self.waiting.pop(0)
-            self.pool.reserve(reserve)
-            self._promise(request, reserve)
-            insort(self.running, request, key=_order)
-            self._put(slices, request, length)
+    # -- coming and going -------------------------------------------------------------------
 
-    def _open_budget(self) -> TokenBudget:
-        if self.policy.budgeted and self.budget is not None:
-            return self.budget.open()
-        whole = self.policy.prompt_limit == "model length"
-        return TokenBudget(self.max_model_len if whole else sys.maxsize)
-
-    def _grant(self, budget: TokenBudget, request: Request, slices: list[Slice]) -> int:
-        """Tokens of a prompt that may run now."""
-        remaining = request.remaining
-        if self.policy.chunked:
-            return budget.take(remaining)
-        # Whole or not at all; the first one always, or a long one would wait for ever.
-        if remaining > budget.left and slices:
-            return 0
-        budget.charge(remaining)
-        return remaining
-
-    def _reserve_for(self, request: Request) -> int:
-        if self.policy.reserves == "prompt":
-            return self.pool.blocks_for(request.num_tokens)
-        return min(self.pool.blocks_for(self.max_model_len), self.pool.num_blocks)
-
-    @property
-    def _headroom(self) -> int:
-        """Blocks to leave when a prompt is admitted.
-
-        Every running request may soon ask for one more. Without that headroom the newcomer would
-        be preempted at once, and computed again and again.
-        """
-        return len(self.running) if self.policy.reserves == "prompt" else 0
-
-    def _put(self, slices: list[Slice], request: Request, length: int) -> None:
-        """Schedule the next `length` tokens of a request and give it the blocks they need."""
-        start = request.num_computed
-        missing = self.pool.missing(request, start + length)
-        if missing:
-            reserved = self._reserved.get(request.id, 0)
-            own = min(missing, reserved)
-            self.pool.unreserve(own)
-            self.pool.take(request, missing)
-            self._promise(request, reserved - own)
-        request.in_flight = True
-        slices.append(Slice(request, start, length, start + length == request.num_tokens))
-
-    def _lacking(self, request: Request, num_tokens: int) -> int:
-        """Blocks that a request needs for `num_tokens` tokens, beyond its own and its reserved."""
-        missing = self.pool.missing(request, num_tokens)
-        return max(0, missing - self._reserved.get(request.id, 0)) if missing else 0
-
-    def _promise(self, request: Request, count: int) -> None:
-        if count:
-            self._reserved[request.id] = count
-        else:
-            self._reserved.pop(request.id, None)
-
-    # -- leaving ----------------------------------------------------------------------------
-
-    def _latest_from(self, index: int) -> Request:
-        """The latest arrival among `running[index:]` whose blocks nobody is using."""
-        return next(r for r in reversed(self.running[index:]) if not r.in_flight)
-
-    def _preempt(self, request: Request) -> None:
-        self._release(request)
-        self.running.remove(request)
-        request.num_computed = 0
-        request.num_preemptions += 1
-        self.num_preemptions += 1
-        insort(self.waiting, request, key=_order)
+    def _displace(self) -> list[Request]:
+        """Preempt for the first waiting request, as long as somebody of a greater lane runs."""
+        displaced: list[Request] = []
+        first = self.prompts.first_waiting()
+        while first is not None and self.prefills.plan(first, len(self.running)) is None:
+            victim = self.running.last_in_order()
+            if victim is None or victim.rank.lane <= first.rank.lane:
+                break
+            self.running.preempt(victim)
+            displaced.append(victim)
+        return displaced
 
     def _forget(self, request: Request) -> None:
         del self._requests[request.id]
-        self._release(request)
-        (self.running if request in self.running else self.waiting).remove(request)
+        if self.prompts.waits(request):
+            self.prompts.leave_line(request)
+        else:
+            self.running.leave(request)
+        self.prompts.shares.leave(self.prompts.tenant(request))
 
-    def _release(self, request: Request) -> None:
-        self.pool.unreserve(self._reserved.pop(request.id, 0))
-        self.pool.release(request)
+
+def _budget(policy: Policy, budget: Budget | None, max_model_len: int) -> Budget:
+    if policy.prompt_limit == "budget":
+        if budget is None:
+            raise ValueError("the policy needs a token budget")
+        return budget
+    return FixedBudget(max_model_len if policy.prompt_limit == "model length" else sys.maxsize)

@@ -1,35 +1,34 @@
-"""The HTTP application: routes, API keys, and errors as answers."""
+"""The HTTP application: routes, and errors as answers."""
 
 from __future__ import annotations
 
-import hmac
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from sarathi.engine.client import Engine
 from sarathi.models.tokenizer import Tokenizer
 from sarathi.server.chat import create_chat_completion
 from sarathi.server.completions import create_completion
 from sarathi.server.errors import ApiError, unknown_model
-from sarathi.server.reply import json_response
-from sarathi.server.responses import Health, Model, ModelList, SchedulerStats, Version
-from sarathi.server.service import Service
+from sarathi.server.keys import ApiKeys, key_name
+from sarathi.server.metrics import Metrics
+from sarathi.server.reply import error_response, json_response
+from sarathi.server.responses import Health, Model, ModelList, Version
+from sarathi.server.service import Call, Service
+from sarathi.server.stats import scheduler_stats
 from sarathi.server.tokenization import detokenize, tokenize
 
 MAX_BODY = 8 * 2**20  # bytes
-OPEN_PATHS = frozenset({"/health", "/version"})  # need no API key
 
-Post = Callable[[Service, bytes], Awaitable[ASGIApp]]
+Post = Callable[[Service, Call], Awaitable[ASGIApp]]
 
 
 def create_app(
@@ -45,10 +44,12 @@ def create_app(
     Args:
         engine: may still be loading; requests are answered with 503 until it is ready.
         served_name: the model name that requests give.
-        api_keys: any of them opens every path but `OPEN_PATHS`; none leaves all open.
+        api_keys: any of them opens every path but `keys.OPEN_PATHS`; none leaves all open. Of
+            several, each is a tenant.
         max_body: bytes of a request body.
     """
     service = Service(engine, tokenizer, served_name, created=int(time.time()))
+    metrics = Metrics(engine)
 
     async def models(request: Request) -> Response:
         return json_response(ModelList(data=[_model(service)]))
@@ -63,7 +64,10 @@ def create_app(
         return _health(service)
 
     async def stats(request: Request) -> Response:
-        return json_response(_stats(service))
+        return json_response(scheduler_stats(service.ready(), engine.stats))
+
+    async def prometheus(request: Request) -> Response:
+        return metrics.response()
 
     async def version(request: Request) -> Response:
         return json_response(Version(_version()))
@@ -80,6 +84,7 @@ def create_app(
             Route("/v1/models/{name:path}", model),
             Route("/health", health),
             Route("/stats", stats),
+            Route("/metrics", prometheus),
             Route("/version", version),
             *(
                 Route(path, _post(service, handler, max_body), methods=["POST"])
@@ -96,48 +101,16 @@ def create_app(
     return ApiKeys(app, tuple(key.encode() for key in api_keys)) if api_keys else app
 
 
-@dataclass(frozen=True)
-class ApiKeys:
-    """Lets through who has a key. Replies pass untouched, so streams cost nothing more."""
-
-    app: ASGIApp
-    keys: tuple[bytes, ...]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self.app
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not self._fits(given):
-                app = _error_response(_unauthorised(given))
-        await app(scope, receive, send)
-
-    def _fits(self, header: bytes) -> bool:
-        scheme, _, key = header.partition(b" ")
-        # All are compared, so that the time taken tells nothing.
-        fits = [hmac.compare_digest(key.strip(), one) for one in self.keys]
-        return scheme.lower() == b"bearer" and any(fits)
-
-
-def _unauthorised(given: bytes) -> ApiError:
-    message = (
-        "Incorrect API key provided."
-        if given
-        else "An API key is needed: send the header 'Authorization: Bearer KEY'."
-    )
-    headers = {"WWW-Authenticate": "Bearer"}
-    return ApiError(401, message, code="invalid_api_key", headers=headers)
-
-
 def _post(
     service: Service, handler: Post, max_body: int
 ) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         try:
-            body = await _read(request, max_body)
+            call = Call(await _read(request, max_body), key_name(request.scope))
         except ClientDisconnect:
             return Response(status_code=499)
         # Starlette calls what it gets as an ASGI application.
-        return await handler(service, body)  # type: ignore[return-value]
+        return await handler(service, call)  # type: ignore[return-value]
 
     return endpoint
 
@@ -176,14 +149,6 @@ def _health(service: Service) -> Response:
     return json_response(Health("ok"))
 
 
-def _stats(service: Service) -> SchedulerStats:
-    info = service.ready()
-    stats = service.engine.stats
-    if stats is None:  # nothing has run yet
-        return SchedulerStats(0, 0, info.num_blocks, info.num_blocks, 0)
-    return SchedulerStats(**msgspec.structs.asdict(stats))
-
-
 def _version() -> str:
     try:
         return metadata.version("sarathi-serve")
@@ -191,13 +156,9 @@ def _version() -> str:
         return "unknown"
 
 
-def _error_response(error: ApiError) -> Response:
-    return json_response(error.body, error.status, error.headers)
-
-
 async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _error_response(error)
+    return error_response(error)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -209,8 +170,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     }
     message, code = known.get(error.status_code, (error.detail, None))
     headers = dict(error.headers or {})
-    return _error_response(ApiError(error.status_code, message, code=code, headers=headers))
+    return error_response(ApiError(error.status_code, message, code=code, headers=headers))
 
 
 async def _on_failure(request: Request, error: Exception) -> Response:
-    return _error_response(ApiError(500, "The server failed on this request."))
+    return error_response(ApiError(500, "The server failed on this request."))

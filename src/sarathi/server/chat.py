@@ -25,18 +25,20 @@ from sarathi.server.responses import (
     Usage,
 )
 from sarathi.server.sampling import chat_params, first
-from sarathi.server.service import Service, new_id
+from sarathi.server.service import Call, Service, new_id
 from sarathi.server.stream import ChunkEncoder, StreamReply
+from sarathi.server.terms import request_terms
 
 
-async def create_chat_completion(service: Service, body: bytes) -> ASGIApp:
+async def create_chat_completion(service: Service, call: Call) -> ASGIApp:
     """
     Raises:
         ApiError: the request is wrong, or the engine takes none.
     """
     info = service.ready()
-    request = decode(body, ChatRequest)
+    request = decode(call.body, ChatRequest)
     service.check_model(request.model)
+    terms = request_terms(request, info, call.key)
     ids = await encode_messages(
         service,
         request.messages,
@@ -46,7 +48,7 @@ async def create_chat_completion(service: Service, body: bytes) -> ASGIApp:
         template_arguments=request.chat_template_kwargs,
     )
     params = chat_params(request, len(ids), info)
-    job = Job([(ids, params.choices())])
+    job = Job([(ids, params.choices())], terms)
     head = ChunkHead(
         id=new_id("chatcmpl"),
         object="chat.completion.chunk" if request.stream else "chat.completion",

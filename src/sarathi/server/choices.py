@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from sarathi.engine.client import EngineError, Generation
 from sarathi.engine.messages import TokenOutput
 from sarathi.engine.output import Delta, OutputText
 from sarathi.engine.sampling import SamplingParams
+from sarathi.scheduling import Terms
 from sarathi.server.errors import refused
-from sarathi.server.responses import Usage
+from sarathi.server.responses import PromptTokensDetails, Usage
 from sarathi.server.service import Service
 
 
@@ -20,6 +22,7 @@ class Job:
     """What to generate: each prompt once for each of its n params."""
 
     prompts: Sequence[tuple[Sequence[int], Sequence[SamplingParams]]]
+    terms: Terms
 
     @property
     def prompt_tokens(self) -> int:
@@ -28,6 +31,11 @@ class Job:
     @property
     def choices(self) -> list[tuple[Sequence[int], SamplingParams]]:
         return [(prompt, one) for prompt, params in self.prompts for one in params]
+
+    @property
+    def firsts(self) -> frozenset[int]:
+        """The indices of each prompt's first choice."""
+        return frozenset(accumulate((len(params) for _, params in self.prompts[:-1]), initial=0))
 
 
 class Choices:
@@ -45,12 +53,14 @@ class Choices:
             OutputText(service.tokenizer, params, prompt) for prompt, params in job.choices
         ]
         self._prompt_tokens = job.prompt_tokens
+        self._cached_tokens = 0
+        self._firsts = job.firsts
         self._running = len(self.texts)
         self._generations: list[Generation] = []
         self._merged: Merged | None = None
         try:
             for prompt, params in job.choices:
-                self._generations.append(service.engine.submit(prompt, params))
+                self._generations.append(service.engine.submit(prompt, params, job.terms))
         except BaseException as error:
             self.close()
             if isinstance(error, EngineError):
@@ -66,7 +76,12 @@ class Choices:
     @property
     def usage(self) -> Usage:
         completion = sum(text.num_tokens for text in self.texts)
-        return Usage(self._prompt_tokens, completion, self._prompt_tokens + completion)
+        return Usage(
+            self._prompt_tokens,
+            completion,
+            self._prompt_tokens + completion,
+            PromptTokensDetails(self._cached_tokens),
+        )
 
     async def next(self) -> list[tuple[int, Delta]]:
         """Wait for tokens of any choice that runs.
@@ -83,6 +98,9 @@ class Choices:
             text = self.texts[index]
             if text.finish_reason is not None:
                 continue  # computed before the engine heard of the stop string
+            # Comes with the first token; a prompt's other choices find what the first has computed.
+            if outputs[0].cached_tokens and index in self._firsts:
+                self._cached_tokens += outputs[0].cached_tokens
             delta = text.push(outputs)
             if delta.finish_reason is not None:
                 self._running -= 1

@@ -23,8 +23,9 @@ from sarathi.server.responses import (
     Usage,
 )
 from sarathi.server.sampling import check_token_ids, completion_choices, first
-from sarathi.server.service import Service, new_id, off_loop
+from sarathi.server.service import Call, Service, new_id, off_loop
 from sarathi.server.stream import ChunkEncoder, StreamReply
+from sarathi.server.terms import request_terms
 
 # Prompts times n: each is a request to the engine.
 MAX_CHOICES = 1024
@@ -36,14 +37,15 @@ class Prompt:
     text: str | None  # as the caller wrote it, None for token ids
 
 
-async def create_completion(service: Service, body: bytes) -> ASGIApp:
+async def create_completion(service: Service, call: Call) -> ASGIApp:
     """
     Raises:
         ApiError: the request is wrong, or the engine takes none.
     """
     info = service.ready()
-    request = decode(body, CompletionRequest)
+    request = decode(call.body, CompletionRequest)
     service.check_model(request.model)
+    terms = request_terms(request, info, call.key)
     parts = _parts(request, info)
     if len(parts) > 1 and len(parts) * first(request.n, 1) > MAX_CHOICES:
         raise invalid(
@@ -57,7 +59,9 @@ async def create_completion(service: Service, body: bytes) -> ASGIApp:
         lambda: [_prompt(service, part, add_special_tokens) for part in parts],
     )
     choices = completion_choices(request, [len(prompt.ids) for prompt in prompts], info)
-    job = Job([(prompt.ids, of_one) for prompt, of_one in zip(prompts, choices, strict=True)])
+    job = Job(
+        [(prompt.ids, of_one) for prompt, of_one in zip(prompts, choices, strict=True)], terms
+    )
     echo = [
         _text(service.tokenizer, prompt, params.skip_special_tokens) if request.echo else ""
         for prompt, of_one in zip(prompts, choices, strict=True)

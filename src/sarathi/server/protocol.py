@@ -1,4 +1,4 @@
-"""Request bodies: OpenAI's fields, and vLLM's for sampling.
+"""Request bodies: OpenAI's fields, vLLM's for sampling and priority, and latency targets.
 
 Null means absent everywhere. A field is in one of four groups:
 
@@ -19,6 +19,7 @@ import msgspec
 
 from sarathi.server.errors import ApiError, invalid
 
+Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 # Who asks, and how the answer is billed, cached or filed. `logprobs: false` and the like are
@@ -30,7 +31,6 @@ NO_EFFECT = frozenset(
         "prompt_cache_key",
         "prompt_cache_retention",
         "safety_identifier",
-        "user",
     }
 )
 
@@ -85,8 +85,13 @@ class GenerationRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
 
-    # NO_EFFECT
+    # What the scheduler is asked; see `request_terms`.
+    priority: Int32 | None = None
+    ttft_target: float | str | None = None
+    tbt_target: float | str | None = None
     user: str | None = None
+
+    # NO_EFFECT
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

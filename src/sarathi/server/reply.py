@@ -10,6 +10,8 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive
 
+from sarathi.server.errors import ApiError
+
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -17,6 +19,10 @@ def json_response(
     body: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
     return Response(_ENCODER.encode(body), status, headers=headers, media_type="application/json")
+
+
+def error_response(error: ApiError) -> Response:
+    return json_response(error.body, error.status, error.headers)
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

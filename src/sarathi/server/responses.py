@@ -5,10 +5,15 @@ from __future__ import annotations
 from msgspec import Struct
 
 
+class PromptTokensDetails(Struct, frozen=True):
+    cached_tokens: int  # found in the prefix cache
+
+
 class Usage(Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class CompletionLogprobs(Struct, frozen=True):
@@ -132,11 +137,21 @@ class Detokenized(Struct, frozen=True):
     prompt: str
 
 
-class SchedulerStats(Struct, frozen=True):
-    """GET /stats: the scheduler after its latest iteration, for operators."""
+class SchedulerStats(Struct, frozen=True, kw_only=True):
+    """GET /stats: `Stats` for operators, and what the scheduler aims at."""
 
     running: int
     waiting: int
-    free_blocks: int
+    free_blocks: int  # cached ones included
+    cached_blocks: int
     total_blocks: int
-    preemptions: int  # since start
+    preemptions: int  # this and the next four: since start
+    iterations: int
+    prompt_tokens: int
+    cached_tokens: int
+    relegations: int
+    prefix_hit_rate: float | None  # cached of prompt tokens; null before the first prompt
+    model_error_median: float  # relative, of the predicted iteration time
+    model_error_p90: float
+    tbt_target: float | None  # seconds; null where none is in force
+    token_budget: int | None  # tokens; null where a target takes its place, or nothing

@@ -17,6 +17,7 @@ import uvloop
 
 from sarathi.engine.client import EngineClient, EngineError
 from sarathi.engine.config import ConfigError, EngineConfig
+from sarathi.engine.durations import in_words
 from sarathi.engine.messages import ModelInfo
 from sarathi.models.model import open_tokenizer
 from sarathi.server.app import create_app
@@ -81,7 +82,7 @@ async def _serve(
         )
         _on_signals(partial(_stop, server))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        telling = asyncio.create_task(_tell(client, config.served_name, url))
+        telling = asyncio.create_task(_tell(client, engine, config.served_name, url))
         done, _ = await asyncio.wait({serving, telling}, return_when=asyncio.FIRST_COMPLETED)
         code = telling.result() if telling in done else 0
         server.should_exit |= code != 0
@@ -92,7 +93,7 @@ async def _serve(
         await client.stop()
 
 
-async def _tell(client: EngineClient, served_name: str, url: str) -> int:
+async def _tell(client: EngineClient, config: EngineConfig, served_name: str, url: str) -> int:
     """Say when the model is ready, or why it never will be; an exit code for the latter.
 
     An engine that dies later leaves the server up, which then says so to whoever asks.
@@ -102,18 +103,30 @@ async def _tell(client: EngineClient, served_name: str, url: str) -> int:
     except EngineError as error:
         _say(f"error: {error}")
         return 2 if client.bad_input else 1
-    _say(f"{served_name} is ready on {url} ({_summary(info)})")
+    _say(f"{served_name} is ready on {url} ({summary(info, config)})")
     _say(f"error: {await client.failed()}; requests are answered with status 503")
     return 0
 
 
-def _summary(info: ModelInfo) -> str:
-    budget = f", token budget {info.token_budget}" if info.token_budget is not None else ""
-    return (
-        f"{info.precision}, policy {info.policy}{budget}, KV cache of "
-        f"{info.num_blocks * info.block_size} tokens in {info.kv_precision}, up to "
-        f"{info.max_model_len} tokens a request"
-    )
+def summary(info: ModelInfo, config: EngineConfig) -> str:
+    """What came of the options, for the line that says the model is ready."""
+    parts = [info.precision, f"policy {info.policy}"]
+    if info.tbt_target is not None:
+        derived = " (5x a decode-only iteration)" if config.tbt_target is None else ""
+        parts.append(f"target of {in_words(info.tbt_target)} between tokens{derived}")
+    if info.token_budget is not None:
+        parts.append(f"token budget {info.token_budget}")
+    if info.order != "fcfs":
+        parts.append(f"order {info.order}")
+    if info.fair_by is not None:
+        parts.append(f"fair by {info.fair_by}")
+    if info.deterministic:
+        parts.append("deterministic")
+    if not info.prefix_caching:
+        parts.append("no prefix caching")
+    parts.append(f"KV cache of {info.num_blocks * info.block_size} tokens in {info.kv_precision}")
+    parts.append(f"up to {info.max_model_len} tokens a request")
+    return ", ".join(parts)
 
 
 def _say(line: str) -> None:

@@ -59,6 +59,14 @@ class Service:
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
+@dataclass(frozen=True)
+class Call:
+    """A POST as a route gets it."""
+
+    body: bytes
+    key: str | None = None  # see `key_name`
+
+
 async def off_loop(characters: int, work: Callable[[], Result]) -> Result:
     """Run `work` on so much text: in a thread when it would hold up the event loop."""
     return await asyncio.to_thread(work) if characters > LONG_TEXT else work()

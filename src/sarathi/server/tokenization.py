@@ -10,12 +10,12 @@ from sarathi.server.protocol import DetokenizeRequest, TokenizeRequest, decode
 from sarathi.server.reply import json_response
 from sarathi.server.responses import Detokenized, Tokenized
 from sarathi.server.sampling import first
-from sarathi.server.service import Service, off_loop
+from sarathi.server.service import Call, Service, off_loop
 
 
-async def tokenize(service: Service, body: bytes) -> ASGIApp:
+async def tokenize(service: Service, call: Call) -> ASGIApp:
     info = service.ready()
-    request = decode(body, TokenizeRequest)
+    request = decode(call.body, TokenizeRequest)
     service.check_model(request.model)
     if (request.prompt is None) == (request.messages is None):
         raise invalid("One of prompt and messages is required.", "prompt")
@@ -39,9 +39,9 @@ async def tokenize(service: Service, body: bytes) -> ASGIApp:
     return json_response(Tokenized(ids, len(ids), info.max_model_len))
 
 
-async def detokenize(service: Service, body: bytes) -> ASGIApp:
+async def detokenize(service: Service, call: Call) -> ASGIApp:
     service.ready()
-    request = decode(body, DetokenizeRequest)
+    request = decode(call.body, DetokenizeRequest)
     service.check_model(request.model)
     ids = request.tokens
     if ids is None:

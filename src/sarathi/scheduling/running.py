@@ -1,0 +1,98 @@
+"""The requests that run: those that decode, and who gives way when memory runs out."""
+
+from __future__ import annotations
+
+import math
+from bisect import insort
+from typing import NamedTuple
+
+from sarathi.scheduling.batch import Slice
+from sarathi.scheduling.memory import KvMemory
+from sarathi.scheduling.prompts import Prompts, by_rank
+from sarathi.scheduling.request import Request
+
+
+class DecodeSlices(NamedTuple):
+    slices: list[Slice]
+    context: int  # tokens in the KV cache, of all
+    due: float  # when the most urgent should have its token, infinite without any
+    preempted: list[Request]  # to make room for the others
+
+
+class Running:
+    """All requests that have been admitted."""
+
+    def __init__(self, memory: KvMemory, prompts: Prompts) -> None:
+        self.decodes: list[Request] = []  # by rank
+        self.num_preemptions = 0
+        self._memory = memory
+        self._prompts = prompts
+
+    def __len__(self) -> int:
+        return len(self.decodes) + len(self._prompts.started)
+
+    def requests(self) -> list[Request]:
+        """By rank. For looking at: O(n log n)."""
+        return sorted([*self.decodes, *self._prompts.started], key=by_rank)
+
+    def decode(self) -> DecodeSlices:
+        """A slice for each request that decodes, and its block where it needs a new one.
+
+        Where no block is to be had, the last in order gives up its own and is computed again
+        later (preemption by recompute).
+        """
+        slices: list[Slice] = []
+        preempted: list[Request] = []
+        context = 0
+        due = math.inf
+        block_size = self._memory.pool.block_size
+        for request in self.decodes:
+            if request.in_flight:
+                continue
+            start = request.num_computed
+            if start == len(request.blocks) * block_size and not self._grow(request, preempted):
+                continue
+            request.in_flight = True
+            context += start
+            if request.due < due:
+                due = request.due
+            slices.append(Slice(request, start, 1, True))
+        return DecodeSlices(slices, context, due, preempted)
+
+    def end_prefill(self, request: Request) -> None:
+        """A started prompt has got its token, and decodes from now on."""
+        self._prompts.started.remove(request)
+        insort(self.decodes, request, key=by_rank)
+
+    def last_in_order(self) -> Request | None:
+        """The last of those whose blocks nobody is using."""
+        lasts = (
+            next((request for request in reversed(queue) if not request.in_flight), None)
+            for queue in (self.decodes, self._prompts.started)
+        )
+        return max((request for request in lasts if request is not None), key=by_rank, default=None)
+
+    def preempt(self, request: Request) -> None:
+        """Take a request's blocks; it waits, and stands where it did in order."""
+        self.leave(request)
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self._prompts.add(request)
+
+    def leave(self, request: Request) -> None:
+        self._memory.release(request)
+        started = self._prompts.started
+        (started if request in started else self.decodes).remove(request)
+
+    def _grow(self, request: Request, preempted: list[Request]) -> bool:
+        """Give a decode its next block; False if it has been preempted itself."""
+        memory = self._memory
+        while memory.lacking(request, request.num_tokens) > memory.pool.num_available:
+            victim = self.last_in_order()
+            assert victim is not None, "the request itself is not in flight"
+            self.preempt(victim)
+            preempted.append(victim)
+            if victim is request:
+                return False
+        memory.extend(request, request.num_tokens)
+        return True

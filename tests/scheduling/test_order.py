@@ -1,0 +1,114 @@
+"""Who goes first, by hand."""
+
+from __future__ import annotations
+
+from scenes import PLAIN_MODEL, request, run, scheduler
+
+from sarathi.scheduling import ORDERS, Scheduler, Terms
+
+
+def by_priority(**options: object) -> Scheduler:
+    return scheduler(order=ORDERS["priority"](PLAIN_MODEL, 1.0), **options)  # type: ignore[arg-type]
+
+
+def by_slack(ttft_target: float = 1.0, **options: object) -> Scheduler:
+    return scheduler(order=ORDERS["slack"](PLAIN_MODEL, ttft_target), **options)  # type: ignore[arg-type]
+
+
+class TestPriority:
+    def test_the_least_number_goes_first(self) -> None:
+        sched = by_priority(budget=10)
+        for name, priority in ((1, 0), (2, 5), (3, -1), (4, 0)):
+            sched.add(request(name, prompt=10, output=1, terms=Terms(priority=priority)))
+        assert [run(sched)[0][0] for _ in range(4)] == [3, 1, 4, 2]
+
+    def test_an_urgent_prompt_goes_before_one_that_has_been_started(self) -> None:
+        sched = by_priority(budget=10)
+        sched.add(request(1, prompt=30, output=1))
+        assert run(sched) == [(1, 10)]
+        sched.add(request(2, prompt=15, output=1, terms=Terms(priority=-1)))
+        assert [run(sched) for _ in range(3)] == [[(2, 10)], [(2, 5), (1, 5)], [(1, 10)]]
+
+    def test_it_takes_the_slot_of_somebody_less_urgent(self) -> None:
+        sched = by_priority(max_batch_size=2)
+        sched.add(request(1, prompt=4))
+        sched.add(request(2, prompt=4))
+        run(sched)
+        sched.add(request(3, prompt=4, output=2, terms=Terms(priority=-1)))
+        assert run(sched) == [(1, 1), (3, 4)]
+        assert [r.id for r in sched.prompts.waiting()] == [2]
+        assert sched.running.num_preemptions == 1
+
+    def test_it_takes_memory_too(self) -> None:
+        sched = by_priority(blocks=4, block_size=4)
+        sched.add(request(1, prompt=14, output=2))
+        run(sched)
+        sched.add(request(2, prompt=10, output=2, terms=Terms(priority=-1)))
+        assert run(sched) == [(2, 10)]
+
+    def test_but_never_from_an_equal(self) -> None:
+        sched = by_priority(max_batch_size=1)
+        sched.add(request(1, prompt=4, output=3))
+        run(sched)
+        sched.add(request(2, prompt=4))
+        assert run(sched) == [(1, 1)]
+        assert sched.running.num_preemptions == 0
+
+    def test_the_least_urgent_gives_way_when_memory_runs_out(self) -> None:
+        sched = by_priority(blocks=5, block_size=4)
+        sched.add(request(1, prompt=7, output=9, terms=Terms(priority=1)))
+        sched.add(request(2, prompt=7, output=9))
+        while not sched.running.num_preemptions:
+            run(sched)
+        assert [r.id for r in sched.prompts.waiting()] == [1]
+
+
+class TestSlack:
+    def test_the_earliest_deadline_goes_first_among_equal_prompts(self) -> None:
+        sched = by_slack(budget=10)
+        for name, target in ((1, None), (2, 0.5), (3, 30.0)):
+            sched.add(request(name, prompt=10, output=1, terms=Terms(ttft_target=target)))
+        for other in sched.prompts.waiting():
+            assert other.arrival == other.id
+        # Deadlines of 2.0, 2.5 and 33 seconds.
+        assert [run(sched)[0][0] for _ in range(3)] == [1, 2, 3]
+
+    def test_work_counts_as_much_as_time(self) -> None:
+        sched = by_slack(ttft_target=60.0, budget=100)
+        sched.add(request(1, prompt=5000, output=1))  # 5 seconds of work
+        sched.add(request(2, prompt=100, output=1))  # a deadline that is a second later
+        assert run(sched) == [(2, 100)]
+
+    def test_who_cannot_make_it_makes_way(self) -> None:
+        sched = by_slack(budget=100)
+        sched.add(request(1, prompt=200, output=1))  # due at 2.0
+        sched.add(request(2, prompt=200, output=1))  # due at 3.0
+        assert run(sched, now=1.9) == [(2, 100)]
+        assert sched.prefills.num_relegations == 1
+        assert [run(sched, now=2.1) for _ in range(3)] == [[(2, 100)], [(1, 100)], [(1, 100)]]
+        assert sched.prefills.num_relegations == 1
+
+    def test_so_does_who_has_been_started(self) -> None:
+        sched = by_slack(budget=100)
+        sched.add(request(1, prompt=800, output=1))
+        assert run(sched, now=1.0) == [(1, 100)]
+        sched.add(request(2, prompt=100, output=1, terms=Terms(ttft_target=5.0)))
+        assert run(sched, now=1.5) == [(2, 100)]
+        assert run(sched, now=1.6) == [(1, 100)]
+
+    def test_what_is_cached_need_not_be_in_time(self) -> None:
+        sched = by_slack(budget=1000, prefix_caching=True)
+        sched.add(request(1, prompt=900, output=1))
+        run(sched, now=1.0)
+        sched.add(request(2, prompt=902, output=1))  # due at 3.0
+        run(sched, now=2.9)
+        assert sched.prefills.num_relegations == 0
+
+    def test_a_preempted_answer_is_not_relegated(self) -> None:
+        sched = by_slack(blocks=5, block_size=4)
+        sched.add(request(1, prompt=7, output=9))
+        sched.add(request(2, prompt=7, output=9))
+        while sched.has_work:
+            run(sched, now=1.0 if not sched.running.num_preemptions else 100.0)
+        assert sched.running.num_preemptions
+        assert sched.prefills.num_relegations == 0

@@ -1,0 +1,131 @@
+"""GET /stats, GET /metrics, and cached tokens in the usage."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from fake_engine import INFO, FakeEngine, call, chat, complete, events
+from prometheus_client.parser import text_string_to_metric_families
+
+from sarathi.engine.messages import Stats
+
+STATS = Stats(
+    running=1,
+    waiting=2,
+    free_blocks=30,
+    cached_blocks=10,
+    total_blocks=50,
+    preemptions=3,
+    iterations=40,
+    prompt_tokens=200,
+    cached_tokens=50,
+    relegations=4,
+    model_error_median=0.02,
+    model_error_p90=0.08,
+)
+IDLE = {"running": 0, "waiting": 0, "free_blocks": INFO.num_blocks, "preemptions": 0}
+
+
+def after_work(**info) -> FakeEngine:
+    engine = FakeEngine(info=msgspec.structs.replace(INFO, **info))
+    engine.stats = STATS
+    return engine
+
+
+def metrics(engine: FakeEngine) -> dict[str, float]:
+    """Name and labels, as they are written, to value."""
+    response = call(engine, "GET", "/metrics")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    return {
+        sample.name + "".join(f"[{label}]" for label in sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+        if sample.name != "sarathi_engine_info"
+    }
+
+
+def test_stats_before_the_first_iteration():
+    stats = call(FakeEngine(), "GET", "/stats").json()
+    assert stats.items() >= IDLE.items()
+    assert stats["total_blocks"] == INFO.num_blocks
+    assert stats["prefix_hit_rate"] is None
+
+
+def test_stats_tell_all_that_the_engine_does():
+    stats = call(after_work(), "GET", "/stats").json()
+    assert stats == {
+        **msgspec.structs.asdict(STATS),
+        "prefix_hit_rate": 0.25,
+        "tbt_target": 0.1,
+        "token_budget": None,
+    }
+
+
+def test_stats_of_a_fixed_budget():
+    stats = call(after_work(tbt_target=None, token_budget=64), "GET", "/stats").json()
+    assert (stats["tbt_target"], stats["token_budget"]) == (None, 64)
+
+
+def test_metrics_tell_all_that_the_engine_does():
+    assert metrics(after_work()) == {
+        "sarathi_engine_up": 1,
+        "sarathi_tbt_target_seconds": 0.1,
+        "sarathi_max_batch_size": 8,
+        "sarathi_requests_running": 1,
+        "sarathi_requests_waiting": 2,
+        "sarathi_kv_blocks[free]": 20,
+        "sarathi_kv_blocks[cached]": 10,
+        "sarathi_kv_blocks[used]": 20,
+        "sarathi_iterations_total": 40,
+        "sarathi_preemptions_total": 3,
+        "sarathi_prompt_tokens_total": 200,
+        "sarathi_cached_prompt_tokens_total": 50,
+        "sarathi_relegations_total": 4,
+        "sarathi_latency_model_relative_error[0.5]": 0.02,
+        "sarathi_latency_model_relative_error[0.9]": 0.08,
+    }
+
+
+def test_metrics_name_a_fixed_budget_instead_of_a_target():
+    found = metrics(after_work(tbt_target=None, token_budget=64))
+    assert found["sarathi_token_budget"] == 64
+    assert "sarathi_tbt_target_seconds" not in found
+
+
+def test_metrics_follow_the_engine():
+    engine = FakeEngine()
+    assert metrics(engine)["sarathi_iterations_total"] == 0
+    engine.stats = STATS
+    assert metrics(engine)["sarathi_iterations_total"] == 40
+
+
+def test_metrics_say_how_the_engine_was_started():
+    text = call(after_work(order="slack"), "GET", "/metrics").text
+    assert 'order="slack"' in text
+    assert 'policy="sarathi"' in text
+
+
+@pytest.mark.parametrize("reason", [None, "out of memory"])
+def test_metrics_of_an_engine_that_does_not_answer_say_so_and_no_more(reason):
+    engine = after_work() if reason else FakeEngine(info=None)
+    engine.error = reason
+    assert metrics(engine) == {"sarathi_engine_up": 0}
+
+
+@pytest.mark.parametrize("ask", [complete, chat])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("stream", [False, True])
+def test_usage_tells_what_the_prefix_cache_held_for_the_first_choice(ask, n, stream):
+    engine = FakeEngine("Hi", cached=lambda prompt: 5)
+    options = {"stream_options": {"include_usage": True}} if stream else {}
+    response = ask(engine, n=n, stream=stream, **options)
+    last = events(response)[-1] if stream else response.json()
+    assert last["usage"]["prompt_tokens_details"] == {"cached_tokens": 5}
+
+
+def test_cached_tokens_are_those_of_all_prompts():
+    engine = FakeEngine("Hi", cached=len)
+    usage = complete(engine, ["a", "bc", "def"], n=2).json()["usage"]
+    assert usage["prompt_tokens"] == 6
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 6}
