@@ -16,14 +16,14 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.prompts import random_prompts
+from benchmarks.prompts import text_prompts
 from benchmarks.report import rounds
 from benchmarks.server import Server
 from benchmarks.streams import Stream, open_stream
 from sarathi.scheduling import POLICIES
 
-_REQUESTS = 32
-_RATE = 1.2  # requests a second
+_REQUESTS = 36
+_RATE = 1.6  # requests a second
 _PROMPT = (100, 2000)  # tokens, log-uniform
 _OUTPUT = (32, 160)  # tokens, uniform
 _BATCH = 16  # requests that run at the same time: what orca's reservations leave room for
@@ -48,7 +48,7 @@ def workload(seed: int = 0) -> list[Arrival]:
     lengths = np.exp(rng.uniform(low, high, _REQUESTS)).astype(int)
     outputs = rng.integers(*_OUTPUT, _REQUESTS)
     return [
-        Arrival(float(time), random_prompts(1, int(length), seed=index)[0], int(output))
+        Arrival(float(time), text_prompts(1, int(length), seed=index)[0], int(output))
         for index, (time, length, output) in enumerate(zip(times, lengths, outputs, strict=True))
     ]
 
@@ -87,7 +87,7 @@ def rows() -> dict[str, list[str]]:
     for name, policy in POLICIES.items():
         budget = ["--token-budget", str(_BUDGET)] if policy.budgeted else []
         options[name] = ["--policy", name, *budget, *_AS_PUBLISHED]
-    options[f"sarathi, target {_TARGET} ms"] = ["--tbt-target", f"{_TARGET}ms"]
+    options[f"sarathi, {_TARGET} ms"] = ["--tbt-target", f"{_TARGET}ms"]
     return options
 
 
@@ -98,6 +98,9 @@ def main() -> None:
         title=f"{_REQUESTS} requests at {_RATE} a second, prompts of {_PROMPT[0]} to {_PROMPT[1]} "
         f"tokens, outputs of {_OUTPUT[0]} to {_OUTPUT[1]}, up to {_BATCH} at a time",
         title_justify="left",
+        caption=f"The last one has a target of {_TARGET} ms between tokens instead of a budget.",
+        caption_justify="left",
+        pad_edge=False,
     )
     for column in ("policy", "TTFT P50", "P99", "TBT P50", "P99", "max gap", "tokens"):
         table.add_column(column, justify="left" if column == "policy" else "right")

@@ -14,7 +14,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.prompts import random_prompts
+from benchmarks.prompts import random_prompts, text_prompts
 from benchmarks.report import rounds
 from benchmarks.server import Server
 from benchmarks.streams import open_stream
@@ -28,7 +28,7 @@ _PATIENCE = 120.0  # seconds
 
 async def meet(port: int, seed: int) -> tuple[list[float], float]:
     """The gaps of the first client while the second waits for its first token, and that wait."""
-    [short] = random_prompts(1, 20, seed)
+    [short] = text_prompts(1, 20, seed)
     [long] = random_prompts(1, _PROMPT, seed)
     first = await open_stream(port, short, 2000)
     await asyncio.sleep(_BEFORE)

@@ -17,7 +17,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.prompts import random_prompts
+from benchmarks.prompts import random_prompts, text_prompts
 from benchmarks.report import rounds
 from benchmarks.server import Server
 from benchmarks.streams import Stream, open_stream
@@ -29,8 +29,8 @@ THROUGHPUT = 0.9  # of the best fixed budget's
 _USERS = 16
 _USER_PROMPT, _USER_OUTPUT = 50, 4000  # tokens; nobody ends while it is measured
 _PROMPT = (500, 4000)  # tokens, log-uniform
-_WARM_UP, _SECONDS = 5.0, 25.0
-_PATIENCE = 120.0  # seconds
+_SECONDS = 20.0  # after the first prompt, until the end of the last one that was begun
+_PATIENCE = 180.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ async def measure(port: int, seconds: float = _SECONDS) -> Outcome:
     loop = asyncio.get_running_loop()
     users = [
         await open_stream(port, prompt, _USER_OUTPUT)
-        for prompt in random_prompts(_USERS, _USER_PROMPT, seed=1)
+        for prompt in text_prompts(_USERS, _USER_PROMPT)
     ]
     while not all(user.arrivals for user in users):
         await asyncio.sleep(0.05)
-    began = loop.time() + _WARM_UP
     computed: list[tuple[float, int]] = []  # end of each prompt, and its tokens
     rng = np.random.default_rng(2)
     first: list[float] = []
-    while loop.time() < began + seconds:
+    # The first prompt warms up.
+    while not computed or loop.time() < computed[0][0] + seconds:
         length = int(np.exp(rng.uniform(*np.log(_PROMPT))))
         [prompt] = random_prompts(1, length, seed=int(rng.integers(1 << 30)))
         sent = loop.time()
@@ -62,19 +62,17 @@ async def measure(port: int, seconds: float = _SECONDS) -> Outcome:
         await stream.done
         computed.append((loop.time(), length))
         first.append((loop.time() - sent) / length)
-    ended = loop.time()
-    gaps = np.concatenate([_gaps(user, ended - began) for user in users])
+    took = computed[-1][0] - computed[0][0]
+    gaps = np.concatenate([_gaps(user, took) for user in users])
     for user in users:
         user.close()
-    # From the end of the last prompt before the interval to the end of the last one in it.
-    start = max(time for time, _ in computed if time < began)
-    tokens = sum(length for time, length in computed if time >= began)
+    tokens = sum(length for _, length in computed[1:])
     p50, p99 = np.percentile(gaps, (50, 99))
     return Outcome(
         float(p50),
         float(p99),
         float(gaps.max()),
-        tokens / (ended - start),
+        tokens / took,
         1000 * float(np.median(first)),
     )
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sarathi.scheduling.latency_model import MAX_TOKENS, LatencyModel, ModelError, Work
+from sarathi.scheduling.accuracy import Accuracy
+from sarathi.scheduling.latency_model import MAX_TOKENS, LatencyModel, Work
 
 TRUTH = (9.8e-3, 2.7e-4, 1.5e-7, 1.8e-6, 7e-5)
 NAMES = ("any", "decodes", "prompt", "hybrid")
@@ -186,21 +187,21 @@ def test_a_model_of_another_machine_is_corrected_too() -> None:
 
 def test_the_error_is_that_of_predictions_before_the_correction() -> None:
     model = LatencyModel(TRUTH)
-    assert model.error == ModelError(0.0, 0.0, 0)
+    assert model.accuracy == Accuracy()
     work = next(iterations("hybrid"))
     model.observe(work, 2 * seconds_of(work))
-    assert (model.error.median, model.error.p90) == pytest.approx((0.5, 0.5))
-    assert model.error.count == 1
+    assert (model.accuracy.median, model.accuracy.p90) == pytest.approx((0.5, 0.5))
+    assert model.accuracy.count == 1
 
 
 def test_the_error_is_of_the_latest_iterations() -> None:
     model = LatencyModel(TRUTH)
     teach(model, "any", 32, factor=10)
-    assert model.error.count == 32
-    assert model.error.p90 > 0.5
+    assert model.accuracy.count == 32
+    assert model.accuracy.p90 > 0.5
     teach(model, "any", 400, factor=10)
-    assert model.error.count == 256
-    assert 0.01 < model.error.median < 0.05 < model.error.p90 < 0.15
+    assert model.accuracy.count == 256
+    assert 0.01 < model.accuracy.median < 0.05 < model.accuracy.p90 < 0.15
 
 
 # -- prices of prompts ----------------------------------------------------------------------
@@ -286,7 +287,7 @@ def test_whatever_is_observed_predictions_are_finite_and_positive(
             assert 0 < model.predict(probe) < math.inf
         assert min(model.coefficients) >= 0
         assert model.prompt_tokens(0.05, 1000) >= 0
-        assert math.isfinite(model.error.p90)
+        assert math.isfinite(model.accuracy.p90)
 
 
 @given(st.lists(st.tuples(works, times), max_size=12))
@@ -310,7 +311,7 @@ def test_a_time_that_makes_no_sense_is_ignored(seconds: float) -> None:
     model = LatencyModel(TRUTH)
     model.observe(Work(16, 0.0, 8000, 16), seconds)
     assert model.coefficients == TRUTH
-    assert model.error.count == 0
+    assert model.accuracy.count == 0
 
 
 def test_an_empty_iteration_is_ignored() -> None:

@@ -15,10 +15,10 @@ from sarathi.engine.sampler import LogitsError, Sampled, Sampler
 from sarathi.engine.sampling import SamplingParams
 from sarathi.executors.step import Step, build_step
 from sarathi.scheduling import (
+    Accuracy,
     AdmissionError,
     Batch,
     Limits,
-    ModelError,
     Request,
     Scheduler,
     Terms,
@@ -34,7 +34,7 @@ class Executor(Protocol):
 _NO_TERMS = Terms()
 _NO_TOKEN = "no token can be chosen: all are barred, or the model gave no finite logits"
 
-_NO_ERROR = ModelError(0.0, 0.0, 0)
+_NO_MODEL = Accuracy()
 _LOOP_SHARE = 0.1  # of an iteration: the most that the loop around it can take
 
 Logprobs = dict[int, TokenLogprobs]  # by request id, of those that asked
@@ -179,7 +179,7 @@ class EngineCore:
     @property
     def stats(self) -> Stats:
         scheduler = self.scheduler
-        error = _NO_ERROR if scheduler.model is None else scheduler.model.error
+        accuracy = _NO_MODEL if scheduler.model is None else scheduler.model.accuracy
         return Stats(
             running=len(scheduler.running),
             waiting=len(scheduler.prompts),
@@ -191,8 +191,8 @@ class EngineCore:
             prompt_tokens=scheduler.prefills.prompt_tokens,
             cached_tokens=scheduler.prefills.cached_tokens,
             relegations=scheduler.prefills.num_relegations,
-            model_error_median=error.median,
-            model_error_p90=error.p90,
+            model_error_median=accuracy.median,
+            model_error_p90=accuracy.p90,
         )
 
     def _learn(self, batch: Batch, began: float, ended: float) -> None:

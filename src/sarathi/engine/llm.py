@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,6 +89,7 @@ class LLM:
         core, info = load_engine(located.path, config, report)
         self.info: ModelInfo = info
         self._core = core
+        weakref.finalize(self, core.close)
         self._next_id = 0
 
     def generate(

@@ -1,10 +1,11 @@
 """Who computes how many tokens, when, and in which KV blocks. Standard library only."""
 
+from sarathi.scheduling.accuracy import Accuracy
 from sarathi.scheduling.admission import AdmissionError
 from sarathi.scheduling.batch import Batch, Slice
 from sarathi.scheduling.blocks import BlockPool
 from sarathi.scheduling.budget import Budget, FixedBudget, LatencyBudget
-from sarathi.scheduling.latency_model import LatencyModel, ModelError, Work
+from sarathi.scheduling.latency_model import LatencyModel, Work
 from sarathi.scheduling.order import ORDERS, Order
 from sarathi.scheduling.policy import POLICIES, Policy
 from sarathi.scheduling.request import FinishReason, Limits, Request, Terms
@@ -13,6 +14,7 @@ from sarathi.scheduling.scheduler import Scheduler
 __all__ = [
     "ORDERS",
     "POLICIES",
+    "Accuracy",
     "AdmissionError",
     "Batch",
     "BlockPool",
@@ -22,7 +24,6 @@ __all__ = [
     "LatencyBudget",
     "LatencyModel",
     "Limits",
-    "ModelError",
     "Order",
     "Policy",
     "Request",

@@ -29,16 +29,20 @@ class PerToken:
 class Allowance:
     """What is left for prompts in one iteration."""
 
-    def __init__(self, amount: float, pricing: Pricing, least: int = 0) -> None:
+    def __init__(self, amount: float, pricing: Pricing, least: int = 0, usual: int = 0) -> None:
         """
         Args:
             amount: in the unit of `pricing`; nothing where it is negative.
             least: tokens that the first to ask gets in any case.
+            usual: prompt tokens that would make the iteration as large as the one before. It is
+                faster to compute the same number again than another one.
         """
         self.amount = max(0.0, amount)
         self._left = self.amount
         self._pricing = pricing
         self._least = least
+        self._usual = usual
+        self._granted = 0
 
     @property
     def left(self) -> float:
@@ -52,6 +56,8 @@ class Allowance:
         """
         amount = min(self.left, within) - self._pricing.prompt_cost(0, context, True)
         affordable = self._pricing.prompt_tokens(amount, context) if amount > 0 else 0
+        if self._usual and affordable < tokens and within >= self.left:
+            affordable = self._steady(affordable)
         granted = min(tokens, max(affordable, self._least))
         if granted:
             self.charge(granted, context)
@@ -64,6 +70,21 @@ class Allowance:
         """Count tokens that run in any case."""
         self._left -= self._pricing.prompt_cost(tokens, context, True)
         self._least = 0
+        self._granted += tokens
+
+    def _steady(self, affordable: int) -> int:
+        """The tokens to which to cut a prompt: the usual total, or one that can last a while."""
+        total = self._granted + affordable
+        total = self._usual if _STEADY * total <= self._usual <= total else int(_ROOM * total)
+        return max(0, total - self._granted)
+
+
+# What an iteration may stay behind what it could compute, to be as large as the one before; and
+# how large it is made where it cannot be, so that it will be possible then.
+_STEADY, _ROOM = 0.92, 0.96
+
+
+_MOST_LATE = 0.3  # on a machine that is busier than that, no margin helps
 
 
 class Budget(Protocol):
@@ -71,11 +92,12 @@ class Budget(Protocol):
 
     tbt_target: float  # seconds that a decode may wait for its next token, infinite for any
 
-    def open(self, decodes: Work, slack: float | None) -> Allowance:
+    def open(self, decodes: Work, slack: float | None, latest: int) -> Allowance:
         """
         Args:
             decodes: what runs in any case.
             slack: seconds until the most urgent decode is due; None where nobody decodes.
+            latest: tokens of the iteration before.
         """
 
 
@@ -94,7 +116,7 @@ class FixedBudget:
         self.tokens = tokens
         self.min_prefill_share = _share(min_prefill_share)
 
-    def open(self, decodes: Work, slack: float | None) -> Allowance:
+    def open(self, decodes: Work, slack: float | None, latest: int) -> Allowance:
         floor = math.ceil(_beside(decodes.tokens, self.min_prefill_share))
         return Allowance(max(self.tokens - decodes.tokens, floor), _PER_TOKEN)
 
@@ -102,11 +124,12 @@ class FixedBudget:
 class LatencyBudget:
     """As much prompt as keeps the predicted time of an iteration within the slack of its decodes.
 
-    With `t` the predicted time of the decodes alone, `s` the slack of the most urgent one and `m`
-    the `min_prefill_share`, prompts get `max(s - t, t * m / (1 - m))` seconds: a share `m` of the
-    iteration at least. Where nobody decodes, and at most, they get `IDLE_FACTOR` times the target
-    less what any iteration takes: long enough to compute at full speed, and short enough for a
-    newcomer, who has to wait until the iteration ends.
+    With `t` the predicted time of the decodes alone, `s` the slack of the most urgent one, `e` the
+    share by which one in twenty iterations lately took longer than predicted and `m` the
+    `min_prefill_share`, prompts get `max(s / (1 + e) - t, t * m / (1 - m))` seconds: a share `m`
+    of the iteration at least. Where nobody decodes, and at most, they get `IDLE_FACTOR` times the
+    target less what any iteration takes: long enough to compute at full speed, and short enough
+    for a newcomer, who has to wait until the iteration ends.
     """
 
     IDLE_FACTOR = 4.0
@@ -124,13 +147,15 @@ class LatencyBudget:
         self.model = model
         self.min_prefill_share = _share(min_prefill_share)
 
-    def open(self, decodes: Work, slack: float | None) -> Allowance:
+    def open(self, decodes: Work, slack: float | None, latest: int) -> Allowance:
+        usual = max(0, latest - decodes.tokens)
         spent = self.model.predict(decodes)
         most = self.IDLE_FACTOR * self.tbt_target - spent
         if slack is None:
-            return Allowance(most, self.model, least=1)
-        amount = max(min(slack - spent, most), _beside(spent, self.min_prefill_share))
-        return Allowance(amount, self.model, least=1 if self.min_prefill_share else 0)
+            return Allowance(most, self.model, 1, usual)
+        late = min(self.model.accuracy.late, _MOST_LATE)
+        amount = max(min(slack / (1 + late) - spent, most), _beside(spent, self.min_prefill_share))
+        return Allowance(amount, self.model, 1 if self.min_prefill_share else 0, usual)
 
 
 _PER_TOKEN = PerToken()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import hypot, sqrt
 from typing import NamedTuple
 
+from sarathi.scheduling.accuracy import Accuracy, AccuracyWindow
 from sarathi.scheduling.least_squares import fit_relative
 
 Row = tuple[float, float, float, float, float]
@@ -20,15 +19,6 @@ class Work(NamedTuple):
     attention: float  # sum over prompt slices of n * (tokens before the slice + n / 2)
     context: int  # sum over decodes of their tokens in the KV cache
     samples: int  # rows that give a token
-
-
-@dataclass(frozen=True, slots=True)
-class ModelError:
-    """Relative errors, |predicted - real| / real, of the latest iterations; 0 without any."""
-
-    median: float
-    p90: float
-    count: int  # iterations that the two are of
 
 
 MAX_TOKENS = 2**20  # that `prompt_tokens` gives, where tokens seem to cost nothing
@@ -46,7 +36,6 @@ _PRIOR, _PRIOR_COMMON = 0.25, 0.2  # how wrong the fit may be, by coefficient an
 _DRIFT, _DRIFT_COMMON = 0.001, 0.015  # change from one iteration to the next, likewise
 _MOST_UNCERTAIN = 0.5
 _LEAST_WIDTH = 0.2  # of the mean coefficient, so that one that is 0 can come back
-_WINDOW, _REFRESH = 256, 32  # iterations that the error is of, and between computing it
 
 
 class LatencyModel:
@@ -88,9 +77,7 @@ class LatencyModel:
             ]
             for i, a in enumerate(self._state)
         ]
-        self._errors: deque[float] = deque(maxlen=_WINDOW)
-        self._error = ModelError(0.0, 0.0, 0)
-        self._unseen_errors = 0
+        self._window = AccuracyWindow()
 
     @classmethod
     def fit(cls, observations: Sequence[tuple[Work, float]]) -> LatencyModel:
@@ -120,14 +107,9 @@ class LatencyModel:
         return self._coefficients
 
     @property
-    def error(self) -> ModelError:
-        """Of predictions made before their iterations corrected the model; up to 32 ago."""
-        if self._unseen_errors >= min(_REFRESH, len(self._errors)) > 0:
-            errors = sorted(self._errors)
-            count = len(errors)
-            self._error = ModelError(errors[count // 2], errors[count * 9 // 10], count)
-            self._unseen_errors = 0
-        return self._error
+    def accuracy(self) -> Accuracy:
+        """Of predictions made before their iterations corrected the model."""
+        return self._window.accuracy
 
     def predict(self, work: Work) -> float:
         """Seconds of an iteration, its fixed part included."""
@@ -166,8 +148,7 @@ class LatencyModel:
         if not _SHORTEST <= seconds <= _LONGEST or work.tokens < 1:
             return
         predicted = self.predict(work)
-        self._errors.append(abs(predicted - seconds) / seconds)
-        self._unseen_errors += 1
+        self._window.add(predicted, seconds, with_prompt=work.attention > 0)
         self._drift()
         s0, s1, s2, s3, s4 = self._scales
         # By the prediction: errors are relative, and state changes are shares of the time.

@@ -90,6 +90,7 @@ class Scheduler:
         )
         self._requests: dict[int, Request] = {}
         self._prefilled = False  # whether the latest batch had prompts in it
+        self._latest = 0  # tokens of it
 
     # -- the outside world ------------------------------------------------------------------
 
@@ -160,7 +161,7 @@ class Scheduler:
         allowance = None
         slack = None
         if prefills_first:
-            allowance = self._budget.open(work, None)
+            allowance = self._budget.open(work, None, self._latest)
             work = self._prefill(allowance, prefills, work, now, admit=True)
         if policy.hybrid or not prefills:
             decodes, context, due, preempted = self.running.decode()
@@ -174,13 +175,14 @@ class Scheduler:
                     for part in decodes:
                         self.prompts.charge(part.request, 1)
         if not prefills_first and (policy.hybrid or not decodes):
-            allowance = self._budget.open(work, slack)
+            allowance = self._budget.open(work, slack, self._latest)
             # After a preemption memory is short: admitting more would only preempt more.
             work = self._prefill(allowance, prefills, work, now, admit=not preempted)
         if not (decodes or prefills or preempted or displaced):
             return None
         self.num_iterations += 1
         self._prefilled = bool(prefills)
+        self._latest = work.tokens
         return Batch(
             id=self.num_iterations,
             slices=(*decodes, *prefills),
