@@ -126,6 +126,7 @@ def test_the_servers_errors_are_told(response):
     "arguments",
     [
         ["--url", "http://127.0.0.1:9"],
+        ["--url", "http://127.0.0.1:9", "--api-key", "schlüssel"],
         ["--url", "not an address"],
         ["--url", "ftp://x"],
         ["--url", "http://"],

@@ -120,6 +120,7 @@ class TestGenerate:
 class TestServe:
     def test_an_unknown_model(self) -> None:
         assert "accepted are" in refused("serve", "no-such-model")
+        assert "MODEL: its bytes are not UTF-8" in refused("serve", "\udcff")
 
     def test_a_truncated_file(self, truncated: Path) -> None:
         assert "truncated" in refused("serve", truncated, "--port", 0)
@@ -141,8 +142,10 @@ class TestServe:
             (("--kv-cache-memory", "1kB"), "holds no block"),
             (("--kv-cache-memory", "100kB", "--max-model-len", "400"), "too small for one request"),
             (("--kv-cache-memory", "lots"), "not a size"),
-            (("--token-budget", "0"), "at least 1"),
-            (("--max-batch-size", "-3"), "at least 1"),
+            (("--kv-cache-memory", "9" * 400), "expected 1 to"),
+            (("--token-budget", "0"), "from 1 to"),
+            (("--token-budget", "100000000000000000000"), "from 1 to"),
+            (("--max-batch-size", "-3"), "from 1 to"),
             (("--policy", "fifo"), "invalid choice"),
             (("--policy", "orca", "--token-budget", "64"), "no effect on the policy orca"),
             (("--policy", "orca", "--tbt-target", "1s"), "no effect on the policy orca"),
@@ -158,10 +161,15 @@ class TestServe:
             (("--in-order-share", "0"), "above 0 up to 1"),
             (("--in-order-share", "nan"), "a number from 0 to 1"),
             (("--iteration-log", "no/such/folder/log.jsonl"), "not a file that can be written"),
+            (("--iteration-log", "\udcff.jsonl"), "--iteration-log: its bytes are not UTF-8"),
+            (("--trace", "x" * 300), "not a file that can be written"),
             (("--trace", "/"), "not a file that can be written"),
             (("--trace", "one", "--iteration-log", "one"), "the same file"),
             (("--precision", "f64"), "invalid choice"),
             (("--precision", "f32", "--kv-precision", "bf16"), "f32 or u8, not bf16"),
+            (("--api-key", ""), "--api-key: the key is empty"),
+            (("--api-key", "\udcff"), "--api-key: its bytes are not UTF-8"),
+            (("--served-model-name", "\udcff"), "name: its bytes are not UTF-8"),
             (("--port", "70000"), "no port"),
             (("--host", "256.1.1.1"), "--host"),
         ],

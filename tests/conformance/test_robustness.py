@@ -110,6 +110,8 @@ BAD = {
     "unknown field": (b'{"prompt": "a", "colour": "red"}', 400),
     "unknown model": (b'{"prompt": "a", "model": "nobody"}', 404),
     "wrong type": (b'{"prompt": "a", "max_tokens": "many"}', 400),
+    "no duration": (b'{"prompt": "a", "tbt_target": "fast"}', 400),
+    "a priority that no order heeds": (b'{"prompt": "a", "priority": 1}', 400),
     "unsupported field": (b'{"prompt": "a", "suffix": "z"}', 400),
     "too long a prompt": (b'{"prompt": "' + b"word " * 100_000 + b'"}', 400),
     "too large a body": (b'{"prompt": "' + b"x" * 10_000_000 + b'"}', 413),

@@ -54,6 +54,42 @@ class TestPriority:
         assert run(sched) == [(1, 1)]
         assert sched.running.num_preemptions == 0
 
+    def test_it_takes_nothing_that_does_not_help(self) -> None:
+        sched = by_priority(blocks=30, block_size=4)
+        sched.add(request(1, prompt=64, output=40, terms=Terms(priority=-1)))
+        for name in (2, 3):
+            sched.add(request(name, prompt=10, output=40, terms=Terms(priority=5)))
+        run(sched)
+        sched.add(request(4, prompt=60, output=2, terms=Terms(priority=-1)))
+        assert run(sched) == [(1, 1), (2, 1), (3, 1)]
+        assert sched.running.num_preemptions == 0
+
+    def test_the_same_one_yields_only_after_it_has_got_further(self) -> None:
+        sched = by_priority(budget=100, max_batch_size=1)
+        sched.add(request(0, prompt=350, output=1))
+        for iteration in range(1, 60):
+            if iteration % 4 == 0:
+                sched.add(request(iteration, 10, output=1, terms=Terms(priority=-1)))
+            run(sched)
+            if not any(r.id == 0 for r in (*sched.running.requests(), *sched.prompts.waiting())):
+                return
+        raise AssertionError("urgent requests starve the other one")
+
+    def test_it_takes_nothing_from_other_tenants(self) -> None:
+        sched = by_priority(budget=50, max_batch_size=2, fair=True)
+        finished = {"a": 0, "b": 0}
+        for iteration in range(300):
+            for tenant, priority in (("a", -5), ("b", 0)):
+                name = 2 * iteration + (tenant == "b")
+                terms = Terms(priority, tenant)
+                sched.add(request(name, 50, output=10, terms=terms))
+            batch = sched.schedule(0.0)
+            assert batch is not None
+            for ended in sched.complete(batch, [1] * batch.work.samples, 0.0):
+                finished[ended.terms.tenant] += ended.finish_reason() is not None
+        assert abs(finished["a"] - finished["b"]) <= 2
+        assert sched.running.num_preemptions == 0
+
     def test_the_least_urgent_gives_way_when_memory_runs_out(self) -> None:
         sched = by_priority(blocks=5, block_size=4)
         sched.add(request(1, prompt=7, output=9, terms=Terms(priority=1)))
@@ -112,3 +148,28 @@ class TestSlack:
             run(sched, now=1.0 if not sched.running.num_preemptions else 100.0)
         assert sched.running.num_preemptions
         assert sched.prefills.num_relegations == 0
+
+    def test_thousands_that_become_hopeless_at_once_do_not_hold_up_an_iteration(self) -> None:
+        sched = by_slack(budget=100)
+        for name in range(3000):
+            sched.add(request(0, prompt=200, output=1) if not name else request(name, 200, 1))
+        run(sched, now=5000.0)
+        assert sched.prefills.num_relegations <= 32
+
+    def test_who_waits_in_vain_does_not_block_who_can_make_it(self) -> None:
+        sched = by_slack(blocks=20, block_size=4)
+        sched.add(request(1, prompt=4, output=40))
+        run(sched)
+        sched.add(request(2, prompt=76, output=1))
+        sched.add(request(3, prompt=4, output=1, terms=Terms(ttft_target=100.0)))
+        assert (3, 4) in run(sched, now=50.0)
+
+    def test_relegated_prompts_make_way_before_they_answer(self) -> None:
+        sched = by_slack(budget=100, max_batch_size=2)
+        for name in (1, 2):
+            sched.add(request(name, prompt=900, output=1))
+        run(sched, now=1.0)
+        for now in (3.0, 3.1, 3.2):
+            run(sched, now=now)
+        sched.add(request(5, prompt=50, output=1, terms=Terms(ttft_target=5.0)))
+        assert (5, 50) in run(sched, now=5.0)

@@ -32,7 +32,7 @@ class TestPrompts:
             sched.add(request(name, prompt=5000, output=1))
         run(sched)
         sched.add(request(4, prompt=30, output=1))
-        assert run(sched) == [(1, 50), (4, 30), (2, 20)]
+        assert run(sched) == [(1, 70), (4, 30)]
 
     def test_a_stream_of_small_ones_does_not_hold_up_the_huge_one(self) -> None:
         sched = self.halves()
@@ -42,13 +42,13 @@ class TestPrompts:
             iterations += 1
             sched.add(request(iterations, prompt=100, output=1))
             run(sched)
-        assert iterations == 1000 / 50
+        assert iterations <= 1000 / 50
 
     def test_the_share_goes_on_to_the_next_in_order(self) -> None:
         sched = self.halves()
         for name, prompt in ((1, 20), (2, 500), (3, 40), (4, 500)):
             sched.add(request(name, prompt=prompt, output=1))
-        assert run(sched) == [(1, 20), (2, 30), (3, 40), (4, 10)]
+        assert run(sched) == [(1, 20), (2, 40), (3, 40)]
 
     def test_more_urgent_prompts_share_nothing_with_others(self) -> None:
         sched = by_priority(budget=100, in_order_share=0.5)
@@ -148,17 +148,17 @@ class TestTenants:
             shares.enter(name)
         shares.leave("goes")
         for _ in range(10):
-            shares.least(["stays"], queued=False)
+            shares.turn("stays")
             shares.charge("stays", 10)
         shares.enter("goes")
-        assert shares.served("goes") == 90  # as "stays" had when it went last
+        assert shares.served("goes") == 100  # as "stays"
 
     def test_tenants_that_are_gone_are_forgotten(self) -> None:
         shares = Shares()
         shares.enter("stays")
         for name in map(str, range(100_000)):
             shares.enter(name)
-            shares.least([name], queued=False)
+            shares.turn(name)
             shares.charge(name, 5)
             shares.leave(name)
         assert len(shares._served) < 3000
@@ -177,6 +177,20 @@ class TestOwnTargets:
             run(sched)
         [*_, (_, after)] = run(sched)
         assert after == 31  # 50 ms / 1.1 less 12, and 4 % as room for the next iterations
+
+    def test_a_tiny_one_does_not_take_everything_from_prompts(self) -> None:
+        sched = scheduler(LatencyBudget(0.1, PLAIN_MODEL), in_order_share=0.5)
+        sched.add(request(1, prompt=1, terms=Terms(tbt_target=1e-6)))
+        run(sched)
+        sched.add(request(2, prompt=5000))
+        [_, (_, tokens)] = run(sched)
+        assert tokens == 34  # as with half of the target
+
+    def test_a_target_that_no_iteration_meets_does_not_stop_prompts(self) -> None:
+        sched = scheduler(LatencyBudget(0.001, PLAIN_MODEL))
+        sched.add(request(1, prompt=5000))
+        [(_, tokens)] = run(sched)
+        assert tokens == 34  # four times an iteration of one token, less what is fixed
 
     def test_time_that_has_passed_is_missing(self) -> None:
         sched = scheduler(LatencyBudget(0.1, PLAIN_MODEL))

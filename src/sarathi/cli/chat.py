@@ -13,7 +13,7 @@ import msgspec
 from rich.console import Console
 
 from sarathi.cli.errors import UsageError
-from sarathi.cli.options import add_engine_arguments, engine_config
+from sarathi.cli.options import add_engine_arguments, engine_config, utf8
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.sampling import SamplingParams
 from sarathi.models.locate import locate
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, help="the longest answer, in tokens")
     parser.add_argument(
         "--api-key",
+        type=utf8,
         default=os.environ.get("SARATHI_API_KEY"),
         help="the server's key (default: SARATHI_API_KEY from the environment)",
     )
@@ -167,7 +168,7 @@ class Server:
             ChatError: there is no such server, or it has no model to talk to.
         """
         url = url.rstrip("/").removesuffix("/v1")
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        headers = {b"Authorization": f"Bearer {api_key}".encode()} if api_key else {}
         try:
             # An answer may take long to begin, a connection may not.
             timeout = httpx.Timeout(10, read=None)

@@ -15,6 +15,8 @@ from sarathi.engine.config import (
     DEFAULT_MIN_PREFILL_SHARE,
     DEFAULT_TOKEN_BUDGET,
     DEFAULT_TTFT_TARGET,
+    MAX_KV_CACHE_MEMORY,
+    MAX_NUMBER,
     EngineConfig,
     FairBy,
 )
@@ -200,13 +202,13 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
 
 
 def positive(text: str) -> int:
-    """An argparse type: a whole number of at least 1."""
+    """An argparse type: a whole number from 1 to `MAX_NUMBER`."""
     try:
         value = int(text)
     except ValueError:
         value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    if not 1 <= value <= MAX_NUMBER:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MAX_NUMBER}")
     return value
 
 
@@ -215,10 +217,12 @@ def num_bytes(text: str) -> int:
     match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([kmg]?i?)b?", text.strip().lower())
     if match is None or match[2] not in _UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 2GiB, 512MB or 4096")
-    value = int(float(match[1]) * _UNITS[match[2]])
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is less than one byte")
-    return value
+    value = float(match[1]) * _UNITS[match[2]]
+    if not 1 <= value <= MAX_KV_CACHE_MEMORY:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is out of range, expected 1 to {MAX_KV_CACHE_MEMORY} bytes"
+        )
+    return int(value)
 
 
 def duration(text: str) -> float:
@@ -242,7 +246,21 @@ def share(text: str) -> float:
 
 def new_file(text: str) -> str:
     """An argparse type: the path of a file that can be written, made absolute."""
-    path = Path(text).absolute()
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+    path = Path(utf8(str(Path(text).absolute())))
+    try:
+        writable = os.access(path if path.exists() else path.parent, os.W_OK)
+        is_folder = path.is_dir()
+    except OSError:  # such as a name that is too long
+        writable = is_folder = False
+    if is_folder or not writable:
         raise argparse.ArgumentTypeError(f"{text!r} is not a file that can be written")
     return str(path)
+
+
+def utf8(text: str) -> str:
+    """An argparse type: a text that can be sent, to the engine process or over HTTP."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # Python makes halves of surrogate pairs of other bytes
+        raise argparse.ArgumentTypeError("its bytes are not UTF-8") from None
+    return text

@@ -18,6 +18,10 @@ DEFAULT_IN_ORDER_SHARE = 0.5
 DEFAULT_TTFT_TARGET = 5.0  # seconds
 _DETERMINISTIC_CHUNK = 128  # tokens; not measured, or two machines would cut differently
 
+# Far beyond any machine; what is above would end in an overflow somewhere below.
+MAX_NUMBER = 2**31 - 1
+MAX_KV_CACHE_MEMORY = 2**62  # bytes
+
 FairBy = Literal["tenant"]
 
 
@@ -50,16 +54,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         _one_of("order", self.order, ORDERS)
         if self.fair_by is not None:
             _one_of("fair_by", self.fair_by, ("tenant",))
-        for name in (
-            "token_budget",
-            "max_batch_size",
-            "max_model_len",
-            "kv_cache_memory",
-            "threads",
+        for name, most in (
+            ("token_budget", MAX_NUMBER),
+            ("max_batch_size", MAX_NUMBER),
+            ("max_model_len", MAX_NUMBER),
+            ("kv_cache_memory", MAX_KV_CACHE_MEMORY),
+            ("threads", MAX_NUMBER),
         ):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}, expected at least 1")
+            if value is not None and not 1 <= value <= most:
+                raise ConfigError(f"{name} is {value}, expected 1 to {most}")
         for name in ("tbt_target", "ttft_target"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):

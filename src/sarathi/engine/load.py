@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sarathi.engine.config import ConfigError, EngineConfig
 from sarathi.engine.core import EngineCore
+from sarathi.engine.durations import in_words
 from sarathi.engine.memory import num_kv_blocks
 from sarathi.engine.messages import ModelInfo
 from sarathi.engine.profile import NUM_BLOCKS, profile
@@ -91,6 +92,12 @@ def load_engine(
     latency_model = _rehearse(executor, config, report)
     executor.allocate(num_blocks)
     budget = _budget(config, latency_model, max_model_len)
+    shortest = latency_model.predict(Work(1, 0.0, 0, 1))
+    if config.tbt_target is not None and config.tbt_target < shortest:
+        report(
+            f"warning: a target of {in_words(config.tbt_target)} between tokens cannot be met: "
+            f"a token alone takes {in_words(shortest)}"
+        )
     scheduler = Scheduler(
         BlockPool(num_blocks, BLOCK_SIZE),
         budget,
@@ -120,7 +127,7 @@ def load_engine(
         order=config.order,
         fair_by=config.fair_by,
         deterministic=config.deterministic,
-        prefix_caching=config.prefix_caching,
+        prefix_caching=config.prefix_caching and not config.deterministic,
     )
     return core, info
 

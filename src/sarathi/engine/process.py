@@ -37,6 +37,7 @@ from sarathi.models.config import ModelError
 from sarathi.scheduling import AdmissionError
 
 _IDLE_POLL = 500  # milliseconds between looks at whether the parent lives
+_FRESH = 1.0  # seconds until statistics are sent without tokens, while there is work
 _TELL = 60.0  # seconds between lines about how it goes, while there is work
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class EngineProcess:
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._refusals: list[Refusal] = []
         self._stopping = False
-        self._told = time.monotonic()
+        self._sent = self._told = time.monotonic()
 
     def send(self, message: FromEngine) -> None:
         self._socket.send(self._encoder.encode(message))
@@ -61,13 +62,16 @@ class EngineProcess:
         """Serve until the other end says so or has gone."""
         while not self._stopping and os.getppid() == self._parent:
             changed = self._receive(core, 0 if core.has_work else _IDLE_POLL)
-            outputs, failures = core.step() if core.has_work else Outcome([], [])
-            if outputs or failures or changed:
+            works = core.has_work
+            outputs, failures = core.step() if works else Outcome([], [])
+            stale = works and time.monotonic() >= self._sent + _FRESH
+            if outputs or failures or changed or stale:
+                self._sent = time.monotonic()
                 self.send(Iteration(outputs, self._refusals + failures, core.stats))
                 self._refusals = []
             if outputs and time.monotonic() > self._told + _TELL:
                 self._told = time.monotonic()
-                self.send(Progress(in_words(core.stats)))
+                self.send(Progress(progress_line(core.stats)))
 
     def _receive(self, core: EngineCore, timeout: int) -> bool:
         """Take in all messages that are there, waiting up to `timeout` ms for the first."""
@@ -95,7 +99,7 @@ class EngineProcess:
             self._refusals.append(Refusal(message.id, str(error)))
 
 
-def in_words(stats: Stats) -> str:
+def progress_line(stats: Stats) -> str:
     """A line for whoever watches the server."""
     hits = 100 * stats.cached_tokens / max(1, stats.prompt_tokens)
     return (

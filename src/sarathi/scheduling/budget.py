@@ -7,6 +7,13 @@ from typing import Protocol
 
 from sarathi.scheduling.latency_model import LatencyModel, Work
 
+# What an iteration may stay behind what it could compute, to be as large as the one before; and
+# how large it is made where it cannot be, so that it will be possible then.
+_STEADY, _ROOM = 0.92, 0.96
+_FEW = 32  # tokens, of which 4 % would hardly be one
+_ONE_TOKEN = Work(1, 0.0, 0, 1)
+_MOST_LATE = 0.3  # on a machine that is busier than that, no margin helps
+
 
 class Pricing(Protocol):
     """What prompt tokens cost, in the unit of a budget."""
@@ -75,16 +82,10 @@ class Allowance:
     def _steady(self, affordable: int) -> int:
         """The tokens to which to cut a prompt: the usual total, or one that can last a while."""
         total = self._granted + affordable
+        if total < _FEW:
+            return affordable
         total = self._usual if _STEADY * total <= self._usual <= total else int(_ROOM * total)
         return max(0, total - self._granted)
-
-
-# What an iteration may stay behind what it could compute, to be as large as the one before; and
-# how large it is made where it cannot be, so that it will be possible then.
-_STEADY, _ROOM = 0.92, 0.96
-
-
-_MOST_LATE = 0.3  # on a machine that is busier than that, no margin helps
 
 
 class Budget(Protocol):
@@ -150,12 +151,18 @@ class LatencyBudget:
     def open(self, decodes: Work, slack: float | None, latest: int) -> Allowance:
         usual = max(0, latest - decodes.tokens)
         spent = self.model.predict(decodes)
-        most = self.IDLE_FACTOR * self.tbt_target - spent
+        # A target that is shorter than any iteration must not make prompts run token by token.
+        shortest = self.model.predict(_ONE_TOKEN)
+        most = self.IDLE_FACTOR * max(self.tbt_target, shortest) - spent
         if slack is None:
             return Allowance(most, self.model, 1, usual)
         late = min(self.model.accuracy.late, _MOST_LATE)
-        amount = max(min(slack / (1 + late) - spent, most), _beside(spent, self.min_prefill_share))
-        return Allowance(amount, self.model, 1 if self.min_prefill_share else 0, usual)
+        amount = min(slack / (1 + late) - spent, most)
+        floor = _beside(spent, self.min_prefill_share)
+        least = 1 if self.min_prefill_share else 0
+        if amount < floor:
+            return Allowance(floor, self.model, least)
+        return Allowance(amount, self.model, least, usual)
 
 
 _PER_TOKEN = PerToken()

@@ -21,14 +21,17 @@ class Shares:
     def __init__(self) -> None:
         self._served: defaultdict[str, int] = defaultdict(int)  # tokens
         self._open: Counter[str] = Counter()  # requests
-        self._queued: list[tuple[int, str]] = []  # a heap; what was served may have grown since
-        self._in_queue: set[str] = set()
+        self._waiting: set[str] = set()
+        # Those that wait, and some that have left; what they were served may have grown since.
+        self._heap: list[tuple[int, str]] = []
+        self._in_heap: set[str] = set()
         self._clock = 0  # what the tenant that went latest had been served
 
     def enter(self, tenant: str) -> None:
         """A request of a tenant arrives."""
         if not self._open[tenant]:
-            self._served[tenant] = max(self._served[tenant], self._clock)
+            least = min((self._served[other] for other in self._open if other != tenant), default=0)
+            self._served[tenant] = max(self._served[tenant], self._clock, least)
         self._open[tenant] += 1
 
     def leave(self, tenant: str) -> None:
@@ -46,31 +49,33 @@ class Shares:
 
     def queue(self, tenant: str) -> None:
         """A tenant has requests that wait."""
-        if tenant not in self._in_queue:
-            self._in_queue.add(tenant)
-            heapq.heappush(self._queued, (self._served[tenant], tenant))
+        self._waiting.add(tenant)
+        if tenant not in self._in_heap:
+            self._in_heap.add(tenant)
+            heapq.heappush(self._heap, (self._served[tenant], tenant))
 
     def unqueue(self, tenant: str) -> None:
         """It has none any more."""
-        self._in_queue.discard(tenant)
+        self._waiting.discard(tenant)
 
-    def least(self, others: Iterable[str], queued: bool) -> str | None:
-        """The least served of `others` and, if `queued`, of those that have requests waiting."""
+    def least(self, others: Iterable[str], waiting: bool) -> str | None:
+        """The least served of `others` and, if `waiting`, of those that have requests waiting."""
         candidates = [(self._served[tenant], tenant) for tenant in others]
-        if queued and (first := self._first_queued()) is not None:
+        if waiting and (first := self._first_waiting()) is not None:
             candidates.append(first)
-        if not candidates:
-            return None
-        served, tenant = min(candidates)
-        self._clock = max(self._clock, served)
-        return tenant
+        return min(candidates)[1] if candidates else None
 
-    def _first_queued(self) -> tuple[int, str] | None:
-        heap = self._queued
+    def turn(self, tenant: str) -> None:
+        """It is a tenant's turn: those who come back start from there."""
+        self._clock = max(self._clock, self._served[tenant])
+
+    def _first_waiting(self) -> tuple[int, str] | None:
+        heap = self._heap
         while heap:
             served, tenant = heap[0]
-            if tenant not in self._in_queue:
+            if tenant not in self._waiting:
                 heapq.heappop(heap)
+                self._in_heap.remove(tenant)
             elif served != self._served[tenant]:
                 heapq.heapreplace(heap, (self._served[tenant], tenant))
             else:

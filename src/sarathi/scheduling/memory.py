@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from sarathi.scheduling.blocks import BlockPool
 from sarathi.scheduling.prefix import block_hashes
 from sarathi.scheduling.request import Request
-
-
-class Admission(NamedTuple):
-    """What a request would get: room for all of its prompt, of which a part is there already."""
-
-    cached: list[int]  # blocks of its prefix that are known
-    reserve: int  # blocks to promise beside them
 
 
 class KvMemory:
@@ -33,38 +25,43 @@ class KvMemory:
         self._prefix_caching = prefix_caching
         self._promised: dict[int, int] = {}  # blocks, by request id
 
-    def plan(self, request: Request, headroom: int) -> Admission | None:
-        """How a waiting request could be admitted, None while there is no room.
+    def cached(self, request: Request) -> list[int]:
+        """The blocks of a waiting request's prefix that are known."""
+        if not self._prefix_caching:
+            return []
+        self._name_blocks(request)
+        # The last token is computed in any case: the next one is sampled from it.
+        full = (request.num_tokens - 1) // self.pool.block_size
+        return self.pool.find(request.block_hashes[:full])
+
+    def shortage(self, request: Request, cached: list[int], headroom: int) -> int:
+        """Blocks that are missing to admit a request; 0 or less if it can be.
 
         Args:
             headroom: blocks that must be left.
         """
+        needed = self._reserve(request, cached) + self.pool.num_idle(cached) + headroom
+        return needed - self.pool.num_available
+
+    def admit(self, request: Request, cached: list[int]) -> None:
+        """Let a request begin, after its cached prefix, with room for all of its prompt."""
+        reserve = self._reserve(request, cached)
+        self.pool.share(request, cached)
+        self.pool.reserve(reserve)
+        self._promise(request, reserve)
+        request.num_published = len(cached)
+        request.num_computed = len(cached) * self.pool.block_size
+
+    def held(self, request: Request) -> int:
+        """Blocks that would become available without a request."""
+        own = sum(self.pool.num_users(block) == 1 for block in request.blocks)
+        return own + self._promised.get(request.id, 0)
+
+    def _reserve(self, request: Request, cached: list[int]) -> int:
         pool = self.pool
         if self._reserve_tokens is None:
-            total = pool.blocks_for(request.num_tokens)
-        else:
-            total = min(pool.blocks_for(self._reserve_tokens), pool.num_blocks)
-        cached: list[int] = []
-        if self._prefix_caching:
-            self._name_blocks(request)
-            # The last token is computed in any case: the next one is sampled from it.
-            cached = pool.find(request.block_hashes[: (request.num_tokens - 1) // pool.block_size])
-        reserve = total - len(cached)
-        if reserve + pool.num_idle(cached) + headroom > pool.num_available:
-            return None
-        return Admission(cached, reserve)
-
-    def admit(self, request: Request, admission: Admission) -> None:
-        """Let a request begin, after its cached prefix."""
-        self.pool.share(request, admission.cached)
-        self.pool.reserve(admission.reserve)
-        self._promise(request, admission.reserve)
-        request.num_published = len(admission.cached)
-        request.num_computed = self.num_tokens(admission)
-
-    def num_tokens(self, admission: Admission) -> int:
-        """Tokens that need not be computed any more."""
-        return len(admission.cached) * self.pool.block_size
+            return pool.blocks_for(request.num_tokens) - len(cached)
+        return min(pool.blocks_for(self._reserve_tokens), pool.num_blocks) - len(cached)
 
     def lacking(self, request: Request, num_tokens: int) -> int:
         """Blocks that a request needs for `num_tokens` tokens, beyond its own and its promised."""

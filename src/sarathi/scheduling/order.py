@@ -13,7 +13,10 @@ BACKGROUND = 1  # the lane of requests that cannot meet their target any more
 
 
 class Order(Protocol):
-    preempts: bool  # whether a lesser lane takes the place of a greater one that runs
+    preempts: bool  # whether anybody ever displaces anybody
+
+    def displaces(self, waiting: Request, running: Request) -> bool:
+        """Whether one that waits may take the place of one that runs."""
 
     def rank(self, request: Request) -> Rank:
         """Where a request stands, fixed when it arrives."""
@@ -27,6 +30,9 @@ class Fcfs:
 
     preempts = False
 
+    def displaces(self, waiting: Request, running: Request) -> bool:
+        return False
+
     def rank(self, request: Request) -> Rank:
         return Rank(0, request.arrival, request.id)
 
@@ -38,6 +44,9 @@ class Priority:
     """The least `priority` first; first come, first served among equals."""
 
     preempts = True
+
+    def displaces(self, waiting: Request, running: Request) -> bool:
+        return running.rank.lane > waiting.rank.lane
 
     def rank(self, request: Request) -> Rank:
         return Rank(request.terms.priority, request.arrival, request.id)
@@ -58,7 +67,11 @@ class Slack:
     model: LatencyModel
     ttft_target: float  # seconds, of requests that have none of their own
     alpha: float = 1.0
-    preempts = False
+    preempts = True
+
+    def displaces(self, waiting: Request, running: Request) -> bool:
+        # Who has begun to answer goes on.
+        return running.rank.lane > waiting.rank.lane and not running.output_ids
 
     def rank(self, request: Request) -> Rank:
         work = self.model.prompt_cost(request.num_tokens, 0, True)

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import math
+
 from sarathi.scheduling.budget import Allowance
-from sarathi.scheduling.memory import Admission, KvMemory
-from sarathi.scheduling.order import Order
+from sarathi.scheduling.memory import KvMemory
+from sarathi.scheduling.order import BACKGROUND, Order
 from sarathi.scheduling.policy import Policy
 from sarathi.scheduling.prompts import Prompts
 from sarathi.scheduling.request import Request
+from sarathi.scheduling.running import Running
 from sarathi.scheduling.turns import Turns
+
+_MOST_RELEGATIONS = 32  # in an iteration: thousands may become hopeless at once
 
 
 class Prefills:
     """Who gets how many tokens of prompt computed.
 
-    Of an iteration's allowance the first prompt in order may take `in_order_share`, if it can use
-    as much. The others take the rest, the shortest first, and what they leave is the first one's
-    again. So with P tokens an iteration, a prompt of r tokens has its first token after at most
+    `in_order_share` of an iteration's allowance goes to prompts in order, the rest to the shortest
+    first. So with P tokens an iteration, a prompt of r tokens has its first token after at most
 
     - (W + r) / (P * share) iterations, W being the tokens of those before it in order, and
     - (V + r) / (P * (1 - share)) iterations, V being the tokens of those shorter than it,
 
     whichever comes first: neither a huge prompt before it nor a stream of small ones behind it
-    holds it up.
+    holds it up. Where either share is less than a token, it is strictly in order.
     """
 
     def __init__(
@@ -50,12 +54,12 @@ class Prefills:
         self._chunk = chunk
 
     def deal(
-        self, allowance: Allowance, now: float, running: int, *, admit: bool
+        self, allowance: Allowance, now: float, num_running: int, *, admit: bool
     ) -> dict[Request, int]:
         """Admit requests and grant tokens to them and to started ones.
 
         Args:
-            running: requests that have been admitted.
+            num_running: requests that have been admitted.
             admit: whether others may be.
 
         Returns:
@@ -63,66 +67,111 @@ class Prefills:
         """
         granted: dict[Request, int] = {}
         turns = Turns(self._prompts, in_order_share=self._in_order_share, admit=admit)
+        relegations = 0
         while turn := turns.next(allowance.left):
-            request, within = turn
-            admission = None
-            cached = request.num_computed + granted.get(request, 0)
-            if self._prompts.waits(request):
-                admission = self.plan(request, running)
-                if admission is None:
-                    turns.close()
-                    continue
-                cached = self._memory.num_tokens(admission)
-            if request.rank.lane == 0 and self._order.hopeless(request, cached, now):
-                self.num_relegations += 1
+            request, within, ahead = turn
+            waits = self._prompts.waits(request)
+            cached = self._memory.cached(request) if waits else []
+            start = request.num_computed + granted.get(request, 0)
+            start += len(cached) * self._memory.pool.block_size
+            if relegations < _MOST_RELEGATIONS and self._is_late(request, start, now):
+                relegations += 1
                 turns.relegate(request)
                 continue
+            if waits and not self._fits(request, cached, num_running, ahead):
+                turns.close()
+                continue
             left = allowance.left
-            length = self._length(allowance, request, cached, within, first=not granted)
+            length = self._length(allowance, request, start, within, first=not granted)
+            if not length and within < math.inf:
+                turns.end_in_order(request)
+                continue
             if not length:
                 break
-            if admission is not None:
-                self._admit(request, admission)
-                running += 1
+            if waits:
+                self._admit(request, cached)
+                num_running += 1
             granted[request] = granted.get(request, 0) + length
             # Where chunks are fixed, a second one in the same iteration would make one of two.
-            cut = self._chunk is None and cached + length < request.num_tokens
+            cut = self._chunk is None and start + length < request.num_tokens
             turns.took(request, left - allowance.left, cut=cut)
             self._prompts.charge(request, length)
+        self.num_relegations += relegations
         return granted
 
-    def plan(self, request: Request, running: int) -> Admission | None:
-        """How a waiting request could be admitted beside `running` others, None if it cannot."""
-        if running >= self._max_batch_size:
-            return None
-        # Every running request may soon ask for one more block. Without that headroom the
-        # newcomer would be preempted at once, and computed again and again.
-        headroom = running if self._policy.reserves == "prompt" else 0
-        return self._memory.plan(request, headroom)
+    def victims(self, request: Request, running: Running) -> list[Request]:
+        """Who should make way for a request that waits: nobody, or so many that it can run.
+
+        Nobody makes way twice before it has got further than the first time.
+        """
+        cached = self._memory.cached(request)
+        if self._fits(request, cached, len(running), None):
+            return []
+        slots = len(running) + 1 - self._max_batch_size
+        blocks = self._memory.shortage(request, cached, self._headroom(len(running)))
+        victims: list[Request] = []
+        tenant = self._prompts.tenant(request)
+        for victim in running.idle():
+            if (
+                self._order.displaces(request, victim)
+                and self._prompts.tenant(victim) == tenant
+                and victim.num_computed > victim.num_recomputed
+            ):
+                victims.append(victim)
+                blocks -= self._memory.held(victim) + self._headroom(1)
+                if len(victims) >= slots and blocks <= 0:
+                    return victims
+        return []
+
+    def _is_late(self, request: Request, start: int, now: float) -> bool:
+        return request.rank.lane != BACKGROUND and self._order.hopeless(request, start, now)
+
+    def _fits(
+        self, request: Request, cached: list[int], num_running: int, ahead: Request | None
+    ) -> bool:
+        """Whether a waiting request can be admitted, without passing one that cannot."""
+        if num_running >= self._max_batch_size:
+            return False
+        headroom = self._headroom(num_running)
+        if (
+            ahead is not None
+            and self._memory.shortage(ahead, self._memory.cached(ahead), headroom) > 0
+        ):
+            return False
+        return self._memory.shortage(request, cached, headroom) <= 0
+
+    def _headroom(self, num_running: int) -> int:
+        """Blocks to leave when a request is admitted.
+
+        Every running request may soon ask for one more. Without that headroom the newcomer would
+        be preempted at once, and computed again and again.
+        """
+        return num_running if self._policy.reserves == "prompt" else 0
 
     def _length(
-        self, allowance: Allowance, request: Request, cached: int, within: float, *, first: bool
+        self, allowance: Allowance, request: Request, start: int, within: float, *, first: bool
     ) -> int:
-        """Tokens of a prompt that may run now."""
-        remaining = request.num_tokens - cached
+        """Tokens of a prompt, from `start`, that may run now."""
+        remaining = request.num_tokens - start
         if self._chunk is not None:
             # Up to the next mark. What a preempted request had said is computed as it was then.
-            prompt = len(request.prompt_ids) - cached
-            length = min(self._chunk - cached % self._chunk, prompt) if prompt > 0 else 1
+            prompt = len(request.prompt_ids) - start
+            length = min(self._chunk - start % self._chunk, prompt) if prompt > 0 else 1
         elif self._policy.chunked:
+            length = allowance.take(remaining, start, within)
             # A share that is too small for a single token is no share.
-            return allowance.take(remaining, cached, within) or allowance.take(remaining, cached)
+            return length or (allowance.take(remaining, start) if first else 0)
         else:
             length = remaining
         # Whole or not at all; the first one always, or a long one would wait for ever.
-        if not (first or allowance.covers(length, cached)):
+        if not (first or allowance.covers(length, start)):
             return 0
-        allowance.charge(length, cached)
+        allowance.charge(length, start)
         return length
 
-    def _admit(self, request: Request, admission: Admission) -> None:
+    def _admit(self, request: Request, cached: list[int]) -> None:
         self._prompts.start(request)
-        self._memory.admit(request, admission)
+        self._memory.admit(request, cached)
         if not request.num_preemptions:
             request.num_cached = request.num_computed
             self.prompt_tokens += len(request.prompt_ids)

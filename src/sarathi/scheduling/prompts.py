@@ -133,9 +133,10 @@ class Prompts:
             self.started.sort(key=by_rank)
 
     def first_waiting(self) -> Request | None:
-        """The first waiting request of the tenant that is served least."""
-        tenant = self.shares.least((), queued=True)
-        return None if tenant is None else self._lines[tenant].first()
+        """The first waiting request, if its tenant is the one whose turn it is."""
+        started = {self.tenant(request) for request in self.started}
+        line = self._lines.get(self.shares.least(started, waiting=True) or "")
+        return None if line is None else line.first()
 
     def line(self, tenant: str) -> Line | None:
         return self._lines.get(tenant)

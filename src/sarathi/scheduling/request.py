@@ -58,6 +58,7 @@ class Request:
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
     num_preemptions: int = 0
+    num_recomputed: int = 0  # tokens that had been computed when it was preempted, at most
     in_flight: bool = False  # part of a batch that has not been completed
     cancelled: bool = False
 

@@ -64,16 +64,22 @@ class Running:
         self._prompts.started.remove(request)
         insort(self.decodes, request, key=by_rank)
 
-    def last_in_order(self) -> Request | None:
-        """The last of those whose blocks nobody is using."""
+    def idle(self) -> list[Request]:
+        """Those whose blocks nobody is using, the last in order first."""
+        requests = (*self.decodes, *self._prompts.started)
+        return sorted((r for r in requests if not r.in_flight), key=by_rank, reverse=True)
+
+    def _last_in_order(self) -> Request:
+        """The first of `idle`, which is not empty."""
         lasts = (
             next((request for request in reversed(queue) if not request.in_flight), None)
             for queue in (self.decodes, self._prompts.started)
         )
-        return max((request for request in lasts if request is not None), key=by_rank, default=None)
+        return max((request for request in lasts if request is not None), key=by_rank)
 
     def preempt(self, request: Request) -> None:
         """Take a request's blocks; it waits, and stands where it did in order."""
+        request.num_recomputed = max(request.num_recomputed, request.num_computed)
         self.leave(request)
         request.num_preemptions += 1
         self.num_preemptions += 1
@@ -88,8 +94,7 @@ class Running:
         """Give a decode its next block; False if it has been preempted itself."""
         memory = self._memory
         while memory.lacking(request, request.num_tokens) > memory.pool.num_available:
-            victim = self.last_in_order()
-            assert victim is not None, "the request itself is not in flight"
+            victim = self._last_in_order()
             self.preempt(victim)
             preempted.append(victim)
             if victim is request:

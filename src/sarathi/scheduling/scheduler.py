@@ -104,7 +104,9 @@ class Scheduler:
             raise AdmissionError(f"request id {request.id} is in use")
         check_admissible(request, self.pool, self.max_model_len)
         own_target = request.terms.tbt_target
-        request.tbt_target = self._budget.tbt_target if own_target is None else own_target
+        target = self._budget.tbt_target
+        # A shorter one would take everybody's time for prompts.
+        request.tbt_target = target if own_target is None else max(own_target, target / 2)
         request.rank = self._order.rank(request)
         self._requests[request.id] = request
         self.prompts.shares.enter(self.prompts.tenant(request))
@@ -258,16 +260,12 @@ class Scheduler:
     # -- coming and going -------------------------------------------------------------------
 
     def _displace(self) -> list[Request]:
-        """Preempt for the first waiting request, as long as somebody of a greater lane runs."""
-        displaced: list[Request] = []
+        """Make room for the first waiting request at the expense of those that must yield."""
         first = self.prompts.first_waiting()
-        while first is not None and self.prefills.plan(first, len(self.running)) is None:
-            victim = self.running.last_in_order()
-            if victim is None or victim.rank.lane <= first.rank.lane:
-                break
+        victims = [] if first is None else self.prefills.victims(first, self.running)
+        for victim in victims:
             self.running.preempt(victim)
-            displaced.append(victim)
-        return displaced
+        return victims
 
     def _forget(self, request: Request) -> None:
         del self._requests[request.id]

@@ -12,6 +12,7 @@ from sarathi.scheduling.request import Rank, Request
 class Turn(NamedTuple):
     request: Request
     within: float  # what it may cost, in the unit of the iteration's allowance
+    ahead: Request | None = None  # waits, and is before `request`, which waits too
 
 
 class _Tenant:
@@ -26,7 +27,7 @@ class _Tenant:
 class Turns:
     """Deals turns to the least served tenant: in order at first, then the shortest first.
 
-    Who is cut where the in-order share ends has another turn after the others of its lane.
+    Who is cut where the in-order share ends is among the latter, too.
     """
 
     def __init__(self, prompts: Prompts, *, in_order_share: float, admit: bool) -> None:
@@ -49,12 +50,13 @@ class Turns:
         """
         # Those who wait are looked up as they are needed: there may be thousands of them.
         ready = [name for name, mine in self._tenants.items() if mine.started or mine.cut]
-        name = self._prompts.shares.least(ready, queued=self._admit)
+        name = self._prompts.shares.least(ready, waiting=self._admit)
         if name is None:
             return None
+        self._prompts.shares.turn(name)
         mine = self._tenant(name)
         if mine.in_order is None:
-            mine.in_order = self._share * left if self._share < 1 else math.inf
+            mine.in_order = self._share * left if self._share < 1 and left else math.inf
         line = self._prompts.line(name) if self._admit else None
         candidates = mine.started[:1]
         if line is not None:
@@ -64,16 +66,16 @@ class Turns:
         if mine.cut is not None:
             candidates.append(mine.cut)
         lane = min(request.rank.lane for request in candidates)
-        others = [request for request in mine.started if request.rank.lane == lane]
-        if line is not None and line.shortest().rank.lane == lane:
-            others.append(line.shortest())
-        if not others:
-            assert mine.cut is not None
-            return Turn(mine.cut, math.inf)
-        return Turn(min(others, key=_length), math.inf)
+        candidates = [*mine.started, *(() if mine.cut is None else (mine.cut,))]
+        if line is not None:
+            candidates.append(line.shortest())
+        shortest = min((r for r in candidates if r.rank.lane == lane), key=_length)
+        waits = line is not None and shortest is line.shortest()
+        ahead = line.first() if line is not None and waits else None
+        return Turn(shortest, math.inf, None if ahead is shortest else ahead)
 
     def took(self, request: Request, cost: float, *, cut: bool) -> None:
-        """A request has had its turn, and reached the end of its tokens unless it was `cut`."""
+        """A request has had its turn, and could compute more tokens now if it was `cut`."""
         mine = self._tenant(self._prompts.tenant(request))
         assert mine.in_order is not None
         if request in mine.started:
@@ -85,6 +87,10 @@ class Turns:
             if cut:
                 mine.in_order = 0.0
                 mine.cut = request
+
+    def end_in_order(self, request: Request) -> None:
+        """What is left of the in-order share does not pay for a token of `request`."""
+        self._tenant(self._prompts.tenant(request)).in_order = 0.0
 
     def relegate(self, request: Request) -> None:
         """Let a request have its turn after those that are not relegated."""
@@ -100,4 +106,5 @@ class Turns:
 
 
 def _length(request: Request) -> tuple[int, Rank]:
-    return request.remaining, request.rank
+    """As a whole: what is left would let long prompts pass short ones once they have got far."""
+    return request.num_tokens, request.rank

@@ -1,0 +1,24 @@
+"""What an `EngineConfig` refuses, however it was put together."""
+
+from __future__ import annotations
+
+import pytest
+
+from sarathi.engine.config import ConfigError, EngineConfig
+
+MOST = {
+    "token_budget": 2**31 - 1,
+    "max_batch_size": 2**31 - 1,
+    "max_model_len": 2**31 - 1,
+    "threads": 2**31 - 1,
+    "kv_cache_memory": 2**62,
+}
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_whole_numbers_have_both_ends(name: str) -> None:
+    for accepted in (1, MOST[name]):
+        assert getattr(EngineConfig(**{name: accepted}), name) == accepted
+    for refused in (0, MOST[name] + 1):
+        with pytest.raises(ConfigError, match=f"{name} is {refused}, expected 1 to {MOST[name]}"):
+            EngineConfig(**{name: refused})
