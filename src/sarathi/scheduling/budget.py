@@ -10,7 +10,8 @@ from sarathi.scheduling.latency_model import LatencyModel, Work
 # What an iteration may stay behind what it could compute, to be as large as the one before; and
 # how large it is made where it cannot be, so that it will be possible then.
 _STEADY, _ROOM = 0.92, 0.96
-_FEW = 32  # tokens, of which 4 % would hardly be one
+_SPARE = 3  # tokens, of small iterations
+_FEW = 8  # tokens, of which one more or less counts
 _ONE_TOKEN = Work(1, 0.0, 0, 1)
 _MOST_LATE = 0.3  # on a machine that is busier than that, no margin helps
 
@@ -84,7 +85,8 @@ class Allowance:
         total = self._granted + affordable
         if total < _FEW:
             return affordable
-        total = self._usual if _STEADY * total <= self._usual <= total else int(_ROOM * total)
+        least = min(_STEADY * total, total - _SPARE)
+        total = self._usual if least <= self._usual <= total else int(_ROOM * total)
         return max(0, total - self._granted)
 
 
