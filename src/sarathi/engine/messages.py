@@ -1,6 +1,6 @@
 """What the HTTP process and the engine process say to each other, as msgpack over ZeroMQ.
 
-The engine sends one `Iteration` per scheduler iteration, however many requests took part.
+The engine sends at most one `Iteration` per scheduler iteration, however many requests took part.
 """
 
 from __future__ import annotations
