@@ -174,9 +174,9 @@ def test_a_path_that_cannot_be_written_names_the_flag(
 
 
 def test_two_recorders_do_not_share_a_file(path: Path) -> None:
-    config = EngineConfig(iteration_log=str(path), trace=f"{path.parent}/./{path.name}")
+    trace = f"{path.parent}/./{path.name}"
     with pytest.raises(ConfigError, match="--iteration-log and --trace are the same file"):
-        open_recorders(config)
+        open_recorders(EngineConfig(iteration_log=str(path), trace=trace))
 
 
 def test_only_the_recorders_that_were_asked_for(path: Path) -> None:

@@ -233,6 +233,18 @@ def test_prompts_progress_at_least_as_documented(
         assert whole - alone >= budget.min_prefill_share * whole - pieces * token - 1e-9
 
 
+def roomy(budget: int, **options: Any) -> Scheduler:
+    """Nobody waits for memory or a slot, and nothing is cached."""
+    return Scheduler(
+        BlockPool(5000, 4),
+        FixedBudget(budget),
+        max_batch_size=1000,
+        max_model_len=MAX_MODEL_LEN,
+        prefix_caching=False,
+        **options,
+    )
+
+
 deals = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 60)), min_size=1, max_size=40)
 
 
@@ -241,15 +253,11 @@ deals = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 60)), min_size
 def test_tenants_with_prompts_at_all_times_are_less_than_a_chunk_apart(
     prompts: list[tuple[str, int]], budget: int, in_order_share: float, order: str
 ) -> None:
-    scheduler = Scheduler(
-        BlockPool(5000, 4),
-        FixedBudget(budget),
-        max_batch_size=1000,
-        max_model_len=MAX_MODEL_LEN,
+    scheduler = roomy(
+        budget,
         order=ORDERS[order](MODEL, 0.5),
         fair=True,
         in_order_share=in_order_share,
-        prefix_caching=False,
     )
     for name, (tenant, length) in enumerate(prompts):
         terms = Terms(tenant=tenant)
@@ -301,13 +309,9 @@ def test_first_tokens_come_as_soon_as_documented(
     lengths: list[int], budget: int, share: float
 ) -> None:
     """Whatever is before a prompt, and however many shorter ones there are."""
-    scheduler = Scheduler(
-        BlockPool(5000, 4),
-        FixedBudget(budget),
-        max_batch_size=1000,
-        max_model_len=MAX_MODEL_LEN,
+    scheduler = roomy(
+        budget,
         in_order_share=share,
-        prefix_caching=False,
     )
     for name, length in enumerate(lengths):
         scheduler.add(Request(name, range(length), Limits(1), 0.0))
@@ -338,14 +342,10 @@ def test_no_tenant_gets_ahead_of_one_whose_prompts_wait(
     arrivals: list[tuple[int, str, int, int]], budget: int
 ) -> None:
     """Whoever comes, goes and answers meanwhile: prompts go to the least served."""
-    scheduler = Scheduler(
-        BlockPool(5000, 4),
-        FixedBudget(budget),
-        max_batch_size=1000,
-        max_model_len=MAX_MODEL_LEN,
+    scheduler = roomy(
+        budget,
         fair=True,
         in_order_share=0.5,
-        prefix_caching=False,
     )
     shares = scheduler.prompts.shares
     for iteration in range(400):

@@ -177,8 +177,6 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
     """
     if args.ttft_target is not None and args.order != "slack":
         raise UsageError(f"--ttft-target has no effect on --order {args.order}: omit it")
-    if args.iteration_log is not None and args.iteration_log == args.trace:
-        raise UsageError("--iteration-log and --trace name the same file")
     return EngineConfig(
         policy=args.policy,
         token_budget=args.token_budget,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -88,6 +89,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"tbt_target has no effect on the policy {self.policy}: omit it")
         if self.deterministic and self.policy != "sarathi":
             raise ConfigError("deterministic needs the policy sarathi")
+        log, trace = self.iteration_log, self.trace
+        if log is not None and trace is not None and Path(log).resolve() == Path(trace).resolve():
+            raise ConfigError(f"--iteration-log and --trace are the same file {trace}")
 
     @property
     def fixed_budget(self) -> int | None:

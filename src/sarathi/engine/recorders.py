@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
-from sarathi.engine.config import ConfigError, EngineConfig
+from sarathi.engine.config import EngineConfig
 from sarathi.engine.iteration_log import IterationLog
 from sarathi.engine.records import BudgetUnit, Recorder
 from sarathi.engine.trace import Trace
@@ -15,11 +14,9 @@ def open_recorders(config: EngineConfig) -> tuple[Recorder, ...]:
     """Those that the options ask for, often none. Files that exist are emptied.
 
     Raises:
-        ConfigError: a file cannot be written, or both are the same.
+        ConfigError: a file cannot be written.
     """
     log, trace = config.iteration_log, config.trace
-    if log is not None and trace is not None and Path(log).resolve() == Path(trace).resolve():
-        raise ConfigError(f"--iteration-log and --trace are the same file {trace}")
     start = time.monotonic()
     unit = _budget_unit(config)
     recorders: list[Recorder] = []

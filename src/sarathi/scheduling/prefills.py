@@ -8,7 +8,7 @@ from sarathi.scheduling.budget import Allowance
 from sarathi.scheduling.memory import KvMemory
 from sarathi.scheduling.order import BACKGROUND, Order
 from sarathi.scheduling.policy import Policy
-from sarathi.scheduling.prompts import Prompts
+from sarathi.scheduling.prompts import Prompts, by_rank
 from sarathi.scheduling.request import Request
 from sarathi.scheduling.running import Running
 from sarathi.scheduling.turns import Turns
@@ -104,14 +104,14 @@ class Prefills:
 
         Nobody makes way twice before it has got further than the first time.
         """
-        cached = self._memory.cached(request)
-        if self._fits(request, cached, len(running), None):
-            return []
         slots = len(running) + 1 - self._max_batch_size
+        cached = self._memory.cached(request)
         blocks = self._memory.shortage(request, cached, self._headroom(len(running)))
+        if slots <= 0 and blocks <= 0:
+            return []
         victims: list[Request] = []
         tenant = self._prompts.tenant(request)
-        for victim in running.idle():
+        for victim in sorted(running.idle(), key=by_rank, reverse=True):
             if (
                 self._order.displaces(request, victim)
                 and self._prompts.tenant(victim) == tenant

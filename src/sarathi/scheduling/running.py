@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from bisect import insort
+from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 from sarathi.scheduling.batch import Slice
@@ -64,18 +66,9 @@ class Running:
         self._prompts.started.remove(request)
         insort(self.decodes, request, key=by_rank)
 
-    def idle(self) -> list[Request]:
-        """Those whose blocks nobody is using, the last in order first."""
-        requests = (*self.decodes, *self._prompts.started)
-        return sorted((r for r in requests if not r.in_flight), key=by_rank, reverse=True)
-
-    def _last_in_order(self) -> Request:
-        """The first of `idle`, which is not empty."""
-        lasts = (
-            next((request for request in reversed(queue) if not request.in_flight), None)
-            for queue in (self.decodes, self._prompts.started)
-        )
-        return max((request for request in lasts if request is not None), key=by_rank)
+    def idle(self) -> Iterator[Request]:
+        """Those whose blocks nobody is using."""
+        return (r for r in chain(self.decodes, self._prompts.started) if not r.in_flight)
 
     def preempt(self, request: Request) -> None:
         """Take a request's blocks; it waits, and stands where it did in order."""
@@ -94,7 +87,7 @@ class Running:
         """Give a decode its next block; False if it has been preempted itself."""
         memory = self._memory
         while memory.lacking(request, request.num_tokens) > memory.pool.num_available:
-            victim = self._last_in_order()
+            victim = max(self.idle(), key=by_rank)  # the last in order, perhaps itself
             self.preempt(victim)
             preempted.append(victim)
             if victim is request:
