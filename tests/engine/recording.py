@@ -11,8 +11,10 @@ from sarathi.scheduling import Batch, FinishReason, Limits, Request, Slice, Work
 START = 1000.0  # time.monotonic when recording began
 
 
-def request(request_id: int, prompt_tokens: int = 8, arrival: float = START) -> Request:
-    return Request(request_id, [1] * prompt_tokens, Limits(4), arrival)
+def request(
+    request_id: int, prompt_tokens: int = 8, arrival: float = START, begun: float | None = None
+) -> Request:
+    return Request(request_id, [1] * prompt_tokens, Limits(4), arrival, begun=begun)
 
 
 def prompt(of: Request, start: int, length: int) -> Slice:

@@ -158,6 +158,24 @@ def test_tokens_found_in_the_prefix_cache_are_told_once(core: EngineCore) -> Non
     assert (core.stats.prompt_tokens, core.stats.cached_tokens) == (22, 8)
 
 
+def test_the_scheduling_delay_comes_with_the_first_token(
+    executor: Successor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [10.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    executor.spoil = lambda logits: now.__setitem__(0, now[0] + 1.0)
+    scheduler = Scheduler(BlockPool(20, 4), FixedBudget(4), max_batch_size=4, max_model_len=60)
+    core = EngineCore(executor, scheduler, Sampler(VOCAB), [EOS])
+    core.submit(1, [1, 2, 3, 4], greedy(max_tokens=2), arrival=9.5)
+    core.submit(2, [1, 2, 3, 4], greedy(max_tokens=2), arrival=9.75)
+    delays = {
+        name: [output.scheduling_delay for output in outputs]
+        for name, outputs in drain(core).items()
+    }
+    # The second begins beside the first one's decode, an iteration of a second later.
+    assert delays == {1: [0.5, None], 2: [1.25, None]}
+
+
 def test_a_late_caller_is_not_taken_for_a_slow_machine(
     executor: Successor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,7 +210,9 @@ def test_recorders_are_told_of_everything(executor: Successor) -> None:
             assert ends == sorted(ends)
             assert record.begin <= ends[0]
             assert ends[-1] == record.end
-            events.append(("record", record.batch.num_tokens, len(record.outputs)))
+            slices = record.batch.slices
+            begun = sum(part.request.begun == record.begin for part in slices)
+            events.append(("record", record.batch.num_tokens, len(record.outputs), begun))
 
         def cancelled(self, request_id: int, now: float) -> None:
             events.append(("cancelled", request_id))
@@ -216,9 +236,9 @@ def test_recorders_are_told_of_everything(executor: Successor) -> None:
     assert events == [
         ("arrived", 1),
         ("arrived", 2),
-        ("record", 5, 2),
+        ("record", 5, 2, 2),
         ("cancelled", 1),
-        ("record", 1, 1),
+        ("record", 1, 1, 0),
         "flush",
         "close",
     ]

@@ -35,8 +35,8 @@ def lines(log: IterationLog, path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_line_says_who_computed_what(log: IterationLog, path: Path) -> None:
-    old, new = request(3), request(5, 20, arrival=START - 0.5)
-    log.arrived(new)
+    old = request(3, begun=START + 0.5)
+    new = request(5, 20, arrival=START - 0.5, begun=START + 1)
     log.record(
         record(
             batch(
@@ -83,7 +83,6 @@ def test_a_line_says_who_computed_what(log: IterationLog, path: Path) -> None:
 
 def test_lines_can_be_read_back_as_lines(log: IterationLog, path: Path) -> None:
     new = request(5)
-    log.arrived(new)
     log.record(record(batch(1, prompt(new, 0, 6))))
     log.record(record(batch(2, prompt(new, 6, 2))))
     log.flush()
@@ -95,11 +94,10 @@ def test_lines_can_be_read_back_as_lines(log: IterationLog, path: Path) -> None:
 
 
 def test_a_request_starts_once_even_if_it_is_preempted(log: IterationLog, path: Path) -> None:
-    new = request(5)
-    log.arrived(new)
-    log.record(record(batch(1, prompt(new, 0, 6))))
-    log.record(record(batch(2, preempted=(new,))))
-    log.record(record(batch(3, prompt(new, 0, 6))))
+    new = request(5, begun=START + 1)
+    log.record(record(batch(1, prompt(new, 0, 6)), START + 1))
+    log.record(record(batch(2, preempted=(new,)), START + 2))
+    log.record(record(batch(3, prompt(new, 0, 6)), START + 3))
     assert [[start[0] for start in line["started"]] for line in lines(log, path)] == [[5], [], []]
 
 
@@ -122,7 +120,6 @@ def test_a_budget_has_the_unit_of_the_policy(
 
 
 def test_cancelled_requests_are_in_the_next_line_only(log: IterationLog, path: Path) -> None:
-    log.arrived(request(8))
     log.cancelled(8, START)
     for number in (1, 2):
         log.record(record(batch(number, decode(request(1)))))
@@ -200,7 +197,6 @@ def test_a_full_disk_ends_the_log_after_a_line_and_is_told_once(
     monkeypatch.setattr(os, "write", full)
     with caplog.at_level(logging.WARNING):
         for number in range(2, 6):
-            log.arrived(request(number))
             log.record(record(batch(number, decode(request(1)))))
             log.flush()
         log.close()

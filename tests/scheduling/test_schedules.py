@@ -19,6 +19,18 @@ def test_a_prompt_is_cut_into_chunks_of_the_budget() -> None:
     assert not sched.has_work
 
 
+def test_a_request_begins_with_the_first_of_its_chunks() -> None:
+    sched = scheduler(budget=4)
+    first, second = request(1, prompt=6), request(2, prompt=9)
+    sched.add(first)
+    sched.add(second)
+    assert second.scheduling_delay is None
+    for now in (3.0, 4.0, 5.0):
+        run(sched, now=now)
+    assert (first.begun, second.begun) == (3.0, 4.0)
+    assert (first.scheduling_delay, second.scheduling_delay) == (2.0, 2.0)
+
+
 def test_every_decode_runs_beside_the_chunks_of_a_prompt() -> None:
     sched = scheduler(budget=4)
     sched.add(request(1, prompt=2))
@@ -117,6 +129,13 @@ class TestPreemption:
         sched.add(request(3, prompt=2, output=2))
         run(sched)
         assert [waiting.id for waiting in sched.prompts.waiting()] == [2, 3]
+
+    def test_a_preempted_request_keeps_the_time_of_its_begin(self) -> None:
+        sched = self.fill()
+        victim = sched.running.requests()[1]
+        while not victim.num_preemptions or not victim.num_computed:
+            run(sched, now=5.0)
+        assert victim.begun == 0.0
 
     def test_nobody_is_admitted_in_an_iteration_that_preempts(self) -> None:
         sched = self.fill()

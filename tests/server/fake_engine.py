@@ -10,7 +10,8 @@ from typing import Any
 
 import httpx
 
-from sarathi.engine.client import EngineError
+from sarathi.engine.generation import EngineError
+from sarathi.engine.latencies import Latencies
 from sarathi.engine.messages import ModelInfo, Stats, TokenLogprobs, TokenOutput
 from sarathi.engine.sampling import SamplingParams
 from sarathi.scheduling import Terms
@@ -106,6 +107,7 @@ class FakeGeneration:
         self.params = params
         self.terms = terms
         self.cancelled = False
+        self.stopped = False
         self._engine = engine
         self._steps = engine.script(prompt, params)
         self._sent = 0
@@ -122,14 +124,19 @@ class FakeGeneration:
             self._sent += 1
             last = token == EOS and not self.params.ignore_eos
             reason = "stop" if last else "length" if self._sent == self.params.max_tokens else None
-            cached = self._engine.cached(self.prompt) if self._sent == 1 else 0
-            outputs.append(TokenOutput(0, token, reason, self._logprobs(token), cached))
+            cached, delay = 0, None
+            if self._sent == 1:
+                cached, delay = self._engine.cached(self.prompt), self._engine.delay(self.prompt)
+            outputs.append(TokenOutput(0, token, reason, self._logprobs(token), cached, delay))
             if reason is not None:
                 break
         return outputs
 
     def cancel(self) -> None:
         self.cancelled = True
+
+    def stop(self) -> None:
+        self.stopped = True
 
     def _logprobs(self, token: int) -> TokenLogprobs | None:
         count = self.params.logprobs
@@ -148,11 +155,14 @@ class FakeEngine:
         script: Callable[[list[int], SamplingParams], list[list[int]]] | None = None,
         info: ModelInfo | None = INFO,
         cached: Callable[[list[int]], int] = lambda prompt: 0,
+        delay: Callable[[list[int]], float] = lambda prompt: 0.0,
     ) -> None:
         self.info = info
         self.error: str | None = None
         self.stats: Stats | None = None
+        self.latencies = Latencies()
         self.cached = cached
+        self.delay = delay
         self.on_silence: str | None = None
         self.silent = asyncio.Event()
         self.generations: list[FakeGeneration] = []

@@ -146,6 +146,16 @@ def test_stream_options_need_a_stream():
 
 
 @pytest.mark.parametrize("ask", [complete, chat])
+@pytest.mark.parametrize("include_usage", [False, None])
+def test_usage_in_every_chunk_needs_usage_at_all(ask, include_usage):
+    options = {"include_usage": include_usage, "continuous_usage_stats": True}
+    response = ask(FakeEngine(), stream=True, stream_options=options)
+    assert (
+        "include_usage" in error(response, 400, "stream_options.continuous_usage_stats")["message"]
+    )
+
+
+@pytest.mark.parametrize("ask", [complete, chat])
 def test_an_unknown_model_is_not_found(ask):
     answer = error(ask(FakeEngine(), model="gpt-9"), 404, "model")
     assert answer["code"] == "model_not_found"

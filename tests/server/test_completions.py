@@ -114,7 +114,7 @@ def test_a_stop_string_ends_text_and_count(stop, stream):
     assert "".join(c["text"] for reply in replies for c in reply["choices"]) == "Hell"
     assert [c["finish_reason"] for reply in replies for c in reply["choices"]][-1] == "stop"
     assert replies[-1]["usage"]["completion_tokens"] == len("Hello, w")
-    assert engine.generations[0].cancelled
+    assert engine.generations[0].stopped
 
 
 def test_the_stop_string_may_be_kept():

@@ -32,7 +32,7 @@ def after_work(**info) -> FakeEngine:
     return engine
 
 
-def metrics(engine: FakeEngine) -> dict[str, float]:
+def metrics(engine: FakeEngine, *, histograms: bool = False) -> dict[str, float]:
     """Name and labels, as they are written, to value."""
     response = call(engine, "GET", "/metrics")
     assert response.status_code == 200
@@ -40,6 +40,7 @@ def metrics(engine: FakeEngine) -> dict[str, float]:
     return {
         sample.name + "".join(f"[{label}]" for label in sample.labels.values()): sample.value
         for family in text_string_to_metric_families(response.text)
+        if (family.type == "histogram") is histograms
         for sample in family.samples
         if sample.name != "sarathi_engine_info"
     }
@@ -84,7 +85,48 @@ def test_metrics_tell_all_that_the_engine_does():
         "sarathi_relegations_total": 4,
         "sarathi_latency_model_relative_error[0.5]": 0.02,
         "sarathi_latency_model_relative_error[0.9]": 0.08,
+        "sarathi_requests_total[stop]": 0,
+        "sarathi_requests_total[length]": 0,
+        "sarathi_requests_total[cancelled]": 0,
+        "sarathi_requests_total[failed]": 0,
+        "sarathi_output_tokens_total": 0,
     }
+
+
+def test_metrics_tell_how_requests_ended():
+    engine = after_work()
+    for value, outcome in enumerate(("stop", "length", "cancelled", "failed"), 1):
+        engine.latencies.requests[outcome] = value
+    engine.latencies.time_to_first_token.observe(1.0)
+    engine.latencies.time_between_tokens.observe(1.0)
+    found = metrics(engine)
+    assert found["sarathi_requests_total[stop]"] == 1
+    assert found["sarathi_requests_total[length]"] == 2
+    assert found["sarathi_requests_total[cancelled]"] == 3
+    assert found["sarathi_requests_total[failed]"] == 4
+    assert found["sarathi_output_tokens_total"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "histogram"),
+    [
+        ("time_to_first_token", "time_to_first_token"),
+        ("time_between_tokens", "time_between_tokens"),
+        ("request_max_gap", "max_gap"),
+        ("end_to_end_latency", "end_to_end"),
+        ("scheduling_delay", "scheduling_delay"),
+    ],
+)
+def test_metrics_have_the_latencies_as_histograms(name, histogram):
+    engine = after_work()
+    for value in (0.0, 0.1, 0.125, 10000.0):
+        getattr(engine.latencies, histogram).observe(value)
+    found = metrics(engine, histograms=True)
+    name = f"sarathi_{name}_seconds"
+    at_most = {"0.001": 1, "0.075": 1, "0.1": 2, "0.15": 3, "600.0": 3, "+Inf": 4}
+    assert {bound: found[f"{name}_bucket[{bound}]"] for bound in at_most} == at_most
+    assert (found[f"{name}_count"], found[f"{name}_sum"]) == (4, 10000.225)
+    assert sum(value for key, value in found.items() if key.endswith("_count")) == 4
 
 
 def test_metrics_name_a_fixed_budget_instead_of_a_target():

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,8 @@ import zmq
 import zmq.asyncio
 
 from sarathi.engine.config import EngineConfig, Launch
+from sarathi.engine.generation import EngineError, Generation
+from sarathi.engine.latencies import Latencies, Stopwatch
 from sarathi.engine.messages import (
     Cancel,
     Failed,
@@ -29,7 +32,6 @@ from sarathi.engine.messages import (
     Stats,
     Submit,
     ToEngine,
-    TokenOutput,
 )
 from sarathi.engine.sampling import SamplingParams
 from sarathi.scheduling import Terms
@@ -43,54 +45,6 @@ _SHUTDOWN_SECONDS = 5.0
 _LIVENESS_SECONDS = 0.2
 _PLAIN = Terms()
 _MAX_FOLDER = 90  # characters: the path of a socket has at most 107
-
-
-class EngineError(RuntimeError):
-    """The engine cannot answer: it is still loading, has died, or refused the request."""
-
-
-class Generation:
-    """The tokens of one submitted request, as they come."""
-
-    def __init__(self, client: EngineClient, request_id: int) -> None:
-        self._client = client
-        self._id = request_id
-        self._outputs: list[TokenOutput] = []
-        self._error: str | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    async def next(self) -> list[TokenOutput]:
-        """The tokens since the last call, at least one; the last has a finish reason.
-
-        Raises:
-            EngineError: the engine refused the request or died.
-        """
-        if not self._outputs and self._error is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        if not self._outputs:
-            raise EngineError(self._error)
-        outputs, self._outputs = self._outputs, []
-        return outputs
-
-    def cancel(self) -> None:
-        """Stop computing and free the KV blocks. Harmless after the end, or twice."""
-        self._client.cancel(self._id)
-
-    def put(self, output: TokenOutput) -> None:
-        self._outputs.append(output)
-        self._wake()
-
-    def fail(self, message: str) -> None:
-        self._error = message
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 class Engine(Protocol):
@@ -107,6 +61,10 @@ class Engine(Protocol):
     @property
     def stats(self) -> Stats | None:
         """The scheduler's state after the latest iteration."""
+
+    @property
+    def latencies(self) -> Latencies:
+        """Of all requests so far."""
 
     def submit(
         self, prompt_ids: Sequence[int], params: SamplingParams, terms: Terms = ...
@@ -129,6 +87,7 @@ class EngineClient:
         self.info: ModelInfo | None = None  # None until the model is loaded
         self.error: str | None = None  # why the engine cannot answer any more
         self.stats: Stats | None = None  # after the latest iteration
+        self.latencies = Latencies()
         self.bad_input = False  # the model or an option is to blame for the error
         self._path = path
         self._config = config
@@ -195,15 +154,12 @@ class EngineClient:
             raise EngineError("the model is still loading")
         request_id = self._next_id
         self._next_id += 1
-        generation = Generation(self, request_id)
+        arrival = time.monotonic()
+        stopwatch = Stopwatch(self.latencies, arrival)
+        generation = Generation(stopwatch, partial(self._forget, request_id))
         self._generations[request_id] = generation
-        self._send(Submit(request_id, list(prompt_ids), params, time.monotonic(), terms))
+        self._send(Submit(request_id, list(prompt_ids), params, arrival, terms))
         return generation
-
-    def cancel(self, request_id: int) -> None:
-        """See `Generation.cancel`."""
-        if self._generations.pop(request_id, None) is not None and self.error is None:
-            self._send(Cancel([request_id]))
 
     async def stop(self) -> None:
         """End the process; open requests fail."""
@@ -227,6 +183,12 @@ class EngineClient:
         self._context.destroy(linger=0)
         self._folder.cleanup()
 
+    def _forget(self, request_id: int) -> bool:
+        if self._generations.pop(request_id, None) is None:
+            return False
+        self._send(Cancel([request_id]))
+        return True
+
     def _send(self, message: ToEngine) -> None:
         # No high-water mark and a local peer: queues the message and returns.
         self._socket.send(self._encoder.encode(message))
@@ -247,12 +209,13 @@ class EngineClient:
                 self._die(message.message)
 
     def _deliver(self, iteration: Iteration) -> None:
+        now = time.monotonic()
         self.stats = iteration.stats
         for output in iteration.outputs:
             generation = self._generations.get(output.id)
             if generation is None:
                 continue  # cancelled while this was under way
-            generation.put(output)
+            generation.put(output, now)
             if output.finish_reason is not None:
                 del self._generations[output.id]
         for refusal in iteration.refusals:

@@ -259,7 +259,10 @@ class EngineCore:
             token = request.output_ids[-1]
             first = len(request.output_ids) == 1
             cached = request.num_cached if first else 0
-            outputs.append(TokenOutput(request.id, token, reason, logprobs.get(request.id), cached))
+            delay = request.scheduling_delay if first else None
+            outputs.append(
+                TokenOutput(request.id, token, reason, logprobs.get(request.id), cached, delay)
+            )
             if reason:
                 self._close(request.id)
         return outputs

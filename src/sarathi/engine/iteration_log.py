@@ -7,7 +7,7 @@ import time
 import msgspec
 
 from sarathi.engine.records import BudgetUnit, IterationRecord, RecordFile
-from sarathi.scheduling import Request
+from sarathi.scheduling import Request, Slice
 
 
 class Start(msgspec.Struct, array_like=True, frozen=True):
@@ -16,7 +16,7 @@ class Start(msgspec.Struct, array_like=True, frozen=True):
     id: int
     prompt_tokens: int
     cached_tokens: int  # of those, found in the prefix cache
-    delay: float  # seconds from its arrival to the begin of the iteration
+    delay: float  # seconds from its arrival to the begin of the iteration: the scheduling delay
 
 
 class PromptSlice(msgspec.Struct, array_like=True, frozen=True):
@@ -73,16 +73,13 @@ class IterationLog:
         self._file = RecordFile(path, "--iteration-log")
         self._budget_unit = budget_unit
         self._start = start
-        self._new: dict[int, Request] = {}  # arrived, nothing computed of them yet
         self._cancelled: list[int] = []
 
     def arrived(self, request: Request) -> None:
-        if self._file.is_open:
-            self._new[request.id] = request
+        pass  # a line tells of a request when something of it is computed
 
     def record(self, record: IterationRecord) -> None:
         if not self._file.is_open:
-            self._new.clear()
             return
         self._file.append(self._line(record), after=b"\n")
         self._cancelled.clear()
@@ -90,7 +87,6 @@ class IterationLog:
 
     def cancelled(self, request_id: int, now: float) -> None:
         if self._file.is_open:
-            self._new.pop(request_id, None)
             self._cancelled.append(request_id)
 
     def flush(self) -> None:
@@ -118,7 +114,7 @@ class IterationLog:
             samples=batch.work.samples,
             decodes=[part.request.id for part in batch.slices[:split]],
             prompts=[PromptSlice(p.request.id, p.start, p.length) for p in prompts],
-            started=self._starts(record) if self._new else [],
+            started=[_start(part, begin) for part in prompts if part.request.begun == begin],
             finished=[output.id for output in record.outputs if output.finish_reason],
             cancelled=self._cancelled,
             preempted=[request.id for request in batch.preempted],
@@ -129,16 +125,12 @@ class IterationLog:
             parts=_durations(record),
         )
 
-    def _starts(self, record: IterationRecord) -> list[Start]:
-        found = []
-        for part in record.batch.slices[record.batch.num_decodes :]:
-            request = self._new.pop(part.request.id, None)
-            if request is not None:
-                delay = round(record.begin - request.arrival, 6)
-                prompt = len(request.prompt_ids)
-                # The first slice ever begins where the cached prefix ends.
-                found.append(Start(request.id, prompt, part.start, delay))
-        return found
+
+def _start(part: Slice, begin: float) -> Start:
+    """Of the first slice of a request, which begins where the cached prefix ends."""
+    request = part.request
+    delay = round(begin - request.arrival, 6)
+    return Start(request.id, len(request.prompt_ids), part.start, delay)
 
 
 def _durations(record: IterationRecord) -> dict[str, float]:

@@ -46,6 +46,7 @@ class TokenOutput(msgspec.Struct, array_like=True, frozen=True):
     finish_reason: FinishReason | None = None
     logprobs: TokenLogprobs | None = None
     cached_tokens: int = 0  # of the prompt, found in the prefix cache; with the first token only
+    scheduling_delay: float | None = None  # seconds; with the first token only
 
 
 class Refusal(msgspec.Struct, array_like=True, frozen=True):

@@ -67,6 +67,7 @@ class Request:
     tbt_target: float = math.inf  # seconds, its own or the engine's
     due: float = math.inf  # seconds; when its next token should come, once it has one
     num_cached: int = 0  # tokens found in the prefix cache when it was first admitted
+    begun: float | None = None  # seconds; begin of the iteration that first computed some of it
     block_hashes: list[bytes] = field(default_factory=list)  # names of its full blocks
     num_published: int = 0  # blocks whose content others may use
 
@@ -86,6 +87,11 @@ class Request:
     @property
     def max_num_tokens(self) -> int:
         return len(self.prompt_ids) + self.limits.max_tokens
+
+    @property
+    def scheduling_delay(self) -> float | None:
+        """Seconds from arrival to the iteration that first computed some of it; None before it."""
+        return None if self.begun is None else self.begun - self.arrival
 
     def tokens(self, start: int, length: int) -> Sequence[int]:
         """`length` token ids from position `start`, across the prompt's end where need be."""

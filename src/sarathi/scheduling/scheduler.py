@@ -150,7 +150,11 @@ class Scheduler:
     # -- one iteration ----------------------------------------------------------------------
 
     def schedule(self, now: float) -> Batch | None:
-        """The next batch, or None when there is nothing to do."""
+        """The next batch, or None when there is nothing to do.
+
+        Args:
+            now: seconds; when the iteration begins.
+        """
         policy = self._policy
         decodes: list[Slice] = []
         prefills: list[Slice] = []
@@ -250,6 +254,8 @@ class Scheduler:
             start = request.num_computed
             self._memory.extend(request, start + length)
             request.in_flight = True
+            if request.begun is None:
+                request.begun = now
             last = start + length == request.num_tokens
             slices.append(Slice(request, start, length, last))
             tokens += length

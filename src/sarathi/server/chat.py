@@ -56,10 +56,8 @@ async def create_chat_completion(service: Service, call: Call) -> ASGIApp:
         model=service.model,
     )
     if request.stream:
-        options = request.stream_options
-        include_usage = options is not None and bool(options.include_usage)
         return StreamReply(
-            service, job, ChatEvents(service.tokenizer, ChunkEncoder(head, include_usage))
+            service, job, ChatEvents(service.tokenizer, ChunkEncoder(head, request.stream_options))
         )
     with_logprobs = params.logprobs is not None
     return CollectedReply(service, job, ChatBody(service.tokenizer, head, with_logprobs))
@@ -83,9 +81,6 @@ class ChatEvents:
         text = ChatDelta(content=delta.text or None)
         choice = ChatChunkChoice(index, text, logprobs, delta.finish_reason)
         return beginning + self.encoder.chunk(choice)
-
-    def end(self, usage: Usage) -> bytes:
-        return self.encoder.end(usage)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from sarathi.engine.client import EngineError, Generation
+from sarathi.engine.generation import EngineError, Generation
 from sarathi.engine.messages import TokenOutput
 from sarathi.engine.output import Delta, OutputText
 from sarathi.engine.sampling import SamplingParams
@@ -52,6 +52,8 @@ class Choices:
         self.texts = [
             OutputText(service.tokenizer, params, prompt) for prompt, params in job.choices
         ]
+        self.scheduling_delay = 0.0  # seconds; the longest of those that have had a token
+        self._prompt_lengths = [len(prompt) for prompt, _ in job.choices]
         self._prompt_tokens = job.prompt_tokens
         self._cached_tokens = 0
         self._firsts = job.firsts
@@ -75,13 +77,15 @@ class Choices:
 
     @property
     def usage(self) -> Usage:
+        prompt = self._prompt_tokens
         completion = sum(text.num_tokens for text in self.texts)
-        return Usage(
-            self._prompt_tokens,
-            completion,
-            self._prompt_tokens + completion,
-            PromptTokensDetails(self._cached_tokens),
-        )
+        details = PromptTokensDetails(self._cached_tokens)
+        return Usage(prompt, completion, prompt + completion, details)
+
+    def usage_of(self, index: int) -> Usage:
+        """That of one choice and its prompt so far. Tokens whose text is held back count."""
+        prompt, completion = self._prompt_lengths[index], self.texts[index].num_tokens
+        return Usage(prompt, completion, prompt + completion)
 
     async def next(self) -> list[tuple[int, Delta]]:
         """Wait for tokens of any choice that runs.
@@ -98,15 +102,21 @@ class Choices:
             text = self.texts[index]
             if text.finish_reason is not None:
                 continue  # computed before the engine heard of the stop string
-            # Comes with the first token; a prompt's other choices find what the first has computed.
-            if outputs[0].cached_tokens and index in self._firsts:
-                self._cached_tokens += outputs[0].cached_tokens
+            if not text.num_tokens:
+                self._begin(index, outputs[0])
             delta = text.push(outputs)
             if delta.finish_reason is not None:
                 self._running -= 1
-                self._generations[index].cancel()
+                self._generations[index].stop()
             deltas.append((index, delta))
         return deltas
+
+    def _begin(self, index: int, output: TokenOutput) -> None:
+        """Take what comes with a choice's first token."""
+        if output.scheduling_delay is not None:
+            self.scheduling_delay = max(self.scheduling_delay, output.scheduling_delay)
+        if index in self._firsts:  # a prompt's other choices find what the first has computed
+            self._cached_tokens += output.cached_tokens
 
     def close(self) -> None:
         for generation in self._generations:

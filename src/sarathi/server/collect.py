@@ -9,12 +9,12 @@ from typing import Protocol
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from sarathi.engine.client import EngineError
+from sarathi.engine.generation import EngineError
 from sarathi.engine.output import Delta
 from sarathi.server.choices import Choices, Job
 from sarathi.server.errors import refused
 from sarathi.server.logprobs import joined
-from sarathi.server.reply import json_response, until_disconnect
+from sarathi.server.reply import json_response, server_timing, until_disconnect
 from sarathi.server.responses import Usage
 from sarathi.server.service import Service
 
@@ -35,19 +35,22 @@ class CollectedReply:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def work() -> None:
-            outputs, usage = await self._generate()
-            await json_response(self.body.body(outputs, usage))(scope, receive, send)
+            body, delay = await self._generate()
+            headers = {"Server-Timing": server_timing(delay)}
+            await json_response(body, headers=headers)(scope, receive, send)
 
         await until_disconnect(receive, work())
 
-    async def _generate(self) -> tuple[list[Delta], Usage]:
+    async def _generate(self) -> tuple[msgspec.Struct, float]:
+        """The reply, and the scheduling delay of the job."""
         choices = Choices(self.service, self.job)
         try:
             deltas: list[list[Delta]] = [[] for _ in choices.texts]
             while choices.running:
                 for index, delta in await choices.next():
                     deltas[index].append(delta)
-            return [joined(of_choice) for of_choice in deltas], choices.usage
+            outputs = [joined(of_choice) for of_choice in deltas]
+            return self.body.body(outputs, choices.usage), choices.scheduling_delay
         except EngineError as error:
             raise refused(error, self.service.engine.error) from error
         finally:

@@ -74,9 +74,7 @@ async def create_completion(service: Service, call: Call) -> ASGIApp:
         model=service.model,
     )
     if request.stream:
-        options = request.stream_options
-        include_usage = options is not None and bool(options.include_usage)
-        encoder = ChunkEncoder(head, include_usage)
+        encoder = ChunkEncoder(head, request.stream_options)
         return StreamReply(service, job, CompletionEvents(service.tokenizer, encoder, echo))
     return CollectedReply(service, job, CompletionBody(service.tokenizer, head, echo))
 
@@ -96,9 +94,6 @@ class CompletionEvents:
         if not (text or delta.logprobs or delta.finish_reason):
             return b""
         return self.encoder.chunk(completion_choice(self.tokenizer, index, delta, text))
-
-    def end(self, usage: Usage) -> bytes:
-        return self.encoder.end(usage)
 
 
 @dataclass(frozen=True)

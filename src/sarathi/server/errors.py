@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from sarathi.engine.client import EngineError
+from sarathi.engine.generation import EngineError
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):

@@ -1,10 +1,11 @@
-"""GET /metrics: the engine's state in the text format of Prometheus.
+"""GET /metrics: the engine's state and latencies in the text format of Prometheus.
 
-Everything is read off the engine's latest statistics when somebody asks; nothing is counted here.
+Everything is read off the engine when somebody asks; nothing is counted here.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
+    HistogramMetricFamily,
     InfoMetricFamily,
     Metric,
 )
@@ -19,7 +21,9 @@ from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 from sarathi.engine.client import Engine
+from sarathi.engine.latencies import Latencies
 from sarathi.engine.messages import ModelInfo, Stats
+from sarathi.metrics.histogram import Histogram
 from sarathi.server.stats import current_stats
 
 
@@ -46,6 +50,7 @@ class _EngineCollector(Collector):
             stats = current_stats(info, self.engine.stats)
             yield from _of_model(info)
             yield from _of_scheduler(stats)
+            yield from _of_requests(self.engine.latencies)
 
 
 def _of_model(info: ModelInfo) -> Iterator[Metric]:
@@ -93,9 +98,52 @@ def _of_scheduler(stats: Stats) -> Iterator[Metric]:
     yield error
 
 
+def _of_requests(latencies: Latencies) -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        "sarathi_requests", "Requests that ended, by how they did", labels=["outcome"]
+    )
+    for outcome, count in latencies.requests.items():
+        requests.add_metric([outcome], count)
+    yield requests
+    yield _counter("output_tokens", "Tokens that the engine gave", latencies.output_tokens)
+    yield _histogram(
+        "time_to_first_token_seconds",
+        "From the arrival of a request to its first token",
+        latencies.time_to_first_token,
+    )
+    yield _histogram(
+        "time_between_tokens_seconds",
+        "Gap between two consecutive tokens of a request",
+        latencies.time_between_tokens,
+    )
+    yield _histogram(
+        "request_max_gap_seconds",
+        "Longest gap between tokens of a finished request",
+        latencies.max_gap,
+    )
+    yield _histogram(
+        "end_to_end_latency_seconds",
+        "From the arrival of a finished request to its last token",
+        latencies.end_to_end,
+    )
+    yield _histogram(
+        "scheduling_delay_seconds",
+        "From the arrival of a request to the iteration that first computes some of it",
+        latencies.scheduling_delay,
+    )
+
+
 def _gauge(name: str, about: str, value: float) -> Metric:
     return GaugeMetricFamily(f"sarathi_{name}", about, value=value)
 
 
 def _counter(name: str, about: str, value: float) -> Metric:
     return CounterMetricFamily(f"sarathi_{name}", about, value=value)
+
+
+def _histogram(name: str, about: str, histogram: Histogram) -> Metric:
+    buckets = [
+        ("+Inf" if bound == math.inf else str(bound), count)
+        for bound, count in histogram.cumulative()
+    ]
+    return HistogramMetricFamily(f"sarathi_{name}", about, buckets=buckets, sum_value=histogram.sum)

@@ -57,6 +57,7 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_obfuscation: bool | None = None  # no effect: padding is never sent
 
 

@@ -21,6 +21,11 @@ def json_response(
     return Response(_ENCODER.encode(body), status, headers=headers, media_type="application/json")
 
 
+def server_timing(delay: float) -> str:
+    """The header Server-Timing, as W3C has it; `delay` is the scheduling delay in seconds."""
+    return f"queue;dur={delay * 1e3:.3f}"
+
+
 def error_response(error: ApiError) -> Response:
     return json_response(error.body, error.status, error.headers)
 

@@ -9,11 +9,11 @@ class PromptTokensDetails(Struct, frozen=True):
     cached_tokens: int  # found in the prefix cache
 
 
-class Usage(Struct, frozen=True):
+class Usage(Struct, frozen=True, omit_defaults=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
+    prompt_tokens_details: PromptTokensDetails | None = None  # absent while a stream goes on
 
 
 class CompletionLogprobs(Struct, frozen=True):

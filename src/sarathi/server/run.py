@@ -15,9 +15,10 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
-from sarathi.engine.client import EngineClient, EngineError
+from sarathi.engine.client import EngineClient
 from sarathi.engine.config import ConfigError, EngineConfig
 from sarathi.engine.durations import in_words
+from sarathi.engine.generation import EngineError
 from sarathi.engine.messages import ModelInfo
 from sarathi.models.model import open_tokenizer
 from sarathi.server.app import create_app

@@ -131,8 +131,14 @@ def _params(
     max_tokens_field: str,
     logprobs: int | None,
 ) -> SamplingParams:
-    if request.stream_options is not None and not request.stream:
+    options = request.stream_options
+    if options is not None and not request.stream:
         raise invalid("stream_options needs stream to be true.", "stream_options")
+    if options is not None and options.continuous_usage_stats and not options.include_usage:
+        raise invalid(
+            "continuous_usage_stats needs include_usage to be true.",
+            "stream_options.continuous_usage_stats",
+        )
     if max_tokens is not None and max_tokens < 1:
         raise invalid(f"{max_tokens_field} is {max_tokens}, expected at least 1.", max_tokens_field)
     given: dict[str, Any] = {
