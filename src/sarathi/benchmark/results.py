@@ -28,6 +28,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     rate: float | None  # requests per second asked for; None for a trace's own times
     seed: int
     salt: str  # what made the texts differ from those of other runs
+    num_shortened: int = 0  # requests cut to fit the longest context of the server
     records: list[RequestRecord]  # warm-up excluded
     summary: Summary
     lag: Lag
@@ -43,7 +44,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     reason: str  # why it met the target, or what it missed
     certain: bool  # with 95 % confidence another set of requests would have said the same
     summary: Summary
-    run: str  # the file with the `Run`, beside the result
+    run: str  # the file of its first run, beside the result
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):

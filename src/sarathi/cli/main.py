@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from sarathi import __version__
-from sarathi.cli import chat, generate, serve
+from sarathi.benchmark.errors import BenchmarkError
+from sarathi.cli import bench, capacity, chat, compare, generate, report, serve
 from sarathi.cli.errors import UsageError
 from sarathi.engine.config import ConfigError
 from sarathi.engine.sampling import SamplingError
@@ -15,9 +16,25 @@ from sarathi.executors.errors import ExecutorError
 from sarathi.models.config import ModelError
 from sarathi.scheduling import AdmissionError
 
-_COMMANDS = {"serve": serve, "generate": generate, "chat": chat}
+_COMMANDS = {
+    "serve": serve,
+    "generate": generate,
+    "chat": chat,
+    "bench": bench,
+    "capacity": capacity,
+    "compare": compare,
+    "report": report,
+}
 # Whatever the user can mend is told in one line, with the exit code that argparse uses.
-_BAD_INPUT = (UsageError, ModelError, ConfigError, SamplingError, AdmissionError, ExecutorError)
+_BAD_INPUT = (
+    UsageError,
+    ModelError,
+    ConfigError,
+    SamplingError,
+    AdmissionError,
+    ExecutorError,
+    BenchmarkError,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,129 @@
+"""The README's section on performance: capacity and latencies, against prefill-prioritising.
+
+Usage: python -m benchmarks.performance [FOLDER]
+
+Two servers with the same weights on the same executor: Sarathi with a latency target, and its
+`vllm` policy, which computes whole prompts before anything else. They are searched for their
+capacities, a point of each in turn, and then compared at one rate. What is measured goes into
+FOLDER (benchmark-results); interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+from benchmarks.report import MODEL
+from sarathi.benchmark.compare import Row, compared
+from sarathi.benchmark.contender import Contender
+from sarathi.benchmark.launch import ending_on_signals
+from sarathi.benchmark.numbers import milliseconds, number, seconds
+from sarathi.benchmark.report import CapacityWithRuns, write_report
+from sarathi.benchmark.results import Capacity, Run
+from sarathi.cli import compare
+from sarathi.cli.comparing import measure_in_turns
+from sarathi.cli.measuring import Screen
+from sarathi.cli.searching import Searches
+
+_ROOT = Path(__file__).parent.parent
+_README = _ROOT / "README.md"
+_IMAGES = _ROOT / "docs" / "images"
+_SHOWN = ("capacity", "tbt-by-rate")  # figures that the README shows
+
+_OURS, _OTHER = "sarathi", "vllm policy"
+_SERVERS = (
+    Contender(_OURS, command=f"sarathi serve {MODEL} --port 8100 --tbt-target 200ms"),
+    Contender(
+        _OTHER,
+        command=f"sarathi serve {MODEL} --port 8101 --policy vllm --token-budget 8192",
+    ),
+)
+_LOAD = ["--prompt-lengths", "lognormal:430,1400", "--output-lengths", "lognormal:60,130"]
+_CAPACITY = ["--tbt-target", "200ms"]
+_LATENCIES = ["--rates", "0.5", "--rounds", "1", "--num-requests", "80"]
+_MARKED = re.compile(r"(<!-- performance, by `make report` -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def options(folder: Path, words: Sequence[str]) -> argparse.Namespace:
+    """As `sarathi compare` would have them."""
+    parser = argparse.ArgumentParser()
+    compare.add_arguments(parser)
+    return parser.parse_args([*_LOAD, "--results", str(folder), *words])
+
+
+def section(capacities: Sequence[Capacity], rows: Sequence[Row], runs: Sequence[Run]) -> str:
+    """The text between the marks in the README."""
+    first = capacities[0]
+    of = {capacity.label: capacity for capacity in capacities}
+    ours, other = of[_OURS].capacity, of[_OTHER].capacity
+    ratio = f"{ours / other:.1f} times as many" if ours and other else "more"
+    lines = [
+        f"Measured on {first.machine}, client included, on {date.fromtimestamp(runs[0].began)}, "
+        f"with {MODEL}: prompts of 430 tokens at the median and 1400 at P90, answers of 60 and "
+        "130. The other server is the same engine with whole prompts first (`--policy vllm`), so "
+        "that the scheduler is all that differs.",
+        "",
+        f"**Capacity.** Within {milliseconds(first.tbt_target)} between tokens at P99, Sarathi "
+        f"serves {ratio} requests per second:",
+        "",
+        "| | requests/s | meets it for certain | misses it for certain |",
+        "|---|---|---|---|",
+        *(
+            f"| {one.label} | {number(one.capacity)} | {number(one.low)} | {number(one.high)} |"
+            for one in capacities
+        ),
+        "",
+        f"**Latencies** of the same {rows[0].requests} requests at {number(rows[0].rate)} a "
+        "second:",
+        "",
+        "| | TTFT P50 | TTFT P99 | TBT P50 | TBT P99 | longest gap P99 |",
+        "|---|---|---|---|---|---|",
+        *(f"| {row.label} | {_cells(row)} |" for row in rows),
+        "",
+        *(f"![{name}](docs/images/{name}.png)" for name in _SHOWN),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cells(row: Row) -> str:
+    figures = row.figures
+    cells = [seconds(figures[name]) for name in ("ttft_p50", "ttft_p99")]
+    cells += [milliseconds(figures[name]) for name in ("tbt_p50", "tbt_p99", "max_gap_p99")]
+    return " | ".join(cells)
+
+
+def write(text: str, figures: Sequence[Path]) -> None:
+    """Into the README, with the figures that it shows."""
+    readme, found = _MARKED.subn(lambda marks: marks[1] + text + marks[2], _README.read_text())
+    if not found:
+        sys.exit(f"{_README} has no marks for the section")
+    _README.write_text(readme)
+    _IMAGES.mkdir(exist_ok=True)
+    for figure in figures:
+        if figure.stem in _SHOWN:
+            shutil.copy(figure, _IMAGES / figure.name)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "benchmark-results")
+    with ending_on_signals():
+        found: list[CapacityWithRuns] = Searches(options(folder, _CAPACITY), _SERVERS).run()
+        args = options(folder, _LATENCIES)
+        runs = measure_in_turns(args, _SERVERS, Screen(quiet=False))
+    files = write_report(folder / "report.html", runs, found)
+    rows = compared(runs, [server.label for server in _SERVERS])
+    write(section([one.capacity for one in found], rows, runs), files[1:])
+    print(f"the section in {_README} is new, and {files[0]} has all of it")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,76 @@
+"""Whoever is to be measured: a server that runs, or a command that starts one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sarathi.benchmark.endpoint import Api, Endpoint
+from sarathi.benchmark.launch import Launched
+from sarathi.benchmark.probe import ServerFacts, probe
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Has a URL, a command that starts it, or both."""
+
+    label: str
+    url: str | None = None
+    command: str | None = None
+
+    @property
+    def server(self) -> str:
+        """How the results name it."""
+        return self.command or self.url or ""
+
+
+@dataclass(frozen=True)
+class Access:
+    """How servers are asked, all alike."""
+
+    model: str | None  # None: the first that a server has
+    api: Api
+    api_key: str | None
+    patience: float = 0.0  # seconds for a server to load its model
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A contender that answers."""
+
+    label: str
+    server: str
+    endpoint: Endpoint
+    facts: ServerFacts
+    check: Callable[[], None]  # raises BenchmarkError where a server that we started has ended
+
+
+@contextmanager
+def answering(
+    contender: Contender, access: Access, log: Path = Path(os.devnull)
+) -> Iterator[Subject]:
+    """The contender while it runs; what was started is stopped at the end.
+
+    Args:
+        log: for what a started server prints.
+
+    Raises:
+        BenchmarkError: it cannot be started, does not answer, or not as it should.
+    """
+    if contender.command is None:
+        assert contender.url is not None
+        yield _subject(contender, access, contender.url, lambda: None)
+        return
+    with Launched(contender.command, contender.url, log) as launched:
+        launched.wait_ready(access.patience)
+        yield _subject(contender, access, launched.url, launched.check)
+
+
+def _subject(contender: Contender, access: Access, url: str, check: Callable[[], None]) -> Subject:
+    endpoint = Endpoint.parse(url, model=access.model, api_key=access.api_key, api=access.api)
+    facts = probe(endpoint, patience=access.patience)
+    named = replace(endpoint, model=facts.model)
+    return Subject(contender.label, contender.server, named, facts, check)

@@ -1,0 +1,154 @@
+"""Every load that was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+
+from sarathi.benchmark.numbers import number, percent, plain
+from sarathi.benchmark.report.measured import Load, Measured, rate_of
+from sarathi.benchmark.report.table import (
+    LABEL,
+    RATE,
+    Cell,
+    Column,
+    Table,
+    complete_cell,
+    failures,
+    in_milliseconds,
+    label_cell,
+    percentile_cell,
+)
+from sarathi.benchmark.results import Run
+from sarathi.metrics import Distribution, Summary
+
+# Head, what it is, percentiles, whether they are milliseconds rather than seconds.
+_LATENCIES: tuple[tuple[str, Callable[[Summary], Distribution], tuple[str, ...], bool], ...] = (
+    ("TTFT (s)", lambda summary: summary.ttft, ("P50", "P90", "P99"), False),
+    ("TBT (ms)", lambda summary: summary.tbt, ("P50", "P90", "P99"), True),
+    ("longest gap (ms)", lambda summary: summary.max_gap, ("P50", "P99"), True),
+    ("delay (s)", lambda summary: summary.scheduling_delay, ("P50",), False),
+)
+
+
+def latency_table(measured: Measured) -> Table | None:
+    """Latencies that no load has are left out."""
+    told = [
+        latency
+        for latency in _LATENCIES
+        if any(latency[1](load.summary).count for load in measured.loads)
+    ]
+    rows = [
+        [
+            *_load_cells(measured, load),
+            *(
+                percentile_cell(of(load.summary), percentile, milliseconds)
+                for _, of, percentiles, milliseconds in told
+                for percentile in percentiles
+            ),
+        ]
+        for load in measured.loads
+    ]
+    if not rows or not told:
+        return None
+    columns = (Column(one, head) for head, _, percentiles, _ in told for one in percentiles)
+    return Table(
+        title="Latencies",
+        caption="Of complete answers. Below each value is its 95 % interval.",
+        columns=(LABEL, RATE, *columns),
+        rows=rows,
+        by_label=True,
+    )
+
+
+def throughput_table(measured: Measured) -> Table | None:
+    goodput = any(load.summary.goodput is not None for load in measured.loads)
+    rows = []
+    for load in measured.loads:
+        summary = load.summary
+        row = [
+            *_load_cells(measured, load),
+            complete_cell(summary),
+            Cell(failures(summary), tone="bad" if summary.failures else "", prose=True),
+            Cell(number(summary.request_rate)),
+            Cell(number(summary.completed_per_second)),
+            Cell(number(summary.output_tokens_per_second)),
+            Cell(number(summary.total_tokens_per_second)),
+        ]
+        if goodput:
+            row.append(Cell(number(summary.goodput), percent(summary.attainment)))
+        rows.append(row)
+    if not rows:
+        return None
+    columns: tuple[Column, ...] = (
+        LABEL,
+        RATE,
+        Column("complete"),
+        Column("failures", prose=True),
+        Column("sent", "requests (1/s)"),
+        Column("completed", "requests (1/s)"),
+        Column("output", "tokens (1/s)"),
+        Column("all", "tokens (1/s)"),
+    )
+    caption = "Output tokens include those of answers that failed on the way."
+    if goodput:
+        columns += (Column("goodput (1/s)"),)
+        caption += " Goodput is of requests that met their targets; below it, their share of all."
+    return Table("Throughput and failures", caption, columns, rows, by_label=True)
+
+
+def conduct_table(measured: Measured) -> Table | None:
+    """How each run went, of those whose files are there."""
+    rows = [
+        [label_cell(measured, run.label), *_conduct(run)]
+        for run in sorted(measured.all_runs, key=lambda run: run.began)
+    ]
+    if not rows:
+        return None
+    return Table(
+        title="How the runs went",
+        caption=(
+            "Lag is how late the client itself was: where it nears the latencies, they say more of "
+            "the client than of the server. CPU is the client's, of one core."
+        ),
+        columns=(
+            LABEL,
+            RATE,
+            Column("state", prose=True),
+            Column("began (UTC)"),
+            Column("took (s)"),
+            Column("seed"),
+            Column("salt", prose=True),
+            Column("shortened"),
+            Column("P50", "client lag (ms)"),
+            Column("P99", "client lag (ms)"),
+            Column("max", "client lag (ms)"),
+            Column("CPU"),
+        ),
+        rows=rows,
+    )
+
+
+def _conduct(run: Run) -> list[Cell]:
+    began = datetime.fromtimestamp(run.began, timezone.utc)
+    if run.invalid is not None:
+        state = Cell("invalid", tone="bad", prose=True)
+    else:
+        state = Cell("complete" if run.stopped is None else "stopped", prose=True)
+    return [
+        Cell(plain(rate_of(run))),
+        state,
+        Cell(f"{began:%Y-%m-%d %H:%M}"),
+        Cell(number(run.summary.duration)),
+        Cell(str(run.seed)),
+        Cell(run.salt, prose=True),
+        Cell(f"{run.num_shortened:,}"),
+        Cell(in_milliseconds(run.lag.p50)),
+        Cell(in_milliseconds(run.lag.p99)),
+        Cell(in_milliseconds(run.lag.max)),
+        Cell(percent(run.lag.cpu)),
+    ]
+
+
+def _load_cells(measured: Measured, load: Load) -> list[Cell]:
+    return [label_cell(measured, load.label), Cell(plain(load.rate), load.state)]

@@ -1,0 +1,79 @@
+"""The page itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from sarathi.benchmark.report.colours import variable
+from sarathi.benchmark.report.comparison import comparison_table
+from sarathi.benchmark.report.load_tables import conduct_table, latency_table, throughput_table
+from sarathi.benchmark.report.measured import Measured
+from sarathi.benchmark.report.remarks import alerts, facts
+from sarathi.benchmark.report.render import Rendered
+from sarathi.benchmark.report.search_tables import capacity_table, points_table
+from sarathi.benchmark.report.stylesheet import stylesheet
+from sarathi.benchmark.report.table import Table
+from sarathi.benchmark.report.template import TEMPLATE
+
+_FEW = 4  # loads, whose latencies are best seen first
+_TERMS = {
+    "TTFT": "Time to first token, from sending a request.",
+    "TBT": "Time between two consecutive tokens of an answer, which has one gap less than tokens. "
+    "The longest of these gaps is what a reader feels as a stall.",
+    "Scheduling delay": "From arrival to the iteration that first computes something of the "
+    "request, where the server tells it.",
+    "P50, P90, P99": "The least value that so many percent of all do not exceed.",
+    "95 % interval": "A bootstrap over requests: what other requests would have given on the same "
+    "machine in the same state.",
+    "Rate": "Requests are sent at their times, whatever has become of those before.",
+}
+
+
+@dataclass(frozen=True)
+class _Section:
+    title: str
+    first: list[Table]  # before the figures
+    figures: list[Rendered]
+    tables: list[Table]  # after them
+
+
+def page(measured: Measured, figures: Sequence[Rendered], title: str) -> str:
+    """HTML that needs no other file."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    return environment.from_string(TEMPLATE).render(
+        title=title,
+        stylesheet=Markup(stylesheet()),
+        alerts=alerts(measured),
+        facts=facts(measured),
+        sections=_sections(measured, figures),
+        terms=_TERMS,
+        variable=variable,
+        safe=Markup,
+    )
+
+
+def _sections(measured: Measured, figures: Sequence[Rendered]) -> list[_Section]:
+    """Those that have anything in them."""
+
+    def of(*names: str) -> list[Rendered]:
+        return [figure for figure in figures if figure.drawing.name in names]
+
+    def those(*tables: Table | None) -> list[Table]:
+        return [table for table in tables if table is not None]
+
+    search, engine = of("capacity"), of("iterations")
+    others = [figure for figure in figures if figure not in (*search, *engine)]
+    latencies, comparison = latency_table(measured), comparison_table(measured)
+    first = comparison is None and len(measured.loads) <= _FEW
+    tables = None if first else latencies, throughput_table(measured), points_table(measured)
+    found = [
+        _Section("Capacity", [], search, those(capacity_table(measured))),
+        _Section("Latency", those(comparison, latencies if first else None), others, []),
+        _Section("Inside the engine", [], engine, []),
+        _Section("All loads", those(*tables, conduct_table(measured)), [], []),
+    ]
+    return [one for one in found if one.first or one.figures or one.tables]

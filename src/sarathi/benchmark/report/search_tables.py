@@ -1,0 +1,100 @@
+"""Capacities, and how they were found."""
+
+from __future__ import annotations
+
+from sarathi.benchmark.numbers import number, percent, plain
+from sarathi.benchmark.report.measured import Measured
+from sarathi.benchmark.report.table import (
+    LABEL,
+    RATE,
+    Cell,
+    Column,
+    Table,
+    complete_cell,
+    in_milliseconds,
+    label_cell,
+    percentile_cell,
+)
+from sarathi.benchmark.results import Capacity, Point
+
+
+def capacity_table(measured: Measured) -> Table | None:
+    found = measured.capacity_results
+    if not found:
+        return None
+    rows = [
+        [
+            label_cell(measured, one.label),
+            Cell("none", tone="bad") if one.capacity is None else Cell(plain(one.capacity)),
+            Cell(_range(one)),
+            Cell(in_milliseconds(one.tbt_target)),
+            Cell(plain(one.delay_target)),
+            Cell(f"{one.requests_per_point:,}"),
+            Cell(percent(one.resolution)),
+        ]
+        for one in found
+    ]
+    return Table(
+        title="Capacity in numbers",
+        caption=(
+            "Requests per second. The range goes from the highest rate that met the target to the "
+            "lowest that missed it, both with 95 % confidence: more requests make it narrower."
+        ),
+        columns=(
+            LABEL,
+            Column("capacity (1/s)"),
+            Column("certain range (1/s)"),
+            Column("P99 TBT (ms)", "target, at most"),
+            Column("median delay (s)", "target, at most"),
+            Column("requests each", "search"),
+            Column("resolution", "search"),
+        ),
+        rows=rows,
+    )
+
+
+def points_table(measured: Measured) -> Table | None:
+    rows = [
+        [label_cell(measured, one.label), *_cells(point)]
+        for one in measured.capacity_results
+        for point in one.points
+    ]
+    if not rows:
+        return None
+    return Table(
+        title="What the searches tried",
+        caption="Uncertain: another set of requests might have turned out otherwise.",
+        columns=(
+            LABEL,
+            RATE,
+            Column("verdict", prose=True),
+            Column("reason", prose=True),
+            Column("P99 TBT (ms)"),
+            Column("median delay (s)"),
+            Column("complete"),
+        ),
+        rows=rows,
+        by_label=True,
+    )
+
+
+def _cells(point: Point) -> list[Cell]:
+    word, tone = ("met", "good") if point.met else ("missed", "bad")
+    return [
+        Cell(plain(point.rate)),
+        Cell(word, "" if point.certain else "uncertain", tone, prose=True),
+        Cell(point.reason, prose=True),
+        percentile_cell(point.summary.tbt, "P99", milliseconds=True),
+        Cell(number(point.summary.scheduling_delay.p50)),
+        complete_cell(point.summary),
+    ]
+
+
+def _range(one: Capacity) -> str:
+    if one.low is None and one.high is None:
+        return "not known"
+    if one.low is None:
+        return f"below {plain(one.high)}"
+    if one.high is None:
+        return f"above {plain(one.low)}"
+    return f"{plain(one.low)} to {plain(one.high)}"

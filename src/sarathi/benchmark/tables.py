@@ -1,0 +1,148 @@
+"""Results as tables for a terminal, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from sarathi.benchmark.compare import Row
+from sarathi.benchmark.numbers import interval, milliseconds, number, seconds
+from sarathi.benchmark.results import Capacity, Run
+from sarathi.metrics import Distribution
+
+_META = "label server model machine workload rate seed salt num_shortened began lag invalid stopped"
+
+
+def run_fields(run: Run) -> dict[str, Any]:
+    """What `sarathi bench --json` prints: the summary, and where it comes from; no requests."""
+    fields: dict[str, Any] = msgspec.to_builtins(run.summary)
+    fields |= {name: msgspec.to_builtins(getattr(run, name)) for name in _META.split()}
+    return fields | {"estimated": any(record.estimated for record in run.records)}
+
+
+def capacity_fields(capacity: Capacity) -> dict[str, Any]:
+    """What `sarathi capacity --json` prints."""
+    fields: dict[str, Any] = msgspec.to_builtins(capacity)
+    return fields
+
+
+def print_run(run: Run) -> None:
+    summary = run.summary
+    table = Table(title=run.label, title_justify="left", pad_edge=False)
+    for column in ("", "P50", "P90", "P99", "max", "P99 within"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, values, shown in (
+        ("time to first token", summary.ttft, seconds),
+        ("time between tokens", summary.tbt, milliseconds),
+        ("longest gap of a request", summary.max_gap, milliseconds),
+        ("end to end", summary.end_to_end, seconds),
+        ("per output token", summary.normalized, milliseconds),
+        ("scheduling delay", summary.scheduling_delay, seconds),
+    ):
+        if values.count:
+            table.add_row(name, *_cells(values, shown))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"{summary.completed} of {summary.requests} requests complete, "
+        f"{summary.request_rate:.3g} sent a second; "
+        f"{summary.output_tokens_per_second:.1f} output tokens and "
+        f"{summary.total_tokens_per_second:.1f} tokens in all a second"
+    )
+    for note in notes(run):
+        console.print(note, markup=False)
+
+
+def print_capacities(capacities: Sequence[Capacity]) -> None:
+    console = Console(highlight=False)
+    for capacity in capacities:
+        table = Table(title=capacity.label, title_justify="left", pad_edge=False)
+        for column in ("requests/s", "P99 TBT", "median delay", "median TTFT", "verdict"):
+            table.add_column(column, justify="left" if column == "verdict" else "right")
+        for point in capacity.points:
+            summary = point.summary
+            verdict = "meets" if point.met else "misses"
+            verdict += "" if point.certain else ", not for certain"
+            table.add_row(
+                f"{point.rate:g}",
+                milliseconds(summary.tbt.p99),
+                seconds(summary.scheduling_delay.p50),
+                seconds(summary.ttft.p50),
+                verdict if point.met else f"{verdict}: {point.reason}",
+            )
+        console.print(table)
+        console.print(capacity_text(capacity), markup=False)
+    first, *others = capacities
+    for other in others:
+        if first.capacity and other.capacity:
+            ratio = other.capacity / first.capacity
+            console.print(f"{other.label}: {ratio:.2f} of {first.label}", markup=False)
+
+
+def capacity_text(capacity: Capacity) -> str:
+    """The outcome in a sentence."""
+    target = f"P99 TBT of {milliseconds(capacity.tbt_target)}"
+    if capacity.capacity is None:
+        lowest = min(point.rate for point in capacity.points)
+        return f"no capacity: even {lowest:g} requests a second miss {target}"
+    low = "none" if capacity.low is None else f"{capacity.low:g}"
+    high = "none" if capacity.high is None else f"{capacity.high:g}"
+    return (
+        f"capacity: {capacity.capacity:g} requests a second within {target} "
+        f"(for certain: {low} meets it, {high} misses it)"
+    )
+
+
+def print_comparison(rows: Sequence[Row]) -> None:
+    """With the ratio to the first contender beside each figure."""
+    table = Table(title="medians over the rounds, and ratios to the first", title_justify="left")
+    table.add_column("requests/s", justify="right")
+    table.add_column("server")
+    for column in ("TTFT P50", "TTFT P99", "TBT P50", "TBT P99", "max gap P99", "tokens/s"):
+        table.add_column(column, justify="right")
+    table.add_column("failed", justify="right")
+    shown = (seconds, seconds, milliseconds, milliseconds, milliseconds, number)
+    for row in rows:
+        cells = [
+            f"{show(value)} ({number(row.ratios[name])})"
+            for show, (name, value) in zip(shown, row.figures.items(), strict=True)
+        ]
+        rate = "" if row.rate is None else f"{row.rate:g}"
+        table.add_row(rate, row.label, *cells, str(row.failed))
+    Console(highlight=False).print(table)
+
+
+def notes(run: Run) -> list[str]:
+    """What a reader must know beside the figures."""
+    summary, found = run.summary, []
+    if summary.goodput is not None and summary.attainment is not None:
+        found.append(
+            f"goodput: {summary.goodput:.3g} requests a second, "
+            f"{100 * summary.attainment:.1f} % of all, met their targets"
+        )
+    if summary.failures:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in summary.failures.items())
+        detail = next(record.detail for record in run.records if record.failure is not None)
+        found.append(f"failed: {kinds}" + (f" (the first: {detail})" if detail else ""))
+    if run.num_shortened:
+        found.append(f"{run.num_shortened} requests were shortened to the server's context")
+    if any(record.estimated for record in run.records):
+        found.append(
+            "the server does not count the tokens of each event: times of tokens are estimated"
+        )
+    found.append(
+        f"the client was late by {milliseconds(run.lag.p50)} at P50, "
+        f"{milliseconds(run.lag.p99)} at P99"
+    )
+    if run.stopped is not None:
+        found.append(f"stopped early: {run.stopped}")
+    return found
+
+
+def _cells(values: Distribution, shown: Callable[[float | None], str]) -> list[str]:
+    cells = [shown(value) for value in (values.p50, values.p90, values.p99, values.max)]
+    return [*cells, interval(values.p99_interval, shown)]

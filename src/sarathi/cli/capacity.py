@@ -1,0 +1,70 @@
+"""Find the highest request rate that a server takes within a latency target."""
+
+from __future__ import annotations
+
+import argparse
+
+from sarathi.cli.errors import UsageError
+from sarathi.cli.load_options import (
+    DEFAULT_URL,
+    add_load_arguments,
+    add_output_arguments,
+    add_search_arguments,
+    add_start_timeout,
+)
+from sarathi.cli.options import duration, utf8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--url",
+        type=utf8,
+        help=f"the server (default: where --start listens, or else {DEFAULT_URL})",
+    )
+    parser.add_argument(
+        "--start",
+        type=utf8,
+        metavar="COMMAND",
+        help="start the server with this command, and stop it at the end",
+    )
+    parser.add_argument(
+        "--label",
+        type=utf8,
+        metavar="TEXT",
+        help="its name in reports (default: the command or the address)",
+    )
+    parser.add_argument(
+        "--tbt-target",
+        type=duration,
+        required=True,
+        metavar="DURATION",
+        help="P99 of the time between tokens must meet it, such as 200ms",
+    )
+    add_search_arguments(parser)
+    add_load_arguments(parser)
+    add_start_timeout(parser)
+    add_output_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The exit code is 1 where no rate meets the target."""
+    from sarathi.benchmark.contender import Contender
+    from sarathi.benchmark.launch import ending_on_signals
+    from sarathi.benchmark.tables import capacity_fields, print_capacities
+    from sarathi.cli.reporting import print_json, report
+    from sarathi.cli.searching import Searches
+
+    if args.arrivals == "trace":
+        raise UsageError("--arrivals trace cannot be searched: a trace has one rate")
+    url = args.url if args.url or args.start else DEFAULT_URL
+    contender = Contender(args.label or args.start or url, url, args.start)
+    with ending_on_signals():
+        searches = Searches(args, [contender])
+        [found] = searches.run()
+    result = found.capacity
+    report(args.report, [], [found], searches.screen)
+    if args.json:
+        print_json(capacity_fields(result))
+    else:
+        print_capacities([result])
+    return 0 if result.capacity is not None else 1

@@ -1,0 +1,247 @@
+"""Arguments of the commands that measure servers: whom to ask, what to send, what to write."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from sarathi.cli.options import duration, new_file, positive, utf8
+
+DEFAULT_URL = "http://localhost:8000"
+
+
+def add_load_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is sent, and how it is asked for."""
+    _add_workload(parser.add_argument_group("workload"))
+    _add_asking(parser.add_argument_group("asking"))
+
+
+def _add_workload(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--workload",
+        type=utf8,
+        metavar="NAME|FILE",
+        help="sharegpt or arxiv (lengths as published of the paper's datasets), a .csv file with "
+        "num_prefill_tokens, num_decode_tokens and perhaps arrived_at, or conversations in the "
+        "ShareGPT .json format",
+    )
+    lengths = "fixed:N, uniform:LOW,HIGH, lognormal:MEDIAN,P90 or zipf:EXPONENT,MAX, in tokens"
+    group.add_argument("--prompt-lengths", type=utf8, metavar="LENGTHS", help=lengths)
+    group.add_argument("--output-lengths", type=utf8, metavar="LENGTHS", help="likewise")
+    group.add_argument(
+        "--arrivals",
+        type=utf8,
+        default="poisson",
+        metavar="KIND",
+        help="poisson, gamma:CV, constant or trace (the times of the file); they never wait for "
+        "answers (default: %(default)s)",
+    )
+    group.add_argument("--max-prompt", type=positive, metavar="TOKENS", help="cut longer prompts")
+    group.add_argument("--max-output", type=positive, metavar="TOKENS", help="cut longer outputs")
+    group.add_argument(
+        "--prompt-scale", type=factor, default=1.0, metavar="X", help="multiply prompt lengths"
+    )
+    group.add_argument(
+        "--output-scale", type=factor, default=1.0, metavar="X", help="multiply output lengths"
+    )
+    group.add_argument(
+        "--turns",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="requests of a conversation: each begins with all that was said before "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--warm-up",
+        type=count,
+        default=8,
+        metavar="N",
+        help="requests that come first and are not counted (default: %(default)s)",
+    )
+    group.add_argument("--seed", type=count, default=0, metavar="N", help="(default: %(default)s)")
+    group.add_argument(
+        "--salt",
+        type=utf8,
+        metavar="TEXT",
+        help="what the texts of prompts depend on beside the seed (default: new in every run, so "
+        "that no prefix cache knows them from an earlier one)",
+    )
+    group.add_argument(
+        "--tokenizer",
+        type=utf8,
+        metavar="MODEL",
+        help="counts the tokens of prompts: a folder, a .gguf file or a hub id (default: the "
+        "server's own POST /tokenize)",
+    )
+
+
+def _add_asking(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--model", type=utf8, metavar="NAME", help="as the server calls it (default: its first)"
+    )
+    group.add_argument(
+        "--api",
+        choices=("completions", "chat"),
+        default="completions",
+        help="the endpoint to measure (default: %(default)s)",
+    )
+    group.add_argument(
+        "--api-key",
+        type=utf8,
+        default=os.environ.get("SARATHI_API_KEY"),
+        help="the server's key (default: SARATHI_API_KEY from the environment)",
+    )
+    group.add_argument(
+        "--timeout",
+        type=duration,
+        default=120.0,
+        metavar="DURATION",
+        help="a request that has heard nothing for so long has failed (default: 120s)",
+    )
+    group.add_argument(
+        "--max-client-lag",
+        type=duration,
+        default=0.02,
+        metavar="DURATION",
+        help="how late the client itself may be at P99 before a run is invalid (default: 20ms)",
+    )
+
+
+def add_start_timeout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--start-timeout",
+        type=duration,
+        default=600.0,
+        metavar="DURATION",
+        help="for a server to load its model (default: 600s)",
+    )
+
+
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    """How a search for a capacity goes."""
+    group = parser.add_argument_group("search")
+    group.add_argument(
+        "--delay-target",
+        type=duration,
+        default=2.0,
+        metavar="DURATION",
+        help="the median scheduling delay must meet it; where the server does not tell it, the "
+        "median time to the first token must (default: 2s)",
+    )
+    group.add_argument(
+        "--requests-per-point",
+        type=positive,
+        default=100,
+        metavar="N",
+        help="at each rate, at least; more make the result surer (default: %(default)s)",
+    )
+    group.add_argument(
+        "--point-duration",
+        type=duration,
+        default=60.0,
+        metavar="DURATION",
+        help="each rate is kept up for at least so long, with more requests if need be: a server "
+        "that is too slow shows it by a queue that grows (default: 60s)",
+    )
+    group.add_argument(
+        "--resolution",
+        type=resolution,
+        default=0.1,
+        metavar="SHARE",
+        help="how far apart the rates that meet and miss the target may be in the end, relative "
+        "to one another (default: %(default)s)",
+    )
+    group.add_argument(
+        "--start-rate",
+        type=request_rate,
+        default=1.0,
+        metavar="N",
+        help="requests per second to try first (default: %(default)s)",
+    )
+    add_results_argument(group)
+
+
+def add_results_argument(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--results",
+        type=Path,
+        default=Path("sarathi-results"),
+        metavar="FOLDER",
+        help="keeps every finished run; the same command goes on where it was interrupted "
+        "(default: %(default)s)",
+    )
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    group.add_argument(
+        "--report",
+        type=new_file,
+        metavar="FILE.html",
+        help="a page with figures, which are also written as PNG files beside it",
+    )
+
+
+def add_iteration_log_argument(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--iteration-log",
+        type=readable_file,
+        metavar="FILE.jsonl",
+        help="what the server wrote with its own --iteration-log, for the report",
+    )
+
+
+def count(text: str) -> int:
+    """An argparse type: a whole number from 0."""
+    return 0 if text.strip() == "0" else positive(text)
+
+
+def factor(text: str) -> float:
+    """An argparse type: a number above 0, up to 1000."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1000")
+    return value
+
+
+def request_rate(text: str) -> float:
+    """An argparse type: requests per second."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1e-4 <= value <= 1e5:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a rate, expected 0.0001 to 100000 requests per second"
+        )
+    return value
+
+
+def request_rates(text: str) -> list[float]:
+    """An argparse type: rates with commas between them."""
+    return [request_rate(part) for part in text.split(",")]
+
+
+def resolution(text: str) -> float:
+    """An argparse type: a relative distance, as `Search` takes it."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.01 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0.01 to 1")
+    return value
+
+
+def readable_file(text: str) -> Path:
+    """An argparse type: a file that is there."""
+    path = Path(text)
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a file that can be read")
+    return path

@@ -1,0 +1,107 @@
+"""From the arguments of the commands that measure servers to what the benchmark takes."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.live import Live
+
+from sarathi.benchmark.contender import Access, Subject
+from sarathi.benchmark.measure import Load, Terms
+from sarathi.benchmark.progress import Progress
+from sarathi.benchmark.tokens import LocalTokens, ServerTokens, TokenCounter
+from sarathi.benchmark.watch import Quiet, Watch, Watches
+from sarathi.benchmark.workload import Workload
+from sarathi.metrics import Targets
+
+_PATIENCE = 60.0  # seconds
+
+
+class Tokens:
+    """Counts with `--tokenizer`, or else with whichever server is asked at the time."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """
+        Raises:
+            BenchmarkError: `--tokenizer` is none.
+        """
+        self._chat = args.api == "chat"
+        self._api_key = args.api_key
+        self._local = None if args.tokenizer is None else LocalTokens(args.tokenizer, self._chat)
+        self._remote: ServerTokens | None = None
+
+    def ask(self, subject: Subject) -> None:
+        """A server is up that can be asked."""
+        self.close()
+        self._remote = ServerTokens(
+            subject.endpoint.url, subject.facts.model, self._chat, self._api_key
+        )
+
+    def count(self, text: str) -> int:
+        counter: TokenCounter | None = self._local or self._remote
+        assert counter is not None, "no server has been asked yet"
+        return counter.count(text)
+
+    def close(self) -> None:
+        if self._remote is not None:
+            self._remote.close()
+            self._remote = None
+
+
+def load_of(args: argparse.Namespace, num_requests: int, tokens: Tokens) -> Load:
+    """
+    Raises:
+        BenchmarkError: what is to be sent is missing, contradictory or out of range.
+    """
+    workload = Workload.from_options(
+        workload=args.workload,
+        prompt_lengths=args.prompt_lengths,
+        output_lengths=args.output_lengths,
+        arrivals=args.arrivals,
+        prompt_scale=args.prompt_scale,
+        output_scale=args.output_scale,
+        max_prompt=args.max_prompt,
+        max_output=args.max_output,
+        turns=args.turns,
+        tokens=lambda: tokens,
+    )
+    salt = secrets.token_hex(4) if args.salt is None else args.salt
+    return Load(workload, num_requests, args.warm_up, args.seed, salt)
+
+
+def access_of(args: argparse.Namespace) -> Access:
+    # `bench` starts nothing, but a server that it finds loading is given the same time.
+    patience = getattr(args, "start_timeout", _PATIENCE)
+    return Access(args.model, args.api, args.api_key, patience)
+
+
+def terms_of(args: argparse.Namespace, targets: Targets | None = None) -> Terms:
+    return Terms(args.timeout, args.max_client_lag, targets)
+
+
+class Screen:
+    """Standard error: progress on a terminal, and lines where it is none."""
+
+    def __init__(self, quiet: bool) -> None:
+        """
+        Args:
+            quiet: say nothing but errors.
+        """
+        self._console = Console(stderr=True, highlight=False, quiet=quiet)
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def follow(self, title: str, total: int, others: Sequence[Watch] = ()) -> Iterator[Watch]:
+        """A watch that shows a run while the context lasts, and whatever else looks on."""
+        if self._console.quiet or not self._console.is_terminal:
+            yield Watches(others) if others else Quiet()
+            return
+        # Drawn from the client's own loop: a thread that redraws would hold it up at any time.
+        with Live(console=self._console, auto_refresh=False, transient=True) as live:
+            yield Watches([*others, Progress(title, total, live)])

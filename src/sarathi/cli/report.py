@@ -1,0 +1,45 @@
+"""Make a page with figures of what bench, capacity and compare have saved."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sarathi.cli.load_options import add_iteration_log_argument
+from sarathi.cli.options import new_file
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "results",
+        nargs="+",
+        type=Path,
+        metavar="RESULT",
+        help="a file of `sarathi bench --save`, or a folder of a search or a comparison",
+    )
+    parser.add_argument(
+        "--output",
+        type=new_file,
+        default="report.html",
+        metavar="FILE.html",
+        help="the page; its figures go beside it (default: %(default)s)",
+    )
+    add_iteration_log_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from sarathi.benchmark.files import load_all, runs_of
+    from sarathi.benchmark.report import CapacityWithRuns
+    from sarathi.benchmark.results import Run
+    from sarathi.cli.measuring import Screen
+    from sarathi.cli.reporting import report
+
+    runs, capacities = [], []
+    for path in args.results:
+        for file, found in load_all(path):
+            if isinstance(found, Run):
+                runs.append(found)
+            else:
+                capacities.append(CapacityWithRuns(found, runs_of(found, file.parent)))
+    report(args.output, runs, capacities, Screen(quiet=False), args.iteration_log)
+    return 0

@@ -1,0 +1,170 @@
+"""Searches for the capacities of one or several contenders, told as they go."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sarathi import __version__
+from sarathi.benchmark.capacity import CapacitySearch
+from sarathi.benchmark.contender import Contender, Subject, answering
+from sarathi.benchmark.hopeless import Hopeless
+from sarathi.benchmark.machine import describe_machine
+from sarathi.benchmark.measure import measure, prepare
+from sarathi.benchmark.report import CapacityWithRuns
+from sarathi.benchmark.results import Run
+from sarathi.benchmark.search import Search, Try
+from sarathi.benchmark.store import Store
+from sarathi.benchmark.verdict import CapacityTargets, Verdict
+from sarathi.cli.measuring import Screen, Tokens, access_of, load_of, terms_of
+
+_HALVINGS = 4  # of the first rate: a search may take long, but not for ever
+
+
+class Searches:
+    """One search for each contender, a point of each in turn."""
+
+    def __init__(self, args: argparse.Namespace, contenders: Sequence[Contender]) -> None:
+        """
+        Raises:
+            BenchmarkError: what is to be sent is missing, contradictory or out of range.
+        """
+        self.screen = Screen(quiet=args.json)
+        self._args = args
+        self._contenders = contenders
+        self._tokens = Tokens(args)
+        self._load = load_of(args, args.requests_per_point, self._tokens)
+        self._targets = CapacityTargets(args.tbt_target, args.delay_target)
+
+    def run(self) -> list[CapacityWithRuns]:
+        """
+        Raises:
+            BenchmarkError: a server cannot be measured. What has been is kept.
+        """
+        with contextlib.ExitStack() as stack:
+            searches = [self._search(contender, stack) for contender in self._contenders]
+            going = searches
+            try:
+                while going:
+                    going = [search for search in going if search.step()]
+            except KeyboardInterrupt:
+                self.screen.say("interrupted: finished runs are kept, the same command goes on")
+                raise
+            return [self._finished(search) for search in searches]
+
+    def _finished(self, search: CapacitySearch) -> CapacityWithRuns:
+        result = search.result(self._args.resolution, self._args.requests_per_point)
+        search.store.finish(result)
+        self.screen.say(f"{result.label}: kept in {search.store.folder}")
+        return CapacityWithRuns(result, search.runs)
+
+    def _search(self, contender: Contender, stack: contextlib.ExitStack) -> CapacitySearch:
+        name = f"capacity-{contender.label}"
+        store = Store(self._args.results, name, self._configuration(contender))
+        stack.enter_context(store.opened())
+        server = _Server(contender, self._args, store.log, self._tokens)
+        if len(self._contenders) == 1:
+            # Several take turns, and most machines hold one of them at a time.
+            server.keep_in(stack)
+
+        def tell(attempt: Try, run: Run, verdict: Verdict) -> None:
+            outcome = "meets the target" if verdict.met else "misses it"
+            sure = "" if verdict.certain else " (not for certain)"
+            self.screen.say(
+                f"{contender.label}: {attempt.rate:g}/s {outcome}{sure}: {verdict.reason}"
+            )
+
+        return CapacitySearch(
+            Search(self._args.start_rate, self._args.resolution, max_halvings=_HALVINGS),
+            store,
+            self._targets,
+            lambda attempt: self._measure(server, attempt),
+            tell,
+        )
+
+    def _measure(self, server: _Server, attempt: Try) -> Run:
+        rate, repeat = attempt.rate, attempt.repeat
+        # Fast servers need many requests: in a short burst, no queue grows for long.
+        number = max(self._load.num_requests, math.ceil(rate * self._args.point_duration))
+        salt = f"{self._load.salt}/{rate:g}/{repeat}"
+        seed = self._load.seed + repeat
+        load = replace(self._load, num_requests=number, seed=seed, salt=salt)
+        with server.subject() as subject:
+            requests = prepare(load, rate, self._tokens, subject.facts.max_model_len)
+            hopeless = Hopeless(
+                [call.output_tokens for call in requests.calls],
+                load.warm_up,
+                self._targets,
+                subject.facts.tells_delay,
+            )
+            title = f"{subject.label} at {rate:g}/s"
+            with self.screen.follow(title, len(requests.calls), [hopeless]) as watch:
+                return measure(subject, requests, terms_of(self._args), watch)
+
+    def _configuration(self, contender: Contender) -> dict[str, Any]:
+        """All that a point depends on."""
+        args, load = self._args, self._load
+        return {
+            "version": __version__,
+            "machine": describe_machine(),
+            "server": contender.server,
+            "url": contender.url,
+            "model": args.model,
+            "api": args.api,
+            "tokenizer": args.tokenizer,
+            "workload": load.workload.describe(),
+            "file": _digest(args.workload),
+            "requests": load.num_requests,
+            "point_duration": args.point_duration,
+            "warm_up": load.warm_up,
+            "seed": load.seed,
+            "salt": args.salt,
+            "tbt_target": self._targets.tbt,
+            "delay_target": self._targets.delay,
+            "timeout": args.timeout,
+            "max_client_lag": args.max_client_lag,
+        }
+
+
+@dataclass
+class _Server:
+    """A contender, started when it is first needed: points of an earlier search need none."""
+
+    contender: Contender
+    args: argparse.Namespace
+    log: Path
+    tokens: Tokens
+    _stack: contextlib.ExitStack | None = None
+    _subject: Subject | None = None
+
+    def keep_in(self, stack: contextlib.ExitStack) -> None:
+        """Once started, it runs until the stack is closed."""
+        self._stack = stack
+
+    @contextlib.contextmanager
+    def subject(self) -> Iterator[Subject]:
+        if self._subject is not None:
+            yield self._subject
+            return
+        starting = answering(self.contender, access_of(self.args), self.log)
+        if self._stack is not None:
+            self._subject = self._stack.enter_context(starting)
+            self.tokens.ask(self._subject)
+            yield self._subject
+            return
+        with starting as subject:
+            self.tokens.ask(subject)
+            yield subject
+
+
+def _digest(workload: str | None) -> str | None:
+    """Of a trace's content: another file of the same name is another workload."""
+    if workload is None or not Path(workload).is_file():
+        return None
+    return hashlib.sha256(Path(workload).read_bytes()).hexdigest()
