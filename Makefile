@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: serve test lint format benchmark bench-policies clean
+.PHONY: serve test lint format benchmark bench-policies report clean
 
 serve: $(VENV)/.serve  ## serve SmolLM2-135M-Instruct on port 8000
 	$(BIN)/sarathi serve smollm2-135m --port 8000 $(ARGS)
@@ -45,6 +45,13 @@ $(VENV)/.lint: $(VENV)/.serve
 
 bench-policies: $(VENV)/.serve  ## the paper's schedulers side by side, on the real server
 	$(BIN)/python -m benchmarks.policies
+
+report: $(VENV)/.report  ## measure the README's section on performance anew (about 40 minutes)
+	$(BIN)/python -m benchmarks.performance
+
+$(VENV)/.report: $(VENV)/.serve
+	$(PIP) --editable ".[report]"
+	touch $@
 
 clean:
 	rm -rf $(VENV)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarathi.benchmark.arrivals import Process, Times, process_from, stretched
 from sarathi.benchmark.errors import BenchmarkError
+from sarathi.benchmark.workload.arrivals import Process, Times, process_from, stretched
 
 MANY = 4000
 RATE = 5.0

@@ -12,14 +12,14 @@ import pytest
 from made_up import record, run
 from msgspec.structs import replace
 
-from sarathi.benchmark.capacity import CapacitySearch
+from sarathi.benchmark.capacity.capacity_search import CapacitySearch
+from sarathi.benchmark.capacity.search import Search, Try
+from sarathi.benchmark.capacity.store import Store
+from sarathi.benchmark.capacity.verdict import CapacityTargets, Verdict
 from sarathi.benchmark.errors import BenchmarkError
 from sarathi.benchmark.files import load_results, runs_of
 from sarathi.benchmark.launch import ending_on_signals
 from sarathi.benchmark.results import Capacity, Run
-from sarathi.benchmark.search import Search, Try
-from sarathi.benchmark.store import Store
-from sarathi.benchmark.verdict import CapacityTargets, Verdict
 
 CONFIGURATION = {"seed": 0}
 

@@ -17,9 +17,9 @@ import uvloop
 from scripted_replies import PING, Raw, Reply, Script, Tokens, error_body, in_turn, steady
 from scripted_server import ScriptedServer
 
-from sarathi.benchmark.client import Call, Dialect, Played, play
-from sarathi.benchmark.endpoint import Api, Endpoint
-from sarathi.benchmark.watch import Quiet, Watch, Watches
+from sarathi.benchmark.client.endpoint import Api, Endpoint
+from sarathi.benchmark.client.play import Call, Dialect, Played, play
+from sarathi.benchmark.client.watch import Quiet, Watch, Watches
 from sarathi.metrics import RequestRecord, summarise
 
 # Seconds by which a median may be off, and a single time: both ends run in one process, on a

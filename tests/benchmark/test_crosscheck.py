@@ -21,9 +21,9 @@ import uvloop
 from scripted_replies import Received, Reply, Tokens
 from scripted_server import MODEL, ScriptedServer
 
-from sarathi.benchmark.call import Call, Dialect
-from sarathi.benchmark.client import play
-from sarathi.benchmark.endpoint import Endpoint
+from sarathi.benchmark.client.call import Call, Dialect
+from sarathi.benchmark.client.endpoint import Endpoint
+from sarathi.benchmark.client.play import play
 from sarathi.metrics import RequestRecord, distribution, summarise
 
 WITHIN = 0.05

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from sarathi.benchmark.call import Call, Dialect, request
-from sarathi.benchmark.endpoint import Endpoint
+from sarathi.benchmark.client.call import Call, Dialect, request
+from sarathi.benchmark.client.endpoint import Endpoint
 from sarathi.benchmark.errors import BenchmarkError
 
 CALL = Call(at=0.0, prompt="Grüße", prompt_tokens=2, output_tokens=7)

@@ -8,10 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarathi.benchmark.answer import Answer
-from sarathi.benchmark.events import EventError, EventSplitter, Usage, error_message, read_chunk
-from sarathi.benchmark.server_timing import duration
-from sarathi.benchmark.token_times import TokenTimes, spread
+from sarathi.benchmark.client.answer import Answer
+from sarathi.benchmark.client.events import (
+    EventError,
+    EventSplitter,
+    Usage,
+    error_message,
+    read_chunk,
+)
+from sarathi.benchmark.client.server_timing import duration
+from sarathi.benchmark.client.token_times import TokenTimes, spread
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import record
 
-from sarathi.benchmark.hopeless import Hopeless
-from sarathi.benchmark.verdict import CapacityTargets, judge
+from sarathi.benchmark.capacity.hopeless import Hopeless
+from sarathi.benchmark.capacity.verdict import CapacityTargets, judge
 from sarathi.metrics import RequestRecord, summarise
 
 TARGETS = CapacityTargets(tbt=0.1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sarathi.benchmark.errors import BenchmarkError
-from sarathi.benchmark.lengths import MAX_LENGTH, Tokens, lengths_from
+from sarathi.benchmark.workload.lengths import MAX_LENGTH, Tokens, lengths_from
 
 MANY = 20_000
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_replies import Received, Reply, error_body, in_turn, steady
+from scripted_replies import Received, Reply, Script, error_body, in_turn, steady
 from scripted_server import ScriptedServer
 
 from sarathi.cli.main import main
@@ -159,36 +159,53 @@ class TestBadInput:
         assert "--rate is missing" in capsys.readouterr().err
 
 
-def slower_when_busy(request: Received) -> Reply:
-    """Gaps of 10 ms for prompts of the even, 80 ms for those of the odd: P99 is 80 ms."""
-    return steady(0.01, 0.08 if request.index % 2 else 0.01)(request)
+def queue(service: float) -> Script:
+    """Takes one request at a time, for so many seconds each: more than 1 / service a second wait
+    in a line that grows."""
+    free_at = 0.0
+
+    def script(request: Received) -> Reply:
+        nonlocal free_at
+        free_at = max(free_at, request.at) + service
+        return steady(free_at - request.at, 0.001)(request)
+
+    return script
 
 
-SEARCH = (*LOAD, "--requests-per-point", "8", "--point-duration", "0.1s", "--start-rate", "20")
+# From 10 requests a second in one step up or down, each of a second at most.
+SEARCH = (
+    *(*LOAD, "--requests-per-point", "20", "--point-duration", "0.1s", "--start-rate", "20"),
+    *("--resolution", "1", "--delay-target", "200ms", "--max-client-lag", "1s"),
+)
 
 
 class TestCapacity:
     def test_every_rate_misses_where_gaps_are_too_long(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, server: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        with ScriptedServer(slower_when_busy) as server:
-            words = ("capacity", "--url", server.url, "--tbt-target", "40ms", "--json", *SEARCH)
-            assert main([*words, "--results", str(tmp_path), "--max-client-lag", "1s"]) == 1
+        words = ("capacity", "--url", server.url, "--tbt-target", "1ms", "--json", *SEARCH)
+        assert main([*words, "--start-rate", "200", "--results", str(tmp_path)]) == 1
         found = of_json(capsys)
         assert found["capacity"] is None
         assert found["points"]
         assert not any(point["met"] for point in found["points"])
 
-    def test_a_second_search_measures_nothing_again(
-        self, server: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    def test_it_is_the_rate_at_which_a_line_begins_to_grow(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        words = ["capacity", "--url", server.url, "--tbt-target", "200ms", "--json", *SEARCH]
-        words += ["--delay-target", "30ms", "--results", str(tmp_path), "--max-client-lag", "1s"]
-        first = main(words), of_json(capsys)
-        requests = len(server.requests)
-        assert requests > 0
-        assert (main(words), of_json(capsys)) == first
-        assert len(server.requests) == requests
+        with ScriptedServer(queue(0.02)) as server:
+            words = ["capacity", "--url", server.url, "--tbt-target", "1s", "--json", *SEARCH]
+            words += ["--results", str(tmp_path)]
+            assert main(words) == 0
+            first = of_json(capsys)
+            requests = len(server.requests)
+            # Again: nothing is measured twice.
+            assert main(words) == 0
+            assert of_json(capsys) == first
+            assert len(server.requests) == requests
+        assert 20 <= first["capacity"] <= 160
+        assert first["capacity"] in [point["rate"] for point in first["points"]]
+        assert [point["rate"] for point in first["points"] if not point["met"]]
 
 
 def free_port() -> int:
@@ -244,7 +261,7 @@ class TestRealServer:
             process.communicate(timeout=60)
         finally:
             process.kill()
-        assert process.returncode == 130
+        assert process.returncode == 128 + signal.SIGTERM
         assert not answers(port)
 
 
@@ -271,13 +288,13 @@ class TestCompare:
     def test_capacities_are_searched_for_in_turns(
         self, server: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        with ScriptedServer(slower_when_busy) as slower:
-            words = ["compare", "--url", f"quick={server.url}", "--url", f"slow={slower.url}"]
-            words += ["--tbt-target", "60ms", "--resolution", "1", *SEARCH, "--json"]
-            words += ["--delay-target", "30ms", "--results", str(tmp_path)]
-            assert main([*words, "--max-client-lag", "1s"]) == 0
-        labels = [one["label"] for one in of_json(capsys)["capacities"]]
-        assert labels == ["quick", "slow"]
+        with ScriptedServer(queue(0.02)) as one, ScriptedServer(queue(0.005)) as other:
+            words = ["compare", "--url", f"slow={one.url}", "--url", f"quick={other.url}"]
+            words += ["--tbt-target", "1s", *SEARCH, "--json", "--results", str(tmp_path)]
+            assert main(words) == 0
+        slow, quick = of_json(capsys)["capacities"]
+        assert (slow["label"], quick["label"]) == ("slow", "quick")
+        assert slow["capacity"] < quick["capacity"]
 
 
 class TestReport:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sarathi.benchmark.lengths import Tokens
-from sarathi.benchmark.presets import PRESETS
-from sarathi.benchmark.traces import read_trace
+from sarathi.benchmark.workload.lengths import Tokens
+from sarathi.benchmark.workload.presets import PRESETS
+from sarathi.benchmark.workload.traces import read_trace
 
 TRACES = Path(__file__).parents[3] / "shared" / "traces"
 

@@ -10,10 +10,10 @@ import pytest
 from scripted_replies import Reply, error_body, in_turn, steady
 from scripted_server import ScriptedServer
 
-from sarathi.benchmark.call import Dialect
-from sarathi.benchmark.endpoint import Endpoint
+from sarathi.benchmark.client.call import Dialect
+from sarathi.benchmark.client.endpoint import Endpoint
+from sarathi.benchmark.client.probe import DIALECTS, ServerFacts, probe
 from sarathi.benchmark.errors import BenchmarkError
-from sarathi.benchmark.probe import DIALECTS, ServerFacts, probe
 
 ANSWER = steady(0.0, 0.0)
 

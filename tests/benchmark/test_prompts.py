@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sarathi.benchmark.errors import BenchmarkError
-from sarathi.benchmark.prompts import write_prompts
-from sarathi.benchmark.tokens import LocalTokens, TokenCounter
-from sarathi.benchmark.workload import Planned
+from sarathi.benchmark.workload.plan import Planned
+from sarathi.benchmark.workload.prompts import write_prompts
+from sarathi.benchmark.workload.tokens import LocalTokens, TokenCounter
 
 SMOLLM2 = LocalTokens("smollm2-135m", chat=False)
 SMOLLM2_CHAT = LocalTokens("smollm2-135m", chat=True)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sarathi.benchmark.capacity.search import Search, Try
 from sarathi.benchmark.errors import BenchmarkError
-from sarathi.benchmark.search import Search, Try
 
 Oracle = Callable[[Try], tuple[bool, bool]]  # met, certain
 

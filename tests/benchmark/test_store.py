@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from made_up import record, run
 
+from sarathi.benchmark.capacity.store import Store
 from sarathi.benchmark.errors import BenchmarkError
 from sarathi.benchmark.files import save
-from sarathi.benchmark.store import Store
 
 CONFIGURATION = {"server": "sarathi serve tiny", "seed": 0, "workload": {"b": "1", "a": "2"}}
 

@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 
 from sarathi.benchmark.errors import BenchmarkError
-from sarathi.benchmark.tokens import LocalTokens, ServerTokens
+from sarathi.benchmark.workload.tokens import LocalTokens, ServerTokens
 from sarathi.models.locate import locate
 from sarathi.models.model import open_tokenizer
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sarathi.benchmark.errors import BenchmarkError
-from sarathi.benchmark.traces import read_dialogues, read_trace
+from sarathi.benchmark.workload.traces import read_dialogues, read_trace
 
 HEADER = "num_prefill_tokens,num_decode_tokens"
 RNG = np.random.default_rng

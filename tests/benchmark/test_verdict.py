@@ -6,8 +6,8 @@ import pytest
 from made_up import record, run
 from msgspec.structs import replace
 
-from sarathi.benchmark.pooled import pooled
-from sarathi.benchmark.verdict import CapacityTargets, Verdict, judge, judge_runs
+from sarathi.benchmark.capacity.pooled import pooled
+from sarathi.benchmark.capacity.verdict import CapacityTargets, Verdict, judge, judge_runs
 from sarathi.metrics import RequestRecord, Targets, summarise
 
 TARGETS = CapacityTargets(tbt=0.1)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sarathi.benchmark.errors import BenchmarkError
-from sarathi.benchmark.workload import Plan, Planned, Workload
+from sarathi.benchmark.workload.plan import Plan, Planned, Workload
 
 TRACE = "arrived_at,num_prefill_tokens,num_decode_tokens\n" + "".join(
     f"{second},{10 + second},{second + 1}\n" for second in (5, 6, 8, 11, 15)

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sarathi.benchmark.endpoint import Api, Endpoint
+from sarathi.benchmark.client.endpoint import Api, Endpoint
+from sarathi.benchmark.client.probe import ServerFacts, probe
 from sarathi.benchmark.launch import Launched
-from sarathi.benchmark.probe import ServerFacts, probe
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from types import FrameType, TracebackType
 import httpx
 
 from sarathi.benchmark import guard
-from sarathi.benchmark.endpoint import Endpoint
+from sarathi.benchmark.client.endpoint import Endpoint
 from sarathi.benchmark.errors import BenchmarkError
 
 DEFAULT_PORT = 8000

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 import uvloop
 
-from sarathi.benchmark.call import Call
-from sarathi.benchmark.client import Played, play
+from sarathi.benchmark.client.call import Call
+from sarathi.benchmark.client.play import Played, play
+from sarathi.benchmark.client.watch import Watch
 from sarathi.benchmark.contender import Subject
 from sarathi.benchmark.errors import BenchmarkError
 from sarathi.benchmark.machine import describe_machine
-from sarathi.benchmark.prompts import write_prompts
 from sarathi.benchmark.results import Run
-from sarathi.benchmark.tokens import TokenCounter
-from sarathi.benchmark.watch import Watch
-from sarathi.benchmark.workload import Plan, Workload
+from sarathi.benchmark.workload.plan import Plan, Workload
+from sarathi.benchmark.workload.prompts import write_prompts
+from sarathi.benchmark.workload.tokens import TokenCounter
 from sarathi.metrics import Targets, summarise
 
 
@@ -106,6 +106,7 @@ def measure(subject: Subject, requests: Requests, terms: Terms, watch: Watch) ->
         records=records,
         summary=summarise(records, terms.targets, send_time),
         lag=played.lag,
+        targets=terms.targets,
         invalid=_invalid(played, terms.max_lag),
         stopped=played.stopped,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from sarathi.metrics import RequestRecord, Summary
+from sarathi.metrics import RequestRecord, Summary, Targets
 
 
 class Lag(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +32,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     records: list[RequestRecord]  # warm-up excluded
     summary: Summary
     lag: Lag
+    targets: Targets | None = None  # those of its goodput
     invalid: str | None = None  # why the figures must not be used
     stopped: str | None = None  # why it ended before all requests were sent
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -38,15 +39,15 @@ _BAD_INPUT = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 2 for bad input, 130 after Ctrl-C."""
+    """Run a command; the exit code is 2 for bad input, 128 and the number for a signal."""
     args = _parser().parse_args(argv)
     try:
         return int(_COMMANDS[args.command].run(args))
     except _BAD_INPUT as error:
         print(f"sarathi {args.command}: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.live import Live
 
+from sarathi.benchmark.client.watch import Quiet, Watch, Watches
 from sarathi.benchmark.contender import Access, Subject
 from sarathi.benchmark.measure import Load, Terms
 from sarathi.benchmark.progress import Progress
-from sarathi.benchmark.tokens import LocalTokens, ServerTokens, TokenCounter
-from sarathi.benchmark.watch import Quiet, Watch, Watches
-from sarathi.benchmark.workload import Workload
+from sarathi.benchmark.workload.plan import Workload
+from sarathi.benchmark.workload.tokens import LocalTokens, ServerTokens, TokenCounter
 from sarathi.metrics import Targets
 
 _PATIENCE = 60.0  # seconds

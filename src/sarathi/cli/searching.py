@@ -6,22 +6,23 @@ import argparse
 import contextlib
 import hashlib
 import math
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sarathi import __version__
-from sarathi.benchmark.capacity import CapacitySearch
+from sarathi.benchmark.capacity.capacity_search import CapacitySearch
+from sarathi.benchmark.capacity.hopeless import Hopeless
+from sarathi.benchmark.capacity.search import Search, Try
+from sarathi.benchmark.capacity.store import Store
+from sarathi.benchmark.capacity.verdict import CapacityTargets, Verdict
 from sarathi.benchmark.contender import Contender, Subject, answering
-from sarathi.benchmark.hopeless import Hopeless
 from sarathi.benchmark.machine import describe_machine
 from sarathi.benchmark.measure import measure, prepare
 from sarathi.benchmark.report import CapacityWithRuns
 from sarathi.benchmark.results import Run
-from sarathi.benchmark.search import Search, Try
-from sarathi.benchmark.store import Store
-from sarathi.benchmark.verdict import CapacityTargets, Verdict
 from sarathi.cli.measuring import Screen, Tokens, access_of, load_of, terms_of
 
 _HALVINGS = 4  # of the first rate: a search may take long, but not for ever
@@ -92,7 +93,9 @@ class Searches:
         rate, repeat = attempt.rate, attempt.repeat
         # Fast servers need many requests: in a short burst, no queue grows for long.
         number = max(self._load.num_requests, math.ceil(rate * self._args.point_duration))
-        salt = f"{self._load.salt}/{rate:g}/{repeat}"
+        # A run that was invalid is made again with other texts, which no prefix cache knows.
+        fresh = secrets.token_hex(2) if self._args.salt is None else ""
+        salt = f"{self._load.salt}/{rate:g}/{repeat}/{fresh}"
         seed = self._load.seed + repeat
         load = replace(self._load, num_requests=number, seed=seed, salt=salt)
         with server.subject() as subject:

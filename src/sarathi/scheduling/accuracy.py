@@ -18,7 +18,7 @@ class Accuracy:
     median: float = 0.0  # of |predicted - real| / real
     p90: float = 0.0  # likewise
     count: int = 0  # iterations that the two are of
-    # P95 of real / predicted - 1, at least 0, of iterations that had prompt in them.
+    # P98 of real / predicted - 1, at least 0, of iterations that had prompt in them.
     late: float = _PRESUMED_LATE
 
 
@@ -53,4 +53,4 @@ class AccuracyWindow:
         lateness = sorted(self._lateness)
         if len(lateness) < _FEW:
             return _PRESUMED_LATE
-        return max(0.0, lateness[len(lateness) * 19 // 20])
+        return max(0.0, lateness[len(lateness) * 49 // 50])

@@ -128,7 +128,7 @@ class LatencyBudget:
     """As much prompt as keeps the predicted time of an iteration within the slack of its decodes.
 
     With `t` the predicted time of the decodes alone, `s` the slack of the most urgent one, `e` the
-    share by which one in twenty iterations lately took longer than predicted and `m` the
+    share by which one in fifty iterations lately took longer than predicted and `m` the
     `min_prefill_share`, prompts get `max(s / (1 + e) - t, t * m / (1 - m))` seconds: a share `m`
     of the iteration at least. Where nobody decodes, and at most, they get `IDLE_FACTOR` times the
     target less what any iteration takes: long enough to compute at full speed, and short enough

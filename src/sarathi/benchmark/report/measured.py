@@ -71,12 +71,18 @@ class Measured:
 
     @cached_property
     def targets(self) -> tuple[float, ...]:
-        """Of P99 TBT in seconds, those of all searches."""
-        return tuple(sorted({capacity.tbt_target for capacity in self.capacity_results}))
+        """Of TBT in seconds: of P99 those of searches, of the longest gap those of other runs."""
+        of_runs = {run.targets.tbt for run in self.runs if run.targets and run.targets.tbt}
+        return tuple(sorted(of_runs | {found.tbt_target for found in self.capacity_results}))
 
     def target_of(self, label: str) -> float | None:
-        """The strictest target of P99 TBT that the label was measured against."""
+        """The strictest target of TBT that the label was measured against."""
         own = [c.tbt_target for c in self.capacity_results if c.label == label]
+        own += [
+            run.targets.tbt
+            for run in self.runs
+            if run.label == label and run.targets and run.targets.tbt
+        ]
         return min(own or self.targets, default=None)
 
     @cached_property

@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 
 from sarathi.benchmark.errors import BenchmarkError
-from sarathi.benchmark.lengths import Lengths, Tokens, lengths_from
-from sarathi.benchmark.presets import PRESETS
-from sarathi.benchmark.tokens import TokenCounter
-from sarathi.benchmark.traces import read_dialogues, read_trace
+from sarathi.benchmark.workload.lengths import Lengths, Tokens, lengths_from
+from sarathi.benchmark.workload.presets import PRESETS
+from sarathi.benchmark.workload.tokens import TokenCounter
+from sarathi.benchmark.workload.traces import read_dialogues, read_trace
 
 
 class Pairs(Protocol):

@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import msgspec
 
-from sarathi.benchmark.call import Call, Dialect
-from sarathi.benchmark.client import play
-from sarathi.benchmark.endpoint import Endpoint
+from sarathi.benchmark.client.call import Call, Dialect
+from sarathi.benchmark.client.endpoint import Endpoint
+from sarathi.benchmark.client.events import error_message, quoted
+from sarathi.benchmark.client.play import play
 from sarathi.benchmark.errors import BenchmarkError
-from sarathi.benchmark.events import error_message, quoted
 from sarathi.metrics import RequestRecord
 
 # From the one that tells most. A server that refuses an optional field does so at once.

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from sarathi.benchmark.endpoint import Endpoint
+from sarathi.benchmark.client.endpoint import Endpoint
 
 
 @dataclass(frozen=True, slots=True)

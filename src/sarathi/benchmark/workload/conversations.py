@@ -8,7 +8,7 @@ from itertools import count
 
 import numpy as np
 
-from sarathi.benchmark.lengths import Tokens
+from sarathi.benchmark.workload.lengths import Tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from sarathi.benchmark.answer import Answer
-from sarathi.benchmark.call import Call, Dialect, request
-from sarathi.benchmark.connection import Address, Clock, Connection, locate
-from sarathi.benchmark.endpoint import Endpoint
-from sarathi.benchmark.lag import LagMeter
+from sarathi.benchmark.client.answer import Answer
+from sarathi.benchmark.client.call import Call, Dialect, request
+from sarathi.benchmark.client.connection import Address, Clock, Connection, locate
+from sarathi.benchmark.client.endpoint import Endpoint
+from sarathi.benchmark.client.lag import LagMeter
+from sarathi.benchmark.client.watch import Quiet, Watch
 from sarathi.benchmark.results import Lag
-from sarathi.benchmark.watch import Quiet, Watch
 from sarathi.metrics import RequestRecord
 
 __all__ = ["Call", "Dialect", "Played", "play"]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sarathi.benchmark.pooled import pooled
+from sarathi.benchmark.capacity.pooled import pooled
 from sarathi.benchmark.results import Run
 from sarathi.engine.durations import in_words
 from sarathi.metrics import Summary

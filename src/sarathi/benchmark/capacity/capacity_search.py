@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from sarathi.benchmark.capacity.search import Search, Try
+from sarathi.benchmark.capacity.store import Store
+from sarathi.benchmark.capacity.verdict import CapacityTargets, Verdict, judge_runs
 from sarathi.benchmark.errors import BenchmarkError
 from sarathi.benchmark.files import run_name
 from sarathi.benchmark.results import Capacity, Point, Run
-from sarathi.benchmark.search import Search, Try
-from sarathi.benchmark.store import Store
-from sarathi.benchmark.verdict import CapacityTargets, Verdict, judge_runs
 
 Measure = Callable[[Try], Run]
 Tell = Callable[[Try, Run, Verdict], None]

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import cast
 
-from sarathi.benchmark.answer import Answer
-from sarathi.benchmark.endpoint import Endpoint
+from sarathi.benchmark.client.answer import Answer
+from sarathi.benchmark.client.endpoint import Endpoint
 
 _LONGEST_LOOKUP = 5.0  # seconds
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sarathi.benchmark.arrivals import TRACE, Process, Times, process_from, stretched
-from sarathi.benchmark.conversations import converse
 from sarathi.benchmark.errors import BenchmarkError
-from sarathi.benchmark.lengths import Tokens, whole
-from sarathi.benchmark.pairs import Pairs, pairs_from
-from sarathi.benchmark.tokens import TokenCounter
-from sarathi.benchmark.traces import Trace
+from sarathi.benchmark.workload.arrivals import TRACE, Process, Times, process_from, stretched
+from sarathi.benchmark.workload.conversations import converse
+from sarathi.benchmark.workload.lengths import Tokens, whole
+from sarathi.benchmark.workload.pairs import Pairs, pairs_from
+from sarathi.benchmark.workload.tokens import TokenCounter
+from sarathi.benchmark.workload.traces import Trace
 
 _MAX_SCALE = 1000.0
 

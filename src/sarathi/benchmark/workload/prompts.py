@@ -6,11 +6,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sarathi.benchmark.costs import costs_of
 from sarathi.benchmark.errors import BenchmarkError
-from sarathi.benchmark.tokens import TokenCounter
-from sarathi.benchmark.words import FILLERS, MARKS, OPENERS, PIECES, opening, sentence
-from sarathi.benchmark.workload import Planned
+from sarathi.benchmark.workload.costs import costs_of
+from sarathi.benchmark.workload.plan import Planned
+from sarathi.benchmark.workload.tokens import TokenCounter
+from sarathi.benchmark.workload.words import FILLERS, MARKS, OPENERS, PIECES, opening, sentence
 
 _NUM_SENTENCES = 4096  # of which all texts are made, in an order of their own
 _ROUNDS = 20  # to make a text exact that came out a little long or short

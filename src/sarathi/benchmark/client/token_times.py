@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from sarathi.benchmark.events import Usage
+from sarathi.benchmark.client.events import Usage
 
 
 class TokenTimes:

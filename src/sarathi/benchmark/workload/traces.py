@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from sarathi.benchmark.arrivals import Times
 from sarathi.benchmark.errors import BenchmarkError
-from sarathi.benchmark.lengths import MAX_LENGTH, Tokens
+from sarathi.benchmark.workload.arrivals import Times
+from sarathi.benchmark.workload.lengths import MAX_LENGTH, Tokens
 
 _PROMPT, _OUTPUT, _ARRIVAL = "num_prefill_tokens", "num_decode_tokens", "arrived_at"
 _ASKING = frozenset({"human", "user"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sarathi.benchmark.verdict import FAILED_SHARE, CapacityTargets, Z
+from sarathi.benchmark.capacity.verdict import FAILED_SHARE, CapacityTargets, Z
 from sarathi.engine.durations import in_words
 from sarathi.metrics import RequestRecord
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sarathi.benchmark.lengths import Tokens, whole
+from sarathi.benchmark.workload.lengths import Tokens, whole
 
 Quantiles = dict[float, int]  # share of the lengths -> the length that they do not exceed
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import httptools
 
-from sarathi.benchmark.events import (
+from sarathi.benchmark.client.events import (
     DONE,
     EventError,
     EventSplitter,
@@ -14,8 +14,8 @@ from sarathi.benchmark.events import (
     quoted,
     read_chunk,
 )
-from sarathi.benchmark.server_timing import duration
-from sarathi.benchmark.token_times import TokenTimes
+from sarathi.benchmark.client.server_timing import duration
+from sarathi.benchmark.client.token_times import TokenTimes
 
 _LONGEST_DETAIL = 300  # characters
 _LONGEST_REFUSAL = 2**16  # bytes

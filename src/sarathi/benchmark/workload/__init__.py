@@ -1,0 +1,1 @@
+"""What is sent, and when: lengths, arrivals, and the text of prompts."""
