@@ -45,7 +45,7 @@ _SERVERS = (
 )
 _LOAD = ["--prompt-lengths", "lognormal:430,1400", "--output-lengths", "lognormal:60,130"]
 _CAPACITY = ["--tbt-target", "200ms"]
-_LATENCIES = ["--rates", "0.5", "--rounds", "1", "--num-requests", "80"]
+_LATENCIES = ["--rates", "0.5", "--requests-per-point", "80"]
 _MARKED = re.compile(r"(<!-- performance, by `make report` -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -115,7 +115,7 @@ def main() -> None:
     with ending_on_signals():
         found: list[CapacityWithRuns] = Searches(options(folder, _CAPACITY), _SERVERS).run()
         args = options(folder, _LATENCIES)
-        runs = measure_in_turns(args, _SERVERS, Screen(quiet=False))
+        runs = measure_in_turns(args, _SERVERS, 1, Screen(quiet=False))
     files = write_report(folder / "report.html", runs, found)
     rows = compared(runs, [server.label for server in _SERVERS])
     write(section([one.capacity for one in found], rows, runs), files[1:])

@@ -19,13 +19,14 @@ Cell = tuple[str, str]  # request, what it does in an iteration
 
 def iterations(policy: str) -> Iterator[list[Cell]]:
     """What each request that has arrived and not ended does, iteration by iteration."""
+    row = POLICIES[policy]
     scheduler = Scheduler(
         BlockPool(100, block_size=1),
-        FixedBudget(BUDGET),
+        FixedBudget(BUDGET) if row.budgeted else None,
         max_batch_size=4,
         max_model_len=10,
         prefix_caching=False,
-        policy=POLICIES[policy],
+        policy=row,
     )
     names = [name for name, *_ in ARRIVALS]
     number = 0

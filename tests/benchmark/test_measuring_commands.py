@@ -24,6 +24,9 @@ TTFT, TBT = 0.05, 0.02  # seconds
 LOAD = ("--prompt-lengths", "20", "--output-lengths", "6", "--warm-up", "2")
 
 
+COMPARE = ("compare", *LOAD, "--url", "a=http://127.0.0.1:1", "--url", "b=http://127.0.0.1:1")
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[ScriptedServer]:
     with ScriptedServer(steady(TTFT, TBT)) as running:
@@ -130,6 +133,10 @@ class TestBadInput:
             (("capacity", *LOAD), "--tbt-target"),
             (("compare", *LOAD, "--rates", "1", "--url", "a=http://127.0.0.1:1"), "at least twice"),
             (("compare", *LOAD, "--url", "http://127.0.0.1:1"), "LABEL=URL"),
+            ((*COMPARE, "--rates", "1", "--resolution", "0.5"), "no effect on --rates"),
+            ((*COMPARE, "--tbt-target", "1s", "--rounds", "3"), "--rounds has no effect"),
+            (COMPARE, "either --rates or --tbt-target"),
+            (("bench", *LOAD, "--rate", "1", "--iteration-log", __file__), "needs --report"),
             (("report", "nothing-here.json"), "nothing-here.json"),
         ],
     )
@@ -271,7 +278,16 @@ class TestCompare:
     ) -> None:
         with ScriptedServer(steady(TTFT, 3 * TBT)) as slower:
             words = ["compare", "--url", f"quick={server.url}", "--url", f"slow={slower.url}"]
-            words += ["--rates", "20,40", "--num-requests", "6", "--rounds", "2", *LOAD, "--json"]
+            words += [
+                "--rates",
+                "20,40",
+                "--requests-per-point",
+                "6",
+                "--rounds",
+                "2",
+                *LOAD,
+                "--json",
+            ]
             assert main([*words, "--results", str(tmp_path), "--max-client-lag", "1s"]) == 0
             texts = [{request.prompt for request in of.requests} for of in (server, slower)]
         rows = of_json(capsys)["rows"]

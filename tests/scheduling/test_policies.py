@@ -112,6 +112,28 @@ class TestReservations:
         assert self.running(policy) == (3, 2)
 
 
+@pytest.mark.parametrize("policy", ["vllm", "hybrid_only"])
+def test_a_token_budget_limits_how_many_whole_prompts_share_a_batch(policy: str) -> None:
+    def first_batch(budget: int | None) -> list[tuple[int, int]]:
+        scheduler = Scheduler(
+            BlockPool(100, block_size=4),
+            None if budget is None else FixedBudget(budget),
+            max_batch_size=9,
+            max_model_len=50,
+            prefix_caching=False,
+            policy=POLICIES[policy],
+        )
+        for name in range(3):
+            scheduler.add(Request(name, range(10), Limits(2), float(name)))
+        batch = scheduler.schedule(0.0)
+        assert batch is not None
+        return [(part.request.id, part.length) for part in batch.slices]
+
+    assert first_batch(None) == [(0, 10), (1, 10), (2, 10)]
+    assert first_batch(20) == [(0, 10), (1, 10)]
+    assert first_batch(4) == [(0, 10)]  # never cut, and never left waiting for ever
+
+
 workloads = st.lists(
     st.tuples(
         st.integers(0, 12),  # iteration of arrival

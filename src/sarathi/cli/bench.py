@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from sarathi.cli.errors import UsageError
 from sarathi.cli.load_options import (
     DEFAULT_URL,
     add_iteration_log_argument,
@@ -64,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     from sarathi.cli.reporting import print_json, report
     from sarathi.metrics import Targets
 
+    if args.iteration_log is not None and args.report is None:
+        raise UsageError("--iteration-log needs --report: it is for its figures")
     tokens = Tokens(args)
     load = load_of(args, args.num_requests, tokens)
     targets = Targets(args.ttft_target, args.tbt_target)

@@ -9,6 +9,8 @@ from sarathi.cli.load_options import (
     DEFAULT_URL,
     add_load_arguments,
     add_output_arguments,
+    add_requests_argument,
+    add_results_argument,
     add_search_arguments,
     add_start_timeout,
 )
@@ -40,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DURATION",
         help="P99 of the time between tokens must meet it, such as 200ms",
     )
+    add_requests_argument(parser)
+    add_results_argument(parser)
     add_search_arguments(parser)
     add_load_arguments(parser)
     add_start_timeout(parser)

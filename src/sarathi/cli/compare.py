@@ -10,11 +10,16 @@ from sarathi.cli.errors import UsageError
 from sarathi.cli.load_options import (
     add_load_arguments,
     add_output_arguments,
+    add_requests_argument,
+    add_results_argument,
     add_search_arguments,
     add_start_timeout,
+    given_search_options,
     request_rates,
 )
 from sarathi.cli.options import duration, positive, utf8
+
+_ROUNDS = 2
 
 
 class _AddContender(argparse.Action):
@@ -64,19 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="capacities for this P99 of the time between tokens",
     )
     parser.add_argument(
-        "--num-requests",
-        type=positive,
-        default=100,
-        metavar="N",
-        help="with --rates: requests of a run (default: %(default)s)",
-    )
-    parser.add_argument(
         "--rounds",
         type=positive,
-        default=2,
         metavar="N",
-        help="with --rates: runs of each server at each rate (default: %(default)s)",
+        help=f"with --rates: runs of each server at each rate (default: {_ROUNDS})",
     )
+    add_requests_argument(parser)
+    add_results_argument(parser)
     add_search_arguments(parser)
     add_load_arguments(parser)
     add_start_timeout(parser)
@@ -92,6 +91,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("give --start or --url at least twice, each with a label of its own")
     if (args.rates is None) == (args.tbt_target is None):
         raise UsageError("give either --rates or --tbt-target")
+    if args.rates is not None and (searched := given_search_options(args)):
+        option = next(iter(searched)).replace("_", "-")
+        raise UsageError(f"--{option} has no effect on --rates: omit it")
+    if args.rates is None and args.rounds is not None:
+        raise UsageError("--rounds has no effect on a search: omit it")
     if args.arrivals == "trace":
         raise UsageError("--arrivals trace cannot be compared: a trace has one rate")
     contenders = [
@@ -129,7 +133,7 @@ def _latencies(args: argparse.Namespace, contenders: Sequence[Any]) -> int:
     from sarathi.cli.reporting import print_json, report
 
     screen = Screen(quiet=args.json)
-    runs = measure_in_turns(args, contenders, screen)
+    runs = measure_in_turns(args, contenders, args.rounds or _ROUNDS, screen)
     report(args.report, runs, [], screen)
     rows = compared(runs, [contender.label for contender in contenders])
     invalid = [run for run in runs if run.invalid is not None]

@@ -15,7 +15,7 @@ from sarathi.cli.measuring import Screen, Tokens, access_of, load_of, terms_of
 
 
 def measure_in_turns(
-    args: argparse.Namespace, contenders: Sequence[Contender], screen: Screen
+    args: argparse.Namespace, contenders: Sequence[Contender], rounds: int, screen: Screen
 ) -> list[Run]:
     """Every run is saved as soon as it is done.
 
@@ -23,11 +23,11 @@ def measure_in_turns(
         BenchmarkError: a server cannot be measured.
     """
     tokens = Tokens(args)
-    load = load_of(args, args.num_requests, tokens)
+    load = load_of(args, args.requests_per_point, tokens)
     folder = args.results / f"compare-{load.salt}"
     folder.mkdir(parents=True, exist_ok=True)
     runs: list[Run] = []
-    for number, rate, order in turns(args.rates, len(contenders), args.rounds):
+    for number, rate, order in turns(args.rates, len(contenders), rounds):
         # The first contender of a turn has them written; the others are sent the same.
         requests: Requests | None = None
         for place in order:

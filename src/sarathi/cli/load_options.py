@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from sarathi.cli.options import duration, new_file, positive, utf8
@@ -119,52 +120,67 @@ def add_start_timeout(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True)
+class SearchOptions:
     """How a search for a capacity goes."""
+
+    delay_target: float = 2.0  # seconds, for the median scheduling delay
+    point_duration: float = 60.0  # seconds
+    resolution: float = 0.1  # relative
+    start_rate: float = 1.0  # requests per second
+
+
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `SearchOptions`, None where they are not given."""
     group = parser.add_argument_group("search")
     group.add_argument(
         "--delay-target",
         type=duration,
-        default=2.0,
         metavar="DURATION",
         help="the median scheduling delay must meet it; where the server does not tell it, the "
-        "median time to the first token must (default: 2s)",
-    )
-    group.add_argument(
-        "--requests-per-point",
-        type=positive,
-        default=100,
-        metavar="N",
-        help="at each rate, at least; more make the result surer (default: %(default)s)",
+        f"median time to the first token must (default: {SearchOptions.delay_target:g}s)",
     )
     group.add_argument(
         "--point-duration",
         type=duration,
-        default=60.0,
         metavar="DURATION",
         help="each rate is kept up for at least so long, with more requests if need be: a server "
-        "that is too slow shows it by a queue that grows (default: 60s)",
+        "that is too slow shows it by a queue that grows "
+        f"(default: {SearchOptions.point_duration:g}s)",
     )
     group.add_argument(
         "--resolution",
         type=resolution,
-        default=0.1,
         metavar="SHARE",
         help="how far apart the rates that meet and miss the target may be in the end, relative "
-        "to one another (default: %(default)s)",
+        f"to one another (default: {SearchOptions.resolution})",
     )
     group.add_argument(
         "--start-rate",
         type=request_rate,
-        default=1.0,
         metavar="N",
-        help="requests per second to try first (default: %(default)s)",
+        help=f"requests per second to try first (default: {SearchOptions.start_rate:g})",
     )
-    add_results_argument(group)
 
 
-def add_results_argument(group: argparse._ActionsContainer) -> None:
-    group.add_argument(
+def given_search_options(args: argparse.Namespace) -> dict[str, float]:
+    """Those of `SearchOptions` that the user has typed."""
+    names = [option.name for option in fields(SearchOptions)]
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def add_requests_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--requests-per-point",
+        type=positive,
+        default=100,
+        metavar="N",
+        help="to measure at each rate, at least; more make the result surer (default: %(default)s)",
+    )
+
+
+def add_results_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--results",
         type=Path,
         default=Path("sarathi-results"),
@@ -185,8 +201,8 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_iteration_log_argument(group: argparse._ActionsContainer) -> None:
-    group.add_argument(
+def add_iteration_log_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--iteration-log",
         type=readable_file,
         metavar="FILE.jsonl",

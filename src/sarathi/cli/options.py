@@ -94,7 +94,8 @@ def _add_scheduling(group: _Group) -> None:
         type=positive,
         metavar="N",
         help="the paper's fixed budget, instead of --tbt-target: tokens one iteration may carry, "
-        f"decodes included (default: none; {DEFAULT_TOKEN_BUDGET} for chunked_only)",
+        f"decodes included (default: none; {DEFAULT_TOKEN_BUDGET} for chunked_only; the model's "
+        "length for vllm and hybrid_only)",
     )
     group.add_argument(
         "--min-prefill-share",

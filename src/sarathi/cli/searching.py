@@ -23,6 +23,7 @@ from sarathi.benchmark.machine import describe_machine
 from sarathi.benchmark.measure import measure, prepare
 from sarathi.benchmark.report import CapacityWithRuns
 from sarathi.benchmark.results import Run
+from sarathi.cli.load_options import SearchOptions, given_search_options
 from sarathi.cli.measuring import Screen, Tokens, access_of, load_of, terms_of
 
 _HALVINGS = 4  # of the first rate: a search may take long, but not for ever
@@ -41,7 +42,8 @@ class Searches:
         self._contenders = contenders
         self._tokens = Tokens(args)
         self._load = load_of(args, args.requests_per_point, self._tokens)
-        self._targets = CapacityTargets(args.tbt_target, args.delay_target)
+        self._options = SearchOptions(**given_search_options(args))
+        self._targets = CapacityTargets(args.tbt_target, self._options.delay_target)
 
     def run(self) -> list[CapacityWithRuns]:
         """
@@ -60,7 +62,7 @@ class Searches:
             return [self._finished(search) for search in searches]
 
     def _finished(self, search: CapacitySearch) -> CapacityWithRuns:
-        result = search.result(self._args.resolution, self._args.requests_per_point)
+        result = search.result(self._options.resolution, self._args.requests_per_point)
         search.store.finish(result)
         self.screen.say(f"{result.label}: kept in {search.store.folder}")
         return CapacityWithRuns(result, search.runs)
@@ -82,7 +84,7 @@ class Searches:
             )
 
         return CapacitySearch(
-            Search(self._args.start_rate, self._args.resolution, max_halvings=_HALVINGS),
+            Search(self._options.start_rate, self._options.resolution, max_halvings=_HALVINGS),
             store,
             self._targets,
             lambda attempt: self._measure(server, attempt),
@@ -92,7 +94,7 @@ class Searches:
     def _measure(self, server: _Server, attempt: Try) -> Run:
         rate, repeat = attempt.rate, attempt.repeat
         # Fast servers need many requests: in a short burst, no queue grows for long.
-        number = max(self._load.num_requests, math.ceil(rate * self._args.point_duration))
+        number = max(self._load.num_requests, math.ceil(rate * self._options.point_duration))
         # A run that was invalid is made again with other texts, which no prefix cache knows.
         fresh = secrets.token_hex(2) if self._args.salt is None else ""
         salt = f"{self._load.salt}/{rate:g}/{repeat}/{fresh}"
@@ -124,7 +126,7 @@ class Searches:
             "workload": load.workload.describe(),
             "file": _digest(args.workload),
             "requests": load.num_requests,
-            "point_duration": args.point_duration,
+            "point_duration": self._options.point_duration,
             "warm_up": load.warm_up,
             "seed": load.seed,
             "salt": args.salt,

@@ -83,7 +83,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
                 "token_budget and tbt_target exclude each other: the one fixes the tokens of an "
                 "iteration, the other its time"
             )
-        if self.token_budget is not None and not POLICIES[self.policy].budgeted:
+        if self.token_budget is not None and not POLICIES[self.policy].limited:
             raise ConfigError(f"token_budget has no effect on the policy {self.policy}: omit it")
         if self.tbt_target is not None and self.policy != "sarathi":
             raise ConfigError(f"tbt_target has no effect on the policy {self.policy}: omit it")

@@ -84,7 +84,8 @@ def load_engine(
             )
         report(f"the KV cache limits requests to {capacity} tokens, the model to {max_model_len}")
         max_model_len = capacity
-    if config.token_budget is not None and config.token_budget < config.max_batch_size:
+    shared = POLICIES[config.policy].hybrid
+    if shared and config.token_budget is not None and config.token_budget < config.max_batch_size:
         report(
             f"warning: with a token budget of {config.token_budget}, prompts get little while "
             f"{config.token_budget} or more of up to {config.max_batch_size} requests decode"

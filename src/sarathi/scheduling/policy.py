@@ -19,7 +19,13 @@ class Policy:
 
     @property
     def budgeted(self) -> bool:
+        """Whether it cannot do without a token budget."""
         return self.prompt_limit == "budget"
+
+    @property
+    def limited(self) -> bool:
+        """Whether a token budget can replace its own limit."""
+        return self.prompt_limit != "none"
 
 
 POLICIES: Mapping[str, Policy] = {

@@ -283,8 +283,8 @@ class Scheduler:
 
 
 def _budget(policy: Policy, budget: Budget | None, max_model_len: int) -> Budget:
-    if policy.prompt_limit == "budget":
-        if budget is None:
-            raise ValueError("the policy needs a token budget")
+    if policy.limited and budget is not None:
         return budget
-    return FixedBudget(max_model_len if policy.prompt_limit == "model length" else sys.maxsize)
+    if policy.budgeted:
+        raise ValueError("the policy needs a token budget")
+    return FixedBudget(max_model_len if policy.limited else sys.maxsize)
