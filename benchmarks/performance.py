@@ -4,8 +4,8 @@ Usage: python -m benchmarks.performance [FOLDER]
 
 Two servers with the same weights on the same executor: Sarathi with a latency target, and its
 `vllm` policy, which computes whole prompts before anything else. They are searched for their
-capacities, a point of each in turn, and then compared at one rate. What is measured goes into
-FOLDER (benchmark-results); interrupted, the same command goes on.
+capacities, a run of each in turn, and then compared at one rate. What is measured goes into FOLDER
+(benchmark-results/DATE); interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sarathi.cli.searching import Searches
 _ROOT = Path(__file__).parent.parent
 _README = _ROOT / "README.md"
 _IMAGES = _ROOT / "docs" / "images"
-_SHOWN = ("capacity", "tbt-by-rate")  # figures that the README shows
+_SHOWN = ("capacity", "latency-by-rate")  # figures that the README shows
 
 _OURS, _OTHER = "sarathi", "vllm policy"
 _SERVERS = (
@@ -61,7 +61,8 @@ def section(capacities: Sequence[Capacity], rows: Sequence[Row], runs: Sequence[
     first = capacities[0]
     of = {capacity.label: capacity for capacity in capacities}
     ours, other = of[_OURS].capacity, of[_OTHER].capacity
-    ratio = f"{ours / other:.1f} times as many" if ours and other else "more"
+    if ours is None or other is None:
+        sys.exit("a server has no capacity at all: there is nothing to compare")
     lines = [
         f"Measured on {first.machine}, client included, on {date.fromtimestamp(runs[0].began)}, "
         f"with {MODEL}: prompts of 430 tokens at the median and 1400 at P90, answers of 60 and "
@@ -69,7 +70,7 @@ def section(capacities: Sequence[Capacity], rows: Sequence[Row], runs: Sequence[
         "that the scheduler is all that differs.",
         "",
         f"**Capacity.** Within {milliseconds(first.tbt_target)} between tokens at P99, Sarathi "
-        f"serves {ratio} requests per second:",
+        f"serves {ours / other:.1f} times as many requests per second:",
         "",
         "| | requests/s | meets it for certain | misses it for certain |",
         "|---|---|---|---|",
@@ -105,13 +106,14 @@ def write(text: str, figures: Sequence[Path]) -> None:
         sys.exit(f"{_README} has no marks for the section")
     _README.write_text(readme)
     _IMAGES.mkdir(exist_ok=True)
-    for figure in figures:
-        if figure.stem in _SHOWN:
-            shutil.copy(figure, _IMAGES / figure.name)
+    by_name = {figure.stem: figure for figure in figures}
+    for name in _SHOWN:
+        shutil.copy(by_name[name], _IMAGES / f"{name}.png")
 
 
 def main() -> None:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "benchmark-results")
+    default = f"benchmark-results/{date.today()}"
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else default)
     with ending_on_signals():
         found: list[CapacityWithRuns] = Searches(options(folder, _CAPACITY), _SERVERS).run()
         args = options(folder, _LATENCIES)

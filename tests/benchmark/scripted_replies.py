@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -58,7 +58,7 @@ class Raw:
 class Reply:
     """What becomes of one request."""
 
-    steps: Sequence[Tokens | Raw] = ()
+    steps: Iterable[Tokens | Raw] = ()  # may have no end
     ending: Ending = "done"
     # "asked": as the request's `stream_options` say; otherwise whatever they say.
     usage: Literal["asked", "continuous", "final", "none"] = "asked"

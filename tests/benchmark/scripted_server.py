@@ -185,6 +185,7 @@ class _Stream:
                 self._chunk(step.data)
             else:
                 await self._tokens(step)
+            await self._writer.drain()
         if reply.ending == "hung":
             await asyncio.sleep(3600)
         elif reply.ending == "done":

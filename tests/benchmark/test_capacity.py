@@ -17,7 +17,7 @@ from sarathi.benchmark.capacity.search import Search, Try
 from sarathi.benchmark.capacity.store import Store
 from sarathi.benchmark.capacity.verdict import CapacityTargets, Verdict
 from sarathi.benchmark.errors import BenchmarkError
-from sarathi.benchmark.files import load_results, runs_of
+from sarathi.benchmark.files import RESULT_NAME, load_results, runs_of
 from sarathi.benchmark.launch import ending_on_signals
 from sarathi.benchmark.results import Capacity, Run
 
@@ -36,7 +36,7 @@ class Server:
         self.asked.append(wanted)
         self.before(wanted)
         slow = 0 if wanted.rate <= 3 else 2 if wanted.rate <= 3.5 else 40
-        gaps = [[0.05] * 3] * (60 - slow) + [[0.3] * 3] * slow
+        gaps = [[0.05] * 6] * (60 - slow) + [[0.3] * 6] * slow
         return run([record(one) for one in gaps], rate=wanted.rate, seed=wanted.repeat)
 
     def tell(self, made: Try, of: Run, verdict: Verdict) -> None:
@@ -181,6 +181,7 @@ def test_a_run_that_was_stopped_is_a_certain_miss(tmp_path: Path) -> None:
     assert {(p.reason, p.certain) for p in result.points if p.rate > 1.5} == {
         ("stopped early", True)
     }
+    assert [point.stopped for point in result.points] == [not p.met for p in result.points]
 
 
 def test_several_searches_can_take_turns(tmp_path: Path) -> None:
@@ -211,4 +212,4 @@ def test_a_finished_result_can_be_loaded(tmp_path: Path) -> None:
             pass
         result = search.result(0.1, 60)
         search.store.finish(result)
-    assert load_results(search.store.folder) == result
+    assert load_results(search.store.folder / RESULT_NAME) == result

@@ -1,25 +1,29 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
-import shutil
+import os
 import socket
-import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
+from scripted_certificate import self_signed, server_context
 from scripted_replies import PING, Raw, Reply, Script, Tokens, error_body, in_turn, steady
 from scripted_server import ScriptedServer
 
+from sarathi.benchmark.client.call import Call, Dialect
 from sarathi.benchmark.client.endpoint import Api, Endpoint
-from sarathi.benchmark.client.play import Call, Dialect, Played, play
-from sarathi.benchmark.client.watch import Quiet, Watch, Watches
+from sarathi.benchmark.client.lag import INTERVAL, LagMeter
+from sarathi.benchmark.client.play import Played, play
+from sarathi.benchmark.client.watch import Watch, Watches
 from sarathi.metrics import RequestRecord, summarise
 
 # Seconds by which a median may be off, and a single time: both ends run in one process, on a
@@ -149,7 +153,7 @@ DETAILS = {
     "status_500": "out of memory",
     "status_404": "Not Found",
     "status_307": "https://elsewhere/",
-    "timeout": "no event for 0.3 s",
+    "timeout": "no token for 0.3 s",
     "malformed": "{oops",
     "error_event": "died",
     "short": "2 of 5 tokens",
@@ -196,9 +200,33 @@ def test_silence_and_comments_alone_are_a_timeout(reply: Reply) -> None:
     assert record.end - record.arrival == pytest.approx(0.2, abs=0.05)
 
 
-def test_the_timeout_is_between_events_and_not_for_the_whole() -> None:
+def test_the_timeout_is_between_tokens_and_not_for_the_whole() -> None:
     record = one(steady(0.1, 0.1), timeout=0.2)
     assert record.failure is None
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'{"choices": [], "usage": {"completion_tokens": 1}}',
+        b'{"choices": [{"text": ""}]}',
+        b"[DONE]",
+    ],
+)
+def test_events_that_bring_nothing_new_do_not_keep_a_request_alive(event: bytes) -> None:
+    data = b"data: " + event + b"\n\n"
+    record = one(Reply((Raw(0.02 * i, data) for i in count()), usage="none"), timeout=0.3)
+    assert record.failure == "timeout"
+    assert record.end - record.arrival == pytest.approx(0.3, abs=0.1)
+
+
+@pytest.mark.parametrize("usage", ["continuous", "none"])
+def test_a_stream_of_tokens_without_end_is_malformed(usage: Any) -> None:
+    record = one(Reply((Tokens(0.005 * i) for i in count()), usage=usage), tokens=5)
+    assert record.failure == "malformed"
+    assert "more than 26 tokens came; 5 were asked for" in (record.detail or "")
+    assert len(record.tokens) <= 27
+    assert record.end - record.arrival < 1
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
@@ -220,6 +248,40 @@ def test_a_refused_connection_is_told(runner: str) -> None:
         records = run(url, calls(3), runner=runner).records
     assert [record.failure for record in records] == ["connect"] * 3
     assert "refused" in (records[0].detail or "").lower()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL])
+def test_what_this_machine_lacks_is_the_clients_own_failure(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "create_connection", fail)
+    (record,) = run("http://127.0.0.1:1", calls(1), runner="asyncio").records
+    assert record.failure == "client"
+    assert os.strerror(number) in (record.detail or "")
+
+
+WITH_FEW_FILES = """
+import asyncio, resource, sys, uvloop
+from sarathi.benchmark.client.call import Call, Dialect
+from sarathi.benchmark.client.endpoint import Endpoint
+from sarathi.benchmark.client.play import play
+resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+calls = [Call(0, "x", 1, 1)] * 40
+run = {"asyncio": asyncio.run, "uvloop": uvloop.run}[sys.argv[2]]
+played = run(play(Endpoint.parse(sys.argv[1]), Dialect(), calls, timeout=0.5))
+print(*sorted({record.failure for record in played.records}))
+"""
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_a_process_without_files_left_fails_by_itself(runner: str) -> None:
+    with ScriptedServer(in_turn(Reply(ending="hung"))) as server:
+        command = [sys.executable, "-c", WITH_FEW_FILES, server.url, runner]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["client", "timeout"]
 
 
 def test_a_host_without_an_address_is_told() -> None:
@@ -247,33 +309,38 @@ def test_a_listener_that_never_answers_is_a_timeout(runner: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs the openssl command")
-    folder = tmp_path_factory.mktemp("tls")
-    files = folder / "certificate.pem", folder / "key.pem"
-    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    command += ["-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    command += ["-out", str(files[0]), "-keyout", str(files[1])]
-    subprocess.run(command, check=True, capture_output=True)
-    return files
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return self_signed(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
 @pytest.mark.parametrize("trusted", [True, False])
 def test_https_works_with_a_trusted_certificate_alone(
-    certificate: tuple[Path, Path], trusted: bool, runner: str, monkeypatch: pytest.MonkeyPatch
+    certificate: Path, trusted: bool, runner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(*certificate)
     if trusted:
-        monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
-    with ScriptedServer(steady(0.02, 0.02), context=context) as server:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with ScriptedServer(steady(0.02, 0.02), context=server_context(certificate)) as server:
         records = run(server.url, calls(3), runner=runner).records
     failure = None if trusted else "connect"
     assert [record.failure for record in records] == [failure] * 3
     assert trusted or "certificate" in (records[0].detail or "").lower()
+
+
+class Quiet:
+    """Looks on and does nothing."""
+
+    def sent(self, index: int, now: float) -> None:
+        return None
+
+    def progressed(self, index: int, times: Sequence[float]) -> None:
+        return None
+
+    def ended(self, index: int, record: RequestRecord) -> None:
+        return None
+
+    def verdict(self, now: float) -> str | None:
+        return None
 
 
 class Notes(Quiet):
@@ -355,6 +422,30 @@ def test_a_blocked_loop_shows_as_lag(runner: str) -> None:
     assert played.lag.p99 > 0.1
     assert played.lag.p50 < 0.05
     assert max(record.lag for record in played.records) > 0.1
+
+
+def test_late_requests_are_seen_among_many_heartbeats() -> None:
+    meter = LagMeter()
+    for beat in range(1, 2001):
+        meter.beat(beat * INTERVAL)
+    for _ in range(5):
+        meter.sent(0.05)
+    lag = meter.result(20)
+    assert (lag.p50, lag.p99, lag.max) == (0.05, 0.05, 0.05)
+
+
+def test_late_heartbeats_are_seen_among_many_requests() -> None:
+    meter = LagMeter()
+    for _ in range(2000):
+        meter.sent(0)
+    meter.beat(0.05)
+    lag = meter.result(1)
+    assert lag.p50 == pytest.approx(0.02)
+    assert lag.p99 == lag.max == pytest.approx(0.04)
+
+
+def test_a_meter_that_saw_nothing_tells_of_no_lag() -> None:
+    assert LagMeter().result(1).max == 0
 
 
 def test_an_idle_loop_shows_no_lag() -> None:

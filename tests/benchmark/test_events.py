@@ -231,9 +231,11 @@ def test_tokens_of_equal_length_are_found_exactly(counts: list[int], length: int
     assert found == [time for time, count in zip(times, counts, strict=True) for _ in range(count)]
 
 
-def read(pieces: Sequence[bytes], at_least: int = 0, close: bool = True) -> Answer:
+def read(
+    pieces: Sequence[bytes], asked: int = 2, exact: bool = False, close: bool = True
+) -> Answer:
     """An answer of which a piece comes every second."""
-    answer = Answer(at_least)
+    answer = Answer(asked, exact)
     for second, piece in enumerate(pieces):
         answer.feed(piece, float(second))
     if close:
@@ -302,11 +304,32 @@ def test_the_detail_is_the_servers_message_on_one_short_line() -> None:
 
 def test_too_few_tokens_are_a_failure_only_where_the_server_counts_them() -> None:
     usage = b'data: {"choices":[],"usage":{"completion_tokens":1}}\n\n'
-    short = read([HEAD + b"\r\n", event("a", "stop"), usage], at_least=2)
+    short = read([HEAD + b"\r\n", event("a", "stop"), usage], exact=True)
     assert short.failure is not None
     assert short.failure.kind == "short"
     assert short.tokens == [1.0]
-    assert read([HEAD + b"\r\n", event("a", "stop")], at_least=2).failure is None
+    assert read([HEAD + b"\r\n", event("a", "stop")], exact=True).failure is None
+
+
+def counted(tokens: int) -> bytes:
+    return b'data: {"choices":[],"usage":{"completion_tokens":%d}}\n\n' % tokens
+
+
+@pytest.mark.parametrize(
+    ("pieces", "tokens"), [([event("a")] * 21, 21), ([event("a") * 30], 21), ([counted(21)], 0)]
+)
+def test_far_more_tokens_than_asked_for_are_malformed(pieces: list[bytes], tokens: int) -> None:
+    answer = read([HEAD + b"\r\n", *pieces, event("a")], close=False)
+    assert answer.over
+    assert answer.failure is not None
+    assert answer.failure.kind == "malformed"
+    assert answer.failure.detail == "more than 20 tokens came; 2 were asked for"
+    assert len(answer.tokens) == tokens
+
+
+def test_some_more_tokens_than_asked_for_are_taken_as_they_are() -> None:
+    answer = read([HEAD + b"\r\n", *[event("a")] * 19, event("b", "stop"), counted(20)])
+    assert (answer.failure, len(answer.tokens)) == (None, 20)
 
 
 @given(st.lists(st.integers(0, 400), max_size=5))

@@ -121,7 +121,8 @@ def test_delays_that_the_server_tells_count_once_they_are_told() -> None:
     late = record([0.05] * 10, ttft=2.9, delay=2.5)
     watch = watching(100)
     assert stopped_after(watch, [GOOD] * 20 + [late] * 80) == 20 + 60
-    assert "60 of 100 requests have waited for more than 2 s" in (watch.verdict(9.0) or "")
+    told = watch.verdict(9.0) or ""
+    assert "60 of 100 requests have a scheduling delay above 2 s already, more than half" in told
     patient = record([0.05] * 10, ttft=9.0, delay=0.5)
     assert stopped_after(watching(100), [patient] * 100) is None
 
@@ -132,10 +133,18 @@ def test_where_no_delay_is_told_waiting_for_a_token_counts() -> None:
     for index in range(1, 71):
         watch.sent(index, 1.0)
     assert watch.verdict(2.9) is None
-    assert "70 of 100 requests have waited for the first token" in (watch.verdict(3.1) or "")
+    assert "70 of 100 requests have a TTFT above 2 s already" in (watch.verdict(3.1) or "")
     for index in range(1, 71):
         watch.progressed(index, [2.95])
     assert watch.verdict(2.96) is None
+
+
+def test_where_servers_are_compared_the_delay_that_one_tells_does_not_count() -> None:
+    targets = CapacityTargets(tbt=0.1, by_ttft=True)
+    patient = record([0.05] * 10, ttft=9.0, delay=0.5)
+    watch = Hopeless([11] * 100, 0, targets, tells_delay=True)
+    assert stopped_after(watch, [patient] * 100) == 60
+    assert "60 of 100 requests have a TTFT above 2 s" in (watch.verdict(9.0) or "")
 
 
 def test_nothing_is_stopped_before_there_is_a_record_of_it() -> None:

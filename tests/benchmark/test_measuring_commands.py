@@ -33,12 +33,13 @@ def server() -> Iterator[ScriptedServer]:
         yield running
 
 
-def of_json(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """What was printed: one object on one line, and nothing else."""
+def of_json(capsys: pytest.CaptureFixture[str], warning: str = "") -> dict[str, Any]:
+    """What was printed: one object on one line, and nothing else but the warning."""
     captured = capsys.readouterr()
     [line] = captured.out.splitlines()
     found: dict[str, Any] = json.loads(line)
-    assert not captured.err, captured.err
+    assert warning in captured.err
+    assert warning or not captured.err, captured.err
     return found
 
 
@@ -186,6 +187,11 @@ SEARCH = (
 )
 
 
+def outcome(found: dict[str, Any]) -> list[Any]:
+    points = [(point["rate"], point["met"]) for point in found["points"]]
+    return [found["capacity"], found["low"], found["high"], points]
+
+
 class TestCapacity:
     def test_every_rate_misses_where_gaps_are_too_long(
         self, server: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -208,8 +214,13 @@ class TestCapacity:
             requests = len(server.requests)
             # Again: nothing is measured twice.
             assert main(words) == 0
-            assert of_json(capsys) == first
-            assert len(server.requests) == requests
+            again = of_json(capsys, "--fresh measures anew")
+            assert outcome(again) == outcome(first)
+            asked = len(server.requests)
+            assert asked < requests + 10  # what it is, and no more
+            assert main([*words, "--fresh"]) == 0
+            assert len(server.requests) > asked + 20
+            assert of_json(capsys)["points"]
         assert 20 <= first["capacity"] <= 160
         assert first["capacity"] in [point["rate"] for point in first["points"]]
         assert [point["rate"] for point in first["points"] if not point["met"]]

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
-from scripted_replies import Reply, error_body, in_turn, steady
+from scripted_replies import Reply, Tokens, error_body, in_turn, steady
 from scripted_server import ScriptedServer
 
 from sarathi.benchmark.client.call import Dialect
@@ -19,9 +19,19 @@ ANSWER = steady(0.0, 0.0)
 
 
 def look(
-    server: ScriptedServer, *, patience: float = 0.0, timeout: float = 2.0, **endpoint: Any
+    server: ScriptedServer,
+    *,
+    patience: float = 0.0,
+    timeout: float = 2.0,
+    ignore_eos: bool = True,
+    **endpoint: Any,
 ) -> ServerFacts:
-    return probe(Endpoint.parse(server.url, **endpoint), patience=patience, timeout=timeout)
+    return probe(
+        Endpoint.parse(server.url, **endpoint),
+        patience=patience,
+        timeout=timeout,
+        ignore_eos=ignore_eos,
+    )
 
 
 def problem(server: ScriptedServer, **options: Any) -> str:
@@ -38,7 +48,7 @@ def test_a_server_is_known_after_one_small_request(model: str | None, api: str) 
         (request,) = server.requests
     assert facts == ServerFacts("scripted", 512, Dialect(), tells_delay=False)
     assert request.body["model"] == "scripted"
-    assert request.tokens == 2
+    assert request.tokens == 8
 
 
 def test_a_limit_that_is_not_told_is_none() -> None:
@@ -69,6 +79,26 @@ def test_fields_that_are_refused_are_left_out_and_no_others(
 ) -> None:
     with ScriptedServer(ANSWER, refuses=refuses) as server:
         assert look(server).dialect == dialect
+
+
+def test_a_server_that_takes_a_field_without_heeding_it_is_found_out() -> None:
+    ends_early = Reply([Tokens(0.0), Tokens(0.0)])
+    with ScriptedServer(in_turn(ends_early)) as server:
+        assert look(server).dialect == Dialect(ignore_eos=False)
+
+
+@pytest.mark.parametrize(
+    ("refuses", "dialect"),
+    [
+        ([], Dialect(ignore_eos=False)),
+        (["continuous_usage_stats"], Dialect(ignore_eos=False, continuous_usage=False)),
+        (["stream_options"], DIALECTS[-1]),
+    ],
+)
+def test_answers_may_end_where_the_model_ends_them(refuses: list[str], dialect: Dialect) -> None:
+    with ScriptedServer(ANSWER, refuses=refuses) as server:
+        assert look(server, ignore_eos=False).dialect == dialect
+        assert not any("ignore_eos" in request.body for request in server.requests)
 
 
 def test_a_server_that_refuses_everything_is_quoted() -> None:

@@ -9,19 +9,27 @@ from pathlib import Path
 import httpx
 import pytest
 import tiny_models
+from scripted_certificate import self_signed, server_context
+from scripted_replies import steady
+from scripted_server import ScriptedServer
 
+from sarathi.benchmark.client.endpoint import Endpoint
 from sarathi.benchmark.errors import BenchmarkError
 from sarathi.benchmark.workload.tokens import LocalTokens, ServerTokens
 from sarathi.models.locate import locate
 from sarathi.models.model import open_tokenizer
 
-URL = "http://server:1/"
-
 
 def asking(
     answer: Callable[[httpx.Request], httpx.Response], chat: bool = False, key: str | None = None
 ) -> ServerTokens:
-    return ServerTokens(URL, "some-model", chat, key, httpx.MockTransport(answer))
+    endpoint = Endpoint.parse(
+        "http://server:1/",
+        model="some-model",
+        api_key=key,
+        api="chat" if chat else "completions",
+    )
+    return ServerTokens(endpoint, httpx.MockTransport(answer))
 
 
 def test_local_tokens_are_those_of_the_model() -> None:
@@ -76,6 +84,27 @@ def test_no_key_no_header() -> None:
         return httpx.Response(200, json={"count": int("authorization" in request.headers)})
 
     assert asking(answer).count("x") == 0
+
+
+def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with ScriptedServer(steady(0, 0)) as server:
+        assert ServerTokens(Endpoint.parse(server.url, model="scripted")).count("a b c") == 3
+
+
+def test_certificates_are_those_that_the_client_trusts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = self_signed(tmp_path)
+    with ScriptedServer(steady(0, 0), context=server_context(certificate)) as server:
+        endpoint = Endpoint.parse(server.url, model="scripted")
+        with pytest.raises(BenchmarkError, match="certificate"):
+            ServerTokens(endpoint).count("a b c")
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert ServerTokens(endpoint).count("a b c") == 3
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])

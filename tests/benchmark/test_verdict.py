@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 from made_up import record, run
-from msgspec.structs import replace
 
 from sarathi.benchmark.capacity.pooled import pooled
 from sarathi.benchmark.capacity.verdict import CapacityTargets, Verdict, judge, judge_runs
-from sarathi.metrics import RequestRecord, Targets, summarise
+from sarathi.metrics import RequestRecord, summarise
 
 TARGETS = CapacityTargets(tbt=0.1)
 GOOD = record()
@@ -32,7 +31,7 @@ def test_what_is_on_the_target_meets_it() -> None:
 
 
 def test_many_long_gaps_miss_for_certain() -> None:
-    found = verdict(*[GOOD, SLOW] * 25)
+    found = verdict(*[GOOD, SLOW] * 40)
     assert found == Verdict(False, True, "P99 TBT 300 ms above 100 ms")
 
 
@@ -46,7 +45,7 @@ def test_a_run_that_another_one_could_contradict_is_not_certain() -> None:
 
 def test_the_median_scheduling_delay_counts() -> None:
     late = record(ttft=4.0, delay=3.0)
-    assert verdict(*[GOOD] * 10, *[late] * 30) == Verdict(
+    assert verdict(*[GOOD, late, late, late] * 10) == Verdict(
         False, True, "median scheduling delay 3 s above 2 s"
     )
     assert verdict(*[GOOD] * 20, *[late] * 19).certain is False
@@ -57,6 +56,18 @@ def test_the_ttft_stands_for_a_delay_that_is_not_told() -> None:
     found = verdict(*[record(ttft=2.5, delay=None)] * 30)
     assert found == Verdict(False, True, "median TTFT 2.5 s above 2 s")
     assert verdict(*[record(ttft=2.5, delay=1.0)] * 30).met
+
+
+def test_the_ttft_counts_in_place_of_any_delay_where_servers_are_compared() -> None:
+    summary = summarise([record(ttft=2.5, delay=1.0)] * 40)
+    found = judge(summary, CapacityTargets(tbt=0.1, by_ttft=True))
+    assert found == Verdict(False, True, "median TTFT 2.5 s above 2 s")
+
+
+@pytest.mark.parametrize("one", [GOOD, SLOW, record(delay=5.0)])
+def test_too_few_requests_are_never_certain(one: RequestRecord) -> None:
+    assert verdict(*[one] * 19).certain is False
+    assert verdict(*[one] * 200).certain is True
 
 
 @pytest.mark.parametrize(
@@ -125,15 +136,3 @@ def test_pooled_runs_are_as_one_in_latencies_and_a_mean_in_throughput() -> None:
     assert both.completed_per_second == pytest.approx(4 / 8)
     assert both.output_tokens_per_second == pytest.approx(20 / 8)
     assert both.total_tokens_per_second == pytest.approx(100 / 8)
-    assert both.goodput is None
-
-
-def test_pooled_goodput_is_that_of_all_requests() -> None:
-    targets = Targets(tbt=0.1)
-    runs = [
-        replace(one, summary=summarise(one.records, targets))
-        for one in (run([GOOD] * 3), run([GOOD, SLOW]))
-    ]
-    both = pooled(runs)
-    assert both.attainment == pytest.approx(4 / 5)
-    assert both.goodput == pytest.approx(4 / both.duration)

@@ -57,7 +57,15 @@ def test_latencies_are_those_of_complete_answers() -> None:
 )
 def test_goodput_counts_requests_that_met_all_targets(targets: Targets, met: int) -> None:
     of = summarise(RECORDS, targets)
-    assert (of.goodput, of.attainment) == (met / 5, met / 4)
+    assert (of.goodput, of.attainment) == (met / 4 * of.request_rate, met / 4)
+
+
+def test_the_time_until_the_last_answer_takes_nothing_from_goodput() -> None:
+    """100 requests at 1/s, the last of which is answered for 30 s."""
+    records = [request(float(at), 0.5) for at in range(99)] + [request(99.0, 0.5, 30.0)]
+    of = summarise(records, Targets(ttft=1.0), send_time=100.0)
+    assert (of.goodput, of.attainment) == (1.0, 1.0)
+    assert of.completed_per_second == pytest.approx(100 / 129)
 
 
 def test_without_targets_there_is_no_goodput() -> None:

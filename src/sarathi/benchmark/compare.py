@@ -28,6 +28,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     rate: float | None
     requests: int  # in all rounds, as the next
     failed: int
+    invalid: int  # runs that count in no figure
     figures: dict[str, float | None]  # by the names of `FIGURES`
     ratios: dict[str, float | None]  # to the first contender, round by round
 
@@ -62,13 +63,16 @@ def compared(runs: Sequence[Run], labels: Sequence[str]) -> list[Row]:
     grouped = {group: list(members) for group, members in groupby(sorted(runs, key=key), key=key)}
     rows = []
     for (rate, place), members in grouped.items():
-        base = grouped[rate, 0]
+        pairs = list(zip(members, grouped[rate, 0], strict=False))
         figures, ratios = {}, {}
         for name, read in FIGURES.items():
-            values = [read(run) for run in members]
-            figures[name] = _median(values)
+            figures[name] = _median([read(run) for run in members if run.invalid is None])
             ratios[name] = _median(
-                [_ratio(value, read(first)) for value, first in zip(values, base, strict=False)]
+                [
+                    _ratio(read(run), read(first))
+                    for run, first in pairs
+                    if run.invalid is None and first.invalid is None
+                ]
             )
         rows.append(
             Row(
@@ -76,6 +80,7 @@ def compared(runs: Sequence[Run], labels: Sequence[str]) -> list[Row]:
                 rate=members[0].rate,
                 requests=sum(run.summary.requests for run in members),
                 failed=sum(run.summary.requests - run.summary.completed for run in members),
+                invalid=sum(run.invalid is not None for run in members),
                 figures=figures,
                 ratios=ratios,
             )

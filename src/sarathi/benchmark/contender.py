@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from sarathi.benchmark.client.endpoint import Api, Endpoint
 from sarathi.benchmark.client.probe import ServerFacts, probe
+from sarathi.benchmark.errors import BenchmarkError
 from sarathi.benchmark.launch import Launched
+
+_CONNECT_TIMEOUT = 10.0  # seconds: a server under load may be slow to accept
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class Access:
     model: str | None  # None: the first that a server has
     api: Api
     api_key: str | None
-    patience: float = 0.0  # seconds for a server to load its model
+    patience: float  # seconds for a server to load its model
+    ignore_eos: bool = True  # ask for answers of an exact length where the server can do that
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Subject:
     server: str
     endpoint: Endpoint
     facts: ServerFacts
-    check: Callable[[], None]  # raises BenchmarkError where a server that we started has ended
+    check: Callable[[], None]  # raises BenchmarkError where the server is gone
 
 
 @contextmanager
@@ -62,15 +68,26 @@ def answering(
     """
     if contender.command is None:
         assert contender.url is not None
-        yield _subject(contender, access, contender.url, lambda: None)
+        yield _subject(contender, access, contender.url, None)
         return
     with Launched(contender.command, contender.url, log) as launched:
         launched.wait_ready(access.patience)
         yield _subject(contender, access, launched.url, launched.check)
 
 
-def _subject(contender: Contender, access: Access, url: str, check: Callable[[], None]) -> Subject:
+def _subject(
+    contender: Contender, access: Access, url: str, check: Callable[[], None] | None
+) -> Subject:
     endpoint = Endpoint.parse(url, model=access.model, api_key=access.api_key, api=access.api)
-    facts = probe(endpoint, patience=access.patience)
+    facts = probe(endpoint, patience=access.patience, ignore_eos=access.ignore_eos)
     named = replace(endpoint, model=facts.model)
+    check = check or partial(_check_listening, named)
     return Subject(contender.label, contender.server, named, facts, check)
+
+
+def _check_listening(endpoint: Endpoint) -> None:
+    """Its absence must not be taken for a rate that it cannot serve."""
+    try:
+        socket.create_connection((endpoint.host, endpoint.port), _CONNECT_TIMEOUT).close()
+    except OSError as error:
+        raise BenchmarkError(f"there is no server at {endpoint.url} any more ({error})") from None

@@ -61,15 +61,11 @@ def save(path: Path, value: Run | Capacity) -> None:
 def load_results(path: Path) -> Run | Capacity:
     """
     Args:
-        path: a file that `save` has written, or the folder of a search that is done.
+        path: a file that `save` has written.
 
     Raises:
         BenchmarkError: there is none, it is damaged, or of another version.
     """
-    if path.is_dir():
-        path = path / RESULT_NAME
-        if not path.exists():
-            raise BenchmarkError(f"there is no {path}: the search there is not done")
     try:
         data = path.read_bytes()
         if data.startswith(_GZIP):
@@ -107,7 +103,7 @@ def load_all(path: Path) -> list[tuple[Path, Run | Capacity]]:
     if not path.is_dir():
         return [(path, load_results(path))]
     if (path / RESULT_NAME).exists():
-        return [(path / RESULT_NAME, load_results(path))]
+        return [(path / RESULT_NAME, load_results(path / RESULT_NAME))]
     files = sorted(file for file in path.iterdir() if _RUN_FILE.fullmatch(file.name))
     if not files:
         raise BenchmarkError(f"{path} holds no results")

@@ -20,6 +20,7 @@ import httpx
 from sarathi.benchmark import guard
 from sarathi.benchmark.client.endpoint import Endpoint
 from sarathi.benchmark.errors import BenchmarkError
+from sarathi.benchmark.secrets import shown_command
 
 DEFAULT_PORT = 8000
 
@@ -52,7 +53,7 @@ class Launched:
         Raises:
             BenchmarkError: there is no such command, or the URL is none.
         """
-        self._command = command
+        self._command = shown_command(command)  # as messages have it
         self._arguments = _split(command)
         self._endpoint = Endpoint.parse(url or url_of(self._arguments))
         self._log = log

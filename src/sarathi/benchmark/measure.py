@@ -113,6 +113,9 @@ def measure(subject: Subject, requests: Requests, terms: Terms, watch: Watch) ->
 
 
 def _invalid(played: Played, max_lag: float) -> str | None:
+    own = next((record for record in played.records if record.failure == "client"), None)
+    if own is not None:
+        return f"the client itself could not send a request: {own.detail}"
     if played.lag.p99 <= max_lag:
         return None
     return (

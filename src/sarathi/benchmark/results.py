@@ -8,7 +8,8 @@ from sarathi.metrics import RequestRecord, Summary, Targets
 
 
 class Lag(msgspec.Struct, frozen=True, kw_only=True):
-    """How late the client itself was, in seconds: sending requests, and waking up regularly."""
+    """How late the client itself was, in seconds: the worse of sending requests, and of waking up
+    regularly."""
 
     p50: float
     p99: float
@@ -44,6 +45,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     met: bool
     reason: str  # why it met the target, or what it missed
     certain: bool  # with 95 % confidence another set of requests would have said the same
+    stopped: bool = False  # early: its figures are of the requests that had ended, not of all
     summary: Summary
     run: str  # the file of its first run, beside the result
 
@@ -57,10 +59,15 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     workload: dict[str, str]
     machine: str
     tbt_target: float  # seconds, for P99
-    delay_target: float  # seconds, for the median scheduling delay
+    delay_target: float  # seconds, for the median scheduling delay, or TTFT in its place
     requests_per_point: int
     resolution: float  # relative
     capacity: float | None  # the highest rate found to meet the targets; None: none did
     low: float | None  # the highest rate that met them for certain
     high: float | None  # the lowest rate that missed them for certain
     points: list[Point]  # in the order of their rates
+
+    @property
+    def open_ended(self) -> bool:
+        """No rate that was tried missed the targets: the capacity may be higher."""
+        return self.capacity is not None and all(point.met for point in self.points)

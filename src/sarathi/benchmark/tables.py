@@ -9,9 +9,10 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from sarathi.benchmark.cautions import cached_prompts, short_answers
 from sarathi.benchmark.compare import Row
-from sarathi.benchmark.numbers import interval, milliseconds, number, seconds
-from sarathi.benchmark.results import Capacity, Run
+from sarathi.benchmark.numbers import MISSING, interval, milliseconds, number, seconds
+from sarathi.benchmark.results import Capacity, Point, Run
 from sarathi.metrics import Distribution
 
 _META = "label server model machine workload rate seed salt num_shortened began lag invalid stopped"
@@ -45,7 +46,7 @@ def print_run(run: Run) -> None:
     ):
         if values.count:
             table.add_row(name, *_cells(values, shown))
-    console = Console(highlight=False)
+    console = _console()
     console.print(table)
     console.print(
         f"{summary.completed} of {summary.requests} requests complete, "
@@ -54,33 +55,31 @@ def print_run(run: Run) -> None:
         f"{summary.total_tokens_per_second:.1f} tokens in all a second"
     )
     for note in notes(run):
-        console.print(note, markup=False)
+        console.print(note)
 
 
 def print_capacities(capacities: Sequence[Capacity]) -> None:
-    console = Console(highlight=False)
+    """Those that were stopped have no latencies: the requests that took long had not ended."""
+    console = _console()
     for capacity in capacities:
         table = Table(title=capacity.label, title_justify="left", pad_edge=False)
         for column in ("requests/s", "P99 TBT", "median delay", "median TTFT", "verdict"):
             table.add_column(column, justify="left" if column == "verdict" else "right")
         for point in capacity.points:
-            summary = point.summary
             verdict = "meets" if point.met else "misses"
             verdict += "" if point.certain else ", not for certain"
             table.add_row(
                 f"{point.rate:g}",
-                milliseconds(summary.tbt.p99),
-                seconds(summary.scheduling_delay.p50),
-                seconds(summary.ttft.p50),
+                *_latencies(point),
                 verdict if point.met else f"{verdict}: {point.reason}",
             )
         console.print(table)
-        console.print(capacity_text(capacity), markup=False)
+        console.print(capacity_text(capacity))
     first, *others = capacities
     for other in others:
         if first.capacity and other.capacity:
             ratio = other.capacity / first.capacity
-            console.print(f"{other.label}: {ratio:.2f} of {first.label}", markup=False)
+            console.print(f"{other.label}: {ratio:.2f} of {first.label}")
 
 
 def capacity_text(capacity: Capacity) -> str:
@@ -90,6 +89,11 @@ def capacity_text(capacity: Capacity) -> str:
         lowest = min(point.rate for point in capacity.points)
         return f"no capacity: even {lowest:g} requests a second miss {target}"
     low = "none" if capacity.low is None else f"{capacity.low:g}"
+    if capacity.open_ended:
+        return (
+            f"capacity: at least {capacity.capacity:g} requests a second within {target}: no rate "
+            f"that was tried misses it (for certain: {low} meets it)"
+        )
     high = "none" if capacity.high is None else f"{capacity.high:g}"
     return (
         f"capacity: {capacity.capacity:g} requests a second within {target} "
@@ -105,6 +109,7 @@ def print_comparison(rows: Sequence[Row]) -> None:
     for column in ("TTFT P50", "TTFT P99", "TBT P50", "TBT P99", "max gap P99", "tokens/s"):
         table.add_column(column, justify="right")
     table.add_column("failed", justify="right")
+    table.add_column("invalid runs", justify="right")
     shown = (seconds, seconds, milliseconds, milliseconds, milliseconds, number)
     for row in rows:
         cells = [
@@ -112,8 +117,8 @@ def print_comparison(rows: Sequence[Row]) -> None:
             for show, (name, value) in zip(shown, row.figures.items(), strict=True)
         ]
         rate = "" if row.rate is None else f"{row.rate:g}"
-        table.add_row(rate, row.label, *cells, str(row.failed))
-    Console(highlight=False).print(table)
+        table.add_row(rate, row.label, *cells, str(row.failed), str(row.invalid))
+    _console().print(table)
 
 
 def notes(run: Run) -> list[str]:
@@ -134,13 +139,30 @@ def notes(run: Run) -> list[str]:
         found.append(
             "the server does not count the tokens of each event: times of tokens are estimated"
         )
+    found += filter(None, (short_answers([run]), cached_prompts([run])))
     found.append(
         f"the client was late by {milliseconds(run.lag.p50)} at P50, "
         f"{milliseconds(run.lag.p99)} at P99"
     )
     if run.stopped is not None:
-        found.append(f"stopped early: {run.stopped}")
+        found.append(run.stopped)
     return found
+
+
+def _console() -> Console:
+    """Labels and reasons are shown as they are, whatever rich would make of [brackets]."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def _latencies(point: Point) -> list[str]:
+    if point.stopped:
+        return [MISSING] * 3
+    summary = point.summary
+    return [
+        milliseconds(summary.tbt.p99),
+        seconds(summary.scheduling_delay.p50),
+        seconds(summary.ttft.p50),
+    ]
 
 
 def _cells(values: Distribution, shown: Callable[[float | None], str]) -> list[str]:

@@ -12,6 +12,7 @@ from sarathi.cli.load_options import (
     add_iteration_log_argument,
     add_load_arguments,
     add_output_arguments,
+    label,
     request_rate,
 )
 from sarathi.cli.options import duration, new_file, positive, utf8
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--url", type=utf8, default=DEFAULT_URL, help="the server (default: %(default)s)"
     )
     parser.add_argument(
-        "--label", type=utf8, metavar="TEXT", help="its name in reports (default: its address)"
+        "--label", type=label, metavar="TEXT", help="its name in reports (default: its address)"
     )
     parser.add_argument(
         "--rate",
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from sarathi.benchmark.contender import Contender, answering
     from sarathi.benchmark.files import save
     from sarathi.benchmark.measure import measure, prepare
+    from sarathi.benchmark.report import check_reports_can_be_made
     from sarathi.benchmark.tables import print_run, run_fields
     from sarathi.cli.measuring import Screen, Tokens, access_of, load_of, terms_of
     from sarathi.cli.reporting import print_json, report
@@ -67,6 +69,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.iteration_log is not None and args.report is None:
         raise UsageError("--iteration-log needs --report: it is for its figures")
+    if args.report is not None:
+        if args.report == args.save:
+            raise UsageError("--save and --report are the same file")
+        check_reports_can_be_made()
     tokens = Tokens(args)
     load = load_of(args, args.num_requests, tokens)
     targets = Targets(args.ttft_target, args.tbt_target)
@@ -79,13 +85,13 @@ def run(args: argparse.Namespace) -> int:
         screen.say(f"{len(requests.calls)} requests to {subject.facts.model} at {args.url}")
         with screen.follow(contender.label, len(requests.calls)) as watch:
             result = measure(subject, requests, terms, watch)
-    if args.save is not None:
-        save(Path(args.save), result)
-    report(args.report, [result], [], screen, args.iteration_log)
     if args.json:
         print_json(run_fields(result))
     else:
         print_run(result)
+    if args.save is not None:
+        save(Path(args.save), result)
+    report(args.report, [result], [], screen, args.iteration_log)
     if result.invalid is not None:
         print(f"sarathi bench: this run is invalid: {result.invalid}", file=sys.stderr)
         return 1

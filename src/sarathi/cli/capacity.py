@@ -7,12 +7,14 @@ import argparse
 from sarathi.cli.errors import UsageError
 from sarathi.cli.load_options import (
     DEFAULT_URL,
+    add_fresh_argument,
     add_load_arguments,
     add_output_arguments,
     add_requests_argument,
     add_results_argument,
     add_search_arguments,
     add_start_timeout,
+    label,
 )
 from sarathi.cli.options import duration, utf8
 
@@ -31,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--label",
-        type=utf8,
+        type=label,
         metavar="TEXT",
         help="its name in reports (default: the command or the address)",
     )
@@ -44,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_requests_argument(parser)
     add_results_argument(parser)
+    add_fresh_argument(parser)
     add_search_arguments(parser)
     add_load_arguments(parser)
     add_start_timeout(parser)
@@ -54,21 +57,24 @@ def run(args: argparse.Namespace) -> int:
     """The exit code is 1 where no rate meets the target."""
     from sarathi.benchmark.contender import Contender
     from sarathi.benchmark.launch import ending_on_signals
+    from sarathi.benchmark.report import check_reports_can_be_made
     from sarathi.benchmark.tables import capacity_fields, print_capacities
     from sarathi.cli.reporting import print_json, report
     from sarathi.cli.searching import Searches
 
     if args.arrivals == "trace":
         raise UsageError("--arrivals trace cannot be searched: a trace has one rate")
+    if args.report is not None:
+        check_reports_can_be_made()
     url = args.url if args.url or args.start else DEFAULT_URL
     contender = Contender(args.label or args.start or url, url, args.start)
     with ending_on_signals():
         searches = Searches(args, [contender])
         [found] = searches.run()
     result = found.capacity
-    report(args.report, [], [found], searches.screen)
     if args.json:
         print_json(capacity_fields(result))
     else:
         print_capacities([result])
+    report(args.report, [], [found], searches.screen)
     return 0 if result.capacity is not None else 1

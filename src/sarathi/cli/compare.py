@@ -8,6 +8,7 @@ from typing import Any
 
 from sarathi.cli.errors import UsageError
 from sarathi.cli.load_options import (
+    add_fresh_argument,
     add_load_arguments,
     add_output_arguments,
     add_requests_argument,
@@ -76,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_requests_argument(parser)
     add_results_argument(parser)
+    add_fresh_argument(parser)
     add_search_arguments(parser)
     add_load_arguments(parser)
     add_start_timeout(parser)
@@ -85,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from sarathi.benchmark.contender import Contender
     from sarathi.benchmark.launch import ending_on_signals
+    from sarathi.benchmark.report import check_reports_can_be_made
 
     labels = [label for label, _, _ in args.contenders]
     if len(set(labels)) < 2 or len(set(labels)) < len(labels):
@@ -94,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
     if args.rates is not None and (searched := given_search_options(args)):
         option = next(iter(searched)).replace("_", "-")
         raise UsageError(f"--{option} has no effect on --rates: omit it")
+    if args.rates is not None and args.fresh:
+        raise UsageError("--fresh has no effect on --rates, which always measures: omit it")
     if args.rates is None and args.rounds is not None:
         raise UsageError("--rounds has no effect on a search: omit it")
     if args.arrivals == "trace":
@@ -102,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
         Contender(label, command=target) if option == "--start" else Contender(label, url=target)
         for label, option, target in args.contenders
     ]
+    if args.report is not None:
+        check_reports_can_be_made()
     with ending_on_signals():
         if args.rates is None:
             return _capacities(args, contenders)
@@ -115,13 +122,13 @@ def _capacities(args: argparse.Namespace, contenders: Sequence[Any]) -> int:
 
     searches = Searches(args, contenders)
     found = searches.run()
-    report(args.report, [], found, searches.screen)
     results = [one.capacity for one in found]
     if args.json:
         print_json({"capacities": [capacity_fields(result) for result in results]})
     else:
         print_capacities(results)
-    return 0
+    report(args.report, [], found, searches.screen)
+    return 0 if any(result.capacity is not None for result in results) else 1
 
 
 def _latencies(args: argparse.Namespace, contenders: Sequence[Any]) -> int:
@@ -134,13 +141,13 @@ def _latencies(args: argparse.Namespace, contenders: Sequence[Any]) -> int:
 
     screen = Screen(quiet=args.json)
     runs = measure_in_turns(args, contenders, args.rounds or _ROUNDS, screen)
-    report(args.report, runs, [], screen)
     rows = compared(runs, [contender.label for contender in contenders])
     invalid = [run for run in runs if run.invalid is not None]
     if args.json:
-        print_json({"rows": rows, "invalid": [run.invalid for run in invalid]})
+        print_json({"rows": rows})
     else:
         print_comparison(rows)
-        for run in invalid:
-            screen.say(f"invalid: {run.label} at {run.rate:g}/s: {run.invalid}")
+    for run in invalid:
+        screen.say(f"invalid: {run.label} at {run.rate:g}/s: {run.invalid}")
+    report(args.report, runs, [], screen)
     return 1 if invalid else 0

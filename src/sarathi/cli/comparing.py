@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from sarathi.benchmark.compare import turns
 from sarathi.benchmark.contender import Contender, answering
+from sarathi.benchmark.errors import BenchmarkError
 from sarathi.benchmark.files import save
 from sarathi.benchmark.measure import Requests, measure, prepare
+from sarathi.benchmark.numbers import milliseconds
 from sarathi.benchmark.results import Run
-from sarathi.cli.measuring import Screen, Tokens, access_of, load_of, terms_of
+from sarathi.cli.measuring import Screen, Tokens, access_of, load_of, terms_of, visit
 
 
 def measure_in_turns(
@@ -24,26 +28,41 @@ def measure_in_turns(
     """
     tokens = Tokens(args)
     load = load_of(args, args.requests_per_point, tokens)
-    folder = args.results / f"compare-{load.salt}"
-    folder.mkdir(parents=True, exist_ok=True)
+    known = [found.max_model_len for found in visit(args, contenders, screen)]
+    longest = min((length for length in known if length is not None), default=None)
+    folder = _new_folder(args.results)
+    screen.say(f"runs are kept in {folder}")
     runs: list[Run] = []
     for number, rate, order in turns(args.rates, len(contenders), rounds):
-        # The first contender of a turn has them written; the others are sent the same.
+        # The first contender of a turn counts their tokens; the others are sent the same.
         requests: Requests | None = None
         for place in order:
             contender = contenders[place]
-            with answering(contender, access_of(args), folder / "server.log") as subject:
+            log = folder / f"server-{place + 1}.log"
+            with answering(contender, access_of(args), log) as subject:
                 if requests is None:
                     tokens.ask(subject)
-                    of_round = replace(
-                        load, seed=load.seed + number, salt=f"{load.salt}/{rate:g}/{number}"
-                    )
-                    requests = prepare(of_round, rate, tokens, subject.facts.max_model_len)
+                    salt = f"{load.salt}/{rate:g}/{number}"
+                    of_round = replace(load, seed=load.seed + number, salt=salt)
+                    requests = prepare(of_round, rate, tokens, longest)
                 title = f"{contender.label} at {rate:g}/s, round {number + 1}"
                 with screen.follow(title, len(requests.calls)) as watch:
                     run = measure(subject, requests, terms_of(args), watch)
             save(folder / f"run-{len(runs):03}.json.gz", run)
             runs.append(run)
-            screen.say(f"{title}: P99 TBT {1000 * (run.summary.tbt.p99 or 0):.0f} ms")
-    screen.say(f"all runs are in {folder}")
+            screen.say(f"{title}: P99 TBT {milliseconds(run.summary.tbt.p99)}")
+    tokens.close()
     return runs
+
+
+def _new_folder(results: Path) -> Path:
+    """
+    Raises:
+        BenchmarkError: it cannot be made.
+    """
+    folder = results / time.strftime("compare-%Y%m%d-%H%M%S")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise BenchmarkError(f"{folder} cannot be made: {error.strerror or error}") from None
+    return folder

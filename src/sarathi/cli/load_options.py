@@ -89,6 +89,12 @@ def _add_asking(group: argparse._ArgumentGroup) -> None:
         help="the endpoint to measure (default: %(default)s)",
     )
     group.add_argument(
+        "--no-ignore-eos",
+        action="store_true",
+        help="let answers end where the model ends them: for servers that take the field "
+        "ignore_eos without heeding it",
+    )
+    group.add_argument(
         "--api-key",
         type=utf8,
         default=os.environ.get("SARATHI_API_KEY"),
@@ -99,7 +105,7 @@ def _add_asking(group: argparse._ArgumentGroup) -> None:
         type=duration,
         default=120.0,
         metavar="DURATION",
-        help="a request that has heard nothing for so long has failed (default: 120s)",
+        help="a request that has got no token for so long has failed (default: 120s)",
     )
     group.add_argument(
         "--max-client-lag",
@@ -163,6 +169,14 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_fresh_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="measure all anew; otherwise runs of an earlier search with the same options count",
+    )
+
+
 def given_search_options(args: argparse.Namespace) -> dict[str, float]:
     """Those of `SearchOptions` that the user has typed."""
     names = [option.name for option in fields(SearchOptions)]
@@ -185,8 +199,7 @@ def add_results_argument(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("sarathi-results"),
         metavar="FOLDER",
-        help="keeps every finished run; the same command goes on where it was interrupted "
-        "(default: %(default)s)",
+        help="keeps every finished run (default: %(default)s)",
     )
 
 
@@ -208,6 +221,14 @@ def add_iteration_log_argument(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.jsonl",
         help="what the server wrote with its own --iteration-log, for the report",
     )
+
+
+def label(text: str) -> str:
+    """An argparse type: a name for people, on one line."""
+    name = " ".join(utf8(text).split())
+    if not (name and name.isprintable()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name")
+    return name
 
 
 def count(text: str) -> int:
@@ -241,7 +262,10 @@ def request_rate(text: str) -> float:
 
 def request_rates(text: str) -> list[float]:
     """An argparse type: rates with commas between them."""
-    return [request_rate(part) for part in text.split(",")]
+    rates = [request_rate(part) for part in text.split(",")]
+    if len(set(rates)) < len(rates):
+        raise argparse.ArgumentTypeError(f"{text!r} names a rate twice")
+    return rates
 
 
 def resolution(text: str) -> float:

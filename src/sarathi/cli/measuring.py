@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import secrets
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.live import Live
 
-from sarathi.benchmark.client.watch import Quiet, Watch, Watches
-from sarathi.benchmark.contender import Access, Subject
+from sarathi.benchmark.client.probe import ServerFacts
+from sarathi.benchmark.client.watch import Watch, Watches
+from sarathi.benchmark.contender import Access, Contender, Subject, answering
 from sarathi.benchmark.measure import Load, Terms
 from sarathi.benchmark.progress import Progress
 from sarathi.benchmark.workload.plan import Workload
@@ -29,17 +31,14 @@ class Tokens:
         Raises:
             BenchmarkError: `--tokenizer` is none.
         """
-        self._chat = args.api == "chat"
-        self._api_key = args.api_key
-        self._local = None if args.tokenizer is None else LocalTokens(args.tokenizer, self._chat)
+        chat = args.api == "chat"
+        self._local = None if args.tokenizer is None else LocalTokens(args.tokenizer, chat)
         self._remote: ServerTokens | None = None
 
     def ask(self, subject: Subject) -> None:
         """A server is up that can be asked."""
         self.close()
-        self._remote = ServerTokens(
-            subject.endpoint.url, subject.facts.model, self._chat, self._api_key
-        )
+        self._remote = ServerTokens(subject.endpoint)
 
     def count(self, text: str) -> int:
         counter: TokenCounter | None = self._local or self._remote
@@ -67,7 +66,7 @@ def load_of(args: argparse.Namespace, num_requests: int, tokens: Tokens) -> Load
         max_prompt=args.max_prompt,
         max_output=args.max_output,
         turns=args.turns,
-        tokens=lambda: tokens,
+        tokens=tokens,
     )
     salt = secrets.token_hex(4) if args.salt is None else args.salt
     return Load(workload, num_requests, args.warm_up, args.seed, salt)
@@ -76,7 +75,7 @@ def load_of(args: argparse.Namespace, num_requests: int, tokens: Tokens) -> Load
 def access_of(args: argparse.Namespace) -> Access:
     # `bench` starts nothing, but a server that it finds loading is given the same time.
     patience = getattr(args, "start_timeout", _PATIENCE)
-    return Access(args.model, args.api, args.api_key, patience)
+    return Access(args.model, args.api, args.api_key, patience, not args.no_ignore_eos)
 
 
 def terms_of(args: argparse.Namespace, targets: Targets | None = None) -> Terms:
@@ -93,6 +92,10 @@ class Screen:
         """
         self._console = Console(stderr=True, highlight=False, quiet=quiet)
 
+    def warn(self, line: str) -> None:
+        """What must not be missed, quiet or not."""
+        print(line, file=sys.stderr)
+
     def say(self, line: str) -> None:
         self._console.print(line, markup=False, soft_wrap=True)
 
@@ -100,8 +103,24 @@ class Screen:
     def follow(self, title: str, total: int, others: Sequence[Watch] = ()) -> Iterator[Watch]:
         """A watch that shows a run while the context lasts, and whatever else looks on."""
         if self._console.quiet or not self._console.is_terminal:
-            yield Watches(others) if others else Quiet()
+            yield Watches(others)
             return
         # Drawn from the client's own loop: a thread that redraws would hold it up at any time.
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
             yield Watches([*others, Progress(title, total, live)])
+
+
+def visit(
+    args: argparse.Namespace, contenders: Sequence[Contender], screen: Screen
+) -> list[ServerFacts]:
+    """Ask each of them once, before an hour goes by: what they are, and whether they start at all.
+
+    Raises:
+        BenchmarkError: one cannot be measured.
+    """
+    facts = []
+    for contender in contenders:
+        screen.say(f"{contender.label}: looking whether it answers")
+        with answering(contender, access_of(args)) as subject:
+            facts.append(subject.facts)
+    return facts

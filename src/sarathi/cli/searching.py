@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import math
-import secrets
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,15 @@ from sarathi.benchmark.capacity.hopeless import Hopeless
 from sarathi.benchmark.capacity.search import Search, Try
 from sarathi.benchmark.capacity.store import Store
 from sarathi.benchmark.capacity.verdict import CapacityTargets, Verdict
+from sarathi.benchmark.client.probe import ServerFacts
 from sarathi.benchmark.contender import Contender, Subject, answering
+from sarathi.benchmark.errors import BenchmarkError
 from sarathi.benchmark.machine import describe_machine
 from sarathi.benchmark.measure import measure, prepare
 from sarathi.benchmark.report import CapacityWithRuns
 from sarathi.benchmark.results import Run
 from sarathi.cli.load_options import SearchOptions, given_search_options
-from sarathi.cli.measuring import Screen, Tokens, access_of, load_of, terms_of
+from sarathi.cli.measuring import Screen, Tokens, access_of, load_of, terms_of, visit
 
 _HALVINGS = 4  # of the first rate: a search may take long, but not for ever
 
@@ -38,12 +43,17 @@ class Searches:
             BenchmarkError: what is to be sent is missing, contradictory or out of range.
         """
         self.screen = Screen(quiet=args.json)
+        self._attempts: Counter[tuple[Contender, float, int]] = Counter()
+        self._began = time.time()
         self._args = args
         self._contenders = contenders
         self._tokens = Tokens(args)
         self._load = load_of(args, args.requests_per_point, self._tokens)
         self._options = SearchOptions(**given_search_options(args))
-        self._targets = CapacityTargets(args.tbt_target, self._options.delay_target)
+        self._facts = self._asked()
+        # What a server says of itself cannot be compared with what another keeps to itself.
+        by_ttft = not all(facts.tells_delay for facts in self._facts)
+        self._targets = CapacityTargets(args.tbt_target, self._options.delay_target, by_ttft)
 
     def run(self) -> list[CapacityWithRuns]:
         """
@@ -57,7 +67,7 @@ class Searches:
                 while going:
                     going = [search for search in going if search.step()]
             except KeyboardInterrupt:
-                self.screen.say("interrupted: finished runs are kept, the same command goes on")
+                self.screen.warn("interrupted: finished runs are kept, the same command goes on")
                 raise
             return [self._finished(search) for search in searches]
 
@@ -70,37 +80,60 @@ class Searches:
     def _search(self, contender: Contender, stack: contextlib.ExitStack) -> CapacitySearch:
         name = f"capacity-{contender.label}"
         store = Store(self._args.results, name, self._configuration(contender))
+        if self._args.fresh:
+            _set_aside(store.folder)
         stack.enter_context(store.opened())
         server = _Server(contender, self._args, store.log, self._tokens)
         if len(self._contenders) == 1:
             # Several take turns, and most machines hold one of them at a time.
             server.keep_in(stack)
 
+        dates: list[float] = []  # of runs from before
+
         def tell(attempt: Try, run: Run, verdict: Verdict) -> None:
+            if run.began < self._began:
+                dates.append(run.began)
+                return
             outcome = "meets the target" if verdict.met else "misses it"
             sure = "" if verdict.certain else " (not for certain)"
             self.screen.say(
                 f"{contender.label}: {attempt.rate:g}/s {outcome}{sure}: {verdict.reason}"
             )
 
-        return CapacitySearch(
+        search = CapacitySearch(
             Search(self._options.start_rate, self._options.resolution, max_halvings=_HALVINGS),
             store,
             self._targets,
             lambda attempt: self._measure(server, attempt),
             tell,
         )
+        if dates:
+            since = datetime.fromtimestamp(min(dates)).strftime("%Y-%m-%d %H:%M")
+            self.screen.warn(
+                f"{contender.label}: {len(dates)} runs from {since} on are taken from "
+                f"{store.folder}; --fresh measures anew"
+            )
+        return search
+
+    def _asked(self) -> list[ServerFacts]:
+        """What the servers are, where that can be had without starting one for nothing."""
+        only = self._contenders[0]
+        if len(self._contenders) == 1 and only.command is not None:
+            return []
+        return visit(self._args, self._contenders, self.screen)
 
     def _measure(self, server: _Server, attempt: Try) -> Run:
         rate, repeat = attempt.rate, attempt.repeat
         # Fast servers need many requests: in a short burst, no queue grows for long.
         number = max(self._load.num_requests, math.ceil(rate * self._options.point_duration))
         # A run that was invalid is made again with other texts, which no prefix cache knows.
-        fresh = secrets.token_hex(2) if self._args.salt is None else ""
-        salt = f"{self._load.salt}/{rate:g}/{repeat}/{fresh}"
+        which = server.contender, rate, repeat
+        self._attempts[which] += 1
+        salt = f"{self._load.salt}/{rate:g}/{repeat}/{self._attempts[which]}"
         seed = self._load.seed + repeat
         load = replace(self._load, num_requests=number, seed=seed, salt=salt)
         with server.subject() as subject:
+            subject.check()
             requests = prepare(load, rate, self._tokens, subject.facts.max_model_len)
             hopeless = Hopeless(
                 [call.output_tokens for call in requests.calls],
@@ -121,6 +154,8 @@ class Searches:
             "server": contender.server,
             "url": contender.url,
             "model": args.model,
+            "facts": [dataclasses.asdict(facts) for facts in self._facts],
+            "no_ignore_eos": args.no_ignore_eos,
             "api": args.api,
             "tokenizer": args.tokenizer,
             "workload": load.workload.describe(),
@@ -166,6 +201,20 @@ class _Server:
         with starting as subject:
             self.tokens.ask(subject)
             yield subject
+
+
+def _set_aside(folder: Path) -> None:
+    """
+    Raises:
+        BenchmarkError: it cannot be renamed.
+    """
+    if folder.exists():
+        aside = folder.with_name(f"{folder.name}-until-{datetime.now():%Y%m%d-%H%M%S}")
+        try:
+            folder.rename(aside)
+        except OSError as error:
+            reason = error.strerror or error
+            raise BenchmarkError(f"{folder} cannot be renamed: {reason}") from None
 
 
 def _digest(workload: str | None) -> str | None:

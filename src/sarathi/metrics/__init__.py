@@ -4,7 +4,7 @@
 - TBT: the gap between two consecutive tokens of one request; a request with n tokens has n - 1.
 - Max gap: the longest of these in one request, which a mean would hide.
 - Scheduling delay: from arrival to the iteration that first computes something of the request.
-- Goodput: requests per second that met their targets of TTFT and of max gap.
+- Goodput: of the requests sent per second, those that met their targets of TTFT and of max gap.
 """
 
 from sarathi.metrics.percentiles import Distribution, distribution

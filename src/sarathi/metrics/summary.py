@@ -19,7 +19,12 @@ class Targets(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """Times are seconds. Latencies are those of complete answers."""
+    """Times are seconds. Latencies are those of complete answers.
+
+    Throughput is had over the whole duration, hence includes the time until the last answer. Rates
+    of requests that were sent, and of those that met their targets, are had over the time in which
+    they were sent.
+    """
 
     requests: int
     completed: int
@@ -35,7 +40,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     end_to_end: Distribution
     normalized: Distribution
     scheduling_delay: Distribution  # empty where the server does not report it
-    goodput: float | None  # requests per second that met the targets; None without targets
+    goodput: float | None  # of `request_rate`, what met the targets; None without targets
     attainment: float | None  # share of the requests that met the targets
 
 
@@ -44,6 +49,7 @@ def summarise(
 ) -> Summary:
     """
     Args:
+        records: in the order in which the requests arrived.
         send_time: seconds in which the requests were sent; by default until the last arrival.
 
     Raises:
@@ -57,9 +63,10 @@ def summarise(
     sending = max(record.arrival for record in records) - first if send_time is None else send_time
     output = sum(len(record.tokens) for record in records)
     prompt = sum(record.prompt_tokens for record in complete)
-    met = None
+    request_rate = len(records) / sending if sending > 0 else 0.0
+    attainment = None
     if targets is not None:
-        met = sum(_meets(record, targets) for record in complete)
+        attainment = sum(_meets(record, targets) for record in complete) / len(records)
 
     def per_second(amount: float) -> float:
         return amount / duration if duration > 0 else 0.0
@@ -72,7 +79,7 @@ def summarise(
         completed=len(complete),
         failures=_counted(record.failure for record in records),
         duration=duration,
-        request_rate=len(records) / sending if sending > 0 else 0.0,
+        request_rate=request_rate,
         completed_per_second=per_second(len(complete)),
         output_tokens_per_second=per_second(output),
         total_tokens_per_second=per_second(prompt + output),
@@ -82,8 +89,8 @@ def summarise(
         end_to_end=of(lambda record: record.end_to_end),
         normalized=of(lambda record: record.normalized),
         scheduling_delay=of(lambda record: record.scheduling_delay),
-        goodput=None if met is None else per_second(met),
-        attainment=None if met is None else met / len(records),
+        goodput=None if attainment is None else attainment * request_rate,
+        attainment=attainment,
     )
 
 

@@ -81,15 +81,29 @@ def capacity(
     high: float | None = 3.0,
     rates: Sequence[float] = (1.0, 2.0, 4.0),
     target: float = 0.2,
+    stopped: Sequence[float] = (),
 ) -> CapacityWithRuns:
-    """With stalls that are longer at higher rates."""
-    runs = [run(label, rate, records(usual=0.03, stall=0.1 * rate)) for rate in rates]
+    """With stalls that are longer at higher rates.
+
+    Args:
+        stopped: the rates whose runs were.
+    """
+    runs = [
+        run(
+            label,
+            rate,
+            records(usual=0.03, stall=0.1 * rate),
+            stopped="stopped early: because" if rate in stopped else None,
+        )
+        for rate in rates
+    ]
     points = [
         Point(
             rate=one.rate or 0.0,
             met=capacity is not None and (one.rate or 0.0) <= capacity,
             reason="because of <i>it</i>",
             certain=True,
+            stopped=one.stopped is not None,
             summary=one.summary,
             run=f"{one.rate}.json",
         )

@@ -33,6 +33,12 @@ def test_one_label_is_shown_at_some_of_its_rates_the_least_and_the_highest_among
     assert (found[0], found[-1]) == (("a", 1.0), ("a", 20.0))
 
 
+def test_runs_that_were_stopped_are_not_compared_where_there_are_others() -> None:
+    searches = (capacity("a", 4.0), capacity("b", 2.0, stopped=[4.0]))
+    assert shown(searches=searches) == [("a", 2.0), ("b", 2.0)]
+    assert shown(run("a", 1.0, stopped="because")) == [("a", 1.0)]
+
+
 def test_a_trace_has_the_rate_that_was_had() -> None:
     requests = [record(arrival) for arrival in (0.0, 1.0, 2.0)]
     [load] = Measured((run(rate=None, of=requests),), (), ()).loads

@@ -30,6 +30,11 @@ def test_there_are_the_figures_for_which_there_are_data() -> None:
     assert names(iterations=tuple(log())) == {"iterations"}
 
 
+def test_runs_that_were_stopped_are_in_no_line() -> None:
+    assert "latency-by-rate" in names(searches=(capacity(rates=(1.0, 4.0)),))
+    assert "latency-by-rate" not in names(searches=(capacity(rates=(1.0, 4.0), stopped=[4.0]),))
+
+
 def test_answers_of_one_token_have_no_gaps_to_show() -> None:
     requests = [record(i, (), prompt_tokens=10 * i + 1) for i in range(5)]
     assert names((run(of=requests),)) == {"in-flight", "ttft-by-prompt"}

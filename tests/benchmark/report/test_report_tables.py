@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 from sample_runs import capacity, record, records, run
 
+from sarathi.benchmark.numbers import MISSING
 from sarathi.benchmark.report.comparison import comparison_table
 from sarathi.benchmark.report.load_tables import conduct_table, latency_table, throughput_table
 from sarathi.benchmark.report.measured import CapacityWithRuns, Measured
@@ -36,10 +38,38 @@ def test_latencies_are_those_of_the_summary() -> None:
 
 
 def test_an_interval_is_below_its_value() -> None:
-    table = latency_table(measured(run(of=[record(gaps=[0.05] * 9), record(gaps=[0.2] * 9)])))
+    slower = [record(gaps=[0.05] * 9)] * 20 + [record(gaps=[0.2] * 9)] * 20
+    table = latency_table(measured(run(of=slower)))
     assert table is not None
     heads = [(one.head, one.group) for one in table.columns]
     assert table.rows[0][heads.index(("P50", "TBT (ms)"))].note == "50.0 to 200"
+
+
+def test_a_run_of_few_requests_has_no_intervals() -> None:
+    table = latency_table(measured(run(of=records(19))))
+    assert table is not None
+    assert {cell.note for cell in table.rows[0]} == {""}
+
+
+def test_figures_of_a_run_that_was_stopped_are_left_out() -> None:
+    all_of = measured(searches=(capacity(rates=(1.0, 4.0), capacity=1.0, stopped=[4.0]),))
+    for table, heads in (
+        (latency_table(all_of), [("P50", "TTFT (s)"), ("P99", "TBT (ms)"), ("P50", "delay (s)")]),
+        (throughput_table(all_of), [("sent", "requests (1/s)"), ("output", "tokens (1/s)")]),
+        (points_table(all_of), [("P99 TBT (ms)", ""), ("median delay (s)", "")]),
+    ):
+        for head in heads:
+            whole, stopped = column(table, *head)
+            assert whole != MISSING
+            assert stopped == MISSING
+    table = latency_table(all_of)
+    assert table is not None
+    assert [row[1].note for row in table.rows] == ["met", "missed, stopped"]
+
+
+def test_there_is_no_ratio_to_a_run_that_was_stopped() -> None:
+    table = comparison_table(measured(run("a", stopped="because"), run("b")))
+    assert set(column(table, "P99", "TBT")) == {MISSING}
 
 
 def test_what_no_server_tells_has_no_column() -> None:
@@ -109,6 +139,12 @@ def test_the_range_of_a_capacity_says_what_is_known(
     assert column(table, "capacity (1/s)") == ["2"]
 
 
+def test_a_capacity_that_nothing_bounds_says_so() -> None:
+    table = capacity_table(measured(searches=(capacity("a", 4.0), capacity("b", 2.0))))
+    assert table is not None
+    assert [row[1].note for row in table.rows] == ["at least: no rate missed", ""]
+
+
 def test_a_search_without_a_capacity_says_none() -> None:
     table = capacity_table(measured(searches=(capacity(capacity=None),)))
     assert column(table, "capacity (1/s)") == ["none"]
@@ -135,6 +171,20 @@ def test_runs_that_must_not_be_used_come_first() -> None:
     assert found[0].texts == ["a, 2/s: the client was late"]
     assert found[1].texts == ["b, 2/s: too slow"]
     assert found[2].texts == ["b, 2/s: 1 of 2 (1 timeout); the first: a <b>timeout</b>"]
+
+
+def test_what_made_it_easier_for_a_server_is_told_once_for_each() -> None:
+    easy = [replace(record(), output_tokens=20, cached_tokens=25)] * 2
+    found = alerts(measured(run("a", 1.0, of=easy), run("a", 2.0, of=easy), run("b")))
+    assert [alert.texts for alert in found] == [
+        ["a: answers had 40 of 80 tokens asked for"],
+        ["a: 25 % of the prompt tokens came from the server's prefix cache"],
+    ]
+
+
+def test_conversations_are_cached_on_purpose() -> None:
+    one = run(of=[replace(record(), cached_tokens=25)])
+    assert alerts(measured(replace(one, workload={"turns": "3"}))) == []
 
 
 def test_a_run_that_a_search_stopped_is_no_alert() -> None:

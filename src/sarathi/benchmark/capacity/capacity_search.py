@@ -130,13 +130,15 @@ class CapacitySearch:
         # Runs are not kept in memory: their objects would slow down the client that measures.
         rate = made.rate
         before = [self.store.load(rate, repeat) for repeat in range(made.repeat)]
-        verdict, summary = judge_runs([*before, run], self._targets)
+        runs = [*before, run]
+        verdict, summary = judge_runs(runs, self._targets)
         self._search.record(rate, verdict.met, verdict.certain)
         self._points[rate] = Point(
             rate=rate,
             met=verdict.met,
             reason=verdict.reason,
             certain=verdict.certain,
+            stopped=any(one.stopped is not None for one in runs),
             summary=summary,
             run=run_name(rate, 0),
         )

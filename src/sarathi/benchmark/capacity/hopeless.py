@@ -30,9 +30,9 @@ class Hopeless:
 
     The number of gaps between tokens is known beforehand. More than 1 % of them above the target
     are a P99 above the target; a gap counts as soon as it is too long, while it still lasts. More
-    than half of the requests waiting too long are a median above the target; where the server tells
-    no scheduling delay that is the wait for the first token, and counts while it lasts as well. And
-    more than 1 % of failures are too many.
+    than half of the requests waiting too long are a median above the target; where the verdict is
+    by TTFT, that is the wait for the first token, and counts while it lasts as well. And more than
+    1 % of failures are too many.
 
     Each must hold with two standard errors to spare, requests being taken as independent. At the
     capacity itself every second run would be stopped otherwise, and be taken for a certain miss,
@@ -60,7 +60,7 @@ class Hopeless:
         self._output_tokens = output_tokens
         self._num_warm_up = num_warm_up
         self._targets = targets
-        self._tells_delay = tells_delay
+        self._by_ttft = targets.by_ttft or not tells_delay
         measured = output_tokens[num_warm_up:]
         self._num_gaps = sum(max(0, number - 1) for number in measured)
         self._num_requests = len(measured)
@@ -103,7 +103,7 @@ class Hopeless:
         self._num_gaps += len(gaps)
         self._long += long
         self._long_squares += long**2
-        delay = record.scheduling_delay if self._tells_delay else record.ttft
+        delay = record.ttft if self._by_ttft else record.scheduling_delay
         if delay is None:
             self._num_delays -= 1
         else:
@@ -140,7 +140,7 @@ class Hopeless:
 
     def _delays(self, now: float) -> str | None:
         late, number = self._late, self._num_delays
-        if not self._tells_delay:
+        if self._by_ttft:
             late += sum(
                 request.slow_start
                 if request.last is not None
@@ -149,8 +149,8 @@ class Hopeless:
             )
         if late - Z * math.sqrt(number) / 2 <= number / 2:
             return None
-        what = "have waited" if self._tells_delay else "have waited for the first token"
+        what = "TTFT" if self._by_ttft else "scheduling delay"
         return (
-            f"stopped early: {late} of {number} requests {what} for more than "
+            f"stopped early: {late} of {number} requests have a {what} above "
             f"{in_words(self._targets.delay)} already, more than half"
         )

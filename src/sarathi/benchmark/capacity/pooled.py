@@ -13,6 +13,8 @@ from sarathi.metrics import Summary, summarise
 def pooled(runs: Sequence[Run]) -> Summary:
     """Latencies of all their requests, and the mean throughput, by the time that each run took.
 
+    There is no goodput: the runs of a search have no targets of single requests.
+
     Args:
         runs: at least one.
     """
@@ -23,23 +25,16 @@ def pooled(runs: Sequence[Run]) -> Summary:
     seconds = [part.duration / duration if duration else 0.0 for part in parts]
     requests = sum(part.requests for part in parts)
 
-    def mean(values: Sequence[float], shares: Sequence[float]) -> float:
-        return sum(value * share for value, share in zip(values, shares, strict=True))
+    def mean(values: Sequence[float]) -> float:
+        return sum(value * share for value, share in zip(values, seconds, strict=True))
 
-    goodputs = [part.goodput for part in parts if part.goodput is not None]
-    attainments = [part.attainment for part in parts if part.attainment is not None]
-    counted = len(goodputs) == len(attainments) == len(parts)
     # Each run counts time from its own beginning, so what is per second is not that of the whole.
     sending = sum(part.requests / part.request_rate for part in parts if part.request_rate)
     return replace(
         summarise([record for run in runs for record in run.records]),
         duration=duration,
         request_rate=requests / sending if sending else 0.0,
-        completed_per_second=mean([part.completed_per_second for part in parts], seconds),
-        output_tokens_per_second=mean([part.output_tokens_per_second for part in parts], seconds),
-        total_tokens_per_second=mean([part.total_tokens_per_second for part in parts], seconds),
-        goodput=mean(goodputs, seconds) if counted else None,
-        attainment=mean(attainments, [part.requests / requests for part in parts])
-        if counted
-        else None,
+        completed_per_second=mean([part.completed_per_second for part in parts]),
+        output_tokens_per_second=mean([part.output_tokens_per_second for part in parts]),
+        total_tokens_per_second=mean([part.total_tokens_per_second for part in parts]),
     )

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from sarathi.benchmark.errors import BenchmarkError
 
-_FINEST, _COARSEST = 0.001, 1.0  # resolutions
+_FINEST, _COARSEST = 0.01, 1.0  # resolutions
 _SLOWEST, _FASTEST = 1e-6, 1e6  # requests per second, to begin with
+_MAX_DOUBLINGS = 12  # of the first rate
+_MAX_REPEATS = 1  # of a rate whose verdict is uncertain
 
 
 @dataclass(frozen=True)
@@ -42,27 +44,18 @@ class Search:
     - Once the two rates beside the split are close enough, one whose verdict is uncertain is asked
       for again, the lower first. The caller then judges all its runs together, and the new verdict
       replaces the old. If it turns, the split moves and the search goes on from there.
-    - A rate is run at most 1 + `max_repeats` times, for right at the capacity no number of runs
-      would make it certain. Rates are rounded to three digits between fixed ends, so the search
+    - A rate is run at most twice, for right at the capacity no number of runs would make it
+      certain. Rates are rounded to three digits between fixed ends, so the search
       ends whatever the verdicts are.
     """
 
-    def __init__(
-        self,
-        start: float,
-        resolution: float,
-        *,
-        max_halvings: int = 10,
-        max_doublings: int = 12,
-        max_repeats: int = 1,
-    ) -> None:
+    def __init__(self, start: float, resolution: float, *, max_halvings: int = 10) -> None:
         """
         Args:
             start: requests per second, tried first.
             resolution: relative distance of the two rates that the search ends with, unless nothing
                 lies between them but rates of more than three digits.
             max_halvings: of `start`; the capacity is None if even the lowest of these rates misses.
-            max_doublings: of `start`; the capacity is the highest of these rates if that meets.
 
         Raises:
             BenchmarkError: the start or the resolution is out of range.
@@ -78,8 +71,7 @@ class Search:
         self._resolution = resolution
         self._start = _rounded(start)
         self._lowest = start / 2**max_halvings
-        self._highest = start * 2**max_doublings
-        self._max_repeats = max_repeats
+        self._highest = start * 2**_MAX_DOUBLINGS
         self._judged: dict[float, _Judged] = {}
 
     def next(self) -> Try | None:
@@ -156,7 +148,7 @@ class Search:
         for rate in self._split():
             if rate is not None:
                 judged = self._judged[rate]
-                if not judged.certain and judged.runs <= self._max_repeats:
+                if not judged.certain and judged.runs <= _MAX_REPEATS:
                     return Try(rate, judged.runs)
         return None
 

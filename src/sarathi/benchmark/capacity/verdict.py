@@ -21,6 +21,7 @@ class CapacityTargets:
 
     tbt: float  # for P99
     delay: float = 2.0  # for the median scheduling delay
+    by_ttft: bool = False  # the median TTFT in its place, whatever the server tells of itself
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,15 @@ class Verdict:
 def judge(summary: Summary, targets: CapacityTargets) -> Verdict:
     """Whether one or several runs met the targets, with at most 1 % of the requests failed.
 
-    Where the server does not tell its scheduling delay, the median TTFT stands for it: it is
-    longer, so that a server gains nothing by not telling.
+    Where the server does not tell its scheduling delay, or `by_ttft` is set, the median TTFT stands
+    for it: it is longer, so that a server gains nothing by not telling.
 
     A miss is certain if any of its reasons is: for a latency, if the whole interval lies above the
     target. A run that met the targets did so for certain if all its intervals lie below them.
+    Without an interval, for want of requests, nothing is certain.
     Answers of one token each have no TBT, and meet any target.
     """
-    verdicts = (_failures(summary), _tbt(summary, targets.tbt), _delay(summary, targets.delay))
+    verdicts = (_failures(summary), _tbt(summary, targets.tbt), _delay(summary, targets))
     missed = [verdict for verdict in verdicts if not verdict.met]
     told = ", ".join(verdict.reason for verdict in missed or verdicts)
     if missed:
@@ -79,21 +81,23 @@ def _failures(summary: Summary) -> Verdict:
 
 def _tbt(summary: Summary, target: float) -> Verdict:
     tbt = summary.tbt
-    if tbt.p99 is None or tbt.p99_interval is None:
+    if tbt.p99 is None:
         return Verdict(True, True, "no time between tokens")
     return _latency("P99 TBT", tbt.p99, tbt.p99_interval, target)
 
 
-def _delay(summary: Summary, target: float) -> Verdict:
-    told = summary.scheduling_delay.count > 0
+def _delay(summary: Summary, targets: CapacityTargets) -> Verdict:
+    told = summary.scheduling_delay.count > 0 and not targets.by_ttft
     name, delay = ("scheduling delay", summary.scheduling_delay) if told else ("TTFT", summary.ttft)
-    if delay.p50 is None or delay.p50_interval is None:
+    if delay.p50 is None:
         return Verdict(False, True, "no complete answer has a token")
-    return _latency(f"median {name}", delay.p50, delay.p50_interval, target)
+    return _latency(f"median {name}", delay.p50, delay.p50_interval, targets.delay)
 
 
-def _latency(name: str, value: float, interval: tuple[float, float], target: float) -> Verdict:
-    low, high = interval
+def _latency(
+    name: str, value: float, interval: tuple[float, float] | None, target: float
+) -> Verdict:
+    low, high = interval or (-math.inf, math.inf)
     if value > target:
         return Verdict(False, low > target, f"{name} {in_words(value)} above {in_words(target)}")
     return Verdict(True, high <= target, f"{name} {in_words(value)} within {in_words(target)}")

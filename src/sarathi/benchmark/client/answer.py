@@ -19,13 +19,16 @@ from sarathi.benchmark.client.token_times import TokenTimes
 
 _LONGEST_DETAIL = 300  # characters
 _LONGEST_REFUSAL = 2**16  # bytes
+# Events are taken for tokens where the server does not count, and some bring parts of one.
+_MOST_BEYOND = 2, 16  # times as many as asked for, and tokens more
 
 
 @dataclass(frozen=True)
 class Failure:
     """Why an answer is not complete.
 
-    Kinds: "connect", "dropped", "status_NNN", "timeout", "malformed", "error_event", "short".
+    Kinds: "client", "connect", "dropped", "status_NNN", "timeout", "malformed", "error_event",
+    "short".
     """
 
     kind: str
@@ -40,26 +43,32 @@ class Answer:
     """Reads HTTP and the events in it, without touching a connection.
 
     It is complete when the HTTP message has ended as HTTP wants it and the stream has said that
-    nothing is to come: `[DONE]` or a `finish_reason`.
+    nothing is to come: `[DONE]` or a `finish_reason`. One that brings far more tokens than were
+    asked for, and may never end, is malformed.
     """
 
-    def __init__(self, at_least: int = 0) -> None:
+    def __init__(self, asked: int, exact: bool = False) -> None:
         """
         Args:
-            at_least: tokens; an answer with fewer is short.
+            asked: tokens.
+            exact: an answer with fewer tokens is short.
         """
         self.over = False
         self.failure: Failure | None = None  # once it is over; None for a complete answer
-        self.last_event: float | None = None
+        self.last_progress: float | None = None  # when the latest token came
         self.scheduling_delay: float | None = None  # seconds
         self.times = TokenTimes()
         self.tokens: list[float] = []  # once it is over
         self.estimated = False  # the times of the tokens
-        self._at_least = at_least
+        self._asked = asked
+        self._exact = exact
+        self._most = _MOST_BEYOND[0] * asked + _MOST_BEYOND[1]
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._events = EventSplitter()
         self._now = 0.0
         self._new = 0  # tokens of this piece of data
+        self._brought = 0  # tokens of all before
+        self._begun = False  # an event has come
         self._finished = False  # the stream has said so
         self._status = 0
         self._headers: dict[bytes, bytes] = {}
@@ -72,6 +81,7 @@ class Answer:
             How many tokens it brought, as far as one can tell.
         """
         self._now = now
+        self._brought += self._new
         self._new = 0
         if self._parser is None:
             return 0
@@ -81,6 +91,8 @@ class Answer:
             raise
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.fail("malformed", f"the answer is not HTTP ({error}): {quoted(data)}")
+        if self._new:
+            self.last_progress = now
         return self._new
 
     def end_of_data(self, reason: str = "") -> None:
@@ -132,7 +144,7 @@ class Answer:
             for event in self._events.feed(body):
                 if self.over:
                     return
-                self.last_event = self._now
+                self._begun = True
                 if event == DONE:
                     self._finished = True
                 else:
@@ -145,7 +157,7 @@ class Answer:
             return
         if self._refusal is not None:
             self.fail("malformed", f"the answer is not a stream: {self._refusal_message()}")
-        elif self.last_event is None:
+        elif not self._begun:
             self.fail("malformed", "the answer holds no event")
         elif not self._finished:
             self.fail("dropped", "the stream ended without [DONE] and without a finish_reason")
@@ -156,6 +168,12 @@ class Answer:
         chunk = read_chunk(event)
         if chunk.error is not None:
             self.fail("error_event", error_message(event) or quoted(event))
+            return
+        told = chunk.usage.completion_tokens if chunk.usage is not None else 0
+        if max(told, self._brought + self._new) > self._most:
+            self.fail(
+                "malformed", f"more than {self._most} tokens came; {self._asked} were asked for"
+            )
             return
         length = 0
         choices = chunk.choices or ()
@@ -171,9 +189,9 @@ class Answer:
         self.over = True
         self.tokens, self.estimated = self.times.settle()
         told = self.times.usage is not None or not self.tokens
-        if failure is None and told and len(self.tokens) < self._at_least:
-            words = f"{len(self.tokens)} of {self._at_least} tokens came, although ignore_eos was"
-            failure = Failure.of("short", f"{words} accepted")
+        if failure is None and self._exact and told and len(self.tokens) < self._asked:
+            words = f"{len(self.tokens)} of {self._asked} tokens came, although ignore_eos was"
+            failure = Failure.of("short", f"{words} accepted (see --no-ignore-eos)")
         self.failure = failure
 
     def _refusal_message(self) -> str:

@@ -7,6 +7,7 @@ reading task, no timer for each event, one look at the clock for each piece of d
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from sarathi.benchmark.client.answer import Answer
 from sarathi.benchmark.client.endpoint import Endpoint
 
 _LONGEST_LOOKUP = 5.0  # seconds
+# No server can be blamed for these: files or ports of this machine have run out.
+_OUR_OWN = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL)
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Connection(asyncio.Protocol):
     ) -> None:
         """
         Args:
-            timeout: seconds without an event, since the last one or since the start.
+            timeout: seconds without a token, since the last one or since the start.
             progressed: called with the times of new tokens.
             ended: called once, with the time, when the answer is over.
         """
@@ -135,17 +138,18 @@ class Connection(asyncio.Protocol):
                 server_hostname=address.server_hostname,
             )
         except OSError as error:
-            self._fail("connect", f"{type(error).__name__}: {error}")
+            kind = "client" if error.errno in _OUR_OWN else "connect"
+            self._fail(kind, f"{type(error).__name__}: {error}")
 
     def _expire(self) -> None:
-        """Timers are set anew only here: most events come long before."""
-        last = self._answer.last_event
+        """Timers are set anew only here: most tokens come long before."""
+        last = self._answer.last_progress
         rest = (self._began if last is None else last) + self._timeout - self._now()
         if rest > 0:
             # Those of uvloop count milliseconds.
             self._timer = asyncio.get_running_loop().call_later(rest + 0.001, self._expire)
             return
-        what = "no event" if self._transport is not None else "no connection"
+        what = "no token" if self._transport is not None else "no connection"
         self._fail("timeout", f"{what} for {self._timeout:g} s")
 
     def _fail(self, kind: str, detail: str) -> None:

@@ -16,11 +16,9 @@ from sarathi.benchmark.client.call import Call, Dialect, request
 from sarathi.benchmark.client.connection import Address, Clock, Connection, locate
 from sarathi.benchmark.client.endpoint import Endpoint
 from sarathi.benchmark.client.lag import LagMeter
-from sarathi.benchmark.client.watch import Quiet, Watch
+from sarathi.benchmark.client.watch import Watch, Watches
 from sarathi.benchmark.results import Lag
 from sarathi.metrics import RequestRecord
-
-__all__ = ["Call", "Dialect", "Played", "play"]
 
 _VERDICT_INTERVAL = 0.25  # seconds
 _SPARE_FILES = 256  # for what the process has open already
@@ -48,10 +46,10 @@ async def play(
     """Send all calls and wait for their answers.
 
     Whatever a server does becomes a record. It ends at the latest `timeout` after the last request
-    is sent and the last event of any of them has come.
+    is sent and the last token of any of them has come.
 
     Args:
-        timeout: seconds without an event, since the last one or since sending, after which a
+        timeout: seconds without a token, since the last one or since sending, after which a
             request has failed.
         watch: told of everything, and may stop the run.
     """
@@ -59,7 +57,7 @@ async def play(
     address = await locate(endpoint)
     _allow_open_files(len(calls))
     with _collector_paused():
-        run = _Run(calls, requests, address, dialect.ignore_eos, timeout, watch or Quiet())
+        run = _Run(calls, requests, address, dialect.ignore_eos, timeout, watch or Watches(()))
         return await run.play()
 
 
@@ -134,7 +132,7 @@ class _Run:
 
     def _send(self, index: int) -> None:
         call = self._calls[index]
-        answer = Answer(call.output_tokens if self._exact else 0)
+        answer = Answer(call.output_tokens, self._exact)
         arrival = self._clock.now()
         connection = Connection(
             self._requests[index],
@@ -188,7 +186,8 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _allow_open_files(connections: int) -> None:
-    """All requests may be open at once; what the system then still refuses fails to connect."""
+    """All requests may be open at once; what the system then still refuses is the client's
+    failure."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + _SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,12 +28,16 @@ DIALECTS = (
     Dialect(ignore_eos=False, usage=False, continuous_usage=False),
 )
 
-_QUESTION = Call(at=0, prompt="Count to ten: one, two,", prompt_tokens=8, output_tokens=2)
+# Where the answer ends before its eighth token, the server does not heed `ignore_eos`. Most models
+# would end it there, but not all: a long answer does not tell that the server does.
+_QUESTION = Call(
+    at=0, prompt="Answer yes or no: is the sky blue?", prompt_tokens=9, output_tokens=8
+)
 _POLL_INTERVAL = 0.5  # seconds
 _GET_TIMEOUT = 10.0  # seconds
 _NAMES_SHOWN = 10
 _UNAUTHORISED = (401, 403)
-_REFUSED = ("status_400", "status_422")
+_REFUSED = ("status_400", "status_422", "short")
 
 
 @dataclass(frozen=True)
@@ -58,23 +63,27 @@ class _LoadingError(Exception):
     """The server asks for patience; the message is its own."""
 
 
-def probe(endpoint: Endpoint, *, patience: float = 0.0, timeout: float = 60.0) -> ServerFacts:
-    """Ask for the models, then for two tokens, in the very way in which a run will.
+def probe(
+    endpoint: Endpoint, *, patience: float = 0.0, timeout: float = 60.0, ignore_eos: bool = True
+) -> ServerFacts:
+    """Ask for the models, then for a few tokens, in the very way in which a run will.
 
     It runs an event loop of its own, hence not from within one.
 
     Args:
         endpoint: its model must be among those served; without one it is the first served.
         patience: seconds to wait for a server that is still loading.
-        timeout: seconds to wait for each of the two tokens.
+        timeout: seconds to wait for each token.
+        ignore_eos: ask the server for answers of an exact length, if it takes that.
 
     Raises:
         BenchmarkError: there is no server, or none that can be measured.
     """
+    dialects = [dialect for dialect in DIALECTS if ignore_eos or not dialect.ignore_eos]
     deadline = time.monotonic() + patience
     while True:
         try:
-            return _ask(endpoint, timeout)
+            return _ask(endpoint, dialects, timeout)
         except _LoadingError as error:
             if time.monotonic() + _POLL_INTERVAL > deadline:
                 waited = f" after {patience:g} s" if patience else ""
@@ -84,10 +93,10 @@ def probe(endpoint: Endpoint, *, patience: float = 0.0, timeout: float = 60.0) -
         time.sleep(_POLL_INTERVAL)
 
 
-def _ask(endpoint: Endpoint, timeout: float) -> ServerFacts:
+def _ask(endpoint: Endpoint, dialects: Sequence[Dialect], timeout: float) -> ServerFacts:
     model = _model(endpoint, _models(endpoint))
     named = replace(endpoint, model=model.id)
-    dialect, record = _first_accepted(named, timeout)
+    dialect, record = _first_accepted(named, dialects, timeout)
     length = model.max_model_len
     return ServerFacts(
         model=model.id,
@@ -141,10 +150,12 @@ def _model(endpoint: Endpoint, served: list[ModelEntry]) -> ModelEntry:
     raise BenchmarkError(f"{endpoint.url} has no model {endpoint.model!r}, only {names}{more}")
 
 
-def _first_accepted(endpoint: Endpoint, timeout: float) -> tuple[Dialect, RequestRecord]:
-    """The first dialect that the server takes, and its answer."""
+def _first_accepted(
+    endpoint: Endpoint, dialects: Sequence[Dialect], timeout: float
+) -> tuple[Dialect, RequestRecord]:
+    """The first dialect that the server takes and heeds, and its answer."""
     refusals = []
-    for dialect in DIALECTS:
+    for dialect in dialects:
         played = asyncio.run(play(endpoint, dialect, [_QUESTION], timeout=timeout))
         record = played.records[0]
         if record.failure not in _REFUSED:

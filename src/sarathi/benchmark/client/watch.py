@@ -27,25 +27,10 @@ class Watch(Protocol):
         """Asked a few times a second: why the run should stop at once, or None."""
 
 
-class Quiet:
-    """Does nothing."""
-
-    def sent(self, index: int, now: float) -> None:
-        return None
-
-    def progressed(self, index: int, times: Sequence[float]) -> None:
-        return None
-
-    def ended(self, index: int, record: RequestRecord) -> None:
-        return None
-
-    def verdict(self, now: float) -> str | None:
-        return None
-
-
 @dataclass(frozen=True)
 class Watches:
-    """Several in one. The first that wants to stop gives the reason; all are asked each time."""
+    """Several in one, or none. The first that wants to stop gives the reason; all are asked each
+    time."""
 
     members: Sequence[Watch]
 

@@ -11,7 +11,17 @@ from sarathi.benchmark.report.measured import CapacityWithRuns, Measured
 from sarathi.benchmark.results import Run
 from sarathi.engine.iteration_log import Line
 
-__all__ = ["CapacityWithRuns", "write_report"]
+__all__ = ["CapacityWithRuns", "check_reports_can_be_made", "write_report"]
+
+
+def check_reports_can_be_made() -> None:
+    """To be called before an hour of measuring.
+
+    Raises:
+        BenchmarkError: matplotlib is missing.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise BenchmarkError("reports need matplotlib: pip install 'sarathi-serve[report]'")
 
 
 def write_report(
@@ -37,8 +47,7 @@ def write_report(
     """
     if not (runs or capacities or iterations):
         raise BenchmarkError("there is nothing to report: no run, no capacity, no iteration")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise BenchmarkError("reports need matplotlib: pip install 'sarathi-serve[report]'")
+    check_reports_can_be_made()
     # Imported here: matplotlib takes half a second and is an extra.
     from sarathi.benchmark.report.figures import drawings
     from sarathi.benchmark.report.page import page

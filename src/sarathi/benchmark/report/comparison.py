@@ -33,7 +33,11 @@ def comparison_table(measured: Measured) -> Table | None:
     rows = []
     for label, run in runs.items():
         row = [label_cell(measured, label), Cell(plain(rate_of(run)))]
-        row += [_ratio(of(run.summary), of(base), shown) for _, _, of, shown in _VALUES]
+        known = run.stopped is None and runs[first].stopped is None
+        row += [
+            _ratio(of(run.summary), of(base), shown) if known else Cell(MISSING)
+            for _, _, of, shown in _VALUES
+        ]
         if with_capacity:
             row.append(_ratio(capacities.get(label), capacities.get(first), rate))
         rows.append(row)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timezone
 
-from sarathi.benchmark.numbers import number, percent, plain
+from sarathi.benchmark.numbers import MISSING, number, percent, plain
 from sarathi.benchmark.report.measured import Load, Measured, rate_of
 from sarathi.benchmark.report.table import (
     LABEL,
@@ -42,7 +42,9 @@ def latency_table(measured: Measured) -> Table | None:
         [
             *_load_cells(measured, load),
             *(
-                percentile_cell(of(load.summary), percentile, milliseconds)
+                Cell(MISSING)
+                if load.stopped
+                else percentile_cell(of(load.summary), percentile, milliseconds)
                 for _, of, percentiles, milliseconds in told
                 for percentile in percentiles
             ),
@@ -54,7 +56,11 @@ def latency_table(measured: Measured) -> Table | None:
     columns = (Column(one, head) for head, _, percentiles, _ in told for one in percentiles)
     return Table(
         title="Latencies",
-        caption="Of complete answers. Below each value is its 95 % interval.",
+        caption=(
+            "Of complete answers. Below each value is its 95 % interval, where there were requests "
+            "enough for one. Those of runs that were stopped are left out: the requests that took "
+            "long had not ended."
+        ),
         columns=(LABEL, RATE, *columns),
         rows=rows,
         by_label=True,
@@ -70,13 +76,16 @@ def throughput_table(measured: Measured) -> Table | None:
             *_load_cells(measured, load),
             complete_cell(summary),
             Cell(failures(summary), tone="bad" if summary.failures else "", prose=True),
+        ]
+        figures = [
             Cell(number(summary.request_rate)),
             Cell(number(summary.completed_per_second)),
             Cell(number(summary.output_tokens_per_second)),
             Cell(number(summary.total_tokens_per_second)),
         ]
         if goodput:
-            row.append(Cell(number(summary.goodput), percent(summary.attainment)))
+            figures.append(Cell(number(summary.goodput), percent(summary.attainment)))
+        row += [Cell(MISSING)] * len(figures) if load.stopped else figures
         rows.append(row)
     if not rows:
         return None
@@ -90,7 +99,10 @@ def throughput_table(measured: Measured) -> Table | None:
         Column("output", "tokens (1/s)"),
         Column("all", "tokens (1/s)"),
     )
-    caption = "Output tokens include those of answers that failed on the way."
+    caption = (
+        "Output tokens include those of answers that failed on the way. What is per second is over "
+        "the time until the last answer; requests sent and goodput are over the time of sending."
+    )
     if goodput:
         columns += (Column("goodput (1/s)"),)
         caption += " Goodput is of requests that met their targets; below it, their share of all."
@@ -151,4 +163,4 @@ def _conduct(run: Run) -> list[Cell]:
 
 
 def _load_cells(measured: Measured, load: Load) -> list[Cell]:
-    return [label_cell(measured, load.label), Cell(plain(load.rate), load.state)]
+    return [label_cell(measured, load.label), Cell(plain(load.rate), load.remark)]

@@ -13,7 +13,7 @@ from sarathi.engine.iteration_log import Line
 from sarathi.metrics import Summary
 
 # "met" and "missed" are those of searches.
-State = Literal["", "met", "missed", "invalid", "stopped"]
+State = Literal["", "met", "missed", "invalid"]
 
 _MOST_SHOWN = 6  # runs of one label in one figure
 
@@ -34,6 +34,11 @@ class Load:
     rate: float  # requests per second; the one that was had where none was asked for
     summary: Summary
     state: State
+    stopped: bool  # latencies are of the requests that had ended by then, hence too short
+
+    @property
+    def remark(self) -> str:
+        return ", ".join(filter(None, (self.state, "stopped" if self.stopped else "")))
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Measured:
         for capacity in self.capacity_results:
             for point in capacity.points:
                 state: State = "met" if point.met else "missed"
-                found.append(Load(capacity.label, point.rate, point.summary, state))
+                found.append(Load(capacity.label, point.rate, point.summary, state, point.stopped))
         return tuple(sorted(found, key=lambda load: (self.labels.index(load.label), load.rate)))
 
     @cached_property
@@ -90,9 +95,10 @@ class Measured:
         """The runs that figures compare.
 
         For several labels, one run of each, at rates as near to one another as there are: the
-        highest such that at least one label can take. For one label, some of all its rates.
+        highest such that at least one label can take. For one label, some of all its rates. Runs
+        that were stopped are not shown where there are others.
         """
-        by_label = {label: [r for r in self.all_runs if r.label == label] for label in self.labels}
+        by_label = {label: self._whole_runs(label) for label in self.labels}
         by_label = {label: runs for label, runs in by_label.items() if runs}
         if len(by_label) == 1:
             (runs,) = by_label.values()
@@ -113,7 +119,13 @@ class Measured:
             apart = sum(_distance(rate, rate_of(run)) for run in found)
             return round(apart, 6), {(run.label, rate_of(run)) for run in found} <= missed, -rate
 
-        return tuple(nearest(min(map(rate_of, self.all_runs), key=badness)))
+        rates = [rate_of(run) for runs in by_label.values() for run in runs]
+        return tuple(nearest(min(rates, key=badness)))
+
+    def _whole_runs(self, label: str) -> list[Run]:
+        """Those of a label that were not stopped, or else all."""
+        runs = [run for run in self.all_runs if run.label == label]
+        return [run for run in runs if run.stopped is None] or runs
 
     def name(self, run: Run) -> str:
         """The label, with the rate where it does not go without saying."""
@@ -125,8 +137,8 @@ def rate_of(run: Run) -> float:
 
 
 def _load_of(run: Run) -> Load:
-    state: State = "" if run.stopped is None else "stopped"
-    return Load(run.label, rate_of(run), run.summary, state if run.invalid is None else "invalid")
+    state: State = "" if run.invalid is None else "invalid"
+    return Load(run.label, rate_of(run), run.summary, state, run.stopped is not None)
 
 
 def _distance(one: float, other: float) -> float:

@@ -27,8 +27,8 @@ _TERMS = {
     "Scheduling delay": "From arrival to the iteration that first computes something of the "
     "request, where the server tells it.",
     "P50, P90, P99": "The least value that so many percent of all do not exceed.",
-    "95 % interval": "A bootstrap over requests: what other requests would have given on the same "
-    "machine in the same state.",
+    "95 % interval": "A bootstrap over blocks of neighbouring requests: what other requests would "
+    "have given on the same machine in the same state.",
     "Rate": "Requests are sent at their times, whatever has become of those before.",
 }
 

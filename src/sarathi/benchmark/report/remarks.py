@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sarathi.benchmark.cautions import cached_prompts, has_conversations, short_answers
 from sarathi.benchmark.numbers import rate
 from sarathi.benchmark.report.measured import Measured, rate_of
 from sarathi.benchmark.report.table import failures
@@ -38,6 +39,8 @@ def alerts(measured: Measured) -> list[Alert]:
         Alert("warn", "Stopped before all requests were sent", stopped),
         Alert("warn", "Requests failed, and are in no latency", _of(measured.runs, _failed)),
         Alert("warn", "Times of tokens are estimated", _estimated(measured)),
+        Alert("warn", "Answers are shorter than asked", _by_label(measured, short_answers)),
+        Alert("warn", "Prompts were cached", _by_label(measured, _cached_by_accident)),
     ]
     return [alert for alert in found if alert.texts]
 
@@ -58,6 +61,18 @@ def _failed(run: Run) -> str | None:
     text = f"{failed:,} of {summary.requests:,} ({failures(summary)})"
     details = [record.detail for record in run.records if record.detail]
     return f"{text}; the first: {details[0]}" if details else text
+
+
+def _by_label(measured: Measured, remark: Callable[[list[Run]], str | None]) -> list[str]:
+    return [
+        f"{label}: {text}"
+        for label in measured.labels
+        if (text := remark([run for run in measured.all_runs if run.label == label])) is not None
+    ]
+
+
+def _cached_by_accident(runs: list[Run]) -> str | None:
+    return cached_prompts([run for run in runs if not has_conversations(run)])
 
 
 def _estimated(measured: Measured) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sarathi.benchmark.numbers import number, percent, plain
+from sarathi.benchmark.numbers import MISSING, number, percent, plain
 from sarathi.benchmark.report.measured import Measured
 from sarathi.benchmark.report.table import (
     LABEL,
@@ -25,7 +25,7 @@ def capacity_table(measured: Measured) -> Table | None:
     rows = [
         [
             label_cell(measured, one.label),
-            Cell("none", tone="bad") if one.capacity is None else Cell(plain(one.capacity)),
+            _capacity_cell(one),
             Cell(_range(one)),
             Cell(in_milliseconds(one.tbt_target)),
             Cell(plain(one.delay_target)),
@@ -63,7 +63,10 @@ def points_table(measured: Measured) -> Table | None:
         return None
     return Table(
         title="What the searches tried",
-        caption="Uncertain: another set of requests might have turned out otherwise.",
+        caption=(
+            "Uncertain: another set of requests might have turned out otherwise. Latencies of runs "
+            "that were stopped are left out: the requests that took long had not ended."
+        ),
         columns=(
             LABEL,
             RATE,
@@ -80,14 +83,23 @@ def points_table(measured: Measured) -> Table | None:
 
 def _cells(point: Point) -> list[Cell]:
     word, tone = ("met", "good") if point.met else ("missed", "bad")
+    latencies = [
+        percentile_cell(point.summary.tbt, "P99", milliseconds=True),
+        Cell(number(point.summary.scheduling_delay.p50)),
+    ]
     return [
         Cell(plain(point.rate)),
         Cell(word, "" if point.certain else "uncertain", tone, prose=True),
         Cell(point.reason, prose=True),
-        percentile_cell(point.summary.tbt, "P99", milliseconds=True),
-        Cell(number(point.summary.scheduling_delay.p50)),
+        *([Cell(MISSING)] * 2 if point.stopped else latencies),
         complete_cell(point.summary),
     ]
+
+
+def _capacity_cell(one: Capacity) -> Cell:
+    if one.capacity is None:
+        return Cell("none", tone="bad")
+    return Cell(plain(one.capacity), "at least: no rate missed" if one.open_ended else "")
 
 
 def _range(one: Capacity) -> str:

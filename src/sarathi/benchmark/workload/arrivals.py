@@ -65,28 +65,26 @@ def process_from(text: str) -> Process | None:
     raise BenchmarkError(f"--arrivals {text!r} is unknown; accepted are {FORMS}")
 
 
-def stretched(times: Times, warm_up: int, rate: float | None) -> tuple[Times, float, float]:
+def stretched(times: Times, warm_up: int, rate: float | None) -> tuple[Times, float]:
     """The times of a trace from 0 on, those after the warm-up at a mean rate if one is given.
 
     Returns:
-        The times, when measuring begins, and for how long it lasts. It begins with the last request
-        of the warm-up, so that each measured request comes with the gap before it.
+        The times, and for how long measuring lasts. It begins with the last request of the warm-up,
+        so that each measured request comes with the gap before it.
 
     Raises:
         BenchmarkError: all requests arrive at once, which no stretching gives a rate.
     """
     times = times - times[0]
-    begin = float(times[max(warm_up - 1, 0)])
-    span = float(times[-1]) - begin
+    span = float(times[-1] - times[max(warm_up - 1, 0)])
     if rate is None:
-        return times, begin, span
+        return times, span
     if not span > 0:
         raise BenchmarkError(
             f"--rate {rate:g} cannot be kept: the requests of the trace all arrive at once"
         )
     measured = (len(times) - warm_up) / rate
-    factor = measured / span
-    return times * factor, begin * factor, measured
+    return times * (measured / span), measured
 
 
 def _variation(text: str, argument: str) -> float:

@@ -27,7 +27,7 @@ class Lengths(Protocol):
     """A distribution of lengths."""
 
     def draw(self, count: int, rng: np.random.Generator) -> Tokens:
-        """`count` lengths from 1 to `MAX_LENGTH`."""
+        """`count` lengths from 1 to `MAX_LENGTH`, the first of them the same however many."""
         ...
 
 

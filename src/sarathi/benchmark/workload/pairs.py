@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +17,9 @@ from sarathi.benchmark.workload.traces import read_dialogues, read_trace
 class Pairs(Protocol):
     """Where lengths of prompts and their answers come from."""
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]: ...
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+        """Those of `count` requests; of the first of them the same, however many there are."""
+        ...
 
     def options(self) -> dict[str, str]:
         """As typed."""
@@ -35,7 +36,8 @@ class Independent:
     output_text: str
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
-        return self.prompts.draw(count, rng), self.outputs.draw(count, rng)
+        for_prompts, for_outputs = rng.spawn(2)
+        return self.prompts.draw(count, for_prompts), self.outputs.draw(count, for_outputs)
 
     def options(self) -> dict[str, str]:
         return {"prompt-lengths": self.prompt_text, "output-lengths": self.output_text}
@@ -45,7 +47,7 @@ def pairs_from(
     workload: str | None,
     prompt_lengths: str | None,
     output_lengths: str | None,
-    tokens: Callable[[], TokenCounter] | None,
+    tokens: TokenCounter | None,
 ) -> Pairs:
     """Pairs of a preset or file, or of two distributions.
 
@@ -74,7 +76,7 @@ def pairs_from(
     )
 
 
-def _preset_or_file(workload: str, tokens: Callable[[], TokenCounter] | None) -> Pairs:
+def _preset_or_file(workload: str, tokens: TokenCounter | None) -> Pairs:
     if workload in PRESETS:
         return PRESETS[workload]
     name = workload.lower()
@@ -85,7 +87,7 @@ def _preset_or_file(workload: str, tokens: Callable[[], TokenCounter] | None) ->
             raise BenchmarkError(
                 f"--workload {workload} needs a tokenizer: name one with --tokenizer"
             )
-        return read_dialogues(workload, tokens().count)
+        return read_dialogues(workload, tokens.count)
     raise BenchmarkError(
         f"--workload {workload} is unknown; accepted are {', '.join(PRESETS)}, FILE.csv and "
         "FILE.json"

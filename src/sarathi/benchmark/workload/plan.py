@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +35,6 @@ class Plan:
 
     requests: tuple[Planned, ...]
     num_warm_up: int
-    warm_up_seconds: float  # when measuring begins
     measured_seconds: float  # in which the requests after the warm-up arrive
     num_shortened: int  # requests cut, prompt and output in proportion, to fit the longest total
 
@@ -45,11 +43,11 @@ class Plan:
 class Workload:
     """Lengths and arrivals, from which plans are made.
 
-    With `turns` above 1, requests are turns of conversations whose order is a random shuffle. The
-    length drawn for a prompt is then that of what the turn adds; the prompt itself is all that was
-    said before in the conversation, and that. Arrivals never wait for answers, since a slow server
-    would otherwise be sent less: earlier answers in a prompt are therefore scripted, of the lengths
-    drawn for them. A conversation that would grow too long begins anew.
+    With `turns` above 1, requests are turns of conversations that are mixed at random. The length
+    drawn for a prompt is then that of what the turn adds; the prompt itself is all that was said
+    before in the conversation, and that. Arrivals never wait for answers, since a slow server would
+    otherwise be sent less: earlier answers in a prompt are therefore scripted, of the lengths drawn
+    for them. A conversation that would grow too long begins anew.
     """
 
     pairs: Pairs
@@ -89,12 +87,12 @@ class Workload:
         max_prompt: int | None = None,
         max_output: int | None = None,
         turns: int = 1,
-        tokens: Callable[[], TokenCounter] | None = None,
+        tokens: TokenCounter | None = None,
     ) -> Workload:
         """
         Args:
             workload: a preset, FILE.csv or FILE.json; else both kinds of lengths must be given.
-            tokens: makes what counts the tokens of a JSON file; called for such files alone.
+            tokens: counts the tokens of a JSON file; needed for such files alone.
 
         Raises:
             BenchmarkError: an option is wrong, missing, or one too many.
@@ -130,7 +128,8 @@ class Workload:
     ) -> Plan:
         """The requests of one run.
 
-        The same seed gives the same lengths at every rate, and the same times up to scale.
+        The same seed gives the same requests at every rate, and as the first ones of more. Of as
+        many, it gives the same times up to scale.
 
         Args:
             rate: requests per second, which those after the warm-up have exactly; None for the
@@ -139,14 +138,15 @@ class Workload:
             max_total: tokens of prompt and output together, at most.
 
         Raises:
-            BenchmarkError: a number is out of range, or the trace has too few requests.
+            BenchmarkError: a number is out of range, the trace has too few requests, or no
+                conversation has room for a second turn.
         """
         self._check(rate, num_requests, warm_up, seed, max_total)
         streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(3)]
         for_times, for_lengths, for_turns = streams
         total = warm_up + num_requests
         if self.arrivals is None:
-            times, begin, seconds, pairs = self._from_trace(total, warm_up, rate)
+            times, seconds, pairs = self._from_trace(total, warm_up, rate)
         else:
             assert rate is not None
             begin, seconds = warm_up / rate, num_requests / rate
@@ -161,11 +161,11 @@ class Workload:
             Planned(at, turn.prompt_tokens, turn.output_tokens, turn.conversation, turn.number)
             for at, turn in zip(times.tolist(), turns, strict=True)
         )
-        return Plan(requests, warm_up, begin, seconds, num_shortened)
+        return Plan(requests, warm_up, seconds, num_shortened)
 
     def _from_trace(
         self, total: int, warm_up: int, rate: float | None
-    ) -> tuple[Times, float, float, tuple[Tokens, Tokens]]:
+    ) -> tuple[Times, float, tuple[Tokens, Tokens]]:
         trace = self.pairs
         assert isinstance(trace, Trace)
         assert trace.arrived_at is not None
@@ -174,8 +174,8 @@ class Workload:
                 f"--num-requests {total - warm_up} with a warm-up of {warm_up} is more than the "
                 f"{len(trace.prompts)} requests that {trace.path} has times for"
             )
-        times, begin, seconds = stretched(trace.arrived_at[:total], warm_up, rate)
-        return times, begin, seconds, (trace.prompts[:total], trace.outputs[:total])
+        times, seconds = stretched(trace.arrived_at[:total], warm_up, rate)
+        return times, seconds, (trace.prompts[:total], trace.outputs[:total])
 
     def _check(
         self, rate: float | None, num_requests: int, warm_up: int, seed: int, max_total: int | None

@@ -39,13 +39,20 @@ class Preset:
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
         """Lengths of `count` prompts and answers.
 
-        Pairs above the cap are drawn again rather than cut: the authors left such requests out.
+        Pairs above the cap are left out rather than cut, as the authors did. The next ones that are
+        drawn follow at the end, so that those before stay where they are however many are wanted.
         """
-        prompts, outputs = _draw(self.prompts, count, rng), _draw(self.outputs, count, rng)
-        while len(above := np.flatnonzero(prompts + outputs > self.max_total)):
-            prompts[above] = _draw(self.prompts, len(above), rng)
-            outputs[above] = _draw(self.outputs, len(above), rng)
-        return prompts, outputs
+        for_prompts, for_outputs = rng.spawn(2)
+        pairs = np.empty((2, 0), np.int64)
+        while missing := count - pairs.shape[1]:
+            drawn = np.stack(
+                [
+                    _draw(self.prompts, missing, for_prompts),
+                    _draw(self.outputs, missing, for_outputs),
+                ]
+            )
+            pairs = np.hstack([pairs, drawn[:, drawn.sum(axis=0) <= self.max_total]])
+        return pairs[0], pairs[1]
 
     def options(self) -> dict[str, str]:
         return {"workload": self.name}

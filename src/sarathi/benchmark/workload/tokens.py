@@ -7,6 +7,7 @@ from typing import Protocol
 import httpx
 import msgspec
 
+from sarathi.benchmark.client.endpoint import Endpoint
 from sarathi.benchmark.errors import BenchmarkError
 from sarathi.models.config import ModelError
 from sarathi.models.locate import locate
@@ -60,26 +61,21 @@ class ServerTokens:
     """Asks the server itself: POST /tokenize, as vLLM and Sarathi have it.
 
     Args:
-        url: of the server, without a path.
-        chat: whether texts are sent as messages.
+        endpoint: with the name of a model.
         transport: in place of the network.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        chat: bool,
-        api_key: str | None = None,
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
-        headers = {"Content-Type": "application/json"}
-        if api_key is not None:
-            headers["Authorization"] = f"Bearer {api_key}"
-        self._url = url.rstrip("/") + "/tokenize"
-        self._model = model
-        self._chat = chat
-        self._client = httpx.Client(headers=headers, timeout=_TIMEOUT, transport=transport)
+    def __init__(self, endpoint: Endpoint, transport: httpx.BaseTransport | None = None) -> None:
+        self._url = f"{endpoint.url}/tokenize"
+        self._model = endpoint.model
+        self._chat = endpoint.api == "chat"
+        self._client = httpx.Client(
+            headers={"Content-Type": "application/json", **endpoint.authorization},
+            timeout=_TIMEOUT,
+            transport=transport,
+            verify=endpoint.ssl_context() or True,
+            trust_env=False,  # the client does not go through proxies either
+        )
 
     def count(self, text: str) -> int:
         """

@@ -45,7 +45,7 @@ _LATENCIES = (
 
 
 def latencies(measured: Measured) -> Drawing | None:
-    loads = [load for load in measured.loads if load.summary.ttft.count]
+    loads = [load for load in measured.loads if load.summary.ttft.count and not load.stopped]
     if len(loads) < 2:
         return None
     if len({(load.label, load.rate) for load in loads}) > len({load.label for load in loads}):
@@ -86,7 +86,7 @@ def _by_rate(measured: Measured, loads: list[Load]) -> Drawing:
         entries.append((Line2D([], [], color=MUTED, linestyle=_P50_DASHES), "P50"))
         if hollow:
             dot = Line2D([], [], color=MUTED, marker="o", linestyle="none", mfc=SURFACE)
-            entries.append((dot, "missed the target, stopped or invalid"))
+            entries.append((dot, "missed the target, or invalid"))
         legend(figure, entries, narrow)
 
     return Drawing(
@@ -94,7 +94,8 @@ def _by_rate(measured: Measured, loads: list[Load]) -> Drawing:
         title="Latency against load",
         caption=(
             "Where a line turns upwards, the server begins to be overloaded. Bars are 95 % "
-            "intervals: what other requests of the same kind would have given."
+            "intervals: what other requests of the same kind would have given. Runs that were "
+            "stopped are left out: their longest requests had not ended."
         ),
         alternative=(
             f"TTFT and TBT, P50 and P99, against the request rate for {', '.join(labels)}; "
@@ -130,13 +131,22 @@ def _whiskers(
     axes: Axes,
     x: Sequence[float],
     y: Sequence[float],
-    intervals: Sequence[tuple[float, float]],
+    intervals: Sequence[tuple[float, float] | None],
     latency: _Latency,
     index: int,
     horizontal: bool = False,
 ) -> None:
-    below = [max(0.0, at - latency.factor * low) for at, (low, _) in zip(y, intervals, strict=True)]
-    above = [max(0.0, latency.factor * up - at) for at, (_, up) in zip(y, intervals, strict=True)]
+    """At the points that have an interval."""
+    known = [
+        (place, at, latency.factor * ends[0], latency.factor * ends[1])
+        for place, at, ends in zip(x, y, intervals, strict=True)
+        if ends is not None
+    ]
+    if not known:
+        return
+    x, y = [place for place, *_ in known], [at for _, at, *_ in known]
+    below = [max(0.0, at - low) for _, at, low, _ in known]
+    above = [max(0.0, high - at) for _, at, _, high in known]
     style: dict[str, Any] = {
         "fmt": "none",
         "ecolor": colour(index),
@@ -159,7 +169,7 @@ def _rate_axis(axes: Axes, rates: Sequence[float]) -> None:
 
 
 def _is_hollow(load: Load) -> bool:
-    return load.state in ("missed", "stopped", "invalid")
+    return load.state in ("missed", "invalid")
 
 
 def _side_by_side(measured: Measured, loads: list[Load]) -> Drawing:
@@ -214,7 +224,7 @@ def _draw_row(axes: Axes, latency: _Latency, values: Distribution, row: int, ind
     axes.plot(points, [row] * len(points), color=colour(index), linewidth=7, alpha=0.35)
     for (value, interval), align in zip(ends, ("right", "left"), strict=True):
         at = latency.factor * value
-        if at > 0 and interval is not None:
+        if at > 0:
             _whiskers(axes, [row], [at], [interval], latency, index, horizontal=True)
             axes.plot([at], [row], marker(index), color=colour(index), ms=7)
             words(axes, (at, row), number(at), (4 if align == "right" else -4, 12), align=align)
