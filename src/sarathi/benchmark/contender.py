@@ -14,6 +14,7 @@ from sarathi.benchmark.client.endpoint import Api, Endpoint
 from sarathi.benchmark.client.probe import ServerFacts, probe
 from sarathi.benchmark.errors import BenchmarkError
 from sarathi.benchmark.launch import Launched
+from sarathi.benchmark.masking import shown_command
 
 _CONNECT_TIMEOUT = 10.0  # seconds: a server under load may be slow to accept
 
@@ -28,8 +29,8 @@ class Contender:
 
     @property
     def server(self) -> str:
-        """How the results name it."""
-        return self.command or self.url or ""
+        """How the results name it, keys left out."""
+        return self.url or "" if self.command is None else shown_command(self.command)
 
 
 @dataclass(frozen=True)

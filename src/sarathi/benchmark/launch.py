@@ -20,7 +20,7 @@ import httpx
 from sarathi.benchmark import guard
 from sarathi.benchmark.client.endpoint import Endpoint
 from sarathi.benchmark.errors import BenchmarkError
-from sarathi.benchmark.secrets import shown_command
+from sarathi.benchmark.masking import shown_command
 
 DEFAULT_PORT = 8000
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from sarathi.cli.errors import UsageError
 from sarathi.cli.load_options import (
@@ -67,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None:
         check_reports_can_be_made()
     url = args.url if args.url or args.start else DEFAULT_URL
-    contender = Contender(args.label or args.start or url, url, args.start)
+    unnamed = Contender("", url, args.start)
+    contender = replace(unnamed, label=args.label or unnamed.server)
     with ending_on_signals():
         searches = Searches(args, [contender])
         [found] = searches.run()

@@ -9,7 +9,7 @@ import pytest
 
 from sarathi.benchmark.errors import BenchmarkError
 from sarathi.benchmark.launch import Launched
-from sarathi.benchmark.secrets import shown_command
+from sarathi.benchmark.masking import shown_command
 
 
 @pytest.mark.parametrize(
