@@ -44,8 +44,8 @@ _SERVERS = (
     ),
 )
 _LOAD = ["--prompt-lengths", "lognormal:430,1400", "--output-lengths", "lognormal:60,130"]
-_CAPACITY = ["--tbt-target", "200ms"]
-_LATENCIES = ["--rates", "0.5", "--requests-per-point", "80"]
+_CAPACITY = ["--tbt-target", "200ms", "--resolution", "0.25", "--requests-per-point", "30"]
+_LATENCIES = ["--rates", "0.5", "--requests-per-point", "40"]
 _MARKED = re.compile(r"(<!-- performance, by `make report` -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

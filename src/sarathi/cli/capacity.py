@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DURATION",
         help="P99 of the time between tokens must meet it, such as 200ms",
     )
-    add_requests_argument(parser)
+    add_requests_argument(parser, default=30)  # those of slow servers; others get more
     add_results_argument(parser)
     add_fresh_argument(parser)
     add_search_arguments(parser)

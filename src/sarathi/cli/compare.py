@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"with --rates: runs of each server at each rate (default: {_ROUNDS})",
     )
-    add_requests_argument(parser)
+    add_requests_argument(parser, default=50)
     add_results_argument(parser)
     add_fresh_argument(parser)
     add_search_arguments(parser)

@@ -131,7 +131,7 @@ class SearchOptions:
     """How a search for a capacity goes."""
 
     delay_target: float = 2.0  # seconds, for the median scheduling delay
-    point_duration: float = 60.0  # seconds
+    point_duration: float = 90.0  # seconds
     resolution: float = 0.1  # relative
     start_rate: float = 1.0  # requests per second
 
@@ -183,11 +183,11 @@ def given_search_options(args: argparse.Namespace) -> dict[str, float]:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
-def add_requests_argument(parser: argparse.ArgumentParser) -> None:
+def add_requests_argument(parser: argparse.ArgumentParser, default: int) -> None:
     parser.add_argument(
         "--requests-per-point",
         type=positive,
-        default=100,
+        default=default,
         metavar="N",
         help="to measure at each rate, at least; more make the result surer (default: %(default)s)",
     )
