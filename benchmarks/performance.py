@@ -22,7 +22,7 @@ from benchmarks.report import MODEL
 from sarathi.benchmark.compare import Row, compared
 from sarathi.benchmark.contender import Contender
 from sarathi.benchmark.launch import ending_on_signals
-from sarathi.benchmark.numbers import milliseconds, number, seconds
+from sarathi.benchmark.numbers import milliseconds, plain, seconds
 from sarathi.benchmark.report import CapacityWithRuns, write_report
 from sarathi.benchmark.results import Capacity, Run
 from sarathi.cli import compare
@@ -75,12 +75,11 @@ def section(capacities: Sequence[Capacity], rows: Sequence[Row], runs: Sequence[
         "| | requests/s | meets it for certain | misses it for certain |",
         "|---|---|---|---|",
         *(
-            f"| {one.label} | {number(one.capacity)} | {number(one.low)} | {number(one.high)} |"
+            f"| {one.label} | {plain(one.capacity)} | {plain(one.low)} | {plain(one.high)} |"
             for one in capacities
         ),
         "",
-        f"**Latencies** of the same {rows[0].requests} requests at {number(rows[0].rate)} a "
-        "second:",
+        f"**Latencies** of the same {rows[0].requests} requests at {plain(rows[0].rate)} a second:",
         "",
         "| | TTFT P50 | TTFT P99 | TBT P50 | TBT P99 | longest gap P99 |",
         "|---|---|---|---|---|---|",
