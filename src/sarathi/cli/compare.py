@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sarathi.cli.errors import UsageError
 from sarathi.cli.load_options import (
@@ -19,6 +19,9 @@ from sarathi.cli.load_options import (
     request_rates,
 )
 from sarathi.cli.options import duration, positive, utf8
+
+if TYPE_CHECKING:
+    from sarathi.benchmark.contender import Contender
 
 _ROUNDS = 2
 
@@ -115,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         return _latencies(args, contenders)
 
 
-def _capacities(args: argparse.Namespace, contenders: Sequence[Any]) -> int:
+def _capacities(args: argparse.Namespace, contenders: Sequence[Contender]) -> int:
     from sarathi.benchmark.tables import capacity_fields, print_capacities
     from sarathi.cli.reporting import print_json, report
     from sarathi.cli.searching import Searches
@@ -131,7 +134,7 @@ def _capacities(args: argparse.Namespace, contenders: Sequence[Any]) -> int:
     return 0 if any(result.capacity is not None for result in results) else 1
 
 
-def _latencies(args: argparse.Namespace, contenders: Sequence[Any]) -> int:
+def _latencies(args: argparse.Namespace, contenders: Sequence[Contender]) -> int:
     """The exit code is 1 where figures of a run must not be used."""
     from sarathi.benchmark.compare import compared
     from sarathi.benchmark.tables import print_comparison
