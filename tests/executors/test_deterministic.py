@@ -10,7 +10,7 @@ import tiny_models
 from engines import engine, load
 
 from sarathi.engine.core import EngineCore
-from sarathi.engine.messages import TokenOutput
+from sarathi.engine.messages import TokenLogprobs
 from sarathi.engine.sampling import SamplingParams
 from sarathi.executors.errors import ExecutorError
 from sarathi.executors.openvino import OpenVinoExecutor, supported_precisions
@@ -34,22 +34,26 @@ def executor(
     return load(folder, deterministic=True, **precision)
 
 
-def answer(core: EngineCore, prompt: list[int], mates: random.Random | None) -> list[TokenOutput]:
+Said = tuple[int, TokenLogprobs | None]
+
+
+def answer(core: EngineCore, prompt: list[int], mates: random.Random | None) -> list[Said]:
     """Tokens with log probabilities of a prompt, among others that come and go at random."""
     params = SamplingParams(max_tokens=40, temperature=1.0, seed=3, logprobs=5)
     core.submit(WATCHED, prompt, params, arrival=5.0)
-    outputs: list[TokenOutput] = []
+    said: list[Said] = []
     name = 0
-    while not (outputs and outputs[-1].finish_reason):
+    while len(said) < params.max_tokens:
         if mates is not None and mates.random() < 0.3:
             length = mates.choice([1, 2, 31, 100, 200])
             other = SamplingParams(max_tokens=mates.choice([1, 20]), temperature=0)
             core.submit(name, [mates.randrange(2, 200) for _ in range(length)], other, float(name))
             name += 1
-        outputs += [output for output in core.step().outputs if output.id == WATCHED]
+        outputs = core.step().outputs
+        said += [(output.token, output.logprobs) for output in outputs if output.id == WATCHED]
     while core.has_work:
         core.step()
-    return outputs
+    return said
 
 
 @pytest.mark.parametrize("length", [1, 64, 65, 200])

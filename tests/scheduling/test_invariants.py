@@ -119,6 +119,34 @@ def test_every_decode_is_in_every_batch(
             )
 
 
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@given(pools, tokens | seconds, st.integers(2, 4), settings_of_all, workloads)
+@settings(max_examples=200, deadline=None)
+def test_pipelines(
+    policy: Policy,
+    pool: BlockPool,
+    budget: Budget,
+    stages: int,
+    options: dict[str, Any],
+    workload: list[Arrival],
+) -> None:
+    """Whatever is under way, outputs stay the same, and no micro-batch takes all decodes."""
+    scheduler = Scheduler(
+        pool,
+        budget,
+        max_model_len=MAX_MODEL_LEN,
+        policy=policy,
+        model=MODEL,
+        micro_batches=stages,
+        **options,
+    )
+    for batch, _ in play(scheduler, workload, seconds=took, stages=stages):
+        assert batch.num_decodes <= math.ceil(len(scheduler.running.decodes) / stages)
+        for request, start, length, samples in batch.slices:
+            assert start + length <= request.num_scheduled
+            assert samples == (start + length == request.num_tokens)
+
+
 def work_of(batch: Batch) -> Work:
     prefills = batch.slices[batch.num_decodes :]
     return Work(

@@ -244,15 +244,52 @@ def test_a_batch_with_too_few_or_too_many_tokens_is_noticed() -> None:
         sched.complete(batch, [1, 2], 0.0)
 
 
-def test_requests_in_flight_sit_out_when_several_batches_are_under_way() -> None:
-    sched = scheduler(budget=4)
-    sched.add(request(1, prompt=4))
-    first = sched.schedule(0.0)
-    sched.add(request(2, prompt=4))
-    second = sched.schedule(0.0)
-    assert shape(first) == [(1, 4)]
-    assert shape(second) == [(2, 4)]
-    assert sched.schedule(0.0) is None
-    assert first is not None
-    sched.complete(first, [7], 0.0)
-    assert shape(sched.schedule(0.0)) == [(1, 1)]
+class TestPipelines:
+    def test_requests_whose_token_is_under_way_sit_out(self) -> None:
+        sched = scheduler(budget=4)
+        sched.add(request(1, prompt=4))
+        first = sched.schedule(0.0)
+        sched.add(request(2, prompt=4))
+        second = sched.schedule(0.0)
+        assert shape(first) == [(1, 4)]
+        assert shape(second) == [(2, 4)]
+        assert sched.schedule(0.0) is None
+        assert first is not None
+        sched.complete(first, [7], 0.0)
+        assert shape(sched.schedule(0.0)) == [(1, 1)]
+
+    def test_the_next_chunk_follows_into_the_pipeline(self) -> None:
+        sched = scheduler(budget=4, micro_batches=3)
+        sched.add(request(1, prompt=10))
+        batches = [sched.schedule(0.0) for _ in range(3)]
+        assert [shape(batch) for batch in batches] == [[(1, 4)], [(1, 4)], [(1, 2)]]
+        assert [batch.slices[0].start for batch in batches if batch] == [0, 4, 8]
+        assert sched.schedule(0.0) is None
+        for batch in batches:
+            assert batch is not None
+            sched.complete(batch, [7] * len(batch.sampling), 0.0)
+            sched.check()
+        assert shape(sched.schedule(0.0)) == [(1, 1)]
+
+    def test_a_cancelled_prompt_keeps_its_blocks_until_its_last_chunk_is_out(self) -> None:
+        sched = scheduler(budget=4, micro_batches=2)
+        sched.add(request(1, prompt=10))
+        first, second = sched.schedule(0.0), sched.schedule(0.0)
+        assert first is not None
+        assert second is not None
+        sched.cancel(1)
+        sched.complete(first, [], 0.0)
+        assert sched.pool.num_free < sched.pool.num_blocks
+        sched.complete(second, [], 0.0)
+        assert sched.pool.num_free == sched.pool.num_blocks
+        assert not sched.has_work
+
+    def test_decodes_are_spread_over_the_micro_batches(self) -> None:
+        sched = scheduler(micro_batches=2)
+        for name in range(5):
+            sched.add(request(name, prompt=1))
+        run(sched)
+        first, second = sched.schedule(0.0), sched.schedule(0.0)
+        assert shape(first) == [(0, 1), (1, 1), (2, 1)]
+        assert shape(second) == [(3, 1), (4, 1)]
+        assert sched.schedule(0.0) is None

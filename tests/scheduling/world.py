@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -112,6 +113,7 @@ def play(
     *,
     seconds: Callable[[Batch], float] = lambda batch: 1.0,
     ended: dict[int, Request] | None = None,
+    stages: int = 1,
 ) -> Iterator[tuple[Batch, float]]:
     """Run a workload to its end; yields each batch and its time, before it is computed.
 
@@ -121,7 +123,9 @@ def play(
     Args:
         seconds: how long a batch takes.
         ended: gets the requests that ended by themselves.
+        stages: of a pipeline: so many batches are under way before the first is completed.
     """
+    under_way: deque[Batch] = deque()
     machine = Machine(scheduler.pool.block_size)
     requests: dict[int, Request] = {}
     cancelled: set[int] = set()
@@ -144,10 +148,15 @@ def play(
         iteration += 1
         assert iteration < 20_000, "some request never ends"
         batch = scheduler.schedule(now)
-        if batch is None:
+        if batch is not None:
+            yield batch, now
+            under_way.append(batch)
+            if len(under_way) < stages:
+                continue
+        elif not under_way:
             assert not scheduler.has_work, "there is work, and nothing is in flight"
             continue
-        yield batch, now
+        batch = under_way.popleft()
         tokens = machine.run(batch, scheduler.pool.num_users)
         now += seconds(batch)
         for request in scheduler.complete(batch, tokens, now):

@@ -138,28 +138,37 @@ class LatencyBudget:
     IDLE_FACTOR = 4.0
 
     def __init__(
-        self, tbt_target: float, model: LatencyModel, min_prefill_share: float = 0.0
+        self,
+        tbt_target: float,
+        model: LatencyModel,
+        min_prefill_share: float = 0.0,
+        micro_batches: int = 1,
     ) -> None:
         """
         Args:
             tbt_target: seconds between the tokens of requests that have no target of their own.
+            model: of the time in which the slowest stage of a pipeline computes a batch.
+            micro_batches: under way at a time, one for each stage; a token has passed all stages
+                when it comes, so that each has only a part of the time for it.
         """
         if not (tbt_target > 0 and math.isfinite(tbt_target)):
             raise ValueError(f"TBT target is {tbt_target}, expected a time above 0")
         self.tbt_target = tbt_target
         self.model = model
         self.min_prefill_share = _share(min_prefill_share)
+        self._micro_batches = micro_batches
 
     def open(self, decodes: Work, slack: float | None, latest: int) -> Allowance:
         usual = max(0, latest - decodes.tokens)
         spent = self.model.predict(decodes)
         # A target that is shorter than any iteration must not make prompts run token by token.
         shortest = self.model.predict(_ONE_TOKEN)
-        most = self.IDLE_FACTOR * max(self.tbt_target, shortest) - spent
+        target = self.tbt_target / self._micro_batches
+        most = self.IDLE_FACTOR * max(target, shortest) - spent
         if slack is None:
             return Allowance(most, self.model, 1, usual)
         late = min(self.model.accuracy.late, _MOST_LATE)
-        amount = min(slack / (1 + late) - spent, most)
+        amount = min(slack / self._micro_batches / (1 + late) - spent, most)
         floor = _beside(spent, self.min_prefill_share)
         least = 1 if self.min_prefill_share else 0
         if amount < floor:

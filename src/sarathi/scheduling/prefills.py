@@ -72,7 +72,7 @@ class Prefills:
             request, within, ahead = turn
             waits = self._prompts.waits(request)
             cached = self._memory.cached(request) if waits else []
-            start = request.num_computed + granted.get(request, 0)
+            start = request.num_scheduled + granted.get(request, 0)
             start += len(cached) * self._memory.pool.block_size
             if relegations < _MOST_RELEGATIONS and self._is_late(request, start, now):
                 relegations += 1

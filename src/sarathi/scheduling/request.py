@@ -59,7 +59,7 @@ class Request:
     blocks: list[int] = field(default_factory=list)
     num_preemptions: int = 0
     num_recomputed: int = 0  # tokens that had been computed when it was preempted, at most
-    in_flight: bool = False  # part of a batch that has not been completed
+    in_flight: int = 0  # tokens in batches that have not been completed
     cancelled: bool = False
 
     # Kept by the scheduler.
@@ -74,6 +74,11 @@ class Request:
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_scheduled(self) -> int:
+        """Tokens that are computed, or in a batch under way that will compute them."""
+        return self.num_computed + self.in_flight
 
     @property
     def remaining(self) -> int:

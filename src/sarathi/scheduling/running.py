@@ -37,12 +37,17 @@ class Running:
         """By rank. For looking at: O(n log n)."""
         return sorted([*self.decodes, *self._prompts.started], key=by_rank)
 
-    def decode(self) -> DecodeSlices:
+    def decode(self, micro_batches: int = 1) -> DecodeSlices:
         """A slice for each request that decodes, and its block where it needs a new one.
 
         Where no block is to be had, the last in order gives up its own and is computed again
         later (preemption by recompute).
+
+        Args:
+            micro_batches: over so many batches under way are decodes spread, so that none of them
+                takes what the others then lack.
         """
+        most = -(-len(self.decodes) // micro_batches)
         slices: list[Slice] = []
         preempted: list[Request] = []
         context = 0
@@ -51,10 +56,12 @@ class Running:
         for request in self.decodes:
             if request.in_flight:
                 continue
+            if len(slices) == most:
+                break
             start = request.num_computed
             if start == len(request.blocks) * block_size and not self._grow(request, preempted):
                 continue
-            request.in_flight = True
+            request.in_flight = 1
             context += start
             if request.due < due:
                 due = request.due

@@ -31,8 +31,10 @@ class Scheduler:
     last in order gives up its blocks and is computed again later (preemption by recompute). The
     first in order therefore always makes progress.
 
-    Single-threaded: calls must not overlap. `schedule` may be called again before `complete`, in
-    which case requests in flight sit out. Times are seconds of any one clock.
+    Single-threaded: calls must not overlap. `schedule` may be called again before `complete`, for
+    the next micro-batch of a pipeline: decodes in flight sit out, while the next chunk of a prompt
+    may follow the one before. Batches must be computed and completed in the order in which they
+    were scheduled. Times are seconds of any one clock.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Scheduler:
         deterministic_chunk: int | None = None,
         prefix_caching: bool = True,
         model: LatencyModel | None = None,
+        micro_batches: int = 1,
     ) -> None:
         """
         Args:
@@ -60,7 +63,11 @@ class Scheduler:
             deterministic_chunk: where prompts are cut, in tokens, whatever else there is to do;
                 None: as the budget says.
             model: predicts the time of batches, for whoever looks at them.
+            micro_batches: how many will be under way at a time, one for each stage of a pipeline;
+                decodes are spread evenly over them.
         """
+        if micro_batches < 1:
+            raise ValueError(f"{micro_batches} micro-batches, expected at least 1")
         if max_batch_size < 1:
             raise ValueError(f"max batch size is {max_batch_size}, expected at least 1")
         self.pool = pool
@@ -88,6 +95,7 @@ class Scheduler:
             in_order_share=in_order_share,
             chunk=deterministic_chunk,
         )
+        self._micro_batches = micro_batches
         self._requests: dict[int, Request] = {}
         self._prefilled = False  # whether the latest batch had prompts in it
         self._latest = 0  # tokens of it
@@ -129,7 +137,7 @@ class Scheduler:
     def abandon_batches(self) -> None:
         """Give up all batches under way: their requests stand where they stood before."""
         for request in list(self._requests.values()):
-            request.in_flight = False
+            request.in_flight = 0
             if request.cancelled:
                 self._forget(request)
 
@@ -170,7 +178,7 @@ class Scheduler:
             allowance = self._budget.open(work, None, self._latest)
             work = self._prefill(allowance, prefills, work, now, admit=True)
         if policy.hybrid or not prefills:
-            decodes, context, due, preempted = self.running.decode()
+            decodes, context, due, preempted = self.running.decode(self._micro_batches)
             if decodes:
                 count = len(decodes)
                 work = work._replace(
@@ -217,10 +225,11 @@ class Scheduler:
         progressed: list[Request] = []
         block_size = self.pool.block_size
         for index, (request, start, length, samples) in enumerate(batch.slices):
-            request.in_flight = False
+            request.in_flight -= length
             token = next(sampled) if samples else None
             if request.cancelled:
-                self._forget(request)
+                if not request.in_flight:
+                    self._forget(request)
                 continue
             if request.num_computed != start:
                 raise RuntimeError(
@@ -251,9 +260,9 @@ class Scheduler:
         granted = self.prefills.deal(allowance, now, len(self.running), admit=admit)
         tokens, attention, context, samples = work
         for request, length in granted.items():
-            start = request.num_computed
+            start = request.num_scheduled
             self._memory.extend(request, start + length)
-            request.in_flight = True
+            request.in_flight += length
             if request.begun is None:
                 request.begun = now
             last = start + length == request.num_tokens

@@ -40,7 +40,8 @@ class Turns:
         self._admit = admit
         self._tenants: dict[str, _Tenant] = {}
         for request in prompts.started:
-            if not request.in_flight:
+            # A chunk may follow the one before into a pipeline: each stage computes them in order.
+            if request.num_scheduled < request.num_tokens and not request.cancelled:
                 self._tenant(prompts.tenant(request)).started.append(request)
 
     def next(self, left: float) -> Turn | None:
