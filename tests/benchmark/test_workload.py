@@ -118,7 +118,7 @@ def test_requests_are_the_first_ones_of_more(
 
 def test_another_seed_gives_others() -> None:
     one, same, other = (plan(workload(), seed=seed) for seed in (1, 1, 2))
-    assert one == same
+    assert one.requests == same.requests
     assert lengths(one) != lengths(other)
     assert [r.at for r in one.requests] != [r.at for r in other.requests]
 

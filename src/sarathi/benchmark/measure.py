@@ -58,10 +58,11 @@ def prepare(
         BenchmarkError: the workload cannot be had at this rate or from this file.
     """
     plan = load.workload.plan(rate, load.num_requests, load.warm_up, load.seed, max_model_len)
-    prompts = write_prompts(plan.requests, tokens, load.salt, load.seed)
+    requests = plan.requests
+    prompts = write_prompts(requests, tokens, load.salt, load.seed)
     calls = tuple(
         Call(planned.at, prompt, planned.prompt_tokens, planned.output_tokens)
-        for planned, prompt in zip(plan.requests, prompts, strict=True)
+        for planned, prompt in zip(requests, prompts, strict=True)
     )
     return Requests(load, rate, plan, calls)
 

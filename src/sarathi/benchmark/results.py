@@ -17,6 +17,32 @@ class Lag(msgspec.Struct, frozen=True, kw_only=True):
     cpu: float  # CPU time of the client per second of the run
 
 
+class ReplicaUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What one simulated replica did. Times are seconds."""
+
+    iterations: int
+    tokens: int  # computed, decodes included
+    decodes: int  # of those
+    preemptions: int
+    active: float  # time in which there were requests
+    busy: list[float]  # of each pipeline stage
+    bubbles: list[float]  # of each pipeline stage: idle although there were requests
+    overhead: float  # time in which the engine prepared iterations
+    kv_mean: float  # share of the KV blocks in use, over the active time
+    kv_max: float
+
+
+class Simulation(msgspec.Struct, frozen=True, kw_only=True):
+    """How a simulated run came about."""
+
+    deployment: dict[str, str]  # as options are written
+    num_devices: int
+    replicas: list[ReplicaUse]
+    cost_per_million_tokens: float | None  # dollars, of all tokens; None where no price is given
+    records_every: int  # of so many requests, the records hold one; the summary is of all
+    accuracy: str  # of the cost model, in a sentence
+
+
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One load on one server, with all its requests."""
 
@@ -36,6 +62,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     targets: Targets | None = None  # those of its goodput
     invalid: str | None = None  # why the figures must not be used
     stopped: str | None = None  # why it ended before all requests were sent
+    simulation: Simulation | None = None  # None: it was real
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):

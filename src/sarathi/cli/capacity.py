@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from sarathi.cli.errors import UsageError
 from sarathi.cli.load_options import (
@@ -18,6 +19,14 @@ from sarathi.cli.load_options import (
     label,
 )
 from sarathi.cli.options import duration, utf8
+from sarathi.cli.simulation_options import add_simulation_arguments, given_simulation_options
+
+if TYPE_CHECKING:
+    from sarathi.benchmark.report import CapacityWithRuns
+
+
+_REQUESTS = 30  # those of slow servers; others get more
+_SIMULATED_REQUESTS = 2048  # as in the paper
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,38 +54,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DURATION",
         help="P99 of the time between tokens must meet it, such as 200ms",
     )
-    add_requests_argument(parser, default=30)  # those of slow servers; others get more
+    parser.add_argument(
+        "--simulate",
+        action="store_true",
+        help="measure no server, but simulate the hardware and the engine that are described; "
+        "nothing is asked, sent or kept then",
+    )
+    add_requests_argument(parser, None, f"{_REQUESTS}, or {_SIMULATED_REQUESTS} simulated")
     add_results_argument(parser)
     add_fresh_argument(parser)
     add_search_arguments(parser)
     add_load_arguments(parser)
+    add_simulation_arguments(parser)
     add_start_timeout(parser)
     add_output_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """The exit code is 1 where no rate meets the target."""
-    from sarathi.benchmark.contender import Contender
-    from sarathi.benchmark.launch import ending_on_signals
     from sarathi.benchmark.report import check_reports_can_be_made
     from sarathi.benchmark.tables import capacity_fields, print_capacities
+    from sarathi.cli.measuring import Screen
     from sarathi.cli.reporting import print_json, report
-    from sarathi.cli.searching import Searches
 
     if args.arrivals == "trace":
         raise UsageError("--arrivals trace cannot be searched: a trace has one rate")
     if args.report is not None:
         check_reports_can_be_made()
-    url = args.url if args.url or args.start else DEFAULT_URL
-    unnamed = Contender("", url, args.start)
-    contender = replace(unnamed, label=args.label or unnamed.server)
-    with ending_on_signals():
-        searches = Searches(args, [contender])
-        [found] = searches.run()
+    if args.requests_per_point is None:
+        args.requests_per_point = _SIMULATED_REQUESTS if args.simulate else _REQUESTS
+    found = _simulated(args) if args.simulate else _measured(args)
     result = found.capacity
     if args.json:
         print_json(capacity_fields(result))
     else:
         print_capacities([result])
-    report(args.report, [], [found], searches.screen)
+    report(args.report, [], [found], Screen(quiet=args.json))
     return 0 if result.capacity is not None else 1
+
+
+def _measured(args: argparse.Namespace) -> CapacityWithRuns:
+    from sarathi.benchmark.contender import Contender
+    from sarathi.benchmark.launch import ending_on_signals
+    from sarathi.cli.searching import Searches
+
+    for name in given_simulation_options(args):
+        raise UsageError(f"--{name.replace('_', '-')} needs --simulate: it describes no server")
+    url = args.url if args.url or args.start else DEFAULT_URL
+    unnamed = Contender("", url, args.start)
+    contender = replace(unnamed, label=args.label or unnamed.server)
+    with ending_on_signals():
+        [found] = Searches(args, [contender]).run()
+    return found
+
+
+def _simulated(args: argparse.Namespace) -> CapacityWithRuns:
+    from sarathi.cli.simulating import default_label, setup_of, simulated_capacity
+
+    for name in ("url", "start", "salt"):
+        if getattr(args, name) is not None:
+            raise UsageError(f"--{name} and --simulate exclude each other")
+    setup = setup_of(args, args.tbt_target, None)
+    return simulated_capacity(args, setup, args.label or default_label(setup.description))

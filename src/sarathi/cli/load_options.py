@@ -14,11 +14,13 @@ DEFAULT_URL = "http://localhost:8000"
 
 def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     """What is sent, and how it is asked for."""
-    _add_workload(parser.add_argument_group("workload"))
+    add_workload_arguments(parser)
     _add_asking(parser.add_argument_group("asking"))
 
 
-def _add_workload(group: argparse._ArgumentGroup) -> None:
+def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is sent, but for its text."""
+    group = parser.add_argument_group("workload")
     group.add_argument(
         "--workload",
         type=utf8,
@@ -63,13 +65,6 @@ def _add_workload(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--seed", type=count, default=0, metavar="N", help="(default: %(default)s)")
     group.add_argument(
-        "--salt",
-        type=utf8,
-        metavar="TEXT",
-        help="what the texts of prompts depend on beside the seed (default: new in every run, so "
-        "that no prefix cache knows them from an earlier one)",
-    )
-    group.add_argument(
         "--tokenizer",
         type=utf8,
         metavar="MODEL",
@@ -79,6 +74,13 @@ def _add_workload(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_asking(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--salt",
+        type=utf8,
+        metavar="TEXT",
+        help="what the texts of prompts depend on beside the seed (default: new in every run, so "
+        "that no prefix cache knows them from an earlier one)",
+    )
     group.add_argument(
         "--model", type=utf8, metavar="NAME", help="as the server calls it (default: its first)"
     )
@@ -183,13 +185,19 @@ def given_search_options(args: argparse.Namespace) -> dict[str, float]:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
-def add_requests_argument(parser: argparse.ArgumentParser, default: int) -> None:
+def add_requests_argument(
+    parser: argparse.ArgumentParser, default: int | None, told: str = "%(default)s"
+) -> None:
+    """
+    Args:
+        told: the default in words.
+    """
     parser.add_argument(
         "--requests-per-point",
         type=positive,
         default=default,
         metavar="N",
-        help="to measure at each rate, at least; more make the result surer (default: %(default)s)",
+        help=f"to measure at each rate, at least; more make the result surer (default: {told})",
     )
 
 

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 
 from sarathi import __version__
 from sarathi.benchmark.errors import BenchmarkError
-from sarathi.cli import bench, capacity, chat, compare, generate, report, serve
+from sarathi.cli import bench, capacity, chat, compare, generate, report, serve, simulate
 from sarathi.cli.errors import UsageError
 from sarathi.engine.config import ConfigError
 from sarathi.engine.sampling import SamplingError
 from sarathi.executors.errors import ExecutorError
 from sarathi.models.config import ModelError
 from sarathi.scheduling import AdmissionError
+from sarathi.simulator.errors import SimulationError
 
 _COMMANDS = {
     "serve": serve,
@@ -25,6 +26,7 @@ _COMMANDS = {
     "capacity": capacity,
     "compare": compare,
     "report": report,
+    "simulate": simulate,
 }
 # Whatever the user can mend is told in one line, with the exit code that argparse uses.
 _BAD_INPUT = (
@@ -35,6 +37,7 @@ _BAD_INPUT = (
     AdmissionError,
     ExecutorError,
     BenchmarkError,
+    SimulationError,
 )
 
 

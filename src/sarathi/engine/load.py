@@ -14,25 +14,14 @@ from sarathi.engine.messages import ModelInfo
 from sarathi.engine.profile import NUM_BLOCKS, profile
 from sarathi.engine.recorders import open_recorders
 from sarathi.engine.sampler import Sampler
+from sarathi.engine.scheduler import make_budget, make_scheduler, strict_target
 from sarathi.executors import self_check
 from sarathi.executors.openvino import BLOCK_SIZE, OpenVinoExecutor
 from sarathi.models.config import ModelConfig
 from sarathi.models.model import open_model, open_tokenizer
-from sarathi.scheduling import (
-    ORDERS,
-    POLICIES,
-    BlockPool,
-    Budget,
-    FixedBudget,
-    LatencyBudget,
-    LatencyModel,
-    Scheduler,
-    Work,
-)
+from sarathi.scheduling import POLICIES, BlockPool, LatencyBudget, LatencyModel, Work
 
-# The paper's strict target, five times an iteration that only decodes, with the decodes of a
-# machine that is well used: the paper's are 32 at 4096 tokens, on GPUs.
-_STRICT = 5.0
+# The decodes of a processor that is well used; the paper's are 32 at 4096 tokens, on GPUs.
 _DECODES, _CONTEXT = 32, 512
 _REHEARSAL_BLOCKS = max(self_check.NUM_BLOCKS, NUM_BLOCKS)
 
@@ -92,26 +81,16 @@ def load_engine(
         )
     latency_model = _rehearse(executor, config, report)
     executor.allocate(num_blocks)
-    budget = _budget(config, latency_model, max_model_len)
+    decodes, context = min(_DECODES, config.max_batch_size), min(_CONTEXT, max_model_len // 2)
+    budget = make_budget(config, latency_model, strict_target(latency_model, decodes, context))
     shortest = latency_model.predict(Work(1, 0.0, 0, 1))
     if config.tbt_target is not None and config.tbt_target < shortest:
         report(
             f"warning: a target of {in_words(config.tbt_target)} between tokens cannot be met: "
             f"a token alone takes {in_words(shortest)}"
         )
-    scheduler = Scheduler(
-        BlockPool(num_blocks, BLOCK_SIZE),
-        budget,
-        max_batch_size=config.max_batch_size,
-        max_model_len=max_model_len,
-        policy=POLICIES[config.policy],
-        order=ORDERS[config.order](latency_model, config.ttft_target),
-        fair=config.fair_by is not None,
-        in_order_share=config.in_order_share,
-        deterministic_chunk=config.chunk,
-        prefix_caching=config.prefix_caching,
-        model=latency_model,
-    )
+    pool = BlockPool(num_blocks, BLOCK_SIZE)
+    scheduler = make_scheduler(config, budget, latency_model, pool, max_model_len)
     sampler = Sampler(model.config.vocab_size)
     core = EngineCore(executor, scheduler, sampler, eos_ids.result(), recorders)
     info = ModelInfo(
@@ -144,21 +123,6 @@ def _rehearse(
         if config.deterministic:
             self_check.check_deterministic(executor)
         return profile(executor, report)
-
-
-def _budget(config: EngineConfig, model: LatencyModel, max_model_len: int) -> Budget | None:
-    """None where the policy takes none."""
-    if config.fixed_budget is not None:
-        share = config.min_prefill_share if config.policy == "sarathi" else 0.0
-        return FixedBudget(config.fixed_budget, share)
-    if not config.latency_budget:
-        return None
-    target = config.tbt_target
-    if target is None:
-        decodes = min(_DECODES, config.max_batch_size)
-        context = decodes * min(_CONTEXT, max_model_len // 2)
-        target = _STRICT * model.predict(Work(decodes, 0.0, context, decodes))
-    return LatencyBudget(target, model, config.min_prefill_share)
 
 
 def _wanted_length(config: EngineConfig, model: ModelConfig) -> int:

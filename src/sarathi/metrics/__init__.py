@@ -9,6 +9,15 @@
 
 from sarathi.metrics.percentiles import Distribution, distribution
 from sarathi.metrics.record import RequestRecord
+from sarathi.metrics.streaming import StreamingSummary
 from sarathi.metrics.summary import Summary, Targets, summarise
 
-__all__ = ["Distribution", "RequestRecord", "Summary", "Targets", "distribution", "summarise"]
+__all__ = [
+    "Distribution",
+    "RequestRecord",
+    "StreamingSummary",
+    "Summary",
+    "Targets",
+    "distribution",
+    "summarise",
+]

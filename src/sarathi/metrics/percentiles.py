@@ -12,14 +12,15 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-_PERCENTILES = (50, 90, 99)
+PERCENTILES = (50, 90, 99)
 _CONFIDENCE = 0.95
-_RESAMPLES = 400
+RESAMPLES = 400
 _MAX_WORK = 4 * 10**7  # values times resamples; beyond, fewer resamples do
+SEED = 0  # the same values have the same intervals
 _LEAST_REQUESTS = 20
 _LEAST_ABOVE = 3  # values expected above a percentile
 
-_Interval = tuple[float, float]
+Interval = tuple[float, float]
 
 
 class Distribution(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,35 +76,51 @@ def distribution(groups: Sequence[Sequence[float]]) -> Distribution:
 
 def _intervals(
     values: Array, owners: npt.NDArray[np.int64], num_requests: int
-) -> list[_Interval | None]:
+) -> list[Interval | None]:
     """A bootstrap over blocks of neighbours, the last of which are next to the first.
 
     H. R. Künsch, "The jackknife and the bootstrap for general stationary observations", Annals of
     Statistics 17 (1989); the circle is that of Politis and Romano (1992).
     """
-    bounded = [
-        num_requests >= _LEAST_REQUESTS and len(values) * (100 - percent) >= 100 * _LEAST_ABOVE
-        for percent in _PERCENTILES
-    ]
+    bounded = bounded_percentiles(num_requests, len(values))
     if not any(bounded):
         return [None] * len(bounded)
     length = round(math.sqrt(num_requests))
     num_blocks = math.ceil(num_requests / length)
-    rng = np.random.default_rng(0)  # the same values have the same intervals
+    rng = np.random.default_rng(SEED)
     found = []
-    for _ in range(max(20, min(_RESAMPLES, _MAX_WORK // len(values)))):
+    for _ in range(max(20, min(RESAMPLES, _MAX_WORK // len(values)))):
         starts = rng.integers(num_requests, size=(num_blocks, 1))
         drawn = ((starts + np.arange(length)) % num_requests).ravel()[:num_requests]
         weights = np.bincount(drawn, minlength=num_requests)
         found.append(_weighted(values, weights[owners]))
-    tail = 100 * _tail(num_blocks)
-    ends = np.percentile(found, (tail, 100 - tail), axis=0).T.tolist()
+    return ends(np.array(found), num_blocks, bounded)
+
+
+def bounded_percentiles(num_requests: int, num_values: int) -> list[bool]:
+    """Of which percentiles enough was seen to bound them."""
     return [
-        (low, high) if enough else None for (low, high), enough in zip(ends, bounded, strict=True)
+        num_requests >= _LEAST_REQUESTS and num_values * (100 - percent) >= 100 * _LEAST_ABOVE
+        for percent in PERCENTILES
     ]
 
 
-def _tail(num_blocks: int) -> float:
+def ends(found: Array, num_blocks: int, bounded: Sequence[bool]) -> list[Interval | None]:
+    """Intervals of the percentiles.
+
+    Args:
+        found: the percentiles of each resample, one resample a row.
+        num_blocks: that were drawn for each.
+        bounded: which percentiles to give an interval.
+    """
+    tail = 100 * tail_share(num_blocks)
+    both = np.percentile(found, (tail, 100 - tail), axis=0).T.tolist()
+    return [
+        (low, high) if enough else None for (low, high), enough in zip(both, bounded, strict=True)
+    ]
+
+
+def tail_share(num_blocks: int) -> float:
     """What share of the resamples to leave out at either end.
 
     Less than half of what lies beyond the confidence: few blocks vary less than they should, as
@@ -121,6 +138,6 @@ def _weighted(values: Array, weights: npt.NDArray[np.int64]) -> Array:
     """Percentiles of sorted values, each as often as its weight says: the least value that so many
     percent of all do not exceed, hence always one that occurred."""
     reached = np.cumsum(weights)
-    ranks = np.ceil(np.array(_PERCENTILES) / 100 * reached[-1])
+    ranks = np.ceil(np.array(PERCENTILES) / 100 * reached[-1])
     found: Array = values[np.searchsorted(reached, ranks)]
     return found

@@ -17,6 +17,12 @@ class Targets(msgspec.Struct, frozen=True):
     ttft: float | None = None  # seconds
     tbt: float | None = None  # seconds, for the longest gap
 
+    def met(self, ttft: float | None, max_gap: float | None) -> bool:
+        """Whether a complete answer keeps them."""
+        if self.ttft is not None and (ttft is None or ttft > self.ttft):
+            return False
+        return self.tbt is None or max_gap is None or max_gap <= self.tbt
+
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Times are seconds. Latencies are those of complete answers.
@@ -66,7 +72,8 @@ def summarise(
     request_rate = len(records) / sending if sending > 0 else 0.0
     attainment = None
     if targets is not None:
-        attainment = sum(_meets(record, targets) for record in complete) / len(records)
+        met = [targets.met(record.ttft, record.max_gap) for record in complete]
+        attainment = sum(met) / len(records)
 
     def per_second(amount: float) -> float:
         return amount / duration if duration > 0 else 0.0
@@ -92,13 +99,6 @@ def summarise(
         goodput=None if attainment is None else attainment * request_rate,
         attainment=attainment,
     )
-
-
-def _meets(record: RequestRecord, targets: Targets) -> bool:
-    ttft, gap = record.ttft, record.max_gap
-    if targets.ttft is not None and (ttft is None or ttft > targets.ttft):
-        return False
-    return targets.tbt is None or gap is None or gap <= targets.tbt
 
 
 def _counted(kinds: Iterable[str | None]) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from sarathi.benchmark.workload.tokens import TokenCounter
 from sarathi.benchmark.workload.traces import Trace
 
 _MAX_SCALE = 1000.0
+_PIECE = 4096  # requests that are made at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +31,31 @@ class Planned:
     turn: int  # counts from 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """All requests of a run, those of the warm-up first."""
+    """All requests of a run, those of the warm-up first. A request takes 40 bytes."""
 
-    requests: tuple[Planned, ...]
+    times: Times
+    prompts: Tokens
+    outputs: Tokens
+    conversations: Tokens
+    turns: Tokens
     num_warm_up: int
     measured_seconds: float  # in which the requests after the warm-up arrive
     num_shortened: int  # requests cut, prompt and output in proportion, to fit the longest total
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def __iter__(self) -> Iterator[Planned]:
+        columns = (self.times, self.prompts, self.outputs, self.conversations, self.turns)
+        for begin in range(0, len(self), _PIECE):
+            pieces = (column[begin : begin + _PIECE].tolist() for column in columns)
+            yield from map(Planned, *pieces)
+
+    @property
+    def requests(self) -> tuple[Planned, ...]:
+        return tuple(self)
 
 
 @dataclass(frozen=True)
@@ -156,12 +175,15 @@ class Workload:
         prompts = _capped(whole(pairs[0].astype(np.float64) * self.prompt_scale), self.max_prompt)
         outputs = _capped(whole(pairs[1].astype(np.float64) * self.output_scale), self.max_output)
         prompts, outputs, num_shortened = _shortened(prompts, outputs, max_total)
-        turns = converse(prompts, outputs, self.turns, self.max_prompt, max_total, for_turns)
-        requests = tuple(
-            Planned(at, turn.prompt_tokens, turn.output_tokens, turn.conversation, turn.number)
-            for at, turn in zip(times.tolist(), turns, strict=True)
+        conversations, numbers = np.arange(total), np.zeros(total, np.int64)
+        if self.turns > 1:
+            turns = converse(prompts, outputs, self.turns, self.max_prompt, max_total, for_turns)
+            prompts = np.array([turn.prompt_tokens for turn in turns])
+            conversations = np.array([turn.conversation for turn in turns])
+            numbers = np.array([turn.number for turn in turns])
+        return Plan(
+            times, prompts, outputs, conversations, numbers, warm_up, seconds, num_shortened
         )
-        return Plan(requests, warm_up, seconds, num_shortened)
 
     def _from_trace(
         self, total: int, warm_up: int, rate: float | None

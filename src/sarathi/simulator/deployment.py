@@ -1,0 +1,116 @@
+"""A model on devices: how it is split, and on how many nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sarathi.simulator.devices import Device
+from sarathi.simulator.errors import SimulationError
+from sarathi.simulator.model_shape import ModelShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """One replica.
+
+    Layers are dealt out evenly. Those that remain go one each to the first stages, since the last
+    also computes the head. Groups of tensor parallelism stay inside a node where they fit into one,
+    and stages follow one another from node to node.
+    """
+
+    model: ModelShape
+    device: Device
+    tp: int = 1  # workers that share each layer
+    pp: int = 1  # stages, each with a part of the layers
+    max_model_len: int = 4096  # tokens of the longest request
+    bytes_per_weight: float = 2
+    bytes_per_kv: float = 2
+    memory_utilization: float = 0.9  # what is left is for the runtime and its libraries
+    nodes: int | None = None  # None is as few as possible
+
+    def __post_init__(self) -> None:
+        model, node = self.model, self.device.node
+        _within("tp", self.tp, 1, model.heads, f"the heads of {model.name}")
+        for what, number in (("heads", model.heads), ("intermediate size", model.intermediate)):
+            if number % self.tp:
+                raise _wrong("tp", self.tp, f"a divisor of the {number} {what} of {model.name}")
+        if model.kv_heads % self.tp and self.tp % model.kv_heads:
+            raise _wrong(
+                "tp", self.tp, f"a divisor or a multiple of {model.kv_heads}, the key-value heads"
+            )
+        _within("pp", self.pp, 1, model.layers, f"the layers of {model.name}")
+        _within("max_model_len", self.max_model_len, 1, None, "")
+        if not 0 < self.memory_utilization <= 1:
+            raise _wrong("memory_utilization", self.memory_utilization, "above 0, at most 1")
+        for field in ("bytes_per_weight", "bytes_per_kv"):
+            if not 0 < getattr(self, field) <= 8:
+                raise _wrong(field, getattr(self, field), "above 0, at most 8")
+        if self.tp > node.gpus and self.tp % node.gpus:
+            raise _wrong("tp", self.tp, f"at most {node.gpus} (the GPUs of a node) or a multiple")
+        if self.nodes is not None:
+            _within("nodes", self.nodes, self._least_nodes, self._most_nodes, "whole groups each")
+
+    @property
+    def workers(self) -> int:
+        return self.tp * self.pp
+
+    @property
+    def num_nodes(self) -> int:
+        return self._least_nodes if self.nodes is None else self.nodes
+
+    @property
+    def price(self) -> float | None:
+        """Dollars an hour, where the device has a price."""
+        return None if self.device.price is None else self.device.price * self.workers
+
+    @property
+    def stage_layers(self) -> tuple[int, ...]:
+        each, more = divmod(self.model.layers, self.pp)
+        return tuple(each + (stage < more) for stage in range(self.pp))
+
+    @property
+    def tp_crosses(self) -> bool:
+        """Whether an all-reduce leaves the node."""
+        return self.tp > self.device.node.gpus
+
+    @property
+    def crossings(self) -> int:
+        """Of the `pp - 1` boundaries between stages, how many lie between nodes."""
+        return self.pp - 1 if self.tp_crosses else self.num_nodes - 1
+
+    @property
+    def heads(self) -> int:
+        """Query heads of one worker."""
+        return self.model.heads // self.tp
+
+    @property
+    def kv_heads(self) -> int:
+        """Key-value heads of one worker; several workers hold the same where there are too few."""
+        return max(1, self.model.kv_heads // self.tp)
+
+    @property
+    def vocab(self) -> int:
+        """Rows of the embedding and of the head on one worker."""
+        return -(-self.model.vocab // self.tp)
+
+    @property
+    def _least_nodes(self) -> int:
+        gpus = self.device.node.gpus
+        if self.tp > gpus:
+            return self.pp * (self.tp // gpus)
+        return -(-self.pp // (gpus // self.tp))
+
+    @property
+    def _most_nodes(self) -> int:
+        return self._least_nodes if self.tp_crosses else self.pp
+
+
+def _wrong(field: str, value: object, expected: str) -> SimulationError:
+    return SimulationError(f"{field} is {value}, expected {expected}")
+
+
+def _within(field: str, value: int, least: int, most: int | None, why: str) -> None:
+    if value < least or (most is not None and value > most):
+        upper = "" if most is None else f" to {most}"
+        expected = f"{least}{upper}" if upper else f"at least {least}"
+        raise _wrong(field, value, expected + (f" ({why})" if why else ""))

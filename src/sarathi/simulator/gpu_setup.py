@@ -1,0 +1,80 @@
+"""Replicas on GPUs that need not be there."""
+
+from __future__ import annotations
+
+from sarathi.engine.config import EngineConfig
+from sarathi.simulator.deployment import Deployment
+from sarathi.simulator.gpu.gpu_cost import GpuCostModel
+from sarathi.simulator.memory import kv_blocks
+from sarathi.simulator.overhead import OVERHEADS, EngineOverhead
+from sarathi.simulator.setup import Setup
+
+_BLOCK_SIZE = 16  # tokens
+_USUAL_BATCH = 8192  # tokens, for which memory is kept where a latency target decides
+
+
+def gpu_setup(
+    deployment: Deployment,
+    config: EngineConfig,
+    *,
+    overhead: EngineOverhead = OVERHEADS["sarathi"],
+    replicas: int = 1,
+    router: str = "round_robin",
+    price: float | None = None,
+) -> Setup:
+    """
+    Args:
+        config: how each engine is run; its `max_model_len` is that of the deployment.
+        price: dollars an hour of a device; None: that of the device, if it has one.
+
+    Raises:
+        SimulationError: the model does not fit; the message shows the arithmetic.
+    """
+    longest = deployment.max_model_len
+    largest = config.fixed_budget
+    if largest is None:
+        largest = min(_USUAL_BATCH, longest) if config.latency_budget else longest
+    memory = kv_blocks(
+        deployment, max(largest, config.max_batch_size), _BLOCK_SIZE, config.max_batch_size
+    )
+    description = {
+        "model": deployment.model.name,
+        "device": deployment.device.name,
+        "tp": str(deployment.tp),
+        "pp": str(deployment.pp),
+        "nodes": str(deployment.num_nodes),
+        "replicas": str(replicas),
+        "router": router,
+        "overhead": overhead.name,
+        **describe(config, longest),
+    }
+    return Setup(
+        description=description,
+        cost=GpuCostModel(deployment, overhead),
+        config=config,
+        num_blocks=memory.blocks,
+        block_size=memory.block_size,
+        max_model_len=longest,
+        num_replicas=replicas,
+        devices_per_replica=deployment.workers,
+        router=router,
+        accuracy=f"{deployment.device.title}: {deployment.device.achieved.source}",
+        price=deployment.device.price if price is None else price,
+        memory=memory.text,
+    )
+
+
+def describe(config: EngineConfig, max_model_len: int) -> dict[str, str]:
+    """How an engine is run, as options are written."""
+    options = {
+        "policy": config.policy,
+        "max-batch-size": str(config.max_batch_size),
+        "max-model-len": str(max_model_len),
+    }
+    if config.fixed_budget is not None:
+        options["token-budget"] = str(config.fixed_budget)
+    if config.latency_budget and config.tbt_target is not None:
+        options["tbt-target"] = f"{config.tbt_target:g}"
+    if config.order != "fcfs":
+        options["order"] = config.order
+    return options

@@ -1,0 +1,46 @@
+"""The latency model that an engine on simulated hardware begins with."""
+
+from __future__ import annotations
+
+from sarathi.scheduling import LatencyModel, Work
+from sarathi.simulator.cost import BatchShape, CostModel
+
+_CHUNKS = (1, 16, 64, 128, 256, 512, 1024, 2048)
+_DECODES = (1, 8, 32, 64, 128)
+_DEPTHS = (0.0, 0.25, 0.5)  # of the longest request
+
+
+def rehearse(cost: CostModel, max_batch_size: int, max_model_len: int) -> LatencyModel:
+    """Fit a model to iterations of many kinds, as an engine does before it serves anyone.
+
+    With several pipeline stages it is one of the slowest stage, since that is what an iteration
+    adds to the time between two tokens for each of them.
+    """
+    shapes = []
+    for depth in _DEPTHS:
+        past = int(depth * max_model_len)
+        for length in _CHUNKS:
+            if past + length <= max_model_len:
+                shapes.append(BatchShape(0, 0, ((past, length),), 1, length))
+        for decodes in {min(number, max_batch_size) for number in _DECODES}:
+            context = decodes * max(past, 1)
+            shapes.append(BatchShape(decodes, context, (), decodes, decodes))
+            for length in (128, 512):
+                if past + length <= max_model_len:
+                    shapes.append(
+                        BatchShape(
+                            decodes, context, ((past, length),), decodes + 1, decodes + length
+                        )
+                    )
+    return LatencyModel.fit([(_work(shape), seconds(cost, shape)) for shape in shapes])
+
+
+def seconds(cost: CostModel, shape: BatchShape) -> float:
+    """Of an iteration, as far as the next one has to wait for it."""
+    slowest = max(cost.stages(shape))
+    return cost.overhead(shape) + slowest if cost.num_stages == 1 else slowest
+
+
+def _work(shape: BatchShape) -> Work:
+    attention = sum(length * (start + length / 2) for start, length in shape.chunks)
+    return Work(shape.tokens, attention, shape.context, shape.samples)

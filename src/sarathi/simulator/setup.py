@@ -1,0 +1,71 @@
+"""What is simulated: hardware that has its times, and engines that run on it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from sarathi.engine.config import EngineConfig
+from sarathi.engine.scheduler import make_budget, make_scheduler, strict_target
+from sarathi.scheduling import BlockPool, LatencyModel, Scheduler
+from sarathi.simulator.cost import CostModel
+from sarathi.simulator.rehearsal import rehearse
+
+# The paper's strict target is for 32 decodes of 4096 tokens.
+_DECODES, _CONTEXT = 32, 4096
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Replicas that are all alike."""
+
+    description: dict[str, str]  # as options are written: model, device, tp and so on
+    cost: CostModel
+    config: EngineConfig
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    num_replicas: int
+    devices_per_replica: int
+    router: str  # a key of `router.ROUTERS`
+    accuracy: str  # how far the cost model is off, in a sentence
+    memory: str = ""  # the arithmetic behind `num_blocks`
+    price: float | None = None  # dollars an hour, of a device
+    noise: Sequence[float] = ()  # factors of iteration times, one of which is drawn for each
+
+    @property
+    def learns(self) -> bool:
+        """Whether any decision depends on what the latency model has seen."""
+        return self.config.latency_budget or self.config.order == "slack"
+
+    def rehearsed(self) -> LatencyModel:
+        """The model that an engine would have fitted at its start."""
+        return rehearse(self.cost, self.config.max_batch_size, self.max_model_len)
+
+    def scheduler(self, prefix_caching: bool) -> Scheduler:
+        """
+        Args:
+            prefix_caching: whether prompts have anything in common; if not, looking for it takes
+                time and finds nothing.
+        """
+        config, model, stages = self.config, self.rehearsed(), self.cost.num_stages
+        decodes = min(_DECODES, config.max_batch_size)
+        target = strict_target(model, decodes, min(_CONTEXT, self.max_model_len // 2))
+        return make_scheduler(
+            config if prefix_caching else replace(config, prefix_caching=False),
+            make_budget(config, model, target, stages),
+            model,
+            BlockPool(self.num_blocks, self.block_size),
+            self.max_model_len,
+            stages,
+        )
+
+    def jitter(self, seed: int) -> Callable[[], float] | None:
+        if not self.noise:
+            return None
+        draw = random.Random(seed)
+        factors = tuple(self.noise)
+        return lambda: draw.choice(factors)
