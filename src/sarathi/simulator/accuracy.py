@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sarathi.simulator.cost import BatchShape
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.gpu import GpuCostModel
+from sarathi.simulator.overhead import OVERHEADS
 
 # By device and term: median and 90th percentile of the absolute relative error on measurements that
 # no constant was fitted to. The error table of `sarathi calibrate`, rows "held out".
@@ -54,9 +55,9 @@ class KnownError:
     unmeasured: float  # share of the time that no measurement on the device speaks for
 
     def __str__(self) -> str:
-        told = f"error {self.median:.0%} in the median, {self.p90:.0%} at P90"
+        told = f"off by {self.median:.0%} in the median and {self.p90:.0%} at P90"
         if self.unmeasured >= 1:
-            return "error unknown: nothing was measured on this device"
+            return "how far it is off is unknown, as nothing was measured on this device"
         if self.unmeasured >= 0.005:
             return f"{told}; unknown for {self.unmeasured:.0%} of the time"
         return told
@@ -91,3 +92,13 @@ def _held_out(deployment: Deployment, term: str) -> tuple[float, float] | None:
     elif term == "send_recv" and deployment.crossings:
         study = "send_recv, two nodes"
     return HELD_OUT.get((name, study)) or HELD_OUT.get((_MEASURED_AS.get((name, study), ""), study))
+
+
+# An iteration as they are under load: half of what the paper's larger budget allows.
+_TYPICAL = BatchShape(32, 32 * 4096, ((2048, 992),), 32, 1024)
+
+
+def accuracy_in_words(deployment: Deployment) -> str:
+    """What to print beside figures of a deployment: the known error of a typical iteration."""
+    cost = GpuCostModel(deployment, OVERHEADS["none"])
+    return f"time on the GPU: {known_error(cost, _TYPICAL)}"
