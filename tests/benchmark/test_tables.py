@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from made_up import record, run
 from msgspec.structs import replace
+from simulated_runs import simulated, use
 
 from sarathi.benchmark.compare import FIGURES, Row
 from sarathi.benchmark.results import Capacity, Point
@@ -14,6 +15,7 @@ from sarathi.benchmark.tables import (
     print_capacities,
     print_comparison,
     print_run,
+    run_fields,
 )
 from sarathi.metrics import summarise
 
@@ -108,3 +110,38 @@ def test_what_made_it_easier_for_the_server_is_noted() -> None:
     assert "12.5 % of the prompt tokens came from the server's prefix cache" in found
     plain = notes(run([record()]))
     assert not [note for note in plain if "tokens asked for" in note or "prefix cache" in note]
+
+
+def test_a_simulated_run_says_how_well_its_hardware_was_used() -> None:
+    second = use(active=300.0, busy=(60.0, 300.0), overhead=0.0, preemptions=2, kv_mean=0.1)
+    found = notes(simulated(run([record()]), use(), second))
+    assert found == [
+        "stage 0: busy for 35 % of the time with requests, idle (bubbles) for 65 %",
+        "stage 1: busy for 90 % of the time with requests, idle (bubbles) for 10 %",
+        "the engine prepared iterations for 1 % of that time",
+        "KV blocks: 20 % in use on average, 75 % at most; 3 preemptions",
+        "cost: $0.250 a million tokens, prompts included",
+        "accuracy: off by 3% in the median",
+    ]
+
+
+def test_a_simulated_run_says_what_it_leaves_out() -> None:
+    one_stage = use(busy=(90.0,))
+    found = notes(simulated(run([record()]), one_stage, cost=None, every=4))
+    assert found[0].startswith("devices: busy for 90 %")
+    assert "figures by request show one in 4; percentiles are those of all" in found
+    assert not [note for note in found if "cost" in note or "client" in note]
+
+
+def test_failures_that_no_kept_record_tells_of_are_counted() -> None:
+    failed = run([record(), record(failure="refused")])
+    found = notes(simulated(replace(failed, records=failed.records[:1]), every=2))
+    assert found[0] == "failed: 1 refused"
+
+
+def test_json_holds_what_the_simulation_did() -> None:
+    assert run_fields(run([record()]))["simulation"] is None
+    fields = run_fields(simulated(run([record()])))["simulation"]
+    assert fields["replicas"][0]["busy"] == [80.0, 60.0]
+    assert fields["cost_per_million_tokens"] == 0.25
+    assert fields["accuracy"] == "off by 3% in the median"

@@ -23,7 +23,7 @@ from sarathi.simulator.errors import SimulationError
         ({"model": "falcon-180b", "tp": 16}, "tp is 16, expected a divisor of the 232 heads"),
         (
             {"model": "smollm2-135m", "tp": 9},
-            "tp is 9, expected a divisor of the 1536 intermediate size",
+            "tp is 9, expected a divisor of the 1536 inter",
         ),
     ],
 )

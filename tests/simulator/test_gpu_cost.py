@@ -67,7 +67,7 @@ def test_the_same_shape_takes_the_same_time() -> None:
 
 def test_nothing_takes_no_time() -> None:
     for model in (MISTRAL, cost("llama2-70b", "a40", tp=4, pp=2)):
-        assert total(model, EMPTY) == 0
+        assert total(model, EMPTY) == model.hop(EMPTY) == 0
         assert all(stage.compute == 0 for stage in model.components(EMPTY))
 
 

@@ -48,7 +48,7 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
         kv_blocks(deployment("llama2-70b", "a40"), 512)
     told = str(refused.value)
     assert "llama2-70b TP1 on A40-48G does not fit" in told
-    assert "44.40 GiB x 0.9 = 39.96 GiB - weights 128.5" in told
+    assert "44.40 GiB x 0.9 = 39.96 GiB - weights 128.48" in told
 
 
 def test_a_request_that_the_cache_cannot_hold_is_refused() -> None:

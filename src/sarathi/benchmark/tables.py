@@ -13,9 +13,13 @@ from sarathi.benchmark.cautions import cached_prompts, short_answers
 from sarathi.benchmark.compare import Row
 from sarathi.benchmark.numbers import MISSING, interval, milliseconds, number, seconds
 from sarathi.benchmark.results import Capacity, Point, Run
+from sarathi.benchmark.simulated import simulation_notes
 from sarathi.metrics import Distribution
 
-_META = "label server model machine workload rate seed salt num_shortened began lag invalid stopped"
+_META = (
+    "label server model machine workload rate seed salt num_shortened began lag invalid stopped "
+    "simulation"
+)
 
 
 def run_fields(run: Run) -> dict[str, Any]:
@@ -131,7 +135,8 @@ def notes(run: Run) -> list[str]:
         )
     if summary.failures:
         kinds = ", ".join(f"{count} {kind}" for kind, count in summary.failures.items())
-        detail = next(record.detail for record in run.records if record.failure is not None)
+        # Where the records hold one request of many, it may be that none of them failed.
+        detail = next((one.detail for one in run.records if one.failure is not None), None)
         found.append(f"failed: {kinds}" + (f" (the first: {detail})" if detail else ""))
     if run.num_shortened:
         found.append(f"{run.num_shortened} requests were shortened to the server's context")
@@ -140,10 +145,13 @@ def notes(run: Run) -> list[str]:
             "the server does not count the tokens of each event: times of tokens are estimated"
         )
     found += filter(None, (short_answers([run]), cached_prompts([run])))
-    found.append(
-        f"the client was late by {milliseconds(run.lag.p50)} at P50, "
-        f"{milliseconds(run.lag.p99)} at P99"
-    )
+    if run.simulation is None:
+        found.append(
+            f"the client was late by {milliseconds(run.lag.p50)} at P50, "
+            f"{milliseconds(run.lag.p99)} at P99"
+        )
+    else:
+        found += simulation_notes(run.simulation)
     if run.stopped is not None:
         found.append(run.stopped)
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from sarathi.scheduling import Batch
@@ -39,3 +39,13 @@ class CostModel(Protocol):
 
     def overhead(self, shape: BatchShape) -> float:
         """In which the engine prepares and finishes an iteration and no stage computes for it."""
+
+
+Jitter = Callable[[BatchShape], float]  # a factor for the time of an iteration
+
+
+class Noise(Protocol):
+    """How iterations of the same shape differ in time."""
+
+    def jitter(self, seed: int) -> Jitter:
+        """The same seed gives the same factors one after the other."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from sarathi.scheduling import Batch, Request, Scheduler
-from sarathi.simulator.cost import BatchShape, CostModel
+from sarathi.simulator.cost import BatchShape, CostModel, Jitter
 from sarathi.simulator.usage import Usage
 
 
@@ -42,14 +42,14 @@ class Replica:
         observer: Observer,
         *,
         learns: bool = True,
-        jitter: Callable[[], float] | None = None,
+        jitter: Jitter | None = None,
     ) -> None:
         """
         Args:
             scheduler: made for as many micro-batches as there are stages.
             learns: whether the scheduler's latency model sees the times, as the engine's does;
                 where no decision depends on it, this takes time for nothing.
-            jitter: gives a factor for the time of each iteration; None: they take what they cost.
+            jitter: None: iterations take exactly what they cost.
         """
         self.scheduler = scheduler
         self.usage = Usage(cost.num_stages, scheduler.pool.num_blocks)
@@ -107,7 +107,7 @@ class Replica:
         cost, usage, free = self._cost, self.usage, self._free
         overhead, seconds = cost.overhead(shape), cost.stages(shape)
         if self._jitter is not None:
-            factor = self._jitter()
+            factor = self._jitter(shape)
             overhead, seconds = overhead * factor, [factor * part for part in seconds]
         hop = cost.hop(shape) if len(free) > 1 else 0.0
         at = now + overhead

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -11,7 +9,7 @@ from msgspec.structs import replace
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.scheduler import make_budget, make_scheduler, strict_target
 from sarathi.scheduling import BlockPool, LatencyModel, Scheduler
-from sarathi.simulator.cost import CostModel
+from sarathi.simulator.cost import CostModel, Jitter, Noise
 from sarathi.simulator.rehearsal import rehearse
 
 # The paper's strict target is for 32 decodes of 4096 tokens.
@@ -34,7 +32,7 @@ class Setup:
     accuracy: str  # how far the cost model is off, in a sentence
     memory: str = ""  # the arithmetic behind `num_blocks`
     price: float | None = None  # dollars an hour, of a device
-    noise: Sequence[float] = ()  # factors of iteration times, one of which is drawn for each
+    noise: Noise | None = None  # in the times of iterations
 
     @property
     def learns(self) -> bool:
@@ -63,9 +61,5 @@ class Setup:
             stages,
         )
 
-    def jitter(self, seed: int) -> Callable[[], float] | None:
-        if not self.noise:
-            return None
-        draw = random.Random(seed)
-        factors = tuple(self.noise)
-        return lambda: draw.choice(factors)
+    def jitter(self, seed: int) -> Jitter | None:
+        return None if self.noise is None else self.noise.jitter(seed)

@@ -30,6 +30,15 @@ _LATENCIES: tuple[tuple[str, Callable[[Summary], Distribution], tuple[str, ...],
     ("delay (s)", lambda summary: summary.scheduling_delay, ("P50",), False),
 )
 
+# What says something of a real client alone.
+_CLIENT = (
+    Column("salt", prose=True),
+    Column("P50", "client lag (ms)"),
+    Column("P99", "client lag (ms)"),
+    Column("max", "client lag (ms)"),
+    Column("CPU"),
+)
+
 
 def latency_table(measured: Measured) -> Table | None:
     """Latencies that no load has are left out."""
@@ -110,34 +119,40 @@ def throughput_table(measured: Measured) -> Table | None:
 
 
 def conduct_table(measured: Measured) -> Table | None:
-    """How each run went, of those whose files are there."""
-    rows = [
-        [label_cell(measured, run.label), *_conduct(run)]
-        for run in sorted(measured.all_runs, key=lambda run: run.began)
-    ]
-    if not rows:
+    """How each run went, of those whose files are there.
+
+    A simulated run has no client that could be late, and what it took is on the virtual clock.
+    """
+    runs = sorted(measured.all_runs, key=lambda run: run.began)
+    if not runs:
         return None
-    return Table(
-        title="How the runs went",
-        caption=(
+    real = any(run.simulation is None for run in runs)
+    simulated = any(run.simulation is not None for run in runs)
+    caption = []
+    if real:
+        caption.append(
             "Lag is how late the client itself was: where it nears the latencies, they say more of "
             "the client than of the server. CPU is the client's, of one core."
-        ),
-        columns=(
-            LABEL,
-            RATE,
-            Column("state", prose=True),
-            Column("began (UTC)"),
-            Column("took (s)"),
-            Column("seed"),
-            Column("salt", prose=True),
-            Column("shortened"),
-            Column("P50", "client lag (ms)"),
-            Column("P99", "client lag (ms)"),
-            Column("max", "client lag (ms)"),
-            Column("CPU"),
-        ),
-        rows=rows,
+        )
+    if simulated:
+        caption.append("What a simulated run took is the time of the simulated hardware.")
+    columns = (
+        LABEL,
+        RATE,
+        Column("state", prose=True),
+        Column("began (UTC)"),
+        Column("took (s)"),
+        Column("seed"),
+        Column("shortened"),
+    )
+    return Table(
+        title="How the runs went",
+        caption=" ".join(caption),
+        columns=columns + (_CLIENT if real else ()),
+        rows=[
+            [label_cell(measured, run.label), *_conduct(run), *(_client(run) if real else ())]
+            for run in runs
+        ],
     )
 
 
@@ -147,14 +162,23 @@ def _conduct(run: Run) -> list[Cell]:
         state = Cell("invalid", tone="bad", prose=True)
     else:
         state = Cell("complete" if run.stopped is None else "stopped", prose=True)
+    if run.simulation is not None:
+        state = Cell(f"simulated, {state.text}", tone=state.tone, prose=True)
     return [
         Cell(plain(rate_of(run))),
         state,
         Cell(f"{began:%Y-%m-%d %H:%M}"),
         Cell(number(run.summary.duration)),
         Cell(str(run.seed)),
-        Cell(run.salt, prose=True),
         Cell(f"{run.num_shortened:,}"),
+    ]
+
+
+def _client(run: Run) -> list[Cell]:
+    if run.simulation is not None:
+        return [Cell(MISSING)] * len(_CLIENT)
+    return [
+        Cell(run.salt, prose=True),
         Cell(in_milliseconds(run.lag.p50)),
         Cell(in_milliseconds(run.lag.p99)),
         Cell(in_milliseconds(run.lag.max)),

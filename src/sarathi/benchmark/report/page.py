@@ -15,6 +15,7 @@ from sarathi.benchmark.report.measured import Measured
 from sarathi.benchmark.report.remarks import alerts, facts
 from sarathi.benchmark.report.render import Rendered
 from sarathi.benchmark.report.search_tables import capacity_table, points_table
+from sarathi.benchmark.report.simulation_tables import simulation_table
 from sarathi.benchmark.report.stylesheet import stylesheet
 from sarathi.benchmark.report.table import Table
 from sarathi.benchmark.report.template import TEMPLATE
@@ -74,6 +75,7 @@ def _sections(measured: Measured, figures: Sequence[Rendered]) -> list[_Section]
         _Section("Capacity", [], search, those(capacity_table(measured))),
         _Section("Latency", those(comparison, latencies if first else None), others, []),
         _Section("Inside the engine", [], engine, []),
+        _Section("Simulated hardware", those(simulation_table(measured)), [], []),
         _Section("All loads", those(*tables, conduct_table(measured)), [], []),
     ]
     return [one for one in found if one.first or one.figures or one.tables]

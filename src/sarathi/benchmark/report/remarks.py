@@ -10,6 +10,7 @@ from sarathi.benchmark.numbers import rate
 from sarathi.benchmark.report.measured import Measured, rate_of
 from sarathi.benchmark.report.table import failures
 from sarathi.benchmark.results import Capacity, Run
+from sarathi.benchmark.simulated import sampling_note
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def alerts(measured: Measured) -> list[Alert]:
         Alert("warn", "Times of tokens are estimated", _estimated(measured)),
         Alert("warn", "Answers are shorter than asked", _by_label(measured, short_answers)),
         Alert("warn", "Prompts were cached", _by_label(measured, _cached_by_accident)),
+        Alert("warn", "Simulated, not measured", _by_label(measured, _simulated)),
     ]
     return [alert for alert in found if alert.texts]
 
@@ -75,6 +77,14 @@ def _cached_by_accident(runs: list[Run]) -> str | None:
     return cached_prompts([run for run in runs if not has_conversations(run)])
 
 
+def _simulated(runs: list[Run]) -> str | None:
+    """How far the figures can be trusted, once for all runs that say the same."""
+    found = [run.simulation for run in runs if run.simulation is not None]
+    accuracies = [simulation.accuracy for simulation in found]
+    samples = [note for one in found if (note := sampling_note(one)) is not None]
+    return "; ".join(dict.fromkeys([*accuracies, *samples])) or None
+
+
 def _estimated(measured: Measured) -> list[str]:
     labels = {r.label for r in measured.all_runs if any(one.estimated for one in r.records)}
     return [
@@ -87,11 +97,12 @@ def _estimated(measured: Measured) -> list[str]:
 def facts(measured: Measured) -> list[Fact]:
     """What was measured with what."""
     all_of: tuple[Run | Capacity, ...] = (*measured.runs, *measured.capacity_results)
+    simulated = any(run.simulation is not None for run in measured.all_runs)
     ways: tuple[tuple[str, Callable[[Run | Capacity], str], bool], ...] = (
         ("Model", lambda one: one.model, False),
         ("Workload", _workload, True),
         ("Server", lambda one: one.server, True),
-        ("Client's machine", lambda one: one.machine, False),
+        ("Machine" if simulated else "Client's machine", lambda one: one.machine, False),
     )
     return [
         Fact(name, _values([(one.label, of(one)) for one in all_of]), code)

@@ -31,7 +31,7 @@ def hop_seconds(deployment: Deployment, tokens: int) -> float:
 
     Every worker sends all rows to its counterpart, and those of a node share its port.
     """
-    if deployment.pp == 1:
+    if deployment.pp == 1 or tokens == 0:
         return 0.0
     node = deployment.device.node
     size = tokens * deployment.model.hidden * ELEMENT
