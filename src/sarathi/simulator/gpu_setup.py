@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sarathi.engine.config import EngineConfig
+from sarathi.simulator.accuracy import accuracy_in_words
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.gpu.gpu_cost import GpuCostModel
 from sarathi.simulator.memory import kv_blocks
@@ -58,7 +59,7 @@ def gpu_setup(
         num_replicas=replicas,
         devices_per_replica=deployment.workers,
         router=router,
-        accuracy=f"{deployment.device.title}: {deployment.device.achieved.source}",
+        accuracy=accuracy_in_words(deployment),
         price=deployment.device.price if price is None else price,
         memory=memory.text,
     )
