@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from sarathi.benchmark.errors import BenchmarkError
 from sarathi.benchmark.results import Capacity, Run
+from sarathi.engine.iteration_log import Line
 from sarathi.metrics import RequestRecord
 
 RESULT_NAME = "result.json"  # of the outcome in a folder of results
@@ -193,3 +194,19 @@ def _with_times(record: RequestRecord, tokens: Sequence[float]) -> RequestRecord
         scheduling_delay=None if delay is None else round(delay, _DIGITS),
         lag=round(record.lag, _DIGITS),
     )
+
+
+def load_iterations(path: Path) -> list[Line]:
+    """What a server wrote with `--iteration-log`; a server that was killed has cut its last line.
+
+    Raises:
+        BenchmarkError: the file is no iteration log.
+    """
+    decoder = msgspec.json.Decoder(Line)
+    found = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            found.append(decoder.decode(line))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BenchmarkError(f"{path} is no iteration log: line {number}: {error}") from None
+    return found

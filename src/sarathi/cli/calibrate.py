@@ -1,23 +1,118 @@
-"""Check the simulator's cost model against measurements, and fit its constants anew."""
+"""Measure this machine for the simulator, or check its cost model of GPUs against measurements."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from sarathi.cli.errors import UsageError
+from sarathi.cli.load_options import add_start_timeout, request_rate
+from sarathi.cli.options import duration, new_file, utf8
+
+_PROMPTS, _OUTPUTS = "lognormal:430,1400", "lognormal:60,130"  # tokens
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
+        "model",
+        nargs="?",
+        type=utf8,
+        metavar="MODEL",
+        help="start `sarathi serve MODEL`, load it, and keep what its iterations cost for "
+        "--device this-cpu",
+    )
+    parser.add_argument(
+        "--rate",
+        type=request_rate,
+        default=1.0,
+        metavar="N",
+        help="requests per second that are sent to it (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=duration,
+        default=90.0,
+        metavar="DURATION",
+        help="of load, for each of two policies (default: 90s)",
+    )
+    parser.add_argument(
+        "--prompt-lengths",
+        type=utf8,
+        default=_PROMPTS,
+        metavar="LENGTHS",
+        help="of what is sent, as in `sarathi bench` (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output-lengths",
+        type=utf8,
+        default=_OUTPUTS,
+        metavar="LENGTHS",
+        help="likewise (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--serve-options",
+        type=utf8,
+        default="",
+        metavar="TEXT",
+        help='more for `sarathi serve`, such as "--threads 2 --precision f32"',
+    )
+    add_start_timeout(parser)
+    parser.add_argument(
+        "--output",
+        type=new_file,
+        metavar="FILE.json",
+        help="what was measured (default: where --device this-cpu looks for it)",
+    )
+    parser.add_argument(
         "--data",
-        required=True,
         type=Path,
         metavar="FOLDER",
-        help="profiles of GPUs and networks, see docs/cost-model.md",
+        help="instead: profiles of GPUs and networks, see docs/cost-model.md, to check the "
+        "constants against",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
+    if (args.model is None) == (args.data is None):
+        raise UsageError("either MODEL or --data FOLDER is needed: what is to be measured?")
+    return _check(args) if args.model is None else _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> int:
+    from sarathi.benchmark.launch import ending_on_signals
+    from sarathi.benchmark.workload.plan import Workload
+    from sarathi.cli.measuring import Screen
+    from sarathi.cli.reporting import print_json
+    from sarathi.simulator.this_cpu.machine_file import machine_path, save_machine
+    from sarathi.simulator.this_cpu.measure import measure_machine
+
+    screen = Screen(quiet=args.json)
+    workload = Workload.from_options(
+        prompt_lengths=args.prompt_lengths, output_lengths=args.output_lengths
+    )
+    screen.say(f"measuring {args.model} on this machine, which should do nothing else meanwhile")
+    with ending_on_signals():
+        machine = measure_machine(
+            args.model,
+            workload,
+            rate=args.rate,
+            seconds=args.seconds,
+            options=args.serve_options,
+            patience=args.start_timeout,
+            follow=screen.follow,
+        )
+    path = machine_path(args.model) if args.output is None else Path(args.output)
+    save_machine(machine, path)
+    if args.json:
+        fields = {"model": machine.model, "machine": machine.machine, "file": str(path)}
+        print_json(fields | {"cost": machine.noise.cost, "error": machine.error})
+    else:
+        print(f"iterations are predicted {machine.error}; kept in {path}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
     from sarathi.simulator.calibration import constants, error_table, report
 
     errors, fitted = error_table(args.data), constants(args.data)

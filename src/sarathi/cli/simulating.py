@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from sarathi.benchmark.capacity.verdict import CapacityTargets, Verdict
+from sarathi.benchmark.machine import describe_machine
 from sarathi.benchmark.report import CapacityWithRuns
 from sarathi.benchmark.results import Run
 from sarathi.benchmark.workload.plan import Workload
@@ -17,7 +18,7 @@ from sarathi.benchmark.workload.tokens import LocalTokens
 from sarathi.cli.errors import UsageError
 from sarathi.cli.load_options import SearchOptions, given_search_options
 from sarathi.cli.measuring import Screen
-from sarathi.cli.simulation_options import SimulationOptions, given_simulation_options
+from sarathi.cli.simulation_options import THIS_CPU, SimulationOptions, given_simulation_options
 from sarathi.engine.config import DEFAULT_TTFT_TARGET, EngineConfig
 from sarathi.simulator.capacity import SearchTerms, find_capacity
 from sarathi.simulator.deployment import Deployment
@@ -29,6 +30,8 @@ from sarathi.simulator.model_shape import MODELS, ModelShape
 from sarathi.simulator.overhead import OVERHEADS
 from sarathi.simulator.run import SimulatedLoad
 from sarathi.simulator.setup import Setup
+from sarathi.simulator.this_cpu.cpu_setup import cpu_setup
+from sarathi.simulator.this_cpu.machine_file import load_machine, machine_path
 
 _UNKNOWN_LENGTH = 8192  # tokens, of models that do not say
 
@@ -51,7 +54,6 @@ def setup_of(
         raise UsageError(f"--model is missing: {', '.join(MODELS)}, or a config.json")
     if options.device is None:
         raise UsageError(f"--device is missing: {', '.join(DEVICES)}")
-    model = model_shape(args.model)
     budgeted = options.policy == "sarathi" and options.token_budget is None
     config = EngineConfig(
         policy=options.policy,
@@ -63,8 +65,11 @@ def setup_of(
         order=options.order,
         ttft_target=DEFAULT_TTFT_TARGET if ttft_target is None else ttft_target,
     )
+    if options.device == THIS_CPU:
+        return _this_cpu(args.model, options, config)
     if options.device not in DEVICES:
         raise SimulationError(f"device is {options.device}, expected one of {', '.join(DEVICES)}")
+    model = model_shape(args.model)
     deployment = Deployment(
         model=model,
         device=DEVICES[options.device],
@@ -82,6 +87,21 @@ def setup_of(
         router=options.router,
         price=options.price,
     )
+
+
+def _this_cpu(model: str, options: SimulationOptions, config: EngineConfig) -> Setup:
+    for name in ("tp", "pp", "replicas"):
+        value = getattr(options, name)
+        if value != 1:
+            raise SimulationError(f"{name} is {value}, expected 1: {THIS_CPU} is one machine")
+    for name in ("nodes", "overhead", "router", "memory_utilization"):
+        if getattr(options, name) != getattr(SimulationOptions, name):
+            option = name.replace("_", "-")
+            raise SimulationError(
+                f"--{option} has no effect on {THIS_CPU}: what was measured has it"
+            )
+    machine = load_machine(machine_path(model), model, describe_machine())
+    return cpu_setup(machine, config, max_model_len=options.max_model_len, price=options.price)
 
 
 def model_shape(name: str) -> ModelShape:

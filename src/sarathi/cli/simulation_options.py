@@ -17,6 +17,8 @@ from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.overhead import OVERHEADS
 from sarathi.simulator.router import ROUTERS
 
+THIS_CPU = "this-cpu"
+
 
 @dataclass(frozen=True)
 class SimulationOptions:
@@ -47,7 +49,7 @@ def add_simulation_arguments(parser: argparse.ArgumentParser) -> None:
         "--device",
         type=utf8,
         metavar="NAME",
-        help=f"{', '.join(DEVICES)}",
+        help=f"{', '.join(DEVICES)}, or {THIS_CPU} as `sarathi calibrate` has measured it",
     )
     hardware.add_argument(
         "--tp", type=positive, metavar="N", help="devices that share each layer (default: 1)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sarathi.engine.config import EngineConfig
 from sarathi.simulator.accuracy import accuracy_in_words
 from sarathi.simulator.deployment import Deployment
+from sarathi.simulator.describe import engine_options
 from sarathi.simulator.gpu.gpu_cost import GpuCostModel
 from sarathi.simulator.memory import kv_blocks
 from sarathi.simulator.overhead import OVERHEADS, EngineOverhead
@@ -47,7 +48,7 @@ def gpu_setup(
         "replicas": str(replicas),
         "router": router,
         "overhead": overhead.name,
-        **describe(config, longest),
+        **engine_options(config, longest),
     }
     return Setup(
         description=description,
@@ -63,19 +64,3 @@ def gpu_setup(
         price=deployment.device.price if price is None else price,
         memory=memory.text,
     )
-
-
-def describe(config: EngineConfig, max_model_len: int) -> dict[str, str]:
-    """How an engine is run, as options are written."""
-    options = {
-        "policy": config.policy,
-        "max-batch-size": str(config.max_batch_size),
-        "max-model-len": str(max_model_len),
-    }
-    if config.fixed_budget is not None:
-        options["token-budget"] = str(config.fixed_budget)
-    if config.latency_budget and config.tbt_target is not None:
-        options["tbt-target"] = f"{config.tbt_target:g}"
-    if config.order != "fcfs":
-        options["order"] = config.order
-    return options

@@ -12,9 +12,6 @@ from sarathi.scheduling import BlockPool, LatencyModel, Scheduler
 from sarathi.simulator.cost import CostModel, Jitter, Noise
 from sarathi.simulator.rehearsal import rehearse
 
-# The paper's strict target is for 32 decodes of 4096 tokens.
-_DECODES, _CONTEXT = 32, 4096
-
 
 @dataclass(frozen=True)
 class Setup:
@@ -33,6 +30,8 @@ class Setup:
     memory: str = ""  # the arithmetic behind `num_blocks`
     price: float | None = None  # dollars an hour, of a device
     noise: Noise | None = None  # in the times of iterations
+    # Requests and tokens of each, from which a target follows where none is stated: the paper's.
+    typical_decodes: tuple[int, int] = (32, 4096)
 
     @property
     def learns(self) -> bool:
@@ -50,8 +49,10 @@ class Setup:
                 time and finds nothing.
         """
         config, model, stages = self.config, self.rehearsed(), self.cost.num_stages
-        decodes = min(_DECODES, config.max_batch_size)
-        target = strict_target(model, decodes, min(_CONTEXT, self.max_model_len // 2))
+        decodes, context = self.typical_decodes
+        target = strict_target(
+            model, min(decodes, config.max_batch_size), min(context, self.max_model_len // 2)
+        )
         return make_scheduler(
             config if prefix_caching else replace(config, prefix_caching=False),
             make_budget(config, model, target, stages),

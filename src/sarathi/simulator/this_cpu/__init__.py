@@ -1,0 +1,1 @@
+"""The machine at hand as simulated hardware: measured under load, fitted, kept in a file."""

@@ -1,0 +1,56 @@
+"""The machine at hand, to be simulated."""
+
+from __future__ import annotations
+
+from sarathi.engine.config import EngineConfig
+from sarathi.simulator.describe import engine_options
+from sarathi.simulator.errors import SimulationError
+from sarathi.simulator.setup import Setup
+from sarathi.simulator.this_cpu.machine_file import MeasuredMachine
+
+# The engine's own: of a processor that is well used, in its derived target.
+_DECODES, _CONTEXT = 32, 512
+
+
+def cpu_setup(
+    machine: MeasuredMachine,
+    config: EngineConfig,
+    *,
+    max_model_len: int | None = None,
+    price: float | None = None,
+) -> Setup:
+    """
+    Args:
+        max_model_len: tokens; None: as it was measured.
+
+    Raises:
+        SimulationError: a request of that length would not fit into the KV blocks.
+    """
+    longest = machine.max_model_len if max_model_len is None else max_model_len
+    room = machine.num_blocks * machine.block_size
+    if longest > room:
+        raise SimulationError(
+            f"max_model_len is {longest}, expected at most {room}: the server that was measured "
+            f"had {machine.num_blocks} KV blocks of {machine.block_size} tokens"
+        )
+    return Setup(
+        description={
+            "model": machine.model,
+            "device": "this-cpu",
+            "machine": machine.machine,
+            **engine_options(config, longest),
+        },
+        cost=machine.noise.cost,
+        config=config,
+        num_blocks=machine.num_blocks,
+        block_size=machine.block_size,
+        max_model_len=longest,
+        num_replicas=1,
+        devices_per_replica=1,
+        router="round_robin",
+        accuracy=f"iterations: {machine.error}",
+        memory=f"{machine.num_blocks} KV blocks of {machine.block_size} tokens, as measured",
+        price=price,
+        noise=machine.noise,
+        typical_decodes=(_DECODES, _CONTEXT),
+    )

@@ -1,0 +1,110 @@
+"""What iterations cost on a machine that was measured."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import msgspec
+
+from sarathi.simulator.cost import BatchShape, Jitter
+
+# Tokens at which what one more costs may change: few share the reading of weights, many do not.
+KNOTS = (4, 16, 64)
+
+
+class MeasuredCost(msgspec.Struct, frozen=True, kw_only=True):
+    """A `CostModel` of one stage. Times are seconds.
+
+    The time of a batch on the model is
+
+        fixed + sum over pieces of slope * tokens in the piece
+              + attention * A + context * C + samples * S
+
+    where A sums `length * (start + length / 2)` over chunks of prompts, C are the cached tokens of
+    the decodes, and S the rows that give a token. The pieces of tokens are bounded by `KNOTS`.
+    """
+
+    fixed: float
+    slopes: tuple[float, ...]  # one more than there are knots
+    attention: float
+    context: float
+    samples: float
+    engine: float  # of the loop around the model, for each iteration
+    engine_samples: float  # of that, for each token sampled
+
+    @property
+    def num_stages(self) -> int:
+        return 1
+
+    def stages(self, shape: BatchShape) -> Sequence[float]:
+        reads = sum(length * (start + length / 2) for start, length in shape.chunks)
+        seconds = (
+            self.fixed
+            + self.attention * reads
+            + self.context * shape.context
+            + self.samples * shape.samples
+        )
+        for slope, tokens in zip(self.slopes, pieces(shape.tokens), strict=True):
+            seconds += slope * tokens
+        return (seconds,)
+
+    def hop(self, shape: BatchShape) -> float:
+        return 0.0
+
+    def overhead(self, shape: BatchShape) -> float:
+        return self.engine + self.engine_samples * shape.samples
+
+
+def pieces(tokens: int) -> list[int]:
+    """How many of the tokens lie between each two knots."""
+    ends = (0, *KNOTS)
+    found = [max(0, min(tokens, end) - begin) for begin, end in zip(ends, KNOTS, strict=False)]
+    return [*found, max(0, tokens - KNOTS[-1])]
+
+
+class MeasuredNoise(msgspec.Struct, frozen=True, kw_only=True):
+    """How real iterations differed from the cost, in the order in which they came.
+
+    They are played again, from places drawn at random, since a spell in which the machine is slow
+    lasts for a while: without that, times between tokens would have too short a tail.
+    """
+
+    change: float  # seconds that an iteration of other tokens than the one before takes longer
+    with_prompt: list[float]  # factors of iterations that had prompt in them
+    decodes_only: list[float]
+    cost: MeasuredCost
+
+    def jitter(self, seed: int) -> Jitter:
+        draw = random.Random(seed)
+        players = [_Player(self.decodes_only, draw), _Player(self.with_prompt, draw)]
+        latest = 0
+
+        def factor(shape: BatchShape) -> float:
+            nonlocal latest
+            played = players[bool(shape.chunks)].next()
+            if shape.tokens == latest:
+                return played
+            latest = shape.tokens
+            whole = self.cost.overhead(shape) + self.cost.stages(shape)[0]
+            return played * (1 + self.change / whole)
+
+        return factor
+
+
+class _Player:
+    """Goes through a list, and jumps now and then."""
+
+    _LENGTH = 100  # iterations between two jumps
+
+    def __init__(self, factors: Sequence[float], draw: random.Random) -> None:
+        self._factors = factors or (1.0,)
+        self._draw = draw
+        self._at = self._left = 0
+
+    def next(self) -> float:
+        if not self._left:
+            self._at, self._left = self._draw.randrange(len(self._factors)), self._LENGTH
+        self._left -= 1
+        self._at = (self._at + 1) % len(self._factors)
+        return self._factors[self._at]
