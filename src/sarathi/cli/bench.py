@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     """The exit code is 1 where the figures must not be used."""
     # Imported here, as in the other commands: those that do not measure need no client.
     from sarathi.benchmark.contender import Contender, answering
-    from sarathi.benchmark.files import save
+    from sarathi.benchmark.files import load_iterations, save
     from sarathi.benchmark.measure import measure, prepare
     from sarathi.benchmark.report import check_reports_can_be_made
     from sarathi.benchmark.tables import print_run, run_fields
@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
         print_run(result)
     if args.save is not None:
         save(Path(args.save), result)
-    report(args.report, [result], [], screen, args.iteration_log)
+    lines = [] if args.iteration_log is None else load_iterations(args.iteration_log)
+    report(args.report, [result], [], screen, lines)
     if result.invalid is not None:
         print(f"sarathi bench: this run is invalid: {result.invalid}", file=sys.stderr)
         return 1

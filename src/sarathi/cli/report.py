@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sarathi.benchmark.files import load_all, runs_of
+    from sarathi.benchmark.files import load_all, load_iterations, runs_of
     from sarathi.benchmark.report import CapacityWithRuns
     from sarathi.benchmark.results import Run
     from sarathi.cli.measuring import Screen
@@ -41,5 +41,6 @@ def run(args: argparse.Namespace) -> int:
                 runs.append(found)
             else:
                 capacities.append(CapacityWithRuns(found, runs_of(found, file.parent)))
-    report(args.output, runs, capacities, Screen(quiet=False), args.iteration_log)
+    lines = [] if args.iteration_log is None else load_iterations(args.iteration_log)
+    report(args.output, runs, capacities, Screen(quiet=False), lines)
     return 0

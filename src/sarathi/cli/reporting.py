@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from sarathi.benchmark.files import load_iterations
 from sarathi.benchmark.report import CapacityWithRuns, write_report
 from sarathi.benchmark.results import Run
 from sarathi.cli.measuring import Screen
+from sarathi.engine.iteration_log import Line
 
 
 def print_json(value: Any) -> None:
@@ -26,19 +26,14 @@ def report(
     runs: Sequence[Run],
     capacities: Sequence[CapacityWithRuns],
     screen: Screen,
-    iteration_log: Path | None = None,
+    iterations: Sequence[Line] = (),
 ) -> None:
     """Write a page, if one is asked for.
 
     Raises:
-        BenchmarkError: it cannot be written, or the iteration log is none.
+        BenchmarkError: it cannot be written.
     """
     if path is None:
         return
-    files = write_report(
-        Path(path),
-        runs,
-        capacities,
-        [] if iteration_log is None else load_iterations(iteration_log),
-    )
+    files = write_report(Path(path), runs, capacities, iterations)
     screen.say(f"the report is {files[0]}, with {len(files) - 1} figures beside it")

@@ -73,6 +73,9 @@ def run(args: argparse.Namespace) -> int:
     from sarathi.cli.measuring import Screen
     from sarathi.cli.reporting import print_json, report
     from sarathi.cli.simulating import default_label, progress_bar, setup_of, simulated_load
+    from sarathi.engine.iteration_log import Line, line_of
+    from sarathi.engine.recorders import budget_unit
+    from sarathi.engine.records import IterationRecord
     from sarathi.metrics import Targets
     from sarathi.simulator.run import simulated_run
 
@@ -86,6 +89,12 @@ def run(args: argparse.Namespace) -> int:
     screen = Screen(quiet=args.json)
     if args.show_memory:
         screen.say(setup.memory)
+    lines: list[Line] = []
+    unit = budget_unit(setup.config)
+
+    def keep(record: IterationRecord) -> None:
+        lines.append(line_of(record, record.begin, 0.0, unit, []))
+
     name = args.label or default_label(setup.description)
     with progress_bar(args.json) as bar:
         task = bar.add_task(name, total=load.num_requests + load.warm_up)
@@ -95,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
             args.rate,
             name,
             targets=None if targets == Targets() else targets,
+            record=keep if args.report is not None else None,
             tell=lambda ended, now: bar.update(task, completed=ended),
         )
     if args.json:
@@ -103,5 +113,5 @@ def run(args: argparse.Namespace) -> int:
         print_run(result)
     if args.save is not None:
         save(Path(args.save), result)
-    report(args.report, [result], [], screen)
+    report(args.report, [result], [], screen, lines)
     return 0

@@ -81,7 +81,10 @@ class IterationLog:
     def record(self, record: IterationRecord) -> None:
         if not self._file.is_open:
             return
-        self._file.append(self._line(record), after=b"\n")
+        # Anew each time: the wall clock may be set while the engine runs.
+        wall = time.time() - (time.monotonic() - record.begin)
+        line = line_of(record, wall, self._start, self._budget_unit, self._cancelled)
+        self._file.append(line, after=b"\n")
         self._cancelled.clear()
         self._file.flush_if_due()
 
@@ -95,35 +98,48 @@ class IterationLog:
     def close(self) -> None:
         self._file.close()
 
-    def _line(self, record: IterationRecord) -> Line:
-        batch, begin = record.batch, record.begin
-        split = batch.num_decodes
-        prompts = batch.slices[split:]
-        return Line(
-            iteration=batch.id,
-            # Anew each time: the wall clock may be set while the engine runs.
-            time=round(time.time() - (time.monotonic() - begin), 6),
-            offset=round(begin - self._start, 6),
-            duration=round(record.end - begin, 6),
-            predicted=None if batch.predicted is None else round(batch.predicted, 6),
-            budget=None if self._budget_unit is None else round(batch.allowed, 6),
-            budget_unit=self._budget_unit,
-            tokens=batch.work.tokens,
-            attention=batch.work.attention,
-            context=batch.work.context,
-            samples=batch.work.samples,
-            decodes=[part.request.id for part in batch.slices[:split]],
-            prompts=[PromptSlice(p.request.id, p.start, p.length) for p in prompts],
-            started=[_start(part, begin) for part in prompts if part.request.begun == begin],
-            finished=[output.id for output in record.outputs if output.finish_reason],
-            cancelled=self._cancelled,
-            preempted=[request.id for request in batch.preempted],
-            running=record.running,
-            waiting=record.waiting,
-            free_blocks=record.free_blocks,
-            cached_blocks=record.cached_blocks,
-            parts=_durations(record),
-        )
+
+def line_of(
+    record: IterationRecord,
+    wall: float,
+    start: float,
+    budget_unit: BudgetUnit | None,
+    cancelled: list[int],
+) -> Line:
+    """
+    Args:
+        wall: the time since the Unix epoch at which the iteration began.
+        start: what offsets count from, on the clock of the record.
+        budget_unit: that of `Batch.allowed`; None where the policy has no budget.
+        cancelled: requests, since the iteration before.
+    """
+    batch, begin = record.batch, record.begin
+    split = batch.num_decodes
+    prompts = batch.slices[split:]
+    return Line(
+        iteration=batch.id,
+        time=round(wall, 6),
+        offset=round(begin - start, 6),
+        duration=round(record.end - begin, 6),
+        predicted=None if batch.predicted is None else round(batch.predicted, 6),
+        budget=None if budget_unit is None else round(batch.allowed, 6),
+        budget_unit=budget_unit,
+        tokens=batch.work.tokens,
+        attention=batch.work.attention,
+        context=batch.work.context,
+        samples=batch.work.samples,
+        decodes=[part.request.id for part in batch.slices[:split]],
+        prompts=[PromptSlice(p.request.id, p.start, p.length) for p in prompts],
+        started=[_start(part, begin) for part in prompts if part.request.begun == begin],
+        finished=[output.id for output in record.outputs if output.finish_reason],
+        cancelled=cancelled,
+        preempted=[request.id for request in batch.preempted],
+        running=record.running,
+        waiting=record.waiting,
+        free_blocks=record.free_blocks,
+        cached_blocks=record.cached_blocks,
+        parts=_durations(record),
+    )
 
 
 def _start(part: Slice, begin: float) -> Start:

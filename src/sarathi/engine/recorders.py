@@ -18,7 +18,7 @@ def open_recorders(config: EngineConfig) -> tuple[Recorder, ...]:
     """
     log, trace = config.iteration_log, config.trace
     start = time.monotonic()
-    unit = _budget_unit(config)
+    unit = budget_unit(config)
     recorders: list[Recorder] = []
     if log is not None:
         recorders.append(IterationLog(log, start, unit))
@@ -27,7 +27,8 @@ def open_recorders(config: EngineConfig) -> tuple[Recorder, ...]:
     return tuple(recorders)
 
 
-def _budget_unit(config: EngineConfig) -> BudgetUnit | None:
+def budget_unit(config: EngineConfig) -> BudgetUnit | None:
+    """That of `Batch.allowed`; None where the policy has no budget."""
     if config.latency_budget:
         return "seconds"
     return None if config.fixed_budget is None else "tokens"

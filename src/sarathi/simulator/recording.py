@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from sarathi.engine.messages import TokenOutput
+from sarathi.engine.records import IterationRecord
 from sarathi.metrics import RequestRecord, StreamingSummary, Targets
-from sarathi.scheduling import Batch, Request
+from sarathi.scheduling import Batch, Request, Scheduler
 from sarathi.simulator.router import Router
 
 Watcher = Callable[[int, Batch, float, float], None]  # replica, batch, when it began and ended
+Record = Callable[[IterationRecord], None]
 
 
 class Recording:
@@ -87,12 +90,18 @@ class ReplicaObserver:
     """Tells a recording, a router and whoever looks on what one replica did."""
 
     def __init__(
-        self, replica: int, recording: Recording, router: Router, watcher: Watcher | None
+        self,
+        replica: int,
+        recording: Recording,
+        router: Router,
+        watcher: Watcher | None,
+        record: Record | None,
     ) -> None:
         self._replica = replica
         self._recording = recording
         self._router = router
         self._watcher = watcher
+        self._record = record
 
     def progressed(self, requests: Sequence[Request], now: float) -> None:
         for request in self._recording.progressed(requests, now):
@@ -103,6 +112,24 @@ class ReplicaObserver:
                 self._router.ended(self._replica, request)
                 self._recording.ends(request, now)
 
-    def computed(self, batch: Batch, began: float, ended: float) -> None:
+    def computed(self, batch: Batch, began: float, ended: float, scheduler: Scheduler) -> None:
         if self._watcher is not None:
             self._watcher(self._replica, batch, began, ended)
+        if self._record is not None:
+            self._record(_iteration(batch, began, ended, scheduler))
+
+
+def _iteration(batch: Batch, began: float, ended: float, scheduler: Scheduler) -> IterationRecord:
+    """As an engine would tell its recorders."""
+    return IterationRecord(
+        batch=batch,
+        outputs=[TokenOutput(r.id, r.output_ids[-1], r.finish_reason()) for r in batch.sampling],
+        begin=began,
+        end=ended,
+        parts=(("execute", ended),),
+        running=len(scheduler.running),
+        waiting=len(scheduler.prompts),
+        free_blocks=scheduler.pool.num_free,
+        cached_blocks=scheduler.pool.num_cached,
+        total_blocks=scheduler.pool.num_blocks,
+    )

@@ -17,7 +17,8 @@ class Observer(Protocol):
     def progressed(self, requests: Sequence[Request], now: float) -> None:
         """Each of them has got a token."""
 
-    def computed(self, batch: Batch, began: float, ended: float) -> None: ...
+    def computed(self, batch: Batch, began: float, ended: float, scheduler: Scheduler) -> None:
+        """After the scheduler has completed it."""
 
 
 class _UnderWay(NamedTuple):
@@ -92,7 +93,7 @@ class Replica:
             self.usage.blocks_used(pool.num_blocks - pool.num_free, ends)
             tokens = (0,) * batch.work.samples
             self._observer.progressed(scheduler.complete(batch, tokens, ends), ends)
-            self._observer.computed(batch, began, ends)
+            self._observer.computed(batch, began, ends, scheduler)
             if self._model is not None:
                 # With one stage, an iteration is all that passes between two tokens.
                 took = ends - began if len(self._free) == 1 else slowest

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sarathi.benchmark.results import Lag, ReplicaUse, Run, Simulation
 from sarathi.benchmark.workload.plan import Workload
 from sarathi.metrics import Summary, Targets
-from sarathi.simulator.recording import Watcher
+from sarathi.simulator.recording import Record, Watcher
 from sarathi.simulator.setup import Setup
 from sarathi.simulator.simulation import Tell, simulate
 
@@ -36,11 +36,14 @@ def simulated_run(
     most_records: int = 4096,
     tell: Tell | None = None,
     watcher: Watcher | None = None,
+    record: Record | None = None,
 ) -> Run:
     """
     Args:
         rate: requests per second, of all replicas together; None for a trace's own times.
         targets: for goodput.
+        watcher: is told of every batch.
+        record: is told of every iteration of the first replica.
 
     Raises:
         BenchmarkError: the workload cannot be had at this rate or from this file.
@@ -56,6 +59,7 @@ def simulated_run(
         most_records=most_records,
         tell=tell,
         watcher=watcher,
+        record=record,
     )
     devices = setup.num_replicas * setup.devices_per_replica
     description = setup.description

@@ -11,7 +11,7 @@ from sarathi.benchmark.results import ReplicaUse
 from sarathi.benchmark.workload.plan import Plan, Planned
 from sarathi.metrics import RequestRecord, Summary, Targets
 from sarathi.scheduling import AdmissionError, Limits, Request
-from sarathi.simulator.recording import Recording, ReplicaObserver, Watcher
+from sarathi.simulator.recording import Record, Recording, ReplicaObserver, Watcher
 from sarathi.simulator.replica import Replica
 from sarathi.simulator.router import ROUTERS
 from sarathi.simulator.setup import Setup
@@ -41,6 +41,7 @@ def simulate(
     most_records: int = 4096,
     tell: Tell | None = None,
     watcher: Watcher | None = None,
+    record: Record | None = None,
 ) -> Outcome:
     """Run a plan to its end.
 
@@ -50,6 +51,7 @@ def simulate(
         most_records: that are kept, evenly from all requests.
         tell: is called now and then.
         watcher: is told of every batch.
+        record: is told of every iteration of the first replica, as recorders of an engine are.
     """
     recording = Recording(len(plan), plan.num_warm_up, targets, most_records)
     router = ROUTERS[setup.router](setup.num_replicas, setup.rehearsed())
@@ -58,7 +60,7 @@ def simulate(
         Replica(
             setup.scheduler(prefix_caching=shares),
             setup.cost,
-            ReplicaObserver(index, recording, router, watcher),
+            ReplicaObserver(index, recording, router, watcher, None if index else record),
             learns=setup.learns,
             jitter=setup.jitter(seed * setup.num_replicas + index),
         )
