@@ -182,6 +182,14 @@ def test_figures_can_be_saved_for_a_report(
             ["capacity", "--simulate", "--url", "http://a", *MISTRAL, "--tbt-target", "1s", *LOAD],
             "--url and --simulate exclude each other",
         ),
+        (
+            ["capacity", "--simulate", "--api", "chat", *MISTRAL, "--tbt-target", "1s", *LOAD],
+            "--api and --simulate exclude each other",
+        ),
+        (
+            ["capacity", "--simulate", "--fresh", *MISTRAL, "--tbt-target", "1s", *LOAD],
+            "--fresh and --simulate exclude each other",
+        ),
         (["capacity", "--simulate", "--tbt-target", "1s", *LOAD], "--model is missing"),
         (["calibrate"], "either MODEL or --data"),
         (["calibrate", "smollm2-135m", "--data", "x"], "either MODEL or --data"),

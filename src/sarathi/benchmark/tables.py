@@ -79,6 +79,8 @@ def print_capacities(capacities: Sequence[Capacity]) -> None:
             )
         console.print(table)
         console.print(capacity_text(capacity))
+        if capacity.accuracy is not None:
+            console.print(f"simulated; accuracy: {capacity.accuracy}")
     first, *others = capacities
     for other in others:
         if first.capacity and other.capacity:

@@ -27,6 +27,19 @@ if TYPE_CHECKING:
 
 _REQUESTS = 30  # those of slow servers; others get more
 _SIMULATED_REQUESTS = 2048  # as in the paper
+_OF_SERVERS = (
+    "url",
+    "start",
+    "start_timeout",
+    "api",
+    "api_key",
+    "no_ignore_eos",
+    "salt",
+    "timeout",
+    "max_client_lag",
+    "results",
+    "fresh",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_simulation_arguments(parser)
     add_start_timeout(parser)
     add_output_arguments(parser)
+    parser.set_defaults(default_of=parser.get_default)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -111,8 +125,9 @@ def _measured(args: argparse.Namespace) -> CapacityWithRuns:
 def _simulated(args: argparse.Namespace) -> CapacityWithRuns:
     from sarathi.cli.simulating import default_label, setup_of, simulated_capacity
 
-    for name in ("url", "start", "salt"):
-        if getattr(args, name) is not None:
-            raise UsageError(f"--{name} and --simulate exclude each other")
+    for name in _OF_SERVERS:
+        if getattr(args, name) != args.default_of(name):
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} and --simulate exclude each other: no server is asked")
     setup = setup_of(args, args.tbt_target, None)
     return simulated_capacity(args, setup, args.label or default_label(setup.description))

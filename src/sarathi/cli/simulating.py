@@ -192,5 +192,4 @@ def simulated_capacity(args: argparse.Namespace, setup: Setup, label: str) -> Ca
             screen.say(f"{label}: {run.rate:g}/s {outcome}{sure}: {verdict.reason}")
 
         found = find_capacity(setup, load, terms, label, tell=tell, progress=progress)
-    screen.say(f"accuracy: {setup.accuracy}")
     return CapacityWithRuns(found.capacity, found.runs)

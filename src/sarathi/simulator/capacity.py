@@ -85,6 +85,7 @@ def find_capacity(
             low=search.low,
             high=search.high,
             points=[points[rate] for rate in sorted(points)],
+            accuracy=setup.accuracy,
         ),
         [runs[rate] for rate in sorted(runs)],
     )
