@@ -12,7 +12,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "src" / "sarathi"
 # A package may import those below it, and the two that stand for themselves.
-LAYERS = (("cli",), ("simulator",), ("server", "benchmark"), ("engine",), ("executors",), ("models",))
+LAYERS = (
+    ("cli",),
+    ("simulator",),
+    ("server", "benchmark"),
+    ("engine",),
+    ("executors",),
+    ("models",),
+)
 SHARED = ("scheduling", "metrics")
 FILES = sorted(ROOT.rglob("*.py"))
 

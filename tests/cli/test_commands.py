@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny_gguf
 import tiny_models
 
 from sarathi.cli.options import num_bytes
@@ -43,7 +44,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def truncated(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("broken") / "broken.gguf"
-    tiny_models.write_gguf(tiny, path)
+    tiny_gguf.write_gguf(tiny, path)
     path.write_bytes(path.read_bytes()[:-5000])
     return path
 

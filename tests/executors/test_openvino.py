@@ -23,6 +23,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def falcon(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_models.save_tiny("falcon-40b", folder)
+    return folder
+
+
 @pytest.mark.parametrize("kv_precision", ["u8", None])
 @pytest.mark.parametrize("precision", supported_precisions())
 def test_every_precision_passes_the_self_check(
@@ -57,7 +64,7 @@ def test_a_smaller_cache_element_makes_a_smaller_block(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"sliding_windows": (0, 0, 0)}, {"rms_norm_eps": 1.0}, {"inv_freq": (0.5,) * 8}],
+    [{"sliding_windows": (0, 0, 0)}, {"norm_eps": 1.0}, {"inv_freq": (0.5,) * 8}],
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_the_self_check_notices_a_graph_that_is_not_the_model(
@@ -67,6 +74,29 @@ def test_the_self_check_notices_a_graph_that_is_not_the_model(
     executor.config = replace(executor.config, **wrong)  # type: ignore[arg-type]
     with pytest.raises(ExecutorError, match="self-check failed"):
         self_check(executor)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"norm": "rms"}, {"parallel": False}, {"activation": "silu"}, {"norm_eps": 1.0}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_the_self_check_notices_a_graph_that_is_not_falcon(
+    falcon: Path, wrong: dict[str, object]
+) -> None:
+    executor = load(falcon)
+    self_check(executor)
+    executor.config = replace(executor.config, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ExecutorError, match="self-check failed"):
+        self_check(executor)
+
+
+@pytest.mark.parametrize("precision", supported_precisions())
+@pytest.mark.parametrize("kv_precision", [None, "u8"])
+def test_falcon_passes_the_self_check(
+    falcon: Path, precision: str, kv_precision: str | None
+) -> None:
+    self_check(load(falcon, precision=precision, kv_precision=kv_precision))
 
 
 def test_the_self_check_notices_nan(folder: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from tiny_models import FAMILIES, overwrite_u64, save_tiny, truncate, write_gguf
+from tiny_gguf import GGUF_FAMILIES, write_gguf
+from tiny_models import overwrite_u64, save_tiny, truncate
 
 from sarathi.models.config import ModelError
 from sarathi.models.gguf_file import GgufFile
@@ -44,7 +45,7 @@ def llama_gguf(checkpoints: Callable[[str], Path], tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GGUF_FAMILIES)
 def test_gguf_describes_the_same_model_as_the_folder(
     family: str, checkpoints: Callable[[str], Path]
 ) -> None:
@@ -53,7 +54,7 @@ def test_gguf_describes_the_same_model_as_the_folder(
     expected = dataclasses.asdict(original.config)
     found = dataclasses.asdict(converted.config)
     np.testing.assert_allclose(found.pop("inv_freq"), expected.pop("inv_freq"), rtol=1e-6)
-    np.testing.assert_allclose(found.pop("rms_norm_eps"), expected.pop("rms_norm_eps"), rtol=1e-6)
+    np.testing.assert_allclose(found.pop("norm_eps"), expected.pop("norm_eps"), rtol=1e-6)
     family_name = expected.pop("architecture").removesuffix("ForCausalLM").lower()
     assert found.pop("architecture") == family_name.replace("mistral", "llama")
     assert found == expected
@@ -151,6 +152,10 @@ def _write_metadata(path: Path, arch: str, add: Callable[[gguf.GGUFWriter], None
     return path
 
 
+def _add_long_rope_factors(writer: gguf.GGUFWriter) -> None:
+    writer.add_tensor("rope_factors_long.weight", np.ones(8, np.float32))
+
+
 @pytest.mark.parametrize(
     ("arch", "add", "said"),
     [
@@ -158,6 +163,7 @@ def _write_metadata(path: Path, arch: str, add: Callable[[gguf.GGUFWriter], None
         ("llama", lambda w: w.add_uint16("split.count", 2), "split GGUF"),
         ("llama", lambda w: w.add_expert_count(8), "expert_count"),
         ("llama", lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "'yarn'"),
+        ("phi3", _add_long_rope_factors, "longrope"),
         ("llama", lambda w: w.add_rope_dimension_count(8), "rotary embedding covers 8 of 16"),
         ("llama", lambda w: w.add_head_count_kv([4, 2]), "head_count_kv differs"),
         ("llama", lambda w: w.add_head_count_kv(0), "head_count_kv is 0"),
@@ -167,6 +173,7 @@ def _write_metadata(path: Path, arch: str, add: Callable[[gguf.GGUFWriter], None
         ("llama", lambda w: w.add_string("llama.rope.freq_base", "x"), "is not a number"),
         ("llama", lambda w: w.add_uint32("tokenizer.ggml.tokens", 3), "not a list of strings"),
         ("llama", lambda w: None, "no tensor output_norm"),
+        ("falcon", lambda w: None, "no tensor output_norm"),
     ],
 )
 def test_metadata_that_cannot_be_served_is_named(

@@ -28,7 +28,16 @@ def _write(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+_FALCON: dict[str, Any] = {
+    "architectures": ["FalconForCausalLM"],
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if not name.startswith("falcon")])
 def test_config_agrees_with_transformers(family: str, tmp_path: Path) -> None:
     save_tiny(family, tmp_path)
     config = open_model(tmp_path).config
@@ -44,7 +53,9 @@ def test_config_agrees_with_transformers(family: str, tmp_path: Path) -> None:
     assert config.num_heads == theirs.num_attention_heads
     assert config.num_kv_heads == theirs.num_key_value_heads
     assert config.head_dim == model.model.layers[0].self_attn.head_dim
-    assert config.rms_norm_eps == theirs.rms_norm_eps
+    assert (config.norm, config.activation) == ("rms", "silu")
+    assert (config.gated_mlp, config.parallel, config.mlp_norm) == (True, False, True)
+    assert config.norm_eps == theirs.rms_norm_eps
     assert config.max_position == theirs.max_position_embeddings
     assert config.tie_word_embeddings == theirs.tie_word_embeddings
     assert config.qkv_bias == ("model.layers.0.self_attn.q_proj.bias" in names)
@@ -110,7 +121,7 @@ def test_absent_fields_have_the_defaults_of_transformers(tmp_path: Path) -> None
     assert config.num_kv_heads == 4
     assert config.head_dim == 16
     assert config.max_position == 2048
-    assert config.rms_norm_eps == 1e-6
+    assert config.norm_eps == 1e-6
     assert config.inv_freq[1] == pytest.approx(10000 ** (-1 / 8))
     assert not config.tie_word_embeddings
 
@@ -166,6 +177,98 @@ def test_what_cannot_be_served_is_named(changes: dict[str, Any], said: str, tmp_
     _write(tmp_path, **changes)
     with pytest.raises(ModelError, match=said):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name.startswith("falcon")])
+def test_config_of_falcon_agrees_with_transformers(family: str, tmp_path: Path) -> None:
+    save_tiny(family, tmp_path)
+    config = open_model(tmp_path).config
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert config.architecture == "FalconForCausalLM"
+    assert config.num_heads == theirs.num_attention_heads
+    assert config.head_dim == theirs.head_dim
+    assert config.intermediate_size == theirs.ffn_hidden_size
+    assert config.max_position == theirs.max_position_embeddings
+    assert config.norm_eps == theirs.layer_norm_epsilon
+    assert config.tie_word_embeddings == theirs.tie_word_embeddings
+    assert config.qkv_bias == config.output_bias == config.mlp_bias == theirs.bias
+    assert (config.norm, config.activation, config.gated_mlp) == ("layer", "gelu", False)
+    assert (config.bos_token_id, config.eos_token_ids) == (0, (1,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_kv_heads", "parallel", "mlp_norm"),
+    [
+        ({}, 1, True, False),
+        ({"multi_query": False}, 4, True, False),
+        ({"parallel_attn": False}, 1, False, True),
+        ({"new_decoder_architecture": True}, 4, True, True),
+        ({"new_decoder_architecture": True, "num_kv_heads": 2}, 2, True, True),
+        ({"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1}, 4, True, False),
+        ({"num_kv_heads": 2, "num_ln_in_parallel_attn": 2}, 1, True, False),
+        # The new architecture leaves these two unread.
+        (
+            {"new_decoder_architecture": True, "multi_query": True, "parallel_attn": False},
+            4,
+            True,
+            True,
+        ),
+    ],
+)
+def test_switches_of_falcon(
+    changes: dict[str, Any], num_kv_heads: int, parallel: bool, mlp_norm: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**_FALCON, **changes}))
+    config = read_config(tmp_path)
+    assert config.num_kv_heads == num_kv_heads
+    assert (config.parallel, config.mlp_norm) == (parallel, mlp_norm)
+    assert config.intermediate_size == 256
+    assert config.max_position == 2048
+    assert config.tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_size": None}, "hidden_size is missing"),
+        ({"vocab_size": None}, "vocab_size is missing"),
+        ({"num_attention_heads": 3}, "num_attention_heads is 3.*hidden_size"),
+        ({"alibi": True}, "alibi is True, expected false"),
+        ({"alibi": 1}, "alibi is 1, expected true or false"),
+        ({"activation": "relu"}, "activation is 'relu', expected gelu"),
+        ({"bias": "no"}, "bias is 'no'"),
+        ({"layer_norm_epsilon": 0}, "layer_norm_epsilon is 0"),
+        ({"new_decoder_architecture": True, "num_kv_heads": 3}, "num_kv_heads is 3.*divisor"),
+        ({"new_decoder_architecture": True, "num_ln_in_parallel_attn": 3}, "num_ln_in_parallel"),
+    ],
+)
+def test_what_cannot_be_served_of_falcon_is_named(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**_FALCON, **changes}))
+    with pytest.raises(ModelError, match=said):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "type is 'longrope'"),
+        ({"partial_rotary_factor": 0.75}, "partial_rotary_factor is 0.75"),
+        ({"intermediate_size": None}, "intermediate_size is missing"),
+    ],
+)
+def test_what_cannot_be_served_of_phi3_is_named(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    _write(tmp_path, architectures=["Phi3ForCausalLM"], **changes)
+    with pytest.raises(ModelError, match=said):
+        read_config(tmp_path)
+
+
+def test_phi3_has_defaults_of_its_own(tmp_path: Path) -> None:
+    config = read_config(_write(tmp_path, architectures=["Phi3ForCausalLM"]))
+    assert (config.max_position, config.norm_eps, config.sliding_windows) == (4096, 1e-5, (0, 0))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'"config"', b"[" * 100_000])

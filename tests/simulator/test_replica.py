@@ -95,6 +95,18 @@ class TestPipelines:
         assert record.gaps == pytest.approx([0.0165, 0.0165])
 
 
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_a_target_is_kept_by_any_number_of_stages(stages: int) -> None:
+    """On hardware that takes what the latency model says, with prompts that would fill any room."""
+    cost = ToyCost(stage_factors=(1 / stages,) * stages, overhead_seconds=0.001)
+    setup = toy_setup(cost, blocks=5000, tbt_target=0.1, max_batch_size=20)
+    load = [(0.02 * i, 20 + 300 * (i % 3 == 2), 30) for i in range(90)]
+    outcome, _ = played(setup, *load)
+    gaps = sorted(gap for record in outcome.records for gap in record.gaps)
+    assert gaps[len(gaps) * 99 // 100] <= 0.105
+    assert gaps[len(gaps) // 2] > 0.05  # and the time is made use of
+
+
 class TestReplicas:
     def test_twice_the_replicas_serve_twice_as_fast(self) -> None:
         requests = [(0.0, 32, 1)] * 8

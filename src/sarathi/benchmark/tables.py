@@ -67,7 +67,8 @@ def print_capacities(capacities: Sequence[Capacity]) -> None:
     console = _console()
     for capacity in capacities:
         table = Table(title=capacity.label, title_justify="left", pad_edge=False)
-        for column in ("requests/s", "P99 TBT", "median delay", "median TTFT", "verdict"):
+        columns = "requests/s", "P99 TBT", "median delay", "median TTFT", "P99 TTFT", "verdict"
+        for column in columns:
             table.add_column(column, justify="left" if column == "verdict" else "right")
         for point in capacity.points:
             verdict = "meets" if point.met else "misses"
@@ -166,12 +167,13 @@ def _console() -> Console:
 
 def _latencies(point: Point) -> list[str]:
     if point.stopped:
-        return [MISSING] * 3
+        return [MISSING] * 4
     summary = point.summary
     return [
         milliseconds(summary.tbt.p99),
         seconds(summary.scheduling_delay.p50),
         seconds(summary.ttft.p50),
+        seconds(summary.ttft.p99),
     ]
 
 

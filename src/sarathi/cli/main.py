@@ -9,7 +9,19 @@ from collections.abc import Sequence
 
 from sarathi import __version__
 from sarathi.benchmark.errors import BenchmarkError
-from sarathi.cli import bench, calibrate, capacity, chat, compare, generate, report, serve, simulate
+from sarathi.cli import (
+    bench,
+    calibrate,
+    capacity,
+    chat,
+    compare,
+    generate,
+    plan,
+    report,
+    reproduce,
+    serve,
+    simulate,
+)
 from sarathi.cli.errors import UsageError
 from sarathi.engine.config import ConfigError
 from sarathi.engine.sampling import SamplingError
@@ -27,6 +39,8 @@ _COMMANDS = {
     "compare": compare,
     "report": report,
     "simulate": simulate,
+    "plan": plan,
+    "reproduce": reproduce,
     "calibrate": calibrate,
 }
 # Whatever the user can mend is told in one line, with the exit code that argparse uses.

@@ -74,8 +74,12 @@ class _GraphOperations:
 
     def rms_norm(self, x: ov.Node, weight: str) -> ov.Node:
         mean = op.reduce_mean(op.multiply(x, x), _ints([-1]), keep_dims=True)
-        root = op.sqrt(op.add(mean, _float(self._config.rms_norm_eps)))
+        root = op.sqrt(op.add(mean, _float(self._config.norm_eps)))
         return op.multiply(self._vector(weight), op.multiply(x, op.divide(_float(1.0), root)))
+
+    def layer_norm(self, x: ov.Node, weight: str, bias: str) -> ov.Node:
+        normed = op.mvn(x, _ints([-1]), True, self._config.norm_eps, "inside_sqrt")
+        return op.add(op.multiply(normed, self._vector(weight)), self._vector(bias))
 
     def head_norm(self, x: ov.Node, weight: str, num_heads: int) -> ov.Node:
         heads = op.reshape(x, _ints([-1, num_heads, self._config.head_dim]), special_zero=False)
@@ -146,6 +150,9 @@ class _GraphOperations:
 
     def silu(self, x: ov.Node) -> ov.Node:
         return op.swish(x)
+
+    def gelu(self, x: ov.Node) -> ov.Node:
+        return op.gelu(x, "erf")
 
     def sampled_rows(self, x: ov.Node) -> ov.Node:
         return op.gather(x, self._inputs["sample_rows"], _ints(0))

@@ -54,8 +54,15 @@ class _NumpyOperations:
 
     def rms_norm(self, x: F32, weight: str) -> F32:
         mean = np.mean(x * x, axis=-1, keepdims=True)
-        scale: F32 = 1 / np.sqrt(mean + np.float32(self._config.rms_norm_eps))
+        scale: F32 = 1 / np.sqrt(mean + np.float32(self._config.norm_eps))
         return x * scale * self._weight(weight)
+
+    def layer_norm(self, x: F32, weight: str, bias: str) -> F32:
+        centred = x - np.mean(x, axis=-1, keepdims=True)
+        variance = np.mean(centred * centred, axis=-1, keepdims=True)
+        scale: F32 = 1 / np.sqrt(variance + np.float32(self._config.norm_eps))
+        normed: F32 = centred * scale * self._weight(weight) + self._weight(bias)
+        return normed
 
     def head_norm(self, x: F32, weight: str, num_heads: int) -> F32:
         return self.rms_norm(self._heads(x, num_heads), weight).reshape(x.shape)
@@ -98,5 +105,19 @@ class _NumpyOperations:
         with np.errstate(over="ignore"):  # exp(-x) may reach infinity, where silu is 0
             return np.asarray(x / (1 + np.exp(-x)), np.float32)
 
+    def gelu(self, x: F32) -> F32:
+        return np.asarray(x * (1 + _erf(x / np.sqrt(2))) / 2, np.float32)
+
     def sampled_rows(self, x: F32) -> F32:
         return x
+
+
+def _erf(x: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """The error function within 1.5e-7 (Abramowitz and Stegun, 7.1.26); numpy has none."""
+    size = np.abs(x.astype(np.float64))
+    t = 1 / (1 + 0.3275911 * size)
+    polynomial = np.polynomial.polynomial.polyval(
+        t, (0.0, 0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
+    )
+    found: npt.NDArray[np.float64] = np.sign(x) * (1 - polynomial * np.exp(-size * size))
+    return found

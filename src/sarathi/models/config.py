@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+# Deep enough for every published model; keeps a corrupt count from filling the memory.
+MAX_LAYERS = 4096
+MAX_HEAD_DIM = 65536
 
 
 class ModelError(ValueError):
@@ -11,10 +16,10 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder of the Llama family, whichever file format described it.
+    """A decoder, whichever file format described it.
 
-    Everything that differs between Llama, Mistral, Yi, Qwen2 and Qwen3 is data here, so that the
-    decoder itself is written once.
+    Everything that differs between the families (Llama, Mistral, Yi, Qwen, Phi-3, Falcon) is data
+    here, so that the decoder itself is written once. The defaults are those of Llama.
     """
 
     architecture: str  # as the checkpoint names it: "LlamaForCausalLM", "qwen2", ...
@@ -25,13 +30,18 @@ class ModelConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    rms_norm_eps: float
+    norm_eps: float
     max_position: int  # tokens, prompt and output together
     inv_freq: tuple[float, ...]  # rotary inverse frequencies, head_dim / 2, any scaling applied
     sliding_windows: tuple[int, ...]  # one a layer, tokens; 0 is full attention
     qkv_bias: bool = False
     output_bias: bool = False  # of the attention's output projection
     mlp_bias: bool = False
+    norm: Literal["rms", "layer"] = "rms"  # RMSNorm, or LayerNorm with a bias
+    activation: Literal["silu", "gelu"] = "silu"  # gelu is the exact one, by the error function
+    gated_mlp: bool = True  # down(act(gate(x)) * up(x)), otherwise down(act(up(x)))
+    parallel: bool = False  # attention and MLP both read the layer's input, and are added to it
+    mlp_norm: bool = True  # the MLP has a norm of its own, otherwise it reads what attention reads
     qk_norm: bool = False  # RMSNorm on every query and key head (Qwen3)
     tie_word_embeddings: bool = False
     bos_token_id: int | None = None
@@ -60,6 +70,8 @@ class ModelConfig:
                 f"rotary embedding covers {len(self.inv_freq) * 2} of {self.head_dim} head "
                 "dimensions; partial rotary embeddings are not supported"
             )
+        if not (self.parallel or self.mlp_norm):
+            raise ModelError("an MLP after the attention needs a norm of its own")
         if len(self.sliding_windows) != self.num_layers:
             raise ModelError(
                 f"{len(self.sliding_windows)} sliding windows for {self.num_layers} layers"

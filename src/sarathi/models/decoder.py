@@ -1,8 +1,7 @@
 """The decoder-only transformer, written once.
 
 `decode` describes the model over a dozen operations. An executor supplies them: one that builds a
-graph gets a graph, one that computes gets logits. Llama, Mistral, Yi, Qwen2 and Qwen3 differ only
-in their `ModelConfig`.
+graph gets a graph, one that computes gets logits. Families differ only in their `ModelConfig`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Protocol, TypeVar
 from sarathi.models.config import ModelConfig
 
 EMBEDDING = "model.embed_tokens.weight"
-NORM = "model.norm.weight"
+NORM = "model.norm"
 HEAD = "lm_head.weight"
 
 X = TypeVar("X")  # activations of all tokens of a step, [tokens, features]
@@ -33,8 +32,11 @@ class Operations(Protocol[X]):
     def rms_norm(self, x: X, weight: str) -> X:
         """`x / sqrt(mean(x^2) + eps) * weight` over the features."""
 
+    def layer_norm(self, x: X, weight: str, bias: str) -> X:
+        """`(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias` over the features."""
+
     def head_norm(self, x: X, weight: str, num_heads: int) -> X:
-        """The same over the features of every head, [tokens, num_heads * head_dim]."""
+        """`rms_norm` over the features of every head, [tokens, num_heads * head_dim]."""
 
     def rotate(self, x: X, num_heads: int) -> X:
         """Rotary position embedding (Su et al., 2021), halves rotated, on every head."""
@@ -46,7 +48,11 @@ class Operations(Protocol[X]):
 
     def multiply(self, a: X, b: X) -> X: ...
 
-    def silu(self, x: X) -> X: ...
+    def silu(self, x: X) -> X:
+        """`x * sigmoid(x)`."""
+
+    def gelu(self, x: X) -> X:
+        """`x * (1 + erf(x / sqrt(2))) / 2`."""
 
     def sampled_rows(self, x: X) -> X:
         """The rows whose logits the step asks for."""
@@ -57,16 +63,24 @@ def decode(ops: Operations[X], config: ModelConfig) -> X:
     x = ops.embed(EMBEDDING)
     for layer in range(config.num_layers):
         x = _layer(ops, config, layer, x)
-    x = ops.rms_norm(ops.sampled_rows(x), NORM)
+    x = _norm(ops, config, ops.sampled_rows(x), NORM)
     return ops.linear(x, EMBEDDING if config.tie_word_embeddings else HEAD)
 
 
 def _layer(ops: Operations[X], config: ModelConfig, layer: int, x: X) -> X:
     name = f"model.layers.{layer}."
-    normed = ops.rms_norm(x, name + "input_layernorm.weight")
-    x = ops.add(x, _attention(ops, config, layer, normed))
-    normed = ops.rms_norm(x, name + "post_attention_layernorm.weight")
-    return ops.add(x, _mlp(ops, config, layer, normed))
+    normed = _norm(ops, config, x, name + "input_layernorm")
+    attended = ops.add(x, _attention(ops, config, layer, normed))
+    if config.mlp_norm:
+        read = x if config.parallel else attended
+        normed = _norm(ops, config, read, name + "post_attention_layernorm")
+    return ops.add(attended, _mlp(ops, config, layer, normed))
+
+
+def _norm(ops: Operations[X], config: ModelConfig, x: X, name: str) -> X:
+    if config.norm == "layer":
+        return ops.layer_norm(x, name + ".weight", name + ".bias")
+    return ops.rms_norm(x, name + ".weight")
 
 
 def _attention(ops: Operations[X], config: ModelConfig, layer: int, x: X) -> X:
@@ -93,5 +107,8 @@ def _mlp(ops: Operations[X], config: ModelConfig, layer: int, x: X) -> X:
         bias = f"{name}{which}.bias" if config.mlp_bias else None
         return ops.linear(x, f"{name}{which}.weight", bias)
 
-    gated = ops.multiply(ops.silu(project(x, "gate_proj")), project(x, "up_proj"))
+    activate = ops.gelu if config.activation == "gelu" else ops.silu
+    if not config.gated_mlp:
+        return project(activate(project(x, "up_proj")), "down_proj")
+    gated = ops.multiply(activate(project(x, "gate_proj")), project(x, "up_proj"))
     return project(gated, "down_proj")

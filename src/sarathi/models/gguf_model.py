@@ -4,46 +4,29 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Mapping
 
 import gguf.quants
 import ml_dtypes
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from sarathi.models.config import ModelConfig, ModelError
+from sarathi.models.config import MAX_HEAD_DIM, MAX_LAYERS, ModelConfig, ModelError
 from sarathi.models.gguf_file import GgufFile, TensorPlace
+from sarathi.models.gguf_names import name_map
 from sarathi.models.gguf_vocabulary import end_of_generation_ids
-from sarathi.models.huggingface import MAX_HEAD_DIM, MAX_LAYERS
+from sarathi.models.names import Rows, Source
 from sarathi.models.rotary import Frequencies, default_inv_freq, linear_scaled
 from sarathi.models.weights import Array
 
-SUPPORTED_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+SUPPORTED_ARCHITECTURES = ("llama", "qwen2", "qwen3", "phi3", "falcon")
 
-_GLOBAL_NAMES: Mapping[str, str] = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-}
-_LAYER_NAMES: Mapping[str, str] = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 _UNQUANTISED = {
     GGMLQuantizationType.F32: np.dtype(np.float32),
     GGMLQuantizationType.F16: np.dtype(np.float16),
     GGMLQuantizationType.BF16: np.dtype(ml_dtypes.bfloat16),
 }
 _ROPE_FACTORS = "rope_freqs.weight"
+_LONG_ROPE_FACTORS = "rope_factors_long.weight"
 
 
 def read_config(file: GgufFile) -> ModelConfig:
@@ -74,6 +57,8 @@ def read_config(file: GgufFile) -> ModelConfig:
     )
     if _size(file, f"{arch}.attention.value_length", head_dim) != head_dim:
         raise ModelError(f"{file.path}: keys and values of different length are not supported")
+    falcon = arch == "falcon"
+    norm_eps = "layer_norm_epsilon" if falcon else "layer_norm_rms_epsilon"
     return ModelConfig(
         architecture=arch,
         vocab_size=embedding.shape[0],
@@ -83,14 +68,19 @@ def read_config(file: GgufFile) -> ModelConfig:
         num_heads=num_heads,
         num_kv_heads=_size(file, f"{arch}.attention.head_count_kv", num_heads),
         head_dim=head_dim,
-        rms_norm_eps=file.number(f"{arch}.attention.layer_norm_rms_epsilon", 1e-6),
+        norm_eps=file.number(f"{arch}.attention.{norm_eps}", 1e-6),
         max_position=_size(file, f"{arch}.context_length"),
         inv_freq=tuple(_inv_freq(file, arch, head_dim).tolist()),
         sliding_windows=_sliding_windows(file, arch, num_layers),
-        qkv_bias="blk.0.attn_q.bias" in file.tensors,
+        qkv_bias=not {"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"}.isdisjoint(file.tensors),
         output_bias="blk.0.attn_output.bias" in file.tensors,
         mlp_bias="blk.0.ffn_up.bias" in file.tensors,
         qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
+        norm="layer" if falcon else "rms",
+        activation="gelu" if falcon else "silu",
+        gated_mlp=not falcon,
+        parallel=falcon,
+        mlp_norm=not falcon or "blk.0.attn_norm_2.weight" in file.tensors,
         tie_word_embeddings="output.weight" not in file.tensors,
         bos_token_id=file.integer("tokenizer.ggml.bos_token_id"),
         eos_token_ids=end_of_generation_ids(file),
@@ -130,6 +120,11 @@ def _inv_freq(file: GgufFile, arch: str, head_dim: int) -> Frequencies:
             f"{file.path}: {arch}.rope.scaling.type is {scaling!r}, supported are none, linear "
             "and frequency factors (llama3)"
         )
+    if _LONG_ROPE_FACTORS in file.tensors:
+        raise ModelError(
+            f"{file.path} has {_LONG_ROPE_FACTORS}: frequencies that depend on the length of the "
+            "prompt (longrope) are not supported"
+        )
     inv_freq = default_inv_freq(rotated, theta)
     if scaling == "linear" and factor not in (0.0, 1.0):
         inv_freq = linear_scaled(inv_freq, factor)
@@ -156,11 +151,14 @@ def _sliding_windows(file: GgufFile, arch: str, num_layers: int) -> tuple[int, .
     return tuple(window if slides else 0 for slides in pattern.tolist())
 
 
-def read_tensor(file: GgufFile, name: str, interleaved_heads: int = 0) -> Array:
+def read_tensor(
+    file: GgufFile, name: str, interleaved_heads: int = 0, rows: Rows | None = None
+) -> Array:
     """One tensor by its name in the file: a view if unquantised, dequantised to float32 if not.
 
     With `interleaved_heads`, the rows of each of so many heads are put from the order of
     rotation pairs (0, 1), (2, 3) ... into that of halves (0, d/2), (1, d/2 + 1) ...
+    With `rows`, those rows alone are read.
     """
     place = file.tensors[name]
     kind = _quantisation(file, name, place)
@@ -173,8 +171,10 @@ def read_tensor(file: GgufFile, name: str, interleaved_heads: int = 0) -> Array:
         except (ValueError, IndexError) as error:
             raise ModelError(f"{file.path}: tensor {name}: {error}") from error
         stored = _stored(file, name, place.offset, stored_shape, np.dtype(np.uint8))
+    # Rows are quantised one by one, so they may be picked and moved before they are dequantised.
+    if rows is not None:
+        stored = rows.take(stored)
     if interleaved_heads:
-        # Rows are quantised one by one, so they may be moved before they are dequantised.
         pairs = stored.reshape(interleaved_heads, -1, 2, *stored.shape[1:])
         stored = pairs.swapaxes(1, 2).reshape(stored.shape)
     if dtype is not None:
@@ -219,6 +219,7 @@ class GgufWeights:
 
     def __init__(self, file: GgufFile, config: ModelConfig) -> None:
         self._file = file
+        self._names = name_map(config)
         # Converters to GGUF reorder queries and keys of this architecture alone.
         interleaved = config.architecture == "llama"
         self._interleaved_heads = (
@@ -241,35 +242,26 @@ class GgufWeights:
         return (self._file.mapping,)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and _stored_name(name) in self._file.tensors
+        return isinstance(name, str) and self._names.find(name).name in self._file.tensors
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._file.tensors[self._require(name)].shape
+        source = self._find(name)
+        stored = self._file.tensors[source.name].shape
+        return source.rows.shape(source.name, stored) if source.rows else stored
 
     def stored_dtype(self, name: str) -> np.dtype[np.generic] | None:
-        stored_name = self._require(name)
+        stored_name = self._find(name).name
         kind = _quantisation(self._file, stored_name, self._file.tensors[stored_name])
         return _UNQUANTISED.get(kind)
 
     def __getitem__(self, name: str) -> Array:
-        stored_name = self._require(name)
+        source = self._find(name)
         module = name.rpartition(".")[0].split(".", 3)[-1]
         heads = self._interleaved_heads.get(module, 0)
-        return read_tensor(self._file, stored_name, heads)
+        return read_tensor(self._file, source.name, heads, source.rows)
 
-    def _require(self, name: str) -> str:
-        stored_name = _stored_name(name)
-        if stored_name not in self._file.tensors:
-            raise ModelError(f"{self._file.path} has no tensor {stored_name or name}")
-        return stored_name
-
-
-def _stored_name(name: str) -> str:
-    """`model.layers.0.mlp.up_proj.weight` -> `blk.0.ffn_up.weight`; empty if there is none."""
-    module, _, kind = name.rpartition(".")
-    if module in _GLOBAL_NAMES:
-        return f"{_GLOBAL_NAMES[module]}.{kind}"
-    parts = module.split(".", 3)
-    if len(parts) == 4 and parts[:2] == ["model", "layers"] and parts[3] in _LAYER_NAMES:
-        return f"blk.{parts[2]}.{_LAYER_NAMES[parts[3]]}.{kind}"
-    return ""
+    def _find(self, name: str) -> Source:
+        source = self._names.find(name)
+        if source.name not in self._file.tensors:
+            raise ModelError(f"{self._file.path} has no tensor {source.name}")
+        return source

@@ -25,13 +25,14 @@ def expected_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
         ("o_proj", hidden, queries, config.output_bias),
     )
     mlp = (
-        ("gate_proj", inner, hidden, config.mlp_bias),
+        *((("gate_proj", inner, hidden, config.mlp_bias),) if config.gated_mlp else ()),
         ("up_proj", inner, hidden, config.mlp_bias),
         ("down_proj", hidden, inner, config.mlp_bias),
     )
+    kinds = ("weight", "bias") if config.norm == "layer" else ("weight",)
+    norms = ("input_layernorm", *(("post_attention_layernorm",) if config.mlp_norm else ()))
     layer: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (hidden,),
-        "post_attention_layernorm.weight": (hidden,),
+        f"{norm}.{kind}": (hidden,) for norm in norms for kind in kinds
     }
     for block, projections in (("self_attn", attention), ("mlp", mlp)):
         for name, rows, columns, bias in projections:
@@ -43,7 +44,7 @@ def expected_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
         layer["self_attn.k_norm.weight"] = (config.head_dim,)
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (config.vocab_size, hidden),
-        "model.norm.weight": (hidden,),
+        **{f"model.norm.{kind}": (hidden,) for kind in kinds},
     }
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, hidden)

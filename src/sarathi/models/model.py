@@ -38,10 +38,13 @@ def open_model(path: Path) -> Model:
         return Model(config, gguf_weights)
 
     from sarathi.models import huggingface
+    from sarathi.models.names import NamedWeights
     from sarathi.models.safetensors_weights import SafetensorsWeights
 
     config = huggingface.read_config(path)
-    weights = SafetensorsWeights(path)
+    names = huggingface.name_map(config)
+    stored = SafetensorsWeights(path)
+    weights: Weights = stored if names is None else NamedWeights(stored, names)
     check_layout(config, weights)
     return Model(config, weights)
 

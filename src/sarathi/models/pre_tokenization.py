@@ -25,6 +25,7 @@ def _words(digits: str) -> str:
 
 _RULES: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("default",): (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
+    ("falcon",): (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]"),
     ("gpt-2", "mpt", "olmo", "jais", "trillion"): (_GPT2,),
     ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"): (
         r"\p{N}",

@@ -21,8 +21,9 @@ class Weights(Tensors, Protocol):
     """Tensors under the names that Hugging Face checkpoints use (`model.layers.0...`).
 
     An array is float32, float16 or `ml_dtypes.bfloat16`. Unquantised tensors are views of the
-    mapped file; quantised ones are dequantised anew to float32 at every access, so a caller keeps
-    what it needs and nothing else stays in memory.
+    mapped file. Quantised ones are dequantised anew to float32 at every access, and those whose
+    rows lie apart in the file are gathered anew, so a caller keeps what it needs and nothing else
+    stays in memory.
     """
 
     def __getitem__(self, name: str) -> Array:
@@ -34,7 +35,7 @@ class Weights(Tensors, Protocol):
         """Its shape, without reading it. Raises `ModelError` where it is missing."""
 
     def stored_dtype(self, name: str) -> np.dtype[np.generic] | None:
-        """The type in which the file holds it, None where it is quantised."""
+        """The type in which the file holds it, None where every access makes it anew."""
 
     @property
     def mappings(self) -> tuple[mmap.mmap, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Protocol
 
 from sarathi.scheduling.latency_model import LatencyModel, Work
@@ -95,12 +96,15 @@ class Budget(Protocol):
 
     tbt_target: float  # seconds that a decode may wait for its next token, infinite for any
 
-    def open(self, decodes: Work, slack: float | None, latest: int) -> Allowance:
+    def open(
+        self, decodes: Work, slack: float | None, latest: int, under_way: Collection[Work]
+    ) -> Allowance:
         """
         Args:
             decodes: what runs in any case.
             slack: seconds until the most urgent decode is due; None where nobody decodes.
-            latest: tokens of the iteration before.
+            latest: tokens of the batch before.
+            under_way: batches that have not been completed.
         """
 
 
@@ -119,7 +123,9 @@ class FixedBudget:
         self.tokens = tokens
         self.min_prefill_share = _share(min_prefill_share)
 
-    def open(self, decodes: Work, slack: float | None, latest: int) -> Allowance:
+    def open(
+        self, decodes: Work, slack: float | None, latest: int, under_way: Collection[Work]
+    ) -> Allowance:
         floor = math.ceil(_beside(decodes.tokens, self.min_prefill_share))
         return Allowance(max(self.tokens - decodes.tokens, floor), _PER_TOKEN)
 
@@ -158,7 +164,9 @@ class LatencyBudget:
         self.min_prefill_share = _share(min_prefill_share)
         self._micro_batches = micro_batches
 
-    def open(self, decodes: Work, slack: float | None, latest: int) -> Allowance:
+    def open(
+        self, decodes: Work, slack: float | None, latest: int, under_way: Collection[Work]
+    ) -> Allowance:
         usual = max(0, latest - decodes.tokens)
         spent = self.model.predict(decodes)
         # A target that is shorter than any iteration must not make prompts run token by token.
@@ -168,7 +176,13 @@ class LatencyBudget:
         if slack is None:
             return Allowance(most, self.model, 1, usual)
         late = min(self.model.accuracy.late, _MOST_LATE)
-        amount = min(slack / self._micro_batches / (1 + late) - spent, most)
+        left = slack / (1 + late)
+        stage = left / self._micro_batches
+        if under_way and self._micro_batches > 1:
+            # Behind each stage but the first it has to wait for those before, if they are longer.
+            longest = max(map(self.model.predict, under_way))
+            stage = min(stage, left - (self._micro_batches - 1) * longest)
+        amount = min(stage - spent, most)
         floor = _beside(spent, self.min_prefill_share)
         least = 1 if self.min_prefill_share else 0
         if amount < floor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Sequence
 
 from sarathi.scheduling.admission import AdmissionError, check_admissible
@@ -99,6 +100,7 @@ class Scheduler:
         self._requests: dict[int, Request] = {}
         self._prefilled = False  # whether the latest batch had prompts in it
         self._latest = 0  # tokens of it
+        self._under_way: deque[Work] = deque()  # of batches, in order
 
     # -- the outside world ------------------------------------------------------------------
 
@@ -136,6 +138,7 @@ class Scheduler:
 
     def abandon_batches(self) -> None:
         """Give up all batches under way: their requests stand where they stood before."""
+        self._under_way.clear()
         for request in list(self._requests.values()):
             request.in_flight = 0
             if request.cancelled:
@@ -175,7 +178,7 @@ class Scheduler:
         allowance = None
         slack = None
         if prefills_first:
-            allowance = self._budget.open(work, None, self._latest)
+            allowance = self._budget.open(work, None, self._latest, self._under_way)
             work = self._prefill(allowance, prefills, work, now, admit=True)
         if policy.hybrid or not prefills:
             decodes, context, due, preempted = self.running.decode(self._micro_batches)
@@ -188,8 +191,11 @@ class Scheduler:
                 if self._fair:
                     for part in decodes:
                         self.prompts.charge(part.request, 1)
+            elif self.running.decodes:
+                # All are under way in other micro-batches, and come behind this one next time.
+                slack = min(request.tbt_target for request in self.running.decodes)
         if not prefills_first and (policy.hybrid or not decodes):
-            allowance = self._budget.open(work, slack, self._latest)
+            allowance = self._budget.open(work, slack, self._latest, self._under_way)
             # After a preemption memory is short: admitting more would only preempt more.
             work = self._prefill(allowance, prefills, work, now, admit=not preempted)
         if not (decodes or prefills or preempted or displaced):
@@ -197,6 +203,7 @@ class Scheduler:
         self.num_iterations += 1
         self._prefilled = bool(prefills)
         self._latest = work.tokens
+        self._under_way.append(work)
         return Batch(
             id=self.num_iterations,
             slices=(*decodes, *prefills),
@@ -221,6 +228,7 @@ class Scheduler:
             raise ValueError(
                 f"batch {batch.id} samples {batch.work.samples} tokens, got {len(tokens)}"
             )
+        self._under_way.popleft()
         sampled = iter(tokens)
         progressed: list[Request] = []
         block_size = self.pool.block_size

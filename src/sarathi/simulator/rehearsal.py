@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sarathi.scheduling import LatencyModel, Work
 from sarathi.simulator.cost import BatchShape, CostModel
 
@@ -13,8 +15,8 @@ _DEPTHS = (0.0, 0.25, 0.5)  # of the longest request
 def rehearse(cost: CostModel, max_batch_size: int, max_model_len: int) -> LatencyModel:
     """Fit a model to iterations of many kinds, as an engine does before it serves anyone.
 
-    With several pipeline stages it is one of the slowest stage, since that is what an iteration
-    adds to the time between two tokens for each of them.
+    With several pipeline stages it is one of a stage, since each has its part of the time between
+    two tokens.
     """
     shapes = []
     for depth in _DEPTHS:
@@ -36,9 +38,20 @@ def rehearse(cost: CostModel, max_batch_size: int, max_model_len: int) -> Latenc
 
 
 def seconds(cost: CostModel, shape: BatchShape) -> float:
-    """Of an iteration, as far as the next one has to wait for it."""
-    slowest = max(cost.stages(shape))
-    return cost.overhead(shape) + slowest if cost.num_stages == 1 else slowest
+    """Of an iteration, as `stage_seconds` has it."""
+    return stage_seconds(cost.overhead(shape), cost.stages(shape), cost.hop(shape))
+
+
+def stage_seconds(overhead: float, stages: Sequence[float], hop: float) -> float:
+    """What a batch adds to the time between two tokens for each stage that it passes.
+
+    The slowest stage keeps the others waiting; the engine's own time comes before the first, and
+    the messages between stages are shared out among them.
+    """
+    first, *others = stages
+    if not others:
+        return overhead + first
+    return max(overhead + first, *others) + hop * len(others) / len(stages)
 
 
 def _work(shape: BatchShape) -> Work:

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 from sarathi.scheduling import Batch, Request, Scheduler
 from sarathi.simulator.cost import BatchShape, CostModel, Jitter
+from sarathi.simulator.rehearsal import stage_seconds
 from sarathi.simulator.usage import Usage
 
 
@@ -25,7 +26,7 @@ class _UnderWay(NamedTuple):
     batch: Batch
     began: float
     ends: float
-    slowest: float  # seconds, of a stage
+    in_stage: float  # seconds, as `stage_seconds` has it
 
 
 class Replica:
@@ -88,7 +89,7 @@ class Replica:
     def end(self, now: float) -> None:
         """Complete the micro-batches that have left the last stage by now."""
         while self._under_way and self._under_way[0].ends <= now:
-            batch, began, ends, slowest = self._under_way.popleft()
+            batch, began, ends, in_stage = self._under_way.popleft()
             scheduler, pool = self.scheduler, self.scheduler.pool
             self.usage.blocks_used(pool.num_blocks - pool.num_free, ends)
             tokens = (0,) * batch.work.samples
@@ -96,7 +97,7 @@ class Replica:
             self._observer.computed(batch, began, ends, scheduler)
             if self._model is not None:
                 # With one stage, an iteration is all that passes between two tokens.
-                took = ends - began if len(self._free) == 1 else slowest
+                took = ends - began if len(self._free) == 1 else in_stage
                 self._model.observe(batch.work, took)
             if not scheduler.has_work:
                 scheduler.check()
@@ -122,5 +123,6 @@ class Replica:
         usage.iterations += 1
         usage.tokens += shape.tokens
         usage.decodes += shape.num_decodes
-        self._under_way.append(_UnderWay(batch, now, free[-1], max(seconds)))
+        in_stage = stage_seconds(overhead, seconds, hop)
+        self._under_way.append(_UnderWay(batch, now, free[-1], in_stage))
         return free[-1]

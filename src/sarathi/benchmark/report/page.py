@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jinja2 import Environment, StrictUndefined
@@ -12,7 +12,7 @@ from sarathi.benchmark.report.colours import variable
 from sarathi.benchmark.report.comparison import comparison_table
 from sarathi.benchmark.report.load_tables import conduct_table, latency_table, throughput_table
 from sarathi.benchmark.report.measured import Measured
-from sarathi.benchmark.report.remarks import alerts, facts
+from sarathi.benchmark.report.remarks import Alert, Fact, alerts, facts
 from sarathi.benchmark.report.render import Rendered
 from sarathi.benchmark.report.search_tables import capacity_table, points_table
 from sarathi.benchmark.report.simulation_tables import simulation_table
@@ -35,29 +35,50 @@ _TERMS = {
 
 
 @dataclass(frozen=True)
-class _Section:
+class Section:
+    """A part of a page, under a heading of its own."""
+
     title: str
-    first: list[Table]  # before the figures
-    figures: list[Rendered]
-    tables: list[Table]  # after them
+    first: Sequence[Table]  # before the figures
+    figures: Sequence[Rendered]
+    tables: Sequence[Table]  # after them
+    texts: Sequence[str] = ()  # paragraphs below the heading
+    notes: Sequence[str] = ()  # at the end
 
 
 def page(measured: Measured, figures: Sequence[Rendered], title: str) -> str:
     """HTML that needs no other file."""
+    return html(
+        title, alerts(measured), facts(measured), _sections(measured, figures), terms=_TERMS
+    )
+
+
+def html(
+    title: str,
+    alerts: Sequence[Alert],
+    facts: Sequence[Fact],
+    sections: Sequence[Section],
+    terms: Mapping[str, str],
+) -> str:
+    """Any page of this look. It needs no other file.
+
+    Args:
+        terms: what words mean that the page uses.
+    """
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     return environment.from_string(TEMPLATE).render(
         title=title,
         stylesheet=Markup(stylesheet()),
-        alerts=alerts(measured),
-        facts=facts(measured),
-        sections=_sections(measured, figures),
-        terms=_TERMS,
+        alerts=alerts,
+        facts=facts,
+        sections=sections,
+        terms=terms,
         variable=variable,
         safe=Markup,
     )
 
 
-def _sections(measured: Measured, figures: Sequence[Rendered]) -> list[_Section]:
+def _sections(measured: Measured, figures: Sequence[Rendered]) -> list[Section]:
     """Those that have anything in them."""
 
     def of(*names: str) -> list[Rendered]:
@@ -72,10 +93,10 @@ def _sections(measured: Measured, figures: Sequence[Rendered]) -> list[_Section]
     first = comparison is None and len(measured.loads) <= _FEW
     tables = None if first else latencies, throughput_table(measured), points_table(measured)
     found = [
-        _Section("Capacity", [], search, those(capacity_table(measured))),
-        _Section("Latency", those(comparison, latencies if first else None), others, []),
-        _Section("Inside the engine", [], engine, []),
-        _Section("Simulated hardware", those(simulation_table(measured)), [], []),
-        _Section("All loads", those(*tables, conduct_table(measured)), [], []),
+        Section("Capacity", [], search, those(capacity_table(measured))),
+        Section("Latency", those(comparison, latencies if first else None), others, []),
+        Section("Inside the engine", [], engine, []),
+        Section("Simulated hardware", those(simulation_table(measured)), [], []),
+        Section("All loads", those(*tables, conduct_table(measured)), [], []),
     ]
     return [one for one in found if one.first or one.figures or one.tables]

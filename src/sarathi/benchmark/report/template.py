@@ -80,9 +80,19 @@ TEMPLATE = """\
 {%- endif %}
 {%- for section in sections %}
 <h2>{{ section.title }}</h2>
+{%- for text in section.texts %}
+<p>{{ text }}</p>
+{%- endfor %}
 {%- for one in section.first %}{{ table(one) }}{% endfor %}
 {%- for one in section.figures %}{{ figure(one) }}{% endfor %}
 {%- for one in section.tables %}{{ table(one) }}{% endfor %}
+{%- if section.notes %}
+<ul>
+{%- for note in section.notes %}
+<li>{{ note }}</li>
+{%- endfor %}
+</ul>
+{%- endif %}
 {%- endfor %}
 <h2>Terms</h2>
 <dl class="terms">

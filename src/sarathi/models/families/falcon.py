@@ -1,0 +1,88 @@
+"""Falcon: 7B with one key head, 40B, 180B and 11B with the new decoder architecture."""
+
+from __future__ import annotations
+
+from sarathi.models.config import MAX_LAYERS, ModelConfig
+from sarathi.models.families.rope import inv_freq
+from sarathi.models.fields import Fields
+from sarathi.models.names import NameMap, fused, renamed
+
+
+def config(fields: Fields, architecture: str) -> ModelConfig:
+    if fields.boolean("alibi", False):
+        # `transformers` rounds these biases to bfloat16, which paged attention cannot imitate.
+        raise fields.wrong("alibi", "false (rotary position embeddings)")
+    if fields.text("activation", "gelu") != "gelu":
+        raise fields.wrong("activation", "gelu")
+    hidden_size = fields.required("hidden_size")
+    num_heads = fields.required("num_attention_heads")
+    if hidden_size % num_heads:
+        raise fields.wrong("num_attention_heads", f"a divisor of hidden_size ({hidden_size})")
+    num_layers = fields.required("num_hidden_layers", MAX_LAYERS)
+    head_dim = hidden_size // num_heads
+    new = fields.boolean("new_decoder_architecture", False)
+    parallel = new or fields.boolean("parallel_attn", True)
+    num_norms = fields.integer("num_ln_in_parallel_attn", 2, maximum=2) if new else 1
+    if new:
+        num_kv_heads = fields.integer("num_kv_heads", num_heads)
+        if num_heads % num_kv_heads:
+            raise fields.wrong("num_kv_heads", f"a divisor of num_attention_heads ({num_heads})")
+    else:
+        num_kv_heads = 1 if fields.boolean("multi_query", True) else num_heads
+    bias = fields.boolean("bias", False)
+    return ModelConfig(
+        architecture=architecture,
+        vocab_size=fields.required("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=fields.integer("ffn_hidden_size", 4 * hidden_size),
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        norm_eps=fields.number("layer_norm_epsilon", 1e-5),
+        max_position=fields.integer("max_position_embeddings", 2048),
+        inv_freq=tuple(inv_freq(fields, head_dim).tolist()),
+        sliding_windows=(0,) * num_layers,
+        qkv_bias=bias,
+        output_bias=bias,
+        mlp_bias=bias,
+        norm="layer",
+        activation="gelu",
+        gated_mlp=False,
+        parallel=parallel,
+        mlp_norm=not parallel or num_norms == 2,
+        tie_word_embeddings=fields.boolean("tie_word_embeddings", True),
+    )
+
+
+def names(config: ModelConfig) -> NameMap:
+    """Queries, keys and values are one matrix: for each key head its query heads, it, its value."""
+    head = config.head_dim
+    queries = config.num_heads // config.num_kv_heads * head
+    two_norms = config.parallel and config.mlp_norm
+    return NameMap(
+        outside={
+            "model.embed_tokens": "transformer.word_embeddings",
+            "model.norm": "transformer.ln_f",
+        },
+        layers="transformer.h.",
+        inside={
+            **fused(
+                "self_attention.query_key_value",
+                {"self_attn.q_proj": queries, "self_attn.k_proj": head, "self_attn.v_proj": head},
+                groups=config.num_kv_heads,
+            ),
+            **renamed(
+                {
+                    "self_attn.o_proj": "self_attention.dense",
+                    "mlp.up_proj": "mlp.dense_h_to_4h",
+                    "mlp.down_proj": "mlp.dense_4h_to_h",
+                }
+            ),
+            **(
+                renamed({"input_layernorm": "ln_attn", "post_attention_layernorm": "ln_mlp"})
+                if two_norms
+                else {}
+            ),
+        },
+    )

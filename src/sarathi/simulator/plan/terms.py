@@ -1,0 +1,70 @@
+"""What a plan must keep, and how it is looked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sarathi.benchmark.capacity.verdict import CapacityTargets, Verdict, judge
+from sarathi.engine.durations import in_words
+from sarathi.metrics import Distribution, Summary
+from sarathi.simulator.run import SimulatedLoad
+
+
+@dataclass(frozen=True)
+class PlanTargets:
+    """Seconds.
+
+    A queue that grows has a median delay of half its longest, if requests start in their order: the
+    paper's bound on the median then bounds all. The engine lets short prompts pass long ones,
+    however. With the median alone, a plan would let a tenth of the requests wait for minutes, and
+    ever longer the longer it runs. So P90 has a bound, too: that which follows from the median's
+    where requests start in order.
+    """
+
+    tbt: float  # for P99
+    ttft: float | None = None  # for P90; None: any
+    delay: float = 2.0  # for the median scheduling delay
+
+    @property
+    def tail_delay(self) -> float:
+        """For P90 of the scheduling delay."""
+        return 2 * self.delay
+
+    def judge(self, summary: Summary) -> Verdict:
+        """As `capacity.verdict.judge`, with more to be met.
+
+        A miss is certain if anything says so for certain; targets are met for certain if all do.
+        """
+        verdicts = [
+            judge(summary, CapacityTargets(self.tbt, self.delay)),
+            _p90("scheduling delay", summary.scheduling_delay, self.tail_delay),
+        ]
+        if self.ttft is not None:
+            verdicts.append(_p90("TTFT", summary.ttft, self.ttft))
+        missed = [verdict for verdict in verdicts if not verdict.met]
+        told = ", ".join(verdict.reason for verdict in missed or verdicts)
+        if missed:
+            return Verdict(False, any(verdict.certain for verdict in missed), told)
+        return Verdict(True, all(verdict.certain for verdict in verdicts), told)
+
+
+@dataclass(frozen=True)
+class PlanTerms:
+    """A load that is to be served, and how finely capacities are searched."""
+
+    rate: float  # requests per second, of all replicas together
+    targets: PlanTargets
+    load: SimulatedLoad  # its requests are those of a point at least
+    resolution: float = 0.1  # relative, of capacities
+    point_duration: float = 90.0  # seconds of arrivals that a point has at least
+
+
+def _p90(name: str, values: Distribution, target: float) -> Verdict:
+    value, interval = values.p90, values.p90_interval
+    if value is None:
+        return Verdict(False, True, f"no complete answer has a {name}")
+    if value > target:
+        certain = interval is not None and interval[0] > target
+        return Verdict(False, certain, f"P90 {name} {in_words(value)} above {in_words(target)}")
+    certain = interval is not None and interval[1] <= target
+    return Verdict(True, certain, f"P90 {name} {in_words(value)} within {in_words(target)}")

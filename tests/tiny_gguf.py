@@ -1,0 +1,147 @@
+"""The tiny checkpoints as GGUF files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from safetensors.numpy import load_file
+from tiny_models import CHAT_TEMPLATE, FAMILIES
+
+# The Falcon of llama.cpp has neither biases nor an MLP after the attention.
+GGUF_FAMILIES = tuple(name for name in FAMILIES if name != "falcon-serial")
+_GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+_GGUF_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "embed_tokens": "token_embd",
+    "norm": "output_norm",
+    "lm_head": "output",
+    "self_attn.qkv_proj": "attn_qkv",
+    "mlp.gate_up_proj": "ffn_up",
+    "self_attention.query_key_value": "attn_qkv",
+    "self_attention.dense": "attn_output",
+    "mlp.dense_h_to_4h": "ffn_up",
+    "mlp.dense_4h_to_h": "ffn_down",
+    "ln_attn": "attn_norm_2",
+    "ln_mlp": "attn_norm",
+    "word_embeddings": "token_embd",
+    "ln_f": "output_norm",
+}
+
+
+def write_gguf(folder: Path, path: Path, quant: str = "F32") -> None:
+    """Writes the checkpoint that `save_tiny` made as a GGUF file, as llama.cpp's converter would.
+
+    Matrices are stored as `quant` where the block size divides their rows, vectors as F32.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    arch = _GGUF_ARCHITECTURES.get(config["model_type"], config["model_type"])
+    writer = gguf.GGUFWriter(path, arch)
+    _write_metadata(writer, config)
+    _write_vocabulary(writer, json.loads((folder / "tokenizer.json").read_text()))
+    heads = {
+        "self_attn.q_proj": config["num_attention_heads"],
+        "self_attn.k_proj": config.get("num_key_value_heads"),
+    }
+    wanted = gguf.GGMLQuantizationType[quant]
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        module, _, kind = name.removeprefix("model.").rpartition(".")
+        module = module.removeprefix("transformer.")
+        prefix = ""
+        if module.startswith(("layers.", "h.")):
+            _, index, module = module.split(".", 2)
+            prefix = f"blk.{index}."
+        array = tensor.astype(np.float32)
+        if arch == "llama" and module in heads:
+            halves = array.reshape(heads[module], 2, -1, *array.shape[1:])
+            array = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(array.shape))
+        if module == "self_attention.query_key_value":
+            array = _queries_first(array, config)
+        block_size = gguf.GGML_QUANT_SIZES[wanted][0]
+        fits = array.ndim == 2 and array.shape[1] % block_size == 0
+        stored = wanted if fits else gguf.GGMLQuantizationType.F32
+        data = gguf.quants.quantize(array, stored)
+        writer.add_tensor(f"{prefix}{_GGUF_NAMES[module]}.{kind}", data, raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _queries_first(fused: np.ndarray[Any, Any], config: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """From Falcon's groups of query heads, key and value to all queries, all keys, all values."""
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    groups = config["num_kv_heads"] if config["new_decoder_architecture"] else 1
+    by_group = fused.reshape(groups, -1, head_dim, fused.shape[1])
+    parts = (by_group[:, :-2], by_group[:, -2], by_group[:, -1])
+    return np.concatenate([part.reshape(-1, fused.shape[1]) for part in parts])
+
+
+def _write_metadata(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config.get("intermediate_size") or config["ffn_hidden_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    if config["model_type"] == "falcon":
+        writer.add_head_count_kv(
+            config["num_kv_heads"] if config["new_decoder_architecture"] else 1
+        )
+        writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    else:
+        writer.add_head_count_kv(config["num_key_value_heads"])
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    rope = config["rope_parameters"]
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    elif rope["rope_type"] == "llama3":
+        writer.add_tensor("rope_freqs.weight", _llama3_factors(rope, head_dim))
+    if config.get("sliding_window"):
+        writer.add_sliding_window(config["sliding_window"])
+        if "layer_types" in config:
+            kinds = config["layer_types"]
+            writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in kinds])
+
+
+def _llama3_factors(rope: dict[str, Any], head_dim: int) -> np.ndarray[Any, Any]:
+    factors = []
+    for index in range(head_dim // 2):
+        wavelength = 2 * np.pi * rope["rope_theta"] ** (2 * index / head_dim)
+        turns = rope["original_max_position_embeddings"] / wavelength
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
+        factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+    return np.array(factors, dtype=np.float32)
+
+
+def _write_vocabulary(writer: gguf.GGUFWriter, tokenizer: dict[str, Any]) -> None:
+    vocab: dict[str, int] = tokenizer["model"]["vocab"]
+    special = {token["id"] for token in tokenizer["added_tokens"] if token["special"]}
+    control, normal = int(gguf.TokenType.CONTROL), int(gguf.TokenType.NORMAL)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(sorted(vocab, key=lambda token: vocab[token]))
+    writer.add_token_types([control if i in special else normal for i in range(len(vocab))])
+    writer.add_token_merges([])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_chat_template(CHAT_TEMPLATE)
