@@ -3,9 +3,9 @@
 Usage: python -m benchmarks.performance [FOLDER]
 
 Two servers with the same weights on the same executor: Sarathi with a latency target, and its
-`vllm` policy, which computes whole prompts before anything else. They are searched for their
-capacities, a run of each in turn, and then compared at one rate. What is measured goes into FOLDER
-(benchmark-results/DATE); interrupted, the same command goes on.
+`vllm` policy, which computes whole prompts before anything else. Each is searched for its capacity,
+as `sarathi capacity --start` does, and then they are compared at one rate. What is measured goes
+into FOLDER (benchmark-results/DATE); interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from types import ModuleType
 
 from benchmarks.report import MODEL
 from sarathi.benchmark.compare import Row, compared
@@ -25,7 +26,7 @@ from sarathi.benchmark.launch import ending_on_signals
 from sarathi.benchmark.numbers import milliseconds, plain, seconds
 from sarathi.benchmark.report import CapacityWithRuns, write_report
 from sarathi.benchmark.results import Capacity, Run
-from sarathi.cli import compare
+from sarathi.cli import capacity, compare
 from sarathi.cli.comparing import measure_in_turns
 from sarathi.cli.measuring import Screen
 from sarathi.cli.searching import Searches
@@ -36,24 +37,37 @@ _IMAGES = _ROOT / "docs" / "images"
 _SHOWN = ("capacity", "latency-by-rate")  # figures that the README shows
 
 _OURS, _OTHER = "sarathi", "vllm policy"
-_SERVERS = (
+SERVERS = (
     Contender(_OURS, command=f"sarathi serve {MODEL} --port 8100 --tbt-target 200ms"),
     Contender(
         _OTHER,
         command=f"sarathi serve {MODEL} --port 8101 --policy vllm --token-budget 8192",
     ),
 )
-_LOAD = ["--prompt-lengths", "lognormal:430,1400", "--output-lengths", "lognormal:60,130"]
-_CAPACITY = ["--tbt-target", "200ms", "--resolution", "0.25", "--requests-per-point", "30"]
+PROMPTS, OUTPUTS = "lognormal:430,1400", "lognormal:60,130"  # tokens
+_LOAD = ["--prompt-lengths", PROMPTS, "--output-lengths", OUTPUTS]
+TARGET = 0.2  # seconds, of P99 TBT
+REQUESTS = 30  # of a point at least
+_CAPACITY = ["--tbt-target", f"{TARGET}", "--requests-per-point", f"{REQUESTS}"]
 _LATENCIES = ["--rates", "0.5", "--requests-per-point", "40"]
 _MARKED = re.compile(r"(<!-- performance, by `make report` -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def options(folder: Path, words: Sequence[str]) -> argparse.Namespace:
-    """As `sarathi compare` would have them."""
+def default_folder() -> Path:
+    return Path(f"benchmark-results/{date.today()}")
+
+
+def options(command: ModuleType, folder: Path, words: Sequence[str]) -> argparse.Namespace:
+    """As a command would have them."""
     parser = argparse.ArgumentParser()
-    compare.add_arguments(parser)
+    command.add_arguments(parser)
     return parser.parse_args([*_LOAD, "--results", str(folder), *words])
+
+
+def searched(server: Contender, folder: Path) -> CapacityWithRuns:
+    """A server's capacity; runs that are in the folder already are taken from there."""
+    [found] = Searches(options(capacity, folder, _CAPACITY), [server]).run()
+    return found
 
 
 def section(capacities: Sequence[Capacity], rows: Sequence[Row], runs: Sequence[Run]) -> str:
@@ -111,14 +125,13 @@ def write(text: str, figures: Sequence[Path]) -> None:
 
 
 def main() -> None:
-    default = f"benchmark-results/{date.today()}"
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else default)
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else default_folder()
     with ending_on_signals():
-        found: list[CapacityWithRuns] = Searches(options(folder, _CAPACITY), _SERVERS).run()
-        args = options(folder, _LATENCIES)
-        runs = measure_in_turns(args, _SERVERS, 1, Screen(quiet=False))
+        found = [searched(server, folder) for server in SERVERS]
+        args = options(compare, folder, _LATENCIES)
+        runs = measure_in_turns(args, SERVERS, 1, Screen(quiet=False))
     files = write_report(folder / "report.html", runs, found)
-    rows = compared(runs, [server.label for server in _SERVERS])
+    rows = compared(runs, [server.label for server in SERVERS])
     write(section([one.capacity for one in found], rows, runs), files[1:])
     print(f"the section in {_README} is new, and {files[0]} has all of it")
 

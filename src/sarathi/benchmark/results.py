@@ -93,6 +93,7 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     low: float | None  # the highest rate that met them for certain
     high: float | None  # the lowest rate that missed them for certain
     points: list[Point]  # in the order of their rates
+    tail_delay_target: float | None = None  # seconds, likewise for P90; None: none
     accuracy: str | None = None  # of the cost model, where the search was simulated
 
     @property

@@ -133,6 +133,7 @@ class SearchOptions:
     """How a search for a capacity goes."""
 
     delay_target: float = 2.0  # seconds, for the median scheduling delay
+    tail_delay_target: float = 10.0  # seconds, for its 90th percentile
     point_duration: float = 90.0  # seconds
     resolution: float = 0.1  # relative
     start_rate: float = 1.0  # requests per second
@@ -147,6 +148,13 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DURATION",
         help="the median scheduling delay must meet it; where the server does not tell it, the "
         f"median time to the first token must (default: {SearchOptions.delay_target:g}s)",
+    )
+    group.add_argument(
+        "--tail-delay-target",
+        type=duration,
+        metavar="DURATION",
+        help="likewise for its 90th percentile: who lets short prompts pass meets any median while "
+        f"long ones starve (default: {SearchOptions.tail_delay_target:g}s)",
     )
     group.add_argument(
         "--point-duration",

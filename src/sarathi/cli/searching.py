@@ -53,7 +53,9 @@ class Searches:
         self._facts = self._asked()
         # What a server says of itself cannot be compared with what another keeps to itself.
         by_ttft = not all(facts.tells_delay for facts in self._facts)
-        self._targets = CapacityTargets(args.tbt_target, self._options.delay_target, by_ttft)
+        self._targets = CapacityTargets(
+            args.tbt_target, self._options.delay_target, self._options.tail_delay_target, by_ttft
+        )
 
     def run(self) -> list[CapacityWithRuns]:
         """
@@ -167,6 +169,7 @@ class Searches:
             "salt": args.salt,
             "tbt_target": self._targets.tbt,
             "delay_target": self._targets.delay,
+            "tail_delay_target": self._targets.tail_delay,
             "timeout": args.timeout,
             "max_client_lag": args.max_client_lag,
         }

@@ -173,7 +173,7 @@ def simulated_capacity(args: argparse.Namespace, setup: Setup, label: str) -> Ca
     """
     options = SearchOptions(**given_search_options(args))
     terms = SearchTerms(
-        CapacityTargets(args.tbt_target, options.delay_target),
+        CapacityTargets(args.tbt_target, options.delay_target, options.tail_delay_target),
         options.resolution,
         options.start_rate,
         options.point_duration,

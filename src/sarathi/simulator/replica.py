@@ -100,7 +100,6 @@ class Replica:
                 took = ends - began if len(self._free) == 1 else in_stage
                 self._model.observe(batch.work, took)
             if not scheduler.has_work:
-                scheduler.check()
                 self.usage.work_ends(ends)
 
     def _compute(self, batch: Batch, now: float) -> float:

@@ -98,6 +98,8 @@ def simulate(
         if tell is not None and recording.ended - told >= _TELL_EVERY:
             told = recording.ended
             tell(told, now)
+    for replica in replicas:
+        replica.scheduler.check()
     if recording.ended != len(plan):
         raise RuntimeError(f"{len(plan) - recording.ended} of {len(plan)} requests never ended")
     return Outcome(

@@ -21,6 +21,7 @@ class CapacityTargets:
 
     tbt: float  # for P99
     delay: float = 2.0  # for the median scheduling delay
+    tail_delay: float | None = None  # for its 90th percentile
     by_ttft: bool = False  # the median TTFT in its place, whatever the server tells of itself
 
 
@@ -39,12 +40,15 @@ def judge(summary: Summary, targets: CapacityTargets) -> Verdict:
     Where the server does not tell its scheduling delay, or `by_ttft` is set, the median TTFT stands
     for it: it is longer, so that a server gains nothing by not telling.
 
+    The bound on the tail of the delay is for schedulers that let some requests pass others: those
+    meet any median while the rest waits ever longer.
+
     A miss is certain if any of its reasons is: for a latency, if the whole interval lies above the
     target. A run that met the targets did so for certain if all its intervals lie below them.
     Without an interval, for want of requests, nothing is certain.
     Answers of one token each have no TBT, and meet any target.
     """
-    verdicts = (_failures(summary), _tbt(summary, targets.tbt), _delay(summary, targets))
+    verdicts = (_failures(summary), _tbt(summary, targets.tbt), *_delays(summary, targets))
     missed = [verdict for verdict in verdicts if not verdict.met]
     told = ", ".join(verdict.reason for verdict in missed or verdicts)
     if missed:
@@ -86,12 +90,16 @@ def _tbt(summary: Summary, target: float) -> Verdict:
     return _latency("P99 TBT", tbt.p99, tbt.p99_interval, target)
 
 
-def _delay(summary: Summary, targets: CapacityTargets) -> Verdict:
+def _delays(summary: Summary, targets: CapacityTargets) -> list[Verdict]:
     told = summary.scheduling_delay.count > 0 and not targets.by_ttft
     name, delay = ("scheduling delay", summary.scheduling_delay) if told else ("TTFT", summary.ttft)
     if delay.p50 is None:
-        return Verdict(False, True, "no complete answer has a token")
-    return _latency(f"median {name}", delay.p50, delay.p50_interval, targets.delay)
+        return [Verdict(False, True, "no complete answer has a token")]
+    verdicts = [_latency(f"median {name}", delay.p50, delay.p50_interval, targets.delay)]
+    tail = targets.tail_delay
+    if tail is not None and delay.p90 is not None and delay.p90 > tail:
+        verdicts.append(_latency(f"P90 {name}", delay.p90, delay.p90_interval, tail))
+    return verdicts
 
 
 def _latency(
