@@ -2,11 +2,11 @@
 
 Usage: python -m benchmarks.real_versus_simulated [FOLDER]
 
-The machine is measured (as `sarathi calibrate` does), and the capacities of two policies are searched
-for real, unless FOLDER (benchmark-results/DATE) has them from `benchmarks.performance`. Each real run
-that went to its end is then simulated with the same requests at the same times, and so is the search.
-Interrupted, the same command goes on. Takes up to 45 minutes, in which the machine should do nothing
-else.
+The machine is measured (as `sarathi calibrate` does), and the capacities of two policies are
+searched for real, unless FOLDER (benchmark-results/DATE) has them from `benchmarks.performance`.
+Each real run that went to its end is then simulated with the same requests at the same times, and
+so is the search. Interrupted, the same command goes on. Takes up to 45 minutes, in which the
+machine should do nothing else.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def test_a_run_far_within_the_targets_meets_them_for_certain() -> None:
 
 def test_a_short_median_does_not_excuse_a_queue_that_grows_for_a_few() -> None:
     """Of a scheduler that lets some pass others."""
-    delays = [0.1] * 80 + [60.0] * 20
+    delays = ([0.1] * 4 + [60.0]) * 20
     summary = summarise([record([0.01], delay=delay) for delay in delays])
     assert judge(summary, TARGETS).met
     bounded = CapacityTargets(tbt=0.1, tail_delay=10.0)
@@ -36,7 +36,7 @@ def test_a_short_median_does_not_excuse_a_queue_that_grows_for_a_few() -> None:
     assert not found.met
     assert found.certain
     assert found.reason == "P90 scheduling delay 60 s above 10 s"
-    few = summarise([record([0.01], delay=delay) for delay in [0.1] * 95 + [60.0] * 5])
+    few = summarise([record([0.01], delay=delay) for delay in ([0.1] * 19 + [60.0]) * 5])
     assert judge(few, bounded).met
 
 

@@ -79,9 +79,7 @@ def find_capacity(
             machine=run.machine,
             tbt_target=terms.targets.tbt,
             delay_target=terms.targets.delay,
-            tail_delay_target=terms.targets.tail_delay
-            if math.isfinite(terms.targets.tail_delay)
-            else None,
+            tail_delay_target=terms.targets.tail_delay,
             requests_per_point=load.num_requests,
             resolution=terms.resolution,
             capacity=search.capacity,

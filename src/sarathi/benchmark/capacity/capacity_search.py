@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 
 from sarathi.benchmark.capacity.search import Search, Try
@@ -105,9 +104,7 @@ class CapacitySearch:
             workload=self._workload,
             tbt_target=self._targets.tbt,
             delay_target=self._targets.delay,
-            tail_delay_target=self._targets.tail_delay
-            if math.isfinite(self._targets.tail_delay)
-            else None,
+            tail_delay_target=self._targets.tail_delay,
             resolution=resolution,
             requests_per_point=requests_per_point,
             capacity=self._search.capacity,
