@@ -43,8 +43,9 @@ def found(page: Path) -> dict[str, Any]:
     """What is printed of two devices, each tried in a process of its own."""
     devices = ("--devices", "l4:0.5,a100:9", "--tp", "1,3", "--pp", "1", "--explore", "all")
     printed = io.BytesIO()
+    text = io.TextIOWrapper(printed, write_through=True)  # it closes what is below when it goes
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.stdout", io.TextIOWrapper(printed, write_through=True))
+        patch.setattr("sys.stdout", text)
         options = (*devices, *QUICK, "--ttft-target", "2s", "--json", "--report", str(page))
         assert run(*MISTRAL, *options) == 0
     [line] = printed.getvalue().splitlines()

@@ -48,7 +48,11 @@ def judge(summary: Summary, targets: CapacityTargets) -> Verdict:
     Without an interval, for want of requests, nothing is certain.
     Answers of one token each have no TBT, and meet any target.
     """
-    verdicts = (_failures(summary), _tbt(summary, targets.tbt), *_delays(summary, targets))
+    return together(_failures(summary), _tbt(summary, targets.tbt), *_delays(summary, targets))
+
+
+def together(*verdicts: Verdict) -> Verdict:
+    """One on all that had to be met."""
     missed = [verdict for verdict in verdicts if not verdict.met]
     told = ", ".join(verdict.reason for verdict in missed or verdicts)
     if missed:
@@ -87,7 +91,7 @@ def _tbt(summary: Summary, target: float) -> Verdict:
     tbt = summary.tbt
     if tbt.p99 is None:
         return Verdict(True, True, "no time between tokens")
-    return _latency("P99 TBT", tbt.p99, tbt.p99_interval, target)
+    return judge_latency("P99 TBT", tbt.p99, tbt.p99_interval, target)
 
 
 def _delays(summary: Summary, targets: CapacityTargets) -> list[Verdict]:
@@ -95,16 +99,17 @@ def _delays(summary: Summary, targets: CapacityTargets) -> list[Verdict]:
     name, delay = ("scheduling delay", summary.scheduling_delay) if told else ("TTFT", summary.ttft)
     if delay.p50 is None:
         return [Verdict(False, True, "no complete answer has a token")]
-    verdicts = [_latency(f"median {name}", delay.p50, delay.p50_interval, targets.delay)]
-    tail = targets.tail_delay
-    if tail is not None and delay.p90 is not None and delay.p90 > tail:
-        verdicts.append(_latency(f"P90 {name}", delay.p90, delay.p90_interval, tail))
+    verdicts = [judge_latency(f"median {name}", delay.p50, delay.p50_interval, targets.delay)]
+    if targets.tail_delay is not None and delay.p90 is not None:
+        tail = judge_latency(f"P90 {name}", delay.p90, delay.p90_interval, targets.tail_delay)
+        verdicts.append(tail)
     return verdicts
 
 
-def _latency(
+def judge_latency(
     name: str, value: float, interval: tuple[float, float] | None, target: float
 ) -> Verdict:
+    """A percentile against its target; certain if all of its interval says the same."""
     low, high = interval or (-math.inf, math.inf)
     if value > target:
         return Verdict(False, low > target, f"{name} {in_words(value)} above {in_words(target)}")

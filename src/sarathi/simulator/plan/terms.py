@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sarathi.benchmark.capacity.verdict import CapacityTargets, Verdict, judge
-from sarathi.engine.durations import in_words
-from sarathi.metrics import Distribution, Summary
+from sarathi.benchmark.capacity.verdict import (
+    CapacityTargets,
+    Verdict,
+    judge,
+    judge_latency,
+    together,
+)
+from sarathi.metrics import Summary
 from sarathi.simulator.run import SimulatedLoad
 
 
@@ -35,17 +40,13 @@ class PlanTargets:
 
         A miss is certain if anything says so for certain; targets are met for certain if all do.
         """
-        verdicts = [
-            judge(summary, CapacityTargets(self.tbt, self.delay)),
-            _p90("scheduling delay", summary.scheduling_delay, self.tail_delay),
-        ]
-        if self.ttft is not None:
-            verdicts.append(_p90("TTFT", summary.ttft, self.ttft))
-        missed = [verdict for verdict in verdicts if not verdict.met]
-        told = ", ".join(verdict.reason for verdict in missed or verdicts)
-        if missed:
-            return Verdict(False, any(verdict.certain for verdict in missed), told)
-        return Verdict(True, all(verdict.certain for verdict in verdicts), told)
+        load = judge(summary, CapacityTargets(self.tbt, self.delay, self.tail_delay))
+        if self.ttft is None:
+            return load
+        ttft = summary.ttft
+        if ttft.p90 is None:
+            return together(load, Verdict(False, True, "no complete answer has a token"))
+        return together(load, judge_latency("P90 TTFT", ttft.p90, ttft.p90_interval, self.ttft))
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,3 @@ class PlanTerms:
     load: SimulatedLoad  # its requests are those of a point at least
     resolution: float = 0.1  # relative, of capacities
     point_duration: float = 90.0  # seconds of arrivals that a point has at least
-
-
-def _p90(name: str, values: Distribution, target: float) -> Verdict:
-    value, interval = values.p90, values.p90_interval
-    if value is None:
-        return Verdict(False, True, f"no complete answer has a {name}")
-    if value > target:
-        certain = interval is not None and interval[0] > target
-        return Verdict(False, certain, f"P90 {name} {in_words(value)} above {in_words(target)}")
-    certain = interval is not None and interval[1] <= target
-    return Verdict(True, certain, f"P90 {name} {in_words(value)} within {in_words(target)}")
