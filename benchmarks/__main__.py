@@ -16,6 +16,7 @@ _NAMES = (
     "prefix_caching",
     "recording",
     "scheduler_overhead",
+    "simulator_speed",
     "stall",
     "startup",
     "tbt_target",

@@ -220,3 +220,12 @@ def test_points_of_an_earlier_search_are_not_asked_for_again(start: float, truth
 def test_what_cannot_be_searched_is_refused(start: float, resolution: float, told: str) -> None:
     with pytest.raises(BenchmarkError, match=told):
         Search(start, resolution)
+
+
+def test_an_uncertain_verdict_is_not_gone_far_from() -> None:
+    """The end is near there: twice the rate or half of it would be a long way round."""
+    up, down = Search(1.0, 0.1), Search(1.0, 0.1)
+    up.record(1.0, True, False)
+    down.record(1.0, False, False)
+    assert up.next() == Try(1.41)
+    assert down.next() == Try(0.707)

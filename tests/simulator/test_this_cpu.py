@@ -23,7 +23,14 @@ from sarathi.simulator.this_cpu.machine_file import (
     machine_path,
     save_machine,
 )
-from sarathi.simulator.this_cpu.measured_cost import KNOTS, MeasuredCost, MeasuredNoise, pieces
+from sarathi.simulator.this_cpu.measured_cost import (
+    KNOTS,
+    LARGE,
+    MeasuredCost,
+    MeasuredNoise,
+    kind,
+    pieces,
+)
 
 TRUTH = MeasuredCost(
     fixed=0.01,
@@ -38,7 +45,7 @@ CHANGE = 0.004
 
 
 def log(seed: int, count: int = 600, spread: float = 0.0, slow: float = 1.0) -> list[Line]:
-    """Iterations of a machine that costs what the truth says, one after the other."""
+    """Iterations of a machine that costs what the truth says, and `slow` times that if large."""
     draw = random.Random(seed)
     lines = []
     now, before, decodes = 0.0, 0, 8
@@ -52,7 +59,7 @@ def log(seed: int, count: int = 600, spread: float = 0.0, slow: float = 1.0) -> 
         tokens = decodes + sum(part.length for part in prompts)
         chunks = tuple((part.start, part.length) for part in prompts)
         shape = BatchShape(decodes, context, chunks, decodes, tokens)
-        factor = slow * draw.lognormvariate(0, spread)
+        factor = draw.lognormvariate(0, spread) * (slow if tokens > LARGE else 1.0)
         model = factor * (TRUTH.stages(shape)[0] + (CHANGE if tokens != before else 0.0))
         engine = factor * TRUTH.overhead(shape)
         lines.append(
@@ -103,7 +110,7 @@ def test_noise_is_not_taken_for_cost() -> None:
     assert noise.cost.stages(shape)[0] == pytest.approx(TRUTH.stages(shape)[0], rel=0.03)
     assert 0.04 < error.median < 0.1
     # The median error of a normal distribution is two thirds of its deviation.
-    factors = sorted(noise.with_prompt)
+    factors = sorted(noise.factors[1])
     assert factors[len(factors) // 2] == pytest.approx(1, abs=0.03)
     assert factors[len(factors) * 9 // 10] == pytest.approx(1.136, abs=0.04)
 
@@ -111,6 +118,19 @@ def test_noise_is_not_taken_for_cost() -> None:
 def test_too_few_iterations_are_no_measurement() -> None:
     with pytest.raises(SimulationError, match="150 iterations, expected at least 200"):
         fit([log(1, 150)])
+
+
+def test_what_a_fit_misses_is_kept_by_the_kind_of_iterations() -> None:
+    noise, _ = fit([log(1, 1200, slow=1.5)])
+    decodes, chunks, whole = (sorted(factors)[len(factors) // 2] for factors in noise.factors)
+    assert (decodes, chunks) == pytest.approx((1, 1), abs=0.1)
+    assert whole > 1.05
+    shapes = (
+        BatchShape(4, 400, (), 4, 4),
+        BatchShape(4, 400, ((0, 100),), 4, 104),
+        BatchShape(0, 0, ((0, 1500),), 1, 1500),
+    )
+    assert [kind(shape) for shape in shapes] == [0, 1, 2]
 
 
 def test_pieces_of_tokens_add_up() -> None:
@@ -142,7 +162,7 @@ def test_noise_makes_iterations_take_other_times_with_the_same_median() -> None:
     assert factors == [same(shape) for _ in range(500)]
     assert factors != [other(shape) for _ in range(500)]
     assert sorted(factors)[250] == pytest.approx(1, abs=0.1)
-    quiet = MeasuredNoise(change=CHANGE, with_prompt=[], decodes_only=[], cost=TRUTH)
+    quiet = MeasuredNoise(change=CHANGE, factors=([], [], []), cost=TRUTH)
     steady = quiet.jitter(0)
     whole = TRUTH.stages(shape)[0] + TRUTH.overhead(shape)
     assert steady(shape) * whole == pytest.approx(whole + CHANGE)
@@ -151,7 +171,7 @@ def test_noise_makes_iterations_take_other_times_with_the_same_median() -> None:
 
 def test_a_simulated_run_takes_what_the_machine_took() -> None:
     """A single request, hence iterations whose times can be added up."""
-    quiet = MeasuredNoise(change=CHANGE, with_prompt=[], decodes_only=[], cost=TRUTH)
+    quiet = MeasuredNoise(change=CHANGE, factors=([], [], []), cost=TRUTH)
     setup = cpu_setup(machine(quiet), EngineConfig(token_budget=256))
     (record,) = simulate(setup, toy_plan((0.0, 200, 2))).records
     first = BatchShape(0, 0, ((0, 200),), 1, 200)

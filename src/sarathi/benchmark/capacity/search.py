@@ -31,6 +31,8 @@ class _Judged:
 class Search:
     """Doubles or halves the rate until one meets the target and one misses it, then bisects.
 
+    Steps are shorter from a rate whose verdict is uncertain.
+
     The middle is the geometric one: the resolution is relative, and each step then halves what is
     left of it, whether rates are 0.01 or 1000.
 
@@ -134,15 +136,19 @@ class Search:
         met, missed = self._split()
         if missed is None:
             assert met is not None
-            above = _rounded(min(2 * met, self._highest))
+            above = _rounded(min(self._step(met) * met, self._highest))
             return above if above > met else None
         if met is None:
-            below = _rounded(max(missed / 2, self._lowest))
+            below = _rounded(max(missed / self._step(missed), self._lowest))
             return below if below < missed else None
         if missed / met - 1 <= self._resolution:
             return None
         middle = _rounded(math.sqrt(met) * math.sqrt(missed))
         return middle if met < middle < missed else None
+
+    def _step(self, rate: float) -> float:
+        """How far to go from a rate: a verdict that is not certain says that the end is near."""
+        return 2.0 if self._judged[rate].certain else math.sqrt(2)
 
     def _doubtful(self) -> Try | None:
         for rate in self._split():

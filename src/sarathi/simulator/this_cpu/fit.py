@@ -12,7 +12,13 @@ from sarathi.engine.iteration_log import Line
 from sarathi.scheduling.least_squares import fit_relative
 from sarathi.simulator.cost import BatchShape
 from sarathi.simulator.errors import SimulationError
-from sarathi.simulator.this_cpu.measured_cost import MeasuredCost, MeasuredNoise, pieces
+from sarathi.simulator.this_cpu.measured_cost import (
+    NUM_KINDS,
+    MeasuredCost,
+    MeasuredNoise,
+    kind,
+    pieces,
+)
 
 _LEAST = 200  # iterations, below which a fit says little
 _SEGMENT = 50  # iterations that are held out together: neighbours are alike
@@ -72,8 +78,10 @@ def fit(logs: Sequence[Sequence[Line]]) -> tuple[MeasuredNoise, FitError]:
     errors.sort()
     noise = MeasuredNoise(
         change=change,
-        with_prompt=[_factor(cost, change, one) for one in observed if one.shape.chunks],
-        decodes_only=[_factor(cost, change, one) for one in observed if not one.shape.chunks],
+        factors=tuple(
+            [_factor(cost, change, one) for one in observed if kind(one.shape) == number]
+            for number in range(NUM_KINDS)
+        ),
         cost=cost,
     )
     return noise, FitError(len(errors), errors[len(errors) // 2], errors[-len(errors) // 10])

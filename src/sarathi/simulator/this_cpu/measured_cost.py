@@ -11,6 +11,8 @@ from sarathi.simulator.cost import BatchShape, Jitter
 
 # Tokens at which what one more costs may change: few share the reading of weights, many do not.
 KNOTS = (4, 16, 64)
+NUM_KINDS = 3
+LARGE = 512  # tokens, beyond what a latency budget gives an iteration on a processor
 
 
 class MeasuredCost(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +58,13 @@ class MeasuredCost(msgspec.Struct, frozen=True, kw_only=True):
         return self.engine + self.engine_samples * shape.samples
 
 
+def kind(shape: BatchShape) -> int:
+    """Whether an iteration only decodes (0), or has chunks (1) or many whole prompts in it (2)."""
+    if not shape.chunks:
+        return 0
+    return 1 if shape.tokens <= LARGE else 2
+
+
 def pieces(tokens: int) -> list[int]:
     """How many of the tokens lie between each two knots."""
     ends = (0, *KNOTS)
@@ -71,18 +80,17 @@ class MeasuredNoise(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     change: float  # seconds that an iteration of other tokens than the one before takes longer
-    with_prompt: list[float]  # factors of iterations that had prompt in them
-    decodes_only: list[float]
+    factors: tuple[list[float], ...]  # by `kind` of iterations: what a fit misses differs by it
     cost: MeasuredCost
 
     def jitter(self, seed: int) -> Jitter:
         draw = random.Random(seed)
-        players = [_Player(self.decodes_only, draw), _Player(self.with_prompt, draw)]
+        players = [_Player(factors, draw) for factors in self.factors]
         latest = 0
 
         def factor(shape: BatchShape) -> float:
             nonlocal latest
-            played = players[bool(shape.chunks)].next()
+            played = players[kind(shape)].next()
             if shape.tokens == latest:
                 return played
             latest = shape.tokens
