@@ -13,10 +13,11 @@ def describe_machine() -> str:
     """Processor, cores that may be used, memory and system of the machine that runs the client."""
     memory = psutil.virtual_memory().total / 2**30
     system = f"{platform.system()} {platform.release().split('-')[0]}"
-    return f"{_cores()} cores of {_processor()}, {memory:.0f} GiB, {system}"
+    return f"{num_cores()} cores of {_processor()}, {memory:.0f} GiB, {system}"
 
 
-def _cores() -> int:
+def num_cores() -> int:
+    """Cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS

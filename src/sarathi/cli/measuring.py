@@ -51,12 +51,12 @@ class Tokens:
             self._remote = None
 
 
-def load_of(args: argparse.Namespace, num_requests: int, tokens: Tokens) -> Load:
+def workload_of(args: argparse.Namespace, tokens: TokenCounter | None) -> Workload:
     """
     Raises:
         BenchmarkError: what is to be sent is missing, contradictory or out of range.
     """
-    workload = Workload.from_options(
+    return Workload.from_options(
         workload=args.workload,
         prompt_lengths=args.prompt_lengths,
         output_lengths=args.output_lengths,
@@ -68,6 +68,14 @@ def load_of(args: argparse.Namespace, num_requests: int, tokens: Tokens) -> Load
         turns=args.turns,
         tokens=tokens,
     )
+
+
+def load_of(args: argparse.Namespace, num_requests: int, tokens: Tokens) -> Load:
+    """
+    Raises:
+        BenchmarkError: what is to be sent is missing, contradictory or out of range.
+    """
+    workload = workload_of(args, tokens)
     salt = secrets.token_hex(4) if args.salt is None else args.salt
     return Load(workload, num_requests, args.warm_up, args.seed, salt)
 

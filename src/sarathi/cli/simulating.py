@@ -12,12 +12,11 @@ from sarathi.benchmark.capacity.verdict import CapacityTargets, Verdict
 from sarathi.benchmark.machine import describe_machine
 from sarathi.benchmark.report import CapacityWithRuns
 from sarathi.benchmark.results import Run
-from sarathi.benchmark.workload.plan import Workload
 from sarathi.benchmark.workload.presets import PRESETS
 from sarathi.benchmark.workload.tokens import LocalTokens
 from sarathi.cli.errors import UsageError
 from sarathi.cli.load_options import SearchOptions, given_search_options
-from sarathi.cli.measuring import Screen
+from sarathi.cli.measuring import Screen, workload_of
 from sarathi.cli.simulation_options import THIS_CPU, SimulationOptions, given_simulation_options
 from sarathi.engine.config import DEFAULT_TTFT_TARGET, EngineConfig
 from sarathi.simulator.capacity import SearchTerms, find_capacity
@@ -133,19 +132,7 @@ def simulated_load(args: argparse.Namespace, num_requests: int) -> SimulatedLoad
         BenchmarkError: what is to be sent is missing, contradictory or out of range.
     """
     tokens = None if args.tokenizer is None else LocalTokens(args.tokenizer, False)
-    workload = Workload.from_options(
-        workload=args.workload,
-        prompt_lengths=args.prompt_lengths,
-        output_lengths=args.output_lengths,
-        arrivals=args.arrivals,
-        prompt_scale=args.prompt_scale,
-        output_scale=args.output_scale,
-        max_prompt=args.max_prompt,
-        max_output=args.max_output,
-        turns=args.turns,
-        tokens=tokens,
-    )
-    return SimulatedLoad(workload, num_requests, args.warm_up, args.seed)
+    return SimulatedLoad(workload_of(args, tokens), num_requests, args.warm_up, args.seed)
 
 
 def progress_bar(quiet: bool) -> Progress:

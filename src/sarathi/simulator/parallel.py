@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TypeVar
+
+from sarathi.benchmark.machine import num_cores
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -51,14 +52,6 @@ def run_all(
         raise
     pool.shutdown()
     return [found[index] for index in range(len(jobs))]
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        return os.cpu_count() or 1
 
 
 def _leave_signals() -> None:

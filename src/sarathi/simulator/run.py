@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from sarathi.benchmark.results import Lag, ReplicaUse, Run, Simulation
+from sarathi.benchmark.results import Lag, Run, Simulation
 from sarathi.benchmark.workload.plan import Workload
 from sarathi.metrics import Summary, Targets
 from sarathi.simulator.recording import Record, Watcher
@@ -92,8 +92,3 @@ def simulated_run(
 def _cost(price: float | None, devices: int, summary: Summary) -> float | None:
     tokens = summary.total_tokens_per_second
     return None if price is None or not tokens else price * devices / _HOUR / tokens * 1e6
-
-
-def bubble_share(use: ReplicaUse) -> list[float]:
-    """Of each stage: the part of the time with requests in which it was idle."""
-    return [bubble / use.active if use.active else 0.0 for bubble in use.bubbles]

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sarathi.simulator.parallel import num_cores, run_all
+from sarathi.benchmark.machine import num_cores
+from sarathi.simulator.parallel import run_all
 from sarathi.simulator.plan.candidates import Candidate, Layout, Rejected
 from sarathi.simulator.plan.confirm import ConfirmJob, confirm
 from sarathi.simulator.plan.estimate import guessed_cost, mean_request
