@@ -25,6 +25,7 @@ class KnownExecutor:
     ) -> None:
         self.num_blocks = num_blocks
         self.max_position = max_position
+        self.block_size = BLOCK_SIZE
         self.now = 0.0
         self.num_steps = 0
         self.written: set[int] = set()

@@ -82,10 +82,12 @@ def test_the_check_passes(executor: OpenVinoExecutor) -> None:
 def test_the_check_notices_logits_that_depend_on_the_batch(executor: OpenVinoExecutor) -> None:
     class Moody:
         config = executor.config
+        stage = executor.stage
+        block_size = executor.block_size
         num_blocks = executor.num_blocks
         max_position = executor.max_position
 
-        def execute(self, step: Step) -> np.ndarray:
+        def execute(self, step: Step, received: None) -> np.ndarray:
             return executor.execute(step) + np.float32(1e-4) * (len(step.past_lens) > 8)
 
     with pytest.raises(ExecutorError, match="--deterministic is not possible"):

@@ -12,7 +12,6 @@ from engines import NUM_BLOCKS, load
 
 from sarathi.executors.errors import ExecutorError
 from sarathi.executors.openvino import supported_precisions
-from sarathi.executors.self_check import self_check
 from sarathi.executors.step import Step, StepError
 
 
@@ -38,7 +37,7 @@ def test_every_precision_passes_the_self_check(
     executor = load(folder, precision=precision, kv_precision=kv_precision)
     assert executor.precision == precision
     assert executor.kv_precision == (kv_precision or precision)
-    self_check(executor)
+    executor.check()
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
@@ -73,7 +72,7 @@ def test_the_self_check_notices_a_graph_that_is_not_the_model(
     executor = load(folder)
     executor.config = replace(executor.config, **wrong)  # type: ignore[arg-type]
     with pytest.raises(ExecutorError, match="self-check failed"):
-        self_check(executor)
+        executor.check()
 
 
 @pytest.mark.parametrize(
@@ -85,10 +84,10 @@ def test_the_self_check_notices_a_graph_that_is_not_falcon(
     falcon: Path, wrong: dict[str, object]
 ) -> None:
     executor = load(falcon)
-    self_check(executor)
+    executor.check()
     executor.config = replace(executor.config, **wrong)  # type: ignore[arg-type]
     with pytest.raises(ExecutorError, match="self-check failed"):
-        self_check(executor)
+        executor.check()
 
 
 @pytest.mark.parametrize("precision", supported_precisions())
@@ -96,15 +95,15 @@ def test_the_self_check_notices_a_graph_that_is_not_falcon(
 def test_falcon_passes_the_self_check(
     falcon: Path, precision: str, kv_precision: str | None
 ) -> None:
-    self_check(load(falcon, precision=precision, kv_precision=kv_precision))
+    load(falcon, precision=precision, kv_precision=kv_precision).check()
 
 
 def test_the_self_check_notices_nan(folder: Path) -> None:
     executor = load(folder)
     good = executor.execute
-    executor.execute = lambda step: good(step) * np.float32(np.nan)  # type: ignore[method-assign]
+    executor.execute = lambda *given: good(*given) * np.float32(np.nan)  # type: ignore[method-assign]
     with pytest.raises(ExecutorError, match="self-check failed"):
-        self_check(executor)
+        executor.check()
 
 
 def test_a_malformed_step_never_reaches_native_code(folder: Path) -> None:

@@ -16,8 +16,9 @@ from tiny_gguf import write_gguf
 
 from sarathi.engine.sampling import SamplingParams
 from sarathi.executors.openvino import OpenVinoExecutor
-from sarathi.executors.reference import reference_logits
+from sarathi.executors.reference import reference
 from sarathi.executors.step import Step
+from sarathi.models.stage import whole
 from sarathi.scheduling import POLICIES
 
 LENGTHS = (1, 45, 100, 33)  # prompt tokens: some longer than a window, some than a block
@@ -74,7 +75,7 @@ class TestEveryFamily:
     def test_the_reference_equals_transformers(self, family: Tiny) -> None:
         config, weights = family.executor.config, family.executor.constants
         for prompt in family.prompts:
-            found = reference_logits(config, weights, prompt)
+            found = reference(config, whole(config), weights, prompt)
             np.testing.assert_allclose(found, logits(family.model, prompt), atol=2e-3)
 
     def test_logits_of_chunks_equal_transformers(self, family: Tiny) -> None:

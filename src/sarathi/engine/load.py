@@ -16,7 +16,7 @@ from sarathi.engine.recorders import open_recorders
 from sarathi.engine.sampler import Sampler
 from sarathi.engine.scheduler import make_budget, make_scheduler, strict_target
 from sarathi.executors import self_check
-from sarathi.executors.openvino import BLOCK_SIZE, OpenVinoExecutor
+from sarathi.executors.openvino import OpenVinoExecutor
 from sarathi.models.config import ModelConfig
 from sarathi.models.model import open_model, open_tokenizer
 from sarathi.scheduling import POLICIES, BlockPool, LatencyBudget, LatencyModel, Work
@@ -59,11 +59,11 @@ def load_engine(
         )
     num_blocks = num_kv_blocks(
         block_bytes=executor.block_bytes,
-        block_size=BLOCK_SIZE,
+        block_size=executor.block_size,
         memory=config.kv_cache_memory,
         max_tokens=config.max_batch_size * max_model_len,
     )
-    capacity = num_blocks * BLOCK_SIZE
+    capacity = num_blocks * executor.block_size
     if capacity < max_model_len:
         if config.max_model_len is not None:
             raise ConfigError(
@@ -79,7 +79,7 @@ def load_engine(
             f"warning: with a token budget of {config.token_budget}, prompts get little while "
             f"{config.token_budget} or more of up to {config.max_batch_size} requests decode"
         )
-    latency_model = _rehearse(executor, config, report)
+    latency_model = _rehearse(executor, report)
     executor.allocate(num_blocks)
     decodes, context = min(_DECODES, config.max_batch_size), min(_CONTEXT, max_model_len // 2)
     budget = make_budget(config, latency_model, strict_target(latency_model, decodes, context))
@@ -89,14 +89,14 @@ def load_engine(
             f"warning: a target of {in_words(config.tbt_target)} between tokens cannot be met: "
             f"a token alone takes {in_words(shortest)}"
         )
-    pool = BlockPool(num_blocks, BLOCK_SIZE)
+    pool = BlockPool(num_blocks, executor.block_size)
     scheduler = make_scheduler(config, budget, latency_model, pool, max_model_len)
     sampler = Sampler(model.config.vocab_size)
     core = EngineCore(executor, scheduler, sampler, eos_ids.result(), recorders)
     info = ModelInfo(
         max_model_len=max_model_len,
         vocab_size=model.config.vocab_size,
-        block_size=BLOCK_SIZE,
+        block_size=executor.block_size,
         num_blocks=num_blocks,
         precision=executor.precision,
         kv_precision=executor.kv_precision,
@@ -112,16 +112,12 @@ def load_engine(
     return core, info
 
 
-def _rehearse(
-    executor: OpenVinoExecutor, config: EngineConfig, report: Callable[[str], None]
-) -> LatencyModel:
+def _rehearse(executor: OpenVinoExecutor, report: Callable[[str], None]) -> LatencyModel:
     """Find out whether the executor computes rightly and how fast, on a KV cache for that alone."""
     executor.allocate(_REHEARSAL_BLOCKS)
-    with executor.constants.dropping_pages():  # the kernels pack their weights at the first use
+    with executor.warming_up():
         report("checking against the reference")
-        self_check.self_check(executor)
-        if config.deterministic:
-            self_check.check_deterministic(executor)
+        executor.check()
         return profile(executor, report)
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from sarathi.executors.openvino import BLOCK_SIZE
 from sarathi.executors.step import Part, Step, join_parts
 from sarathi.scheduling.latency_model import LatencyModel, Work
 
@@ -20,6 +19,7 @@ class Executor(Protocol):
     """Runs steps; see `OpenVinoExecutor`."""
 
     max_position: int
+    block_size: int
     num_blocks: int
 
     def execute(self, step: Step) -> object: ...
@@ -96,7 +96,7 @@ def measure(
             expected = 2 * times[largest][0] * max(1.0, work.tokens / largest.tokens)
             if clock() - begin + expected > _LIMIT:
                 continue
-        steps[work] = join_parts(parts, BLOCK_SIZE)
+        steps[work] = join_parts(parts, executor.block_size)
         executor.execute(steps[work])  # prepares kernels for the shape
         times[work] = []
         run(work)
@@ -119,13 +119,13 @@ def _fitting_parts(kind: _Kind, executor: Executor) -> list[Part]:
     each = 0  # blocks
     parts = []
     if decodes:
-        each = min(-(-(kind.context + 1) // BLOCK_SIZE), for_decodes // decodes)
-        context = min(kind.context, each * BLOCK_SIZE - 1, executor.max_position - 1)
+        each = min(-(-(kind.context + 1) // executor.block_size), for_decodes // decodes)
+        context = min(kind.context, each * executor.block_size - 1, executor.max_position - 1)
         for first in range(0, decodes * each, each):
             parts.append(Part([0], context, range(first, first + each), samples=True))
     if kind.chunk:
         rest = range(decodes * each, blocks)
-        room = min(len(rest) * BLOCK_SIZE, executor.max_position)
+        room = min(len(rest) * executor.block_size, executor.max_position)
         past = min(kind.past, room // 2)
         parts.append(Part([0] * min(kind.chunk, room - past), past, rest, samples=True))
     return parts

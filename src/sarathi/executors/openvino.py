@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 import ml_dtypes
 import numpy as np
@@ -12,12 +13,14 @@ import openvino as ov
 from sarathi.executors.constants import Constants
 from sarathi.executors.errors import ExecutorError
 from sarathi.executors.machine import usable_cores
-from sarathi.executors.openvino_graph import STEP_INPUTS, build_graph, key_cache, value_cache
+from sarathi.executors.openvino_graph import INPUTS, RECEIVED, build_graph, key_cache, value_cache
 from sarathi.executors.precision import KvPrecision, Precision
+from sarathi.executors.self_check import check_deterministic, check_model
 from sarathi.executors.step import Step, beside, check_step
 from sarathi.models.config import ModelConfig
 from sarathi.models.layout import expected_shapes
-from sarathi.models.weights import Weights
+from sarathi.models.stage import Stage, whole
+from sarathi.models.weights import Array, Weights
 
 BLOCK_SIZE = 32  # tokens; the only size that the CPU plugin's paged attention takes
 _DTYPES: Mapping[Precision, npt.DTypeLike] = {
@@ -51,6 +54,7 @@ class OpenVinoExecutor:
         config: ModelConfig,
         weights: Weights,
         *,
+        stage: Stage | None = None,
         max_position: int,
         precision: Precision | None = None,
         kv_precision: KvPrecision | None = None,
@@ -60,6 +64,7 @@ class OpenVinoExecutor:
         """Compile the model.
 
         Args:
+            stage: the layers to compute; None for all.
             max_position: tokens, prompt and output together, of the longest sequence.
             precision: None for the fastest that the processor computes in.
             kv_precision: None for the same.
@@ -67,6 +72,8 @@ class OpenVinoExecutor:
             deterministic: whether logits must not depend on what else is in a step.
         """
         self.config = config
+        self.stage = stage or whole(config)
+        self.block_size = BLOCK_SIZE
         self.max_position = max_position
         self.precision = precision or default_precision()
         self.kv_precision: KvPrecision = kv_precision or self.precision
@@ -84,14 +91,16 @@ class OpenVinoExecutor:
                 f"not {self.kv_precision}"
             )
         # The compiled model reads the constants in place: they live as long as it does.
-        self.constants = Constants(weights, expected_shapes(config), _DTYPES[self.precision])
+        shapes = expected_shapes(config, self.stage)
+        self.constants = Constants(weights, shapes, _DTYPES[self.precision])
         self._compiled = self._compile(num_threads)
         self._request = self._compiled.create_infer_request()
+        self._used = [n for port in self._compiled.inputs for n in port.names if n in INPUTS]
         self._caches: list[ov.Tensor] = []
-        self._inputs: dict[str, npt.NDArray[np.integer]] = {}  # the memory of the input tensors
+        self._inputs: dict[str, Array] = {}  # the memory of the input tensors
 
     def _compile(self, num_threads: int | None) -> ov.CompiledModel:
-        graph = build_graph(self.config, self.constants, self.max_position)
+        graph = build_graph(self.config, self.stage, self.constants, self.max_position)
         properties = {
             "INFERENCE_PRECISION_HINT": self.precision,
             "KV_CACHE_PRECISION": self.kv_precision,
@@ -122,16 +131,22 @@ class OpenVinoExecutor:
             self._caches.append(cache)
         self.num_blocks = num_blocks
 
-    def execute(self, step: Step) -> npt.NDArray[np.float32]:
-        """Run a step.
+    def check(self) -> None:
+        """See `Executor`."""
+        check_model(self, self.constants)
+        if self.deterministic:
+            check_deterministic(self)
 
-        Returns:
-            Logits of the sampled rows, [S, vocab_size]. The memory is the executor's own and is
-            overwritten by the next step.
+    def warming_up(self) -> AbstractContextManager[None]:
+        """See `Executor`: kernels pack their weights at their first use."""
+        return self.constants.dropping_pages()
 
-        Raises:
-            StepError: the step is malformed; nothing has been run.
-        """
+    @property
+    def weight_bytes(self) -> int:
+        return self.constants.num_bytes
+
+    def execute(self, step: Step, received: Array | None = None) -> npt.NDArray[np.float32]:
+        """Run a step; see `Executor`."""
         check_step(
             step,
             num_blocks=self.num_blocks,
@@ -139,16 +154,20 @@ class OpenVinoExecutor:
             vocab_size=self.config.vocab_size,
             max_position=self.max_position,
         )
-        if self.deterministic and len(step.token_ids) == 1:
+        num_tokens = len(step.token_ids)
+        if self.deterministic and num_tokens == 1:
             # A token alone takes other kernels, whose sums round differently.
             step = beside(step, self.num_blocks)
-        for name, (dtype, _) in STEP_INPUTS.items():
-            self._set_input(name, np.asarray(getattr(step, name), dtype))
+            if received is not None:
+                received = np.concatenate([received, received])
+        for name in self._used:
+            value = received if name == RECEIVED else getattr(step, name)
+            self._set_input(name, np.asarray(value, INPUTS[name][0]))
         self._request.infer()
-        logits: npt.NDArray[np.float32] = self._request.get_output_tensor(0).data
-        return logits
+        output: npt.NDArray[np.float32] = self._request.get_output_tensor(0).data
+        return output if self.stage.last else output[:num_tokens]
 
-    def _set_input(self, name: str, value: npt.NDArray[np.integer]) -> None:
+    def _set_input(self, name: str, value: Array) -> None:
         """Write into the tensor of the step before where the shape is the same: decodes mostly."""
         held = self._inputs.get(name)
         if held is not None and held.shape == value.shape:
@@ -160,7 +179,7 @@ class OpenVinoExecutor:
     def _cache_layouts(self) -> list[tuple[str, ov.Type, tuple[int, ...]]]:
         """Name, element type and shape of one block, for the keys and values of every layer."""
         layouts = []
-        for layer in range(self.config.num_layers):
+        for layer in self.stage.layers:
             for name in (key_cache(layer), value_cache(layer)):
                 port = self._compiled.input(name)
                 dims = list(port.get_partial_shape())[1:]

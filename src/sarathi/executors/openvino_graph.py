@@ -11,10 +11,13 @@ from openvino.op import Constant, _PagedAttentionExtension
 from sarathi.executors.constants import Constants
 from sarathi.models.config import ModelConfig
 from sarathi.models.decoder import decode
+from sarathi.models.stage import Stage
 from sarathi.models.weights import Array
 
-# The inputs of a step, in the order of the fields of `Step`, and the longest context.
-STEP_INPUTS = {
+RECEIVED = "received"
+# The inputs of a step, in the order of the fields of `Step`, the longest context, and what the
+# stage before has computed. A graph has those that it needs.
+INPUTS: dict[str, tuple[type[np.generic], int]] = {
     "token_ids": (np.int64, 1),
     "positions": (np.int64, 1),
     "query_starts": (np.int32, 1),
@@ -23,6 +26,7 @@ STEP_INPUTS = {
     "block_starts": (np.int32, 1),
     "sample_rows": (np.int64, 1),
     "max_context_len": (np.int32, 0),
+    RECEIVED: (np.float32, 2),
 }
 
 
@@ -34,15 +38,17 @@ def value_cache(layer: int) -> str:
     return f"value_cache.{layer}"
 
 
-def build_graph(config: ModelConfig, constants: Constants, max_position: int) -> ov.Model:
-    """A graph from the arrays of a step and the KV cache to the logits of the sampled rows.
+def build_graph(
+    config: ModelConfig, stage: Stage, constants: Constants, max_position: int
+) -> ov.Model:
+    """A graph from the arrays of a step and the KV cache to what `decode` gives.
 
     Positions must be below `max_position`. The weights stay where `constants` has them: it must
     outlive whatever is compiled from the graph.
     """
     ops = _GraphOperations(config, constants, max_position)
-    logits = decode(ops, config)
-    return ov.Model([op.result(logits)], ops.parameters, "decoder")
+    output = decode(ops, config, stage)
+    return ov.Model([op.result(output)], ops.parameters, "decoder")
 
 
 class _GraphOperations:
@@ -52,10 +58,7 @@ class _GraphOperations:
         self._config = config
         self._constants = constants
         self._weights: dict[str, ov.Node] = {}
-        self._inputs = {
-            name: _parameter(name, [-1] * rank, dtype)
-            for name, (dtype, rank) in STEP_INPUTS.items()
-        }
+        self._inputs: dict[str, ov.Node] = {}
         self._caches: list[ov.Node] = []
         angles = np.outer(np.arange(max_position), np.array([*config.inv_freq] * 2))
         self._cos = self._rotary_table(np.cos(angles))
@@ -66,7 +69,10 @@ class _GraphOperations:
         return [*self._inputs.values(), *self._caches]
 
     def embed(self, weight: str) -> ov.Node:
-        return op.gather(self._weight(weight), self._inputs["token_ids"], _ints(0))
+        return op.gather(self._weight(weight), self._input("token_ids"), _ints(0))
+
+    def received(self) -> ov.Node:
+        return self._input(RECEIVED)
 
     def linear(self, x: ov.Node, weight: str, bias: str | None = None) -> ov.Node:
         y = op.matmul(x, self._weight(weight), transpose_a=False, transpose_b=True)
@@ -99,7 +105,6 @@ class _GraphOperations:
         config = self._config
         caches = [_cache_parameter(key_cache(layer)), _cache_parameter(value_cache(layer))]
         self._caches += caches
-        step = self._inputs
         nothing = _i32([])
         node = _PagedAttentionExtension(
             [
@@ -109,14 +114,14 @@ class _GraphOperations:
                     key,
                     value,
                     *caches,
-                    step["past_lens"],
-                    step["query_starts"],
-                    step["block_ids"],
-                    step["block_starts"],
+                    self._input("past_lens"),
+                    self._input("query_starts"),
+                    self._input("block_ids"),
+                    self._input("block_starts"),
                     _float(config.head_dim**-0.5),
                     _i32(config.sliding_windows[layer]),
                     op.constant(np.zeros(0, np.float32)),  # ALiBi slopes
-                    step["max_context_len"],
+                    self._input("max_context_len"),
                     # From here on features that stay off: attention scores, rotated blocks,
                     # sparse attention, sinks, adaptive eviction, token types.
                     nothing,
@@ -154,8 +159,21 @@ class _GraphOperations:
     def gelu(self, x: ov.Node) -> ov.Node:
         return op.gelu(x, "erf")
 
+    def reduce(self, x: ov.Node) -> ov.Node:
+        return x
+
     def sampled_rows(self, x: ov.Node) -> ov.Node:
-        return op.gather(x, self._inputs["sample_rows"], _ints(0))
+        return op.gather(x, self._input("sample_rows"), _ints(0))
+
+    def logits(self, x: ov.Node, weight: str) -> ov.Node:
+        return self.linear(x, weight)
+
+    def _input(self, name: str) -> ov.Node:
+        if name not in self._inputs:
+            dtype, rank = INPUTS[name]
+            shape = [-1, self._config.hidden_size] if name == RECEIVED else [-1] * rank
+            self._inputs[name] = _parameter(name, shape, dtype)
+        return self._inputs[name]
 
     def _weight(self, name: str) -> ov.Node:
         """A matrix in the served precision, widened in name only (one node a tensor)."""
@@ -174,9 +192,7 @@ class _GraphOperations:
 
     def _rotary_table(self, values: np.ndarray) -> ov.Node:
         """Rows of a [max_position, head_dim] table by position, [tokens, 1, 1, head_dim]."""
-        rows = op.gather(
-            op.constant(values.astype(np.float32)), self._inputs["positions"], _ints(0)
-        )
+        rows = op.gather(op.constant(values.astype(np.float32)), self._input("positions"), _ints(0))
         return op.reshape(rows, _ints([-1, 1, 1, self._config.head_dim]), special_zero=False)
 
     def _flat(self, x: ov.Node, num_heads: int) -> ov.Node:

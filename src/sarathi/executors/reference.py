@@ -9,26 +9,42 @@ import numpy.typing as npt
 
 from sarathi.models.config import ModelConfig
 from sarathi.models.decoder import decode
+from sarathi.models.stage import Stage
 from sarathi.models.weights import Tensors
 
 F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
 _ROWS = 4096  # of a matrix, widened at a time
 
 
-def reference_logits(config: ModelConfig, weights: Tensors, token_ids: Sequence[int]) -> F32:
-    """Logits after every token of one sequence, [tokens, vocab_size], computed in float32.
+def reference(
+    config: ModelConfig,
+    stage: Stage,
+    weights: Tensors,
+    token_ids: Sequence[int],
+    received: F32 | None = None,
+) -> F32:
+    """What a stage makes of one sequence, computed in float32: logits after every token,
+    [tokens, vocab_size], or what goes to the next stage, [tokens, hidden_size].
 
     Weights are widened piece by piece, so that little memory is needed. Time is quadratic in the
     sequence: for short sequences only.
+
+    Args:
+        received: what the stage before has computed, where there is one.
     """
-    return decode(_NumpyOperations(config, weights, np.asarray(token_ids, np.int64)), config)
+    ids = np.asarray(token_ids, np.int64)
+    return decode(_NumpyOperations(config, weights, ids, received), config, stage)
 
 
 class _NumpyOperations:
-    def __init__(self, config: ModelConfig, weights: Tensors, ids: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: Tensors, ids: I64, received: F32 | None
+    ) -> None:
         self._config = config
         self._weights = weights
         self._ids = ids
+        self._received = received
         angles = np.outer(np.arange(len(ids)), np.array(config.inv_freq))
         self._cos = np.cos(angles).astype(np.float32)[:, None, :]
         self._sin = np.sin(angles).astype(np.float32)[:, None, :]
@@ -39,6 +55,10 @@ class _NumpyOperations:
     def embed(self, weight: str) -> F32:
         rows: F32 = self._weights[weight][self._ids].astype(np.float32)
         return rows
+
+    def received(self) -> F32:
+        assert self._received is not None
+        return self._received
 
     def linear(self, x: F32, weight: str, bias: str | None = None) -> F32:
         matrix = self._weights[weight]
@@ -108,8 +128,14 @@ class _NumpyOperations:
     def gelu(self, x: F32) -> F32:
         return np.asarray(x * (1 + _erf(x / np.sqrt(2))) / 2, np.float32)
 
+    def reduce(self, x: F32) -> F32:
+        return x
+
     def sampled_rows(self, x: F32) -> F32:
         return x
+
+    def logits(self, x: F32, weight: str) -> F32:
+        return self.linear(x, weight)
 
 
 def _erf(x: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from sarathi.executors.errors import ExecutorError
-from sarathi.executors.openvino import BLOCK_SIZE, OpenVinoExecutor
 from sarathi.executors.precision import KvPrecision, Precision
-from sarathi.executors.reference import reference_logits
-from sarathi.executors.step import Part, join_parts
+from sarathi.executors.reference import F32, reference
+from sarathi.executors.step import Part, Step, join_parts
+from sarathi.models.config import ModelConfig
+from sarathi.models.stage import Stage
+from sarathi.models.weights import Array, Tensors
 
 # Largest accepted distance of the logits from the reference, relative to their length. Trained
 # models stay below a tenth of it, random ones, which amplify rounding, below a half; logits of
@@ -23,33 +25,58 @@ _TOLERANCE: Mapping[Precision | KvPrecision, float] = {
     "u8": 0.25,
 }
 # (tokens in the cache, new tokens) of three sequences, in three steps: a long chunk, then its
-# rest together with a whole prompt, then two decodes beside another prompt.
+# rest, in a second block of 32, together with a whole prompt, then two decodes beside another
+# prompt.
+_LONG = 31
 _STEPS = (
-    ((0, BLOCK_SIZE - 1),),
-    ((BLOCK_SIZE - 1, 4), (0, 9)),
-    ((BLOCK_SIZE + 3, 1), (9, 1), (0, 5)),
+    ((0, _LONG),),
+    ((_LONG, 4), (0, 9)),
+    ((_LONG + 4, 1), (9, 1), (0, 5)),
 )
-_LENGTHS = (BLOCK_SIZE + 4, 10, 5)
+_LENGTHS = (_LONG + 5, 10, 5)
 _TABLES = ((3, 0), (2,), (1,))  # permuted on purpose
 NUM_BLOCKS = 4
 _MANY = 64  # blocks: half of them for a long context, half for a large batch
 MAX_POSITION = max(_LENGTHS)
 
 
-def self_check(executor: OpenVinoExecutor) -> None:
-    """Run a small hybrid batch and compare its logits with the plain reference.
+class Checked(Protocol):
+    """What is asked here of an `Executor`."""
+
+    config: ModelConfig
+    stage: Stage
+    max_position: int
+    precision: Precision
+    kv_precision: KvPrecision
+    block_size: int
+    num_blocks: int
+
+    def execute(self, step: Step, received: Array | None = None) -> Array: ...
+
+
+def check_model(executor: Checked, weights: Tensors) -> None:
+    """Run a small hybrid batch and compare its output with the plain reference.
 
     The operation behind paged attention is private to its library and changes between releases;
     a wrong guess about it gives fluent nonsense. Needs `NUM_BLOCKS` KV blocks, whose content is
     lost, and positions up to `MAX_POSITION`.
 
+    Args:
+        weights: as the executor serves them.
+
     Raises:
         ExecutorError: the logits differ by more than rounding explains.
     """
-    config = executor.config
+    config, stage, block_size = executor.config, executor.stage, executor.block_size
     rng = np.random.default_rng(0)
     sequences = [rng.integers(0, config.vocab_size, length).tolist() for length in _LENGTHS]
-    expected = [reference_logits(config, executor.constants, tokens) for tokens in sequences]
+    received: list[F32 | None] = [None] * len(sequences)
+    if not stage.first:
+        received = [_made_up(rng, length, config.hidden_size) for length in _LENGTHS]
+    expected = [
+        reference(config, stage, weights, tokens, hidden)
+        for tokens, hidden in zip(sequences, received, strict=True)
+    ]
     distances = []
     for parts in _STEPS:
         step = join_parts(
@@ -57,11 +84,18 @@ def self_check(executor: OpenVinoExecutor) -> None:
                 Part(sequences[i][past : past + new], past, _TABLES[i], samples=True)
                 for i, (past, new) in enumerate(parts)
             ],
-            BLOCK_SIZE,
+            block_size,
         )
-        logits = executor.execute(step)
+        hidden = [
+            rows[past : past + new]
+            for rows, (past, new) in zip(received, parts, strict=False)
+            if rows is not None
+        ]
+        output = executor.execute(step, np.concatenate(hidden) if hidden else None)
+        # Logits come of the last token of each sequence, activations of all.
+        rows = np.arange(len(parts)) if stage.last else step.query_starts[1:] - 1
         for i, (past, new) in enumerate(parts):
-            distances.append(_distance(logits[i], expected[i][past + new - 1]))
+            distances.append(_distance(output[rows[i]], expected[i][past + new - 1]))
     worst = np.max(distances)  # unlike max(), gives NaN if there is one
     tolerance = max(_TOLERANCE[executor.precision], _TOLERANCE[executor.kv_precision])
     if not worst <= tolerance:
@@ -72,7 +106,7 @@ def self_check(executor: OpenVinoExecutor) -> None:
         )
 
 
-def check_deterministic(executor: OpenVinoExecutor) -> None:
+def check_deterministic(executor: Checked) -> None:
     """See whether a sequence's logits depend on what else is in its step.
 
     Uses KV blocks, whose content is lost: better many, since long contexts and large batches may
@@ -81,25 +115,33 @@ def check_deterministic(executor: OpenVinoExecutor) -> None:
     Raises:
         ExecutorError: they do.
     """
-    num_blocks = min(executor.num_blocks, _MANY)
-    shared = min(num_blocks // 2, (executor.max_position - 1) // BLOCK_SIZE)
+    num_blocks, block_size = min(executor.num_blocks, _MANY), executor.block_size
+    shared = min(num_blocks // 2, (executor.max_position - 1) // block_size)
     own = range(shared, num_blocks)
-    context = shared * BLOCK_SIZE
+    context = shared * block_size
     rng = np.random.default_rng(1)
     tokens = rng.integers(0, executor.config.vocab_size, context + 1).tolist()
+    received = _made_up(rng, len(tokens), executor.config.hidden_size)
 
     def decode(block: int) -> Part:
         """One of several equal sequences, each with a last block of its own."""
         return Part(tokens[context:], context, [*range(shared), block], samples=True)
 
-    def first_row(parts: list[Part]) -> npt.NDArray[np.float32]:
-        row: npt.NDArray[np.float32] = executor.execute(join_parts(parts, BLOCK_SIZE))[0].copy()
-        return row
+    def first_row(parts: list[Part]) -> Array:
+        """The output of the first token of the first sequence."""
+        hidden = None
+        if not executor.stage.first:
+            hidden = np.concatenate(
+                [received[part.past : part.past + len(part.token_ids)] for part in parts]
+            )
+        output: Array = executor.execute(join_parts(parts, block_size), hidden)[0].copy()
+        return output
 
-    executor.execute(join_parts([Part(tokens[:context], 0, range(shared), False)], BLOCK_SIZE))
+    if shared:
+        first_row([Part(tokens[:context], 0, range(shared), samples=True)])
     watched, *others = own
     alone = first_row([decode(watched)])
-    chunk = Part(tokens[: len(others) * BLOCK_SIZE], 0, others, samples=True)
+    chunk = Part(tokens[: len(others) * block_size], 0, others, samples=True)
     for mates in ([decode(b) for b in others[:1]], [decode(b) for b in others], [chunk]):
         if not np.array_equal(first_row([decode(watched), *mates]), alone):
             raise ExecutorError(
@@ -108,5 +150,10 @@ def check_deterministic(executor: OpenVinoExecutor) -> None:
             )
 
 
-def _distance(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+def _made_up(rng: np.random.Generator, length: int, hidden_size: int) -> F32:
+    """Activations such as a stage before could have computed."""
+    return rng.standard_normal((length, hidden_size), np.float32)
+
+
+def _distance(a: Array, b: Array) -> float:
+    return float(np.linalg.norm(np.subtract(a, b)) / np.linalg.norm(b))

@@ -1,7 +1,12 @@
 """The decoder-only transformer, written once.
 
 `decode` describes the model over a dozen operations. An executor supplies them: one that builds a
-graph gets a graph, one that computes gets logits. Families differ only in their `ModelConfig`.
+graph gets a graph, one that computes gets logits. Families differ only in their `ModelConfig`, a
+stage of a pipeline in its range of layers.
+
+Where several ranks share every layer (tensor parallelism; Shoeybi et al., Megatron-LM, 2019), each
+has some of the heads and of the MLP's inner features: its configuration counts its own, and
+`reduce` adds up what the ranks have of a block's output.
 """
 
 from __future__ import annotations
@@ -9,6 +14,7 @@ from __future__ import annotations
 from typing import Protocol, TypeVar
 
 from sarathi.models.config import ModelConfig
+from sarathi.models.stage import Stage
 
 EMBEDDING = "model.embed_tokens.weight"
 NORM = "model.norm"
@@ -25,6 +31,9 @@ class Operations(Protocol[X]):
 
     def embed(self, weight: str) -> X:
         """The embeddings of the step's token ids, [tokens, hidden]."""
+
+    def received(self) -> X:
+        """What the pipeline stage before has computed, [tokens, hidden]."""
 
     def linear(self, x: X, weight: str, bias: str | None = None) -> X:
         """`x @ weight.T + bias`."""
@@ -54,27 +63,44 @@ class Operations(Protocol[X]):
     def gelu(self, x: X) -> X:
         """`x * (1 + erf(x / sqrt(2))) / 2`."""
 
+    def reduce(self, x: X) -> X:
+        """The sum over the ranks that share the layers; `x` itself where there is one."""
+
     def sampled_rows(self, x: X) -> X:
         """The rows whose logits the step asks for."""
 
+    def logits(self, x: X, weight: str) -> X:
+        """`linear`, its output features gathered from the ranks that share them."""
 
-def decode(ops: Operations[X], config: ModelConfig) -> X:
-    """Logits of the sampled rows, [rows, vocab_size]."""
-    x = ops.embed(EMBEDDING)
-    for layer in range(config.num_layers):
+
+def decode(ops: Operations[X], config: ModelConfig, stage: Stage) -> X:
+    """Logits of the sampled rows, [rows, vocab_size], or what goes to the next stage."""
+    x = ops.embed(EMBEDDING) if stage.first else ops.received()
+    for layer in stage.layers:
         x = _layer(ops, config, layer, x)
+    if not stage.last:
+        return x
     x = _norm(ops, config, ops.sampled_rows(x), NORM)
-    return ops.linear(x, EMBEDDING if config.tie_word_embeddings else HEAD)
+    return ops.logits(x, head_of(config))
+
+
+def head_of(config: ModelConfig) -> str:
+    """The matrix that gives logits."""
+    return EMBEDDING if config.tie_word_embeddings else HEAD
 
 
 def _layer(ops: Operations[X], config: ModelConfig, layer: int, x: X) -> X:
     name = f"model.layers.{layer}."
     normed = _norm(ops, config, x, name + "input_layernorm")
-    attended = ops.add(x, _attention(ops, config, layer, normed))
-    if config.mlp_norm:
-        read = x if config.parallel else attended
-        normed = _norm(ops, config, read, name + "post_attention_layernorm")
-    return ops.add(attended, _mlp(ops, config, layer, normed))
+    attention = _attention(ops, config, layer, normed)
+    if config.parallel:
+        if config.mlp_norm:
+            normed = _norm(ops, config, x, name + "post_attention_layernorm")
+        both = ops.add(attention, _mlp(ops, config, layer, normed))
+        return ops.add(x, ops.reduce(both))
+    x = ops.add(x, ops.reduce(attention))
+    normed = _norm(ops, config, x, name + "post_attention_layernorm")
+    return ops.add(x, ops.reduce(_mlp(ops, config, layer, normed)))
 
 
 def _norm(ops: Operations[X], config: ModelConfig, x: X, name: str) -> X:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from sarathi.models.config import ModelConfig, ModelError
+from sarathi.models.decoder import EMBEDDING, NORM, head_of
+from sarathi.models.stage import Stage, whole
 
 
 class Shapes(Protocol):
@@ -13,8 +15,8 @@ class Shapes(Protocol):
     def shape(self, name: str) -> tuple[int, ...]: ...
 
 
-def expected_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a checkpoint of `config` must have."""
+def expected_shapes(config: ModelConfig, stage: Stage) -> Mapping[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a stage of `config` must have."""
     hidden, inner = config.hidden_size, config.intermediate_size
     queries = config.num_heads * config.head_dim
     keys = config.num_kv_heads * config.head_dim
@@ -42,20 +44,21 @@ def expected_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
     if config.qk_norm:
         layer["self_attn.q_norm.weight"] = (config.head_dim,)
         layer["self_attn.k_norm.weight"] = (config.head_dim,)
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config.vocab_size, hidden),
-        **{f"model.norm.{kind}": (hidden,) for kind in kinds},
-    }
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, hidden)
-    for index in range(config.num_layers):
+    matrix = (config.vocab_size, hidden)
+    shapes: dict[str, tuple[int, ...]] = {}
+    if stage.first:
+        shapes[EMBEDDING] = matrix
+    if stage.last:
+        shapes.update({f"{NORM}.{kind}": (hidden,) for kind in kinds})
+        shapes[head_of(config)] = matrix
+    for index in stage.layers:
         shapes.update({f"model.layers.{index}.{name}": size for name, size in layer.items()})
     return shapes
 
 
 def check_layout(config: ModelConfig, weights: Shapes) -> None:
     """Raises `ModelError` for the first tensor that is missing or of another shape."""
-    for name, expected in expected_shapes(config).items():
+    for name, expected in expected_shapes(config, whole(config)).items():
         found = weights.shape(name)
         if found != expected:
             raise ModelError(
