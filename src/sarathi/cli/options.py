@@ -17,7 +17,9 @@ from sarathi.engine.config import (
     DEFAULT_TTFT_TARGET,
     MAX_KV_CACHE_MEMORY,
     MAX_NUMBER,
+    Device,
     EngineConfig,
+    ExecutorName,
     FairBy,
 )
 from sarathi.engine.durations import seconds_of
@@ -40,6 +42,7 @@ def add_model_argument(parser: argparse.ArgumentParser, **kwargs: object) -> Non
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     _add_model_and_memory(parser.add_argument_group("model and memory"))
+    _add_parallel(parser.add_argument_group("execution"))
     _add_scheduling(parser.add_argument_group("scheduling"))
     _add_observing(parser.add_argument_group("observing"))
 
@@ -76,7 +79,42 @@ def _add_model_and_memory(group: _Group) -> None:
         "memory and some of the accuracy",
     )
     group.add_argument(
-        "--threads", type=positive, metavar="N", help="to compute with (default: one a core)"
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="to compute with, of each stage and rank (default: all cores between them)",
+    )
+
+
+def _add_parallel(group: _Group) -> None:
+    group.add_argument(
+        "--executor",
+        choices=get_args(ExecutorName),
+        default="openvino",
+        help="what computes: openvino on processors, torch on CUDA devices or processors "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--device",
+        choices=get_args(Device),
+        help="for --executor torch (default: cuda if there is one)",
+    )
+    group.add_argument(
+        "--pp",
+        "--pipeline-parallel-size",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="stages that the layers are shared out to, each a process (default: %(default)s)",
+    )
+    group.add_argument(
+        "--tp",
+        "--tensor-parallel-size",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="ranks that share every layer of a stage, each a process; needs --executor torch "
+        "(default: %(default)s)",
     )
 
 
@@ -195,6 +233,10 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
         precision=args.precision,
         kv_precision=args.kv_precision,
         threads=args.threads,
+        executor=args.executor,
+        device=args.device,
+        pp=args.pp,
+        tp=args.tp,
         iteration_log=args.iteration_log,
         trace=args.trace,
     )

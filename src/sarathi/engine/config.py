@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -22,8 +22,11 @@ _DETERMINISTIC_CHUNK = 128  # tokens; not measured, or two machines would cut di
 # Far beyond any machine; what is above would end in an overflow somewhere below.
 MAX_NUMBER = 2**31 - 1
 MAX_KV_CACHE_MEMORY = 2**62  # bytes
+MAX_RANKS = 1024
 
 FairBy = Literal["tenant"]
+ExecutorName = Literal["openvino", "torch"]
+Device = Literal["cpu", "cuda"]
 
 
 class ConfigError(ValueError):
@@ -46,21 +49,30 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_memory: int | None = None  # bytes; None: out of the memory that is free
     precision: Precision | None = None  # None: the fastest that the processor computes in
     kv_precision: KvPrecision | None = None  # None: the same as precision
-    threads: int | None = None  # None: one a core
+    threads: int | None = None  # of each process that computes; None: all cores between them
+    executor: ExecutorName = "openvino"
+    device: Device | None = None  # of the torch executor; None: cuda if there is one
+    pp: int = 1  # pipeline stages
+    tp: int = 1  # ranks that share the layers of each stage
     iteration_log: str | None = None  # path of a JSON lines file
     trace: str | None = None  # path of a Chrome trace file
 
     def __post_init__(self) -> None:
         _one_of("policy", self.policy, POLICIES)
         _one_of("order", self.order, ORDERS)
+        _one_of("executor", self.executor, get_args(ExecutorName))
         if self.fair_by is not None:
-            _one_of("fair_by", self.fair_by, ("tenant",))
+            _one_of("fair_by", self.fair_by, get_args(FairBy))
+        if self.device is not None:
+            _one_of("device", self.device, get_args(Device))
         for name, most in (
             ("token_budget", MAX_NUMBER),
             ("max_batch_size", MAX_NUMBER),
             ("max_model_len", MAX_NUMBER),
             ("kv_cache_memory", MAX_KV_CACHE_MEMORY),
             ("threads", MAX_NUMBER),
+            ("pp", MAX_RANKS),
+            ("tp", MAX_RANKS),
         ):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= most:
@@ -89,6 +101,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"tbt_target has no effect on the policy {self.policy}: omit it")
         if self.deterministic and self.policy != "sarathi":
             raise ConfigError("deterministic needs the policy sarathi")
+        if self.executor == "openvino":
+            if self.tp > 1:
+                raise ConfigError("tp above 1 needs the executor torch")
+            if self.device is not None:
+                raise ConfigError("device needs the executor torch")
+        elif self.kv_precision == "u8":
+            raise ConfigError("kv_precision u8 needs the executor openvino")
         log, trace = self.iteration_log, self.trace
         if log is not None and trace is not None and Path(log).resolve() == Path(trace).resolve():
             raise ConfigError(f"--iteration-log and --trace are the same file {trace}")
