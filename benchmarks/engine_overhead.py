@@ -7,7 +7,6 @@ at the other end. What is timed is wrapped from outside.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import tempfile
 import time
 from collections import defaultdict
@@ -106,7 +105,7 @@ class TimedProcess(EngineProcess):
     """The real loop, which ends an iteration with each message sent."""
 
     def __init__(self, socket: Any, watch: Stopwatch) -> None:
-        super().__init__(socket, os.getppid())
+        super().__init__(socket)
         self._watch = watch
         self._timed_send = watch.timed("publish", super().send)
         self._receive = watch.timed("receive", self._receive)  # type: ignore[method-assign]
@@ -117,14 +116,14 @@ class TimedProcess(EngineProcess):
 
 
 def instrument(core: Any, watch: Stopwatch) -> None:
-    scheduler, executor, sampler = core.scheduler, core._executor, core._sampler
+    scheduler, executor, sampler = core.scheduler, core._runner._executor, core._sampler
     schedule = watch.timed("schedule", scheduler.schedule)
     scheduler.schedule = lambda now: watch.see(schedule(now))
     scheduler.complete = watch.timed("complete", scheduler.complete)
     sampler.sample = watch.timed("sample", sampler.sample)
     core._sample = watch.timed("sample", core._sample)
     core._publish = watch.timed("publish", core._publish)
-    core._learn = watch.timed("learn", core._learn)
+    core._pace.learn = watch.timed("learn", core._pace.learn)
     executor._request = TimedRequest(executor._request, watch)
     executor.execute = watch.timed("set inputs", executor.execute)
     for module, name in (

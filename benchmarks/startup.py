@@ -21,6 +21,7 @@ from sarathi.executors.openvino import BLOCK_SIZE
 from sarathi.models.layout import expected_shapes
 from sarathi.models.locate import locate
 from sarathi.models.model import open_model
+from sarathi.models.stage import whole
 
 SECONDS = 6.0  # from the command to the first token answered
 WEIGHTS = 1.5  # times the weights as served may be in memory while they are loaded
@@ -71,8 +72,9 @@ def main() -> None:
                 starts[way].append(one)
     bare = 1024 * int(subprocess.check_output([sys.executable, "-c", _BARE], text=True))
     model = open_model(locate(MODEL).path)
-    num_weights = sum(int(np.prod(shape)) for shape in expected_shapes(model.config).values())
     config = model.config
+    shapes = expected_shapes(config, whole(config))
+    num_weights = sum(int(np.prod(shape)) for shape in shapes.values())
     for way, (_, width) in _WAYS.items():
         weights = num_weights * width
         token = 2 * width * config.num_layers * config.num_kv_heads * config.head_dim

@@ -58,8 +58,8 @@ class Sarathi:
         config = EngineConfig(token_budget=2**15, kv_cache_memory=2**30, prefix_caching=False)
         self._core: EngineCore
         self._core, _ = load_engine(locate(MODEL).path, config, lambda line: None)
-        self.executor = TimedExecutor(self._core._executor)
-        self._core._executor = self.executor
+        self.executor = TimedExecutor(self._core._runner._executor)
+        self._core._runner._executor = self.executor
 
     def add(self, request_id: int, prompt: list[int], output: int) -> None:
         params = SamplingParams(max_tokens=output, temperature=0, ignore_eos=True)

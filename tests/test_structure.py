@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent / "src" / "sarathi"
 LAYERS = (
     ("cli",),
     ("simulator",),
-    ("server", "benchmark"),
+    ("server", "benchmark", "distributed"),
     ("engine",),
     ("executors",),
     ("models",),
@@ -63,15 +63,26 @@ def test_the_scheduler_needs_nothing_but_the_standard_library() -> None:
 
 def test_the_http_process_loads_no_executor() -> None:
     """It would take its memory and its start-up time; the engine process has it."""
-    heavy = "('openvino', 'gguf')"
+    heavy = "('openvino', 'gguf', 'torch')"
     look = f"import sarathi.server.run, sys; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
 
-def test_no_torch_and_no_transformers_at_run_time() -> None:
+def test_only_the_torch_executor_imports_torch() -> None:
     for path in FILES:
-        assert not {m.split(".")[0] for m in imports(path)} & {"torch", "transformers"}, path
+        found = {module.split(".")[0] for module in imports(path)}
+        assert "transformers" not in found, path
+        if path.parent != ROOT / "executors" / "torch":
+            assert not found & {"torch", "flashinfer"}, path
+
+
+@pytest.mark.parametrize("module", ["cli.main", "engine.process", "engine.llm", "server.run"])
+def test_torch_is_loaded_by_those_who_ask_for_its_executor(module: str) -> None:
+    """It takes seconds, and is not installed everywhere."""
+    look = f"import sarathi.{module}, sys; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

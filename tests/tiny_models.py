@@ -112,13 +112,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def save_tiny(family: str, folder: Path) -> None:
+def save_tiny(family: str, folder: Path, num_layers: int = 3) -> None:
     """Saves a float32 checkpoint of `family` with a byte-level tokenizer; always the same one."""
     import torch
     import transformers
 
     name, changes = _FAMILIES[family]
-    settings = {**_SIZES, **changes}
+    settings = {**_SIZES, **changes, "num_hidden_layers": num_layers}
     for absent in ("head_dim", "intermediate_size"):
         if settings[absent] is None:  # the configuration has no such field
             del settings[absent]

@@ -20,16 +20,20 @@ START_SECONDS = 120.0
 class StartedServer:
     """The real command, on a free port."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, *more: str) -> None:
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._log = log
         command = [sys.executable, "-m", "sarathi.cli.main", "serve", "smollm2-135m"]
         # In f32, so that outputs do not depend on what else is in the batch.
         options = ["--port", str(port), "--max-model-len", "2048", "--precision", "f32"]
-        options += ["--kv-cache-memory", "512MiB"]
+        options += ["--kv-cache-memory", "512MiB", *more]
         with log.open("wb") as output:
             self.process = subprocess.Popen([*command, *options], stdout=output, stderr=output)
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
 
     def get_when_up(self, path: str) -> httpx.Response:
         """The first answer, which comes before the model is loaded."""
@@ -81,9 +85,9 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def starting_server(tmp_path: Path) -> Iterator[StartedServer]:
-    """A server of its own, still loading."""
-    server = StartedServer(tmp_path / "log.txt")
+def starting_server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[StartedServer]:
+    """A server of its own, still loading; the parameter has more options."""
+    server = StartedServer(tmp_path / "log.txt", *getattr(request, "param", ()))
     try:
         yield server
     finally:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
+from successor import EOS, VOCAB, Successor, drain, greedy, tokens
 
 from sarathi.engine.core import EngineCore
-from sarathi.engine.messages import TokenOutput
 from sarathi.engine.records import IterationRecord
 from sarathi.engine.sampler import Sampler
-from sarathi.engine.sampling import SamplingParams
-from sarathi.executors.step import Step
+from sarathi.executors.runner import Alone
 from sarathi.scheduling import (
     AdmissionError,
     BlockPool,
@@ -23,23 +20,6 @@ from sarathi.scheduling import (
     Work,
 )
 
-VOCAB = 50
-EOS = 49
-
-
-class Successor:
-    """After token t comes t + 1; after a prompt's last token, too."""
-
-    def __init__(self) -> None:
-        self.spoil: Callable[[np.ndarray], None] = lambda logits: None
-
-    def execute(self, step: Step) -> np.ndarray:
-        logits = np.zeros((len(step.sample_rows), VOCAB), np.float32)
-        following = (step.token_ids[step.sample_rows] + 1) % VOCAB
-        logits[np.arange(len(following)), following] = 9.0
-        self.spoil(logits)
-        return logits
-
 
 @pytest.fixture
 def executor() -> Successor:
@@ -49,23 +29,7 @@ def executor() -> Successor:
 @pytest.fixture
 def core(executor: Successor) -> EngineCore:
     scheduler = Scheduler(BlockPool(20, 4), FixedBudget(16), max_batch_size=4, max_model_len=60)
-    return EngineCore(executor, scheduler, Sampler(VOCAB), [EOS])
-
-
-def greedy(**options: object) -> SamplingParams:
-    return SamplingParams(temperature=0, **options)  # type: ignore[arg-type]
-
-
-def drain(core: EngineCore) -> dict[int, list[TokenOutput]]:
-    outputs: dict[int, list[TokenOutput]] = {}
-    while core.has_work:
-        for output in core.step().outputs:
-            outputs.setdefault(output.id, []).append(output)
-    return outputs
-
-
-def tokens(outputs: list[TokenOutput]) -> list[int]:
-    return [output.token for output in outputs]
+    return EngineCore(Alone(executor), scheduler, Sampler(VOCAB), [EOS])
 
 
 def test_tokens_come_one_an_iteration_and_the_last_has_a_reason(core: EngineCore) -> None:
@@ -165,7 +129,7 @@ def test_the_scheduling_delay_comes_with_the_first_token(
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     executor.spoil = lambda logits: now.__setitem__(0, now[0] + 1.0)
     scheduler = Scheduler(BlockPool(20, 4), FixedBudget(4), max_batch_size=4, max_model_len=60)
-    core = EngineCore(executor, scheduler, Sampler(VOCAB), [EOS])
+    core = EngineCore(Alone(executor), scheduler, Sampler(VOCAB), [EOS])
     core.submit(1, [1, 2, 3, 4], greedy(max_tokens=2), arrival=9.5)
     core.submit(2, [1, 2, 3, 4], greedy(max_tokens=2), arrival=9.75)
     delays = {
@@ -189,7 +153,7 @@ def test_a_late_caller_is_not_taken_for_a_slow_machine(
     scheduler = Scheduler(
         BlockPool(20, 4), FixedBudget(16), max_batch_size=4, max_model_len=60, model=model
     )
-    core = EngineCore(executor, scheduler, Sampler(VOCAB), [EOS])
+    core = EngineCore(Alone(executor), scheduler, Sampler(VOCAB), [EOS])
     core.submit(1, [1, 2, 3], greedy(max_tokens=5), arrival=0.0)
     for pause in (0.05, 7.0, 0.0):
         core.step()
@@ -224,7 +188,7 @@ def test_recorders_are_told_of_everything(executor: Successor) -> None:
             events.append("close")
 
     scheduler = Scheduler(BlockPool(20, 4), FixedBudget(16), max_batch_size=4, max_model_len=60)
-    core = EngineCore(executor, scheduler, Sampler(VOCAB), [EOS], recorders=[Spy()])
+    core = EngineCore(Alone(executor), scheduler, Sampler(VOCAB), [EOS], recorders=[Spy()])
     core.submit(1, [1, 2, 3], greedy(max_tokens=5), arrival=0.0)
     core.submit(2, [1, 2], greedy(max_tokens=2), arrival=0.0)
     with pytest.raises(AdmissionError):
@@ -242,3 +206,19 @@ def test_recorders_are_told_of_everything(executor: Successor) -> None:
         "flush",
         "close",
     ]
+
+
+def test_what_the_loop_takes_is_a_bubble_of_the_only_stage(executor: Successor) -> None:
+    """An idle time is none."""
+    now = [0.0]
+    executor.spoil = lambda logits: now.__setitem__(0, now[0] + 1.0)
+    scheduler = Scheduler(BlockPool(20, 4), FixedBudget(16), max_batch_size=4, max_model_len=60)
+    core = EngineCore(Alone(executor, lambda: now[0]), scheduler, Sampler(VOCAB), [EOS])
+    for _ in range(2):
+        core.submit(1, [1, 2, 3], greedy(max_tokens=3), arrival=0.0)
+        while core.has_work:
+            core.step()
+            now[0] += 0.125
+        now[0] += 50.0
+    assert core.stats.stage_busy == [6.0]
+    assert core.stats.stage_bubble == [0.5]

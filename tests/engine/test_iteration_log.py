@@ -17,6 +17,7 @@ from sarathi.engine import records
 from sarathi.engine.config import ConfigError, EngineConfig
 from sarathi.engine.iteration_log import IterationLog, Line
 from sarathi.engine.recorders import open_recorders
+from sarathi.executors.runner import StageTime
 
 
 @pytest.fixture
@@ -52,6 +53,7 @@ def test_a_line_says_who_computed_what(log: IterationLog, path: Path) -> None:
             parts=(("schedule", START + 1.125), ("execute", START + 1.5)),
             finished={3: "stop"},
             waiting=4,
+            stages=(StageTime(waited=0.0625, busy=0.25), StageTime(0.0, 0.1250004)),
         )
     )
     (line,) = lines(log, path)
@@ -78,6 +80,7 @@ def test_a_line_says_who_computed_what(log: IterationLog, path: Path) -> None:
         "free_blocks": 6,
         "cached_blocks": 1,
         "parts": {"schedule": 0.125, "execute": 0.375},
+        "stages": [[0.25, 0.0625], [0.125, 0.0]],
     }
 
 

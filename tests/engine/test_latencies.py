@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 from sarathi.engine.client import EngineClient
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.generation import EngineError, Generation
-from sarathi.engine.messages import Iteration, ModelInfo, Refusal, Stats, TokenOutput
+from sarathi.engine.latencies import Latencies, Stopwatch
+from sarathi.engine.messages import Iteration, Refusal, Stats, TokenOutput
 from sarathi.engine.sampling import SamplingParams
 from sarathi.metrics.histogram import Histogram
-from sarathi.scheduling import FinishReason
+from sarathi.scheduling import FinishReason, Terms
 
 STATS = Stats(0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0.0, 0.0)
 
@@ -25,30 +27,25 @@ class Wire:
     def __init__(self) -> None:
         self.now = 100.0
         self.sent: list[bytes] = []
-        self.client = EngineClient(Path("model"), EngineConfig())
-        self.client.info = ModelInfo(
-            max_model_len=100,
-            vocab_size=50,
-            block_size=16,
-            num_blocks=50,
-            precision="f32",
-            kv_precision="f32",
-            policy="sarathi",
-            token_budget=64,
-            tbt_target=None,
-            max_batch_size=8,
-            order="fcfs",
-            fair_by=None,
-            deterministic=False,
-            prefix_caching=True,
-        )
-        self.client._socket = self  # type: ignore[assignment]
+        self.latencies = Latencies()
+        self.client = EngineClient(Path("model"), EngineConfig(), self)
+        self.client._listener = self  # type: ignore[assignment]
+        self._ids = count()
 
     def send(self, message: bytes) -> None:
         self.sent.append(message)
 
     def submit(self) -> Generation:
-        return self.client.submit([1, 2], SamplingParams())
+        stopwatch = Stopwatch(self.latencies, self.now)
+        generation = Generation(
+            next(self._ids), [1, 2], SamplingParams(), Terms(), stopwatch, self.client.cancel
+        )
+        self.client.submit(generation)
+        return generation
+
+    def started(self, generation: Generation) -> None: ...
+
+    def finished(self, generation: Generation) -> None: ...
 
     def iterate(self, now: float, *outputs: TokenOutput, refuse: tuple[int, ...] = ()) -> None:
         """The tokens of an iteration come in."""
@@ -85,7 +82,7 @@ def test_latencies_of_two_requests_by_hand(wire: Wire) -> None:
     wire.iterate(101.0625, token(0), token(1))
     wire.iterate(102.0625, token(0, "stop"), token(1))
     wire.iterate(102.1875, token(1, "length"))
-    latencies = wire.client.latencies
+    latencies = wire.latencies
     # Arrivals at 100 and 100.5. Gaps: 0.25, 0.0625, 1 and 0.0625, 1, 0.125.
     assert content(latencies.time_to_first_token) == {0.5: 1, 0.75: 1}
     assert latencies.time_to_first_token.sum == 1.25
@@ -102,7 +99,7 @@ def test_latencies_of_two_requests_by_hand(wire: Wire) -> None:
 def test_tokens_that_come_together_have_no_gap_between_them(wire: Wire) -> None:
     wire.submit()
     wire.iterate(101.0, token(0), token(0), token(0, "length"))
-    latencies = wire.client.latencies
+    latencies = wire.latencies
     assert content(latencies.time_between_tokens) == {0.001: 2}
     assert content(latencies.max_gap) == {0.001: 1}
     assert (latencies.time_between_tokens.sum, latencies.max_gap.sum) == (0.0, 0.0)
@@ -111,7 +108,7 @@ def test_tokens_that_come_together_have_no_gap_between_them(wire: Wire) -> None:
 def test_a_single_token_has_no_gap(wire: Wire) -> None:
     wire.submit()
     wire.iterate(101.0, token(0, "length"))
-    latencies = wire.client.latencies
+    latencies = wire.latencies
     assert latencies.time_between_tokens.count == latencies.max_gap.count == 0
     assert latencies.end_to_end.sum == latencies.time_to_first_token.sum == 1.0
 
@@ -124,7 +121,7 @@ def test_of_a_cancelled_request_count_the_tokens_that_came(wire: Wire) -> None:
     leaver.cancel()
     leaver.stop()
     wire.iterate(104.0, token(0))  # was under way
-    latencies = wire.client.latencies
+    latencies = wire.latencies
     assert content(latencies.time_to_first_token) == {1.0: 1}
     assert content(latencies.time_between_tokens) == {2.0: 1}
     assert latencies.scheduling_delay.count == 1
@@ -140,7 +137,7 @@ def test_a_request_that_a_stop_string_ends_is_finished(wire: Wire) -> None:
     answer.stop()
     answer.cancel()
     assert len(wire.sent) == 2, "the engine was not told once"
-    latencies = wire.client.latencies
+    latencies = wire.latencies
     assert latencies.end_to_end.sum == 1.5  # to its last token
     assert latencies.max_gap.sum == 0.5
     assert latencies.requests == {"stop": 1, "length": 0, "cancelled": 0, "failed": 0}
@@ -151,16 +148,17 @@ def test_after_its_end_a_request_can_neither_be_cancelled_nor_stopped(wire: Wire
     wire.iterate(101.0, token(0, "length"))
     answer.stop()
     answer.cancel()
-    assert wire.client.latencies.requests["length"] == 1
-    assert sum(wire.client.latencies.requests.values()) == 1
+    assert wire.latencies.requests["length"] == 1
+    assert sum(wire.latencies.requests.values()) == 1
 
 
 def test_refused_requests_and_those_of_a_dead_engine_have_failed(wire: Wire) -> None:
     refused, orphan = wire.submit(), wire.submit()
     wire.iterate(101.0, token(1), refuse=(0,))
-    wire.client._die("the engine died")
+    assert wire.client.take_open() == [orphan]
+    orphan.fail(EngineError("the engine died"))
     orphan.cancel()
-    latencies = wire.client.latencies
+    latencies = wire.latencies
     assert latencies.requests == {"stop": 0, "length": 0, "cancelled": 0, "failed": 2}
     assert latencies.time_to_first_token.count == 1
     assert latencies.end_to_end.count == 0
@@ -174,4 +172,4 @@ def test_refused_requests_and_those_of_a_dead_engine_have_failed(wire: Wire) -> 
 
 @pytest.mark.parametrize("target", [0.05, 0.1, 0.2, 0.5, 1.0, 5.0])
 def test_usual_targets_are_bounds(wire: Wire, target: float) -> None:
-    assert target in wire.client.latencies.time_between_tokens.bounds
+    assert target in wire.latencies.time_between_tokens.bounds

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+from fake_pipeline import Pipeline
 
 from sarathi import LLM, SamplingParams
 from sarathi.engine.config import ConfigError
+from sarathi.engine.core import EngineCore
 from sarathi.engine.llm import RequestOutput
+from sarathi.engine.sampler import Sampler
 from sarathi.models.config import ModelError
-from sarathi.scheduling import AdmissionError
+from sarathi.scheduling import AdmissionError, BlockPool, FixedBudget, Scheduler
 
 GREEDY = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
 
@@ -155,12 +158,34 @@ def test_an_interrupted_iteration_leaves_nothing_behind(
     stream = llm.stream_chat([{"role": "user", "content": "hello"}], GREEDY)
     next(stream)
     with monkeypatch.context() as patch:
-        patch.setattr(llm._core._executor, "execute", interrupt)
+        patch.setattr(llm._core._runner._executor, "execute", interrupt)
         with pytest.raises(KeyboardInterrupt):
             next(stream)
     assert not llm._core.has_work
     assert llm._core.stats.free_blocks == llm._core.stats.total_blocks
     assert llm.generate("fine", GREEDY)[0].outputs[0].finish_reason == "length"
+
+
+def test_a_closed_stream_leaves_nothing_under_way(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does one that a stop string ended, with several batches under way."""
+    whole = llm.generate(["a", "b", "c"], GREEDY)
+    executor = llm._core._runner._executor  # type: ignore[attr-defined]
+    pool = BlockPool(8, llm.info.block_size)
+    scheduler = Scheduler(
+        pool, FixedBudget(16), max_batch_size=4, max_model_len=128, micro_batches=2
+    )
+    core = EngineCore(Pipeline(executor, 2), scheduler, Sampler(llm.info.vocab_size), ())
+    monkeypatch.setattr(llm, "_core", core)
+    stream = llm.stream_chat([{"role": "user", "content": "hello " * 8}], GREEDY)
+    next(stream)
+    core._fill()
+    assert any(request.in_flight for request in scheduler._requests.values())
+    stream.close()
+    assert not core.has_work
+    assert pool.num_free == pool.num_blocks
+    assert llm.generate(["a", "b", "c"], GREEDY) == whole
 
 
 def test_a_stream_that_is_still_open_is_not_mixed_up_with_another_call(llm: LLM) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from types import SimpleNamespace
 
 import msgspec
@@ -31,6 +30,9 @@ class LongPrompt:
         self.now += 0.25
         self._done += 1
         return Outcome([] if self.has_work else [TokenOutput(0, 1)], [])
+
+    def check(self) -> None:
+        pass
 
     @property
     def stats(self) -> Stats:
@@ -63,7 +65,7 @@ def test_statistics_come_every_second_while_there_is_no_token(
 ) -> None:
     core, server = LongPrompt(num_iterations=10), Server()
     monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=lambda: core.now))
-    EngineProcess(server, os.getppid()).run(core)
+    EngineProcess(server).run(core)
     *during, last, _ = server.received  # one more answers the message that ends it
     assert [message.stats.iterations for message in during] == [4, 8]
     assert [message.outputs for message in during] == [[], []]

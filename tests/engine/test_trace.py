@@ -15,6 +15,7 @@ from recording import START, batch, decode, prompt, record, request
 
 from sarathi.engine.config import ConfigError
 from sarathi.engine.trace import Trace
+from sarathi.executors.runner import StageTime
 
 Event = dict[str, Any]
 
@@ -221,3 +222,49 @@ def test_a_killed_process_leaves_a_readable_trace(path: Path) -> None:
 def test_a_trace_that_cannot_be_written_names_the_flag(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--trace .* cannot be written"):
         Trace(str(tmp_path), START, None)
+
+
+def test_iterations_that_overlap_have_tracks_of_their_own(trace: Trace, path: Path) -> None:
+    for number, (begin, end) in enumerate([(1.0, 3.0), (2.0, 4.0), (3.0, 5.0)]):
+        parts = (("execute", START + end),)
+        trace.record(
+            record(batch(number, decode(request(1))), START + begin, START + end, parts=parts)
+        )
+    read = events(trace, path)
+    tracks = [(event["name"], event["tid"]) for event in of_phase(read, "X")]
+    assert tracks == [(name, tid) for tid in (1, 2, 1) for name in ("iteration", "execute")]
+    names = {e["tid"]: e["args"]["name"] for e in read if e["name"] == "thread_name"}
+    assert names == {1: "iterations", 2: "iterations 2"}
+
+
+def test_each_of_several_stages_has_a_track(trace: Trace, path: Path) -> None:
+    """After an idle time, a stage computes when the one before has; from then on it adds up."""
+    steps = [
+        (True, [StageTime(50.0, 1.0), StageTime(60.0, 2.0)]),
+        (False, [StageTime(0.25, 1.5), StageTime(0.0, 0.5)]),
+        (True, [StageTime(9.0, 1.0), StageTime(9.0, 1.0)]),
+    ]
+    for number, (fresh, stages) in enumerate(steps):
+        begin = START + 10 * (number + 1)
+        one = batch(number, decode(request(1)))
+        parts = (("schedule", begin + 0.5), ("execute", begin + 4))
+        trace.record(record(one, begin, begin + 4, parts=parts, stages=stages, fresh=fresh))
+    read = events(trace, path)
+    names = {e["args"]["name"]: e["tid"] for e in read if e["name"] == "thread_name"}
+    spans = {
+        stage: [
+            (event["args"]["iteration"], event["ts"] / 1e6, event["dur"] / 1e6)
+            for event in of_phase(read, "X")
+            if event["tid"] == names[stage]
+        ]
+        for stage in ("stage 0", "stage 1")
+    }
+    assert spans == {
+        "stage 0": [(0, 10.5, 1.0), (1, 11.75, 1.5), (2, 30.5, 1.0)],
+        "stage 1": [(0, 11.5, 2.0), (1, 13.5, 0.5), (2, 31.5, 1.0)],
+    }
+
+
+def test_one_stage_has_no_track_of_its_own(trace: Trace, path: Path) -> None:
+    trace.record(record(batch(1, decode(request(1))), stages=[StageTime(0.0, 1.0)]))
+    assert [event["name"] for event in of_phase(events(trace, path), "X")] == ["iteration"]

@@ -9,7 +9,10 @@ from pathlib import Path
 from sarathi.engine.core import EngineCore
 from sarathi.engine.sampler import Sampler
 from sarathi.engine.sampling import SamplingParams
-from sarathi.executors.openvino import BLOCK_SIZE, OpenVinoExecutor
+from sarathi.executors.openvino import OpenVinoExecutor
+from sarathi.executors.runner import Alone
+from sarathi.executors.self_check import Checked
+from sarathi.executors.torch.executor import TorchExecutor
 from sarathi.models.model import open_model
 from sarathi.scheduling import POLICIES, BlockPool, FixedBudget, Scheduler
 
@@ -29,8 +32,21 @@ def load(path: Path, max_position: int = 512, **options: object) -> OpenVinoExec
     return executor
 
 
+def load_torch(path: Path, max_position: int = 512, **options: object) -> TorchExecutor:
+    model = open_model(path)
+    options = {"precision": "f32", "num_threads": 1, "device": "cpu", **options}
+    executor = TorchExecutor(
+        model.config,
+        model.weights,
+        max_position=max_position,
+        **options,  # type: ignore[arg-type]
+    )
+    executor.allocate(NUM_BLOCKS)
+    return executor
+
+
 def engine(
-    executor: OpenVinoExecutor,
+    executor: Checked,
     *,
     budget: int = 256,
     num_blocks: int = NUM_BLOCKS,
@@ -40,7 +56,7 @@ def engine(
     **options: object,
 ) -> EngineCore:
     """An engine over `executor`; with `shuffle`, blocks are handed out in a random order."""
-    pool = BlockPool(num_blocks, BLOCK_SIZE)
+    pool = BlockPool(num_blocks, executor.block_size)
     if shuffle is not None:
         random.Random(shuffle).shuffle(pool._empty)
     scheduler = Scheduler(
@@ -51,7 +67,7 @@ def engine(
         policy=POLICIES[policy],
         **options,  # type: ignore[arg-type]
     )
-    return EngineCore(executor, scheduler, Sampler(executor.config.vocab_size), eos_ids=())
+    return EngineCore(Alone(executor), scheduler, Sampler(executor.config.vocab_size), eos_ids=())
 
 
 def run(

@@ -11,13 +11,14 @@ import pytest
 import tiny_models
 import torch
 import transformers
-from engines import NUM_BLOCKS, engine, load, run, run_staggered
+from engines import NUM_BLOCKS, engine, load, load_torch, run, run_staggered
 from tiny_gguf import write_gguf
 
 from sarathi.engine.sampling import SamplingParams
 from sarathi.executors.openvino import OpenVinoExecutor
 from sarathi.executors.reference import reference
 from sarathi.executors.step import Step
+from sarathi.executors.torch.executor import TorchExecutor
 from sarathi.models.stage import whole
 from sarathi.scheduling import POLICIES
 
@@ -44,6 +45,10 @@ def tiny(family: str, folder: Path) -> Tiny:
     rng = np.random.default_rng(len(family))
     prompts = [rng.integers(2, tiny_models.VOCAB_SIZE, n).tolist() for n in LENGTHS]
     return Tiny(folder, load(folder), model, prompts, [greedy(model, p) for p in prompts])
+
+
+def executor_of(family: Tiny, library: str) -> OpenVinoExecutor | TorchExecutor:
+    return family.executor if library == "openvino" else load_torch(family.path)
 
 
 def greedy(model: Any, prompt: list[int]) -> list[int]:
@@ -78,17 +83,21 @@ class TestEveryFamily:
             found = reference(config, whole(config), weights, prompt)
             np.testing.assert_allclose(found, logits(family.model, prompt), atol=2e-3)
 
-    def test_logits_of_chunks_equal_transformers(self, family: Tiny) -> None:
+    @pytest.mark.parametrize("library", ["openvino", "torch"])
+    def test_logits_of_chunks_equal_transformers(self, family: Tiny, library: str) -> None:
+        executor = executor_of(family, library)
         prompt = family.prompts[2]
         found = [
-            family.executor.execute(chunk(prompt, start, stop)).copy()
+            executor.execute(chunk(prompt, start, stop)).copy()
             for start, stop in ((0, 7), (7, 39), (39, 40), (40, 100))
         ]
         expected = logits(family.model, prompt)
         np.testing.assert_allclose(np.concatenate(found), expected, atol=2e-3)
 
-    def test_greedy_continuations_equal_transformers(self, family: Tiny) -> None:
-        assert run(engine(family.executor, budget=32), family.prompts, GREEDY) == family.expected
+    @pytest.mark.parametrize("library", ["openvino", "torch"])
+    def test_greedy_continuations_equal_transformers(self, family: Tiny, library: str) -> None:
+        core = engine(executor_of(family, library), budget=32)
+        assert run(core, family.prompts, GREEDY) == family.expected
 
 
 @pytest.mark.parametrize(

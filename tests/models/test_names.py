@@ -35,6 +35,9 @@ def test_parts_of_a_fused_tensor(groups: int) -> None:
         assert source is not None
         expected = [group * 8 + row for group in range(groups) for row in of_group]
         np.testing.assert_array_equal(source.take(tensor), tensor[expected])
+        for start, stop in ((0, len(expected)), (1, len(expected)), (0, 1), (1, 1)):
+            pieces = [tensor[piece] for piece in source.pieces(slice(start, stop))]
+            np.testing.assert_array_equal(np.concatenate(pieces), tensor[expected[start:stop]])
         assert source.shape("qkv", tensor.shape) == (len(expected), 5)
         assert np.shares_memory(source.take(tensor), tensor) == (groups == 1)
     with pytest.raises(ModelError, match=rf"qkv has shape \(7, 5\).* {groups * 8} rows"):

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from sarathi.engine.engine import ReplicaStatus
 from sarathi.engine.generation import EngineError
 from sarathi.engine.latencies import Latencies
 from sarathi.engine.messages import ModelInfo, Stats, TokenLogprobs, TokenOutput
@@ -114,6 +115,8 @@ class FakeGeneration:
 
     async def next(self) -> list[TokenOutput]:
         await asyncio.sleep(0)
+        if self._engine.lost is not None:
+            raise self._engine.lost
         if not self._steps and self._engine.on_silence is not None:
             raise EngineError(self._engine.on_silence)
         if not self._steps:
@@ -161,9 +164,14 @@ class FakeEngine:
         self.error: str | None = None
         self.stats: Stats | None = None
         self.latencies = Latencies()
+        self.replicas = [ReplicaStatus(0, "ready" if info else "starting", 0, 0)]
+        self.restarts = 0
+        self.resumed = 0
+        self.scaled: list[tuple[int, float | None]] = []
         self.cached = cached
         self.delay = delay
         self.on_silence: str | None = None
+        self.lost: EngineError | None = None  # what comes instead of tokens
         self.silent = asyncio.Event()
         self.generations: list[FakeGeneration] = []
         self.script = script or (lambda prompt, params: [[b] for b in text.encode()] + [[EOS]])
@@ -175,6 +183,12 @@ class FakeEngine:
             raise EngineError(self.error)
         self.generations.append(FakeGeneration(self, list(prompt_ids), params, terms))
         return self.generations[-1]
+
+    def scale(self, replicas: int, drain_seconds: float | None = None) -> None:
+        if not 1 <= replicas <= 4:
+            raise ValueError(f"replicas is {replicas}, expected 1 to 4")
+        self.scaled.append((replicas, drain_seconds))
+        self.replicas = [ReplicaStatus(n, "ready", 0, 0) for n in range(replicas)]
 
     @property
     def params(self) -> SamplingParams:

@@ -7,6 +7,7 @@ import pytest
 from fake_engine import INFO, FakeEngine, call, chat, complete, events
 from prometheus_client.parser import text_string_to_metric_families
 
+from sarathi.engine.engine import ReplicaStatus
 from sarathi.engine.messages import Stats
 
 STATS = Stats(
@@ -22,7 +23,17 @@ STATS = Stats(
     relegations=4,
     model_error_median=0.02,
     model_error_p90=0.08,
+    stage_busy=[5.0, 4.0],
+    stage_bubble=[0.5, 1.5],
 )
+REPLICAS = {
+    "sarathi_replicas[ready]": 1,
+    "sarathi_replicas[starting]": 0,
+    "sarathi_replicas[draining]": 0,
+    "sarathi_replicas[failed]": 0,
+    "sarathi_replica_restarts_total": 0,
+    "sarathi_requests_resumed_total": 0,
+}
 IDLE = {"running": 0, "waiting": 0, "free_blocks": INFO.num_blocks, "preemptions": 0}
 
 
@@ -60,6 +71,9 @@ def test_stats_tell_all_that_the_engine_does():
         "prefix_hit_rate": 0.25,
         "tbt_target": 0.1,
         "token_budget": None,
+        "replicas": {"ready": 1, "starting": 0, "draining": 0, "failed": 0},
+        "replica_restarts": 0,
+        "requests_resumed": 0,
     }
 
 
@@ -70,6 +84,7 @@ def test_stats_of_a_fixed_budget():
 
 def test_metrics_tell_all_that_the_engine_does():
     assert metrics(after_work()) == {
+        **REPLICAS,
         "sarathi_engine_up": 1,
         "sarathi_tbt_target_seconds": 0.1,
         "sarathi_max_batch_size": 8,
@@ -83,6 +98,10 @@ def test_metrics_tell_all_that_the_engine_does():
         "sarathi_prompt_tokens_total": 200,
         "sarathi_cached_prompt_tokens_total": 50,
         "sarathi_relegations_total": 4,
+        "sarathi_stage_busy_seconds_total[0]": 5.0,
+        "sarathi_stage_busy_seconds_total[1]": 4.0,
+        "sarathi_stage_bubble_seconds_total[0]": 0.5,
+        "sarathi_stage_bubble_seconds_total[1]": 1.5,
         "sarathi_latency_model_relative_error[0.5]": 0.02,
         "sarathi_latency_model_relative_error[0.9]": 0.08,
         "sarathi_requests_total[stop]": 0,
@@ -138,6 +157,7 @@ def test_metrics_name_a_fixed_budget_instead_of_a_target():
 def test_metrics_follow_the_engine():
     engine = FakeEngine()
     assert metrics(engine)["sarathi_iterations_total"] == 0
+    assert metrics(engine)["sarathi_stage_bubble_seconds_total[0]"] == 0
     engine.stats = STATS
     assert metrics(engine)["sarathi_iterations_total"] == 40
 
@@ -152,7 +172,18 @@ def test_metrics_say_how_the_engine_was_started():
 def test_metrics_of_an_engine_that_does_not_answer_say_so_and_no_more(reason):
     engine = after_work() if reason else FakeEngine(info=None)
     engine.error = reason
-    assert metrics(engine) == {"sarathi_engine_up": 0}
+    found = metrics(engine)
+    assert found.pop("sarathi_engine_up") == 0
+    assert found.keys() == REPLICAS.keys()
+
+
+def test_metrics_tell_replicas_by_state():
+    engine = after_work()
+    states = ("ready", "ready", "starting", "draining")
+    engine.replicas = [ReplicaStatus(n, state, 0, 0) for n, state in enumerate(states)]
+    engine.restarts, engine.resumed = 3, 7
+    found = metrics(engine)
+    assert [found[name] for name in REPLICAS] == [2, 1, 1, 0, 3, 7]
 
 
 @pytest.mark.parametrize("ask", [complete, chat])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from fake_engine import LIMIT, MODEL, VOCAB, FakeEngine, call, complete, error
 
+from sarathi.engine.engine import ReplicaStatus
+
 POSTS = {
     "/v1/completions": {"prompt": "p"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
@@ -25,7 +27,9 @@ def get(engine: FakeEngine, path: str, **options):
 
 def test_health_is_ok_when_loaded():
     response = get(FakeEngine(), "/health")
-    assert (response.status_code, response.json()) == (200, {"status": "ok"})
+    replicas = {"ready": 1, "starting": 0, "draining": 0, "failed": 0}
+    assert response.status_code == 200
+    assert response.json() == {"status": "ok", "replicas": replicas}
 
 
 def test_health_while_loading():
@@ -37,7 +41,18 @@ def test_health_while_loading():
 def test_health_after_the_engine_failed_tells_why():
     response = get(failed(), "/health")
     assert response.status_code == 503
-    assert response.json() == {"status": "failed", "reason": "out of memory"}
+    assert response.json().items() >= {"status": "failed", "reason": "out of memory"}.items()
+
+
+def test_health_while_all_engines_are_started_again():
+    engine = FakeEngine()
+    engine.replicas = [ReplicaStatus(0, "starting", 0, 1, "killed by SIGKILL")]
+    response = get(engine, "/health")
+    # Requests are accepted and wait.
+    assert response.status_code == 200
+    assert response.json()["status"] == "restarting"
+    assert "SIGKILL" in response.json()["reason"]
+    assert response.json()["replicas"]["starting"] == 1
 
 
 @pytest.mark.parametrize("path", POSTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy import ToyCost, toy_plan, toy_setup
+from virtual_pipeline import VOCABULARY, Clock, Pipeline
 
 from sarathi.benchmark.workload.plan import Plan
 from sarathi.engine.core import EngineCore
@@ -22,13 +24,12 @@ from sarathi.engine.iteration_log import IterationLog, Line
 from sarathi.engine.records import Recorder
 from sarathi.engine.sampler import Sampler
 from sarathi.engine.sampling import SamplingParams
+from sarathi.executors.runner import Alone
 from sarathi.executors.step import Step
 from sarathi.scheduling import POLICIES, AdmissionError, Batch
 from sarathi.simulator.cost import BatchShape
 from sarathi.simulator.setup import Setup
 from sarathi.simulator.simulation import simulate
-
-VOCABULARY = 2999
 
 Drawn = tuple[int, list[tuple[int, int, int]], list[int]]
 
@@ -54,50 +55,24 @@ def prompt_ids(plan: Plan) -> list[list[int]]:
     ]
 
 
-class Clock:
-    """Stands for the module `time` in the engine's loop."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-class Timed:
-    """An executor that takes, on its clock, what a cost model says; all tokens are 0."""
-
-    def __init__(self, cost: ToyCost, clock: Clock) -> None:
-        self.batch: Batch | None = None  # set by whoever watches the scheduler
-        self._cost = cost
-        self._clock = clock
-
-    def execute(self, step: Step) -> np.ndarray:
-        assert self.batch is not None
-        shape = BatchShape.of(self.batch)
-        self._clock.now = self._clock.now + self._cost.overhead(shape)
-        self._clock.now += self._cost.stages(shape)[0]
-        return np.zeros((len(step.sample_rows), VOCABULARY), np.float32)
-
-
 def really(setup: Setup, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> list[Drawn]:
-    """What the engine's own loop computes, on a clock that its executor moves."""
+    """What the engine's own loop computes, on a clock that its runner moves."""
     clock = Clock()
     monkeypatch.setattr("sarathi.engine.core.time", clock)
     assert isinstance(setup.cost, ToyCost)
-    executor = Timed(setup.cost, clock)
+    runner = Pipeline(setup.cost, clock)
     scheduler = setup.scheduler(prefix_caching=bool(plan.turns.any()))
     schedule = scheduler.schedule
     seen: list[Drawn] = []
 
     def watched(now: float) -> Batch | None:
-        executor.batch = schedule(now)
-        if executor.batch is not None and executor.batch.slices:
-            seen.append(drawn(executor.batch))
-        return executor.batch
+        runner.batch = schedule(now)
+        if runner.batch is not None and runner.batch.slices:
+            seen.append(drawn(runner.batch))
+        return runner.batch
 
     monkeypatch.setattr(scheduler, "schedule", watched)
-    core = EngineCore(executor, scheduler, Sampler(VOCABULARY), eos_ids=())
+    core = EngineCore(runner, scheduler, Sampler(VOCABULARY), eos_ids=())
     coming = list(enumerate(zip(plan, prompt_ids(plan), strict=True)))
     while coming or core.has_work:
         while coming and coming[0][1][0].at <= clock.now:
@@ -107,10 +82,12 @@ def really(setup: Setup, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> list[Dr
                 core.submit(index, ids, params, planned.at)
             except AdmissionError:
                 continue
+        runner.comes = coming[0][1][0].at if coming else None
         if core.has_work:
             core.step()
         elif coming:
             clock.now = coming[0][1][0].at
+    assert runner.most <= runner.depth
     return seen
 
 
@@ -165,6 +142,42 @@ def test_batches_are_those_of_the_engine(
     assert simulated(setup, plan) == expected
 
 
+stages = st.sampled_from(
+    [(1.0,), (0.5, 0.5), (0.3, 0.7), (0.7, 0.3), (0.2, 0.3, 0.5), (0.5, 0.1, 0.4)]
+)
+
+
+@given(
+    requests,
+    engines,
+    stages.filter(lambda factors: len(factors) > 1),
+    st.integers(40, 200),
+    st.booleans(),
+    st.randoms(),
+)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_pipeline_has_the_batches_of_the_engines(
+    monkeypatch: pytest.MonkeyPatch,
+    arrivals: list[tuple[float, int, int]],
+    options: dict[str, Any],
+    factors: tuple[float, ...],
+    blocks: int,
+    turns: bool,
+    random: Any,
+) -> None:
+    # Nobody comes at the very moment at which a stage has computed something.
+    arrivals = [(at + 1e-5 * math.e, *lengths) for at, *lengths in arrivals]
+    names = [random.randrange(4) for _ in arrivals] if turns else ()
+    plan = toy_plan(*arrivals, conversations=names)
+    cost = ToyCost(context=1e-6, overhead_seconds=0.001, hop_seconds=0.0007, stage_factors=factors)
+    setup = toy_setup(cost, blocks=blocks, max_model_len=150, **options)
+    with monkeypatch.context() as patch:
+        expected = really(setup, plan, patch)
+    assert simulated(setup, plan) == expected
+
+
 class Slow:
     """An executor whose iterations take a little while, on the machine's own clock."""
 
@@ -207,7 +220,7 @@ def test_a_recorded_iteration_log_is_repeated(
 
     path = tmp_path / "log.jsonl"
     log: Recorder = IterationLog(str(path), time.monotonic(), None)
-    core = EngineCore(Slow(), setup.scheduler(False), Sampler(VOCABULARY), (), [log])
+    core = EngineCore(Alone(Slow()), setup.scheduler(False), Sampler(VOCABULARY), (), [log])
     came: list[int] = []  # before which iteration each request came
     iteration = 0
     while core.has_work or len(came) < len(lengths):

@@ -58,8 +58,8 @@ def _add_model_and_memory(group: _Group) -> None:
         "--kv-cache-memory",
         type=num_bytes,
         metavar="SIZE",
-        help="memory for keys and values, such as 2GiB or 512MB (default: up to half of what is "
-        "free)",
+        help="memory for keys and values, of one engine on each of its machines or GPUs, such as "
+        "2GiB or 512MB (default: up to half of what is free, most of a GPU's)",
     )
     group.add_argument(
         "--enable-prefix-caching",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from sarathi.cli.options import (
     add_engine_arguments,
@@ -11,6 +12,9 @@ from sarathi.cli.options import (
     positive,
     utf8,
 )
+from sarathi.cli.ray_options import add_ray_arguments, ray_options
+from sarathi.distributed.launch import RayOptions
+from sarathi.engine.config import EngineConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,23 +35,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="what clients call the model (default: its file, folder or hub name)",
     )
+    parser.add_argument(
+        "--replicas",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="engines that share the requests, each with the whole model (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what would run where and the memory it takes, and load nothing",
+    )
     add_engine_arguments(parser)
+    add_ray_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     # Imported here: the other commands need no server.
     from sarathi.models.locate import locate
-    from sarathi.server.run import ServerConfig, serve
 
     engine = engine_config(args)  # checked before the model is downloaded
+    ray = ray_options(args)
     located = locate(args.model)
+    if args.dry_run:
+        return _dry_run(located.path, engine, args.replicas, ray)
+
+    from sarathi.server.run import ServerConfig, say, serve
+
     config = ServerConfig(
         host=args.host,
         port=args.port,
         api_keys=tuple(dict.fromkeys(args.api_key)),
         served_name=args.served_model_name or located.served_name,
+        replicas=args.replicas,
     )
-    return serve(located.path, engine, config)
+    if ray is None:
+        return serve(located.path, engine, config)
+
+    from sarathi.distributed.launch import on_ray
+
+    with on_ray(ray, engine, args.replicas, located.hub_id, say) as (spawner, engine):
+        # Actors begin in folders of their own.
+        return serve(located.path.absolute(), engine, config, spawner)
+
+
+def _dry_run(path: Path, engine: EngineConfig, replicas: int, ray: RayOptions | None) -> int:
+    """
+    Raises:
+        ConfigError, ExecutorError: the start would be refused.
+    """
+    from sarathi.cli.dry_run import placed, print_dry_run
+    from sarathi.engine.dry_run import dry_run
+
+    placement = None
+    if ray is not None:
+        placement, engine = placed(engine, replicas, ray)
+    found = dry_run(path, engine, replicas=replicas, spread=ray is not None)
+    print_dry_run(found, placement)
+    if found.refusal is not None:
+        raise found.refusal
+    return 0
 
 
 def _api_key(text: str) -> str:

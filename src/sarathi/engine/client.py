@@ -1,27 +1,23 @@
-"""The HTTP process's end of the connection to the engine process."""
+"""The HTTP process's end of the connection to one engine process, from its start to its end."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
-import zmq
-import zmq.asyncio
 
-from sarathi.engine.config import EngineConfig, Launch
+from sarathi.engine.clock import ClockOffset
+from sarathi.engine.config import ConfigError, EngineConfig, Launch
+from sarathi.engine.connection import Listener
 from sarathi.engine.generation import EngineError, Generation
-from sarathi.engine.latencies import Latencies, Stopwatch
 from sarathi.engine.messages import (
     Cancel,
+    Clock,
     Failed,
     FromEngine,
     Iteration,
@@ -33,96 +29,80 @@ from sarathi.engine.messages import (
     Submit,
     ToEngine,
 )
-from sarathi.engine.sampling import SamplingParams
-from sarathi.scheduling import Terms
+from sarathi.executors.errors import ExecutorError
+from sarathi.executors.processes import LocalSpawner, Process, Spawner
 
-# Not `-m`, which would let files in the current folder pass for modules.
-_START = """import sys
-sys.path[:] = filter(None, sys.path)
-from sarathi.engine.process import main
-sys.exit(main())"""
 _SHUTDOWN_SECONDS = 5.0
 _LIVENESS_SECONDS = 0.2
-_PLAIN = Terms()
-_MAX_FOLDER = 90  # characters: the path of a socket has at most 107
 
 
-class Engine(Protocol):
-    """What a server needs of an engine: `EngineClient`, or a scripted one in tests."""
+class Watcher(Protocol):
+    """Is told how far requests have got."""
 
-    @property
-    def info(self) -> ModelInfo | None:
-        """None until the model is loaded."""
+    def started(self, generation: Generation) -> None:
+        """Its first token from this engine has come."""
 
-    @property
-    def error(self) -> str | None:
-        """Why the engine cannot answer any more, None while it can."""
-
-    @property
-    def stats(self) -> Stats | None:
-        """The scheduler's state after the latest iteration."""
-
-    @property
-    def latencies(self) -> Latencies:
-        """Of all requests so far."""
-
-    def submit(
-        self, prompt_ids: Sequence[int], params: SamplingParams, terms: Terms = ...
-    ) -> Generation:
-        """Queue one request; `EngineError` where the engine is not ready or has died."""
+    def finished(self, generation: Generation) -> None:
+        """The engine has ended it: with its last token, or by refusing it."""
 
 
 class EngineClient:
-    """Starts an engine process and talks to it. Belongs to one event loop."""
+    """Starts one engine process and talks to it. Belongs to one event loop.
+
+    When the process dies, the requests that it had stay with the client until somebody takes them.
+    """
 
     def __init__(
-        self, path: Path, config: EngineConfig, report: Callable[[str], None] = lambda line: None
+        self,
+        path: Path,
+        config: EngineConfig,
+        watcher: Watcher,
+        *,
+        spawner: Spawner | None = None,
+        report: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Nothing is started yet.
 
         Args:
             path: the model, as `open_model` takes it.
+            spawner: starts the process; None: on this machine.
             report: called with a line about what the engine does.
         """
         self.info: ModelInfo | None = None  # None until the model is loaded
+        self.latency: tuple[float, ...] = ()  # coefficients of a `LatencyModel`; with info
         self.error: str | None = None  # why the engine cannot answer any more
         self.stats: Stats | None = None  # after the latest iteration
-        self.latencies = Latencies()
         self.bad_input = False  # the model or an option is to blame for the error
         self._path = path
         self._config = config
+        self._watcher = watcher
+        self._spawner: Spawner = LocalSpawner() if spawner is None else spawner
         self._report = report
-        self._generations: dict[int, Generation] = {}
-        self._next_id = 0
+        self._open: dict[int, Generation] = {}
+        self._offset = ClockOffset()
         self._encoder = msgspec.msgpack.Encoder()
         self._loaded = asyncio.Event()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._dead = asyncio.Event()
+        self._process: Process | None = None
+        self._listener: Listener | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Start the process and return at once; `loaded` waits for it."""
-        # A socket file of our own, so that two engines on a machine never meet.
-        self._folder = tempfile.TemporaryDirectory(prefix="sarathi-")
-        if len(self._folder.name) > _MAX_FOLDER:
-            self._folder.cleanup()
-            self._folder = tempfile.TemporaryDirectory(prefix="sarathi-", dir="/tmp")
-        endpoint = f"ipc://{self._folder.name}/engine"
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.PAIR)
-        self._socket.set_hwm(0)
-        self._socket.bind(endpoint)
-        launch = Launch(str(self._path), self._config, os.getpid())
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                _START,
-                endpoint,
-                msgspec.json.encode(launch).decode(),
-            ],
-            stdin=subprocess.DEVNULL,
-        )
-        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch())]
+        local = self._spawner.host is None
+        launch = Launch(str(self._path), self._config, os.getpid() if local else None)
+        try:
+            self._listener = Listener(self._spawner.host)
+            arguments = [self._listener.endpoint, msgspec.json.encode(launch).decode()]
+            self._process = self._spawner.spawn("sarathi.engine.process", arguments)
+        except (ConfigError, ExecutorError) as error:
+            self.bad_input = True
+            self._die(str(error))
+        except OSError as error:  # ZeroMQ's are among them
+            self._die(f"the engine process cannot be started: {error}")
+        else:
+            work = (self._receive(), self._watch(), self._watch_connection())
+            self._tasks = [asyncio.create_task(one) for one in work]
 
     async def loaded(self) -> ModelInfo:
         """Wait until the model can answer.
@@ -135,74 +115,88 @@ class EngineClient:
             raise EngineError(self.error)
         return self.info
 
-    async def failed(self) -> str:
+    async def died(self) -> str:
         """Wait until the engine has died, and say why."""
-        await asyncio.gather(*self._tasks)
+        await self._dead.wait()
         return self.error or "the engine has stopped"
 
-    def submit(
-        self, prompt_ids: Sequence[int], params: SamplingParams, terms: Terms = _PLAIN
-    ) -> Generation:
-        """Queue one request.
+    @property
+    def num_open(self) -> int:
+        """Requests that it has and that have not ended."""
+        return len(self._open)
 
-        Raises:
-            EngineError: the engine is not ready or has died.
+    def submit(self, generation: Generation) -> None:
+        """Queue a request, which may have tokens already. The engine must be ready."""
+        self._open[generation.id] = generation
+        generation.begun = False
+        self._send(
+            Submit(
+                generation.id,
+                list(generation.prompt_ids),
+                generation.params,
+                generation.arrival + self._offset.seconds,
+                generation.terms,
+                list(generation.output_ids),
+            )
+        )
+
+    def cancel(self, generation: Generation) -> None:
+        """Forget a request and have the engine forget it; harmless where it has ended."""
+        if self._open.pop(generation.id, None) is not None and self.error is None:
+            self._send(Cancel([generation.id]))
+
+    def take_open(self) -> list[Generation]:
+        """Hand over the requests that it has, in the order in which they came.
+
+        An engine that lives is told to forget them. Tokens under way are dropped: whoever computes
+        the requests next gives them again.
         """
-        if self.error is not None:
-            raise EngineError(self.error)
-        if self.info is None:
-            raise EngineError("the model is still loading")
-        request_id = self._next_id
-        self._next_id += 1
-        arrival = time.monotonic()
-        stopwatch = Stopwatch(self.latencies, arrival)
-        generation = Generation(stopwatch, partial(self._forget, request_id))
-        self._generations[request_id] = generation
-        self._send(Submit(request_id, list(prompt_ids), params, arrival, terms))
-        return generation
+        taken, self._open = list(self._open.values()), {}
+        if taken and self.error is None:
+            self._send(Cancel([generation.id for generation in taken]))
+        return taken
 
     async def stop(self) -> None:
-        """End the process; open requests fail."""
+        """End the process. Nothing may be sent afterwards."""
         process = self._process
-        if process is None:
-            return
-        if self.info is None:
-            process.kill()  # deaf while it loads, and nothing is lost
-        self._die("the server is shutting down")
-        self._send(Shutdown())
-        for _ in range(int(_SHUTDOWN_SECONDS / 0.05)):
-            if process.poll() is not None:
-                break
-            await asyncio.sleep(0.05)
-        else:
+        if process is not None:
+            if self.info is None or self.error is not None:
+                process.kill()  # deaf while it loads, and nothing is lost
+            else:
+                self._send(Shutdown())
+            self._die("the server is shutting down")
+            for _ in range(int(_SHUTDOWN_SECONDS / 0.05)):
+                if process.ended() is not None:
+                    break
+                await asyncio.sleep(0.05)
             process.kill()
-            process.wait()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._context.destroy(linger=0)
-        self._folder.cleanup()
-
-    def _forget(self, request_id: int) -> bool:
-        if self._generations.pop(request_id, None) is None:
-            return False
-        self._send(Cancel([request_id]))
-        return True
+        if self._listener is not None:
+            self._listener.close()
 
     def _send(self, message: ToEngine) -> None:
-        # No high-water mark and a local peer: queues the message and returns.
-        self._socket.send(self._encoder.encode(message))
+        assert self._listener is not None
+        self._listener.send(self._encoder.encode(message))
 
     async def _receive(self) -> None:
+        assert self._listener is not None
         decoder = msgspec.msgpack.Decoder(FromEngine)
         while self.error is None:
-            message = decoder.decode(await self._socket.recv())
+            try:
+                message = decoder.decode(await self._listener.receive())
+            except msgspec.MsgspecError as error:
+                self._die(f"the engine process sent what cannot be read: {error}")
+                return
             if isinstance(message, Iteration):
                 self._deliver(message)
+            elif isinstance(message, Clock):
+                self._offset.tell(message.now, time.monotonic())
             elif isinstance(message, Progress):
                 self._report(message.message)
             elif isinstance(message, Ready):
-                self.info = message.info
+                self.info, self.latency = message.info, message.latency
                 self._loaded.set()
             elif isinstance(message, Failed):
                 self.bad_input = message.bad_input
@@ -212,30 +206,39 @@ class EngineClient:
         now = time.monotonic()
         self.stats = iteration.stats
         for output in iteration.outputs:
-            generation = self._generations.get(output.id)
+            generation = self._open.get(output.id)
             if generation is None:
                 continue  # cancelled while this was under way
             generation.put(output, now)
+            if not generation.begun:
+                generation.begun = True
+                self._watcher.started(generation)
             if output.finish_reason is not None:
-                del self._generations[output.id]
+                del self._open[output.id]
+                self._watcher.finished(generation)
         for refusal in iteration.refusals:
-            generation = self._generations.pop(refusal.id, None)
+            generation = self._open.pop(refusal.id, None)
             if generation is not None:
-                generation.fail(refusal.message)
+                generation.fail(EngineError(refusal.message))
+                self._watcher.finished(generation)
 
     async def _watch(self) -> None:
         """Notice a process that ended without a word."""
         assert self._process is not None
-        while (code := self._process.poll()) is None:
+        while (how := self._process.ended()) is None:
             await asyncio.sleep(_LIVENESS_SECONDS)
         await asyncio.sleep(_LIVENESS_SECONDS)  # its last words may be under way
-        self._die(f"the engine process ended with exit status {code}")
+        self._die(f"the engine process has ended: {how}")
+
+    async def _watch_connection(self) -> None:
+        """Notice a machine that cannot be reached any more."""
+        assert self._listener is not None
+        await self._listener.lost()
+        await asyncio.sleep(_LIVENESS_SECONDS)
+        self._die("the connection to the engine process was lost")
 
     def _die(self, message: str) -> None:
-        if self.error is not None:
-            return
-        self.error = message
-        self._loaded.set()
-        generations, self._generations = self._generations, {}
-        for generation in generations.values():
-            generation.fail(message)
+        if self.error is None:
+            self.error = message
+            self._loaded.set()
+            self._dead.set()

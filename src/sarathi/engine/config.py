@@ -50,6 +50,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     precision: Precision | None = None  # None: the fastest that the processor computes in
     kv_precision: KvPrecision | None = None  # None: the same as precision
     threads: int | None = None  # of each process that computes; None: all cores between them
+    engines_here: int = 1  # that share the memory of this machine, this one included
     executor: ExecutorName = "openvino"
     device: Device | None = None  # of the torch executor; None: cuda if there is one
     pp: int = 1  # pipeline stages
@@ -71,6 +72,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             ("max_model_len", MAX_NUMBER),
             ("kv_cache_memory", MAX_KV_CACHE_MEMORY),
             ("threads", MAX_NUMBER),
+            ("engines_here", MAX_NUMBER),
             ("pp", MAX_RANKS),
             ("tp", MAX_RANKS),
         ):
@@ -106,8 +108,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigError("tp above 1 needs the executor torch")
             if self.device is not None:
                 raise ConfigError("device needs the executor torch")
-        elif self.kv_precision == "u8":
-            raise ConfigError("kv_precision u8 needs the executor openvino")
+        elif self.kv_precision not in (None, self.precision):
+            raise ConfigError(
+                f"kv_precision is {self.kv_precision}, expected that of precision: the executor "
+                "torch has one for both"
+            )
         log, trace = self.iteration_log, self.trace
         if log is not None and trace is not None and Path(log).resolve() == Path(trace).resolve():
             raise ConfigError(f"--iteration-log and --trace are the same file {trace}")
@@ -138,7 +143,7 @@ class Launch(msgspec.Struct, frozen=True):
 
     path: str
     config: EngineConfig
-    parent: int  # process id: the engine ends when that process does
+    parent: int | None  # process id: the engine ends when that does; None: on another machine
 
 
 def _one_of(name: str, value: str, accepted: Collection[str]) -> None:

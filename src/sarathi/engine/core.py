@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from sarathi.engine.messages import Refusal, Stats, TokenLogprobs, TokenOutput
+from sarathi.engine.draw import NOTHING, Drawn, Logprobs, draw
+from sarathi.engine.messages import Refusal, Stats, TokenOutput
+from sarathi.engine.pace import Pace
 from sarathi.engine.records import IterationRecord, Recorder
-from sarathi.engine.sampler import LogitsError, Sampled, Sampler
+from sarathi.engine.sampler import Sampler
 from sarathi.engine.sampling import SamplingParams
-from sarathi.executors.step import Step, build_step
+from sarathi.engine.stage_totals import StageTotals
+from sarathi.executors.runner import Computed, Runner
+from sarathi.executors.step import build_step
+from sarathi.models.weights import Array
 from sarathi.scheduling import (
     Accuracy,
     AdmissionError,
@@ -24,20 +29,11 @@ from sarathi.scheduling import (
     Terms,
 )
 
-
-class Executor(Protocol):
-    """Runs steps; see `OpenVinoExecutor`."""
-
-    def execute(self, step: Step) -> npt.NDArray[np.float32]: ...
-
-
 _NO_TERMS = Terms()
 _NO_TOKEN = "no token can be chosen: all are barred, or the model gave no finite logits"
-
 _NO_MODEL = Accuracy()
-_LOOP_SHARE = 0.1  # of an iteration: the most that the loop around it can take
-
-Logprobs = dict[int, TokenLogprobs]  # by request id, of those that asked
+_PATIENCE = 0.005  # seconds until somebody may have come who could be scheduled
+_NOT_COMPUTED = Computed(np.empty((0, 0), np.float32), ())
 
 
 class Outcome(NamedTuple):
@@ -47,13 +43,23 @@ class Outcome(NamedTuple):
     failures: list[Refusal]  # requests that cannot go on; they have been forgotten
 
 
+class _UnderWay(NamedTuple):
+    """A batch whose result has not been taken. Times: time.monotonic."""
+
+    batch: Batch
+    began: float  # when it was about to be scheduled
+    scheduled: float
+    submitted: float
+    fresh: bool  # there was no work before it
+
+
 class EngineCore:
-    """One model, one scheduler. Not thread-safe; every call returns soon, `step` after one
-    iteration."""
+    """One model, one scheduler, as many batches under way as the runner takes. Not thread-safe;
+    every call returns soon, `step` when a batch has been computed at the latest."""
 
     def __init__(
         self,
-        executor: Executor,
+        runner: Runner,
         scheduler: Scheduler,
         sampler: Sampler,
         eos_ids: Sequence[int],
@@ -61,15 +67,21 @@ class EngineCore:
     ) -> None:
         """
         Args:
+            runner: has a KV cache of as many blocks as the scheduler.
+            scheduler: made for as many micro-batches as the runner has under way.
             recorders: are told of every iteration.
         """
         self.scheduler = scheduler
-        self._executor = executor
+        self._runner = runner
         self._sampler = sampler
         self._eos_ids = tuple(eos_ids)
         self._recorders = recorders
         self._slots: dict[int, int] = {}  # request id to the sampler's slot
-        self._ended: float | None = None  # the iteration before, None where there was a pause
+        self._under_way: deque[_UnderWay] = deque()
+        self._fresh = True  # there was no work before the next batch
+        self._exhausted = False  # nothing can be scheduled beside what is under way
+        self._pace = Pace(scheduler.model)
+        self._stages = StageTotals()
 
     def submit(
         self,
@@ -78,11 +90,13 @@ class EngineCore:
         params: SamplingParams,
         arrival: float,
         terms: Terms = _NO_TERMS,
+        output_ids: Sequence[int] = (),
     ) -> None:
         """Queue a request.
 
         Args:
             arrival: seconds, of time.monotonic.
+            output_ids: what has been generated of it before, by another engine perhaps.
 
         Raises:
             AdmissionError: it can never run; the message says why.
@@ -94,20 +108,24 @@ class EngineCore:
                 f"the model's length of {self.scheduler.max_model_len} tokens"
             )
         vocab_size = self._sampler.vocab_size
-        if prompt_ids and not (min(prompt_ids) >= 0 and max(prompt_ids) < vocab_size):
-            raise AdmissionError(
-                f"the prompt holds a token id outside the vocabulary of 0 to {vocab_size - 1}"
-            )
+        for name, ids in (("prompt", prompt_ids), ("output", output_ids)):
+            if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+                raise AdmissionError(
+                    f"the {name} holds a token id outside the vocabulary of 0 to {vocab_size - 1}"
+                )
         stop_ids = frozenset(params.stop_token_ids)
         limits = Limits(
             max_tokens=params.max_tokens or room,
             min_tokens=params.min_tokens,
             stop_ids=stop_ids if params.ignore_eos else stop_ids.union(self._eos_ids),
         )
-        request = Request(request_id, prompt_ids, limits, arrival, terms)
+        request = Request(request_id, prompt_ids, limits, arrival, terms, list(output_ids))
+        if request.finish_reason() is not None:
+            raise AdmissionError("the output to go on with has ended already")
         self.scheduler.add(request)
+        self._exhausted = False
         try:
-            slot = self._sampler.open(params, prompt_ids, self._eos_ids)
+            slot = self._sampler.open(params, prompt_ids, self._eos_ids, output_ids)
         except ValueError as error:
             self.scheduler.cancel(request_id)
             raise AdmissionError(str(error)) from error
@@ -118,63 +136,114 @@ class EngineCore:
     def cancel(self, request_id: int) -> None:
         """Forget a request; harmless where it has ended or never was."""
         if self.scheduler.cancel(request_id):
+            self._exhausted = False
             self._close(request_id)
             for recorder in self._recorders:
                 recorder.cancelled(request_id, time.monotonic())
+            if not self.scheduler.has_work:
+                self.rest()
 
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
     def step(self) -> Outcome:
-        """One iteration: at most one token for every running request."""
+        """Put a batch under way if the runner is free, and complete the oldest if it is computed.
+
+        With one stage that is one iteration: at most one token for every running request. With
+        several, it may do nothing but wait a little, so that its caller can submit what has come.
+
+        Raises:
+            ExecutorError: a process that takes part has died or failed. As with any exception,
+                nothing is under way afterwards.
+        """
         try:
-            return self._step()
+            self._fill()
+            if not (self._under_way and self._runner.wait(_PATIENCE)):
+                return Outcome([], [])
+            computed = self._runner.result()
+            return self._complete(self._under_way.popleft(), computed, time.monotonic())
         except BaseException:  # Ctrl-C, in a process that goes on
-            self.scheduler.abandon_batches()
+            self._abandon()
             raise
 
-    def _step(self) -> Outcome:
-        began = time.monotonic()
-        batch = self.scheduler.schedule(began)
-        if batch is None:
-            return Outcome([], [])
-        scheduled = time.monotonic()
-        tokens: Sequence[int] = ()
-        logprobs: Logprobs = {}
-        failures: list[Refusal] = []
-        if batch.slices:
-            logits = self._executor.execute(build_step(batch, self.scheduler.pool.block_size))
-        executed = time.monotonic()
+    def _fill(self) -> None:
+        under_way, scheduler = self._under_way, self.scheduler
+        while self._runner.is_free and not (self._exhausted and under_way):
+            began = time.monotonic()
+            batch = scheduler.schedule(began)
+            if batch is None:
+                self._exhausted = True
+                break
+            scheduled = submitted = time.monotonic()
+            if not batch.slices:  # somebody was preempted, and nothing more
+                preempting = _UnderWay(batch, began, scheduled, submitted, self._fresh)
+                self._complete(preempting, _NOT_COMPUTED, submitted)
+                continue
+            self._runner.submit(build_step(batch, scheduler.pool.block_size))
+            submitted = time.monotonic()
+            under_way.append(_UnderWay(batch, began, scheduled, submitted, self._fresh))
+            self._fresh = False
+
+    def _complete(self, under_way: _UnderWay, computed: Computed, executed: float) -> Outcome:
+        batch = under_way.batch
+        drawn = NOTHING
         if sampling := batch.sampling:
-            tokens, logprobs, failures = self._sample(logits, sampling)
+            drawn = self._sample(computed.logits, sampling)
         sampled = time.monotonic()
-        outputs = self._publish(self.scheduler.complete(batch, tokens, sampled), logprobs)
+        self._exhausted = False
+        progressed = self.scheduler.complete(batch, drawn.tokens, sampled)
+        outputs = self._publish(progressed, drawn.logprobs)
         ended = time.monotonic()
-        self._learn(batch, began, ended)
+        if computed.stages:
+            self._stages.add(computed.stages, under_way.fresh)
+            own = under_way.submitted - under_way.began + ended - executed
+            self._pace.learn(batch.work, under_way.began, ended, own, computed.stages)
         if self._recorders:
             parts = (
-                ("schedule", scheduled),
+                ("schedule", under_way.scheduled),
                 ("execute", executed),
                 ("sample", sampled),
                 ("publish", ended),
             )
-            self._record(batch, outputs, began, ended, parts)
+            self._record(under_way, computed, outputs, parts)
         if not self.scheduler.has_work:
             self.scheduler.check()
             self.rest()
-        return Outcome(outputs, failures)
+        return Outcome(outputs, [Refusal(request.id, _NO_TOKEN) for request in drawn.failed])
+
+    def _abandon(self) -> None:
+        try:
+            self._runner.abandon()
+        finally:
+            self._under_way.clear()
+            self.scheduler.abandon_batches()
+            self._exhausted = False
+            self._fresh = True
+            self._pace.rest()
 
     def rest(self) -> None:
         """There is nothing to do for a while."""
-        self._ended = None
+        self._fresh = True
+        self._pace.rest()
         for recorder in self._recorders:
             recorder.flush()
 
+    def check(self) -> None:
+        """Look whether all processes that take part are well; for when there is no work.
+
+        Raises:
+            ExecutorError: one has died or failed.
+        """
+        self._runner.check()
+
     def close(self) -> None:
-        """Finish what is written down."""
-        for recorder in self._recorders:
-            recorder.close()
+        """End the processes that take part, and finish what is written down."""
+        try:
+            self._runner.close()
+        finally:
+            for recorder in self._recorders:
+                recorder.close()
 
     @property
     def stats(self) -> Stats:
@@ -193,33 +262,26 @@ class EngineCore:
             relegations=scheduler.prefills.num_relegations,
             model_error_median=accuracy.median,
             model_error_p90=accuracy.p90,
+            stage_busy=list(self._stages.busy),
+            stage_bubble=list(self._stages.bubble),
         )
-
-    def _learn(self, batch: Batch, began: float, ended: float) -> None:
-        """How long such iterations take: from the end of the one before, as a reader waits."""
-        took = ended - began
-        if self._ended is not None:
-            # Offline callers may take their time between iterations, which is not the machine's.
-            took += min(began - self._ended, _LOOP_SHARE * took)
-        self._ended = ended
-        if batch.slices and self.scheduler.model is not None:
-            self.scheduler.model.observe(batch.work, took)
 
     def _record(
         self,
-        batch: Batch,
+        under_way: _UnderWay,
+        computed: Computed,
         outputs: list[TokenOutput],
-        began: float,
-        ended: float,
         parts: Sequence[tuple[str, float]],
     ) -> None:
         scheduler = self.scheduler
         record = IterationRecord(
-            batch=batch,
+            batch=under_way.batch,
             outputs=outputs,
-            begin=began,
-            end=ended,
+            begin=under_way.began,
+            end=parts[-1][1],
             parts=parts,
+            stages=computed.stages,
+            fresh=under_way.fresh,
             running=len(scheduler.running),
             waiting=len(scheduler.prompts),
             free_blocks=scheduler.pool.num_free,
@@ -229,28 +291,11 @@ class EngineCore:
         for recorder in self._recorders:
             recorder.record(record)
 
-    def _sample(
-        self, logits: npt.NDArray[np.float32], requests: list[Request]
-    ) -> tuple[list[int], Logprobs, list[Refusal]]:
-        """A token for each request, log probabilities where asked, and who must end here."""
-        slots = np.array([self._slots[request.id] for request in requests], np.int64)
-        try:
-            sampled = self._sampler.sample(logits, slots)
-        except LogitsError as error:
-            bad = error.rows
-        else:
-            return sampled.tokens.tolist(), _by_request(requests, sampled), []
-        failures = [Refusal(requests[row].id, _NO_TOKEN) for row in bad]
-        for failure in failures:
-            self.cancel(failure.id)  # in flight: the scheduler drops its token on completion
-        rows = np.setdiff1d(np.arange(len(requests)), bad)
-        tokens = np.zeros(len(requests), np.int64)
-        logprobs: Logprobs = {}
-        if len(rows):
-            sampled = self._sampler.sample(logits[rows], slots[rows])
-            tokens[rows] = sampled.tokens
-            logprobs = _by_request([requests[row] for row in rows], sampled)
-        return tokens.tolist(), logprobs, failures
+    def _sample(self, logits: Array, requests: list[Request]) -> Drawn:
+        drawn = draw(self._sampler, self._slots, logits, requests)
+        for request in drawn.failed:
+            self.cancel(request.id)  # in flight: the scheduler drops its token on completion
+        return drawn
 
     def _publish(self, progressed: list[Request], logprobs: Logprobs) -> list[TokenOutput]:
         outputs = []
@@ -269,9 +314,3 @@ class EngineCore:
 
     def _close(self, request_id: int) -> None:
         self._sampler.close(self._slots.pop(request_id))
-
-
-def _by_request(requests: Sequence[Request], sampled: Sampled) -> Logprobs:
-    if sampled.logprobs is None:
-        return {}
-    return {r.id: entry for r, entry in zip(requests, sampled.logprobs, strict=True) if entry}

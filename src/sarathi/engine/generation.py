@@ -3,35 +3,76 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sarathi.engine.latencies import Stopwatch
 from sarathi.engine.messages import TokenOutput
+from sarathi.engine.sampling import SamplingParams
+from sarathi.scheduling import Terms
 
 
 class EngineError(RuntimeError):
     """The engine cannot answer: it is still loading, has died, or refused the request."""
 
 
-class Generation:
-    """The tokens of one request, as they come."""
+class RequestLostError(EngineError):
+    """The engine died too often while it had the request."""
 
-    def __init__(self, stopwatch: Stopwatch, forget: Callable[[], bool]) -> None:
+
+class Generation:
+    """A request and its tokens, as they come.
+
+    It outlives the engine that computes it: what another engine needs to go on is here.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        terms: Terms,
+        stopwatch: Stopwatch,
+        forget: Callable[[Generation], None],
+    ) -> None:
         """
         Args:
-            forget: ends the request in the engine; False where it has ended already.
+            number: its id, among all that engines may know.
+            forget: called once where the caller ends the request before the engine does.
         """
+        self.id = number
+        self.prompt_ids = prompt_ids
+        self.params = params
+        self.terms = terms
+        self.output_ids: list[int] = []  # that have come, read or not
+        self.begun = False  # the engine that has it now has given a token
+        self.deaths = 0  # engines that died while they had it
         self._stopwatch = stopwatch
         self._forget = forget
+        self._ended = False
         self._outputs: list[TokenOutput] = []
-        self._error: str | None = None
+        self._error: EngineError | None = None
         self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def arrival(self) -> float:
+        """Seconds, time.monotonic of this process."""
+        return self._stopwatch.arrival
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more tokens will come."""
+        return self._ended
+
+    @property
+    def num_tokens(self) -> int:
+        """What an engine has to compute before the next token."""
+        return len(self.prompt_ids) + len(self.output_ids)
 
     async def next(self) -> list[TokenOutput]:
         """The tokens since the last call, at least one; the last has a finish reason.
 
         Raises:
-            EngineError: the engine refused the request or died.
+            EngineError: the engine refused the request or died for good.
         """
         if not self._outputs and self._error is None:
             self._waiter = asyncio.get_running_loop().create_future()
@@ -40,18 +81,23 @@ class Generation:
             finally:
                 self._waiter = None
         if not self._outputs:
-            raise EngineError(self._error)
+            assert self._error is not None
+            raise self._error
         outputs, self._outputs = self._outputs, []
         return outputs
 
     def cancel(self) -> None:
         """Stop computing and free the KV blocks. Harmless after the end, or twice."""
-        if self._forget():
+        if not self._ended:
+            self._ended = True
+            self._forget(self)
             self._stopwatch.end("cancelled")
 
     def stop(self) -> None:
         """The same, for an answer that is complete because a stop string came."""
-        if self._forget():
+        if not self._ended:
+            self._ended = True
+            self._forget(self)
             self._stopwatch.end("stop")
 
     def put(self, output: TokenOutput, now: float) -> None:
@@ -60,14 +106,17 @@ class Generation:
             now: when it came, time.monotonic.
         """
         self._stopwatch.token(output, now)
+        self.output_ids.append(output.token)
         if output.finish_reason is not None:
+            self._ended = True
             self._stopwatch.end(output.finish_reason)
         self._outputs.append(output)
         self._wake()
 
-    def fail(self, message: str) -> None:
+    def fail(self, error: EngineError) -> None:
+        self._ended = True
         self._stopwatch.end("failed")
-        self._error = message
+        self._error = error
         self._wake()
 
     def _wake(self) -> None:

@@ -27,10 +27,18 @@ class PromptSlice(msgspec.Struct, array_like=True, frozen=True):
     length: int
 
 
+class StageSpan(msgspec.Struct, array_like=True, frozen=True):
+    """What one pipeline stage did for an iteration, in seconds on its own clock."""
+
+    busy: float
+    waited: float  # since it had finished the iteration before
+
+
 class Line(msgspec.Struct, frozen=True, kw_only=True):
     """What a line says, field by field; `msgspec.json.decode(line, type=Line)` reads it.
 
-    Times are seconds. Requests are named by their id in the engine.
+    Times are seconds. Requests are named by their id in the engine. With several pipeline stages,
+    as many iterations are under way at a time, and lines come in the order in which they end.
     """
 
     iteration: int  # counts from 1; those that only preempted requests count, too
@@ -55,6 +63,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     free_blocks: int  # those that hold cached prefixes included
     cached_blocks: int  # hold prefixes that nobody uses at the moment
     parts: dict[str, float]  # of the duration
+    stages: list[StageSpan] = []  # first to last; none where nothing was computed
 
 
 class IterationLog:
@@ -139,6 +148,7 @@ def line_of(
         free_blocks=record.free_blocks,
         cached_blocks=record.cached_blocks,
         parts=_durations(record),
+        stages=[StageSpan(round(s.busy, 6), round(s.waited, 6)) for s in record.stages],
     )
 
 

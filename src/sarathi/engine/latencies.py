@@ -44,18 +44,18 @@ class Latencies:
 class Stopwatch:
     """Takes the times of one request. Runs once a token on the cores that the model needs."""
 
-    __slots__ = ("_arrival", "_last", "_latencies", "_longest")
+    __slots__ = ("_last", "_latencies", "_longest", "arrival")
 
     def __init__(self, latencies: Latencies, arrival: float) -> None:
         self._latencies = latencies
-        self._arrival = arrival
+        self.arrival = arrival
         self._last: float | None = None  # when the latest token came
         self._longest: float | None = None  # gap
 
     def token(self, output: TokenOutput, now: float) -> None:
         last = self._last
         if last is None:
-            self._latencies.time_to_first_token.observe(now - self._arrival)
+            self._latencies.time_to_first_token.observe(now - self.arrival)
             if output.scheduling_delay is not None:
                 self._latencies.scheduling_delay.observe(output.scheduling_delay)
         else:
@@ -72,6 +72,6 @@ class Stopwatch:
         if outcome in ("cancelled", "failed"):
             return
         if self._last is not None:
-            latencies.end_to_end.observe(self._last - self._arrival)
+            latencies.end_to_end.observe(self._last - self.arrival)
         if self._longest is not None:
             latencies.max_gap.observe(self._longest)

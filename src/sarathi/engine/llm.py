@@ -194,6 +194,8 @@ class LLM:
         finally:
             for request_id in open_jobs:
                 self._core.cancel(request_id)
+            while self._core.has_work:  # what is under way of them still writes to their blocks
+                self._core.step()
 
 
 def _tasks(

@@ -6,100 +6,106 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sarathi.engine.config import ConfigError, EngineConfig
+from sarathi.engine.config import EngineConfig
 from sarathi.engine.core import EngineCore
 from sarathi.engine.durations import in_words
-from sarathi.engine.memory import num_kv_blocks
+from sarathi.engine.load_report import LoadReport
+from sarathi.engine.memory import KvCache, kv_cache, memories, wanted_length
 from sarathi.engine.messages import ModelInfo
 from sarathi.engine.profile import NUM_BLOCKS, profile
 from sarathi.engine.recorders import open_recorders
 from sarathi.engine.sampler import Sampler
 from sarathi.engine.scheduler import make_budget, make_scheduler, strict_target
 from sarathi.executors import self_check
-from sarathi.executors.openvino import OpenVinoExecutor
-from sarathi.models.config import ModelConfig
-from sarathi.models.model import open_model, open_tokenizer
-from sarathi.scheduling import POLICIES, BlockPool, LatencyBudget, LatencyModel, Work
+from sarathi.executors.create import ExecutorOptions
+from sarathi.executors.ensemble import Ensemble, Sole
+from sarathi.executors.layout import Layout
+from sarathi.executors.pipeline.pipeline import CONNECTING, Pipeline
+from sarathi.executors.processes import LocalSpawner, Spawner
+from sarathi.models.model import Model, open_model, open_tokenizer
+from sarathi.scheduling import POLICIES, BlockPool, Budget, LatencyBudget, LatencyModel, Work
 
 # The decodes of a processor that is well used; the paper's are 32 at 4096 tokens, on GPUs.
 _DECODES, _CONTEXT = 32, 512
 _REHEARSAL_BLOCKS = max(self_check.NUM_BLOCKS, NUM_BLOCKS)
+_USUAL_STEP = 8192  # tokens, for which a GPU keeps memory where a latency target decides
+_LOCAL = LocalSpawner()
 
 
 def load_engine(
-    path: Path, config: EngineConfig, report: Callable[[str], None]
+    path: Path,
+    config: EngineConfig,
+    report: Callable[[str], None],
+    spawner: Spawner = _LOCAL,
+    *,
+    connecting: float = CONNECTING,
 ) -> tuple[EngineCore, ModelInfo]:
-    """Open, compile, allocate, check.
+    """Open, start the other processes if there are any, load, allocate, check.
 
     Args:
         path: a Hugging Face folder or a GGUF file.
-        report: called with a line about what begins.
+        report: called with a line about what begins, mostly from this thread.
+        spawner: starts the processes of other stages and ranks.
+        connecting: seconds for them to start and connect.
 
     Raises:
-        ModelError: the model cannot be read or is of no supported kind.
-        ConfigError: an option does not fit the model or the machine's memory.
-        ExecutorError: the processor cannot run it, or runs it wrongly.
+        ModelError: the model cannot be read or is of no supported kind, or its layers cannot be
+            shared out like that.
+        ConfigError: an option does not fit the model or the memory there is.
+        ExecutorError: a processor cannot run it, or runs it wrongly, or a process of the engine
+            has failed, died or not connected.
     """
     recorders = open_recorders(config)
     report(f"reading {path.name}")
     model = open_model(path)
-    max_model_len = _wanted_length(config, model.config)
+    max_model_len = wanted_length(config, model.config)
+    options = executor_options(config, max_model_len)
+    layout = Layout(config.pp, config.tp)
+    layout.check(model.config)
+    lines = LoadReport(model.config, layout, report)
+    lines.layout(options)
     # The tokenizer knows of ends that the configuration may not, such as the end of a chat turn.
     with ThreadPoolExecutor(1) as beside:
         eos_ids = beside.submit(lambda: open_tokenizer(path).eos_ids)
-        report("compiling")
-        executor = OpenVinoExecutor(
-            model.config,
-            model.weights,
-            max_position=max(max_model_len, self_check.MAX_POSITION),
-            precision=config.precision,
-            kv_precision=config.kv_precision,
-            num_threads=config.threads,
-            deterministic=config.deterministic,
+        ensemble = _load(path, model, options, layout, spawner, lines, connecting)
+    try:
+        cache = kv_cache(
+            config, max_model_len, memories(ensemble.parts), ensemble.parts[0].block_size
         )
-    num_blocks = num_kv_blocks(
-        block_bytes=executor.block_bytes,
-        block_size=executor.block_size,
-        memory=config.kv_cache_memory,
-        max_tokens=config.max_batch_size * max_model_len,
-    )
-    capacity = num_blocks * executor.block_size
-    if capacity < max_model_len:
-        if config.max_model_len is not None:
-            raise ConfigError(
-                f"a KV cache of {capacity} tokens ({num_blocks * executor.block_bytes / 1e6:.0f} "
-                f"MB) is too small for one request of max_model_len {max_model_len}; give more "
-                "with --kv-cache-memory or lower --max-model-len"
+        if cache.max_model_len < max_model_len:
+            report(
+                f"the KV cache limits requests to {cache.max_model_len} tokens, the model to "
+                f"{max_model_len}"
             )
-        report(f"the KV cache limits requests to {capacity} tokens, the model to {max_model_len}")
-        max_model_len = capacity
-    shared = POLICIES[config.policy].hybrid
-    if shared and config.token_budget is not None and config.token_budget < config.max_batch_size:
-        report(
-            f"warning: with a token budget of {config.token_budget}, prompts get little while "
-            f"{config.token_budget} or more of up to {config.max_batch_size} requests decode"
+        latency_model = _rehearse(ensemble, report)
+        ensemble.allocate(cache.num_blocks)
+        lines.cache(cache, ensemble.parts)
+        budget = _budget(config, latency_model, cache, report)
+        core = EngineCore(
+            ensemble.runner,
+            make_scheduler(
+                config,
+                budget,
+                latency_model,
+                BlockPool(cache.num_blocks, cache.block_size),
+                cache.max_model_len,
+                micro_batches=config.pp,
+            ),
+            Sampler(model.config.vocab_size),
+            eos_ids.result(),
+            recorders,
         )
-    latency_model = _rehearse(executor, report)
-    executor.allocate(num_blocks)
-    decodes, context = min(_DECODES, config.max_batch_size), min(_CONTEXT, max_model_len // 2)
-    budget = make_budget(config, latency_model, strict_target(latency_model, decodes, context))
-    shortest = latency_model.predict(Work(1, 0.0, 0, 1))
-    if config.tbt_target is not None and config.tbt_target < shortest:
-        report(
-            f"warning: a target of {in_words(config.tbt_target)} between tokens cannot be met: "
-            f"a token alone takes {in_words(shortest)}"
-        )
-    pool = BlockPool(num_blocks, executor.block_size)
-    scheduler = make_scheduler(config, budget, latency_model, pool, max_model_len)
-    sampler = Sampler(model.config.vocab_size)
-    core = EngineCore(executor, scheduler, sampler, eos_ids.result(), recorders)
+    except BaseException:
+        ensemble.close()
+        raise
+    part = ensemble.parts[0]
     info = ModelInfo(
-        max_model_len=max_model_len,
+        max_model_len=cache.max_model_len,
         vocab_size=model.config.vocab_size,
-        block_size=executor.block_size,
-        num_blocks=num_blocks,
-        precision=executor.precision,
-        kv_precision=executor.kv_precision,
+        block_size=cache.block_size,
+        num_blocks=cache.num_blocks,
+        precision=part.precision,
+        kv_precision=part.kv_precision,
         policy=config.policy,
         token_budget=config.fixed_budget,
         tbt_target=budget.tbt_target if isinstance(budget, LatencyBudget) else None,
@@ -108,25 +114,80 @@ def load_engine(
         fair_by=config.fair_by,
         deterministic=config.deterministic,
         prefix_caching=config.prefix_caching and not config.deterministic,
+        num_stages=config.pp,
     )
     return core, info
 
 
-def _rehearse(executor: OpenVinoExecutor, report: Callable[[str], None]) -> LatencyModel:
-    """Find out whether the executor computes rightly and how fast, on a KV cache for that alone."""
-    executor.allocate(_REHEARSAL_BLOCKS)
-    with executor.warming_up():
+def executor_options(config: EngineConfig, max_model_len: int) -> ExecutorOptions:
+    """What every process is told of how to compute."""
+    max_tokens = config.fixed_budget
+    if max_tokens is None:
+        max_tokens = min(_USUAL_STEP, max_model_len) if config.latency_budget else max_model_len
+    return ExecutorOptions(
+        executor=config.executor,
+        device=config.device,
+        precision=config.precision,
+        kv_precision=config.kv_precision,
+        threads=config.threads,
+        deterministic=config.deterministic,
+        max_position=max(max_model_len, self_check.MAX_POSITION),
+        max_tokens=max(max_tokens, config.max_batch_size),
+        max_batch_size=config.max_batch_size,
+    )
+
+
+def _load(
+    path: Path,
+    model: Model,
+    options: ExecutorOptions,
+    layout: Layout,
+    spawner: Spawner,
+    lines: LoadReport,
+    connecting: float,
+) -> Ensemble:
+    if layout == Layout():
+        sole = Sole(model, options, lambda share: lines.progress(layout.engine, share))
+        lines.loaded(sole.parts[0])
+        return sole
+    pipeline = Pipeline(path, model, options, layout, spawner)
+    try:
+        pipeline.load(lines.progress, lines.loaded, connecting=connecting)
+    except BaseException:
+        pipeline.close()
+        raise
+    return pipeline
+
+
+def _rehearse(ensemble: Ensemble, report: Callable[[str], None]) -> LatencyModel:
+    """Find out whether it computes rightly and how fast, on a KV cache for that alone."""
+    ensemble.allocate(_REHEARSAL_BLOCKS)
+    with ensemble.warming_up():
         report("checking against the reference")
-        executor.check()
-        return profile(executor, report)
+        ensemble.check_computing()
+        block_size = ensemble.parts[0].block_size
+        cache = KvCache(_REHEARSAL_BLOCKS, block_size, ensemble.max_position)
+        return profile(ensemble.runner, cache, report)
 
 
-def _wanted_length(config: EngineConfig, model: ModelConfig) -> int:
-    if config.max_model_len is None:
-        return model.max_position
-    if config.max_model_len > model.max_position:
-        raise ConfigError(
-            f"max_model_len is {config.max_model_len}, but the model was made for at most "
-            f"{model.max_position} tokens"
+def _budget(
+    config: EngineConfig, model: LatencyModel, cache: KvCache, report: Callable[[str], None]
+) -> Budget | None:
+    """That of an iteration, and a word on what cannot be had."""
+    shared = POLICIES[config.policy].hybrid
+    if shared and config.token_budget is not None and config.token_budget < config.max_batch_size:
+        report(
+            f"warning: with a token budget of {config.token_budget}, prompts get little while "
+            f"{config.token_budget} or more of up to {config.max_batch_size} requests decode"
         )
-    return config.max_model_len
+    # A token passes all stages, and the model says what one of them takes.
+    shortest = config.pp * model.predict(Work(1, 0.0, 0, 1))
+    if config.tbt_target is not None and config.tbt_target < shortest:
+        report(
+            f"warning: a target of {in_words(config.tbt_target)} between tokens cannot be met: "
+            f"a token alone takes {in_words(shortest)}"
+        )
+    decodes = min(_DECODES, config.max_batch_size)
+    context = min(_CONTEXT, cache.max_model_len // 2)
+    target = strict_target(model, decodes, context)
+    return make_budget(config, model, target, micro_batches=config.pp)

@@ -17,8 +17,9 @@ class Submit(msgspec.Struct, tag="submit", array_like=True, frozen=True):
     id: int
     prompt_ids: list[int]
     params: SamplingParams
-    arrival: float  # seconds, time.monotonic of the caller; the clock is one per machine
+    arrival: float  # seconds, time.monotonic of the engine's machine
     terms: Terms = Terms()
+    output_ids: list[int] = []  # that another engine has given already; this one goes on
 
 
 class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True):
@@ -71,6 +72,8 @@ class Stats(msgspec.Struct, array_like=True, frozen=True):
     relegations: int  # requests that could not meet their TTFT target any more
     model_error_median: float  # of the predicted iteration time, relative, over the latest ones
     model_error_p90: float
+    stage_busy: list[float] = []  # seconds of each pipeline stage
+    stage_bubble: list[float] = []  # in which it had nothing to compute while there was work
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -90,10 +93,18 @@ class ModelInfo(msgspec.Struct, frozen=True):
     fair_by: str | None
     deterministic: bool
     prefix_caching: bool
+    num_stages: int = 1  # of the pipeline
 
 
 class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):
     info: ModelInfo
+    latency: tuple[float, float, float, float, float]  # coefficients of a `LatencyModel`
+
+
+class Clock(msgspec.Struct, tag="clock", array_like=True, frozen=True):
+    """From an engine on another machine, whose clock is not the caller's."""
+
+    now: float  # seconds, time.monotonic of the engine's machine
 
 
 class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
@@ -116,4 +127,4 @@ class Iteration(msgspec.Struct, tag="iteration", array_like=True, frozen=True):
 
 
 ToEngine = Submit | Cancel | Shutdown
-FromEngine = Ready | Failed | Progress | Iteration
+FromEngine = Ready | Clock | Failed | Progress | Iteration

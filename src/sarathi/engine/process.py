@@ -1,26 +1,28 @@
 """The engine process.
 
-Started by `EngineClient`, never by hand. It owns the scheduler and the executor, computes, and
-speaks msgpack over one ZeroMQ socket.
+Started by `EngineClient` through a `Spawner`, never by hand. It owns the scheduler and the
+executor, computes, and speaks msgpack over one ZeroMQ socket.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import sys
+import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import zmq
 
 from sarathi.engine.config import ConfigError, Launch
+from sarathi.engine.connection import Connection
 from sarathi.engine.core import EngineCore, Outcome
 from sarathi.engine.load import load_engine
 from sarathi.engine.messages import (
     Cancel,
+    Clock,
     Failed,
     FromEngine,
     Iteration,
@@ -33,12 +35,15 @@ from sarathi.engine.messages import (
     ToEngine,
 )
 from sarathi.executors.errors import ExecutorError
+from sarathi.executors.processes import LocalSpawner, Spawner, parent_lives
 from sarathi.models.config import ModelError
 from sarathi.scheduling import AdmissionError
 
 _IDLE_POLL = 500  # milliseconds between looks at whether the parent lives
 _FRESH = 1.0  # seconds until statistics are sent without tokens, while there is work
 _TELL = 60.0  # seconds between lines about how it goes, while there is work
+_CLOCK = 10.0  # seconds between times told to another machine, whose clock drifts
+_LOCAL = LocalSpawner()
 
 logger = logging.getLogger(__name__)
 
@@ -46,32 +51,52 @@ logger = logging.getLogger(__name__)
 class EngineProcess:
     """Runs an engine for the process at the other end of a socket."""
 
-    def __init__(self, socket: zmq.Socket[bytes], parent: int) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], *, remote: bool = False) -> None:
+        """
+        Args:
+            remote: whether the other end is on another machine, with another clock.
+        """
         self._socket = socket
-        self._parent = parent
+        self._remote = remote
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
+        self._sending = threading.Lock()  # progress of loading is told by other threads, too
         self._refusals: list[Refusal] = []
         self._stopping = False
-        self._sent = self._told = time.monotonic()
+        self._sent = self._told = self._clock = time.monotonic()
 
     def send(self, message: FromEngine) -> None:
-        self._socket.send(self._encoder.encode(message))
+        with self._sending:
+            self._socket.send(self._encoder.encode(message))
 
-    def run(self, core: EngineCore) -> None:
-        """Serve until the other end says so or has gone."""
-        while not self._stopping and os.getppid() == self._parent:
+    def tell_clock(self) -> None:
+        if self._remote:
+            self._clock = time.monotonic()
+            self.send(Clock(self._clock))
+
+    def run(self, core: EngineCore, orphaned: Callable[[], bool] = lambda: False) -> None:
+        """Serve until the other end says so.
+
+        Args:
+            orphaned: whether the other end has gone.
+        """
+        while not (self._stopping or orphaned()):
             changed = self._receive(core, 0 if core.has_work else _IDLE_POLL)
             works = core.has_work
+            if not works:
+                core.check()
             outputs, failures = core.step() if works else Outcome([], [])
-            stale = works and time.monotonic() >= self._sent + _FRESH
+            now = time.monotonic()
+            stale = works and now >= self._sent + _FRESH
             if outputs or failures or changed or stale:
-                self._sent = time.monotonic()
+                self._sent = now
                 self.send(Iteration(outputs, self._refusals + failures, core.stats))
                 self._refusals = []
-            if outputs and time.monotonic() > self._told + _TELL:
-                self._told = time.monotonic()
+            if outputs and now > self._told + _TELL:
+                self._told = now
                 self.send(Progress(progress_line(core.stats)))
+            if now > self._clock + _CLOCK:
+                self.tell_clock()
 
     def _receive(self, core: EngineCore, timeout: int) -> bool:
         """Take in all messages that are there, waiting up to `timeout` ms for the first."""
@@ -93,7 +118,12 @@ class EngineProcess:
     def _submit(self, core: EngineCore, message: Submit) -> None:
         try:
             core.submit(
-                message.id, message.prompt_ids, message.params, message.arrival, message.terms
+                message.id,
+                message.prompt_ids,
+                message.params,
+                message.arrival,
+                message.terms,
+                message.output_ids,
             )
         except AdmissionError as error:
             self._refusals.append(Refusal(message.id, str(error)))
@@ -109,33 +139,59 @@ def progress_line(stats: Stats) -> str:
     )
 
 
-def main() -> int:
-    endpoint, text = sys.argv[1:]
+def main(arguments: Sequence[str], spawner: Spawner = _LOCAL) -> int:
+    """Run an engine to its end; returns an exit status.
+
+    Args:
+        arguments: the endpoint to connect to, and a `Launch` as JSON.
+        spawner: starts the other processes of the engine, if it has any.
+    """
+    endpoint, text = arguments
     launch = msgspec.json.decode(text, type=Launch)
-    # Both may reach the whole process group; it is the parent that decides what they mean.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    context = zmq.Context()
-    socket = context.socket(zmq.PAIR)
-    socket.set_hwm(0)  # a slow reader at the other end must not stop the loop
-    socket.connect(endpoint)
-    process = EngineProcess(socket, launch.parent)
+    if threading.current_thread() is threading.main_thread():
+        # Both may reach the whole process group; it is the parent that decides what they mean.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    connection = Connection(endpoint)
     try:
-        core, info = load_engine(
-            Path(launch.path), launch.config, lambda line: process.send(Progress(line))
-        )
-        process.send(Ready(info))
+        if not connection.reached():
+            logger.error("the HTTP process cannot be reached at %s", endpoint)
+            return 1
+        return _serve(launch, connection, spawner)
+    finally:
+        connection.close()
+
+
+def _serve(launch: Launch, connection: Connection, spawner: Spawner) -> int:
+    process = EngineProcess(connection.socket, remote=connection.remote)
+    process.tell_clock()
+
+    def orphaned() -> bool:
+        return connection.lost() or not parent_lives(launch.parent)
+
+    try:
         try:
-            process.run(core)
+            core, info = load_engine(
+                Path(launch.path),
+                launch.config,
+                lambda line: process.send(Progress(line)),
+                spawner,
+            )
+        except (ModelError, ConfigError, ExecutorError) as error:
+            process.send(Failed(str(error), bad_input=True))
+            return 2
+        try:
+            model = core.scheduler.model
+            process.tell_clock()
+            process.send(Ready(info, (0.0,) * 5 if model is None else model.coefficients))
+            process.run(core, orphaned)
         finally:
             core.close()
-    except (ModelError, ConfigError, ExecutorError) as error:
-        process.send(Failed(str(error), bad_input=True))
-        return 2
+    except ExecutorError as error:
+        process.send(Failed(f"the engine died: {error}"))
+        return 1
     except Exception as error:  # the parent must learn of it, whatever it is
         logger.exception("the engine died")
         process.send(Failed(f"the engine died: {type(error).__name__}: {error}"))
         return 1
-    finally:
-        context.destroy(linger=1000)
     return 0

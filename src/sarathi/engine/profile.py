@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from sarathi.engine.memory import KvCache
+from sarathi.executors.runner import Runner, StageTime
 from sarathi.executors.step import Part, Step, join_parts
 from sarathi.scheduling.latency_model import LatencyModel, Work
 
@@ -13,16 +15,6 @@ _LIMIT = 2.0  # seconds of measuring that no further kind of iteration should ex
 _REPEATING = 1.6  # seconds of measuring until which all kinds are repeated
 _MOST_RUNS = 8
 NUM_BLOCKS = 64  # that are used where the cache has as many
-
-
-class Executor(Protocol):
-    """Runs steps; see `OpenVinoExecutor`."""
-
-    max_position: int
-    block_size: int
-    num_blocks: int
-
-    def execute(self, step: Step) -> object: ...
 
 
 class _Kind(NamedTuple):
@@ -54,7 +46,8 @@ _KINDS = (
 
 
 def profile(
-    executor: Executor,
+    runner: Runner,
+    cache: KvCache,
     report: Callable[[str], None],
     clock: Callable[[], float] = time.perf_counter,
 ) -> LatencyModel:
@@ -65,39 +58,62 @@ def profile(
     iterations. The content of the first KV blocks is lost.
 
     Args:
+        runner: with nothing under way. With several stages, the model is one of a stage; see
+            `stage_seconds`.
+        cache: what it has allocated, and the longest sequence that it takes.
         report: called with a line about what begins.
         clock: seconds.
     """
     report("measuring the speed of this machine")
-    return LatencyModel.fit(measure(executor, clock))
+    return LatencyModel.fit(measure(runner, cache, clock))
+
+
+def stage_seconds(took: float, stages: Sequence[StageTime]) -> float:
+    """What a step that is alone adds to the time between two tokens for each stage that it passes.
+
+    The slowest stage keeps the others waiting; what is in none of them, the messages between them
+    and the engine's own time, is shared out among them.
+
+    Args:
+        took: seconds from its beginning to its result.
+    """
+    if len(stages) == 1:
+        return took
+    busy = [stage.busy for stage in stages]
+    return max(busy) + max(0.0, took - sum(busy)) / len(busy)
 
 
 def measure(
-    executor: Executor, clock: Callable[[], float] = time.perf_counter
+    runner: Runner, cache: KvCache, clock: Callable[[], float] = time.perf_counter
 ) -> list[tuple[Work, float]]:
     """Iterations of different kinds and their seconds; see `profile`."""
     steps: dict[Work, Step] = {}
     times: dict[Work, list[float]] = {}
+    spent: dict[Work, float] = {}  # by the clock
 
     def run(work: Work) -> None:
         start = clock()
-        executor.execute(steps[work])
-        times[work].append(clock() - start)
+        runner.submit(steps[work])
+        stages = runner.result().stages
+        took = clock() - start
+        spent[work] = spent.get(work, 0.0) + took
+        times[work].append(stage_seconds(took, stages))
 
     begin = clock()
     largest = Work(0, 0.0, 0, 0)
     for index, kind in enumerate(_KINDS):
-        parts = _fitting_parts(kind, executor)
+        parts = _fitting_parts(kind, cache)
         work = _work(parts)
         if work in steps:  # the same as another kind, once made to fit
             continue
         if index >= _INDISPENSABLE:
             # In proportion to the largest, which overestimates; each runs twice.
-            expected = 2 * times[largest][0] * max(1.0, work.tokens / largest.tokens)
+            expected = 2 * spent[largest] * max(1.0, work.tokens / largest.tokens)
             if clock() - begin + expected > _LIMIT:
                 continue
-        steps[work] = join_parts(parts, executor.block_size)
-        executor.execute(steps[work])  # prepares kernels for the shape
+        steps[work] = join_parts(parts, cache.block_size)
+        runner.submit(steps[work])  # prepares kernels for the shape
+        runner.result()
         times[work] = []
         run(work)
         largest = max(largest, work)
@@ -107,25 +123,26 @@ def measure(
         unsure = [work for work, runs in times.items() if len(runs) < _MOST_RUNS]
         if not unsure:
             break
-        run(min(unsure, key=lambda work: sum(times[work])))
+        run(min(unsure, key=lambda work: spent[work]))
     return [(work, min(runs)) for work, runs in times.items()]
 
 
-def _fitting_parts(kind: _Kind, executor: Executor) -> list[Part]:
+def _fitting_parts(kind: _Kind, cache: KvCache) -> list[Part]:
     """An iteration of a kind, smaller where the cache or the model's length asks for it."""
-    blocks = min(executor.num_blocks, NUM_BLOCKS)
+    block_size, longest = cache.block_size, cache.max_model_len
+    blocks = min(cache.num_blocks, NUM_BLOCKS)
     for_decodes = blocks - 1 if kind.chunk else blocks
     decodes = min(kind.decodes, for_decodes)
     each = 0  # blocks
     parts = []
     if decodes:
-        each = min(-(-(kind.context + 1) // executor.block_size), for_decodes // decodes)
-        context = min(kind.context, each * executor.block_size - 1, executor.max_position - 1)
+        each = min(-(-(kind.context + 1) // block_size), for_decodes // decodes)
+        context = min(kind.context, each * block_size - 1, longest - 1)
         for first in range(0, decodes * each, each):
             parts.append(Part([0], context, range(first, first + each), samples=True))
     if kind.chunk:
         rest = range(decodes * each, blocks)
-        room = min(len(rest) * executor.block_size, executor.max_position)
+        room = min(len(rest) * block_size, longest)
         past = min(kind.past, room // 2)
         parts.append(Part([0] * min(kind.chunk, room - past), past, rest, samples=True))
     return parts
@@ -138,7 +155,9 @@ def _work(parts: Sequence[Part]) -> Work:
         length = len(part.token_ids)
         tokens += length
         if length == 1:
-            context += part.past
+            # One token of context takes no time that could be told from that of the decode. If it
+            # is all that is measured, on a slow machine, contexts would be given all of it.
+            context += part.past if part.past > 1 else 0
         else:
             attention += length * (part.past + length / 2)
     return Work(tokens, attention, context, sum(part.samples for part in parts))

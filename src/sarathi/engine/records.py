@@ -13,6 +13,7 @@ import msgspec
 
 from sarathi.engine.config import ConfigError
 from sarathi.engine.messages import TokenOutput
+from sarathi.executors.runner import StageTime
 from sarathi.scheduling import Batch, Request
 
 BudgetUnit = Literal["tokens", "seconds"]
@@ -24,7 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 class IterationRecord(NamedTuple):
-    """One iteration, after the scheduler has completed its batch. Times: time.monotonic."""
+    """One iteration, after the scheduler has completed its batch. Times: time.monotonic.
+
+    With several stages, others begin before it ends; they end in the order in which they began.
+    """
 
     batch: Batch
     outputs: Sequence[TokenOutput]  # what was published: no cancelled and no failed requests
@@ -36,6 +40,8 @@ class IterationRecord(NamedTuple):
     free_blocks: int  # those that hold cached prefixes included
     cached_blocks: int  # hold prefixes that nobody uses at the moment
     total_blocks: int
+    stages: Sequence[StageTime] = ()  # first to last; empty where nothing was computed
+    fresh: bool = False  # there was no work before it, which is what the stages waited for
 
 
 class Recorder(Protocol):

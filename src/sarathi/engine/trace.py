@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from sarathi.engine.records import BudgetUnit, IterationRecord, RecordFile
+from sarathi.engine.stage_tracks import StageTracks
 from sarathi.scheduling import Request
 
 _Args = Mapping[str, Any]
 
 _PROCESS = 1
-_TRACK = 1  # the thread of the iterations
+_TRACK = 1  # the thread of the iterations; those that overlap have the next ones
+_STAGES = 100  # the thread of the first stage
 _WAITING, _PREFILL, _DECODE = "waiting", "prefill", "decode"
 
 
@@ -40,6 +42,9 @@ class Trace:
         self._budget_unit = budget_unit
         self._phases: dict[int, str] = {}  # of requests that have arrived and not ended
         self._before = b"[\n"  # separates in front, so that a file cut off ends without a comma
+        self._lanes: list[int] = []  # when the latest iteration of each track ends
+        self._stage_tracks = StageTracks()
+        self._named_stages = 0
         self._metadata("process_name", "sarathi engine")
         self._metadata("thread_name", "iterations")
 
@@ -57,6 +62,8 @@ class Trace:
             return
         begin, end = self._microseconds(record.begin), self._microseconds(record.end)
         self._iteration(record, begin, end)
+        if len(record.stages) > 1:
+            self._stages(record)
         self._counters(record, begin, end)
         self._requests(record, begin, end)
         self._file.flush_if_due()
@@ -76,7 +83,7 @@ class Trace:
         # A request can be older than an engine that was started to take over from another.
         return max(round((at - self._start) * 1e6), 0)
 
-    # -- the track of the engine --------------------------------------------------------------
+    # -- the tracks of the engine and of stages -----------------------------------------------
 
     def _iteration(self, record: IterationRecord, begin: int, end: int) -> None:
         batch = record.batch
@@ -94,11 +101,35 @@ class Trace:
             args["budget_ms"] = round(batch.allowed * 1e3, 3)
         if batch.predicted is not None:
             args["predicted_ms"] = round(batch.predicted * 1e3, 3)
-        self._slice("iteration", begin, end, args)
+        track = self._lane(begin, end)
+        self._slice("iteration", begin, end, args, track)
         for name, until in record.parts:
             stop = self._microseconds(until)
-            self._slice(name, begin, stop, None)
+            self._slice(name, begin, stop, None, track)
             begin = stop
+
+    def _lane(self, begin: int, end: int) -> int:
+        """A track on which nothing else is at that time: slices on one track must nest."""
+        for lane, free in enumerate(self._lanes):
+            if free <= begin:
+                self._lanes[lane] = end
+                return _TRACK + lane
+        self._lanes.append(end)
+        track = _TRACK + len(self._lanes) - 1
+        if track != _TRACK:
+            self._metadata("thread_name", f"iterations {len(self._lanes)}", track)
+        return track
+
+    def _stages(self, record: IterationRecord) -> None:
+        for stage in range(self._named_stages, len(record.stages)):
+            self._metadata("thread_name", f"stage {stage}", _STAGES + stage)
+        self._named_stages = len(record.stages)
+        submitted = record.parts[0][1] if record.parts else record.begin
+        args = {"iteration": record.batch.id, "tokens": record.batch.work.tokens}
+        spans = self._stage_tracks.place(record.stages, submitted, record.fresh)
+        for stage, (begin, end) in enumerate(spans):
+            at, until = self._microseconds(begin), self._microseconds(end)
+            self._slice("compute", at, until, args, _STAGES + stage)
 
     def _counters(self, record: IterationRecord, begin: int, end: int) -> None:
         batch = record.batch
@@ -145,8 +176,8 @@ class Trace:
 
     # -- events -------------------------------------------------------------------------------
 
-    def _slice(self, name: str, begin: int, end: int, args: _Args | None) -> None:
-        self._add({"ph": "X", "name": name, "ts": begin, "dur": end - begin}, args)
+    def _slice(self, name: str, begin: int, end: int, args: _Args | None, track: int) -> None:
+        self._add({"ph": "X", "name": name, "ts": begin, "dur": end - begin}, args, track)
 
     def _counter(self, name: str, at: int, values: _Args) -> None:
         self._add({"ph": "C", "name": name, "ts": at}, values)
@@ -161,12 +192,12 @@ class Trace:
         event = {"ph": phase, "cat": "request", "id": str(request_id), "name": name, "ts": at}
         self._add(event, args)
 
-    def _metadata(self, name: str, value: str) -> None:
-        self._add({"ph": "M", "name": name}, {"name": value})
+    def _metadata(self, name: str, value: str, track: int = _TRACK) -> None:
+        self._add({"ph": "M", "name": name}, {"name": value}, track)
 
-    def _add(self, event: dict[str, Any], args: _Args | None) -> None:
+    def _add(self, event: dict[str, Any], args: _Args | None, track: int = _TRACK) -> None:
         event["pid"] = _PROCESS
-        event["tid"] = _TRACK
+        event["tid"] = track
         if args is not None:
             event["args"] = args
         self._file.append(event, before=self._before)

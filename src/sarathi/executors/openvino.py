@@ -41,6 +41,28 @@ def supported_precisions() -> tuple[Precision, ...]:
     return tuple(p for p, capability in _CAPABILITIES.items() if capability in capabilities)
 
 
+def choose_precisions(
+    precision: Precision | None, kv_precision: KvPrecision | None
+) -> tuple[Precision, KvPrecision]:
+    """Those of weights and computation, and of the cache; None for the fastest, and the same.
+
+    Raises:
+        ExecutorError: the processor lacks the one, or cannot combine it with the other.
+    """
+    supported = supported_precisions()
+    precision = precision or default_precision()
+    if precision not in supported:
+        raise ExecutorError(
+            f"this processor does not compute in {precision}, only in {', '.join(supported)}"
+        )
+    kv_precision = kv_precision or precision
+    if kv_precision not in (precision, "u8"):
+        raise ExecutorError(
+            f"with {precision} weights the KV cache can be {precision} or u8, not {kv_precision}"
+        )
+    return precision, kv_precision
+
+
 class OpenVinoExecutor:
     """A compiled model. `allocate` gives it a KV cache, then `execute` runs steps.
 
@@ -75,21 +97,9 @@ class OpenVinoExecutor:
         self.stage = stage or whole(config)
         self.block_size = BLOCK_SIZE
         self.max_position = max_position
-        self.precision = precision or default_precision()
-        self.kv_precision: KvPrecision = kv_precision or self.precision
+        self.precision, self.kv_precision = choose_precisions(precision, kv_precision)
         self.deterministic = deterministic
         self.num_blocks = 0
-        supported = supported_precisions()
-        if self.precision not in supported:
-            raise ExecutorError(
-                f"this processor does not compute in {self.precision}, "
-                f"only in {', '.join(supported)}"
-            )
-        if self.kv_precision not in (self.precision, "u8"):
-            raise ExecutorError(
-                f"with {self.precision} weights the KV cache can be {self.precision} or u8, "
-                f"not {self.kv_precision}"
-            )
         # The compiled model reads the constants in place: they live as long as it does.
         shapes = expected_shapes(config, self.stage)
         self.constants = Constants(weights, shapes, _DTYPES[self.precision])
@@ -101,11 +111,15 @@ class OpenVinoExecutor:
 
     def _compile(self, num_threads: int | None) -> ov.CompiledModel:
         graph = build_graph(self.config, self.stage, self.constants, self.max_position)
+        num_threads = num_threads or usable_cores()
         properties = {
             "INFERENCE_PRECISION_HINT": self.precision,
             "KV_CACHE_PRECISION": self.kv_precision,
             "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": num_threads or usable_cores(),
+            "INFERENCE_NUM_THREADS": num_threads,
+            # Threads are bound to the first cores, in every process to the same ones: stages with
+            # less than all cores would share them and leave others idle.
+            "ENABLE_CPU_PINNING": num_threads >= usable_cores(),
             # Activations keep their precision; int8 ones would need compressed weights to pay.
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }

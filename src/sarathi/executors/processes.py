@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -43,17 +44,25 @@ class _Child:
 
     def ended(self) -> str | None:
         code = self._process.poll()
-        return None if code is None else f"exit status {code}"
+        return None if code is None else _in_words(code)
 
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
 
 
+def _in_words(code: int) -> str:
+    if code >= 0:
+        return f"exit status {code}"
+    name = signal.Signals(-code).name
+    # The system ends in this way whoever takes the last of its memory.
+    return f"killed by {name}" + (", out of memory?" if name == "SIGKILL" else "")
+
+
 class LocalSpawner:
     """Child processes. They watch that their parent lives; see `parent_lives`."""
 
-    host = None
+    host: str | None = None
 
     def spawn(self, module: str, arguments: Sequence[str]) -> Process:
         command = [sys.executable, "-c", _START.format(module=module), *arguments]

@@ -29,6 +29,12 @@ class Runner(Protocol):
 
     depth: int  # steps that may be under way
 
+    @property
+    def is_free(self) -> bool:
+        """Whether a step would begin at once: fewer than `depth` are under way, and the first
+        stage has computed them all. A step that is made earlier knows less of what has come, and
+        its requests wait longer than who made it could foresee."""
+
     def submit(self, step: Step) -> None:
         """Begin a step; at most `depth` may be under way.
 
@@ -36,8 +42,19 @@ class Runner(Protocol):
             StepError: it is malformed; nothing has begun.
         """
 
+    def wait(self, seconds: float) -> bool:
+        """Wait until the oldest step under way has a result, until `is_free` turns true, or for
+        so long.
+
+        Returns:
+            Whether there is a result.
+
+        Raises:
+            ExecutorError: a process that takes part has died or failed, now or before.
+        """
+
     def result(self) -> Computed:
-        """Wait for the oldest step under way.
+        """Wait for the oldest step under way, and for nothing else.
 
         Raises:
             ExecutorError: a process that takes part has died or failed, now or before.
@@ -45,6 +62,13 @@ class Runner(Protocol):
 
     def abandon(self) -> None:
         """Forget the steps under way; returns when none of them touches the KV cache any more."""
+
+    def check(self) -> None:
+        """Look whether all processes that take part are well; for when nothing is under way.
+
+        Raises:
+            ExecutorError: one has died or failed.
+        """
 
     def close(self) -> None:
         """End the processes that take part. Harmless twice."""
@@ -67,8 +91,15 @@ class Alone:
         self._step: Step | None = None
         self._ended: float | None = None
 
+    @property
+    def is_free(self) -> bool:
+        return self._step is None
+
     def submit(self, step: Step) -> None:
         self._step = step
+
+    def wait(self, seconds: float) -> bool:
+        return True
 
     def result(self) -> Computed:
         assert self._step is not None
@@ -82,6 +113,9 @@ class Alone:
 
     def abandon(self) -> None:
         self._step = None
+
+    def check(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

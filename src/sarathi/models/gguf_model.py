@@ -12,11 +12,10 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from sarathi.models.config import MAX_HEAD_DIM, MAX_LAYERS, ModelConfig, ModelError
 from sarathi.models.gguf_file import GgufFile, TensorPlace
-from sarathi.models.gguf_names import name_map
 from sarathi.models.gguf_vocabulary import end_of_generation_ids
-from sarathi.models.names import Rows, Source
+from sarathi.models.mapping import mapped, read_part
 from sarathi.models.rotary import Frequencies, default_inv_freq, linear_scaled
-from sarathi.models.weights import Array
+from sarathi.models.weights import ALL, Array
 
 SUPPORTED_ARCHITECTURES = ("llama", "qwen2", "qwen3", "phi3", "falcon")
 
@@ -152,33 +151,52 @@ def _sliding_windows(file: GgufFile, arch: str, num_layers: int) -> tuple[int, .
 
 
 def read_tensor(
-    file: GgufFile, name: str, interleaved_heads: int = 0, rows: Rows | None = None
+    file: GgufFile, name: str, rows: slice = ALL, columns: slice = ALL, interleaved: int = 0
 ) -> Array:
-    """One tensor by its name in the file: a view if unquantised, dequantised to float32 if not.
+    """A part of a tensor by its name in the file, read now: as float32 if it is quantised.
 
-    With `interleaved_heads`, the rows of each of so many heads are put from the order of
-    rotation pairs (0, 1), (2, 3) ... into that of halves (0, d/2), (1, d/2 + 1) ...
-    With `rows`, those rows alone are read.
+    With `interleaved`, every head of so many rows is put from the order of rotation pairs (0, 1),
+    (2, 3) ... into that of halves (0, d/2), (1, d/2 + 1) ...
+    Of a matrix, only the heads and blocks of quantised values that hold the part are read.
     """
     place = file.tensors[name]
+    shape = place.shape or (1,)
     kind = _quantisation(file, name, place)
     dtype = _UNQUANTISED.get(kind)
-    if dtype is not None:
-        stored = _stored(file, name, place.offset, place.shape, dtype)
-    else:
-        try:
-            stored_shape = gguf.quants.quant_shape_to_byte_shape(place.shape, kind)
-        except (ValueError, IndexError) as error:
-            raise ModelError(f"{file.path}: tensor {name}: {error}") from error
-        stored = _stored(file, name, place.offset, stored_shape, np.dtype(np.uint8))
-    # Rows are quantised one by one, so they may be picked and moved before they are dequantised.
-    if rows is not None:
-        stored = rows.take(stored)
-    if interleaved_heads:
-        pairs = stored.reshape(interleaved_heads, -1, 2, *stored.shape[1:])
+    block, width = (1, 1) if dtype is not None else GGML_QUANT_SIZES[kind]
+    if shape[-1] % block:
+        raise ModelError(
+            f"{file.path}: tensor {name} has rows of {shape[-1]} values, {kind.name} has blocks "
+            f"of {block}"
+        )
+    part = [len(range(size)[wanted]) for size, wanted in zip(shape, (rows, columns), strict=False)]
+    if 0 in part:
+        return np.empty(part, dtype or np.float32)
+    stored_shape = (*shape[:-1], shape[-1] // block * width)
+    read: tuple[slice, slice] = (ALL, ALL)
+    cut: tuple[slice, ...] = (rows,)
+    if len(shape) == 2:
+        heads, rows = _units(shape[0], rows, interleaved or 1)
+        blocks, columns = _units(shape[1], columns, block)
+        read = (heads, slice(blocks.start // block * width, blocks.stop // block * width))
+        cut = (rows, columns)
+    stored = _stored(file, name, place.offset, stored_shape, dtype or np.dtype(np.uint8), *read)
+    # Rows are quantised one by one, so they may be moved before they are dequantised.
+    if interleaved:
+        pairs = stored.reshape(-1, interleaved // 2, 2, *stored.shape[1:])
         stored = pairs.swapaxes(1, 2).reshape(stored.shape)
-    if dtype is not None:
-        return stored
+    values = stored if dtype is not None else _dequantised(file, name, kind, stored)
+    return np.ascontiguousarray(values[cut])
+
+
+def _units(size: int, wanted: slice, unit: int) -> tuple[slice, slice]:
+    """Whole units that hold `wanted` of `size` things, and where among these it is."""
+    part = range(size)[wanted]
+    first = part.start // unit * unit
+    return slice(first, -(-part.stop // unit) * unit), slice(part.start - first, part.stop - first)
+
+
+def _dequantised(file: GgufFile, name: str, kind: GGMLQuantizationType, stored: Array) -> Array:
     try:
         values: Array = gguf.quants.dequantize(stored, kind)
     except NotImplementedError as error:
@@ -199,34 +217,32 @@ def _quantisation(file: GgufFile, name: str, place: TensorPlace) -> GGMLQuantiza
 
 
 def _stored(
-    file: GgufFile, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]
+    file: GgufFile,
+    name: str,
+    offset: int,
+    shape: tuple[int, ...],
+    dtype: np.dtype[np.generic],
+    rows: slice,
+    columns: slice,
 ) -> Array:
-    count = math.prod(shape)
-    end = offset + count * dtype.itemsize
+    end = offset + math.prod(shape) * dtype.itemsize
     if end > len(file.mapping):
         raise ModelError(
             f"{file.path} is truncated: tensor {name} ends at byte {end} of {len(file.mapping)}"
         )
-    view = np.frombuffer(file.mapping, dtype, count, offset).reshape(shape)
-    return np.require(view, requirements="A")
+    return read_part(file.mapping, offset, shape, dtype, rows, columns)
 
 
 class GgufWeights:
-    """The tensors of a GGUF file under the names of Hugging Face checkpoints.
+    """The tensors of a GGUF file under their names there.
 
     Raises `ModelError` on construction if the file ends before its last tensor does.
     """
 
     def __init__(self, file: GgufFile, config: ModelConfig) -> None:
         self._file = file
-        self._names = name_map(config)
         # Converters to GGUF reorder queries and keys of this architecture alone.
-        interleaved = config.architecture == "llama"
-        self._interleaved_heads = (
-            {"self_attn.q_proj": config.num_heads, "self_attn.k_proj": config.num_kv_heads}
-            if interleaved
-            else {}
-        )
+        self._interleaved = config.head_dim if config.architecture == "llama" else 0
         for name, place in file.tensors.items():
             block, size = GGML_QUANT_SIZES[_quantisation(file, name, place)]
             bytes_needed = math.prod(place.shape) // block * size
@@ -242,26 +258,33 @@ class GgufWeights:
         return (self._file.mapping,)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._names.find(name).name in self._file.tensors
+        return name in self._file.tensors
 
     def shape(self, name: str) -> tuple[int, ...]:
-        source = self._find(name)
-        stored = self._file.tensors[source.name].shape
-        return source.rows.shape(source.name, stored) if source.rows else stored
+        return self._place(name).shape
 
     def stored_dtype(self, name: str) -> np.dtype[np.generic] | None:
-        stored_name = self._find(name).name
-        kind = _quantisation(self._file, stored_name, self._file.tensors[stored_name])
-        return _UNQUANTISED.get(kind)
+        if self._rows_of_heads(name):
+            return None
+        return _UNQUANTISED.get(_quantisation(self._file, name, self._place(name)))
 
     def __getitem__(self, name: str) -> Array:
-        source = self._find(name)
-        module = name.rpartition(".")[0].split(".", 3)[-1]
-        heads = self._interleaved_heads.get(module, 0)
-        return read_tensor(self._file, source.name, heads, source.rows)
+        dtype = self.stored_dtype(name)
+        if dtype is None:
+            return self.part(name)
+        place = self._place(name)
+        return mapped(self._file.mapping, place.offset, place.shape, dtype)
 
-    def _find(self, name: str) -> Source:
-        source = self._names.find(name)
-        if source.name not in self._file.tensors:
-            raise ModelError(f"{self._file.path} has no tensor {source.name}")
-        return source
+    def part(self, name: str, rows: slice = ALL, columns: slice = ALL) -> Array:
+        self._place(name)
+        return read_tensor(self._file, name, rows, columns, self._rows_of_heads(name))
+
+    def _rows_of_heads(self, name: str) -> int:
+        """How many rows a head has that is to be put in order; 0 where there is none."""
+        return self._interleaved if ".attn_q." in name or ".attn_k." in name else 0
+
+    def _place(self, name: str) -> TensorPlace:
+        try:
+            return self._file.tensors[name]
+        except KeyError:
+            raise ModelError(f"{self._file.path} has no tensor {name}") from None

@@ -25,6 +25,7 @@ class Located:
 
     path: Path  # a folder, or a .gguf file
     served_name: str
+    hub_id: str | None = None  # where it was downloaded from
 
 
 def locate(name: str) -> Located:
@@ -46,7 +47,7 @@ def locate(name: str) -> Located:
             raise ModelError(f"{name} is a file but no .gguf file; {ACCEPTED}")
         return Located(path, path.stem)
     if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
-        return Located(_downloaded(name), name)
+        return Located(_downloaded(name), name, hub_id=name)
     raise ModelError(f"there is no model {name!r}; {ACCEPTED}")
 
 

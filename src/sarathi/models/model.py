@@ -26,19 +26,21 @@ def open_model(path: Path) -> Model:
     """
     # Both formats are imported when asked for: each costs start-up time the other does not need.
     from sarathi.models.layout import check_layout
+    from sarathi.models.names import NamedWeights
 
     if _is_gguf(path):
         from sarathi.models import gguf_model
         from sarathi.models.gguf_file import GgufFile
+        from sarathi.models.gguf_names import name_map
 
         file = GgufFile(path)
         config = gguf_model.read_config(file)
-        gguf_weights = gguf_model.GgufWeights(file, config)
+        tensors = gguf_model.GgufWeights(file, config)
+        gguf_weights = NamedWeights(tensors, name_map(config))
         check_layout(config, gguf_weights)
         return Model(config, gguf_weights)
 
     from sarathi.models import huggingface
-    from sarathi.models.names import NamedWeights
     from sarathi.models.safetensors_weights import SafetensorsWeights
 
     config = huggingface.read_config(path)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sarathi.models.config import ModelError
-from sarathi.models.weights import Array, Weights
+from sarathi.models.weights import ALL, Array, Weights
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,19 @@ class Rows:
         rest = tensor.shape[1:]
         grouped = tensor.reshape(self.groups, self.size, *rest)
         return grouped[:, self.start : self.stop].reshape(-1, *rest)
+
+    def pieces(self, wanted: slice) -> list[slice]:
+        """Where the tensor has the `wanted` ones of those rows: a piece for each group."""
+        each = self.stop - self.start
+        rows = range(self.groups * each)[wanted]
+        pieces = []
+        last = max(rows.start, rows.stop - 1) // each  # of no rows, one empty piece
+        for group in range(rows.start // each, last + 1):
+            begin, end = max(rows.start, group * each), min(rows.stop, (group + 1) * each)
+            # What is in front of this group's rows in the tensor and is none of ours.
+            skipped = group * (self.size - each) + self.start
+            pieces.append(slice(begin + skipped, end + skipped))
+        return pieces
 
     def shape(self, name: str, stored: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of `take` of a tensor of shape `stored`."""
@@ -114,5 +127,14 @@ class NamedWeights:
 
     def __getitem__(self, name: str) -> Array:
         source = self._names.find(name)
-        tensor = self._stored[source.name]
-        return source.rows.take(tensor) if source.rows else tensor
+        if source.rows is None:
+            return self._stored[source.name]
+        if self._stored.stored_dtype(source.name) is None:
+            return self.part(name)  # the rows that are not ours need not be made
+        return source.rows.take(self._stored[source.name])
+
+    def part(self, name: str, rows: slice = ALL, columns: slice = ALL) -> Array:
+        source = self._names.find(name)
+        pieces = [rows] if source.rows is None else source.rows.pieces(rows)
+        parts = [self._stored.part(source.name, piece, columns) for piece in pieces]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)

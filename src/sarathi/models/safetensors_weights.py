@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from sarathi.models.config import ModelError
 from sarathi.models.fields import Fields
-from sarathi.models.mapping import map_file
-from sarathi.models.weights import Array
+from sarathi.models.mapping import map_file, mapped, read_part, request
+from sarathi.models.weights import ALL, Array
 
 _DTYPES: Mapping[str, npt.DTypeLike] = {
     "F32": np.float32,
@@ -43,8 +43,9 @@ class _Entry:
 class SafetensorsWeights:
     """The tensors of `model.safetensors`, or of the shards in `model.safetensors.index.json`.
 
-    Arrays are read-only views of the mapped files. Raises `ModelError` for missing, truncated or
-    inconsistent files on construction, so that a broken checkpoint never fails half way.
+    Arrays are read-only views of the mapped files, save for some columns of a matrix. Raises
+    `ModelError` for missing, truncated or inconsistent files on construction, so that a broken
+    checkpoint never fails half way.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -79,11 +80,12 @@ class SafetensorsWeights:
 
     def __getitem__(self, name: str) -> Array:
         entry = self._entry(name)
+        return mapped(entry.mapping, entry.start, entry.shape, self.stored_dtype(name))
+
+    def part(self, name: str, rows: slice = ALL, columns: slice = ALL) -> Array:
+        entry = self._entry(name)
         dtype = self.stored_dtype(name)
-        count = math.prod(entry.shape)
-        view = np.frombuffer(entry.mapping, dtype, count, entry.start).reshape(entry.shape)
-        # The format does not promise alignment, and native code reads these pointers.
-        return np.require(view, requirements="A")
+        return read_part(entry.mapping, entry.start, entry.shape, dtype, rows, columns)
 
     def _entry(self, name: str) -> _Entry:
         try:
@@ -122,10 +124,12 @@ def _no_safetensors(folder: Path) -> ModelError:
 
 def _parse(path: Path, mapping: mmap.mmap) -> dict[str, _Entry]:
     size = len(mapping)
+    request(mapping, 0, 8)
     header_size = int.from_bytes(mapping[:8], "little")
     data_start = 8 + header_size
     if size < 8 or header_size > _MAX_HEADER_BYTES or data_start > size:
         raise ModelError(f"{path} is truncated or not a safetensors file")
+    request(mapping, 0, data_start)
     try:
         header = json.loads(mapping[8:data_start])
         return {

@@ -7,9 +7,20 @@ et al., Megatron-LM, 2019). The vocabulary is split by rows of the embedding and
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from sarathi.models.config import ModelConfig, ModelError
+from sarathi.models.decoder import EMBEDDING, head_of
+from sarathi.models.layout import expected_shapes
+from sarathi.models.stage import Stage, whole
+from sarathi.models.weights import ALL, Array, Weights
+
+# Their inputs are shared out: what is added to their output must be added once.
+_ADDED_ONCE = ("self_attn.o_proj.bias", "mlp.down_proj.bias")
 
 
 @dataclass(frozen=True)
@@ -40,3 +51,101 @@ def shard_config(config: ModelConfig, count: int) -> ModelConfig:
         num_kv_heads=max(1, keys // count),
         intermediate_size=config.intermediate_size // count,
     )
+
+
+def vocabulary(config: ModelConfig, shard: Shard) -> range:
+    """The token ids whose rows of embedding and head a rank has.
+
+    All but the last ranks have equally many, and the matrices of all ranks are of equal size: rows
+    of zeros follow where there are fewer ids.
+    """
+    each = _padded_vocabulary(config, shard)
+    first, stop = (min(rank * each, config.vocab_size) for rank in (shard.rank, shard.rank + 1))
+    return range(first, stop)
+
+
+def shard_shapes(config: ModelConfig, stage: Stage, shard: Shard) -> Mapping[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a rank has of a stage of `config`, the whole model's.
+
+    Raises:
+        ModelError: as `shard_config`.
+    """
+    shapes = dict(expected_shapes(shard_config(config, shard.count), stage))
+    for name in {EMBEDDING, head_of(config)} & shapes.keys():
+        shapes[name] = (_padded_vocabulary(config, shard), config.hidden_size)
+    return shapes
+
+
+def _padded_vocabulary(config: ModelConfig, shard: Shard) -> int:
+    return -(-config.vocab_size // shard.count)
+
+
+class ShardedWeights:
+    """The share that one rank has of every tensor; of the rest of the checkpoint nothing is read.
+
+    Names and everything else are as in `weights`, the whole model's. Tensors that all ranks need,
+    such as norms, are whole; biases that are added to a sum over the ranks are zeros but on rank 0.
+
+    Raises:
+        ModelError: as `shard_config`.
+    """
+
+    def __init__(self, weights: Weights, config: ModelConfig, shard: Shard) -> None:
+        self._weights = weights
+        self._shard = shard
+        self._shapes = shard_shapes(config, whole(config), shard)
+        self._vocabulary = vocabulary(config, shard)
+        self._over_vocabulary = (EMBEDDING, head_of(config))
+
+    @property
+    def mappings(self) -> tuple[mmap.mmap, ...]:
+        """The mapped files, for advice to the kernel about their pages."""
+        return self._weights.mappings
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._weights
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name] if name in self._shapes else self._weights.shape(name)
+
+    def stored_dtype(self, name: str) -> np.dtype[np.generic] | None:
+        rows, *columns = self._ours(name)
+        padded = len(rows) < self.shape(name)[0]
+        cut = bool(columns) and len(columns[0]) < self._weights.shape(name)[1]
+        return None if padded or cut else self._weights.stored_dtype(name)
+
+    def __getitem__(self, name: str) -> Array:
+        return self._weights[name] if self._shard.count == 1 else self.part(name)
+
+    def part(self, name: str, rows: slice = ALL, columns: slice = ALL) -> Array:
+        wanted = range(self.shape(name)[0])[rows]
+        ours, *matrix = self._ours(name)
+        present = ours[wanted.start : wanted.stop]
+        of_rows = matrix[0][columns] if matrix else range(0)
+        found = self._weights.part(
+            name, slice(present.start, present.stop), slice(of_rows.start, of_rows.stop)
+        )
+        missing = len(wanted) - len(present)
+        if not missing:
+            return found
+        return np.concatenate((found, np.zeros((missing, *found.shape[1:]), found.dtype)))
+
+    def _ours(self, name: str) -> list[range]:
+        """What we have of each axis of the whole tensor. Fewer rows than `shape` says: zeros."""
+        sizes = self._weights.shape(name)
+        rank, count = self._shard.rank, self._shard.count
+        ours = [
+            _block(size, local, rank, count)
+            for size, local in zip(sizes, self.shape(name), strict=True)
+        ]
+        if name in self._over_vocabulary:
+            ours[0] = self._vocabulary
+        if name.endswith(_ADDED_ONCE) and rank:
+            ours[0] = range(0)
+        return ours
+
+
+def _block(size: int, local: int, rank: int, count: int) -> range:
+    """The block of `local` of `size` things that a rank has, several neighbours maybe the same."""
+    block = rank * (size // local) // count
+    return range(block * local, (block + 1) * local)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.generic]
+ALL = slice(None)
 
 
 class Tensors(Protocol):
@@ -21,13 +22,20 @@ class Weights(Tensors, Protocol):
     """Tensors under the names that Hugging Face checkpoints use (`model.layers.0...`).
 
     An array is float32, float16 or `ml_dtypes.bfloat16`. Unquantised tensors are views of the
-    mapped file. Quantised ones are dequantised anew to float32 at every access, and those whose
-    rows lie apart in the file are gathered anew, so a caller keeps what it needs and nothing else
-    stays in memory.
+    mapped file. Quantised ones are dequantised anew to float32 at every access, and those that do
+    not lie in one piece in the file are gathered anew, so a caller keeps what it needs and nothing
+    else stays in memory.
     """
 
     def __getitem__(self, name: str) -> Array:
         """The tensor, or `ModelError` naming the tensor that the checkpoint lacks."""
+
+    def part(self, name: str, rows: slice = ALL, columns: slice = ALL) -> Array:
+        """Consecutive rows of a tensor and, of a matrix, consecutive columns of them.
+
+        They are read at once and nothing else of the file is, so ask when they are needed. A view
+        where they lie in one piece in the file. `ModelError` as for the whole tensor.
+        """
 
     def __contains__(self, name: object) -> bool: ...
 

@@ -172,7 +172,7 @@ class Prefills:
     def _admit(self, request: Request, cached: list[int]) -> None:
         self._prompts.start(request)
         self._memory.admit(request, cached)
-        if not request.num_preemptions:
+        if not (request.num_preemptions or request.output_ids):
             request.num_cached = request.num_computed
             self.prompt_tokens += len(request.prompt_ids)
             self.cached_tokens += request.num_cached

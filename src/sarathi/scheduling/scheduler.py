@@ -35,7 +35,7 @@ class Scheduler:
     Single-threaded: calls must not overlap. `schedule` may be called again before `complete`, for
     the next micro-batch of a pipeline: decodes in flight sit out, while the next chunk of a prompt
     may follow the one before. Batches must be computed and completed in the order in which they
-    were scheduled. Times are seconds of any one clock.
+    were scheduled, those without slices at any time. Times are seconds of any one clock.
     """
 
     def __init__(
@@ -203,7 +203,8 @@ class Scheduler:
         self.num_iterations += 1
         self._prefilled = bool(prefills)
         self._latest = work.tokens
-        self._under_way.append(work)
+        if decodes or prefills:
+            self._under_way.append(work)
         return Batch(
             id=self.num_iterations,
             slices=(*decodes, *prefills),
@@ -228,7 +229,8 @@ class Scheduler:
             raise ValueError(
                 f"batch {batch.id} samples {batch.work.samples} tokens, got {len(tokens)}"
             )
-        self._under_way.popleft()
+        if batch.slices:
+            self._under_way.popleft()
         sampled = iter(tokens)
         progressed: list[Request] = []
         block_size = self.pool.block_size

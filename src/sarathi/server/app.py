@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from sarathi.engine.client import Engine
+from sarathi.engine.engine import Engine, by_state
 from sarathi.models.tokenizer import Tokenizer
 from sarathi.server.chat import create_chat_completion
 from sarathi.server.completions import create_completion
@@ -22,6 +22,7 @@ from sarathi.server.keys import ApiKeys, key_name
 from sarathi.server.metrics import Metrics
 from sarathi.server.reply import error_response, json_response
 from sarathi.server.responses import Health, Model, ModelList, Version
+from sarathi.server.scale import scale
 from sarathi.server.service import Call, Service
 from sarathi.server.stats import scheduler_stats
 from sarathi.server.tokenization import detokenize, tokenize
@@ -64,7 +65,7 @@ def create_app(
         return _health(service)
 
     async def stats(request: Request) -> Response:
-        return json_response(scheduler_stats(service.ready(), engine.stats))
+        return json_response(scheduler_stats(service.ready(), engine))
 
     async def prometheus(request: Request) -> Response:
         return metrics.response()
@@ -77,6 +78,7 @@ def create_app(
         "/v1/chat/completions": create_chat_completion,
         "/tokenize": tokenize,
         "/detokenize": detokenize,
+        "/scale": scale,
     }
     app = Starlette(
         routes=[
@@ -142,11 +144,21 @@ def _model(service: Service) -> Model:
 
 
 def _health(service: Service) -> Response:
-    if service.engine.error is not None:
-        return json_response(Health("failed", service.engine.error), 503)
-    if service.engine.info is None:
-        return json_response(Health("loading", "the model is still loading"), 503)
-    return json_response(Health("ok"))
+    engine = service.engine
+    replicas = by_state(engine.replicas)
+    if engine.error is not None:
+        return json_response(Health("failed", engine.error, replicas), 503)
+    if engine.info is None:
+        return json_response(Health("loading", "the model is still loading", replicas), 503)
+    if not replicas["ready"]:
+        # Requests are accepted, and whoever ended this process now would lose those that go on.
+        return json_response(Health("restarting", _last_reason(engine), replicas))
+    return json_response(Health("ok", replicas=replicas))
+
+
+def _last_reason(engine: Engine) -> str:
+    reasons = [replica.reason for replica in engine.replicas if replica.reason is not None]
+    return f"all engines are being started again: {reasons[-1] if reasons else 'scaled'}"
 
 
 def _version() -> str:

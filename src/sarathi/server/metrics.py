@@ -20,7 +20,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from sarathi.engine.client import Engine
+from sarathi.engine.engine import Engine, by_state
 from sarathi.engine.latencies import Latencies
 from sarathi.engine.messages import ModelInfo, Stats
 from sarathi.metrics.histogram import Histogram
@@ -46,6 +46,7 @@ class _EngineCollector(Collector):
         info = self.engine.info
         answers = info is not None and self.engine.error is None
         yield _gauge("engine_up", "1 while requests are answered, else 0", answers)
+        yield from _of_replicas(self.engine)
         if info is not None and answers:
             stats = current_stats(info, self.engine.stats)
             yield from _of_model(info)
@@ -69,6 +70,17 @@ def _of_model(info: ModelInfo) -> Iterator[Metric]:
     yield _gauge("max_batch_size", "Requests that may run at once", info.max_batch_size)
 
 
+def _of_replicas(engine: Engine) -> Iterator[Metric]:
+    states = GaugeMetricFamily(
+        "sarathi_replicas", "Engines that share the requests, by state", labels=["state"]
+    )
+    for state, number in by_state(engine.replicas).items():
+        states.add_metric([state], number)
+    yield states
+    yield _counter("replica_restarts", "Engines started because one had died", engine.restarts)
+    yield _counter("requests_resumed", "Requests that went on in another engine", engine.resumed)
+
+
 def _of_scheduler(stats: Stats) -> Iterator[Metric]:
     yield _gauge("requests_running", "Requests that run", stats.running)
     yield _gauge("requests_waiting", "Requests that wait to run", stats.waiting)
@@ -88,6 +100,14 @@ def _of_scheduler(stats: Stats) -> Iterator[Metric]:
     yield _counter(
         "relegations", "Requests put last, late for their TTFT target", stats.relegations
     )
+    for name, about, seconds in (
+        ("busy", "Seconds in which a pipeline stage computed", stats.stage_busy),
+        ("bubble", "Seconds in which it had nothing to compute, with work", stats.stage_bubble),
+    ):
+        stages = CounterMetricFamily(f"sarathi_stage_{name}_seconds", about, labels=["stage"])
+        for stage, value in enumerate(seconds):
+            stages.add_metric([str(stage)], value)
+        yield stages
     error = Metric(
         "sarathi_latency_model_relative_error",
         "Error of the predicted iteration time over the latest iterations",

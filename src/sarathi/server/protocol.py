@@ -174,6 +174,13 @@ class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
     tokens: list[Int64] | None = None
 
 
+class ScaleRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """POST /scale."""
+
+    replicas: Int64
+    drain_timeout: float | str | None = None
+
+
 Request = TypeVar("Request", bound=msgspec.Struct)
 
 

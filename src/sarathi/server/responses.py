@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from sarathi.engine.engine import ReplicaState, ReplicaStatus
+
 
 class PromptTokensDetails(Struct, frozen=True):
     cached_tokens: int  # found in the prefix cache
@@ -119,8 +121,15 @@ class ModelList(Struct, frozen=True, kw_only=True):
 
 
 class Health(Struct, frozen=True, omit_defaults=True):
-    status: str  # "ok", "loading" or "failed"
+    status: str  # "ok", "loading", "restarting" or "failed"
     reason: str | None = None
+    replicas: dict[ReplicaState, int] | None = None  # how many are in each state
+
+
+class Scaled(Struct, frozen=True):
+    """POST /scale."""
+
+    replicas: list[ReplicaStatus]
 
 
 class Version(Struct, frozen=True):
@@ -153,5 +162,10 @@ class SchedulerStats(Struct, frozen=True, kw_only=True):
     prefix_hit_rate: float | None  # cached of prompt tokens; null before the first prompt
     model_error_median: float  # relative, of the predicted iteration time
     model_error_p90: float
+    stage_busy: list[float]  # seconds of each pipeline stage, since start
+    stage_bubble: list[float]  # likewise, in which it had nothing to compute while there was work
     tbt_target: float | None  # seconds; null where none is in force
     token_budget: int | None  # tokens; null where a target takes its place, or nothing
+    replicas: dict[ReplicaState, int]  # how many are in each state
+    replica_restarts: int  # this and the next: since start
+    requests_resumed: int  # times that one went on in another engine than before

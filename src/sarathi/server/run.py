@@ -15,11 +15,14 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
-from sarathi.engine.client import EngineClient
 from sarathi.engine.config import ConfigError, EngineConfig
 from sarathi.engine.durations import in_words
+from sarathi.engine.fleet import MAX_REPLICAS, Fleet
 from sarathi.engine.generation import EngineError
+from sarathi.engine.launcher import EngineLauncher
 from sarathi.engine.messages import ModelInfo
+from sarathi.executors.machine import usable_cores
+from sarathi.executors.processes import LocalSpawner, Spawner
 from sarathi.models.model import open_tokenizer
 from sarathi.server.app import create_app
 
@@ -33,10 +36,16 @@ class ServerConfig:
     port: int  # 0 for any that is free
     served_name: str  # what clients call the model
     api_keys: tuple[str, ...] = ()
+    replicas: int = 1  # engines that share the requests
 
 
-def serve(path: Path, engine: EngineConfig, config: ServerConfig) -> int:
+def serve(
+    path: Path, engine: EngineConfig, config: ServerConfig, spawner: Spawner | None = None
+) -> int:
     """Serve until interrupted; returns the exit code.
+
+    Args:
+        spawner: starts the engines; None: on this machine.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -44,7 +53,7 @@ def serve(path: Path, engine: EngineConfig, config: ServerConfig) -> int:
     """
     with _listen(config.host, config.port) as listener:
         try:
-            return uvloop.run(_serve(path, engine, config, listener))
+            return uvloop.run(_serve(path, engine, config, spawner or LocalSpawner(), listener))
         except asyncio.CancelledError:  # interrupted before there was a server
             return 130
 
@@ -58,20 +67,25 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(
-    path: Path, engine: EngineConfig, config: ServerConfig, listener: socket.socket
+    path: Path,
+    engine: EngineConfig,
+    config: ServerConfig,
+    spawner: Spawner,
+    listener: socket.socket,
 ) -> int:
     task = asyncio.current_task()
     assert task is not None
     _on_signals(task.cancel)  # until there is a server to stop
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-    client = EngineClient(path, engine, report=_say)
+    # More engines than cores would only take turns.
+    most = max(usable_cores(), config.replicas) if spawner.host is None else MAX_REPLICAS
+    launch = EngineLauncher(path, engine, spawner)
+    fleet = Fleet(launch, config.replicas, most_replicas=most, report=say)
     try:
-        client.start()  # loads in its own process while this one reads the tokenizer
+        fleet.start()  # engines load in their own processes while this one reads the tokenizer
         tokenizer = await asyncio.to_thread(open_tokenizer, path)
-        app = create_app(
-            client, tokenizer, served_name=config.served_name, api_keys=config.api_keys
-        )
+        app = create_app(fleet, tokenizer, served_name=config.served_name, api_keys=config.api_keys)
         server = _Server(
             uvicorn.Config(
                 app,
@@ -83,7 +97,7 @@ async def _serve(
         )
         _on_signals(partial(_stop, server))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        telling = asyncio.create_task(_tell(client, engine, config.served_name, url))
+        telling = asyncio.create_task(_tell(fleet, engine, config.served_name, url))
         done, _ = await asyncio.wait({serving, telling}, return_when=asyncio.FIRST_COMPLETED)
         code = telling.result() if telling in done else 0
         server.should_exit |= code != 0
@@ -91,21 +105,22 @@ async def _serve(
         telling.cancel()
         return code
     finally:
-        await client.stop()
+        await fleet.stop()
 
 
-async def _tell(client: EngineClient, config: EngineConfig, served_name: str, url: str) -> int:
+async def _tell(fleet: Fleet, config: EngineConfig, served_name: str, url: str) -> int:
     """Say when the model is ready, or why it never will be; an exit code for the latter.
 
-    An engine that dies later leaves the server up, which then says so to whoever asks.
+    Engines that die later, and cannot be started again, leave the server up, which then says so to
+    whoever asks.
     """
     try:
-        info = await client.loaded()
+        info = await fleet.loaded()
     except EngineError as error:
-        _say(f"error: {error}")
-        return 2 if client.bad_input else 1
-    _say(f"{served_name} is ready on {url} ({summary(info, config)})")
-    _say(f"error: {await client.failed()}; requests are answered with status 503")
+        say(f"error: {error}")
+        return 2 if fleet.bad_input else 1
+    say(f"{served_name} is ready on {url} ({summary(info, config)})")
+    say(f"error: {await fleet.failed()}; requests are answered with status 503")
     return 0
 
 
@@ -130,7 +145,8 @@ def summary(info: ModelInfo, config: EngineConfig) -> str:
     return ", ".join(parts)
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """To whoever watches the server."""
     print(f"sarathi: {line}", file=sys.stderr, flush=True)
 
 

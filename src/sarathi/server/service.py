@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sarathi.engine.client import Engine
+from sarathi.engine.engine import Engine
 from sarathi.engine.messages import ModelInfo
 from sarathi.models.tokenizer import Tokenizer
 from sarathi.server.errors import engine_failed, loading, too_long, unknown_model

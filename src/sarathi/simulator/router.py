@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from sarathi.scheduling import LatencyModel, Request, Work
-
-_TYPICAL = Work(32, 0.0, 32 * 512, 32)  # of decodes
-_PRESUMED_OUTPUT = 256.0  # tokens, until the first answers have ended
+from sarathi.scheduling import LatencyModel, Request
+from sarathi.scheduling.router import Assignment, LeastWork
 
 
 class Router(Protocol):
@@ -59,44 +57,32 @@ class LeastOutstanding:
         self._open[replica] -= 1
 
 
-class LeastWork:
-    """The one that would be done first with all it has, as far as can be foreseen.
+class LeastPredicted:
+    """The one that would be done first with all it has: the fleet's own router, `LeastWork`.
 
-    A prompt counts with the time that the latency model gives it, until its first token; an answer
-    with that of as many tokens as answers had on average so far.
+    It is told nothing of what prompts say, so prefixes do not draw requests to a replica.
     """
 
     def __init__(self, replicas: int, model: LatencyModel) -> None:
-        self._model = model
-        self._prompts = [0.0] * replicas  # seconds
-        self._answers = [0] * replicas
-        self._per_token = model.predict(_TYPICAL) / _TYPICAL.tokens
-        self._ended = 0
-        self._tokens = 0
+        self._router = LeastWork()
+        self._assigned: dict[int, Assignment] = {}  # by request id
+        for replica in range(replicas):
+            self._router.add(replica, model)
 
     def choose(self, request: Request) -> int:
-        length = self._tokens / self._ended if self._ended else _PRESUMED_OUTPUT
-        per_answer = length * self._per_token
-        work = [p + per_answer * n for p, n in zip(self._prompts, self._answers, strict=True)]
-        chosen = work.index(min(work))
-        self._prompts[chosen] += self._seconds(request)
-        self._answers[chosen] += 1
-        return chosen
+        assignment = self._router.assign(request.num_tokens)
+        self._assigned[request.id] = assignment
+        return assignment.engine
 
     def started(self, replica: int, request: Request) -> None:
-        self._prompts[replica] -= self._seconds(request)
+        self._router.started(self._assigned[request.id])
 
     def ended(self, replica: int, request: Request) -> None:
-        self._answers[replica] -= 1
-        self._ended += 1
-        self._tokens += len(request.output_ids)
-
-    def _seconds(self, request: Request) -> float:
-        return self._model.prompt_cost(len(request.prompt_ids), 0, True)
+        self._router.ended(self._assigned.pop(request.id), len(request.output_ids))
 
 
 ROUTERS: Mapping[str, Callable[[int, LatencyModel], Router]] = {
     "round_robin": RoundRobin,
     "least_outstanding": LeastOutstanding,
-    "least_work": LeastWork,
+    "least_work": LeastPredicted,
 }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 from sample_runs import capacity, line, log, record, run
 
@@ -8,7 +9,7 @@ from sarathi.benchmark.report.figures.iterations import window
 from sarathi.benchmark.report.measured import CapacityWithRuns, Measured
 from sarathi.benchmark.report.render import render
 from sarathi.benchmark.results import Run
-from sarathi.engine.iteration_log import Line
+from sarathi.engine.iteration_log import Line, StageSpan
 
 
 def names(
@@ -105,6 +106,20 @@ def test_of_a_long_log_ten_seconds_around_the_longest_iteration_are_shown() -> N
     assert abs(shown[0].offset + shown[-1].offset - 2 * lines[500].offset) <= 0.1
     [figure] = drawings(Measured((), (), tuple(lines)))
     assert "with 1,000 iterations, these are 9.97 s around the longest" in figure.caption
+
+
+def test_iterations_of_a_pipeline_overlap() -> None:
+    spans = [StageSpan(0.02, 0.0), StageSpan(0.02, 0.01)]
+    one_stage = tuple(line(0.02 * i, 0.02) for i in range(20))
+    pipeline = tuple(
+        msgspec.structs.replace(line(0.02 * i, 0.045), stages=spans) for i in range(20)
+    )
+    captions = []
+    for lines in (one_stage, pipeline):
+        [figure] = drawings(Measured((), (), lines))
+        render(figure)
+        captions.append("one in each stage" in figure.caption)
+    assert captions == [False, True]
 
 
 def test_a_window_holds_few_enough_iterations_and_may_be_at_an_end() -> None:

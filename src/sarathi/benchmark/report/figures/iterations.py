@@ -28,6 +28,7 @@ def iterations(measured: Measured) -> Drawing | None:
     shown = window(lines)
     longest = max(lines, key=lambda line: line.duration)
     predicted = any(line.predicted is not None for line in shown)
+    staged = any(len(line.stages) > 1 for line in shown)
     limited = any(line.budget is not None and line.budget_unit == "seconds" for line in shown)
 
     def draw(figure: Figure, narrow: bool) -> None:
@@ -44,7 +45,8 @@ def iterations(measured: Measured) -> Drawing | None:
             (Patch(color=MUTED, alpha=0.45), "duration"),
         ]
         if predicted:
-            entries.append((Line2D([], [], color=INK, linewidth=1.2), "predicted"))
+            name = "predicted of a stage" if staged else "predicted"
+            entries.append((Line2D([], [], color=INK, linewidth=1.2), name))
         if limited:
             entries.append((Line2D([], [], color=TARGET, linewidth=1.2), "budget for prompts"))
         legend(figure, entries, narrow)
@@ -52,7 +54,7 @@ def iterations(measured: Measured) -> Drawing | None:
     return Drawing(
         name="iterations",
         title="Iterations of the engine",
-        caption=_caption(lines, shown, longest, predicted),
+        caption=_caption(lines, shown, longest, predicted, staged),
         alternative=(
             f"Tokens and durations of {len(shown)} iterations; the longest of the log took "
             f"{milliseconds(longest.duration)} for {longest.tokens} tokens."
@@ -131,9 +133,13 @@ def _ticks(axes: Axes, lines: Sequence[Line], values: Sequence[float | None], co
     axes.plot(x, y, color=colour, linewidth=1.2, solid_capstyle="butt")
 
 
-def _caption(lines: Sequence[Line], shown: Sequence[Line], longest: Line, predicted: bool) -> str:
+def _caption(
+    lines: Sequence[Line], shown: Sequence[Line], longest: Line, predicted: bool, staged: bool
+) -> str:
     text = "Above, the tokens that each iteration computed; below, how long it took"
     text += ", and what the latency model had foreseen." if predicted else "."
+    if staged:
+        text += " Several are under way at a time, one in each stage of the pipeline."
     if len(shown) < len(lines):
         span = shown[-1].offset + shown[-1].duration - shown[0].offset
         text += (

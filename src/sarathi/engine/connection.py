@@ -1,0 +1,129 @@
+"""The socket between the HTTP process and an engine process, and whether the other end is there.
+
+On one machine it is a file, and each process watches the other by its id. Between machines it is
+TCP with ZeroMQ's heartbeats, which a thread of the library keeps up however long a process
+computes: an end that has been silent for `SILENCE` counts as gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import recv_monitor_message
+
+SILENCE = 10.0  # seconds
+_HEARTBEAT = 1.0  # seconds between two
+_CONNECT_SECONDS = 30.0
+_MAX_FOLDER = 90  # characters: the path of a socket has at most 107
+
+
+class Listener:
+    """The HTTP process's end, for one engine."""
+
+    def __init__(self, host: str | None) -> None:
+        """
+        Args:
+            host: the address under which other machines reach this process; None: the engine runs
+                on this one.
+        """
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.PAIR)
+        self._socket.set_hwm(0)
+        self._monitor: zmq.asyncio.Socket | None = None
+        if host is None:
+            # A socket file of our own, so that two engines on a machine never meet.
+            self._folder = tempfile.TemporaryDirectory(prefix="sarathi-")
+            if len(self._folder.name) > _MAX_FOLDER:
+                self._folder.cleanup()
+                self._folder = tempfile.TemporaryDirectory(prefix="sarathi-", dir="/tmp")
+            self.endpoint = f"ipc://{self._folder.name}/engine"
+            self._socket.bind(self.endpoint)
+        else:
+            _keep_alive(self._socket)
+            self._monitor = self._socket.get_monitor_socket(
+                zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+            )
+            self._socket.bind(f"tcp://{f'[{host}]' if ':' in host else host}:0")
+            self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def send(self, message: bytes) -> None:
+        """Queue a message. There is no high-water mark: this never waits."""
+        self._socket.send(message)
+
+    async def receive(self) -> bytes:
+        message: bytes = await self._socket.recv()
+        return message
+
+    async def lost(self) -> None:
+        """Wait until the engine has connected and gone; for ever where it is on this machine."""
+        if self._monitor is None:
+            await _never()
+            return
+        accepted = engine = None
+        while True:
+            event = await recv_monitor_message(self._monitor)
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                accepted = event["value"]
+            elif event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                engine = accepted if engine is None else engine
+            elif event["value"] == engine:  # others may knock and go
+                return
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+class Connection:
+    """The engine process's end."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._context = zmq.Context()
+        self.socket = self._context.socket(zmq.PAIR)
+        self.socket.set_hwm(0)  # a slow reader at the other end must not stop the loop
+        self.remote = not endpoint.startswith("ipc:")
+        self._lost = False
+        if self.remote:
+            _keep_alive(self.socket)
+            self._monitor = self.socket.get_monitor_socket(
+                zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+            )
+        self.socket.connect(endpoint)
+
+    def reached(self) -> bool:
+        """Wait until the other end has answered; False where it does not in time."""
+        if not self.remote:
+            return True
+        deadline = time.monotonic() + _CONNECT_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            if self._monitor.poll(int(left * 1000)):
+                event = recv_monitor_message(self._monitor)
+                if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    return True
+        return False
+
+    def lost(self) -> bool:
+        """Whether the other end has gone; never true of one on this machine."""
+        if self.remote and self._monitor.poll(0):
+            self._lost = True  # it does not come back under the same address
+        return self._lost
+
+    def close(self) -> None:
+        self._context.destroy(linger=1000)
+
+
+def _keep_alive(socket: zmq.Socket[bytes] | zmq.asyncio.Socket) -> None:
+    socket.setsockopt(zmq.IPV6, 1)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, int(_HEARTBEAT * 1000))
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(SILENCE * 1000))
+    socket.setsockopt(zmq.HEARTBEAT_TTL, int(SILENCE * 1000))
+
+
+async def _never() -> None:
+    await asyncio.Event().wait()

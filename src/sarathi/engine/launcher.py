@@ -1,0 +1,65 @@
+"""Engines for the replicas of a fleet: what each gets of the machine that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from sarathi.engine.client import EngineClient, Watcher
+from sarathi.engine.config import EngineConfig
+from sarathi.engine.fleet import Order
+from sarathi.executors.machine import usable_cores
+from sarathi.executors.processes import LocalSpawner, Spawner
+
+
+class EngineLauncher:
+    """Makes engines of one model; see `fleet.Launcher`."""
+
+    def __init__(self, path: Path, config: EngineConfig, spawner: Spawner | None = None) -> None:
+        """
+        Args:
+            path: the model, as `open_model` takes it.
+            spawner: starts the processes; None: on this machine.
+        """
+        self._path = path
+        self._config = config
+        self._spawner: Spawner = LocalSpawner() if spawner is None else spawner
+
+    def __call__(
+        self, order: Order, watcher: Watcher, report: Callable[[str], None]
+    ) -> EngineClient:
+        config = _with_own_files(self._config, order.count)
+        if order.max_model_len is not None:
+            config = msgspec.structs.replace(config, max_model_len=order.max_model_len)
+        if self._spawner.host is None and order.replicas > 1:
+            config = share_of_machine(config, order.replicas)
+        return EngineClient(self._path, config, watcher, spawner=self._spawner, report=report)
+
+
+def share_of_machine(config: EngineConfig, replicas: int) -> EngineConfig:
+    """For one of several engines on the same machine: its part of the cores and the memory."""
+    threads = config.threads
+    if threads is None:
+        threads = max(1, usable_cores() // (replicas * config.pp * config.tp))
+    return msgspec.structs.replace(config, threads=threads, engines_here=replicas)
+
+
+def _with_own_files(config: EngineConfig, count: int) -> EngineConfig:
+    """Files of its own for every engine but the first: `log.jsonl`, `log.1.jsonl` and so on.
+
+    An engine empties its files when it starts.
+    """
+    return msgspec.structs.replace(
+        config,
+        iteration_log=_numbered(config.iteration_log, count),
+        trace=_numbered(config.trace, count),
+    )
+
+
+def _numbered(name: str | None, count: int) -> str | None:
+    if name is None or not count:
+        return name
+    path = Path(name)
+    return str(path.with_name(f"{path.stem}.{count}{path.suffix}"))

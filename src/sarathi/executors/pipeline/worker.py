@@ -1,0 +1,146 @@
+"""A process that computes one place of a layout. Started by an engine, never by hand."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket as sockets
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+import zmq
+
+from sarathi.executors.errors import ExecutorError
+from sarathi.executors.layout import Place
+from sarathi.executors.pipeline.links import new_socket
+from sarathi.executors.pipeline.member import Member
+from sarathi.executors.pipeline.messages import (
+    Allocate,
+    Check,
+    Connect,
+    Done,
+    Failed,
+    FromWorker,
+    Loaded,
+    Loading,
+    Passed,
+    Run,
+    Spec,
+    Stop,
+    WarmUp,
+    decode_to_worker,
+    encode,
+)
+from sarathi.executors.processes import parent_lives
+from sarathi.models.config import ModelError
+from sarathi.models.model import open_model
+
+_FIRST = Place(0, 0)
+_LOOK = 0.5  # seconds between looks at whether the parent lives
+_LAST_WORDS = 1000  # milliseconds for them to be sent
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """
+    Args:
+        arguments: the engine's endpoint, and a `Spec` as JSON.
+    """
+    endpoint, text = arguments
+    spec = msgspec.json.decode(text, type=Spec)
+    if threading.current_thread() is threading.main_thread():
+        # Both may reach the whole process group; it is the engine that decides what they mean.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    if spec.parent is not None:
+        threading.Thread(target=_watch, args=(spec.parent,), daemon=True).start()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = new_socket(context, zmq.DEALER)
+    socket.setsockopt(zmq.IDENTITY, b"%d" % spec.layout.places.index(spec.place))
+    socket.connect(endpoint)
+    try:
+        _Worker(spec, endpoint, context, socket).serve()
+        return 0
+    except (ModelError, ExecutorError) as error:
+        socket.send(encode(Failed(str(error))))
+        return 2
+    except Exception as error:  # the engine must learn of it, whatever it is
+        logger.exception("%s died", spec.place)
+        socket.send(encode(Failed(f"it died: {type(error).__name__}: {error}")))
+        return 1
+    finally:
+        context.destroy(linger=_LAST_WORDS)
+
+
+def _watch(parent: int) -> None:
+    """End when the parent has gone, even in the midst of a call that never returns."""
+    while parent_lives(parent):
+        time.sleep(_LOOK)
+    os._exit(1)
+
+
+class _Worker:
+    def __init__(
+        self,
+        spec: Spec,
+        endpoint: str,
+        context: zmq.Context[zmq.Socket[bytes]],
+        socket: zmq.Socket[bytes],
+    ) -> None:
+        self._socket = socket
+        self._member = Member(
+            open_model(Path(spec.model)),
+            spec.options,
+            spec.layout,
+            spec.place,
+            host=own_address(endpoint) if spec.remote else None,
+            folder=Path(urlsplit(endpoint).path).parent,
+            context=context,
+        )
+
+    def serve(self) -> None:
+        """Do what the engine says until it says to stop."""
+        member = self._member
+        self._send(member.hello)
+        while True:
+            message, step = decode_to_worker(self._socket.recv_multipart())
+            if isinstance(message, Run):
+                assert step is not None
+                member.run(message.id, step, lambda: True)  # `_watch` ends a vain wait
+                if member.place == _FIRST:
+                    self._send(Passed(message.id))
+                continue
+            if isinstance(message, Stop):
+                return
+            if isinstance(message, Connect):
+                # Nobody else uses the socket while it loads.
+                part = member.load(message, lambda share: self._send(Loading(share)))
+                self._send(Loaded(part))
+                continue
+            if isinstance(message, Allocate):
+                member.executor.allocate(message.num_blocks)
+            elif isinstance(message, Check):
+                member.executor.check()
+            elif isinstance(message, WarmUp):
+                member.warm_up(message.begins)
+            self._send(Done())
+
+    def _send(self, message: FromWorker) -> None:
+        self._socket.send(encode(message))
+
+
+def own_address(endpoint: str) -> str:
+    """The address of this machine on the way to `endpoint`, such as tcp://10.0.0.1:1234."""
+    parts = urlsplit(endpoint)
+    family, kind, protocol, _, address = sockets.getaddrinfo(
+        parts.hostname, parts.port, type=sockets.SOCK_DGRAM
+    )[0]
+    with sockets.socket(family, kind, protocol) as socket:
+        socket.connect(address)  # sends nothing
+        return str(socket.getsockname()[0])

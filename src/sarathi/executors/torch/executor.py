@@ -1,0 +1,274 @@
+"""Runs steps through torch: on CPUs and on NVIDIA GPUs, a stage or one rank's share of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+
+import torch
+
+from sarathi.executors.errors import ExecutorError
+from sarathi.executors.machine import usable_cores
+from sarathi.executors.precision import KvPrecision, Precision
+from sarathi.executors.self_check import check_deterministic, check_model
+from sarathi.executors.step import Step, check_step
+from sarathi.executors.torch.arrays import DTYPES, as_array, as_tensor
+from sarathi.executors.torch.attention import Cache, Planned, choose
+from sarathi.executors.torch.attention_check import check_attention
+from sarathi.executors.torch.cuda_graph import CudaGraph
+from sarathi.executors.torch.devices import Device, default_precision, find_device
+from sarathi.executors.torch.graphs import DecodeGraphs, graph_sizes
+from sarathi.executors.torch.group import Group, Solo
+from sarathi.executors.torch.inputs import Carrier, Inputs, StepArrays, step_arrays
+from sarathi.executors.torch.memory import free_memory, largest_step, release
+from sarathi.executors.torch.operations import Rank, Rotary, TorchOperations
+from sarathi.executors.torch.parameters import Parameters, Served
+from sarathi.models.config import ModelConfig
+from sarathi.models.decoder import decode
+from sarathi.models.sharding import Shard, ShardedWeights, shard_config, shard_shapes, vocabulary
+from sarathi.models.stage import Stage, whole
+from sarathi.models.weights import Array, Weights
+
+
+class TorchExecutor:
+    """See `executors.executor.Executor`. Several ranks execute the same steps at the same time,
+    and likewise check themselves; the output is on rank 0.
+
+    Raises:
+        ExecutorError: there is no such device or no room on it.
+        ModelError: the layers cannot be shared out, or the checkpoint lacks something.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        *,
+        stage: Stage | None = None,
+        shard: Shard | None = None,
+        group: Group | None = None,
+        max_position: int,
+        precision: Precision | None = None,
+        device: Device | None = None,
+        device_index: int = 0,
+        num_threads: int | None = None,
+        deterministic: bool = False,
+        max_batch_size: int = 128,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        """Read the weights.
+
+        Args:
+            config: the whole model's; likewise `weights`, of which only this rank's share is read.
+            stage: the layers to compute; None for all.
+            shard: this rank's share of them; None for all of it.
+            group: the ranks of the stage, as many as `shard` says; None where there is one.
+            max_position: tokens, prompt and output together, of the longest sequence.
+            precision: None for `default_precision`.
+            device: None for a GPU if there is one.
+            device_index: which GPU.
+            num_threads: of the whole process, on a CPU; None for one a core.
+            deterministic: whether logits must not depend on what else is in a step.
+            max_batch_size: up to which decodes are captured in graphs, on a GPU.
+            progress: called with the share of the weights that has been read.
+        """
+        self.config = config
+        self.stage = stage or whole(config)
+        self.shard = shard or Shard()
+        self.max_position = max_position
+        self._device = find_device(device, device_index)
+        self.precision: Precision = precision or default_precision(self._device.type)
+        self.kv_precision: KvPrecision = self.precision
+        self.deterministic = deterministic
+        self.num_blocks = 0
+        self._dtype = DTYPES[self.precision]
+        self._local = shard_config(config, self.shard.count)
+        self._max_batch_size = max_batch_size
+        if self._device.type == "cpu":
+            torch.set_num_threads(num_threads or usable_cores())
+        with _room("the weights"):
+            self._parameters = Parameters(
+                ShardedWeights(weights, config, self.shard),
+                shard_shapes(config, self.stage, self.shard),
+                self._dtype,
+                self._device,
+                progress,
+            )
+        self._rank = Rank(
+            config=self._local,
+            vocabulary=vocabulary(config, self.shard),
+            parameters=self._parameters,
+            rotary=Rotary(config, max_position, self._device),
+            group=group or Solo(),
+            deterministic=deterministic,
+        )
+        self._attention = choose(self._local, self._dtype, self._device, deterministic)
+        self.block_size = self._attention.block_size
+        self._carrier = Carrier(self._device)
+        self._caches: dict[int, Cache] = {}
+        self._graphs: DecodeGraphs | None = None
+        # What the host reads of a GPU's results.
+        self._pinned = torch.empty(0, dtype=torch.uint8)
+
+    @property
+    def weight_bytes(self) -> int:
+        return self._parameters.num_bytes
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes that one KV block occupies on this rank, over the layers of the stage."""
+        elements = self.block_size * self._local.num_kv_heads * self._local.head_dim
+        itemsize: int = self._dtype.itemsize
+        return 2 * len(self.stage.layers) * elements * itemsize
+
+    def allocate(self, num_blocks: int) -> None:
+        """See `Executor`. On a GPU decodes are captured in graphs, which takes a few seconds."""
+        self._release()
+        # One more than asked for, for rows that fill up a graph.
+        shape = (num_blocks + 1, self.block_size, self._local.num_kv_heads, self._local.head_dim)
+        with _room("the KV cache"), self._computing():
+            # Zeroed, since a NaN that happens to lie there would survive masking.
+            make = partial(torch.zeros, shape, dtype=self._dtype, device=self._device)
+            self._caches = {layer: Cache(make(), make()) for layer in self.stage.layers}
+            self.num_blocks = num_blocks
+            if self._device.type == "cuda":
+                self._graphs = self._capture()
+
+    def free_memory(self, max_tokens: int, max_batch_size: int) -> int:
+        """Bytes that are left for the KV cache; what there was of it is given up.
+
+        On a GPU the largest step is run to see what it takes, so all ranks ask together.
+
+        Args:
+            max_tokens: of a step.
+            max_batch_size: sequences of a step.
+        """
+
+        def run_largest() -> None:
+            num_sequences = max(max_batch_size, -(-max_tokens // self.max_position))
+            step = largest_step(max_tokens, num_sequences, self.block_size, self.num_blocks)
+            hidden = torch.zeros((max_tokens, self.config.hidden_size), dtype=self._dtype)
+            self.execute(step, None if self.stage.first else as_array(hidden))
+
+        self._release()
+        if self._device.type == "cuda":
+            shape = (2, self.block_size, self._local.num_kv_heads, self._local.head_dim)
+            make = partial(torch.zeros, shape, dtype=self._dtype, device=self._device)
+            self._caches = {layer: Cache(make(), make()) for layer in self.stage.layers}
+            self.num_blocks = 1
+        free = free_memory(self._device, run_largest)
+        self._release()
+        return free
+
+    def check(self) -> None:
+        """See `Executor`. Of several ranks each one checks its attention alone, since none has the
+        weights to compute what all of them do."""
+        if self.shard.count > 1:
+            check_attention(self._attention, self._local, self._dtype, self._device)
+        else:
+            check_model(self, Served(self._parameters))
+        if self.deterministic:
+            check_deterministic(self)
+
+    def warming_up(self) -> AbstractContextManager[None]:
+        """See `Executor`: there is nothing to give back."""
+        return nullcontext()
+
+    def execute(self, step: Step, received: Array | None = None) -> Array:
+        """Run a step; see `Executor`. Ranks but the first have only their own columns of logits."""
+        check_step(
+            step,
+            num_blocks=self.num_blocks,
+            block_size=self.block_size,
+            vocab_size=self.config.vocab_size,
+            max_position=self.max_position,
+        )
+        arrays = step_arrays(step, self.block_size)
+        with self._computing():
+            hidden = self._received(len(step.token_ids), received)
+            if self._graphs is not None and self._graphs.takes(arrays):
+                output = self._graphs.run(arrays, hidden)
+                if self.stage.last:
+                    output = output[torch.from_numpy(arrays.sample_rows).to(self._device)]
+            else:
+                inputs = self._carrier.send(arrays)
+                output = self._forward(inputs, self._attention.plan(arrays, inputs), hidden)
+            return as_array(self._to_host(output))
+
+    def _received(self, num_tokens: int, received: Array | None) -> torch.Tensor | None:
+        """What the stage before has computed, or room for it on ranks that get it of rank 0."""
+        if self.stage.first:
+            return None
+        if received is not None:
+            return as_tensor(received, self._dtype).to(self._device)
+        shape = (num_tokens, self.config.hidden_size)
+        return torch.empty(shape, dtype=self._dtype, device=self._device)
+
+    def _forward(
+        self, inputs: Inputs, planned: Planned, received: torch.Tensor | None
+    ) -> torch.Tensor:
+        ops = TorchOperations(self._rank, inputs, planned, self._caches, received)
+        return decode(ops, self._local, self.stage)
+
+    def _capture(self) -> DecodeGraphs | None:
+        # Messages between ranks are left out of graphs: that has never been tried.
+        if self._rank.group.size > 1 or not self._attention.records:
+            return None
+        pool = torch.cuda.graph_pool_handle()
+
+        def capture(arrays: StepArrays) -> CudaGraph:
+            received = None if self.stage.first else self._received(len(arrays.contexts), None)
+            return CudaGraph(
+                arrays,
+                self._forward,
+                attention=self._attention,
+                carrier=self._carrier,
+                received=received,
+                pool=pool,
+            )
+
+        return DecodeGraphs(
+            graph_sizes(self._max_batch_size),
+            capture,
+            width=-(-self.max_position // self.block_size),
+            block_size=self.block_size,
+            spare_block=self.num_blocks,
+        )
+
+    def _to_host(self, output: torch.Tensor) -> torch.Tensor:
+        if self._device.type == "cpu":
+            return output
+        if len(self._pinned) < output.nbytes:
+            self._pinned = torch.empty(2 * output.nbytes, dtype=torch.uint8, pin_memory=True)
+        host = self._pinned[: output.nbytes].view(output.dtype).view(output.shape)
+        host.copy_(output, non_blocking=True)
+        torch.cuda.current_stream(self._device).synchronize()
+        return host
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Both are settings of a thread, and it need not be the one that has loaded the model."""
+        with torch.inference_mode():
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)
+            yield
+
+    def _release(self) -> None:
+        self._graphs = None
+        self._caches = {}
+        self.num_blocks = 0
+        release(self._device)
+
+
+@contextmanager
+def _room(purpose: str) -> Iterator[None]:
+    """Say what there is no memory for."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ExecutorError(f"the GPU has no memory for {purpose}") from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        raise ExecutorError(f"this machine has no memory for {purpose}") from error

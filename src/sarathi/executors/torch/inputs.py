@@ -1,0 +1,153 @@
+"""A step as the operations need it: worked out once, for all layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from sarathi.executors.step import I32, I64, Step
+from sarathi.models.weights import Array
+
+_ALIGNMENT = 16  # bytes, of each array in a buffer
+
+
+@dataclass(frozen=True)
+class StepArrays:
+    """T tokens of B sequences whose longest block table has W entries; S sampled rows."""
+
+    token_ids: I64  # [T]
+    positions: I64  # [T]
+    slots: I64  # [T], block * block_size + place in the block: where keys and values go
+    query_starts: I32  # [B + 1]
+    context_starts: I32  # [B + 1], likewise of the tokens cached and new
+    contexts: I32  # [B], tokens cached and new
+    tables: I32  # [B, W], each sequence's blocks, then zeros
+    sample_rows: I64  # [S]
+
+    @property
+    def only_decodes(self) -> bool:
+        """Whether every sequence has one token."""
+        return len(self.token_ids) == len(self.contexts)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The arrays on the device."""
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    query_starts: torch.Tensor
+    context_starts: torch.Tensor
+    contexts: torch.Tensor
+    tables: torch.Tensor
+    sample_rows: torch.Tensor
+
+
+def step_arrays(step: Step, block_size: int) -> StepArrays:
+    queries = np.diff(step.query_starts)
+    contexts = (step.past_lens + queries).astype(np.int32)
+    counts = np.diff(step.block_starts)
+    tables = np.zeros((len(counts), counts.max()), np.int32)
+    tables[np.arange(counts.max()) < counts[:, None]] = step.block_ids
+    sequence = np.repeat(np.arange(len(queries)), queries)
+    # Out of the lengths, which have been checked against the block tables, unlike the positions.
+    place = np.arange(len(sequence)) + np.repeat(step.past_lens - step.query_starts[:-1], queries)
+    blocks = tables[sequence, place // block_size].astype(np.int64)
+    return StepArrays(
+        token_ids=np.asarray(step.token_ids, np.int64),
+        positions=np.asarray(step.positions, np.int64),
+        slots=blocks * block_size + place % block_size,
+        query_starts=np.asarray(step.query_starts, np.int32),
+        context_starts=_starts(contexts),
+        contexts=contexts,
+        tables=tables,
+        sample_rows=np.asarray(step.sample_rows, np.int64),
+    )
+
+
+def no_decodes() -> StepArrays:
+    """Of no sequence, for `padded` to begin with."""
+    none64, none32 = np.zeros(0, np.int64), np.zeros(0, np.int32)
+    start, tables = np.zeros(1, np.int32), np.zeros((0, 0), np.int32)
+    return StepArrays(none64, none64, none64, start, start, none32, tables, none64)
+
+
+def padded(
+    arrays: StepArrays, *, size: int, width: int, block_size: int, spare_block: int
+) -> StepArrays:
+    """Decodes filled up to `size` sequences, with block tables of `width` entries.
+
+    The sequences that are added have one token each, which all go to the same place in a block
+    that belongs to nobody. All rows are sampled, in order.
+
+    Args:
+        arrays: of decodes only, of `size` sequences and `width` entries at most.
+        spare_block: nobody's.
+    """
+    count, used = arrays.tables.shape
+    more = size - count
+    tables = np.zeros((size, width), np.int32)
+    tables[:count, :used] = arrays.tables
+    tables[count:, 0] = spare_block
+    contexts = np.append(arrays.contexts, np.ones(more, np.int32))
+    return StepArrays(
+        token_ids=np.append(arrays.token_ids, np.zeros(more, np.int64)),
+        positions=np.append(arrays.positions, np.zeros(more, np.int64)),
+        slots=np.append(arrays.slots, np.full(more, spare_block * block_size, np.int64)),
+        query_starts=np.arange(size + 1, dtype=np.int32),
+        context_starts=_starts(contexts),
+        contexts=contexts,
+        tables=tables,
+        sample_rows=np.arange(size, dtype=np.int64),
+    )
+
+
+def _starts(lengths: I32) -> I32:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+
+
+class Carrier:
+    """Takes the arrays of a step to a device, all in one copy."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        # What the device reads from while the processor goes on: written again only once a step
+        # is over.
+        self._pinned = torch.empty(0, dtype=torch.uint8)
+
+    def send(self, arrays: StepArrays, into: torch.Tensor | None = None) -> Inputs:
+        """The inputs in the device's memory.
+
+        Args:
+            into: `num_bytes` on the device, where they keep their addresses; None for new memory.
+        """
+        named = {field.name: getattr(arrays, field.name) for field in fields(arrays)}
+        if self._device.type == "cpu":
+            return Inputs(**{name: torch.from_numpy(array) for name, array in named.items()})
+        size = num_bytes(arrays)
+        if len(self._pinned) < size:
+            self._pinned = torch.empty(2 * size, dtype=torch.uint8, pin_memory=True)
+        if into is None:
+            into = torch.empty(size, dtype=torch.uint8, device=self._device)
+        found, offset, host = {}, 0, self._pinned.numpy()
+        for name, array in named.items():
+            end = offset + array.nbytes
+            host[offset:end] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            dtype = torch.int64 if array.dtype == np.int64 else torch.int32
+            found[name] = into[offset:end].view(dtype).view(array.shape)
+            offset = _aligned(end)
+        into[:size].copy_(self._pinned[:size], non_blocking=True)
+        return Inputs(**found)
+
+
+def num_bytes(arrays: StepArrays) -> int:
+    """What a `Carrier` needs for arrays of these shapes."""
+    every: list[Array] = [getattr(arrays, field.name) for field in fields(arrays)]
+    return sum(_aligned(array.nbytes) for array in every)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT

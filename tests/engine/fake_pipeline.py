@@ -1,0 +1,67 @@
+"""A pipeline that computes a step when its result is asked for."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+from sarathi.executors.runner import Computed, Executor, StageTime
+from sarathi.executors.step import Step
+
+
+class Pipeline:
+    """As many steps under way as there are stages.
+
+    Attributes:
+        hurries: whether there is a result when the engine waits, although it could go on.
+        seen: how many steps were under way whenever the engine waited.
+        before_result: called when a result is asked for; may raise.
+    """
+
+    def __init__(
+        self, executor: Executor, depth: int, times: Iterable[tuple[StageTime, ...]] = ()
+    ) -> None:
+        """
+        Args:
+            times: of the steps, in order; afterwards nothing takes any time.
+        """
+        self.depth = depth
+        self.hurries = True
+        self.seen: list[int] = []
+        self.steps: list[Step] = []
+        self.abandoned = 0
+        self.closed = False
+        self.well = True
+        self.before_result: Callable[[], None] = lambda: None
+        self._executor = executor
+        self._times: Iterator[tuple[StageTime, ...]] = iter(times)
+        self._under_way: deque[Step] = deque()
+
+    @property
+    def is_free(self) -> bool:
+        return len(self._under_way) < self.depth
+
+    def submit(self, step: Step) -> None:
+        assert self.is_free
+        self.steps.append(step)
+        self._under_way.append(step)
+
+    def wait(self, seconds: float) -> bool:
+        self.seen.append(len(self._under_way))
+        return self.hurries or not self.is_free
+
+    def result(self) -> Computed:
+        self.before_result()
+        logits = self._executor.execute(self._under_way.popleft())
+        nothing = (StageTime(0.0, 0.0),) * self.depth
+        return Computed(logits, next(self._times, nothing))
+
+    def abandon(self) -> None:
+        self.abandoned += 1
+        self._under_way.clear()
+
+    def check(self) -> None:
+        assert self.well
+
+    def close(self) -> None:
+        self.closed = True

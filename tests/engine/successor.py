@@ -1,0 +1,45 @@
+"""An executor that counts, and what to do with an engine over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from sarathi.engine.core import EngineCore
+from sarathi.engine.messages import TokenOutput
+from sarathi.engine.sampling import SamplingParams
+from sarathi.executors.step import Step
+
+VOCAB = 50
+EOS = 49
+
+
+class Successor:
+    """After token t comes t + 1; after a prompt's last token, too."""
+
+    def __init__(self) -> None:
+        self.spoil: Callable[[np.ndarray], None] = lambda logits: None
+
+    def execute(self, step: Step) -> np.ndarray:
+        logits = np.zeros((len(step.sample_rows), VOCAB), np.float32)
+        following = (step.token_ids[step.sample_rows] + 1) % VOCAB
+        logits[np.arange(len(following)), following] = 9.0
+        self.spoil(logits)
+        return logits
+
+
+def greedy(**options: object) -> SamplingParams:
+    return SamplingParams(temperature=0, **options)  # type: ignore[arg-type]
+
+
+def drain(core: EngineCore) -> dict[int, list[TokenOutput]]:
+    outputs: dict[int, list[TokenOutput]] = {}
+    while core.has_work:
+        for output in core.step().outputs:
+            outputs.setdefault(output.id, []).append(output)
+    return outputs
+
+
+def tokens(outputs: list[TokenOutput]) -> list[int]:
+    return [output.token for output in outputs]

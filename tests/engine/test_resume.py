@@ -1,0 +1,163 @@
+"""A request goes on in another engine, with the tokens that it would have had in the first."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sarathi.engine.core import EngineCore
+from sarathi.engine.messages import TokenOutput
+from sarathi.engine.sampler import Sampler
+from sarathi.engine.sampling import SamplingParams
+from sarathi.executors.runner import Alone
+from sarathi.executors.step import Step
+from sarathi.scheduling import POLICIES, AdmissionError, BlockPool, FixedBudget, Scheduler
+
+VOCAB, EOS = 40, 39
+BLOCK, BLOCKS, LENGTH = 4, 24, 60
+
+
+class Rememberer:
+    """Logits that follow from all tokens of a sequence, as the KV blocks have them."""
+
+    def __init__(self) -> None:
+        self._cache = np.full((BLOCKS, BLOCK), -1)
+
+    def execute(self, step: Step) -> np.ndarray:
+        logits = []
+        for index, past in enumerate(step.past_lens.tolist()):
+            begin, end = step.query_starts[index : index + 2].tolist()
+            first, last = step.block_starts[index : index + 2].tolist()
+            blocks = step.block_ids[first:last]
+            for row in range(begin, end):
+                position = past + row - begin
+                self._cache[blocks[position // BLOCK], position % BLOCK] = step.token_ids[row]
+                if row in step.sample_rows:
+                    read = self._cache[blocks].reshape(-1)[: position + 1]
+                    assert (read >= 0).all()
+                    seed = int.from_bytes(blake2b(read.tobytes(), digest_size=8).digest(), "big")
+                    logits.append(np.random.default_rng(seed).normal(0, 2, VOCAB))
+        return np.array(logits, np.float32).reshape(-1, VOCAB)
+
+
+def core(budget: int = 16, policy: str = "sarathi", **options: object) -> EngineCore:
+    scheduler = Scheduler(
+        BlockPool(BLOCKS, BLOCK),
+        FixedBudget(budget),
+        max_batch_size=4,
+        max_model_len=LENGTH,
+        policy=POLICIES[policy],
+        **options,  # type: ignore[arg-type]
+    )
+    return EngineCore(Alone(Rememberer()), scheduler, Sampler(VOCAB), [EOS])
+
+
+def drain(engine: EngineCore, wanted: int) -> list[TokenOutput]:
+    outputs = []
+    while engine.has_work:
+        result = engine.step()
+        assert not result.failures
+        outputs += [output for output in result.outputs if output.id == wanted]
+    return outputs
+
+
+def whole(prompt: list[int], params: SamplingParams) -> list[TokenOutput]:
+    engine = core()
+    engine.submit(1, prompt, params, arrival=0.0)
+    return drain(engine, 1)
+
+
+def same(one: TokenOutput, other: TokenOutput) -> bool:
+    return (one.token, one.finish_reason, one.logprobs) == (
+        other.token,
+        other.finish_reason,
+        other.logprobs,
+    )
+
+
+all_params = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 0.7, 2.0]),
+    seed=st.integers(0, 100),
+    max_tokens=st.sampled_from([15, 20, None]),
+    min_tokens=st.sampled_from([0, 1, 15]),
+    top_p=st.sampled_from([1.0, 0.9]),
+    repetition_penalty=st.sampled_from([1.0, 1.5]),
+    frequency_penalty=st.sampled_from([0.0, 1.0]),
+    logprobs=st.sampled_from([None, 2]),
+    ignore_eos=st.booleans(),
+    stop_token_ids=st.sampled_from([(), (3, 4)]),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    prompt=st.lists(st.integers(0, VOCAB - 2), min_size=1, max_size=30),
+    params=all_params,
+    place=st.floats(0, 1),
+    budget=st.sampled_from([3, 16, 64]),
+    policy=st.sampled_from(["sarathi", "orca", "vllm"]),
+    chunk=st.sampled_from([None, 8]),
+    mates=st.integers(0, 5),
+)
+def test_from_any_point_on_the_rest_is_the_same(
+    prompt: list[int],
+    params: SamplingParams,
+    place: float,
+    budget: int,
+    policy: str,
+    chunk: int | None,
+    mates: int,
+) -> None:
+    expected = whole(prompt, params)
+    cut = min(int(place * len(expected)), len(expected) - 1)
+    before = [output.token for output in expected[:cut]]
+    engine = core(budget, policy, deterministic_chunk=chunk if policy == "sarathi" else None)
+    for mate in range(mates):  # some begin in the same way, and memory may run out
+        engine.submit(100 + mate, prompt[: mate + 5], SamplingParams(max_tokens=20), arrival=0.0)
+    engine.step()
+    engine.submit(1, prompt, params, arrival=0.5, output_ids=before)
+    rest = drain(engine, 1)
+    assert len(rest) == len(expected) - cut
+    assert all(map(same, rest, expected[cut:]))
+    assert engine.stats.free_blocks == engine.stats.total_blocks
+
+
+def test_what_comes_with_the_first_token_does_not_come_twice() -> None:
+    engine = core()
+    prompt = list(range(12))
+    engine.submit(1, prompt, SamplingParams(max_tokens=3, ignore_eos=True), arrival=0.0)
+    first, *_ = drain(engine, 1)
+    assert first.scheduling_delay is not None
+    params = SamplingParams(max_tokens=3, ignore_eos=True)
+    engine.submit(2, prompt, params, arrival=0.0, output_ids=[first.token])
+    again, _ = drain(engine, 2)
+    assert (again.scheduling_delay, again.cached_tokens) == (None, 0)
+    # Its prompt was counted by the engine that began it.
+    assert engine.stats.prompt_tokens == len(prompt)
+
+
+def test_what_had_no_token_yet_begins_as_usual() -> None:
+    engine = core()
+    engine.submit(1, [1, 2], SamplingParams(max_tokens=1), arrival=0.0, output_ids=[])
+    [only] = drain(engine, 1)
+    assert only.scheduling_delay is not None
+
+
+@pytest.mark.parametrize(
+    ("outputs", "why"),
+    [
+        ([5, 6, 7], "has ended already"),
+        ([EOS], "has ended already"),
+        ([VOCAB], "the output holds a token id outside the vocabulary"),
+    ],
+)
+def test_an_output_that_cannot_go_on_is_refused(outputs: list[int], why: str) -> None:
+    engine = core()
+    with pytest.raises(AdmissionError, match=why):
+        engine.submit(1, [1], SamplingParams(max_tokens=3), arrival=0.0, output_ids=outputs)
+    assert not engine.has_work

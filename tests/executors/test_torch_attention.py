@@ -1,0 +1,191 @@
+"""Steps made ready for attention and for graphs, without a model."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from sarathi.executors.errors import ExecutorError
+from sarathi.executors.step import Part, join_parts
+from sarathi.executors.torch.attention import Cache, choose
+from sarathi.executors.torch.attention_check import check_attention
+from sarathi.executors.torch.flashinfer_attention import _pages
+from sarathi.executors.torch.graphs import DecodeGraphs, graph_sizes
+from sarathi.executors.torch.inputs import StepArrays, no_decodes, padded, step_arrays
+from sarathi.executors.torch.memory import largest_step
+from sarathi.executors.torch.plain_attention import PlainAttention
+from sarathi.models.config import ModelConfig
+
+BLOCK = 4
+CPU = torch.device("cpu")
+
+
+def config(num_heads: int = 6, num_kv_heads: int = 2, windows: tuple[int, ...] = (0, 5)):
+    return ModelConfig(
+        architecture="Llama",
+        vocab_size=8,
+        hidden_size=num_heads * 8,
+        intermediate_size=8,
+        num_layers=len(windows),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=8,
+        norm_eps=1e-5,
+        max_position=512,
+        inv_freq=(1.0,) * 4,
+        sliding_windows=windows,
+    )
+
+
+def decodes(*contexts: int) -> StepArrays:
+    """One new token each, in blocks of their own."""
+    parts, used = [], 1
+    for context in contexts:
+        count = -(-context // BLOCK)
+        parts.append(Part([7], context - 1, range(used, used + count), samples=True))
+        used += count
+    return step_arrays(join_parts(parts, BLOCK), BLOCK)
+
+
+class TestInputs:
+    def test_slots_follow_the_block_tables(self) -> None:
+        parts = [
+            Part([1, 2, 3], 3, [9, 4], samples=True),
+            Part([4], 0, [2], samples=False),
+            Part([5, 6], 8, [0, 1, 7], samples=True),
+        ]
+        arrays = step_arrays(join_parts(parts, BLOCK), BLOCK)
+        assert arrays.slots.tolist() == [39, 16, 17, 8, 28, 29]
+        assert arrays.contexts.tolist() == [6, 1, 10]
+        assert arrays.context_starts.tolist() == [0, 6, 7, 17]
+        assert arrays.tables.tolist() == [[9, 4, 0], [2, 0, 0], [0, 1, 7]]
+        assert arrays.sample_rows.tolist() == [2, 5]
+        assert not arrays.only_decodes
+        assert decodes(1, 5).only_decodes
+
+    def test_decodes_are_filled_up_with_rows_that_write_to_the_spare_block(self) -> None:
+        filled = padded(decodes(3, 6), size=4, width=5, block_size=BLOCK, spare_block=50)
+        assert filled.slots.tolist() == [6, 13, 200, 200]
+        assert filled.contexts.tolist() == [3, 6, 1, 1]
+        assert filled.tables[:, 0].tolist() == [1, 2, 50, 50]
+        assert filled.tables.shape == (4, 5)
+        assert filled.query_starts.tolist() == [0, 1, 2, 3, 4]
+        assert filled.context_starts.tolist() == [0, 3, 9, 10, 11]
+
+    def test_all_steps_of_a_size_have_the_same_shapes(self) -> None:
+        """A graph has room for one shape."""
+        shapes = {
+            tuple(
+                (getattr(filled, field.name).shape, getattr(filled, field.name).dtype)
+                for field in fields(filled)
+            )
+            for arrays in (no_decodes(), decodes(9), decodes(1, 2, 3), decodes(1, 2, 3, 20))
+            for filled in [padded(arrays, size=4, width=5, block_size=BLOCK, spare_block=50)]
+        }
+        assert len(shapes) == 1
+
+    def test_pages_of_flashinfer(self) -> None:
+        starts, blocks, last = _pages(decodes(3, 8, 9), BLOCK)
+        assert starts.tolist() == [0, 1, 3, 6]
+        assert blocks.tolist() == [1, 2, 3, 4, 5, 6]
+        assert last.tolist() == [3, 4, 1]
+
+    @pytest.mark.parametrize(("tokens", "sequences"), [(10, 3), (2, 5), (64, 1)])
+    def test_the_largest_step(self, tokens: int, sequences: int) -> None:
+        step = largest_step(tokens, sequences, BLOCK, 2)
+        assert len(step.token_ids) == tokens
+        assert len(step.past_lens) == len(step.sample_rows) == min(tokens, sequences)
+        assert step.block_ids.max() < 2
+
+
+class TestGraphs:
+    def test_sizes(self) -> None:
+        assert graph_sizes(1) == (1,)
+        assert graph_sizes(7) == (1, 2, 4, 7)
+        assert graph_sizes(20) == (1, 2, 4, 8, 16, 20)
+
+    def test_a_step_takes_the_next_larger_graph(self) -> None:
+        captured: list[int] = []
+        ran: list[tuple[int, list[int]]] = []
+
+        class Fake:
+            """What is captured, called anew."""
+
+            def __init__(self, shape: StepArrays) -> None:
+                self.size = len(shape.contexts)
+                assert (shape.slots == 9 * BLOCK).all()
+                captured.append(self.size)
+
+            def run(self, arrays: StepArrays, received: torch.Tensor | None) -> torch.Tensor:
+                assert len(arrays.contexts) == self.size
+                ran.append((self.size, arrays.contexts.tolist()))
+                return torch.from_numpy(arrays.contexts)
+
+        graphs = DecodeGraphs((1, 2, 4), Fake, width=8, block_size=BLOCK, spare_block=9)
+        assert captured == [4, 2, 1]
+        assert graphs.run(decodes(5, 6, 7), None).tolist() == [5, 6, 7]
+        assert graphs.run(decodes(3), None).tolist() == [3]
+        assert ran == [(4, [5, 6, 7, 1]), (1, [3])]
+        assert graphs.takes(decodes(1, 1, 1, 1))
+        assert not graphs.takes(decodes(1, 1, 1, 1, 1))
+        prompt = join_parts([Part([1, 2], 0, [0], samples=True)], BLOCK)
+        assert not graphs.takes(step_arrays(prompt, BLOCK))
+
+
+class TestCheck:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("heads", [(6, 2), (4, 4), (3, 1)])
+    @pytest.mark.parametrize("one_by_one", [False, True])
+    def test_plain_attention_passes(
+        self, dtype: torch.dtype, heads: tuple[int, int], one_by_one: bool
+    ) -> None:
+        sizes = config(*heads, windows=(0, 1, 20, 40))
+        attention = PlainAttention(sizes, dtype, CPU, one_by_one=one_by_one)
+        check_attention(attention, sizes, dtype, CPU)
+
+    def test_it_notices_a_window_that_is_off_by_one(self) -> None:
+        plain = PlainAttention(config(), torch.float32, CPU)
+
+        class Wrong:
+            block_size = plain.block_size
+
+            def plan(self, arrays, inputs):
+                planned = plain.plan(arrays, inputs)
+
+                class Planned:
+                    def attend(self, query, cache: Cache, window: int) -> torch.Tensor:
+                        return planned.attend(query, cache, window and window + 1)
+
+                return Planned()
+
+        with pytest.raises(ExecutorError, match="self-check failed: attention"):
+            check_attention(Wrong(), config(), torch.float32, CPU)  # type: ignore[arg-type]
+
+    def test_nothing_but_plain_attention_runs_on_a_cpu(self) -> None:
+        assert isinstance(choose(config(), torch.bfloat16, CPU), PlainAttention)
+
+
+def test_padding_does_not_reach_the_output() -> None:
+    """What lies in blocks that a sequence does not have is never seen, were it not a number."""
+    sizes = config()
+    attention = PlainAttention(sizes, torch.float32, CPU)
+    size = attention.block_size
+    shape = (8, size, sizes.num_kv_heads, sizes.head_dim)
+    cache = Cache(torch.randn(shape), torch.randn(shape))
+    parts = [Part([1], size + 3, [1, 2], samples=True), Part([1], 3, [3], samples=True)]
+    arrays = step_arrays(join_parts(parts, size), size)
+    query = torch.randn(2, sizes.num_heads, sizes.head_dim)
+
+    def attend() -> np.ndarray:
+        from sarathi.executors.torch.inputs import Carrier
+
+        return attention.plan(arrays, Carrier(CPU).send(arrays)).attend(query, cache, 0).numpy()
+
+    before = attend()
+    cache.keys[[0, 4, 5, 6, 7]] = 1e9
+    cache.values[[0, 4, 5, 6, 7]] = 1e9
+    cache.values[3, 4:] = 1e9
+    assert np.array_equal(attend(), before)

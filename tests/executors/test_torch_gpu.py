@@ -1,0 +1,140 @@
+"""The torch executor on a GPU says what it says on a CPU. Skipped where there is none."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from engines import NUM_BLOCKS, load_torch
+
+from sarathi.executors.precision import Precision
+from sarathi.executors.step import Part, Step, join_parts
+from sarathi.executors.torch.arrays import DTYPES
+from sarathi.executors.torch.attention import Attention, choose
+from sarathi.executors.torch.attention_check import check_attention
+from sarathi.executors.torch.executor import TorchExecutor
+from sarathi.executors.torch.flashinfer_attention import FlashInferAttention
+from sarathi.executors.torch.plain_attention import PlainAttention
+from sarathi.executors.torch.varlen_attention import VarlenAttention
+from sarathi.models.config import ModelConfig
+from sarathi.models.model import open_model
+from sarathi.models.stage import split
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+FAMILIES = ("llama-biases", "qwen2-sliding", "qwen3-wide-heads", "falcon-180b")
+TOLERANCES: dict[Precision, float] = {"f32": 1e-3, "f16": 0.03, "bf16": 0.15}
+
+
+def attention_config() -> ModelConfig:
+    return ModelConfig(
+        architecture="Llama",
+        vocab_size=8,
+        hidden_size=512,
+        intermediate_size=8,
+        num_layers=3,
+        num_heads=8,
+        num_kv_heads=2,
+        head_dim=64,
+        norm_eps=1e-5,
+        max_position=4096,
+        inv_freq=(1.0,) * 32,
+        sliding_windows=(0, 7, 100),
+    )
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("kind", [PlainAttention, VarlenAttention, FlashInferAttention])
+def test_attention_passes_its_check(kind: type, precision: Precision) -> None:
+    config, dtype, device = attention_config(), DTYPES[precision], torch.device("cuda")
+    if kind is not PlainAttention and not kind.suits(config, dtype, device):
+        pytest.skip("not for this GPU, precision or environment")
+    attention: Attention = kind(config, dtype, device)
+    check_attention(attention, config, dtype, device)
+
+
+def test_the_fastest_is_taken() -> None:
+    device = torch.device("cuda")
+    chosen = choose(attention_config(), torch.float16, device)
+    assert isinstance(chosen, FlashInferAttention) == (find_spec("flashinfer") is not None)
+    assert isinstance(choose(attention_config(), torch.float32, device), PlainAttention)
+
+
+def steps(executor: TorchExecutor) -> list[Step]:
+    """A prompt, its rest beside another, decodes, many decodes."""
+    size = executor.block_size
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(2, 256, (12, 80)).tolist()
+    tables = [range(4 * i, 4 * i + 4) for i in range(12)]
+
+    def part(sequence: int, past: int, stop: int) -> Part:
+        return Part(tokens[sequence][past:stop], past, tables[sequence], samples=True)
+
+    return [
+        join_parts(parts, size)
+        for parts in (
+            [part(0, 0, 50)],
+            [part(0, 50, 70), part(1, 0, 33)],
+            [part(0, 70, 71), part(1, 33, 34)],
+            [part(i, 0, 1 + 5 * i) for i in range(2, 12)],
+            [part(i, 1 + 5 * i, 2 + 5 * i) for i in range(2, 12)],
+            [part(0, 71, 72)],
+        )
+    ]
+
+
+@pytest.fixture(params=FAMILIES)
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    tiny_models.save_tiny(request.param, tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+def test_logits_are_those_of_a_cpu(path: Path, precision: Precision) -> None:
+    """Decodes run from graphs, with rows that fill them up."""
+    cpu = load_torch(path)
+    gpu = load_torch(path, device="cuda", precision=precision)
+    gpu.check()
+    gpu.allocate(NUM_BLOCKS)
+    for expected_step, step in zip(steps(cpu), steps(gpu), strict=True):
+        expected, found = cpu.execute(expected_step), gpu.execute(step)
+        distance = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+        assert distance < TOLERANCES[precision]
+
+
+def test_graphs_change_nothing(path: Path) -> None:
+    executor = load_torch(path, device="cuda", precision="f16")
+    with_graphs = [executor.execute(step).copy() for step in steps(executor)]
+    assert executor._graphs is not None
+    executor._graphs = None
+    for step, expected in zip(steps(executor), with_graphs, strict=True):
+        np.testing.assert_allclose(executor.execute(step), expected, atol=0.02, rtol=0.02)
+
+
+def test_stages_chained(path: Path) -> None:
+    whole = load_torch(path, device="cuda", precision="f16")
+    stages = [
+        load_torch(path, device="cuda", precision="f16", stage=stage)
+        for stage in split(open_model(path).config, 3)
+    ]
+    for step in steps(whole):
+        passed = None
+        for stage in stages:
+            output = stage.execute(step, passed)
+            passed = output.copy()
+        np.testing.assert_allclose(passed, whole.execute(step), atol=0.02, rtol=0.02)
+
+
+def test_memory_is_measured(path: Path) -> None:
+    executor = load_torch(path, device="cuda")
+    free = executor.free_memory(max_tokens=256, max_batch_size=8)
+    assert 0 < free < torch.cuda.mem_get_info()[1]
+    num_blocks = min(1000, free // executor.block_bytes)
+    executor.allocate(num_blocks)
+    assert executor.execute(steps(executor)[0]).shape == (1, executor.config.vocab_size)

@@ -1,0 +1,87 @@
+"""A pipeline whose stages take what a cost model says, on a clock of its own."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+from toy import ToyCost
+
+from sarathi.executors.runner import Computed, StageTime
+from sarathi.executors.step import Step
+from sarathi.scheduling import Batch
+from sarathi.simulator.cost import BatchShape
+
+VOCABULARY = 2999
+
+
+class Clock:
+    """Stands for the module `time` in the engine's loop."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Pipeline:
+    """A runner that takes, on its clock, what a cost model says; all tokens are 0.
+
+    Each stage computes a step as soon as it is there and the one before is done. The engine's own
+    time and the messages between stages are in what the first stage and all of them took.
+    """
+
+    def __init__(self, cost: ToyCost, clock: Clock) -> None:
+        self.depth = cost.num_stages
+        self.batch: Batch | None = None  # set by whoever watches the scheduler
+        self.comes: float | None = None  # when to stop waiting, since a request comes
+        self.most = 0  # steps that were under way
+        self._cost = cost
+        self._clock = clock
+        self._free = [0.0] * cost.num_stages
+        self._under_way: deque[tuple[float, Computed]] = deque()
+
+    @property
+    def is_free(self) -> bool:
+        return len(self._under_way) < self.depth and self._free[0] <= self._clock.now
+
+    def submit(self, step: Step) -> None:
+        assert self.batch is not None
+        assert self.is_free
+        shape, stages = BatchShape.of(self.batch), self.depth
+        took = list(self._cost.stages(shape))
+        hop = self._cost.hop(shape) if stages > 1 else 0.0
+        at = self._clock.now + self._cost.overhead(shape)
+        for stage, seconds in enumerate(took):
+            self._free[stage] = at = max(at, self._free[stage]) + seconds
+            at += hop
+        took[0] = self._cost.overhead(shape) + took[0]
+        times = tuple(StageTime(0.0, busy + hop * (stages - 1) / stages) for busy in took)
+        logits = np.zeros((len(step.sample_rows), VOCABULARY), np.float32)
+        self._under_way.append((self._free[-1], Computed(logits, times)))
+        self.most = max(self.most, len(self._under_way))
+
+    def wait(self, seconds: float) -> bool:
+        now, oldest = self._clock.now, self._under_way[0][0]
+        events = [oldest]
+        if len(self._under_way) < self.depth and self._free[0] > now:
+            events.append(self._free[0])
+        if self.comes is not None:
+            events.append(self.comes)
+        self._clock.now = min(events)
+        return oldest <= self._clock.now
+
+    def result(self) -> Computed:
+        ends, computed = self._under_way.popleft()
+        assert ends <= self._clock.now
+        return computed
+
+    def abandon(self) -> None:
+        raise AssertionError("nothing goes wrong here")
+
+    def check(self) -> None:
+        """All is well."""
+
+    def close(self) -> None:
+        """There are no processes."""
