@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,16 @@ from sarathi.executors.torch.attention import Cache, choose
 from sarathi.executors.torch.attention_check import check_attention
 from sarathi.executors.torch.flashinfer_attention import _pages
 from sarathi.executors.torch.graphs import DecodeGraphs, graph_sizes
-from sarathi.executors.torch.inputs import StepArrays, no_decodes, padded, step_arrays
+from sarathi.executors.torch.inputs import (
+    Carrier,
+    StepArrays,
+    no_decodes,
+    num_bytes,
+    pack,
+    padded,
+    step_arrays,
+    unpack,
+)
 from sarathi.executors.torch.memory import largest_step
 from sarathi.executors.torch.plain_attention import PlainAttention
 from sarathi.models.config import ModelConfig
@@ -86,6 +95,19 @@ class TestInputs:
             for filled in [padded(arrays, size=4, width=5, block_size=BLOCK, spare_block=50)]
         }
         assert len(shapes) == 1
+
+    @pytest.mark.parametrize("contexts", [(3,), (5, 1, 9)])
+    def test_packed_for_one_copy(self, contexts: tuple[int, ...]) -> None:
+        arrays = decodes(*contexts)
+        unsampled = replace(arrays, sample_rows=arrays.sample_rows[:0])
+        for each in (arrays, unsampled):
+            packed = torch.zeros(num_bytes(each), dtype=torch.uint8)
+            pack(each, packed)
+            inputs = unpack(each, packed)
+            for field in fields(each):
+                expected, found = getattr(each, field.name), getattr(inputs, field.name).numpy()
+                assert found.dtype == expected.dtype
+                assert np.array_equal(found, expected)
 
     def test_pages_of_flashinfer(self) -> None:
         starts, blocks, last = _pages(decodes(3, 8, 9), BLOCK)
@@ -180,8 +202,6 @@ def test_padding_does_not_reach_the_output() -> None:
     query = torch.randn(2, sizes.num_heads, sizes.head_dim)
 
     def attend() -> np.ndarray:
-        from sarathi.executors.torch.inputs import Carrier
-
         return attention.plan(arrays, Carrier(CPU).send(arrays)).attend(query, cache, 0).numpy()
 
     before = attend()

@@ -124,29 +124,45 @@ class Carrier:
         Args:
             into: `num_bytes` on the device, where they keep their addresses; None for new memory.
         """
-        named = {field.name: getattr(arrays, field.name) for field in fields(arrays)}
         if self._device.type == "cpu":
-            return Inputs(**{name: torch.from_numpy(array) for name, array in named.items()})
+            return Inputs(**{n: torch.from_numpy(array) for n, array in _named(arrays).items()})
         size = num_bytes(arrays)
         if len(self._pinned) < size:
             self._pinned = torch.empty(2 * size, dtype=torch.uint8, pin_memory=True)
         if into is None:
             into = torch.empty(size, dtype=torch.uint8, device=self._device)
-        found, offset, host = {}, 0, self._pinned.numpy()
-        for name, array in named.items():
-            end = offset + array.nbytes
-            host[offset:end] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            dtype = torch.int64 if array.dtype == np.int64 else torch.int32
-            found[name] = into[offset:end].view(dtype).view(array.shape)
-            offset = _aligned(end)
+        pack(arrays, self._pinned)
         into[:size].copy_(self._pinned[:size], non_blocking=True)
-        return Inputs(**found)
+        return unpack(arrays, into)
+
+
+def pack(arrays: StepArrays, target: torch.Tensor) -> None:
+    """Write the arrays one after the other into bytes on the CPU."""
+    host, offset = target.numpy(), 0
+    for array in _named(arrays).values():
+        end = offset + array.nbytes
+        host[offset:end] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        offset = _aligned(end)
+
+
+def unpack(arrays: StepArrays, packed: torch.Tensor) -> Inputs:
+    """What is packed, as views, where all is shaped as `arrays`."""
+    found, offset = {}, 0
+    for name, array in _named(arrays).items():
+        end = offset + array.nbytes
+        dtype = torch.int64 if array.dtype == np.int64 else torch.int32
+        found[name] = packed[offset:end].view(dtype).view(array.shape)
+        offset = _aligned(end)
+    return Inputs(**found)
 
 
 def num_bytes(arrays: StepArrays) -> int:
-    """What a `Carrier` needs for arrays of these shapes."""
-    every: list[Array] = [getattr(arrays, field.name) for field in fields(arrays)]
-    return sum(_aligned(array.nbytes) for array in every)
+    """What arrays of these shapes take when they are packed."""
+    return sum(_aligned(array.nbytes) for array in _named(arrays).values())
+
+
+def _named(arrays: StepArrays) -> dict[str, Array]:
+    return {field.name: getattr(arrays, field.name) for field in fields(arrays)}
 
 
 def _aligned(size: int) -> int:
