@@ -104,7 +104,9 @@ class Sole:
         seconds = time.monotonic() - began
         self.config = executor.config
         self.max_position = executor.max_position
-        self.parts: tuple[Part, ...] = (describe(executor, Place(0, 0), free_memory(executor, options), seconds),)
+        self.parts: tuple[Part, ...] = (
+            describe(executor, Place(0, 0), free_memory(executor, options), seconds),
+        )
         self.runner = Alone(executor)
         self._executor = executor
 

@@ -102,7 +102,8 @@ def check_model(executor: Checked, weights: Tensors) -> None:
         raise ExecutorError(
             f"self-check failed: logits are {worst:.3f} away from the reference, more than the "
             f"{tolerance} that {executor.precision} weights and a {executor.kv_precision} cache "
-            "explain; not serving wrong answers. Are openvino and torch of versions that are supported?"
+            "explain; not serving wrong answers. Are these the supported versions of openvino and "
+            "torch?"
         )
 
 
