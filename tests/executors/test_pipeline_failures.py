@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import ml_dtypes
 import msgspec
@@ -162,11 +163,13 @@ def test_layers_that_cannot_be_shared_out(path: Path) -> None:
 _ENGINE = """
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 from pipelines import Spawned, opened
 from sarathi.executors.layout import Layout
 spawner = Spawned()
-with opened(Path(sys.argv[1]), Layout(pp=2), spawner):
+with opened(Path(sys.argv[1]), Layout(pp=2), spawner) as pipeline:
     print(*spawner.pids, flush=True)
+    print(pipeline._member._inbox.endpoint, flush=True)
     sys.stdin.read()
 """
 
@@ -183,10 +186,13 @@ def test_no_process_survives_its_engine(path: Path) -> None:
         assert engine.stdout is not None
         pids = [int(pid) for pid in engine.stdout.readline().split()]
         assert len(pids) == 1
+        folder = Path(urlsplit(engine.stdout.readline().decode()).path).parent
+        assert folder.is_dir()
         assert not gone(pids, within=0.0)
         engine.send_signal(signal.SIGKILL)
         engine.wait()
         assert gone(pids)
+        assert not folder.exists()
 
 
 def test_hidden_states_of_another_step(tmp_path: Path) -> None:

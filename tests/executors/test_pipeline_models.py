@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,16 @@ def test_what_cannot_be_had(
     with pytest.raises(error, match=message):
         load_engine(tmp_path, config, lambda line: None, spawner)
     assert gone(spawner.pids)
+
+
+def test_without_torch(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path)
+    look = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from pathlib import Path\n"
+        "from sarathi.engine.config import EngineConfig\n"
+        "from sarathi.engine.load import load_engine\n"
+        f"load_engine(Path({str(tmp_path)!r}), EngineConfig(executor='torch'), print)"
+    )
+    found = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
+    assert "ExecutorError: --executor torch needs PyTorch: pip install" in found.stderr

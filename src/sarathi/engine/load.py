@@ -59,7 +59,7 @@ def load_engine(
     report(f"reading {path.name}")
     model = open_model(path)
     max_model_len = wanted_length(config, model.config)
-    options = executor_options(config, max_model_len)
+    options = executor_options(config, max_model_len, own_cores=spawner.host is None)
     layout = Layout(config.pp, config.tp)
     layout.check(model.config)
     lines = LoadReport(model.config, layout, report)
@@ -119,8 +119,14 @@ def load_engine(
     return core, info
 
 
-def executor_options(config: EngineConfig, max_model_len: int) -> ExecutorOptions:
-    """What every process is told of how to compute."""
+def executor_options(
+    config: EngineConfig, max_model_len: int, *, own_cores: bool = False
+) -> ExecutorOptions:
+    """What every process is told of how to compute.
+
+    Args:
+        own_cores: whether all processes are on this machine, unless other engines are, too.
+    """
     max_tokens = config.fixed_budget
     if max_tokens is None:
         max_tokens = min(_USUAL_STEP, max_model_len) if config.latency_budget else max_model_len
@@ -131,6 +137,7 @@ def executor_options(config: EngineConfig, max_model_len: int) -> ExecutorOption
         kv_precision=config.kv_precision,
         threads=config.threads,
         deterministic=config.deterministic,
+        own_cores=own_cores and config.engines_here == 1,
         max_position=max(max_model_len, self_check.MAX_POSITION),
         max_tokens=max(max_tokens, config.max_batch_size),
         max_batch_size=config.max_batch_size,

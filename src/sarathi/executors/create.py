@@ -38,6 +38,7 @@ class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):
     kv_precision: KvPrecision | None = None  # None: the same as precision
     threads: int | None = None  # None: all cores of the machine between the processes on it
     deterministic: bool = False
+    own_cores: bool = False  # whether all cores of the machine are there for these processes only
     max_position: int  # tokens of the longest sequence
     max_tokens: int  # of a step
     max_batch_size: int = 128  # sequences of a step
@@ -127,6 +128,7 @@ def create_executor(
             kv_precision=options.kv_precision,
             num_threads=threads,
             deterministic=options.deterministic,
+            bind_threads=layout == Layout(),
         )
     with needing_torch():
         from sarathi.executors.torch.executor import TorchExecutor

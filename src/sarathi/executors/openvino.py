@@ -82,6 +82,7 @@ class OpenVinoExecutor:
         kv_precision: KvPrecision | None = None,
         num_threads: int | None = None,
         deterministic: bool = False,
+        bind_threads: bool = True,
     ) -> None:
         """Compile the model.
 
@@ -92,6 +93,8 @@ class OpenVinoExecutor:
             kv_precision: None for the same.
             num_threads: None for one a core.
             deterministic: whether logits must not depend on what else is in a step.
+            bind_threads: whether each thread may be bound to a core, if there is one for each
+                core; otherwise they run where the calling thread may.
         """
         self.config = config
         self.stage = stage or whole(config)
@@ -103,13 +106,13 @@ class OpenVinoExecutor:
         # The compiled model reads the constants in place: they live as long as it does.
         shapes = expected_shapes(config, self.stage)
         self.constants = Constants(weights, shapes, _DTYPES[self.precision])
-        self._compiled = self._compile(num_threads)
+        self._compiled = self._compile(num_threads, bind_threads)
         self._request = self._compiled.create_infer_request()
         self._used = [n for port in self._compiled.inputs for n in port.names if n in INPUTS]
         self._caches: list[ov.Tensor] = []
         self._inputs: dict[str, Array] = {}  # the memory of the input tensors
 
-    def _compile(self, num_threads: int | None) -> ov.CompiledModel:
+    def _compile(self, num_threads: int | None, bind_threads: bool) -> ov.CompiledModel:
         graph = build_graph(self.config, self.stage, self.constants, self.max_position)
         num_threads = num_threads or usable_cores()
         properties = {
@@ -117,9 +120,9 @@ class OpenVinoExecutor:
             "KV_CACHE_PRECISION": self.kv_precision,
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": num_threads,
-            # Threads are bound to the first cores, in every process to the same ones: stages with
+            # It binds threads to the first cores, in every process to the same ones: those with
             # less than all cores would share them and leave others idle.
-            "ENABLE_CPU_PINNING": num_threads >= usable_cores(),
+            "ENABLE_CPU_PINNING": bind_threads and num_threads >= usable_cores(),
             # Activations keep their precision; int8 ones would need compressed weights to pay.
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import zmq
 
+from sarathi.executors.cores import keep_to_own_cores
 from sarathi.executors.create import (
     ExecutorOptions,
     create_executor,
@@ -88,7 +89,8 @@ class Member:
         )
 
     def load(self, connect: Connect, tell: Callable[[float], None]) -> Part:
-        """Meet the other ranks of the stage and load the layers.
+        """Meet the other ranks of the stage and load the layers. The thread that does so computes
+        later on.
 
         Args:
             tell: called now and then, from any thread, with the share of tensors that are read.
@@ -102,6 +104,9 @@ class Member:
             self._outlet.greet()
         if self._inbox is not None:
             self._inbox.await_greeting(_GREETING)
+        threads = options.threads or max(1, usable_cores() // connect.neighbours)
+        if options.own_cores:
+            keep_to_own_cores(connect.neighbour, connect.neighbours, threads)
         began = time.monotonic()
         if layout.tp > 1:
             store = self._store or connect.store
@@ -112,7 +117,7 @@ class Member:
             options,
             layout,
             place,
-            threads=options.threads or max(1, usable_cores() // connect.neighbours),
+            threads=threads,
             group=self._group,
             neighbour=connect.neighbour,
             neighbours=connect.neighbours,

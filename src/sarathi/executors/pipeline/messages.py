@@ -84,9 +84,10 @@ class WarmUp(msgspec.Struct, tag="warm_up", array_like=True, frozen=True):
 
 
 class Run(msgspec.Struct, tag="run", array_like=True, frozen=True):
-    """Followed by the arrays of a step, a frame each."""
+    """Followed by the arrays of a step, one after the other in a frame."""
 
     id: int
+    lengths: list[int]  # elements of each array
 
 
 class Stop(msgspec.Struct, tag="stop", array_like=True, frozen=True):
@@ -139,23 +140,24 @@ def encode(message: ToWorker | FromWorker) -> bytes:
 
 
 def encode_run(step_id: int, step: Step) -> list[bytes]:
-    """The frames of a step; taken from its arrays in one piece each."""
-    arrays = (
-        np.ascontiguousarray(getattr(step, name), dtype).tobytes()
-        for name, dtype in _ARRAYS.items()
-    )
-    return [encode(Run(step_id)), *arrays]
+    """The frames of a step."""
+    arrays = [np.asarray(getattr(step, name), dtype) for name, dtype in _ARRAYS.items()]
+    run = Run(step_id, [len(array) for array in arrays])
+    # In one frame, since each one more is one more message for ZeroMQ's threads.
+    return [encode(run), b"".join(array.tobytes() for array in arrays)]
 
 
 def decode_to_worker(frames: Sequence[bytes]) -> Received:
     message = _to_worker.decode(frames[0])
     if not isinstance(message, Run):
         return Received(message, None)
-    arrays = {
+    content, offset = frames[1], 0
+    arrays = {}
+    for (name, dtype), length in zip(_ARRAYS.items(), message.lengths, strict=True):
+        array = np.frombuffer(content, dtype, length, offset)
+        offset += array.nbytes
         # A copy, since what is made of bytes cannot be written to and torch warns of that.
-        name: np.frombuffer(frame, dtype).copy()
-        for (name, dtype), frame in zip(_ARRAYS.items(), frames[1:], strict=True)
-    }
+        arrays[name] = array.copy()
     return Received(message, Step(**arrays))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket as sockets
 import threading
@@ -59,7 +60,8 @@ def main(arguments: Sequence[str]) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     if spec.parent is not None:
-        threading.Thread(target=_watch, args=(spec.parent,), daemon=True).start()
+        folder = None if spec.remote else _folder(endpoint)
+        threading.Thread(target=_watch, args=(spec.parent, folder), daemon=True).start()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = new_socket(context, zmq.DEALER)
     socket.setsockopt(zmq.IDENTITY, b"%d" % spec.layout.places.index(spec.place))
@@ -78,11 +80,22 @@ def main(arguments: Sequence[str]) -> int:
         context.destroy(linger=_LAST_WORDS)
 
 
-def _watch(parent: int) -> None:
-    """End when the parent has gone, even in the midst of a call that never returns."""
+def _watch(parent: int, folder: Path | None) -> None:
+    """End when the parent has gone, even in the midst of a call that never returns.
+
+    Args:
+        folder: of the engine's sockets, which it would have removed.
+    """
     while parent_lives(parent):
         time.sleep(_LOOK)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
+
+
+def _folder(endpoint: str) -> Path:
+    """Where the files of the engine's sockets are."""
+    return Path(urlsplit(endpoint).path).parent
 
 
 class _Worker:
@@ -100,7 +113,7 @@ class _Worker:
             spec.layout,
             spec.place,
             host=own_address(endpoint) if spec.remote else None,
-            folder=Path(urlsplit(endpoint).path).parent,
+            folder=_folder(endpoint),
             context=context,
         )
 
