@@ -196,5 +196,5 @@ def _budget(
         )
     decodes = min(_DECODES, config.max_batch_size)
     context = min(_CONTEXT, cache.max_model_len // 2)
-    target = strict_target(model, decodes, context)
+    target = strict_target(model, decodes, context, config.pp)
     return make_budget(config, model, target, micro_batches=config.pp)

@@ -19,14 +19,16 @@ from sarathi.scheduling import (
 _STRICT = 5.0
 
 
-def strict_target(model: LatencyModel, decodes: int, context: int) -> float:
+def strict_target(model: LatencyModel, decodes: int, context: int, num_stages: int = 1) -> float:
     """Seconds between tokens that a well used machine keeps, by the rule of the paper.
 
     Args:
+        model: of one stage; a decode passes all of them.
         decodes: requests that decode on such a machine.
         context: tokens of each.
     """
-    return _STRICT * model.predict(Work(decodes, 0.0, decodes * context, decodes))
+    iteration = num_stages * model.predict(Work(decodes, 0.0, decodes * context, decodes))
+    return _STRICT * iteration
 
 
 def make_scheduler(

@@ -51,7 +51,10 @@ class Setup:
         config, model, stages = self.config, self.rehearsed(), self.cost.num_stages
         decodes, context = self.typical_decodes
         target = strict_target(
-            model, min(decodes, config.max_batch_size), min(context, self.max_model_len // 2)
+            model,
+            min(decodes, config.max_batch_size),
+            min(context, self.max_model_len // 2),
+            stages,
         )
         return make_scheduler(
             config if prefix_caching else replace(config, prefix_caching=False),
