@@ -10,6 +10,8 @@ from scripted_engines import INFO, STATS, World, play, until
 
 from sarathi.engine import client
 from sarathi.engine.config import EngineConfig
+from sarathi.engine.launcher import share_of_machine
+from sarathi.engine.load import executor_options
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +85,14 @@ def test_engines_on_one_machine_share_it(monkeypatch: pytest.MonkeyPatch) -> Non
         assert (config.threads, config.engines_here) == (None, 1)
 
     play(alone, 1)
+
+
+def test_engines_on_one_machine_begin_with_other_gpus() -> None:
+    config = EngineConfig(executor="torch", pp=2, tp=2)
+    first_gpus = [
+        executor_options(share_of_machine(config, 3, number), 512).first_gpu for number in range(3)
+    ]
+    assert first_gpus == [0, 4, 8]
 
 
 def test_each_engine_writes_files_of_its_own() -> None:

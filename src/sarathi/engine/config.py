@@ -51,6 +51,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_precision: KvPrecision | None = None  # None: the same as precision
     threads: int | None = None  # of each process that computes; None: all cores between them
     engines_here: int = 1  # that share the memory of this machine, this one included
+    number_here: int = 0  # of this one among them
     executor: ExecutorName = "openvino"
     device: Device | None = None  # of the torch executor; None: cuda if there is one
     pp: int = 1  # pipeline stages

@@ -34,16 +34,22 @@ class EngineLauncher:
         if order.max_model_len is not None:
             config = msgspec.structs.replace(config, max_model_len=order.max_model_len)
         if self._spawner.host is None and order.replicas > 1:
-            config = share_of_machine(config, order.replicas)
+            config = share_of_machine(config, order.replicas, order.number)
         return EngineClient(self._path, config, watcher, spawner=self._spawner, report=report)
 
 
-def share_of_machine(config: EngineConfig, replicas: int) -> EngineConfig:
-    """For one of several engines on the same machine: its part of the cores and the memory."""
+def share_of_machine(config: EngineConfig, replicas: int, number: int = 0) -> EngineConfig:
+    """For one of several engines on the same machine: its part of the cores, GPUs and memory.
+
+    Args:
+        number: of the engine among them.
+    """
     threads = config.threads
     if threads is None:
         threads = max(1, usable_cores() // (replicas * config.pp * config.tp))
-    return msgspec.structs.replace(config, threads=threads, engines_here=replicas)
+    return msgspec.structs.replace(
+        config, threads=threads, engines_here=replicas, number_here=number
+    )
 
 
 def _with_own_files(config: EngineConfig, count: int) -> EngineConfig:

@@ -138,6 +138,7 @@ def executor_options(
         threads=config.threads,
         deterministic=config.deterministic,
         own_cores=own_cores and config.engines_here == 1,
+        first_gpu=config.number_here * config.pp * config.tp,
         max_position=max(max_model_len, self_check.MAX_POSITION),
         max_tokens=max(max_tokens, config.max_batch_size),
         max_batch_size=config.max_batch_size,

@@ -39,6 +39,7 @@ class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):
     threads: int | None = None  # None: all cores of the machine between the processes on it
     deterministic: bool = False
     own_cores: bool = False  # whether all cores of the machine are there for these processes only
+    first_gpu: int = 0  # of a machine's, for the first of these processes on it
     max_position: int  # tokens of the longest sequence
     max_tokens: int  # of a step
     max_batch_size: int = 128  # sequences of a step
@@ -142,7 +143,7 @@ def create_executor(
         max_position=options.max_position,
         precision=options.precision,
         device=options.device,
-        device_index=_device_index(neighbour),
+        device_index=_device_index(options, neighbour),
         num_threads=threads,
         deterministic=options.deterministic,
         max_batch_size=options.max_batch_size,
@@ -163,7 +164,7 @@ def free_memory(executor: Executor, options: ExecutorOptions, neighbour: int = 0
         assert isinstance(executor, TorchExecutor)
         if on_gpu(options):
             free = executor.free_memory(options.max_tokens, options.max_batch_size)
-            return Memory(f"GPU {_device_index(neighbour)} of {host}", free, shared=False)
+            return Memory(f"GPU {_device_index(options, neighbour)} of {host}", free, shared=False)
     return Memory(host, available_memory(), shared=True)
 
 
@@ -199,7 +200,7 @@ def meet(
 
     if isinstance(store, str):
         store = Store.join(store, _JOINING)
-    device = find_device(options.device, _device_index(neighbour))
+    device = find_device(options.device, _device_index(options, neighbour))
     return Distributed(store, place.rank, layout.tp, device, _PATIENCE)
 
 
@@ -220,8 +221,8 @@ def needing_torch() -> Iterator[None]:
         ) from error
 
 
-def _device_index(neighbour: int) -> int:
+def _device_index(options: ExecutorOptions, neighbour: int) -> int:
     """Processes on a machine take its GPUs in turn; a cluster shows each only its own."""
     from sarathi.executors.torch.devices import num_gpus
 
-    return neighbour % max(1, num_gpus())
+    return (options.first_gpu + neighbour) % max(1, num_gpus())
