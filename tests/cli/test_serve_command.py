@@ -27,6 +27,16 @@ def test_a_bad_option_is_refused_before_the_model_is_downloaded(
     assert looked_for == []
 
 
+@pytest.mark.parametrize("replicas", ["0", "-1", "257", "two", "9" * 5000])
+def test_the_number_of_replicas_has_bounds(
+    replicas: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "org/name", "--replicas", replicas])
+    assert ended.value.code == 2
+    assert "is not a whole number from 1 to 256" in capsys.readouterr().err
+
+
 def test_a_key_given_twice_is_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[tuple[str, ...]] = []
 

@@ -14,7 +14,7 @@ from sarathi.cli.options import (
 )
 from sarathi.cli.ray_options import add_ray_arguments, ray_options
 from sarathi.distributed.launch import RayOptions
-from sarathi.engine.config import EngineConfig
+from sarathi.engine.config import MAX_REPLICAS, EngineConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--replicas",
-        type=positive,
+        type=_replicas,
         default=1,
         metavar="N",
         help="engines that share the requests, each with the whole model (default: %(default)s)",
@@ -102,6 +102,16 @@ def _api_key(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("the key is empty, expected at least one character")
     return utf8(text)
+
+
+def _replicas(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if not 1 <= value <= MAX_REPLICAS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MAX_REPLICAS}")
+    return value
 
 
 def _port(text: str) -> int:

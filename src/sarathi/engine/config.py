@@ -23,6 +23,7 @@ _DETERMINISTIC_CHUNK = 128  # tokens; not measured, or two machines would cut di
 MAX_NUMBER = 2**31 - 1
 MAX_KV_CACHE_MEMORY = 2**62  # bytes
 MAX_RANKS = 1024
+MAX_REPLICAS = 256
 
 FairBy = Literal["tenant"]
 ExecutorName = Literal["openvino", "torch"]

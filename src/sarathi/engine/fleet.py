@@ -10,6 +10,7 @@ from itertools import count
 from typing import Protocol
 
 from sarathi.engine.client import Watcher
+from sarathi.engine.config import MAX_REPLICAS
 from sarathi.engine.dispatcher import Dispatcher
 from sarathi.engine.engine import ReplicaStatus
 from sarathi.engine.generation import EngineError, Generation, RequestLostError
@@ -20,7 +21,6 @@ from sarathi.engine.sampling import SamplingParams
 from sarathi.engine.totals import at_start, done, total
 from sarathi.scheduling import Terms
 
-MAX_REPLICAS = 256
 _MOST_DEATHS = 3  # of engines that had a request, until it is taken to be the cause
 _PLAIN = Terms()
 

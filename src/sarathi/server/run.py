@@ -15,9 +15,9 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
-from sarathi.engine.config import ConfigError, EngineConfig
+from sarathi.engine.config import MAX_REPLICAS, ConfigError, EngineConfig
 from sarathi.engine.durations import in_words
-from sarathi.engine.fleet import MAX_REPLICAS, Fleet
+from sarathi.engine.fleet import Fleet
 from sarathi.engine.generation import EngineError
 from sarathi.engine.launcher import EngineLauncher
 from sarathi.engine.messages import ModelInfo
