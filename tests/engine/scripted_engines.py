@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import zmq
+from model_info import model_info
 
 from sarathi.engine.config import EngineConfig, Launch
 from sarathi.engine.fleet import Fleet
@@ -32,22 +33,7 @@ from sarathi.engine.messages import (
 from sarathi.engine.replica import Patience
 from sarathi.engine.sampling import SamplingParams
 
-INFO = ModelInfo(
-    max_model_len=1000,
-    vocab_size=100_000,
-    block_size=16,
-    num_blocks=500,
-    precision="f32",
-    kv_precision="f32",
-    policy="sarathi",
-    token_budget=None,
-    tbt_target=0.1,
-    max_batch_size=8,
-    order="fcfs",
-    fair_by=None,
-    deterministic=False,
-    prefix_caching=True,
-)
+INFO = model_info(max_model_len=1000, vocab_size=100_000, num_blocks=500)
 LATENCY = (0.001, 0.001, 0.0, 0.0, 0.001)
 STATS = Stats(1, 2, 30, 10, 50, 3, 40, 200, 50, 4, 0.02, 0.08, [1.0], [0.5])
 HASTE = Patience(starts=5, first_wait=0.001, longest_wait=0.001)

@@ -9,9 +9,9 @@ from pathlib import Path
 from sarathi.engine.core import EngineCore
 from sarathi.engine.sampler import Sampler
 from sarathi.engine.sampling import SamplingParams
+from sarathi.executors.executor import Executor
 from sarathi.executors.openvino import OpenVinoExecutor
 from sarathi.executors.runner import Alone
-from sarathi.executors.self_check import Checked
 from sarathi.executors.torch.executor import TorchExecutor
 from sarathi.models.model import open_model
 from sarathi.scheduling import POLICIES, BlockPool, FixedBudget, Scheduler
@@ -46,7 +46,7 @@ def load_torch(path: Path, max_position: int = 512, **options: object) -> TorchE
 
 
 def engine(
-    executor: Checked,
+    executor: Executor,
     *,
     budget: int = 256,
     num_blocks: int = NUM_BLOCKS,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
+from model_info import model_info
 
 from sarathi.engine.engine import ReplicaStatus
 from sarathi.engine.generation import EngineError
@@ -22,22 +23,7 @@ MODEL = "tiny"
 EOS = 256
 VOCAB = 260
 LIMIT = 100  # tokens, prompt and output together
-INFO = ModelInfo(
-    max_model_len=LIMIT,
-    vocab_size=VOCAB,
-    block_size=16,
-    num_blocks=50,
-    precision="f32",
-    kv_precision="f32",
-    policy="sarathi",
-    token_budget=None,
-    tbt_target=0.1,
-    max_batch_size=8,
-    order="fcfs",
-    fair_by=None,
-    deterministic=False,
-    prefix_caching=True,
-)
+INFO = model_info(max_model_len=LIMIT, vocab_size=VOCAB)
 
 
 class ByteTokenizer:

@@ -10,6 +10,7 @@ from sarathi.distributed.launch import RayOptions
 from sarathi.distributed.placement import Node, Placement, place
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.dry_run import DryRun, Share
+from sarathi.engine.memory import gigabytes
 from sarathi.executors.machine import usable_cores
 
 _TOKENS = 1000  # for which the memory of keys and values is shown
@@ -62,9 +63,9 @@ def _facts(run: DryRun) -> tuple[str, ...]:
         f"model:   {model.architecture}, {checkpoint.num_parameters / 1e9:.3f} billion parameters: "
         f"{model.num_layers} layers of {model.hidden_size}, {model.num_heads} heads, "
         f"{model.num_kv_heads} key heads of {model.head_dim}, {model.vocab_size} tokens",
-        f"files:   {_gigabytes(checkpoint.num_bytes)}, {' and '.join(checkpoint.formats)}, "
+        f"files:   {gigabytes(checkpoint.num_bytes)}, {' and '.join(checkpoint.formats)}, "
         f"{bits:.1f} bits a parameter",
-        f"machine: {machine.cores} cores, {_gigabytes(machine.free)} of memory free{_gpus(run)}",
+        f"machine: {machine.cores} cores, {gigabytes(machine.free)} of memory free{_gpus(run)}",
         f"layout:  {_layout(run)}, in {run.precision}, keys and values in {run.kv_precision}; "
         f"{_count(run.threads, 'thread')} each",
     )
@@ -77,8 +78,7 @@ def _layout(run: DryRun) -> str:
 
 def _gpus(run: DryRun) -> str:
     return "".join(
-        f"; GPU {index}: {_gigabytes(free)} to be had"
-        for index, free in enumerate(run.machine.gpus)
+        f"; GPU {index}: {gigabytes(free)} to be had" for index, free in enumerate(run.machine.gpus)
     )
 
 
@@ -117,9 +117,9 @@ def _total(run: DryRun, replicas: int) -> tuple[str, ...]:
 
 def _sizes(run: DryRun, weight_bytes: int, block_bytes: int) -> tuple[str, ...]:
     return (
-        _gigabytes(weight_bytes),
+        gigabytes(weight_bytes),
         f"{_TOKENS * block_bytes / run.block_size / 1e6:.2f} MB",
-        "-" if run.cache is None else _gigabytes(run.cache.num_blocks * block_bytes),
+        "-" if run.cache is None else gigabytes(run.cache.num_blocks * block_bytes),
     )
 
 
@@ -145,7 +145,3 @@ def _ray(run: DryRun, placement: Placement) -> str:
         f"{ranks}, on one machine. Memory is reckoned as if each had a machine like this one; "
         "no cluster has been asked."
     )
-
-
-def _gigabytes(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:.3f} GB" if num_bytes < 1e10 else f"{num_bytes / 1e9:.1f} GB"

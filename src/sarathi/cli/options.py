@@ -17,12 +17,11 @@ from sarathi.engine.config import (
     DEFAULT_TTFT_TARGET,
     MAX_KV_CACHE_MEMORY,
     MAX_NUMBER,
-    Device,
     EngineConfig,
-    ExecutorName,
     FairBy,
 )
 from sarathi.engine.durations import seconds_of
+from sarathi.executors.choices import Device, ExecutorName
 from sarathi.executors.precision import KvPrecision, Precision
 from sarathi.scheduling import ORDERS, POLICIES
 

@@ -30,7 +30,7 @@ from sarathi.engine.messages import (
     ToEngine,
 )
 from sarathi.executors.errors import ExecutorError
-from sarathi.executors.processes import LocalSpawner, Process, Spawner
+from sarathi.executors.processes import LOCAL, Process, Spawner
 
 _SHUTDOWN_SECONDS = 5.0
 _LIVENESS_SECONDS = 0.2
@@ -58,14 +58,14 @@ class EngineClient:
         config: EngineConfig,
         watcher: Watcher,
         *,
-        spawner: Spawner | None = None,
+        spawner: Spawner = LOCAL,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Nothing is started yet.
 
         Args:
             path: the model, as `open_model` takes it.
-            spawner: starts the process; None: on this machine.
+            spawner: starts the process.
             report: called with a line about what the engine does.
         """
         self.info: ModelInfo | None = None  # None until the model is loaded
@@ -76,7 +76,7 @@ class EngineClient:
         self._path = path
         self._config = config
         self._watcher = watcher
-        self._spawner: Spawner = LocalSpawner() if spawner is None else spawner
+        self._spawner = spawner
         self._report = report
         self._open: dict[int, Generation] = {}
         self._offset = ClockOffset()

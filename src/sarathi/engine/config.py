@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 import msgspec
 
+from sarathi.executors.choices import Device, ExecutorName
 from sarathi.executors.precision import KvPrecision, Precision
 from sarathi.scheduling import ORDERS, POLICIES
 
@@ -26,8 +27,6 @@ MAX_RANKS = 1024
 MAX_REPLICAS = 256
 
 FairBy = Literal["tenant"]
-ExecutorName = Literal["openvino", "torch"]
-Device = Literal["cpu", "cuda"]
 
 
 class ConfigError(ValueError):

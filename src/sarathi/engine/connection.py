@@ -8,17 +8,17 @@ computes: an end that has been silent for `SILENCE` counts as gone.
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
 
 import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
+from sarathi.executors.sockets import SocketFolder, bind
+
 SILENCE = 10.0  # seconds
 _HEARTBEAT = 1.0  # seconds between two
 _CONNECT_SECONDS = 30.0
-_MAX_FOLDER = 90  # characters: the path of a socket has at most 107
 
 
 class Listener:
@@ -30,26 +30,17 @@ class Listener:
             host: the address under which other machines reach this process; None: the engine runs
                 on this one.
         """
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder = SocketFolder()
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.set_hwm(0)
         self._monitor: zmq.asyncio.Socket | None = None
-        if host is None:
-            # A socket file of our own, so that two engines on a machine never meet.
-            self._folder = tempfile.TemporaryDirectory(prefix="sarathi-")
-            if len(self._folder.name) > _MAX_FOLDER:
-                self._folder.cleanup()
-                self._folder = tempfile.TemporaryDirectory(prefix="sarathi-", dir="/tmp")
-            self.endpoint = f"ipc://{self._folder.name}/engine"
-            self._socket.bind(self.endpoint)
-        else:
+        if host is not None:
             _keep_alive(self._socket)
             self._monitor = self._socket.get_monitor_socket(
                 zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
             )
-            self._socket.bind(f"tcp://{f'[{host}]' if ':' in host else host}:0")
-            self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.endpoint = bind(self._socket, host, self._folder.path / "engine")
 
     def send(self, message: bytes) -> None:
         """Queue a message. There is no high-water mark: this never waits."""
@@ -76,8 +67,7 @@ class Listener:
 
     def close(self) -> None:
         self._context.destroy(linger=0)
-        if self._folder is not None:
-            self._folder.cleanup()
+        self._folder.remove()
 
 
 class Connection:

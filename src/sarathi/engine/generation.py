@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from sarathi.engine.latencies import Stopwatch
+from sarathi.engine.latencies import Outcome, Stopwatch
 from sarathi.engine.messages import TokenOutput
 from sarathi.engine.sampling import SamplingParams
 from sarathi.scheduling import Terms
@@ -88,17 +88,11 @@ class Generation:
 
     def cancel(self) -> None:
         """Stop computing and free the KV blocks. Harmless after the end, or twice."""
-        if not self._ended:
-            self._ended = True
-            self._forget(self)
-            self._stopwatch.end("cancelled")
+        self._end_early("cancelled")
 
     def stop(self) -> None:
         """The same, for an answer that is complete because a stop string came."""
-        if not self._ended:
-            self._ended = True
-            self._forget(self)
-            self._stopwatch.end("stop")
+        self._end_early("stop")
 
     def put(self, output: TokenOutput, now: float) -> None:
         """
@@ -118,6 +112,12 @@ class Generation:
         self._stopwatch.end("failed")
         self._error = error
         self._wake()
+
+    def _end_early(self, outcome: Outcome) -> None:
+        if not self._ended:
+            self._ended = True
+            self._forget(self)
+            self._stopwatch.end(outcome)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -11,21 +11,21 @@ from sarathi.engine.client import EngineClient, Watcher
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.fleet import Order
 from sarathi.executors.machine import usable_cores
-from sarathi.executors.processes import LocalSpawner, Spawner
+from sarathi.executors.processes import LOCAL, Spawner
 
 
 class EngineLauncher:
     """Makes engines of one model; see `fleet.Launcher`."""
 
-    def __init__(self, path: Path, config: EngineConfig, spawner: Spawner | None = None) -> None:
+    def __init__(self, path: Path, config: EngineConfig, spawner: Spawner = LOCAL) -> None:
         """
         Args:
             path: the model, as `open_model` takes it.
-            spawner: starts the processes; None: on this machine.
+            spawner: starts the processes.
         """
         self._path = path
         self._config = config
-        self._spawner: Spawner = LocalSpawner() if spawner is None else spawner
+        self._spawner = spawner
 
     def __call__(
         self, order: Order, watcher: Watcher, report: Callable[[str], None]

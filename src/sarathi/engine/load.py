@@ -21,7 +21,7 @@ from sarathi.executors.create import ExecutorOptions
 from sarathi.executors.ensemble import Ensemble, Sole
 from sarathi.executors.layout import Layout
 from sarathi.executors.pipeline.pipeline import CONNECTING, Pipeline
-from sarathi.executors.processes import LocalSpawner, Spawner
+from sarathi.executors.processes import LOCAL, Spawner
 from sarathi.models.model import Model, open_model, open_tokenizer
 from sarathi.scheduling import POLICIES, BlockPool, Budget, LatencyBudget, LatencyModel, Work
 
@@ -29,14 +29,13 @@ from sarathi.scheduling import POLICIES, BlockPool, Budget, LatencyBudget, Laten
 _DECODES, _CONTEXT = 32, 512
 _REHEARSAL_BLOCKS = max(self_check.NUM_BLOCKS, NUM_BLOCKS)
 _USUAL_STEP = 8192  # tokens, for which a GPU keeps memory where a latency target decides
-_LOCAL = LocalSpawner()
 
 
 def load_engine(
     path: Path,
     config: EngineConfig,
     report: Callable[[str], None],
-    spawner: Spawner = _LOCAL,
+    spawner: Spawner = LOCAL,
     *,
     connecting: float = CONNECTING,
 ) -> tuple[EngineCore, ModelInfo]:

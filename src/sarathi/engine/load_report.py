@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from sarathi.engine.memory import KvCache
+from sarathi.engine.memory import KvCache, gigabytes
 from sarathi.executors.create import ExecutorOptions, choose_precisions
 from sarathi.executors.ensemble import Part
 from sarathi.executors.footprint import footprint
@@ -56,7 +56,7 @@ class LoadReport:
             )
             self._report(
                 f"{self._name(place)}: {self._layers(place)}, "
-                f"{_gigabytes(size.weight_bytes)} of weights in {precision}, "
+                f"{gigabytes(size.weight_bytes)} of weights in {precision}, "
                 f"{size.block_bytes / _BLOCK / 1e3:.1f} kB of keys and values a token"
             )
 
@@ -70,13 +70,13 @@ class LoadReport:
     def loaded(self, part: Part) -> None:
         self._report(
             f"{self._name(part.place)}: {self._layers(part.place)} loaded, "
-            f"{_gigabytes(part.weight_bytes)} in {part.seconds:.1f} s"
+            f"{gigabytes(part.weight_bytes)} in {part.seconds:.1f} s"
         )
 
     def cache(self, cache: KvCache, parts: tuple[Part, ...]) -> None:
         """What memory has been found for keys and values."""
         each = ", ".join(
-            f"{_gigabytes(cache.num_blocks * part.block_bytes)} in {self._name(part.place)}"
+            f"{gigabytes(cache.num_blocks * part.block_bytes)} in {self._name(part.place)}"
             for part in parts
         )
         self._report(f"keys and values of up to {cache.tokens} tokens: {each}")
@@ -87,7 +87,3 @@ class LoadReport:
     def _layers(self, place: Place) -> str:
         layers = self._stages[place.stage].layers
         return f"layers {layers.start} to {layers.stop - 1}"
-
-
-def _gigabytes(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:.3f} GB" if num_bytes < 1e10 else f"{num_bytes / 1e9:.1f} GB"

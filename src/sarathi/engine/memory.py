@@ -115,3 +115,8 @@ def _blocks(config: EngineConfig, max_model_len: int, memory: Memory, block_size
         )
     useful = -(-config.max_batch_size * max_model_len // block_size)  # more would lie idle
     return min(room // memory.block_bytes, useful)
+
+
+def gigabytes(num_bytes: float) -> str:
+    """As people write it."""
+    return f"{num_bytes / 1e9:.3f} GB" if num_bytes < 1e10 else f"{num_bytes / 1e9:.1f} GB"

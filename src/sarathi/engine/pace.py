@@ -10,12 +10,22 @@ from sarathi.scheduling import LatencyModel, Work
 _LOOP_SHARE = 0.1  # of an iteration: the most that the loop around it can take
 
 
+def stage_share(stages: Sequence[StageTime], beside: float) -> float:
+    """What a batch adds to the time between two tokens for each stage that it passes, in seconds.
+
+    The slowest stage keeps the others waiting; what is in none of them is shared out among them.
+
+    Args:
+        beside: seconds that the batch took beside its stages.
+    """
+    return max(stage.busy for stage in stages) + beside / len(stages)
+
+
 class Pace:
     """Tells a latency model what batches add to the time between two tokens.
 
     With one stage, that is an iteration, from the end of the one before, as a reader waits. With
-    several it is the part of a stage: the slowest one keeps the others waiting, and what the
-    engine itself takes for a batch is shared out among them.
+    several it is the part of a stage; see `stage_share`.
     """
 
     def __init__(self, model: LatencyModel | None) -> None:
@@ -43,6 +53,6 @@ class Pace:
                 took += min(began - self._ended, _LOOP_SHARE * took)
             self._ended = ended
         else:
-            took = max(stage.busy for stage in stages) + own / len(stages)
+            took = stage_share(stages, own)
         if self._model is not None:
             self._model.observe(work, took)

@@ -7,7 +7,6 @@ executor, computes, and speaks msgpack over one ZeroMQ socket.
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -35,7 +34,7 @@ from sarathi.engine.messages import (
     ToEngine,
 )
 from sarathi.executors.errors import ExecutorError
-from sarathi.executors.processes import LocalSpawner, Spawner, parent_lives
+from sarathi.executors.processes import LOCAL, Spawner, leave_signals_to_parent, parent_lives
 from sarathi.models.config import ModelError
 from sarathi.scheduling import AdmissionError
 
@@ -43,7 +42,6 @@ _IDLE_POLL = 500  # milliseconds between looks at whether the parent lives
 _FRESH = 1.0  # seconds until statistics are sent without tokens, while there is work
 _TELL = 60.0  # seconds between lines about how it goes, while there is work
 _CLOCK = 10.0  # seconds between times told to another machine, whose clock drifts
-_LOCAL = LocalSpawner()
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +137,7 @@ def progress_line(stats: Stats) -> str:
     )
 
 
-def main(arguments: Sequence[str], spawner: Spawner = _LOCAL) -> int:
+def main(arguments: Sequence[str], spawner: Spawner = LOCAL) -> int:
     """Run an engine to its end; returns an exit status.
 
     Args:
@@ -148,10 +146,7 @@ def main(arguments: Sequence[str], spawner: Spawner = _LOCAL) -> int:
     """
     endpoint, text = arguments
     launch = msgspec.json.decode(text, type=Launch)
-    if threading.current_thread() is threading.main_thread():
-        # Both may reach the whole process group; it is the parent that decides what they mean.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+    leave_signals_to_parent()
     connection = Connection(endpoint)
     try:
         if not connection.reached():

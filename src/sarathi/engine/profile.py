@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from sarathi.engine.memory import KvCache
+from sarathi.engine.pace import stage_share
 from sarathi.executors.runner import Runner, StageTime
 from sarathi.executors.step import Part, Step, join_parts
 from sarathi.scheduling.latency_model import LatencyModel, Work
@@ -69,18 +70,14 @@ def profile(
 
 
 def stage_seconds(took: float, stages: Sequence[StageTime]) -> float:
-    """What a step that is alone adds to the time between two tokens for each stage that it passes.
-
-    The slowest stage keeps the others waiting; what is in none of them, the messages between them
-    and the engine's own time, is shared out among them.
+    """What a step that is alone adds to the time between two tokens; see `stage_share`.
 
     Args:
         took: seconds from its beginning to its result.
     """
     if len(stages) == 1:
         return took
-    busy = [stage.busy for stage in stages]
-    return max(busy) + max(0.0, took - sum(busy)) / len(busy)
+    return stage_share(stages, max(0.0, took - sum(stage.busy for stage in stages)))
 
 
 def measure(

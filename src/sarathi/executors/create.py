@@ -5,10 +5,11 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from sarathi.executors.choices import Device, ExecutorName
 from sarathi.executors.errors import ExecutorError
 from sarathi.executors.executor import Executor
 from sarathi.executors.footprint import check_room, weight_bytes
@@ -32,8 +33,8 @@ _ONE = Layout(), Place(0, 0)
 class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The same for all stages and ranks."""
 
-    executor: Literal["openvino", "torch"] = "openvino"
-    device: Literal["cpu", "cuda"] | None = None  # of torch; None: cuda if there is one
+    executor: ExecutorName = "openvino"
+    device: Device | None = None  # of torch; None: cuda if there is one
     precision: Precision | None = None  # None: the fastest that the processor computes in
     kv_precision: KvPrecision | None = None  # None: the same as precision
     threads: int | None = None  # None: all cores of the machine between the processes on it

@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
 # Not `-m`, which would let files in the current folder pass for modules.
 _START = """import sys
+import threading
 sys.path[:] = filter(None, sys.path)
 from {module} import main
 sys.exit(main(sys.argv[1:]))"""
@@ -67,6 +69,19 @@ class LocalSpawner:
     def spawn(self, module: str, arguments: Sequence[str]) -> Process:
         command = [sys.executable, "-c", _START.format(module=module), *arguments]
         return _Child(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+
+
+LOCAL = LocalSpawner()  # has no state
+
+
+def leave_signals_to_parent() -> None:
+    """Ctrl-C may reach the whole process group; it is the parent that decides what it means.
+
+    Does nothing outside the main thread, where an actor runs, since signals do not get there.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def parent_lives(parent: int | None) -> bool:

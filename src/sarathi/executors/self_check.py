@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 import numpy as np
 
 from sarathi.executors.errors import ExecutorError
+from sarathi.executors.executor import Executor
 from sarathi.executors.precision import KvPrecision, Precision
 from sarathi.executors.reference import F32, reference
-from sarathi.executors.step import Part, Step, join_parts
-from sarathi.models.config import ModelConfig
-from sarathi.models.stage import Stage
+from sarathi.executors.step import Part, join_parts
 from sarathi.models.weights import Array, Tensors
 
 # Largest accepted distance of the logits from the reference, relative to their length. Trained
@@ -40,21 +38,7 @@ _MANY = 64  # blocks: half of them for a long context, half for a large batch
 MAX_POSITION = max(_LENGTHS)
 
 
-class Checked(Protocol):
-    """What is asked here of an `Executor`."""
-
-    config: ModelConfig
-    stage: Stage
-    max_position: int
-    precision: Precision
-    kv_precision: KvPrecision
-    block_size: int
-    num_blocks: int
-
-    def execute(self, step: Step, received: Array | None = None) -> Array: ...
-
-
-def check_model(executor: Checked, weights: Tensors) -> None:
+def check_model(executor: Executor, weights: Tensors) -> None:
     """Run a small hybrid batch and compare its output with the plain reference.
 
     The operation behind paged attention is private to its library and changes between releases;
@@ -107,7 +91,7 @@ def check_model(executor: Checked, weights: Tensors) -> None:
         )
 
 
-def check_deterministic(executor: Checked) -> None:
+def check_deterministic(executor: Executor) -> None:
     """See whether a sequence's logits depend on what else is in its step.
 
     Uses KV blocks, whose content is lost: better many, since long contexts and large batches may

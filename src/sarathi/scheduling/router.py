@@ -59,14 +59,12 @@ class LeastWork:
             hashes: as `block_hashes` gives them, of the first of these tokens.
             among: engines to choose from, at least one that takes part; None: all.
         """
-        per_answer = self._tokens / self._ended if self._ended else _PRESUMED_OUTPUT
         best, least, prompt = -1, float("inf"), 0.0
         for number in self._in_turn():
             if among is not None and number not in among:
                 continue
-            engine = self._engines[number]
-            own = engine.seconds(tokens, hashes)
-            work = engine.prompts + per_answer * engine.per_token * engine.answers + own
+            own = self._engines[number].seconds(tokens, hashes)
+            work = self.work(number) + own
             if work < least:
                 best, least, prompt = number, work, own
         engine = self._engines[best]

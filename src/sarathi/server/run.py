@@ -22,7 +22,8 @@ from sarathi.engine.generation import EngineError
 from sarathi.engine.launcher import EngineLauncher
 from sarathi.engine.messages import ModelInfo
 from sarathi.executors.machine import usable_cores
-from sarathi.executors.processes import LocalSpawner, Spawner
+from sarathi.executors.processes import LOCAL, Spawner
+from sarathi.executors.sockets import bracketed
 from sarathi.models.model import open_tokenizer
 from sarathi.server.app import create_app
 
@@ -39,13 +40,11 @@ class ServerConfig:
     replicas: int = 1  # engines that share the requests
 
 
-def serve(
-    path: Path, engine: EngineConfig, config: ServerConfig, spawner: Spawner | None = None
-) -> int:
+def serve(path: Path, engine: EngineConfig, config: ServerConfig, spawner: Spawner = LOCAL) -> int:
     """Serve until interrupted; returns the exit code.
 
     Args:
-        spawner: starts the engines; None: on this machine.
+        spawner: starts the engines.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -53,7 +52,7 @@ def serve(
     """
     with _listen(config.host, config.port) as listener:
         try:
-            return uvloop.run(_serve(path, engine, config, spawner or LocalSpawner(), listener))
+            return uvloop.run(_serve(path, engine, config, spawner, listener))
         except asyncio.CancelledError:  # interrupted before there was a server
             return 130
 
@@ -77,7 +76,7 @@ async def _serve(
     assert task is not None
     _on_signals(task.cancel)  # until there is a server to stop
     host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    url = f"http://{bracketed(host)}:{port}/v1"
     # More engines than cores would only take turns.
     most = max(usable_cores(), config.replicas) if spawner.host is None else MAX_REPLICAS
     launch = EngineLauncher(path, engine, spawner)

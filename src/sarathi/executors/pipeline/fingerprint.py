@@ -12,8 +12,6 @@ from sarathi.models.layout import expected_shapes
 from sarathi.models.model import Model
 from sarathi.models.stage import whole
 
-_LIBRARIES = {"openvino": "openvino", "torch": "torch"}  # executor to package
-
 
 def fingerprint(model: Model) -> str:
     """A hash of the configuration, and of the tensors' shapes and types: not of their values."""
@@ -29,10 +27,9 @@ def fingerprint(model: Model) -> str:
 
 
 def versions(executor: str) -> str:
-    """Of this project and of the library that computes."""
-    package = _LIBRARIES[executor]
+    """Of this project and of the library that computes, whose package has the executor's name."""
     try:
-        found = metadata.version(package)
+        found = metadata.version(executor)
     except metadata.PackageNotFoundError:  # installed in another way, such as a system package
         found = "unknown"
-    return f"sarathi {sarathi.__version__}, {package} {found}"
+    return f"sarathi {sarathi.__version__}, {executor} {found}"

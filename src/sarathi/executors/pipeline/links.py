@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +13,10 @@ import zmq
 from sarathi.executors.errors import ExecutorError
 from sarathi.executors.pipeline.messages import Hidden
 from sarathi.executors.runner import StageTime
+from sarathi.executors.sockets import bind
 from sarathi.models.weights import Array
 
 _LOOK = 500  # milliseconds between looks at whether there is still anyone to wait for
-_MAX_FOLDER = 90  # characters: the path of a socket has at most 107
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Hidden)
@@ -28,21 +26,6 @@ class AbandonedError(Exception):
     """There is nobody left to wait for."""
 
 
-class SocketFolder:
-    """A folder for the socket files of one engine, so that two on a machine never meet."""
-
-    def __init__(self) -> None:
-        path = tempfile.mkdtemp(prefix="sarathi-")
-        if len(path) > _MAX_FOLDER:
-            Path(path).rmdir()
-            path = tempfile.mkdtemp(prefix="sarathi-", dir="/tmp")
-        self.path = Path(path)
-
-    def remove(self) -> None:
-        """Harmless twice."""
-        shutil.rmtree(self.path, ignore_errors=True)
-
-
 def new_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
     """One that never blocks its sender and forgets what was not sent when it is closed."""
     socket = context.socket(kind)
@@ -50,28 +33,6 @@ def new_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.IPV6, 1)
     return socket
-
-
-def bind(socket: zmq.Socket[bytes], host: str | None, folder: Path, name: str) -> str:
-    """Bind to a port that the system chooses, or to a file where all are on this machine.
-
-    Args:
-        host: the address under which others reach this process; None: all are on this machine.
-
-    Returns:
-        The endpoint to connect to.
-    """
-    if host is None:
-        endpoint = f"ipc://{folder / name}"
-        socket.bind(endpoint)
-        return endpoint
-    socket.bind(f"tcp://{bracketed(host)}:*")
-    return socket.getsockopt_string(zmq.LAST_ENDPOINT)
-
-
-def bracketed(host: str) -> str:
-    """As it stands in an address with a port: of IPv6 in brackets."""
-    return f"[{host}]" if ":" in host else host
 
 
 class Inbox:
@@ -85,7 +46,7 @@ class Inbox:
         name: str,
     ) -> None:
         self._socket = new_socket(context, zmq.PULL)
-        self.endpoint = bind(self._socket, host, folder, name)
+        self.endpoint = bind(self._socket, host, folder / name)
 
     def await_greeting(self, seconds: float) -> None:
         """Make sure that the stage before reaches this process, before anything depends on it.

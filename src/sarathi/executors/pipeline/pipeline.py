@@ -12,7 +12,6 @@ from sarathi.executors.create import ExecutorOptions
 from sarathi.executors.ensemble import Part
 from sarathi.executors.errors import ExecutorError
 from sarathi.executors.layout import Layout, Place
-from sarathi.executors.pipeline.links import SocketFolder
 from sarathi.executors.pipeline.member import Member
 from sarathi.executors.pipeline.messages import (
     Allocate,
@@ -27,6 +26,7 @@ from sarathi.executors.pipeline.messages import (
 from sarathi.executors.pipeline.runner import PipelineRunner
 from sarathi.executors.pipeline.workers import Workers
 from sarathi.executors.processes import Spawner
+from sarathi.executors.sockets import SocketFolder
 from sarathi.models.model import Model
 
 CONNECTING = 60.0  # seconds for a process to start, import its libraries and connect

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
-import socket as sockets
 import threading
 import time
 from collections.abc import Sequence
@@ -37,7 +35,8 @@ from sarathi.executors.pipeline.messages import (
     decode_to_worker,
     encode,
 )
-from sarathi.executors.processes import parent_lives
+from sarathi.executors.processes import leave_signals_to_parent, parent_lives
+from sarathi.executors.sockets import own_address
 from sarathi.models.config import ModelError
 from sarathi.models.model import open_model
 
@@ -55,10 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     endpoint, text = arguments
     spec = msgspec.json.decode(text, type=Spec)
-    if threading.current_thread() is threading.main_thread():
-        # Both may reach the whole process group; it is the engine that decides what they mean.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+    leave_signals_to_parent()
     if spec.parent is not None:
         folder = None if spec.remote else _folder(endpoint)
         threading.Thread(target=_watch, args=(spec.parent, folder), daemon=True).start()
@@ -112,7 +108,7 @@ class _Worker:
             spec.options,
             spec.layout,
             spec.place,
-            host=own_address(endpoint) if spec.remote else None,
+            host=own_address(urlsplit(endpoint).hostname or "") if spec.remote else None,
             folder=_folder(endpoint),
             context=context,
         )
@@ -146,14 +142,3 @@ class _Worker:
 
     def _send(self, message: FromWorker) -> None:
         self._socket.send(encode(message))
-
-
-def own_address(endpoint: str) -> str:
-    """The address of this machine on the way to `endpoint`, such as tcp://10.0.0.1:1234."""
-    parts = urlsplit(endpoint)
-    family, kind, protocol, _, address = sockets.getaddrinfo(
-        parts.hostname, parts.port, type=sockets.SOCK_DGRAM
-    )[0]
-    with sockets.socket(family, kind, protocol) as socket:
-        socket.connect(address)  # sends nothing
-        return str(socket.getsockname()[0])

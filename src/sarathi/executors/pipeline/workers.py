@@ -16,7 +16,7 @@ import zmq
 from sarathi.executors.create import ExecutorOptions
 from sarathi.executors.errors import ExecutorError
 from sarathi.executors.layout import Layout, Place
-from sarathi.executors.pipeline.links import bind, new_socket
+from sarathi.executors.pipeline.links import new_socket
 from sarathi.executors.pipeline.messages import (
     Failed,
     FromWorker,
@@ -30,6 +30,7 @@ from sarathi.executors.pipeline.messages import (
     encode,
 )
 from sarathi.executors.processes import Process, Spawner
+from sarathi.executors.sockets import bind
 from sarathi.models.config import ModelError
 
 _MODULE = "sarathi.executors.pipeline.worker"
@@ -62,7 +63,7 @@ class Workers:
         self._layout = layout
         self._places = layout.places
         self.socket = new_socket(context, zmq.ROUTER)
-        endpoint = bind(self.socket, spawner.host, folder, "engine")
+        endpoint = bind(self.socket, spawner.host, folder / "engine")
         self._hosts: dict[Place, str] = {}  # where those run that have said so
         self._answers: deque[tuple[Place, FromWorker]] = deque()  # that `gather` has not seen
         self._failures: dict[Place, str] = {}

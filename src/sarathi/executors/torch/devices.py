@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
+from sarathi.executors.choices import Device
 from sarathi.executors.errors import ExecutorError
 from sarathi.executors.precision import Precision
 from sarathi.executors.torch import attention
 from sarathi.executors.torch.arrays import DTYPES
 from sarathi.executors.torch.memory import UTILISATION
 from sarathi.models.config import ModelConfig
-
-Device = Literal["cpu", "cuda"]
 
 
 def default_device() -> Device:

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from sarathi.executors.choices import Device
 from sarathi.executors.errors import ExecutorError
 from sarathi.executors.machine import usable_cores
 from sarathi.executors.precision import KvPrecision, Precision
@@ -17,7 +18,7 @@ from sarathi.executors.torch.arrays import DTYPES, as_array, as_tensor
 from sarathi.executors.torch.attention import Cache, Planned, choose
 from sarathi.executors.torch.attention_check import check_attention
 from sarathi.executors.torch.cuda_graph import CudaGraph
-from sarathi.executors.torch.devices import Device, default_precision, find_device
+from sarathi.executors.torch.devices import default_precision, find_device
 from sarathi.executors.torch.graphs import DecodeGraphs, graph_sizes
 from sarathi.executors.torch.group import Group, Solo
 from sarathi.executors.torch.inputs import Carrier, Inputs, StepArrays, step_arrays
@@ -125,13 +126,8 @@ class TorchExecutor:
     def allocate(self, num_blocks: int) -> None:
         """See `Executor`. On a GPU decodes are captured in graphs, which takes a few seconds."""
         self._release()
-        # One more than asked for, for rows that fill up a graph.
-        shape = (num_blocks + 1, self.block_size, self._local.num_kv_heads, self._local.head_dim)
         with _room("the KV cache"), self._computing():
-            # Zeroed, since a NaN that happens to lie there would survive masking.
-            make = partial(torch.zeros, shape, dtype=self._dtype, device=self._device)
-            self._caches = {layer: Cache(make(), make()) for layer in self.stage.layers}
-            self.num_blocks = num_blocks
+            self._make_caches(num_blocks)
             if self._device.type == "cuda":
                 self._graphs = self._capture()
 
@@ -153,10 +149,7 @@ class TorchExecutor:
 
         self._release()
         if self._device.type == "cuda":
-            shape = (2, self.block_size, self._local.num_kv_heads, self._local.head_dim)
-            make = partial(torch.zeros, shape, dtype=self._dtype, device=self._device)
-            self._caches = {layer: Cache(make(), make()) for layer in self.stage.layers}
-            self.num_blocks = 1
+            self._make_caches(1)
         free = free_memory(self._device, run_largest)
         self._release()
         return free
@@ -253,6 +246,14 @@ class TorchExecutor:
             if self._device.type == "cuda":
                 torch.cuda.set_device(self._device)
             yield
+
+    def _make_caches(self, num_blocks: int) -> None:
+        # One more than asked for, for rows that fill up a graph.
+        shape = (num_blocks + 1, self.block_size, self._local.num_kv_heads, self._local.head_dim)
+        # Zeroed, since a NaN that happens to lie there would survive masking.
+        make = partial(torch.zeros, shape, dtype=self._dtype, device=self._device)
+        self._caches = {layer: Cache(make(), make()) for layer in self.stage.layers}
+        self.num_blocks = num_blocks
 
     def _release(self) -> None:
         self._graphs = None

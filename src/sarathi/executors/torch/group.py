@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import torch
 from torch import distributed
 
 from sarathi.executors.errors import ExecutorError
+from sarathi.executors.sockets import bracketed, own_address
 
 TIMEOUT = 120.0  # seconds until a rank that does not answer counts as lost
 
@@ -66,7 +66,7 @@ class Store:
     """Where the ranks of one stage find each other. Rank 0 keeps it."""
 
     def __init__(self, host: str, port: int, store: distributed.TCPStore) -> None:
-        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.address = f"{bracketed(host)}:{port}"
         self.host = host
         self.tcp = store
 
@@ -225,11 +225,8 @@ def _gloo_interface(host: str) -> Iterator[None]:
 def interface_towards(host: str) -> str | None:
     """The network interface through which this machine reaches an address, None if unknown."""
     try:
-        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, 9))  # sends nothing
-            own = probe.getsockname()[0]
-    except (ValueError, OSError):
+        own = own_address(host)
+    except OSError:
         return None
     for name, addresses in psutil.net_if_addrs().items():
         if any(address.address.split("%")[0] == own for address in addresses):
