@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -13,9 +13,16 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sarathi.models.config import ModelError
+from sarathi.models.work_limit import WorkCancelledError, WorkLimit, WorkLimitError
+
+RENDER_SECONDS = 2.0  # of one prompt; thousands of messages take less
+_MAX_LENGTH = 16 * 2**20  # characters of a prompt, or of what one multiplication makes
+_MAX_POWER_BITS = 4096
+_WORK_LIMIT = "sarathi.work_limit"  # no template can name, and so replace, such a variable
 
 
 @dataclass(frozen=True)
@@ -40,15 +47,13 @@ class ChatTemplate:
 
     @cached_property
     def _template(self) -> jinja2.Template:
-        return _environment().from_string(self.source)
+        return _environment().limited(self.source)
 
     @cached_property
     def _tool_template(self) -> jinja2.Template:
-        return (
-            self._template
-            if self.tool_source is None
-            else (_environment().from_string(self.tool_source))
-        )
+        if self.tool_source is None:
+            return self._template
+        return _environment().limited(self.tool_source)
 
     def render(
         self,
@@ -58,11 +63,25 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **extra: Any,
     ) -> str:
-        """The prompt for `messages`, special tokens included: encode it without adding them again.
+        """Render the prompt for `messages`: encode it without adding special tokens again.
 
         `extra` reaches the template as variables (`enable_thinking`, ...). Raises `ValueError`
-        with the template's own message if it refuses the messages or fails on them.
+        with the template's own message if it refuses the messages, fails on them, or does not come
+        to an end within `RENDER_SECONDS`.
         """
+        limit = WorkLimit(RENDER_SECONDS)
+        return self.render_within(limit, messages, add_generation_prompt, tools, **extra)
+
+    def render_within(
+        self,
+        limit: WorkLimit,
+        messages: Sequence[Mapping[str, Any]],
+        /,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **extra: Any,
+    ) -> str:
+        """As `render`, with a limit that the caller may cancel: `WorkCancelledError` then."""
         named = {"bos_token": self.bos_token, "eos_token": self.eos_token, **self.special_tokens}
         variables = {
             **{name: token for name, token in named.items() if token},
@@ -71,12 +90,29 @@ class ChatTemplate:
             "messages": messages,
             "tools": tools,
             "add_generation_prompt": add_generation_prompt,
+            _WORK_LIMIT: limit,
         }
+        template = self._tool_template if tools else self._template
         try:
-            return (self._tool_template if tools else self._template).render(variables)
+            limit.check()
+            return _joined(template.generate(variables), limit)
+        except WorkCancelledError:
+            raise
         except Exception as error:
             # A template is a program of the model's author, which may fail in any way.
-            raise ValueError(f"the model's chat template refused the messages: {error}") from error
+            raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _joined(pieces: Iterable[str], limit: WorkLimit) -> str:
+    """The text of `pieces`, which may be endless."""
+    kept, length = [], 0
+    for piece in pieces:
+        length += len(piece)
+        if length > _MAX_LENGTH:
+            raise WorkLimitError(f"it makes more than {_MAX_LENGTH} characters")
+        limit.check()
+        kept.append(piece)
+    return "".join(kept)
 
 
 class _GenerationBlock(Extension):
@@ -90,8 +126,59 @@ class _GenerationBlock(Extension):
         return nodes.Scope(body).set_lineno(line)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, with bounds on time and on the size of what operators make.
+
+    Whatever repeats (loops, their conditions, macros) first checks the limit of the rendering.
+    """
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**":
+            self._check_power(left, right)
+        else:
+            for sequence, times in ((left, right), (right, left)):
+                if isinstance(times, int) and isinstance(sequence, str | list | tuple):
+                    _check_length(len(sequence) * times)
+        return super().call_binop(context, operator, left, right)
+
+    @staticmethod
+    def _check_power(base: Any, exponent: Any) -> None:
+        if isinstance(base, int) and isinstance(exponent, int):
+            bits = base.bit_length() * max(0, exponent)
+            if bits > _MAX_POWER_BITS:
+                raise WorkLimitError(f"a power has more than {_MAX_POWER_BITS} bits")
+
+    def check_work(self, context: Context) -> bool:
+        """Called by templates; see `limited`. True, to be a condition beside others."""
+        limit: WorkLimit = context.parent[_WORK_LIMIT]
+        limit.check()
+        return True
+
+    def limited(self, source: str) -> jinja2.Template:
+        """Compile `source` with calls of `check_work` wherever it repeats something."""
+        tree = self.parse(source)
+
+        def check() -> nodes.Call:
+            method = nodes.EnvironmentAttribute("check_work")
+            return nodes.Call(method, [nodes.ContextReference()], [], None, None)
+
+        for node in tree.find_all((nodes.For, nodes.Macro)):
+            node.body.insert(0, nodes.ExprStmt(check()))
+            if isinstance(node, nodes.For) and node.test is not None:
+                node.test = nodes.And(check(), node.test)
+        tree.set_environment(self)
+        return jinja2.Template.from_code(self, self.compile(tree), self.make_globals(None))
+
+
+def _check_length(length: int) -> None:
+    if length > _MAX_LENGTH:
+        raise WorkLimitError(f"a product has a length of {length}, at most {_MAX_LENGTH} is allowed")
+
+
+def _environment() -> _Environment:
+    environment = _Environment(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[_GenerationBlock, LoopControlExtension],

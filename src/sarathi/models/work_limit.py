@@ -1,0 +1,52 @@
+"""A bound on work that runs on a thread and cannot be killed."""
+
+from __future__ import annotations
+
+import time
+
+_YIELD_EVERY = 0.001  # seconds of work between two pauses
+_PAUSE = 0.0001  # seconds; long enough for another thread to get the interpreter lock
+
+
+class WorkLimitError(ValueError):
+    """The work took too long, or its result became too large."""
+
+
+class WorkCancelledError(Exception):
+    """Nobody waits for the result any more."""
+
+
+class WorkLimit:
+    """Seconds of work from the first `check` on, and a way to end it earlier from another thread.
+
+    The work has to call `check` often. That also pauses now and then, so that pure Python work
+    does not hold the interpreter lock against the event loop for its switch interval of 5 ms.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._deadline: float | None = None
+        self._next_pause = 0.0
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """Make the next `check` raise `WorkCancelledError`. For any thread."""
+        self._cancelled = True
+
+    def check(self) -> None:
+        """
+        Raises:
+            WorkLimitError: the time is up.
+            WorkCancelledError: `cancel` was called.
+        """
+        if self._cancelled:
+            raise WorkCancelledError
+        now = time.perf_counter()
+        if self._deadline is None:
+            self._deadline = now + self._seconds
+            self._next_pause = now + _YIELD_EVERY
+        elif now > self._deadline:
+            raise WorkLimitError(f"it takes more than {self._seconds:g} seconds")
+        elif now > self._next_pause:
+            time.sleep(_PAUSE)
+            self._next_pause = time.perf_counter() + _YIELD_EVERY
