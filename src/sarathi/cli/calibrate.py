@@ -84,13 +84,14 @@ def _measure(args: argparse.Namespace) -> int:
     from sarathi.benchmark.workload.plan import Workload
     from sarathi.cli.measuring import Screen
     from sarathi.cli.reporting import print_json
-    from sarathi.simulator.this_cpu.machine_file import machine_path, save_machine
+    from sarathi.simulator.this_cpu.machine_file import new_machine_path, save_machine
     from sarathi.simulator.this_cpu.measure import measure_machine
 
     screen = Screen(quiet=args.json)
     workload = Workload.from_options(
         prompt_lengths=args.prompt_lengths, output_lengths=args.output_lengths
     )
+    path = new_machine_path(args.model) if args.output is None else Path(args.output)
     screen.say(f"measuring {args.model} on this machine, which should do nothing else meanwhile")
     with ending_on_signals():
         machine = measure_machine(
@@ -102,7 +103,6 @@ def _measure(args: argparse.Namespace) -> int:
             patience=args.start_timeout,
             follow=screen.follow,
         )
-    path = machine_path(args.model) if args.output is None else Path(args.output)
     save_machine(machine, path)
     if args.json:
         fields = {"model": machine.model, "machine": machine.machine, "file": str(path)}

@@ -10,12 +10,12 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from sarathi.executors.machine import usable_cores
+from sarathi.models.cache import cache_folder
 from sarathi.models.config import ModelError
 from sarathi.models.weights import Array, Weights
 
@@ -111,9 +111,8 @@ def _return_freed_memory() -> None:
 
 def _scratch_file(size: int) -> mmap.mmap:
     """A mapped file of `size` bytes that no name leads to."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sarathi"
+    folder = cache_folder()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)  # fails here, not at a later write

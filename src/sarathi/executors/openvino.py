@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-import openvino as ov
 
 from sarathi.executors.constants import Constants
 from sarathi.executors.errors import ExecutorError
 from sarathi.executors.machine import usable_cores
 from sarathi.executors.openvino_graph import INPUTS, RECEIVED, build_graph, key_cache, value_cache
+from sarathi.executors.openvino_library import openvino as ov
 from sarathi.executors.precision import KvPrecision, Precision
 from sarathi.executors.self_check import check_deterministic, check_model
 from sarathi.executors.step import Step, beside, check_step

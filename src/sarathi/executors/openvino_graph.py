@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
-import openvino as ov
-from openvino import opset13 as op
-from openvino.op import Constant, _PagedAttentionExtension
 
 from sarathi.executors.constants import Constants
+from sarathi.executors.openvino_library import Constant, _PagedAttentionExtension
+from sarathi.executors.openvino_library import openvino as ov
+from sarathi.executors.openvino_library import opset13 as op
 from sarathi.models.config import ModelConfig
 from sarathi.models.decoder import decode
 from sarathi.models.stage import Stage

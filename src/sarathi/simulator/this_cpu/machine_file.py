@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 import msgspec
 
+from sarathi.models.cache import cache_folder, cached_file
 from sarathi.simulator.errors import SimulationError
 from sarathi.simulator.this_cpu.fit import FitError
 from sarathi.simulator.this_cpu.measured_cost import MeasuredNoise
@@ -30,10 +30,26 @@ class MeasuredMachine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def machine_path(model: str) -> Path:
-    """Where a model's file is, unless the user says otherwise."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """Where to read a model's file from, unless the user says otherwise.
+
+    Raises:
+        ModelError: as `cache_folder`.
+    """
+    return cached_file(_name(model))
+
+
+def new_machine_path(model: str) -> Path:
+    """Where to write it, which differs where what was delivered with the machine is read-only.
+
+    Raises:
+        ModelError: as `cache_folder`.
+    """
+    return cache_folder() / _name(model)
+
+
+def _name(model: str) -> str:
     name = re.sub(r"[^a-z0-9.]+", "-", model.lower()).strip("-.") or "model"
-    return cache / "sarathi" / "this-cpu" / f"{name}.json"
+    return f"this-cpu/{name}.json"
 
 
 def save_machine(machine: MeasuredMachine, path: Path) -> None:
