@@ -116,6 +116,53 @@ def test_old_and_new_spelling_of_rope_scaling_mean_the_same(tmp_path: Path) -> N
         assert read_config(old) == new
 
 
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rope_parameters": {"rope_theta": 5e4}, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        {
+            "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e4},
+            "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+            "rope_theta": 7e4,
+        },
+        {
+            "rope_parameters": {"rope_type": "linear", "factor": 4.0},
+            "rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 3e4},
+            "rope_theta": 7e4,
+        },
+        {"rope_parameters": {"rope_theta": 5e4}, "rope_scaling": {}, "rope_theta": 7e4},
+        {"rope_parameters": {"rope_theta": 5e4}, "rope_scaling": None},
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0}, "rope_theta": 7e4},
+        {"rope_scaling": {"rope_type": "linear", "type": "dynamic", "factor": 2.0}},
+        {"rope_scaling": {"type": "default"}, "partial_rotary_factor": 1.0},
+        # The length before scaling: the field beside the object, in it, or none at all.
+        {
+            "rope_scaling": {**_LLAMA3, "original_max_position_embeddings": 64},
+            "original_max_position_embeddings": 128,
+        },
+        {"rope_scaling": {**_LLAMA3, "original_max_position_embeddings": 64}},
+        {"rope_scaling": _LLAMA3},
+    ],
+    ids=str,
+)
+def test_rotary_fields_given_twice_count_as_in_transformers(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    _write(tmp_path, hidden_size=256, max_position_embeddings=512, **fields)
+    theirs = transformers.AutoConfig.for_model("llama", **json.loads(_text(tmp_path)))
+    rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(theirs)
+    ours = np.array(read_config(tmp_path).inv_freq)
+    np.testing.assert_allclose(ours, rotary.inv_freq.numpy(), rtol=2e-6)
+
+
 def test_absent_fields_have_the_defaults_of_transformers(tmp_path: Path) -> None:
     config = read_config(_write(tmp_path))
     assert config.num_kv_heads == 4
@@ -167,6 +214,26 @@ def test_qwen_window_needs_its_switch(tmp_path: Path) -> None:
         ({"rope_scaling": {"rope_type": "linear"}}, "factor is None"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor is 0"),
         ({"rope_scaling": "linear"}, "rope_scaling is 'linear'"),
+        (
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+                "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
+            },
+            "rope_scaling: rope_type is 'yarn'.*llama3",
+        ),
+        (
+            {
+                "rope_scaling": {"factor": 0.5, "type": "linear"},
+                "rope_parameters": {"rope_type": "longrope"},
+                "partial_rotary_factor": 0.5,
+            },
+            "partial_rotary_factor is 0.5",
+        ),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type is 'longrope'"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}},
+            "rope_parameters is .*for each kind of layer is not supported",
+        ),
         ({"rope_theta": float("inf")}, "rope_theta is inf"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"eos_token_id": [1, "a"]}, "eos_token_id"),

@@ -174,7 +174,9 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 def _check_length(length: int) -> None:
     if length > _MAX_LENGTH:
-        raise WorkLimitError(f"a product has a length of {length}, at most {_MAX_LENGTH} is allowed")
+        raise WorkLimitError(
+            f"a product has a length of {length}, at most {_MAX_LENGTH} is allowed"
+        )
 
 
 def _environment() -> _Environment:

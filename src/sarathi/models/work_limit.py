@@ -33,14 +33,21 @@ class WorkLimit:
         """Make the next `check` raise `WorkCancelledError`. For any thread."""
         self._cancelled = True
 
+    def check_cancelled(self) -> None:
+        """
+        Raises:
+            WorkCancelledError: `cancel` was called.
+        """
+        if self._cancelled:
+            raise WorkCancelledError
+
     def check(self) -> None:
         """
         Raises:
             WorkLimitError: the time is up.
             WorkCancelledError: `cancel` was called.
         """
-        if self._cancelled:
-            raise WorkCancelledError
+        self.check_cancelled()
         now = time.perf_counter()
         if self._deadline is None:
             self._deadline = now + self._seconds

@@ -20,6 +20,7 @@ def config(fields: Fields, architecture: str) -> ModelConfig:
         raise fields.wrong("num_attention_heads", f"a divisor of hidden_size ({hidden_size})")
     num_layers = fields.required("num_hidden_layers", MAX_LAYERS)
     head_dim = hidden_size // num_heads
+    max_position = fields.integer("max_position_embeddings", 2048)
     new = fields.boolean("new_decoder_architecture", False)
     parallel = new or fields.boolean("parallel_attn", True)
     num_norms = fields.integer("num_ln_in_parallel_attn", 2, maximum=2) if new else 1
@@ -40,8 +41,8 @@ def config(fields: Fields, architecture: str) -> ModelConfig:
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         norm_eps=fields.number("layer_norm_epsilon", 1e-5),
-        max_position=fields.integer("max_position_embeddings", 2048),
-        inv_freq=tuple(inv_freq(fields, head_dim).tolist()),
+        max_position=max_position,
+        inv_freq=tuple(inv_freq(fields, head_dim, max_position).tolist()),
         sliding_windows=(0,) * num_layers,
         qkv_bias=bias,
         output_bias=bias,

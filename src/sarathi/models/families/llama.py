@@ -28,6 +28,7 @@ def config(fields: Fields, architecture: str) -> ModelConfig:
         128 if architecture == "Qwen3ForCausalLM" else hidden_size // num_heads,
         MAX_HEAD_DIM,
     )
+    max_position = fields.integer("max_position_embeddings", _DEFAULT_MAX_POSITION[architecture])
     biases_by_field = architecture in ("LlamaForCausalLM", "Qwen3ForCausalLM")
     attention_bias = biases_by_field and fields.boolean("attention_bias", False)
     return ModelConfig(
@@ -40,8 +41,8 @@ def config(fields: Fields, architecture: str) -> ModelConfig:
         num_kv_heads=fields.integer("num_key_value_heads", num_heads),
         head_dim=head_dim,
         norm_eps=fields.number("rms_norm_eps", 1e-5 if architecture == "Phi3ForCausalLM" else 1e-6),
-        max_position=fields.integer("max_position_embeddings", _DEFAULT_MAX_POSITION[architecture]),
-        inv_freq=tuple(inv_freq(fields, head_dim).tolist()),
+        max_position=max_position,
+        inv_freq=tuple(inv_freq(fields, head_dim, max_position).tolist()),
         sliding_windows=_sliding_windows(fields, architecture, num_layers),
         qkv_bias=architecture == "Qwen2ForCausalLM" or attention_bias,
         output_bias=attention_bias,

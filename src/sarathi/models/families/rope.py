@@ -11,32 +11,51 @@ from sarathi.models.rotary import (
 )
 
 
-def inv_freq(fields: Fields, head_dim: int) -> Frequencies:
-    """Of rotary embeddings over the whole head, with the scaling that `fields` ask for."""
-    scaling = fields.object("rope_parameters") or fields.object("rope_scaling")
-    if scaling is None:
-        scaling = Fields({}, fields.origin)
-    partial = scaling if "partial_rotary_factor" in scaling else fields
+def inv_freq(fields: Fields, head_dim: int, max_position: int) -> Frequencies:
+    """Of rotary embeddings over the whole head, with the scaling that `fields` ask for.
+
+    Where a value is given twice, the one counts that `transformers` takes: a `rope_scaling` that
+    is not empty replaces `rope_parameters` altogether; a base or a rotated part in the object
+    counts before one beside it; but the length before scaling is the one beside it.
+    """
+    rope = _parameters(fields)
+    partial = rope if "partial_rotary_factor" in rope else fields
     if partial.number("partial_rotary_factor", 1.0) != 1.0:
         raise partial.wrong("partial_rotary_factor", "1 (the whole head is rotated)")
-    theta = scaling.number("rope_theta", fields.number("rope_theta", 10000.0))
+    theta = rope.number("rope_theta", fields.number("rope_theta", 10000.0))
     plain = default_inv_freq(head_dim, theta)
-    type_field = "rope_type" if "rope_type" in scaling else "type"
-    match scaling.text(type_field, "default"):
+    type_field = "rope_type" if "rope_type" in rope else "type"
+    match rope.text(type_field, "default"):
         case "default":
             return plain
         case "linear":
-            return linear_scaled(plain, scaling.number("factor"))
+            return linear_scaled(plain, rope.number("factor"))
         case "llama3":
-            low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
+            low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
             if low >= high:
-                raise scaling.wrong("low_freq_factor", f"less than high_freq_factor ({high:g})")
+                raise rope.wrong("low_freq_factor", f"less than high_freq_factor ({high:g})")
+            length = "original_max_position_embeddings"
             return llama3_scaled(
                 plain,
-                factor=scaling.number("factor"),
+                factor=rope.number("factor"),
                 low_freq_factor=low,
                 high_freq_factor=high,
-                original_max_position=scaling.number("original_max_position_embeddings"),
+                original_max_position=fields.number(length, rope.number(length, max_position)),
             )
         case _:
-            raise scaling.wrong(type_field, "one of default, linear, llama3")
+            raise rope.wrong(type_field, "one of default, linear, llama3")
+
+
+def _parameters(fields: Fields) -> Fields:
+    """The object that describes the rotation; an empty one if there is none."""
+    scaling, parameters = fields.object("rope_scaling"), fields.object("rope_parameters")
+    name, rope = (
+        ("rope_scaling", scaling)
+        if scaling is not None and scaling.data
+        else ("rope_parameters", parameters or Fields({}, fields.origin))
+    )
+    if any(isinstance(value, dict) for value in rope.data.values()):
+        raise fields.wrong(
+            name, "one description for all layers: one for each kind of layer is not supported"
+        )
+    return rope
