@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import transformers
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tiny_models import overwrite_u64, save_tiny, truncate
 
 from sarathi.models.config import ModelError
@@ -77,11 +77,57 @@ def test_missing_shard_is_named(llama: Path) -> None:
         SafetensorsWeights(llama)
 
 
-def test_shards_outside_the_folder_are_refused(tmp_path: Path) -> None:
-    index = {"weight_map": {"a": "../model.safetensors"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+def _write_index(folder: Path, weight_map: dict[str, object]) -> None:
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    "file", ["../model.safetensors", "/model.safetensors", "a/../../x", "", 3, None]
+)
+def test_shards_outside_the_folder_are_refused(file: object, tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    _write_index(tmp_path / "inside", {"a": file})
+    save_file({"a": np.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match="weight_map"):
-        SafetensorsWeights(tmp_path)
+        SafetensorsWeights(tmp_path / "inside")
+
+
+def test_shards_in_a_folder_within(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    save_file({"a": np.full(2, 7, np.float32)}, tmp_path / "shards" / "a.safetensors")
+    _write_index(tmp_path, {"a": "shards/a.safetensors"})
+    assert SafetensorsWeights(tmp_path)["a"].tolist() == [7, 7]
+
+
+@pytest.mark.parametrize("shards_remain", [True, False])
+def test_a_whole_file_counts_before_shards_and_their_index(
+    shards_remain: bool, llama: Path
+) -> None:
+    whole = (llama / "model.safetensors").read_bytes()
+    _shard(llama)
+    for shard in llama.glob("*-of-*.safetensors"):
+        if shards_remain:
+            save_file({n: t * 2 for n, t in load_file(shard).items()}, shard, {"format": "pt"})
+        else:
+            shard.unlink()
+    (llama / "model.safetensors").write_bytes(whole)
+    weights = SafetensorsWeights(llama)
+    for name, tensor in (
+        transformers.AutoModelForCausalLM.from_pretrained(llama).state_dict().items()
+    ):
+        np.testing.assert_array_equal(weights[name], tensor.numpy())
+
+
+@pytest.mark.parametrize("named", ["1.safetensors", "2.safetensors"])
+def test_a_tensor_in_two_shards_is_that_of_the_one_the_index_names(
+    named: str, tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        tensors = {"a": np.full(2, number, np.float32), f"b{number}": np.zeros(1, np.float32)}
+        save_file(tensors, tmp_path / f"{number}.safetensors")
+    _write_index(tmp_path, {"a": named, "b1": "1.safetensors", "b2": "2.safetensors"})
+    assert SafetensorsWeights(tmp_path)["a"].tolist() == [int(named[0])] * 2
 
 
 def test_unsupported_type_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import math
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import ml_dtypes
@@ -28,6 +28,7 @@ _DTYPES: Mapping[str, npt.DTypeLike] = {
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
 }
+_WHOLE = "model.safetensors"
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 
@@ -41,7 +42,10 @@ class _Entry:
 
 
 class SafetensorsWeights:
-    """The tensors of `model.safetensors`, or of the shards in `model.safetensors.index.json`.
+    """The tensors of `model.safetensors`, else of the shards in `model.safetensors.index.json`.
+
+    Where there are both, the whole file counts, as in `transformers`: what is left of an earlier
+    save is the shards. A tensor that two shards have is taken from the one that the index names.
 
     Arrays are read-only views of the mapped files, save for some columns of a matrix. Raises
     `ModelError` for missing, truncated or inconsistent files on construction, so that a broken
@@ -52,10 +56,14 @@ class SafetensorsWeights:
         self._folder = folder
         self._entries: dict[str, _Entry] = {}
         mappings = []
-        for path in _files(folder):
+        weight_map, files = _files(folder)
+        for file in files:
+            path = folder / file
             mapping = map_file(path)
             mappings.append(mapping)
-            self._entries.update(_parse(path, mapping))
+            for name, entry in _parse(path, mapping).items():
+                if name not in self._entries or weight_map.get(name) == file:
+                    self._entries[name] = entry
         self._mappings = tuple(mappings)
 
     @property
@@ -94,22 +102,33 @@ class SafetensorsWeights:
             raise ModelError(f"{self._folder} has no tensor {name}") from None
 
 
-def _files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+def _files(folder: Path) -> tuple[Mapping[str, str], list[str]]:
+    """Which tensor is in which file where an index says so, and all files, within `folder`."""
+    if (folder / _WHOLE).is_file():
+        return {}, [_WHOLE]
+    index = folder / f"{_WHOLE}.index.json"
     if not index.is_file():
-        if (folder / "model.safetensors").is_file():
-            return [folder / "model.safetensors"]
         raise _no_safetensors(folder)
     shards = Fields.read(index).object("weight_map")
-    if shards is None:
+    if shards is None or not shards.data:
         raise ModelError(f"{index}: weight_map is missing")
-    names = list(dict.fromkeys(shards.data.values()))
-    if not all(isinstance(name, str) and name == Path(name).name for name in names):
-        raise ModelError(f"{index}: weight_map must give the name of a file for every tensor")
+    weight_map = shards.data
+    if not all(map(_stays_within, weight_map.values())):
+        raise ModelError(
+            f"{index}: weight_map must give the name of a file in this folder for every tensor"
+        )
+    names = sorted(set(weight_map.values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ModelError(f"{folder} lacks {', '.join(missing)}, which {index.name} lists")
-    return [folder / name for name in names]
+    return weight_map, names
+
+
+def _stays_within(name: object) -> bool:
+    if not isinstance(name, str) or not name:
+        return False
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _no_safetensors(folder: Path) -> ModelError:
