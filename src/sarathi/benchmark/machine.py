@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 
-import psutil
+from sarathi.executors.machine import total_memory, usable_cores
 
 
 def describe_machine() -> str:
-    """Processor, cores that may be used, memory and system of the machine that runs the client."""
-    memory = psutil.virtual_memory().total / 2**30
+    """Processor, cores and memory that may be used, and system of the machine at hand."""
+    memory = total_memory() / 2**30
     system = f"{platform.system()} {platform.release().split('-')[0]}"
-    return f"{num_cores()} cores of {_processor()}, {memory:.0f} GiB, {system}"
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        return os.cpu_count() or 1
+    return f"{usable_cores()} cores of {_processor()}, {memory:.0f} GiB, {system}"
 
 
 def _processor() -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TypeVar
 
-from sarathi.benchmark.machine import num_cores
+from sarathi.executors.machine import usable_cores
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -28,7 +28,7 @@ def run_all(
         done: is called in this process with the index of a job and its result, as they come.
         workers: processes; None: one for each core that may be used.
     """
-    workers = min(len(jobs), workers or num_cores())
+    workers = min(len(jobs), workers or usable_cores())
     if workers <= 1:
         results = []
         for index, job in enumerate(jobs):

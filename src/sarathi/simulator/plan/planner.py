@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sarathi.benchmark.machine import num_cores
+from sarathi.executors.machine import usable_cores
 from sarathi.simulator.parallel import run_all
 from sarathi.simulator.plan.candidates import Candidate, Layout, Rejected
 from sarathi.simulator.plan.confirm import ConfirmJob, confirm
@@ -125,7 +125,7 @@ class _Planner:
 
         Until there is one, a guess takes its place: should it be too low, `reopen` mends it.
         """
-        number = self._workers or num_cores()
+        number = self._workers or usable_cores()
         while self.left:
             limit = min(self._limit, self._first_limit)
             jobs: list[Job] = []
