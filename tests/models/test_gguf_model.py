@@ -4,6 +4,7 @@ import dataclasses
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -157,6 +158,11 @@ def _add_long_rope_factors(writer: gguf.GGUFWriter) -> None:
     writer.add_tensor("rope_factors_long.weight", np.ones(8, np.float32))
 
 
+def _add_window_pattern(writer: gguf.GGUFWriter) -> None:
+    writer.add_sliding_window(9)
+    writer.add_sliding_window_pattern([True, False])
+
+
 @pytest.mark.parametrize(
     ("arch", "add", "said"),
     [
@@ -169,6 +175,7 @@ def _add_long_rope_factors(writer: gguf.GGUFWriter) -> None:
         ("llama", lambda w: w.add_head_count_kv([4, 2]), "head_count_kv differs"),
         ("llama", lambda w: w.add_head_count_kv(0), "head_count_kv is 0"),
         ("llama", lambda w: w.add_value_length(8), "different length"),
+        ("llama", _add_window_pattern, "sliding_window_pattern must be a list of 1 booleans"),
         ("llama", lambda w: w.add_rope_freq_base(float("nan")), "freq_base is not a finite"),
         ("llama", lambda w: w.add_rope_freq_base(-1), "freq_base is -1"),
         ("llama", lambda w: w.add_string("llama.rope.freq_base", "x"), "is not a number"),
@@ -194,6 +201,38 @@ def test_linear_scaling_divides_frequencies(tmp_path: Path) -> None:
     )
     expected = np.array(read_config(GgufFile(plain)).inv_freq) / 4
     np.testing.assert_array_equal(read_config(GgufFile(old)).inv_freq, expected)
+
+
+@pytest.mark.parametrize(
+    ("window", "pattern", "expected"),
+    [
+        (9, None, (9, 9, 9, 9)),
+        (9, [True, False, True, False], (9, 0, 9, 0)),
+        (9, [1, 0, 0, 1], (9, 0, 0, 9)),
+        # One number n: the last of n layers does not slide.
+        (9, 2, (9, 0, 9, 0)),
+        (9, 3, (9, 9, 0, 9)),
+        (9, 1, (0, 0, 0, 0)),
+        (0, [True] * 4, (0, 0, 0, 0)),
+        (2**32 - 1, None, (0, 0, 0, 0)),
+    ],
+)
+def test_which_layers_slide(
+    window: int, pattern: list[Any] | int | None, expected: tuple[int, ...], tmp_path: Path
+) -> None:
+    from sarathi.models.gguf_model import read_config
+
+    def add(writer: gguf.GGUFWriter) -> None:
+        writer.add_block_count(4)
+        writer.add_uint32("llama.attention.sliding_window", window)
+        key = "llama.attention.sliding_window_pattern"
+        if isinstance(pattern, list):
+            writer.add_array(key, pattern)
+        elif pattern is not None:
+            writer.add_uint32(key, pattern)
+
+    path = _write_metadata(tmp_path / "m.gguf", "llama", add)
+    assert read_config(GgufFile(path)).sliding_windows == expected
 
 
 @pytest.mark.parametrize("size", [*range(0, 40, 3), 100, 1000, 3000, 5000, 6000, 9000, 50_000])

@@ -179,17 +179,131 @@ def test_end_of_sequence_ids_come_from_both_files(tmp_path: Path) -> None:
     assert read_config(tmp_path).eos_token_ids == (7, 9)
 
 
-@pytest.mark.parametrize(("window", "expected"), [(None, 0), (100, 100)])
-def test_mistral_window_covers_all_layers(
-    window: int | None, expected: int, tmp_path: Path
+_MODEL_TYPES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+}
+
+
+@pytest.mark.parametrize("model_type", _MODEL_TYPES)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_key_value_heads": None, "sliding_window": None},
+        {"use_sliding_window": True, "max_window_layers": 1},
+    ],
+    ids=["absent", "null", "sliding"],
+)
+def test_absent_and_null_fields_of_each_family_mean_what_they_mean_in_transformers(
+    model_type: str, changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    _write(tmp_path, architectures=["MistralForCausalLM"], sliding_window=window)
-    assert read_config(tmp_path).sliding_windows == (expected, expected)
+    fields = {**_LLAMA, "num_attention_heads": 32, "hidden_size": 512, **changes}
+    meant = dict(fields)
+    if model_type == "mistral" and fields.get("num_key_value_heads", 0) is None:
+        meant["num_key_value_heads"] = 32  # what its class has for null, were null not refused
+    theirs = transformers.AutoConfig.for_model(model_type, **meant)
+    ours = read_config(_write(tmp_path, **{**fields, "architectures": [_MODEL_TYPES[model_type]]}))
+    assert ours.num_kv_heads == theirs.num_key_value_heads
+    assert ours.head_dim == getattr(theirs, "head_dim", 16)
+    assert ours.max_position == theirs.max_position_embeddings
+    assert ours.norm_eps == theirs.rms_norm_eps
+    window = getattr(theirs, "sliding_window", None) or 0
+    kinds = getattr(theirs, "layer_types", ["sliding_attention"] * 2)
+    assert ours.sliding_windows == tuple(
+        window if kind == "sliding_attention" else 0 for kind in kinds
+    )
 
 
-def test_qwen_window_needs_its_switch(tmp_path: Path) -> None:
-    _write(tmp_path, architectures=["Qwen2ForCausalLM"], sliding_window=9, max_window_layers=1)
-    assert read_config(tmp_path).sliding_windows == (0, 0)
+_SLIDING = ("MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM")
+_WINDOWED: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 4,
+    "use_sliding_window": True,
+    "max_window_layers": 1,
+    "sliding_window": 9,
+}
+
+
+@pytest.mark.parametrize("architecture", _SLIDING)
+def test_layer_types_decide_which_layers_slide(architecture: str, tmp_path: Path) -> None:
+    kinds = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    for changes, expected in (
+        ({"layer_types": kinds}, (0, 9, 0, 9)),
+        ({"layer_types": ["full_attention"] * 4}, (0, 0, 0, 0)),
+        ({"layer_types": ["sliding_attention"] * 4}, (9, 9, 9, 9)),
+    ):
+        _write(tmp_path, **{**_WINDOWED, **changes, "architectures": [architecture]})
+        assert read_config(tmp_path).sliding_windows == expected
+
+
+def test_mistral_with_layer_types_is_ministral_of_transformers(tmp_path: Path) -> None:
+    kinds = ["full_attention", "sliding_attention"]
+    _write(tmp_path, architectures=["MistralForCausalLM"], num_key_value_heads=4, layer_types=kinds)
+    theirs = transformers.AutoConfig.for_model("ministral", **json.loads(_text(tmp_path)))
+    assert theirs.layer_types == kinds
+    assert read_config(tmp_path).sliding_windows == (0, theirs.sliding_window)
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", *_SLIDING])
+@pytest.mark.parametrize("none", [None, 0, -1])
+def test_spellings_of_no_sliding_window(
+    none: int | None, architecture: str, tmp_path: Path
+) -> None:
+    _write(tmp_path, **{**_WINDOWED, "sliding_window": none, "architectures": [architecture]})
+    assert read_config(tmp_path).sliding_windows == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", *_SLIDING])
+def test_a_window_that_is_switched_off_is_none(architecture: str, tmp_path: Path) -> None:
+    changes = {"use_sliding_window": False, "architectures": [architecture]}
+    assert read_config(_write(tmp_path, **{**_WINDOWED, **changes})).sliding_windows == (0,) * 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layer_types": ["full_attention"]}, "layer_types is .*each of 4 layers"),
+        ({"layer_types": ["chunked_attention"] * 4}, "layer_types is .*each of 4 layers"),
+        ({"layer_types": [["full_attention"]] * 4}, "layer_types is .*each of 4 layers"),
+        ({"layer_types": "sliding_attention"}, "layer_types is .*each of 4 layers"),
+        (
+            {"layer_types": ["sliding_attention"] * 4, "sliding_window": None},
+            "layer_types is .*full_attention alone where there is no window",
+        ),
+        ({"sliding_window": -2}, "sliding_window is -2, expected .*null, 0 or -1 for none"),
+        ({"sliding_window": True}, "sliding_window is True"),
+        ({"sliding_window": 9.5}, "sliding_window is 9.5"),
+        ({"layer_types": None, "sliding_window": "9"}, "sliding_window is '9'"),
+    ],
+)
+@pytest.mark.parametrize("architecture", _SLIDING)
+def test_windows_that_cannot_be_served_are_named(
+    changes: dict[str, Any], said: str, architecture: str, tmp_path: Path
+) -> None:
+    _write(tmp_path, **{**_WINDOWED, **changes, "architectures": [architecture]})
+    with pytest.raises(ModelError, match=said):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layer_types": ["sliding_attention"] * 4}, "layer_types is .*Llama has no sliding"),
+        ({}, "sliding_window is 9.*Llama has no sliding window"),
+    ],
+)
+def test_llama_does_not_slide(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=said):
+        read_config(_write(tmp_path, **{**_WINDOWED, **changes}))
+
+
+def test_a_window_as_long_as_the_context_is_none(tmp_path: Path) -> None:
+    _write(tmp_path, **{**_WINDOWED, "sliding_window": 2048})
+    assert read_config(tmp_path).sliding_windows == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,15 @@ class Fields:
     def __contains__(self, name: str) -> bool:
         return self.data.get(name) is not None
 
+    def is_null(self, name: str) -> bool:
+        """Whether the field is there and null, where that differs from an absent one."""
+        return name in self.data and self.data[name] is None
+
+    def value(self, name: str, default: Any = None) -> Any:
+        """The field as it is, for what no other getter can tell."""
+        value = self.data.get(name)
+        return default if value is None else value
+
     def wrong(self, name: str, expected: str) -> ModelError:
         value = repr(self.data.get(name))
         shown = value if len(value) <= 80 else value[:77] + "..."
@@ -57,6 +66,15 @@ class Fields:
             return default
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
             raise self.wrong(name, f"an integer from 1 to {maximum}")
+        return value
+
+    def optional_size(self, name: str, default: int) -> int:
+        """A size, or 0 for none: null, 0 and -1 are the spellings of it that are published."""
+        value = self.data.get(name, default)
+        if value is None or (value in (0, -1) and not isinstance(value, bool)):
+            return 0
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
+            raise self.wrong(name, f"an integer from 1 to {_LARGEST}, or null, 0 or -1 for none")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -97,9 +115,9 @@ class Fields:
         return Fields(value, f"{self.origin}: {name}")
 
     def token_ids(self, name: str) -> tuple[int, ...]:
-        """A token id or a list of token ids; empty if absent."""
+        """A token id or a list of token ids; empty if absent. -1 stands for none."""
         value = self.data.get(name)
         ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= -1 for i in ids):
             raise self.wrong(name, "a token id or a list of token ids")
-        return tuple(ids)
+        return tuple(i for i in ids if i >= 0)

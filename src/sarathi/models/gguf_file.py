@@ -77,6 +77,9 @@ class GgufFile:
     def keys(self) -> Iterator[str]:
         return iter(self._values)
 
+    def is_array(self, key: str) -> bool:
+        return key in self._values and self._values[key].is_array
+
     def text(self, key: str, default: str | None = None) -> str | None:
         value = self._values.get(key)
         if value is None:

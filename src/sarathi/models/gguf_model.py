@@ -24,6 +24,7 @@ _UNQUANTISED = {
     GGMLQuantizationType.F16: np.dtype(np.float16),
     GGMLQuantizationType.BF16: np.dtype(ml_dtypes.bfloat16),
 }
+_MINUS_ONE = 2**32 - 1  # as converters write -1 for none
 _ROPE_FACTORS = "rope_freqs.weight"
 _LONG_ROPE_FACTORS = "rope_factors_long.weight"
 
@@ -138,16 +139,24 @@ def _inv_freq(file: GgufFile, arch: str, head_dim: int) -> Frequencies:
 
 
 def _sliding_windows(file: GgufFile, arch: str, num_layers: int) -> tuple[int, ...]:
+    """One window a layer; the pattern is a list of booleans, or one number n for n - 1 of n."""
     window = file.integer(f"{arch}.attention.sliding_window") or 0
-    pattern = file.numbers(f"{arch}.attention.sliding_window_pattern")
-    if pattern is None or not window:
+    if window < 1 or window == _MINUS_ONE:
+        return (0,) * num_layers
+    key = f"{arch}.attention.sliding_window_pattern"
+    pattern = file.numbers(key)
+    if pattern is None:
         return (window,) * num_layers
-    if pattern.dtype.kind != "b" or pattern.size != num_layers:
+    slides = pattern.tolist()
+    if pattern.dtype.kind in "iu" and not file.is_array(key):
+        period = slides[0]
+        slides = [period < 1 or layer % period < period - 1 for layer in range(num_layers)]
+    if len(slides) != num_layers or not set(slides) <= {0, 1}:
         raise ModelError(
-            f"{file.path}: {arch}.attention.sliding_window_pattern must be a list of "
-            f"{num_layers} booleans"
+            f"{file.path}: {key} must be a list of {num_layers} booleans, or the number of layers "
+            "of which the last one does not slide"
         )
-    return tuple(window if slides else 0 for slides in pattern.tolist())
+    return tuple(window if each else 0 for each in slides)
 
 
 def read_tensor(
