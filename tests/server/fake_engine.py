@@ -16,7 +16,9 @@ from sarathi.engine.generation import EngineError
 from sarathi.engine.latencies import Latencies
 from sarathi.engine.messages import ModelInfo, Stats, TokenLogprobs, TokenOutput
 from sarathi.engine.sampling import SamplingParams
+from sarathi.models.work_limit import WorkLimit
 from sarathi.scheduling import Terms
+from sarathi.server.access import AccessRules
 from sarathi.server.app import create_app
 
 MODEL = "tiny"
@@ -73,8 +75,9 @@ class ByteStream:
 class TaggedTemplate:
     """`role:content|` for each message; a conversation may not begin with the assistant."""
 
-    def render(
+    def render_within(
         self,
+        limit: WorkLimit,
         messages: Sequence[dict[str, str]],
         add_generation_prompt: bool = True,
         tools: Any = None,
@@ -198,17 +201,26 @@ def call(
     content: bytes | None = None,
     headers: dict[str, str] | None = None,
     tokenizer: ByteTokenizer | None = None,
+    client: tuple[str, int] = ("127.0.0.1", 123),
+    url: str = "http://localhost",
+    api_keys: Sequence[str] = (),
+    admin_keys: Sequence[str] = (),
     **options: Any,
 ) -> httpx.Response:
-    """One request to a new app around `engine`; `body` is sent as JSON, `content` as it is."""
-    app = create_app(engine, tokenizer or ByteTokenizer(), served_name=MODEL, **options)
+    """One request to a new app around `engine`; `body` is sent as JSON, `content` as it is.
+
+    `client` is where it comes from, and `url` the server as the client calls it.
+    """
+    rules = AccessRules(tuple(api_keys), tuple(admin_keys))
+    options = {"served_name": MODEL, "access": rules, **options}
+    app = create_app(engine, tokenizer or ByteTokenizer(), **options)
 
     async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=client)
+        async with httpx.AsyncClient(transport=transport, base_url=url) as http:
             if content is not None:
-                return await client.request(method, path, content=content, headers=headers)
-            return await client.request(method, path, json=body, headers=headers)
+                return await http.request(method, path, content=content, headers=headers)
+            return await http.request(method, path, json=body, headers=headers)
 
     return asyncio.run(asyncio.wait_for(send(), 20))
 

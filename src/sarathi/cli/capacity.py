@@ -33,6 +33,7 @@ _OF_SERVERS = (
     "start_timeout",
     "api",
     "api_key",
+    "api_key_file",
     "no_ignore_eos",
     "salt",
     "timeout",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,8 @@ import msgspec
 from rich.console import Console
 
 from sarathi.cli.errors import UsageError
-from sarathi.cli.options import add_engine_arguments, engine_config, utf8
+from sarathi.cli.keys import add_api_key_arguments, api_key
+from sarathi.cli.options import add_engine_arguments, engine_config
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.sampling import SamplingParams
 from sarathi.models.locate import locate
@@ -47,12 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", help="what the model is told before the conversation")
     parser.add_argument("--temperature", type=float, help="0 always takes the likeliest token")
     parser.add_argument("--max-tokens", type=int, help="the longest answer, in tokens")
-    parser.add_argument(
-        "--api-key",
-        type=utf8,
-        default=os.environ.get("SARATHI_API_KEY"),
-        help="the server's key (default: SARATHI_API_KEY from the environment)",
-    )
+    add_api_key_arguments(parser)
     add_engine_arguments(parser)
 
 
@@ -80,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         name = args.model
     else:
         try:
-            server = Server.connect(args.url or DEFAULT_URL, args.api_key, args.served_model)
+            server = Server.connect(args.url or DEFAULT_URL, api_key(args), args.served_model)
         except ChatError as error:
             raise UsageError(str(error)) from error
         replies = server.replies(options)

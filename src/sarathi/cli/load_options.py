@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from sarathi.cli.keys import add_api_key_arguments
 from sarathi.cli.options import duration, new_file, positive, utf8
 
 DEFAULT_URL = "http://localhost:8000"
@@ -96,12 +97,7 @@ def _add_asking(group: argparse._ArgumentGroup) -> None:
         help="let answers end where the model ends them: for servers that take the field "
         "ignore_eos without heeding it",
     )
-    group.add_argument(
-        "--api-key",
-        type=utf8,
-        default=os.environ.get("SARATHI_API_KEY"),
-        help="the server's key (default: SARATHI_API_KEY from the environment)",
-    )
+    add_api_key_arguments(group)
     group.add_argument(
         "--timeout",
         type=duration,

@@ -18,6 +18,7 @@ from sarathi.benchmark.measure import Load, Terms
 from sarathi.benchmark.progress import Progress
 from sarathi.benchmark.workload.plan import Workload
 from sarathi.benchmark.workload.tokens import LocalTokens, ServerTokens, TokenCounter
+from sarathi.cli.keys import api_key
 from sarathi.metrics import Targets
 
 _PATIENCE = 60.0  # seconds
@@ -83,7 +84,7 @@ def load_of(args: argparse.Namespace, num_requests: int, tokens: Tokens) -> Load
 def access_of(args: argparse.Namespace) -> Access:
     # `bench` starts nothing, but a server that it finds loading is given the same time.
     patience = getattr(args, "start_timeout", _PATIENCE)
-    return Access(args.model, args.api, args.api_key, patience, not args.no_ignore_eos)
+    return Access(args.model, args.api, api_key(args), patience, not args.no_ignore_eos)
 
 
 def terms_of(args: argparse.Namespace, targets: Targets | None = None) -> Terms:

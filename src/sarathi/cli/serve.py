@@ -5,29 +5,32 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sarathi.cli.keys import add_server_key_arguments, admin_keys, api_keys
 from sarathi.cli.options import (
     add_engine_arguments,
     add_model_argument,
+    duration,
     engine_config,
     positive,
     utf8,
 )
 from sarathi.cli.ray_options import add_ray_arguments, ray_options
 from sarathi.distributed.launch import RayOptions
-from sarathi.engine.config import MAX_REPLICAS, EngineConfig
+from sarathi.engine.config import DEFAULT_DRAIN_SECONDS, MAX_REPLICAS, EngineConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser, type=utf8)
     parser.add_argument("--host", default="127.0.0.1", help="address (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=8000, help="(default: %(default)s; 0: any)")
+    add_server_key_arguments(parser)
     parser.add_argument(
-        "--api-key",
-        type=_api_key,
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="clients must send it as a bearer token; may be given several times",
+        "--drain-timeout",
+        type=_drain_timeout,
+        default=DEFAULT_DRAIN_SECONDS,
+        metavar="DURATION",
+        help="how long open requests may take to end when the server is stopped; after it they "
+        "end with an error (default: 30s; 0: at once)",
     )
     parser.add_argument(
         "--served-model-name",
@@ -56,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from sarathi.models.locate import locate
 
     engine = engine_config(args)  # checked before the model is downloaded
+    keys, admin = api_keys(args), admin_keys(args)
     ray = ray_options(args)
     located = locate(args.model)
     if args.dry_run:
@@ -66,7 +70,9 @@ def run(args: argparse.Namespace) -> int:
     config = ServerConfig(
         host=args.host,
         port=args.port,
-        api_keys=tuple(dict.fromkeys(args.api_key)),
+        api_keys=keys,
+        admin_keys=admin,
+        drain_seconds=args.drain_timeout,
         served_name=args.served_model_name or located.served_name,
         replicas=args.replicas,
     )
@@ -98,10 +104,8 @@ def _dry_run(path: Path, engine: EngineConfig, replicas: int, ray: RayOptions | 
     return 0
 
 
-def _api_key(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the key is empty, expected at least one character")
-    return utf8(text)
+def _drain_timeout(text: str) -> float:
+    return 0.0 if text.strip() in ("0", "0s") else duration(text)
 
 
 def _replicas(text: str) -> int:

@@ -18,6 +18,7 @@ DEFAULT_MAX_BATCH_SIZE = 128
 DEFAULT_MIN_PREFILL_SHARE = 0.1
 DEFAULT_IN_ORDER_SHARE = 0.5
 DEFAULT_TTFT_TARGET = 5.0  # seconds
+DEFAULT_DRAIN_SECONDS = 30.0
 _DETERMINISTIC_CHUNK = 128  # tokens; not measured, or two machines would cut differently
 
 # Far beyond any machine; what is above would end in an overflow somewhere below.

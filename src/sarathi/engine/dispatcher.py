@@ -82,14 +82,14 @@ class Dispatcher:
             self._router.ended(assignment)
             self._engines[assignment.engine].cancel(generation)
 
-    def fail(self, message: str) -> None:
-        """All requests, wherever they are."""
+    def fail(self, error: EngineError) -> None:
+        """End all requests with an error, wherever they are."""
         lost = list(self.held.values())
         self.held.clear()
         for number in list(self._engines):
             lost += self.remove(number)
         for generation in lost:
-            generation.fail(EngineError(message))
+            generation.fail(error)
 
     # -- what engines tell ------------------------------------------------------------------
 

@@ -13,7 +13,12 @@ from sarathi.engine.client import Watcher
 from sarathi.engine.config import MAX_REPLICAS
 from sarathi.engine.dispatcher import Dispatcher
 from sarathi.engine.engine import ReplicaStatus
-from sarathi.engine.generation import EngineError, Generation, RequestLostError
+from sarathi.engine.generation import (
+    EngineError,
+    Generation,
+    RequestLostError,
+    ShuttingDownError,
+)
 from sarathi.engine.latencies import Latencies, Stopwatch
 from sarathi.engine.messages import ModelInfo, Stats
 from sarathi.engine.replica import Incarnation, Patience, Replica
@@ -78,6 +83,7 @@ class Fleet:
         self._patience = patience or Patience()
         self._replicas: dict[int, Replica] = {}
         self._dispatcher = Dispatcher()
+        self._refusal: EngineError | None = None  # of all requests, once they are not wanted
         self._past: list[Stats] = []  # what engines that are gone have done, summed
         self._ids = count()
         self._launches = count()
@@ -107,8 +113,14 @@ class Fleet:
         await self._failed.wait()
         return self.error or "the engines have stopped"
 
+    def end_requests(self, error: EngineError) -> None:
+        """Fail all open requests and those to come with `error`; the engines stay."""
+        self._refusal = error
+        self._dispatcher.fail(error)
+
     async def stop(self) -> None:
         """End all engines; open requests fail."""
+        self.end_requests(ShuttingDownError("the server is shutting down"))
         self._fail("the server is shutting down")
         await asyncio.gather(*(replica.stop() for replica in self._replicas.values()))
 
@@ -165,6 +177,8 @@ class Fleet:
         Raises:
             EngineError: no engine is ready for the first time, or will ever be ready again.
         """
+        if self._refusal is not None:
+            raise self._refusal
         if self.error is not None:
             raise EngineError(self.error)
         if self.info is None:
@@ -243,7 +257,7 @@ class Fleet:
         self.error = message
         self._loaded.set()
         self._failed.set()
-        self._dispatcher.fail(message)
+        self._dispatcher.fail(EngineError(message))
 
     def _add(self) -> None:
         number = next(n for n in count() if n not in self._replicas)

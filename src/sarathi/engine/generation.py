@@ -15,6 +15,10 @@ class EngineError(RuntimeError):
     """The engine cannot answer: it is still loading, has died, or refused the request."""
 
 
+class ShuttingDownError(EngineError):
+    """The server ends before the request does."""
+
+
 class RequestLostError(EngineError):
     """The engine died too often while it had the request."""
 

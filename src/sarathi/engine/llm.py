@@ -164,7 +164,10 @@ class LLM:
         """
         if self.tokenizer.chat_template is None:
             raise ValueError(f"{self.served_name} has no chat template")
-        text = self.tokenizer.chat_template.render([dict(m) for m in messages], **template)
+        try:
+            text = self.tokenizer.chat_template.render([dict(m) for m in messages], **template)
+        except ValueError as error:
+            raise ValueError(f"the chat template refuses the messages: {error}") from error
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def _run(

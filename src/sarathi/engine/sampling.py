@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 
 import msgspec
 
 MAX_LOGPROBS = 20
 MAX_N = 128
+# Every choice is checked where it enters each process, and others wait meanwhile.
+MAX_LOGIT_BIAS = 1024
+MAX_STOP_TOKEN_IDS = 1024
 
 
 class SamplingError(ValueError):
@@ -62,6 +65,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             raise SamplingError("n", "must be 1 when temperature is 0: all choices would be equal")
         if not isinstance(self.logit_bias, Mapping):
             raise SamplingError("logit_bias", "must map token ids to numbers")
+        _check_length("logit_bias", self.logit_bias, MAX_LOGIT_BIAS)
         for token, bias in self.logit_bias.items():
             if type(token) is not int or token < 0:
                 raise SamplingError("logit_bias", f"has the key {token!r}, expected a token id")
@@ -74,6 +78,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 raise SamplingError("stop", "must hold non-empty strings")
         if not isinstance(self.stop_token_ids, (tuple, list)):
             raise SamplingError("stop_token_ids", "must be a sequence of token ids")
+        _check_length("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
         for token in self.stop_token_ids:
             _check("stop_token_ids", token, 0, None, whole=True)
         for field in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
@@ -89,7 +94,16 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         seeds: list[int | None] = [None] * self.n
         if self.seed is not None:
             seeds = [(self.seed + index + 2**63) % 2**64 - 2**63 for index in range(self.n)]
+        if seeds == [self.seed]:
+            return [self]
+        if self.seed is None:
+            return [msgspec.structs.replace(self, n=1)] * self.n
         return [msgspec.structs.replace(self, n=1, seed=seed) for seed in seeds]
+
+
+def _check_length(field: str, value: Sized, most: int) -> None:
+    if len(value) > most:
+        raise SamplingError(field, f"has {len(value)} entries, expected at most {most}")
 
 
 def _check(

@@ -164,10 +164,12 @@ class _Environment(ImmutableSandboxedEnvironment):
             method = nodes.EnvironmentAttribute("check_work")
             return nodes.Call(method, [nodes.ContextReference()], [], None, None)
 
-        for node in tree.find_all((nodes.For, nodes.Macro)):
-            node.body.insert(0, nodes.ExprStmt(check()))
-            if isinstance(node, nodes.For) and node.test is not None:
-                node.test = nodes.And(check(), node.test)
+        for macro in tree.find_all(nodes.Macro):
+            macro.body.insert(0, nodes.ExprStmt(check()))
+        for loop in tree.find_all(nodes.For):
+            loop.body.insert(0, nodes.ExprStmt(check()))
+            if loop.test is not None:
+                loop.test = nodes.And(check(), loop.test)
         tree.set_environment(self)
         return jinja2.Template.from_code(self, self.compile(tree), self.make_globals(None))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from importlib import metadata
 
 from starlette.applications import Starlette
@@ -11,16 +12,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sarathi.engine.engine import Engine, by_state
 from sarathi.models.tokenizer import Tokenizer
+from sarathi.server.access import Access, AccessRules, key_name
 from sarathi.server.chat import create_chat_completion
 from sarathi.server.completions import create_completion
 from sarathi.server.errors import ApiError, unknown_model
-from sarathi.server.keys import ApiKeys, key_name
 from sarathi.server.metrics import Metrics
-from sarathi.server.reply import error_response, json_response
+from sarathi.server.reply import error_response, json_response, until_disconnect
 from sarathi.server.responses import Health, Model, ModelList, Version
 from sarathi.server.scale import scale
 from sarathi.server.service import Call, Service
@@ -37,7 +38,7 @@ def create_app(
     tokenizer: Tokenizer,
     *,
     served_name: str,
-    api_keys: Sequence[str] = (),
+    access: AccessRules | None = None,
     max_body: int = MAX_BODY,
 ) -> ASGIApp:
     """The ASGI application for one engine.
@@ -45,8 +46,8 @@ def create_app(
     Args:
         engine: may still be loading; requests are answered with 503 until it is ready.
         served_name: the model name that requests give.
-        api_keys: any of them opens every path but `keys.OPEN_PATHS`; none leaves all open. Of
-            several, each is a tenant.
+        access: who may ask; None: everybody, but for what changes the server. Of several API
+            keys, each is a tenant.
         max_body: bytes of a request body.
     """
     service = Service(engine, tokenizer, served_name, created=int(time.time()))
@@ -89,7 +90,7 @@ def create_app(
             Route("/metrics", prometheus),
             Route("/version", version),
             *(
-                Route(path, _post(service, handler, max_body), methods=["POST"])
+                Route(path, PostEndpoint(service, handler, max_body), methods=["POST"])
                 for path, handler in posts.items()
             ),
         ],
@@ -100,21 +101,29 @@ def create_app(
         },
     )
     app.router.redirect_slashes = False
-    return ApiKeys(app, tuple(key.encode() for key in api_keys)) if api_keys else app
+    return Access(app, access or AccessRules())
 
 
-def _post(
-    service: Service, handler: Post, max_body: int
-) -> Callable[[Request], Awaitable[Response]]:
-    async def endpoint(request: Request) -> Response:
+@dataclass(frozen=True)
+class PostEndpoint:
+    """Reads the body of a POST, and gives up the work on it when the client goes away."""
+
+    service: Service
+    handler: Post
+    max_body: int
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            call = Call(await _read(request, max_body), key_name(request.scope))
+            body = await _read(Request(scope, receive), self.max_body)
         except ClientDisconnect:
-            return Response(status_code=499)
-        # Starlette calls what it gets as an ASGI application.
-        return await handler(service, call)  # type: ignore[return-value]
+            return
+        call = Call(body, key_name(scope))
 
-    return endpoint
+        async def work() -> None:
+            reply = await self.handler(self.service, call)
+            await reply(scope, receive, send)
+
+        await until_disconnect(receive, work())
 
 
 async def _read(request: Request, limit: int) -> bytes:

@@ -41,6 +41,7 @@ async def create_chat_completion(service: Service, call: Call) -> ASGIApp:
     terms = request_terms(request, info, call.key)
     ids = await encode_messages(
         service,
+        call,
         request.messages,
         add_generation_prompt=first(request.add_generation_prompt, True),
         # Templates write the special tokens themselves.

@@ -14,7 +14,7 @@ from sarathi.engine.output import Delta
 from sarathi.server.choices import Choices, Job
 from sarathi.server.errors import refused
 from sarathi.server.logprobs import joined
-from sarathi.server.reply import json_response, server_timing, until_disconnect
+from sarathi.server.reply import json_response, server_timing
 from sarathi.server.responses import Usage
 from sarathi.server.service import Service
 
@@ -34,12 +34,9 @@ class CollectedReply:
     body: Body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def work() -> None:
-            body, delay = await self._generate()
-            headers = {"Server-Timing": server_timing(delay)}
-            await json_response(body, headers=headers)(scope, receive, send)
-
-        await until_disconnect(receive, work())
+        body, delay = await self._generate()
+        headers = {"Server-Timing": server_timing(delay)}
+        await json_response(body, headers=headers)(scope, receive, send)
 
     async def _generate(self) -> tuple[msgspec.Struct, float]:
         """The reply, and the scheduling delay of the job."""

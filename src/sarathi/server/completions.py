@@ -11,9 +11,10 @@ from starlette.types import ASGIApp
 from sarathi.engine.messages import ModelInfo
 from sarathi.engine.output import Delta
 from sarathi.models.tokenizer import Tokenizer
+from sarathi.models.work_limit import WorkLimit
 from sarathi.server.choices import Job
 from sarathi.server.collect import CollectedReply
-from sarathi.server.errors import invalid
+from sarathi.server.errors import invalid, too_long
 from sarathi.server.logprobs import completion_logprobs
 from sarathi.server.protocol import CompletionRequest, decode
 from sarathi.server.responses import (
@@ -23,7 +24,7 @@ from sarathi.server.responses import (
     Usage,
 )
 from sarathi.server.sampling import check_token_ids, completion_choices, first
-from sarathi.server.service import Call, Service, new_id, off_loop
+from sarathi.server.service import Call, Service, new_id
 from sarathi.server.stream import ChunkEncoder, StreamReply
 from sarathi.server.terms import request_terms
 
@@ -54,9 +55,9 @@ async def create_completion(service: Service, call: Call) -> ASGIApp:
             "prompt",
         )
     add_special_tokens = first(request.add_special_tokens, True)
-    prompts = await off_loop(
-        sum(len(part) for part in parts if isinstance(part, str)),
-        lambda: [_prompt(service, part, add_special_tokens) for part in parts],
+    prompts = await service.pool.run(
+        len(call.body),
+        lambda limit: [_prompt(service, part, add_special_tokens, limit) for part in parts],
     )
     choices = completion_choices(request, [len(prompt.ids) for prompt in prompts], info)
     job = Job(
@@ -140,14 +141,18 @@ def _parts(request: CompletionRequest, info: ModelInfo) -> list[str | list[int]]
         raise invalid("prompt is empty.", "prompt")
     for part in parts:
         if not isinstance(part, str):
+            if len(part) > info.max_model_len:
+                raise too_long(info.max_model_len, f"the prompt has {len(part)}")
             check_token_ids(part, info, "prompt")
     return parts
 
 
-def _prompt(service: Service, part: str | list[int], add_special_tokens: bool) -> Prompt:
+def _prompt(
+    service: Service, part: str | list[int], add_special_tokens: bool, limit: WorkLimit
+) -> Prompt:
     if not isinstance(part, str):
         return Prompt(part, None)
-    ids = service.encode(part, add_special_tokens)
+    ids = service.encode(part, add_special_tokens, limit)
     if not ids:
         raise invalid("prompt has no tokens.", "prompt")
     return Prompt(ids, part)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sarathi.models.work_limit import WorkLimit
 from sarathi.server.errors import ApiError, invalid
 from sarathi.server.protocol import Message
-from sarathi.server.service import Service, off_loop
+from sarathi.server.service import Call, Service
 
 # Arguments of the template that have a field, or a meaning, of their own.
 _RESERVED = frozenset({"messages", "add_generation_prompt", "tools", "documents"})
@@ -16,6 +17,7 @@ _UNSUPPORTED = ("audio", "function_call", "tool_calls", "annotations")
 
 async def encode_messages(
     service: Service,
+    call: Call,
     messages: Sequence[Message] | None,
     *,
     add_generation_prompt: bool,
@@ -38,16 +40,16 @@ async def encode_messages(
         raise invalid(
             f"chat_template_kwargs may not have {', '.join(taken)}.", "chat_template_kwargs"
         )
-    plain = [_plain(message, index) for index, message in enumerate(messages)]
 
-    def work() -> list[int]:
-        text = template.render(plain, add_generation_prompt=add_generation_prompt, **extra)
-        return service.encode(text, add_special_tokens)
+    def work(limit: WorkLimit) -> list[int]:
+        plain = [_plain(message, index) for index, message in enumerate(messages)]
+        try:
+            text = template.render_within(limit, plain, add_generation_prompt, **extra)
+        except ValueError as error:
+            raise invalid(f"The chat template refuses the messages: {error}", "messages") from None
+        return service.encode(text, add_special_tokens, limit)
 
-    try:
-        ids = await off_loop(sum(len(message["content"]) for message in plain), work)
-    except ValueError as error:
-        raise invalid(f"The chat template refuses the messages: {error}", "messages") from None
+    ids = await service.pool.run(len(call.body), work, renders=True)
     if not ids:
         raise invalid("messages has no tokens.", "messages")
     return ids

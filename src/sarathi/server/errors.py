@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from sarathi.engine.generation import EngineError, RequestLostError
+from sarathi.engine.generation import EngineError, RequestLostError, ShuttingDownError
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
@@ -75,6 +75,13 @@ def engine_failed(reason: str) -> ApiError:
 
 def refused(error: EngineError, engine_error: str | None) -> ApiError:
     """The answer to a request that the engine gave up: its own fault, or the request's."""
+    if isinstance(error, ShuttingDownError):
+        return ApiError(
+            503,
+            "The server is shutting down.",
+            code="server_shutting_down",
+            headers={"Retry-After": "5"},
+        )
     if isinstance(error, RequestLostError):
         return ApiError(500, f"{str(error)[0].upper()}{str(error)[1:]}.", code="engine_died")
     return invalid(str(error)) if engine_error is None else engine_failed(engine_error)

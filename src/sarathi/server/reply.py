@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -28,6 +29,17 @@ def server_timing(delay: float) -> str:
 
 def error_response(error: ApiError) -> Response:
     return json_response(error.body, error.status, error.headers)
+
+
+def encode_error(error: ApiError) -> bytes:
+    """The bytes of an HTTP response that ends its connection, for where there is no request."""
+    body = _ENCODER.encode(error.body)
+    head = (
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

@@ -8,27 +8,31 @@ import socket
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 
-from sarathi.engine.config import MAX_REPLICAS, ConfigError, EngineConfig
+from sarathi.engine.config import DEFAULT_DRAIN_SECONDS, MAX_REPLICAS, ConfigError, EngineConfig
 from sarathi.engine.durations import in_words
 from sarathi.engine.fleet import Fleet
 from sarathi.engine.generation import EngineError
 from sarathi.engine.launcher import EngineLauncher
 from sarathi.engine.messages import ModelInfo
-from sarathi.executors.machine import usable_cores
+from sarathi.executors.machine import raise_descriptor_limit, usable_cores
 from sarathi.executors.processes import LOCAL, Spawner
 from sarathi.executors.sockets import bracketed
 from sarathi.models.model import open_tokenizer
+from sarathi.server.access import AccessRules
 from sarathi.server.app import create_app
+from sarathi.server.connection import BoundedProtocol, ConnectionLimits
+from sarathi.server.shutdown import Shutdown
 
 _BACKLOG = 2048
-_DRAIN_SECONDS = 5  # for open streams after the first Ctrl-C
+_SPARE_DESCRIPTORS = 64  # for what is not a client's connection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +40,10 @@ class ServerConfig:
     host: str
     port: int  # 0 for any that is free
     served_name: str  # what clients call the model
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    admin_keys: tuple[str, ...] = field(default=(), repr=False)  # see `AccessRules`
     replicas: int = 1  # engines that share the requests
+    drain_seconds: float = DEFAULT_DRAIN_SECONDS  # for open requests when the server is to end
 
 
 def serve(path: Path, engine: EngineConfig, config: ServerConfig, spawner: Spawner = LOCAL) -> int:
@@ -55,6 +61,20 @@ def serve(path: Path, engine: EngineConfig, config: ServerConfig, spawner: Spawn
             return uvloop.run(_serve(path, engine, config, spawner, listener))
         except asyncio.CancelledError:  # interrupted before there was a server
             return 130
+
+
+def make_server(app: ASGIApp, limits: ConnectionLimits) -> uvicorn.Server:
+    """A server that serves `app` on sockets that it is given, and never ends by itself."""
+    return _Server(
+        uvicorn.Config(
+            app,
+            http=partial(BoundedProtocol, limits),  # type: ignore[arg-type]  # called as a class
+            log_level="error",  # what clients do wrong is answered, not logged
+            access_log=False,
+            lifespan="off",
+            proxy_headers=False,  # who is on this machine must not be a matter of a header
+        )
+    )
 
 
 class _Server(uvicorn.Server):
@@ -84,22 +104,17 @@ async def _serve(
     try:
         fleet.start()  # engines load in their own processes while this one reads the tokenizer
         tokenizer = await asyncio.to_thread(open_tokenizer, path)
-        app = create_app(fleet, tokenizer, served_name=config.served_name, api_keys=config.api_keys)
-        server = _Server(
-            uvicorn.Config(
-                app,
-                log_level="warning",
-                access_log=False,
-                lifespan="off",
-                timeout_graceful_shutdown=_DRAIN_SECONDS,
-            )
-        )
-        _on_signals(partial(_stop, server))
+        access = AccessRules(config.api_keys, config.admin_keys, config.host)
+        app = create_app(fleet, tokenizer, served_name=config.served_name, access=access)
+        server = make_server(app, ConnectionLimits(connections=_most_connections()))
+        shutdown = Shutdown(server, fleet, config.drain_seconds, say)
+        _on_signals(shutdown.begin)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         telling = asyncio.create_task(_tell(fleet, engine, config.served_name, url))
         done, _ = await asyncio.wait({serving, telling}, return_when=asyncio.FIRST_COMPLETED)
         code = telling.result() if telling in done else 0
-        server.should_exit |= code != 0
+        if code:
+            shutdown.begin_at_once()
         await serving
         telling.cancel()
         return code
@@ -154,10 +169,10 @@ def _on_signals(act: Callable[[], object]) -> None:
         asyncio.get_running_loop().add_signal_handler(number, act)
 
 
-def _stop(server: uvicorn.Server) -> None:
-    """The first Ctrl-C lets open streams end for a while, the second does not."""
-    server.force_exit = server.should_exit
-    server.should_exit = True
+def _most_connections() -> int:
+    """As many as there are descriptors for, beyond which none could be accepted and refused."""
+    limit = raise_descriptor_limit()
+    return max(1, limit - _SPARE_DESCRIPTORS)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -167,8 +182,9 @@ def _listen(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigError(f"--host {host} is no address: {error.strerror}") from error
+    except (OSError, UnicodeError, ValueError) as error:  # such as an empty or too long label
+        reason = getattr(error, "strerror", None) or "it cannot be a host name"
+        raise ConfigError(f"--host {host} is no address: {reason}") from error
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)

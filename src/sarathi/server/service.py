@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
 
 from sarathi.engine.engine import Engine
 from sarathi.engine.messages import ModelInfo
 from sarathi.models.tokenizer import Tokenizer
-from sarathi.server.errors import engine_failed, loading, too_long, unknown_model
+from sarathi.models.work_limit import WorkLimit
+from sarathi.server.errors import engine_failed, invalid, loading, too_long, unknown_model
+from sarathi.server.text_pool import TextPool
 
-# About a millisecond of tokenising: more would be felt by the streams of others.
-LONG_TEXT = 4096  # characters
-
-Result = TypeVar("Result")
+_PIECE = 128 * 2**10  # characters that are tokenised at once, to count them
+# A cut between two pieces may change a few tokens beside it; more is not worth being exact about.
+_SLACK = 1.1
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,7 @@ class Service:
     tokenizer: Tokenizer
     model: str
     created: int  # seconds since 1970
+    pool: TextPool = field(default_factory=TextPool)
 
     def ready(self) -> ModelInfo:
         """
@@ -45,18 +44,31 @@ class Service:
         if name is not None and name != self.model:
             raise unknown_model(name, self.model)
 
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool, limit: WorkLimit) -> list[int]:
         """Token ids of a prompt.
 
         Raises:
             ApiError: status 400, for text that is sure to be too long. That is found without
-                tokenising it: megabytes would take seconds, and a hundred times their memory.
+                tokenising all of it: megabytes take seconds, and a hundred times their memory.
+            WorkCancelledError: nobody waits for it any more.
         """
-        limit = self.ready().max_model_len
+        longest = self.ready().max_model_len
         least = self.tokenizer.least_tokens(text)
-        if least > limit:
-            raise too_long(limit, f"the prompt has at least {least}")
-        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        if least > longest:
+            raise too_long(longest, f"the prompt has at least {least}")
+        limit.check_cancelled()
+        if len(text) > _PIECE:
+            count = 0
+            for start in range(0, len(text), _PIECE):
+                limit.check_cancelled()
+                piece = text[start : start + _PIECE]
+                count += len(self.tokenizer.encode(piece, add_special_tokens=False))
+                if count > _SLACK * longest:
+                    raise too_long(longest, f"the prompt has more than {longest}")
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        except ValueError as error:
+            raise invalid(f"The prompt cannot be tokenised: {error}.") from None
 
 
 @dataclass(frozen=True)
@@ -65,11 +77,6 @@ class Call:
 
     body: bytes
     key: str | None = None  # see `key_name`
-
-
-async def off_loop(characters: int, work: Callable[[], Result]) -> Result:
-    """Run `work` on so much text: in a thread when it would hold up the event loop."""
-    return await asyncio.to_thread(work) if characters > LONG_TEXT else work()
 
 
 def new_id(prefix: str) -> str:

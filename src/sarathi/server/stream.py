@@ -19,7 +19,7 @@ from sarathi.engine.output import Delta
 from sarathi.server.choices import Choices, Job
 from sarathi.server.errors import ApiError, refused
 from sarathi.server.protocol import StreamOptions
-from sarathi.server.reply import server_timing, until_disconnect
+from sarathi.server.reply import server_timing
 from sarathi.server.responses import ChunkHead, Usage
 from sarathi.server.service import Service
 
@@ -80,9 +80,6 @@ class StreamReply:
     events: Events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await until_disconnect(receive, self._run(send))
-
-    async def _run(self, send: Send) -> None:
         choices = Choices(self.service, self.job)
         started = False
         encoder = self.events.encoder

@@ -5,12 +5,12 @@ from __future__ import annotations
 from starlette.types import ASGIApp
 
 from sarathi.server.conversation import encode_messages
-from sarathi.server.errors import invalid
+from sarathi.server.errors import invalid, too_long
 from sarathi.server.protocol import DetokenizeRequest, TokenizeRequest, decode
 from sarathi.server.reply import json_response
 from sarathi.server.responses import Detokenized, Tokenized
 from sarathi.server.sampling import first
-from sarathi.server.service import Call, Service, off_loop
+from sarathi.server.service import Call, Service
 
 
 async def tokenize(service: Service, call: Call) -> ASGIApp:
@@ -23,6 +23,7 @@ async def tokenize(service: Service, call: Call) -> ASGIApp:
     if prompt is None:
         ids = await encode_messages(
             service,
+            call,
             request.messages,
             add_generation_prompt=first(request.add_generation_prompt, True),
             add_special_tokens=first(request.add_special_tokens, False),
@@ -33,23 +34,25 @@ async def tokenize(service: Service, call: Call) -> ASGIApp:
             if getattr(request, name) is not None:
                 raise invalid(f"{name} needs messages.", name)
         text, special = prompt, first(request.add_special_tokens, True)
-        ids = await off_loop(
-            len(text), lambda: service.tokenizer.encode(text, add_special_tokens=special)
+        ids = await service.pool.run(
+            len(call.body), lambda limit: service.encode(text, special, limit)
         )
     return json_response(Tokenized(ids, len(ids), info.max_model_len))
 
 
 async def detokenize(service: Service, call: Call) -> ASGIApp:
-    service.ready()
+    info = service.ready()
     request = decode(call.body, DetokenizeRequest)
     service.check_model(request.model)
     ids = request.tokens
     if ids is None:
         raise invalid("tokens is required.", "tokens", code="missing_required_parameter")
+    if len(ids) > info.max_model_len:
+        raise too_long(info.max_model_len, f"tokens has {len(ids)}")
     size = service.tokenizer.vocab_size
     if ids and not (min(ids) >= 0 and max(ids) < size):
         raise invalid(f"tokens has an id out of the vocabulary, 0 to {size - 1}.", "tokens")
-    text = await off_loop(
-        len(ids), lambda: service.tokenizer.decode(ids, skip_special_tokens=False)
+    text = await service.pool.run(
+        len(call.body), lambda limit: service.tokenizer.decode(ids, skip_special_tokens=False)
     )
     return json_response(Detokenized(text))

@@ -1,0 +1,146 @@
+"""Who may ask what: API keys, the admin key, and calls from this machine."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sarathi.server.errors import ApiError
+from sarathi.server.reply import error_response
+
+OPEN_PATHS = frozenset({"/health", "/version"})  # need no API key
+ADMIN_PATHS = frozenset({"/scale"})  # change the server
+
+_STATE = "api_key"
+# A proxy on this machine passes on what others send; one of these headers gives that away.
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+
+
+@dataclass(frozen=True)
+class AccessRules:
+    """What a server asks of those who call it.
+
+    Without `admin_keys`, admin paths are for programs on this machine. A web page that is open on
+    this machine is none of them: it cannot send JSON, or its origin or host gives it away.
+    """
+
+    api_keys: tuple[str, ...] = field(default=(), repr=False)  # any opens all but admin paths
+    admin_keys: tuple[str, ...] = field(default=(), repr=False)  # any opens admin paths
+    host: str = "127.0.0.1"  # the address or name that the server listens on
+
+
+@dataclass(frozen=True)
+class Access:
+    """Lets requests through that `rules` allow. Replies pass untouched: streams cost no more."""
+
+    app: ASGIApp
+    rules: AccessRules
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
+        if scope["type"] == "http":
+            try:
+                self._check(scope)
+            except ApiError as error:
+                app = error_response(error)
+        await app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        """
+        Raises:
+            ApiError: the request is not allowed.
+        """
+        path, headers = scope["path"], Headers(scope=scope)
+        rules = self.rules
+        if path in ADMIN_PATHS and rules.admin_keys:
+            self._check_admin_key(path, headers)
+            return
+        if rules.api_keys and path not in OPEN_PATHS:
+            number = _matching(rules.api_keys, headers)
+            if number is None:
+                raise _unauthorised(headers, "API key")
+            if len(rules.api_keys) > 1:
+                scope.setdefault("state", {})[_STATE] = f"key {number}"
+        if path in ADMIN_PATHS:
+            self._check_local(path, scope, headers)
+
+    def _check_admin_key(self, path: str, headers: Headers) -> None:
+        if _matching(self.rules.admin_keys, headers) is not None:
+            return
+        if _matching(self.rules.api_keys, headers) is not None:
+            raise _forbidden(path, "an API key is not enough: it needs the admin key")
+        raise _unauthorised(headers, "admin key")
+
+    def _check_local(self, path: str, scope: Scope, headers: Headers) -> None:
+        client = scope.get("client")
+        forwarded = any(name in headers for name in _FORWARDED)
+        if client is None or forwarded or not _is_loopback(client[0]):
+            raise _forbidden(path, "it needs an admin key, except from the server's own machine")
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or not self._is_ours(f"//{hosts[0]}"):
+            raise _forbidden(path, "the header Host does not name this machine")
+        if any(not self._is_ours(origin) for origin in headers.getlist("origin")):
+            raise _forbidden(path, "it is not for web pages of other origins")
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise ApiError(
+                415,
+                f"{path} needs the header 'Content-Type: application/json', or an admin key.",
+                code="unsupported_media_type",
+            )
+
+    def _is_ours(self, url: str) -> bool:
+        try:
+            name = urlsplit(url).hostname or ""
+        except ValueError:
+            return False
+        return name in ("localhost", self.rules.host.lower()) or _is_loopback(name)
+
+
+def key_name(scope: Mapping[str, Any]) -> str | None:
+    """Which of several API keys a request came with, such as "key 2"; never the key itself.
+
+    None where the server has one key or none, so that keys tell nobody apart.
+    """
+    name: str | None = scope.get("state", {}).get(_STATE)
+    return name
+
+
+def _matching(keys: Sequence[str], headers: Headers) -> int | None:
+    """Which of `keys` the bearer token is, from 1; None for none."""
+    given = headers.get("authorization", "").encode("latin-1")
+    scheme, _, token = given.partition(b" ")
+    # All are compared, so that the time taken tells nothing.
+    fits = [hmac.compare_digest(token.strip(), key.encode()) for key in keys]
+    if scheme.lower() != b"bearer" or not any(fits):
+        return None
+    return fits.index(True) + 1
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = getattr(parsed, "ipv4_mapped", None)  # on a socket for both versions of IP
+    return bool((mapped or parsed).is_loopback)
+
+
+def _unauthorised(headers: Headers, kind: str) -> ApiError:
+    message = (
+        f"Incorrect {kind} provided."
+        if "authorization" in headers
+        else f"An {kind} is needed: send the header 'Authorization: Bearer KEY'."
+    )
+    return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def _forbidden(path: str, why: str) -> ApiError:
+    return ApiError(403, f"{path} changes the server; {why}.", code="forbidden")
