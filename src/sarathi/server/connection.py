@@ -1,0 +1,141 @@
+"""Bounds on what one connection may send, and for how long, before the application sees it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from sarathi.server.errors import ApiError
+from sarathi.server.reply import encode_error, error_response
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """What a connection may take up. The defaults are those of common web servers."""
+
+    head_bytes: int = 64 * 2**10  # of a request's line and headers together
+    header_fields: int = 128
+    head_seconds: float = 20.0  # from its first byte to its last
+    body_seconds: float = 120.0
+    connections: int | None = None  # open at the same time; None: any number
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Uvicorn's protocol, with bounds that its parser does not have.
+
+    The parser keeps an unfinished line by joining it to what it had, which takes quadratic time,
+    and has no limit of its own. Here it is fed in pieces, and whoever sends `head_bytes` without
+    completing a head or a part of a body is refused: also in chunk extensions and trailers.
+
+    Depends on internals of Uvicorn, whose version is pinned for it.
+    """
+
+    def __init__(self, limits: ConnectionLimits, config: Config, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self._limits = limits
+        self._in_head = True
+        self._unparsed = 0  # bytes since the parser has completed something
+        self._refusal: ApiError | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_timer(self._limits.head_seconds)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head and self._timer is None:
+            self._start_timer(self._limits.head_seconds)
+        most = self._limits.head_bytes
+        while data and not self.transport.is_closing():
+            room = most - self._unparsed
+            piece, data = data[:room], data[room:]
+            self._unparsed += len(piece)
+            super().data_received(piece)
+            if self._unparsed >= most:
+                self._refuse(_head_too_large(f"{most} bytes"))
+
+    # -- what the parser has completed ------------------------------------------------------
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        most = self._limits.header_fields
+        if len(self.headers) > most:
+            self._refusal = _head_too_large(f"{most} headers")
+            raise ValueError  # stops the parser, which then has the request refused
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._unparsed = 0
+        self._start_timer(self._limits.body_seconds)
+        limit = self._limits.connections
+        full = limit is not None and len(self.connections) > limit
+        self.app = _full if full else self.config.loaded_app
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unparsed = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        self._unparsed = 0
+        self._stop_timer()
+        super().on_message_complete()
+
+    # -- refusals ---------------------------------------------------------------------------
+
+    def send_400_response(self, msg: str) -> None:
+        """Called where the parser has found an error, or has been stopped."""
+        refusal, self._refusal = self._refusal, None
+        self._refuse(refusal or ApiError(400, msg, code="invalid_http"))
+
+    def _refuse(self, error: ApiError) -> None:
+        if self.transport.is_closing():
+            return
+        # Nothing may be written into the middle of a reply to an earlier request.
+        if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
+            self.transport.write(encode_error(error))
+        self.transport.close()
+
+    def _start_timer(self, seconds: float) -> None:
+        self._stop_timer()
+        self._timer = self.loop.call_later(seconds, self._time_out, seconds)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _time_out(self, seconds: float) -> None:
+        self._timer = None
+        if self.flow.read_paused:  # it is for us to go on reading
+            self._start_timer(seconds)
+        elif self._in_head and not self._unparsed:
+            self.transport.close()  # it has never asked for anything
+        else:
+            what = "head" if self._in_head else "body"
+            message = f"The {what} of the request took longer than {seconds:g} seconds."
+            self._refuse(ApiError(408, message, code="request_timeout"))
+
+
+def _head_too_large(limit: str) -> ApiError:
+    return ApiError(431, f"The head of the request is larger than {limit}.", code="head_too_large")
+
+
+async def _full(scope: Scope, receive: Receive, send: Send) -> None:
+    error = ApiError(
+        503,
+        "The server has no connection left.",
+        code="overloaded",
+        headers={"Retry-After": "1", "Connection": "close"},
+    )
+    await error_response(error)(scope, receive, send)
