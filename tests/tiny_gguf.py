@@ -145,3 +145,29 @@ def _write_vocabulary(writer: gguf.GGUFWriter, tokenizer: dict[str, Any]) -> Non
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     writer.add_chat_template(CHAT_TEMPLATE)
+
+
+def write_tokenizer_gguf(
+    path: Path, model: str, tokens: list[str], *, arch: str = "llama", **fields: Any
+) -> Path:
+    """Writes a GGUF file with a vocabulary and no tensors; `fields` are of `tokenizer.ggml`.
+
+    `chat_template` is the template itself.
+    """
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_tokenizer_model(model)
+    writer.add_token_list(tokens)
+    for name, value in fields.items():
+        key = "tokenizer.chat_template" if name == "chat_template" else f"tokenizer.ggml.{name}"
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.add_array(key, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path

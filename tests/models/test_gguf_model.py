@@ -127,7 +127,6 @@ def test_smollm2(smollm2: Path) -> None:
     config = open_model(smollm2).config
     assert (config.num_layers, config.hidden_size, config.head_dim) == (30, 576, 64)
     assert config.tie_word_embeddings
-    assert config.eos_token_ids[0] == 2
 
 
 @pytest.fixture
@@ -179,7 +178,6 @@ def _add_window_pattern(writer: gguf.GGUFWriter) -> None:
         ("llama", lambda w: w.add_rope_freq_base(float("nan")), "freq_base is not a finite"),
         ("llama", lambda w: w.add_rope_freq_base(-1), "freq_base is -1"),
         ("llama", lambda w: w.add_string("llama.rope.freq_base", "x"), "is not a number"),
-        ("llama", lambda w: w.add_uint32("tokenizer.ggml.tokens", 3), "not a list of strings"),
         ("llama", lambda w: None, "no tensor output_norm"),
         ("falcon", lambda w: None, "no tensor output_norm"),
     ],

@@ -5,13 +5,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import tokenizers
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_texts import TEXTS
+from tiny_gguf import write_tokenizer_gguf
 from tiny_models import byte_letters
 from tokenizers import normalizers, pre_tokenizers, trainers
 
@@ -112,26 +112,6 @@ def test_no_rule_loses_text(name: str, text: str) -> None:
     assert bytes(letters[letter] for letter in words) == text.encode()
 
 
-def _write_gguf(path: Path, model: str, tokens: list[str], **fields: Any) -> Path:
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_tokenizer_model(model)
-    writer.add_token_list(tokens)
-    for name, value in fields.items():
-        key = f"tokenizer.ggml.{name}"
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        else:
-            writer.add_array(key, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    return path
-
-
 _CORPUS = [
     "the quick brown fox jumps over the lazy dog and the other dogs",
     "a sentence about sentences, with commas, and numbers 1 2 3 10 100",
@@ -157,7 +137,7 @@ def _llama2_gguf(path: Path, tokens: list[str], **fields: Any) -> Path:
     types = [2, 3, 3, *[6] * 256, *[1] * (len(tokens) - 259)]
     scores = [0.0] * 259 + [-float(i) for i in range(len(tokens) - 259)]
     special = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
-    return _write_gguf(
+    return write_tokenizer_gguf(
         path, "llama", tokens, token_type=types, scores=scores, **{**special, **fields}
     )
 
@@ -242,9 +222,58 @@ def test_sentencepiece_switches(tmp_path: Path) -> None:
     assert ended.encode("the", add_special_tokens=False) == the
 
 
+_PHI3_TOKENS = ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<|placeholder1|>"]
+# As in the published folder: white space behind these is part of them, unlike behind the others.
+_PHI3_STRIPS = ["</s>", "<|user|>", "<|assistant|>", "<|end|>", "<|placeholder1|>"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|user|>\nHi<|end|>\n<|assistant|>\n",
+        "<|user|>   the fox<|end|>\n\n\t<|assistant|> dogs</s> \n and",
+        "<s> the<|endoftext|> the<|endoftext|>\n the<unk> the",
+        "<|placeholder1|>\n",
+    ],
+)
+def test_control_tokens_of_phi3_swallow_white_space_as_in_its_folder(
+    text: str, tmp_path: Path
+) -> None:
+    pieces, merges = _trained()
+    tokens = [*pieces, *_PHI3_TOKENS]
+    vocab = {token: index for index, token in enumerate(pieces)}
+    model = tokenizers.models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True)
+    inner = tokenizers.Tokenizer(model)
+    inner.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    inner.add_tokens(
+        [
+            tokenizers.AddedToken(
+                token, rstrip=token in _PHI3_STRIPS, normalized=False, special=token != "</s>"
+            )
+            for token in ("<unk>", "<s>", "</s>", *_PHI3_TOKENS)
+        ]
+    )
+    types = [2, 3, 4, *[6] * 256, *[1] * (len(pieces) - 259), *[3] * len(_PHI3_TOKENS)]
+    scores = [0.0] * 259 + [-float(i) for i in range(len(tokens) - 259)]
+    path = write_tokenizer_gguf(
+        *(tmp_path / "m.gguf", "llama", tokens),
+        arch="phi3",
+        token_type=types,
+        scores=scores,
+        bos_token_id=1,
+        unknown_token_id=0,
+        add_bos_token=False,
+    )
+    expected = inner.encode(text).ids
+    assert open_tokenizer(path).encode(text) == expected
+    assert "<0x0A>" not in [tokens[i] for i in expected[:2]]
+
+
 def test_user_defined_tokens_are_found_in_text_and_shown(tmp_path: Path) -> None:
     tokens = [*byte_letters(), "<tool>", "<end>"]
-    path = _write_gguf(
+    path = write_tokenizer_gguf(
         tmp_path / "m.gguf", "gpt2", tokens, pre="qwen2", token_type=[1] * 256 + [4, 3]
     )
     tokenizer = open_tokenizer(path)
@@ -255,7 +284,7 @@ def test_user_defined_tokens_are_found_in_text_and_shown(tmp_path: Path) -> None
 
 def test_llama3_looks_up_whole_words_and_begins_with_bos(tmp_path: Path) -> None:
     tokens = [*byte_letters(), "hello", "<bos>"]
-    path = _write_gguf(
+    path = write_tokenizer_gguf(
         tmp_path / "m.gguf",
         "gpt2",
         tokens,
@@ -275,12 +304,13 @@ def test_llama3_looks_up_whole_words_and_begins_with_bos(tmp_path: Path) -> None
         ("llama", {"scores": [0.0]}, "scores has 1 entries for 256 tokens"),
         ("gpt2", {"pre": "qwen2", "token_type": [1]}, "token_type has 1 entries"),
         ("gpt2", {"pre": "qwen2", "merges": ["a zz"]}, "invalid vocabulary or merges"),
+        ("gpt2", {"pre": "qwen2", "eos_token_id": "x"}, "eos_token_id is not an integer"),
         ("gpt2", {"pre": "qwen2", "merges": [1, 2]}, "merges is not a list of strings"),
     ],
 )
 def test_gguf_vocabularies_that_cannot_be_used(
     model: str, fields: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
-    path = _write_gguf(tmp_path / "m.gguf", model, byte_letters(), **fields)
+    path = write_tokenizer_gguf(tmp_path / "m.gguf", model, byte_letters(), **fields)
     with pytest.raises(ModelError, match=said):
         open_tokenizer(path)

@@ -67,7 +67,6 @@ def test_config_agrees_with_transformers(family: str, tmp_path: Path) -> None:
     assert config.sliding_windows == tuple(
         window if kind == "sliding_attention" else 0 for kind in kinds
     )
-    assert (config.bos_token_id, config.eos_token_ids) == (0, (1,))
 
 
 @pytest.mark.parametrize("head_dim", [16, 64, 80, 128])
@@ -171,12 +170,6 @@ def test_absent_fields_have_the_defaults_of_transformers(tmp_path: Path) -> None
     assert config.norm_eps == 1e-6
     assert config.inv_freq[1] == pytest.approx(10000 ** (-1 / 8))
     assert not config.tie_word_embeddings
-
-
-def test_end_of_sequence_ids_come_from_both_files(tmp_path: Path) -> None:
-    _write(tmp_path, eos_token_id=7)
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
-    assert read_config(tmp_path).eos_token_ids == (7, 9)
 
 
 _MODEL_TYPES = {
@@ -350,7 +343,6 @@ def test_a_window_as_long_as_the_context_is_none(tmp_path: Path) -> None:
         ),
         ({"rope_theta": float("inf")}, "rope_theta is inf"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-        ({"eos_token_id": [1, "a"]}, "eos_token_id"),
         ({"head_dim": 15}, "rotary"),
     ],
 )
@@ -374,7 +366,6 @@ def test_config_of_falcon_agrees_with_transformers(family: str, tmp_path: Path) 
     assert config.tie_word_embeddings == theirs.tie_word_embeddings
     assert config.qkv_bias == config.output_bias == config.mlp_bias == theirs.bias
     assert (config.norm, config.activation, config.gated_mlp) == ("layer", "gelu", False)
-    assert (config.bos_token_id, config.eos_token_ids) == (0, (1,))
 
 
 @pytest.mark.parametrize(

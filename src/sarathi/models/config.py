@@ -44,8 +44,6 @@ class ModelConfig:
     mlp_norm: bool = True  # the MLP has a norm of its own, otherwise it reads what attention reads
     qk_norm: bool = False  # RMSNorm on every query and key head (Qwen3)
     tie_word_embeddings: bool = False
-    bos_token_id: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in (

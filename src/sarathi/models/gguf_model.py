@@ -12,7 +12,6 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from sarathi.models.config import MAX_HEAD_DIM, MAX_LAYERS, ModelConfig, ModelError
 from sarathi.models.gguf_file import GgufFile, TensorPlace
-from sarathi.models.gguf_vocabulary import end_of_generation_ids
 from sarathi.models.mapping import mapped, read_part
 from sarathi.models.rotary import Frequencies, default_inv_freq, linear_scaled
 from sarathi.models.weights import ALL, Array
@@ -82,8 +81,6 @@ def read_config(file: GgufFile) -> ModelConfig:
         parallel=falcon,
         mlp_norm=not falcon or "blk.0.attn_norm_2.weight" in file.tensors,
         tie_word_embeddings="output.weight" not in file.tensors,
-        bos_token_id=file.integer("tokenizer.ggml.bos_token_id"),
-        eos_token_ids=end_of_generation_ids(file),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Sequence, Set
 
 import numpy as np
 import tokenizers
@@ -10,8 +11,8 @@ from tokenizers import decoders, models, normalizers
 
 from sarathi.models.chat_template import ChatTemplate
 from sarathi.models.config import ModelError
+from sarathi.models.end_of_turn import end_of_turn_ids, is_control, is_known_end
 from sarathi.models.gguf_file import GgufFile
-from sarathi.models.gguf_vocabulary import end_of_generation_ids
 from sarathi.models.huggingface_tokenizer import bos_eos_processor
 from sarathi.models.pre_tokenization import (
     BOS_BY_DEFAULT,
@@ -21,7 +22,13 @@ from sarathi.models.pre_tokenization import (
 )
 from sarathi.models.tokenizer import Tokenizer
 
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of the format's token types
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # of the format's token types
+_ENDS = ("eos", "eot", "eom")  # of a sequence, a turn, a message that calls a tool
+_NAMED = ("bos", *_ENDS)
+# Files do not tell that a token swallows the white space behind it. With its SentencePiece
+# vocabulary, those of Phi-3 do, all but these.
+_PHI3_KEEPS_SPACE = ("<unk>", "<s>", "<|endoftext|>")
+_MARKUP = re.compile(r"[<\[].+[>\]]")
 
 
 def read_tokenizer(file: GgufFile) -> Tokenizer:
@@ -47,26 +54,33 @@ def read_tokenizer(file: GgufFile) -> Tokenizer:
                 f"{file.path}: tokenizer.ggml.model is {kind!r}, supported are gpt2 "
                 "(byte-level BPE) and llama (SentencePiece BPE)"
             )
-    if types is not None:
-        _add_tokens(inner, tokens, types)
-    bos, eos = (_named_token(file, tokens, name) for name in ("bos", "eos"))
+    ids = {name: file.integer(f"tokenizer.ggml.{name}_token_id") for name in _NAMED}
+    named = {name: i for name, i in ids.items() if i is not None and 0 <= i < len(tokens)}
+    phi3 = kind == "llama" and file.text("general.architecture") == "phi3"
+    # One call for all: the library rebuilds its matcher after each.
+    inner.add_tokens(
+        _added_tokens(tokens, types or [_NORMAL] * len(tokens), set(named.values()), phi3)
+    )
+    bos, eos = (tokens[named[name]] if name in named else None for name in ("bos", "eos"))
     inner.post_processor = bos_eos_processor(
         inner,
         bos if file.boolean("tokenizer.ggml.add_bos_token", add_bos) else None,
         eos if file.boolean("tokenizer.ggml.add_eos_token", False) else None,
     )
-    template = file.text("tokenizer.chat_template")
-    return Tokenizer(
-        inner,
-        eos_ids=end_of_generation_ids(file),
-        chat_template=None
-        if template is None
-        else ChatTemplate(
-            template,
-            bos_token=bos or "",
-            eos_token=eos or "",
-            tool_source=file.text("tokenizer.chat_template.tool_use"),
-        ),
+    template = _chat_template(file, bos, eos)
+    ends = [named[name] for name in _ENDS if name in named]
+    return Tokenizer(inner, eos_ids=end_of_turn_ids(inner, ends, template), chat_template=template)
+
+
+def _chat_template(file: GgufFile, bos: str | None, eos: str | None) -> ChatTemplate | None:
+    source = file.text("tokenizer.chat_template")
+    if source is None:
+        return None
+    return ChatTemplate(
+        source,
+        bos_token=bos or "",
+        eos_token=eos or "",
+        tool_source=file.text("tokenizer.chat_template.tool_use"),
     )
 
 
@@ -142,14 +156,27 @@ def _build(
         raise ModelError(f"{file.path}: invalid vocabulary or merges: {error}") from error
 
 
-def _add_tokens(inner: tokenizers.Tokenizer, tokens: Sequence[str], types: Sequence[float]) -> None:
-    added = [
-        tokenizers.AddedToken(token, normalized=False, special=kind != _USER_DEFINED)
-        for token, kind in zip(tokens, types, strict=True)
-        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED) and token
-    ]
-    # One call for all: the library rebuilds its matcher after each.
-    inner.add_tokens(added)
+def _added_tokens(
+    tokens: Sequence[str], types: Sequence[float], named: Set[int], phi3: bool
+) -> list[tokenizers.AddedToken]:
+    """The tokens that are found in text as a whole.
+
+    Old converters called all tokens normal. Then its looks tell a control token, and of those that
+    the file names a little less is asked.
+    """
+    added = []
+    for index, (token, kind) in enumerate(zip(tokens, types, strict=True)):
+        if not token or kind not in (_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED):
+            continue
+        looks_special = token[0] in "<[" and (
+            is_control(token) or (index in named and _MARKUP.fullmatch(token) is not None)
+        )
+        if kind == _NORMAL and not looks_special:
+            continue
+        special = kind != _USER_DEFINED or (looks_special and is_known_end(token))
+        rstrip = phi3 and token not in _PHI3_KEEPS_SPACE
+        added.append(tokenizers.AddedToken(token, rstrip=rstrip, normalized=False, special=special))
+    return added
 
 
 def _numbers(file: GgufFile, key: str, count: int) -> list[float] | None:
@@ -160,8 +187,3 @@ def _numbers(file: GgufFile, key: str, count: int) -> list[float] | None:
         raise ModelError(f"{file.path}: {key} has {values.size} entries for {count} tokens")
     finite: list[float] = np.nan_to_num(values.astype(np.float64)).tolist()
     return finite
-
-
-def _named_token(file: GgufFile, tokens: Sequence[str], name: str) -> str | None:
-    index = file.integer(f"tokenizer.ggml.{name}_token_id")
-    return tokens[index] if index is not None and 0 <= index < len(tokens) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from sarathi.models.config import ModelConfig
@@ -33,7 +33,7 @@ _BY_MODEL_TYPE = {family.model_type: name for name, family in _FAMILIES.items()}
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """`config.json` (and the end-of-sequence ids of `generation_config.json`) of `folder`.
+    """The model that the `config.json` of `folder` describes.
 
     Absent fields take the defaults of the `transformers` library. Raises `ModelError` naming the
     field for anything that is missing, of the wrong type, or not supported.
@@ -44,30 +44,13 @@ def read_config(folder: Path) -> ModelConfig:
         raise fields.wrong(
             "quantization_config", "none: unquantised safetensors or a GGUF file are supported"
         )
-    bos_ids = fields.token_ids("bos_token_id")
-    return replace(
-        _FAMILIES[architecture].config(fields, architecture),
-        bos_token_id=bos_ids[0] if bos_ids else None,
-        eos_token_ids=eos_token_ids(folder),
-    )
+    return _FAMILIES[architecture].config(fields, architecture)
 
 
 def name_map(config: ModelConfig) -> NameMap | None:
     """How checkpoints of `config` name their tensors, None if as the decoder does."""
     names = _FAMILIES[config.architecture].names
     return names and names(config)
-
-
-def eos_token_ids(folder: Path) -> tuple[int, ...]:
-    """Ids that end a sequence, from `config.json` and `generation_config.json` together.
-
-    Chat models often name one id in the former and the complete list in the latter.
-    """
-    ids: list[int] = []
-    for name in ("config.json", "generation_config.json"):
-        if (folder / name).is_file():
-            ids += Fields.read(folder / name).token_ids("eos_token_id")
-    return tuple(dict.fromkeys(ids))
 
 
 def _architecture(fields: Fields) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from tokenizers import processors
 
 from sarathi.models.chat_template import ChatTemplate
 from sarathi.models.config import ModelError
+from sarathi.models.end_of_turn import end_of_turn_ids
 from sarathi.models.fields import Fields
-from sarathi.models.huggingface import eos_token_ids
 from sarathi.models.tokenizer import Tokenizer
 
 _TOKEN_FIELDS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
@@ -28,13 +28,16 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     special = _special_tokens(config, _optional(folder / "special_tokens_map.json"))
     _add_tokens(inner, config, special)
     _set_post_processor(inner, config, special)
-    named_eos = inner.token_to_id(special["eos_token"]) if "eos_token" in special else None
-    eos_ids = [*eos_token_ids(folder), *([] if named_eos is None else [named_eos])]
-    return Tokenizer(
-        inner,
-        eos_ids=tuple(dict.fromkeys(eos_ids)),
-        chat_template=_chat_template(folder, config, special),
-    )
+    template = _chat_template(folder, config, special)
+    eos_id = inner.token_to_id(special["eos_token"]) if "eos_token" in special else None
+    named = [*_named_ends(folder), *([] if eos_id is None else [eos_id])]
+    return Tokenizer(inner, eos_ids=end_of_turn_ids(inner, named, template), chat_template=template)
+
+
+def _named_ends(folder: Path) -> Iterator[int]:
+    """What `config.json` and `generation_config.json` name; often only the latter names all."""
+    for name in ("config.json", "generation_config.json"):
+        yield from _optional(folder / name).token_ids("eos_token_id")
 
 
 def _load(folder: Path) -> tokenizers.Tokenizer:

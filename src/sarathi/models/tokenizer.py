@@ -22,8 +22,8 @@ _SHRINKS = {None: 1, "NFC": 4}
 class Tokenizer:
     """Encodes with the `tokenizers` library; decodes through the bytes of each token.
 
-    `eos_ids` are all ids after which a sequence is complete. `chat_template` is None if the model
-    has none.
+    `eos_ids` are all ids after which a sequence is complete; those of added tokens are no part of
+    the text, whether they are called special or not. `chat_template` is None if the model has none.
     """
 
     def __init__(
@@ -41,7 +41,9 @@ class Tokenizer:
             inner.decoder.__getstate__() if inner.decoder is not None else None
         )
         self._special_ids = frozenset(
-            id_ for id_, token in inner.get_added_tokens_decoder().items() if token.special
+            id_
+            for id_, token in inner.get_added_tokens_decoder().items()
+            if token.special or id_ in eos_ids
         )
         self._bytes: dict[int, bytes] = {}
         self.eos_ids = eos_ids
