@@ -239,21 +239,38 @@ def test_the_next_request_on_a_connection_has_its_own_time():
     serve(scenario, LIMITS)
 
 
-def test_connections_beyond_the_limit_are_told_so():
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+UNFINISHED = POST + b"Content-Length: %d\r\n\r\n" % len(BODY)
+
+
+def test_requests_on_connections_beyond_the_limit_are_told_so():
     async def scenario(connect):
-        request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
         first = await connect()
-        await first.send(request)
-        assert (await first.response())[0] == 200
+        await first.send(UNFINISHED)
+        await asyncio.sleep(0.05)
         second = await connect()
-        await second.send(request)
+        await second.send(HEALTH)
         assert code(await second.response()) == (503, "overloaded")
         assert await second.closed() == b""
-        await first.send(request)  # who was there first is not disturbed
-        first.close()
-        await asyncio.sleep(0.05)
-        third = await connect()
-        await third.send(request)
-        assert (await third.response())[0] == 200
+        await first.send(BODY)  # who was there first is not disturbed
+        assert (await first.response())[0] == 200
 
     serve(scenario, replace(PATIENT, connections=1))
+
+
+@pytest.mark.parametrize("sent", [b"", POST, HEALTH], ids=["nothing", "half a head", "a request"])
+def test_connections_that_are_hoarded_make_room_for_newcomers(sent):
+    async def scenario(connect):
+        busy = await connect()
+        await busy.send(UNFINISHED)
+        hoarded = [await connect() for _ in range(5)]
+        for connection in hoarded:
+            await connection.send(sent)
+        await asyncio.sleep(0.1)
+        newcomer = await connect()
+        await newcomer.send(HEALTH)
+        assert (await newcomer.response())[0] == 200
+        await busy.send(BODY)
+        assert (await busy.response())[0] == 200
+
+    serve(scenario, replace(PATIENT, connections=6, idle_seconds=0.05))

@@ -23,6 +23,31 @@ class ConnectionLimits:
     head_seconds: float = 20.0  # from its first byte to its last
     body_seconds: float = 120.0
     connections: int | None = None  # open at the same time; None: any number
+    idle_seconds: float = 1.0  # for heads, and for idle connections, when there are too many
+
+
+class IdleConnections:
+    """Connections that have no request under way, the one that has been idle for longest first."""
+
+    def __init__(self) -> None:
+        self._since: dict[BoundedProtocol, float] = {}  # seconds, of the connection's loop
+
+    def add(self, connection: BoundedProtocol) -> None:
+        self.discard(connection)
+        self._since[connection] = connection.loop.time()
+
+    def discard(self, connection: BoundedProtocol) -> None:
+        self._since.pop(connection, None)
+
+    def close_one(self, idle_seconds: float) -> None:
+        """Close a connection that has been idle for so long, if there is one.
+
+        That makes room for newcomers, who could be kept out by hoarding connections otherwise.
+        """
+        connection, since = next(iter(self._since.items()), (None, 0.0))
+        if connection is not None and connection.loop.time() - since >= idle_seconds:
+            self.discard(connection)
+            connection.transport.abort()
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -35,9 +60,21 @@ class BoundedProtocol(HttpToolsProtocol):
     Depends on internals of Uvicorn, whose version is pinned for it.
     """
 
-    def __init__(self, limits: ConnectionLimits, config: Config, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        limits: ConnectionLimits,
+        idle: IdleConnections,
+        config: Config,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            idle: shared by all connections of a server.
+        """
         super().__init__(config, *args, **kwargs)
         self._limits = limits
+        self._idle = idle
         self._in_head = True
         self._unparsed = 0  # bytes since the parser has completed something
         self._refusal: ApiError | None = None
@@ -45,10 +82,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._start_timer(self._limits.head_seconds)
+        self._idle.add(self)
+        if self._no_room:
+            self._idle.close_one(self._limits.idle_seconds)
+            self._start_timer(self._limits.idle_seconds)
+        else:
+            self._start_timer(self._limits.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._idle.discard(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -76,10 +119,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._unparsed = 0
         self._start_timer(self._limits.body_seconds)
-        limit = self._limits.connections
-        full = limit is not None and len(self.connections) > limit
-        self.app = _full if full else self.config.loaded_app
+        self._idle.discard(self)
+        self.app = _refuse_for_room if self._no_room else self.config.loaded_app
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not (self.pipeline or self.transport.is_closing()):
+            self._idle.add(self)
 
     def on_body(self, body: bytes) -> None:
         self._unparsed = 0
@@ -90,6 +137,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unparsed = 0
         self._stop_timer()
         super().on_message_complete()
+
+    @property
+    def _no_room(self) -> bool:
+        """Whether there are more connections than there may be, this one included."""
+        limit = self._limits.connections
+        return limit is not None and len(self.connections) > limit
 
     # -- refusals ---------------------------------------------------------------------------
 
@@ -131,7 +184,7 @@ def _head_too_large(limit: str) -> ApiError:
     return ApiError(431, f"The head of the request is larger than {limit}.", code="head_too_large")
 
 
-async def _full(scope: Scope, receive: Receive, send: Send) -> None:
+async def _refuse_for_room(scope: Scope, receive: Receive, send: Send) -> None:
     error = ApiError(
         503,
         "The server has no connection left.",

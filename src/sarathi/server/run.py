@@ -28,7 +28,7 @@ from sarathi.executors.sockets import bracketed
 from sarathi.models.model import open_tokenizer
 from sarathi.server.access import AccessRules
 from sarathi.server.app import create_app
-from sarathi.server.connection import BoundedProtocol, ConnectionLimits
+from sarathi.server.connection import BoundedProtocol, ConnectionLimits, IdleConnections
 from sarathi.server.shutdown import Shutdown
 
 _BACKLOG = 2048
@@ -68,7 +68,7 @@ def make_server(app: ASGIApp, limits: ConnectionLimits) -> uvicorn.Server:
     return _Server(
         uvicorn.Config(
             app,
-            http=partial(BoundedProtocol, limits),  # type: ignore[arg-type]  # called as a class
+            http=partial(BoundedProtocol, limits, IdleConnections()),  # type: ignore[arg-type]  # called as a class
             log_level="error",  # what clients do wrong is answered, not logged
             access_log=False,
             lifespan="off",
