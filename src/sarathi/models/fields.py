@@ -38,6 +38,11 @@ class Fields:
             raise ModelError(f"{path} holds a JSON {type(data).__name__}, expected an object")
         return cls(data, path.name)
 
+    @classmethod
+    def read_optional(cls, path: Path) -> Fields:
+        """As `read`, with no fields where there is no such file."""
+        return cls.read(path) if path.is_file() else cls({}, path.name)
+
     def __contains__(self, name: str) -> bool:
         return self.data.get(name) is not None
 
@@ -53,7 +58,9 @@ class Fields:
     def wrong(self, name: str, expected: str) -> ModelError:
         value = repr(self.data.get(name))
         shown = value if len(value) <= 80 else value[:77] + "..."
-        return ModelError(f"{self.origin}: {name} is {shown}, expected {expected}")
+        # Any text can be a name; half a surrogate pair could not be printed.
+        shown_name = name.encode("utf-8", "backslashreplace").decode()
+        return ModelError(f"{self.origin}: {shown_name} is {shown}, expected {expected}")
 
     def required(self, name: str, maximum: int = _LARGEST) -> int:
         if name not in self:

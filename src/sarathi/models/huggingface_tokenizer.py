@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 from tokenizers import processors
 
+from sarathi.models.added_tokens import add_tokens
 from sarathi.models.chat_template import ChatTemplate
 from sarathi.models.config import ModelError
 from sarathi.models.end_of_turn import end_of_turn_ids
 from sarathi.models.fields import Fields
 from sarathi.models.tokenizer import Tokenizer
-
-_TOKEN_FIELDS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -24,9 +22,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     Raises `ModelError` if a file is missing, invalid or of a kind that is not supported.
     """
     inner = _load(folder)
-    config = _optional(folder / "tokenizer_config.json")
-    special = _special_tokens(config, _optional(folder / "special_tokens_map.json"))
-    _add_tokens(inner, config, special)
+    config = Fields.read_optional(folder / "tokenizer_config.json")
+    special = add_tokens(inner, folder, config)
     _set_post_processor(inner, config, special)
     template = _chat_template(folder, config, special)
     eos_id = inner.token_to_id(special["eos_token"]) if "eos_token" in special else None
@@ -37,7 +34,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 def _named_ends(folder: Path) -> Iterator[int]:
     """What `config.json` and `generation_config.json` name; often only the latter names all."""
     for name in ("config.json", "generation_config.json"):
-        yield from _optional(folder / name).token_ids("eos_token_id")
+        yield from Fields.read_optional(folder / name).token_ids("eos_token_id")
 
 
 def _load(folder: Path) -> tokenizers.Tokenizer:
@@ -54,49 +51,6 @@ def _load(folder: Path) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more specific
         raise ModelError(f"cannot read {path}: {error}") from error
-
-
-def _optional(path: Path) -> Fields:
-    return Fields.read(path) if path.is_file() else Fields({}, path.name)
-
-
-def _special_tokens(config: Fields, companion: Fields) -> dict[str, str]:
-    special = {}
-    for name in _TOKEN_FIELDS:
-        fields = config if name in config else companion
-        value = fields.data.get(name)
-        content = value.get("content") if isinstance(value, Mapping) else value
-        if content is None:
-            continue
-        if not isinstance(content, str):
-            raise fields.wrong(name, "a string or an object with the field content")
-        special[name] = content
-    return special
-
-
-def _add_tokens(inner: tokenizers.Tokenizer, config: Fields, special: Mapping[str, str]) -> None:
-    known = {token.content: token for token in inner.get_added_tokens_decoder().values()}
-    described = config.object("added_tokens_decoder")
-    entries = described.data if described is not None else {}
-    for key in sorted(entries, key=lambda key: int(key) if key.isdecimal() else -1):
-        token = _added_token(config, entries[key])
-        old = known.get(token.content)
-        if old is None or old.special != token.special:
-            inner.add_tokens([token])
-            known[token.content] = token
-    missing = [text for text in special.values() if text not in known]
-    inner.add_special_tokens([tokenizers.AddedToken(text, special=True) for text in missing])
-
-
-def _added_token(config: Fields, entry: Any) -> tokenizers.AddedToken:
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("content"), str):
-        raise config.wrong("added_tokens_decoder", "an object of objects with the field content")
-    flags = {
-        name: bool(entry[name])
-        for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
-        if name in entry
-    }
-    return tokenizers.AddedToken(entry["content"], **flags)
 
 
 def _set_post_processor(
@@ -147,7 +101,7 @@ def _template_sources(folder: Path, config: Fields) -> Mapping[str, str]:
             return {"default": jinja.read_text("utf-8")}
         except (OSError, UnicodeDecodeError) as error:
             raise ModelError(f"cannot read {jinja}: {error}") from error
-    holder = _optional(folder / "chat_template.json")
+    holder = Fields.read_optional(folder / "chat_template.json")
     if "chat_template" not in holder:
         holder = config
     value = holder.data.get("chat_template")
