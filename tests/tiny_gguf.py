@@ -152,13 +152,14 @@ def write_tokenizer_gguf(
 ) -> Path:
     """Writes a GGUF file with a vocabulary and no tensors; `fields` are of `tokenizer.ggml`.
 
-    `chat_template` is the template itself.
+    `chat_template` is the template itself, and `chat_template.rag` one with a name.
     """
     writer = gguf.GGUFWriter(path, arch)
     writer.add_tokenizer_model(model)
     writer.add_token_list(tokens)
     for name, value in fields.items():
-        key = "tokenizer.chat_template" if name == "chat_template" else f"tokenizer.ggml.{name}"
+        group = "tokenizer" if name.startswith("chat_template") else "tokenizer.ggml"
+        key = f"{group}.{name}"
         if isinstance(value, bool):
             writer.add_bool(key, value)
         elif isinstance(value, int):

@@ -282,6 +282,25 @@ def test_user_defined_tokens_are_found_in_text_and_shown(tmp_path: Path) -> None
     assert tokenizer.decode(ids) == "a<tool>b"
 
 
+def test_templates_of_a_file(tmp_path: Path) -> None:
+    def template(**templates: str) -> Any:
+        writer = {f"chat_template{name}": source for name, source in templates.items()}
+        path = write_tokenizer_gguf(
+            tmp_path / "m.gguf", "gpt2", byte_letters(), pre="qwen2", **writer
+        )
+        return open_tokenizer(path).chat_template
+
+    tools = [{"type": "function"}]
+    assert template() is None
+    assert template(**{"": ""}) is None
+    both = template(**{"": "plain", ".tool_use": "tools"})
+    assert (both.render([]), both.render([], tools=tools)) == ("plain", "tools")
+    alone = template(**{".tool_use": "tools", ".rag": "'}}\""})
+    assert alone.render([], tools=tools) == "tools"
+    with pytest.raises(ValueError, match="none is named default: it has tool_use, rag"):
+        alone.render([])
+
+
 def test_llama3_looks_up_whole_words_and_begins_with_bos(tmp_path: Path) -> None:
     tokens = [*byte_letters(), "hello", "<bos>"]
     path = write_tokenizer_gguf(

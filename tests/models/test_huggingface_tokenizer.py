@@ -89,6 +89,7 @@ def _as_jinja(folder: Path) -> None:
 
 
 def _as_json(folder: Path) -> None:
+    _configure(folder, chat_template=None)
     (folder / "chat_template.json").write_text('{"chat_template": "json {{ bos_token }}"}')
 
 
@@ -100,9 +101,25 @@ def _as_named(folder: Path) -> None:
     _configure(folder, chat_template=templates)
 
 
+def _as_object(folder: Path) -> None:
+    _configure(folder, chat_template={"tool_use": "tools", "default": "object {{ bos_token }}"})
+
+
+def _as_files(folder: Path) -> None:
+    _as_jinja(folder)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+
+
 @pytest.mark.parametrize(
     ("store", "expected"),
-    [(_as_jinja, "jinja <s>"), (_as_json, "json <s>"), (_as_named, "default <s>")],
+    [
+        (_as_jinja, "jinja <s>"),
+        (_as_json, "json <s>"),
+        (_as_named, "default <s>"),
+        (_as_object, "object <s>"),
+        (_as_files, "jinja <s>"),
+    ],
 )
 def test_places_of_chat_templates(
     store: Callable[[Path], None], expected: str, folder: Path
@@ -113,8 +130,63 @@ def test_places_of_chat_templates(
     assert template.render([]) == expected
 
 
-def test_template_for_tools(folder: Path) -> None:
-    _as_named(folder)
+def _only_for_tools(folder: Path) -> None:
+    _configure(folder, chat_template=[{"name": "tool_use", "template": "tools"}])
+
+
+def _only_a_file_for_tools(folder: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+
+
+@pytest.mark.parametrize("store", [_only_for_tools, _only_a_file_for_tools])
+def test_a_chat_without_tools_needs_the_default_template(
+    store: Callable[[Path], None], folder: Path
+) -> None:
+    store(folder)
+    template = open_tokenizer(folder).chat_template
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": "x"}]
+    assert template is not None
+    with pytest.raises(ValueError, match="several chat templates and none is named default"):
+        template.render(messages)
+    with pytest.raises(ValueError, match="default"):
+        theirs.apply_chat_template(messages, tokenize=False)
+    tools = [{"type": "function"}]
+    assert template.render(messages, tools=tools) == "tools"
+    assert theirs.apply_chat_template(messages, tools=tools, tokenize=False) == "tools"
+
+
+def _as_field_and_json(folder: Path) -> None:
+    _configure(folder, chat_template="field")
+    (folder / "chat_template.json").write_text('{"chat_template": "json"}')
+
+
+def _as_field_and_jinja(folder: Path) -> None:
+    _as_field_and_json(folder)
+    _as_jinja(folder)
+
+
+def _as_named_twice(folder: Path) -> None:
+    templates = [{"name": n, "template": f"the {n}"} for n in ("tool_use", "default", "default")]
+    _configure(folder, chat_template=templates)
+
+
+@pytest.mark.parametrize("store", [_as_field_and_json, _as_field_and_jinja, _as_named_twice])
+def test_templates_given_twice_count_as_in_transformers(
+    store: Callable[[Path], None], folder: Path
+) -> None:
+    store(folder)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    template = open_tokenizer(folder).chat_template
+    assert template is not None
+    messages = [{"role": "user", "content": "x"}]
+    assert template.render(messages) == theirs.apply_chat_template(messages, tokenize=False)
+
+
+@pytest.mark.parametrize("store", [_as_named, _as_object, _as_files])
+def test_template_for_tools(store: Callable[[Path], None], folder: Path) -> None:
+    store(folder)
     template = open_tokenizer(folder).chat_template
     assert template is not None
     assert template.render([], tools=[{"type": "function"}]) == "tools"
@@ -131,6 +203,7 @@ def test_a_folder_may_have_no_chat_template(folder: Path) -> None:
         ({"chat_template": "{% for %}"}, "chat template is invalid"),
         ({"chat_template": [{"name": "default"}]}, "chat_template"),
         ({"chat_template": 3}, "chat_template is 3"),
+        ({"chat_template": {"default": 3}}, "chat_template"),
         ({"eos_token": 3}, "eos_token is 3"),
         ({"added_tokens_decoder": {"1": 3}}, "added_tokens_decoder"),
         ({"add_bos_token": "yes", "tokenizer_class": "LlamaTokenizer"}, "add_bos_token is 'yes'"),

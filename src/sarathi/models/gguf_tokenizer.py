@@ -9,11 +9,11 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers
 
-from sarathi.models.chat_template import ChatTemplate
 from sarathi.models.config import ModelError
 from sarathi.models.end_of_turn import end_of_turn_ids, is_control, is_known_end
 from sarathi.models.gguf_file import GgufFile
 from sarathi.models.huggingface_tokenizer import bos_eos_processor
+from sarathi.models.named_templates import DEFAULT, choose_templates
 from sarathi.models.pre_tokenization import (
     BOS_BY_DEFAULT,
     KNOWN_PRE_TOKENIZERS,
@@ -22,6 +22,7 @@ from sarathi.models.pre_tokenization import (
 )
 from sarathi.models.tokenizer import Tokenizer
 
+_TEMPLATE = "tokenizer.chat_template"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # of the format's token types
 _ENDS = ("eos", "eot", "eom")  # of a sequence, a turn, a message that calls a tool
 _NAMED = ("bos", *_ENDS)
@@ -67,21 +68,19 @@ def read_tokenizer(file: GgufFile) -> Tokenizer:
         bos if file.boolean("tokenizer.ggml.add_bos_token", add_bos) else None,
         eos if file.boolean("tokenizer.ggml.add_eos_token", False) else None,
     )
-    template = _chat_template(file, bos, eos)
+    template = choose_templates(_template_sources(file), bos, eos)
     ends = [named[name] for name in _ENDS if name in named]
     return Tokenizer(inner, eos_ids=end_of_turn_ids(inner, ends, template), chat_template=template)
 
 
-def _chat_template(file: GgufFile, bos: str | None, eos: str | None) -> ChatTemplate | None:
-    source = file.text("tokenizer.chat_template")
-    if source is None:
-        return None
-    return ChatTemplate(
-        source,
-        bos_token=bos or "",
-        eos_token=eos or "",
-        tool_source=file.text("tokenizer.chat_template.tool_use"),
-    )
+def _template_sources(file: GgufFile) -> dict[str, str]:
+    """The chat templates by name; the one without a name is the default."""
+    sources = {}
+    for key in file.keys():  # noqa: SIM118 - it is no mapping
+        if key == _TEMPLATE or key.startswith(f"{_TEMPLATE}."):
+            name = key.removeprefix(_TEMPLATE).removeprefix(".") or DEFAULT
+            sources[name] = file.text(key) or ""
+    return sources
 
 
 def _byte_level(file: GgufFile, vocab: dict[str, int]) -> tuple[tokenizers.Tokenizer, bool]:

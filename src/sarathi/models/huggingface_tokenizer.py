@@ -13,6 +13,7 @@ from sarathi.models.chat_template import ChatTemplate
 from sarathi.models.config import ModelError
 from sarathi.models.end_of_turn import end_of_turn_ids
 from sarathi.models.fields import Fields
+from sarathi.models.named_templates import DEFAULT, choose_templates
 from sarathi.models.tokenizer import Tokenizer
 
 
@@ -81,42 +82,46 @@ def bos_eos_processor(
 
 
 def _chat_template(folder: Path, config: Fields, special: Mapping[str, str]) -> ChatTemplate | None:
-    sources = _template_sources(folder, config)
-    if not sources:
-        return None
     others = {n: t for n, t in special.items() if n not in ("bos_token", "eos_token")}
-    return ChatTemplate(
-        sources.get("default") or next(iter(sources.values())),
-        bos_token=special.get("bos_token", ""),
-        eos_token=special.get("eos_token", ""),
-        tool_source=sources.get("tool_use"),
-        special_tokens=others,
-    )
+    sources = _template_files(folder)
+    if not sources:
+        # `transformers` reads the last one for processors of images alone.
+        for fields in (config, Fields.read_optional(folder / "chat_template.json")):
+            if "chat_template" in fields:
+                sources = _template_field(fields)
+                break
+    return choose_templates(sources, special.get("bos_token"), special.get("eos_token"), others)
 
 
-def _template_sources(folder: Path, config: Fields) -> Mapping[str, str]:
-    jinja = folder / "chat_template.jinja"
-    if jinja.is_file():
+def _template_files(folder: Path) -> dict[str, str]:
+    """Templates in files of their own, by name; where there are any, no field counts."""
+    files = {path.stem: path for path in sorted(folder.glob("additional_chat_templates/*.jinja"))}
+    if (folder / "chat_template.jinja").is_file():
+        files[DEFAULT] = folder / "chat_template.jinja"
+    sources = {}
+    for name, path in files.items():
         try:
-            return {"default": jinja.read_text("utf-8")}
+            sources[name] = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"cannot read {jinja}: {error}") from error
-    holder = Fields.read_optional(folder / "chat_template.json")
-    if "chat_template" not in holder:
-        holder = config
-    value = holder.data.get("chat_template")
-    if value is None:
-        return {}
+            raise ModelError(f"cannot read {path}: {error}") from error
+    return sources
+
+
+def _template_field(fields: Fields) -> dict[str, str]:
+    """One template as a string, or several: a list of objects, or an object by name."""
+    value = fields.value("chat_template")
     if isinstance(value, str):
-        return {"default": value}
+        return {DEFAULT: value}
     expected = "a string, or a list of objects with name and template"
+    if isinstance(value, dict):
+        value = [{"name": name, "template": template} for name, template in value.items()]
     if not isinstance(value, list):
-        raise holder.wrong("chat_template", expected)
+        raise fields.wrong("chat_template", expected)
     sources = {}
     for item in value:
         name = item.get("name") if isinstance(item, Mapping) else None
         template = item.get("template") if isinstance(item, Mapping) else None
         if not isinstance(name, str) or not isinstance(template, str):
-            raise holder.wrong("chat_template", expected)
+            raise fields.wrong("chat_template", expected)
         sources[name] = template
     return sources
