@@ -239,6 +239,20 @@ def test_the_next_request_on_a_connection_has_its_own_time():
     serve(scenario, LIMITS)
 
 
+def test_many_pipelined_requests_are_refused_and_a_few_are_answered_in_order():
+    async def scenario(connect):
+        few = await connect()
+        await few.send(HEALTH * 5 + POST + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY)
+        for _ in range(5):
+            assert (await few.response())[1]["status"] == "ok"
+        assert (await few.response())[1]["object"] == "text_completion"
+        many = await connect()
+        await many.send(HEALTH * 1000)
+        assert (await many.closed()).count(b"HTTP/1.1 200") < 20
+
+    serve(scenario)
+
+
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 UNFINISHED = POST + b"Content-Length: %d\r\n\r\n" % len(BODY)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -60,10 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 2 for bad input, 128 and the number for a signal."""
     args = _parser().parse_args(argv)
     try:
-        return int(_COMMANDS[args.command].run(args))
+        code = int(_COMMANDS[args.command].run(args))
+        sys.stdout.flush()
+        return code
     except _BAD_INPUT as error:
         print(f"sarathi {args.command}: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has gone, such as `head`
+        # Or the interpreter would try to write the rest at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt as interrupt:
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
 

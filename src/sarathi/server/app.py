@@ -51,6 +51,7 @@ def create_app(
         max_body: bytes of a request body.
     """
     service = Service(engine, tokenizer, served_name, created=int(time.time()))
+    own_version = Version(_version())  # asked for once: it is looked up on disk
     metrics = Metrics(engine)
 
     async def models(request: Request) -> Response:
@@ -72,7 +73,7 @@ def create_app(
         return metrics.response()
 
     async def version(request: Request) -> Response:
-        return json_response(Version(_version()))
+        return json_response(own_version)
 
     posts: dict[str, Post] = {
         "/v1/completions": create_completion,

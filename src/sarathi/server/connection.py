@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from starlette.types import Receive, Scope, Send
 from uvicorn.config import Config
@@ -20,6 +20,7 @@ class ConnectionLimits:
 
     head_bytes: int = 64 * 2**10  # of a request's line and headers together
     header_fields: int = 128
+    pipelined: int = 16  # requests sent before the reply to an earlier one is complete
     head_seconds: float = 20.0  # from its first byte to its last
     body_seconds: float = 120.0
     connections: int | None = None  # open at the same time; None: any number
@@ -104,7 +105,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._unparsed += len(piece)
             super().data_received(piece)
             if self._unparsed >= most:
-                self._refuse(_head_too_large(f"{most} bytes"))
+                self._refuse(_too_large(f"{most} bytes", in_head=self._in_head))
 
     # -- what the parser has completed ------------------------------------------------------
 
@@ -112,13 +113,15 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
         most = self._limits.header_fields
         if len(self.headers) > most:
-            self._refusal = _head_too_large(f"{most} headers")
-            raise ValueError  # stops the parser, which then has the request refused
+            self._refuse_in_parser(_too_large(f"{most} headers", in_head=self._in_head))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._unparsed = 0
         self._start_timer(self._limits.body_seconds)
+        if len(self.pipeline) >= self._limits.pipelined:
+            # Each costs far more to hold than to send.
+            self._refuse_in_parser(ApiError(400, "Too many pipelined requests.", code="pipelining"))
         self._idle.discard(self)
         self.app = _refuse_for_room if self._no_room else self.config.loaded_app
         super().on_headers_complete()
@@ -145,6 +148,11 @@ class BoundedProtocol(HttpToolsProtocol):
         return limit is not None and len(self.connections) > limit
 
     # -- refusals ---------------------------------------------------------------------------
+
+    def _refuse_in_parser(self, error: ApiError) -> NoReturn:
+        """Stop the parser from within a callback; it then calls `send_400_response`."""
+        self._refusal = error
+        raise ValueError
 
     def send_400_response(self, msg: str) -> None:
         """Called where the parser has found an error, or has been stopped."""
@@ -180,8 +188,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(ApiError(408, message, code="request_timeout"))
 
 
-def _head_too_large(limit: str) -> ApiError:
-    return ApiError(431, f"The head of the request is larger than {limit}.", code="head_too_large")
+def _too_large(limit: str, *, in_head: bool) -> ApiError:
+    if in_head:
+        message = f"The head of the request has more than {limit}."
+        return ApiError(431, message, code="head_too_large")
+    message = f"Chunk headers or trailers of the body have more than {limit}."
+    return ApiError(400, message, code="invalid_http")
 
 
 async def _refuse_for_room(scope: Scope, receive: Receive, send: Send) -> None:

@@ -39,36 +39,42 @@ class Shutdown:
         self._log = log
         self._hurry = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._why = "the drain timeout is over"
 
     def begin(self) -> None:
         """Begin to drain; called again, end what is still open at once."""
-        if self._task is None:
-            self._server.should_exit = True
-            self._task = asyncio.create_task(self._run())
-        else:
+        if self._task is not None:
+            self._why = "interrupted again"
             self._hurry.set()
-
-    def begin_at_once(self) -> None:
-        """The same without waiting for open requests."""
-        self._hurry.set()
-        if self._task is None:
-            self.begin()
-
-    @property
-    def _num_open(self) -> int:
-        return len(self._server.server_state.tasks)
-
-    async def _run(self) -> None:
-        if self._num_open and not self._hurry.is_set():
+            return
+        if self._num_open and self._drain_seconds:
             self._log(
                 f"shutting down: {_requests(self._num_open)} may take up to "
                 f"{in_words(self._drain_seconds)} to end (interrupt again to end at once)"
             )
         else:
             self._log("shutting down")
-        await self._until_none_is_open(self._drain_seconds)
+        self._start(self._drain_seconds)
+
+    def end(self) -> None:
+        """End all that is open at once, because the engine could not be started."""
+        self._why = "there is no engine"
+        if self._task is None:
+            self._start(0.0)
+        self._hurry.set()
+
+    def _start(self, drain_seconds: float) -> None:
+        self._server.should_exit = True
+        self._task = asyncio.create_task(self._run(drain_seconds))
+
+    @property
+    def _num_open(self) -> int:
+        return len(self._server.server_state.tasks)
+
+    async def _run(self, drain_seconds: float) -> None:
+        await self._until_none_is_open(drain_seconds)
         if self._num_open:
-            self._log(f"{_requests(self._num_open)} ended with an error: the drain timeout is over")
+            self._log(f"{_requests(self._num_open)} ended with an error: {self._why}")
         self._fleet.end_requests(ShuttingDownError("the server is shutting down"))
         self._hurry.clear()
         await self._until_none_is_open(_SENDING)
