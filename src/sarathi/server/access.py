@@ -98,8 +98,10 @@ class Access:
 
     def _is_ours(self, url: str) -> bool:
         try:
-            name = urlsplit(url).hostname or ""
+            name = urlsplit(url).hostname
         except ValueError:
+            return False
+        if not name:
             return False
         return name in ("localhost", self.rules.host.lower()) or _is_loopback(name)
 
