@@ -9,25 +9,36 @@ import pytest
 import tiny_models
 
 from sarathi.engine.memory import KvCache
-from sarathi.engine.profile import measure, profile, stage_seconds
+from sarathi.engine.profile import Clocks, measure, profile, stage_seconds
+from sarathi.engine.scheduler import TYPICAL_DECODES, TypicalDecodes
+from sarathi.executors.contention import CpuTimes
 from sarathi.executors.openvino import BLOCK_SIZE, OpenVinoExecutor
 from sarathi.executors.runner import Alone, Computed, StageTime
 from sarathi.executors.step import Step, check_step
 from sarathi.models.model import open_model
 from sarathi.scheduling.latency_model import LatencyModel, Work
 
+TYPICAL = TYPICAL_DECODES
 COEFFICIENTS = (9e-3, 3e-4, 1.5e-7, 2e-6, 1e-4)
 
 
 class KnownExecutor:
-    """Advances its own clock by what `COEFFICIENTS` say; the first run of a shape is slower."""
+    """Advances its own clock by what `COEFFICIENTS` say; the first run of a shape is slower.
+
+    Two threads compute, and others may take a share of their processors.
+    """
 
     def __init__(
-        self, num_blocks: int = 4096, max_position: int = 8192, slowness: float = 1.0
+        self,
+        num_blocks: int = 4096,
+        max_position: int = 8192,
+        slowness: float = 1.0,
+        others: float = 0.0,
     ) -> None:
         self.num_blocks = num_blocks
         self.max_position = max_position
         self.block_size = BLOCK_SIZE
+        self.others = others
         self.now = 0.0
         self.num_steps = 0
         self.written: set[int] = set()
@@ -40,6 +51,13 @@ class KnownExecutor:
 
     def clock(self) -> float:
         return self.now
+
+    @property
+    def clocks(self) -> Clocks:
+        def own() -> float:
+            return 2 * (1 - self.others) * self.now
+
+        return Clocks(self.clock, own, lambda: CpuTimes(self.now, own(), 2 * self.now, 2))
 
     def execute(self, step: Step) -> np.ndarray:
         check_step(
@@ -62,7 +80,8 @@ class KnownExecutor:
             table = step.block_ids[step.block_starts[index] : step.block_starts[index + 1]]
             self.written.update(map(int, table[start // BLOCK_SIZE :]))
         shape = (work.tokens, len(lengths))
-        self.now += self._truth.predict(work) * (1 if shape in self._shapes else 3)
+        alone = self._truth.predict(work) / (1 - self.others)
+        self.now += alone * (1 if shape in self._shapes else 3)
         self._shapes.add(shape)
         self.num_steps += 1
         return np.empty((0, 0), np.float32)
@@ -88,18 +107,24 @@ def silent(line: str) -> None:
 def test_the_model_is_that_of_the_machine() -> None:
     executor = KnownExecutor()
     reported: list[str] = []
-    model = profile(Alone(executor), executor.cache, reported.append, executor.clock)
-    assert model.coefficients == pytest.approx(COEFFICIENTS, rel=0.02)
+    found = profile(Alone(executor), executor.cache, reported.append, TYPICAL, 2, executor.clocks)
+    assert found.model.coefficients == pytest.approx(COEFFICIENTS, rel=0.02)
+    assert found.decodes == pytest.approx(LatencyModel(COEFFICIENTS).predict(TYPICAL.work))
+    assert found.quiet
     assert reported == ["measuring the speed of this machine"]
 
 
 def test_with_several_stages_it_is_that_of_the_slowest() -> None:
     """What is in no stage is shared out among them."""
     executor = KnownExecutor()
-    model = profile(KnownStages(executor), executor.cache, silent, executor.clock)
+    model, decodes, _ = profile(
+        KnownStages(executor), executor.cache, silent, TYPICAL, None, executor.clocks
+    )
     work = Work(100, 5000.0, 0, 1)
     expected = 2 / 3 * LatencyModel(COEFFICIENTS).predict(work) + 1e-3
     assert model.predict(work) == pytest.approx(expected, rel=0.02)
+    expected = 2 / 3 * LatencyModel(COEFFICIENTS).predict(TYPICAL.work) + 1e-3
+    assert decodes == pytest.approx(expected)
 
 
 def test_clocks_that_disagree_do_not_make_a_stage_faster() -> None:
@@ -109,29 +134,72 @@ def test_clocks_that_disagree_do_not_make_a_stage_faster() -> None:
 def test_measuring_takes_about_two_seconds_at_most() -> None:
     for slowness in (0.01, 0.3, 1, 2, 4, 8):
         executor = KnownExecutor(slowness=slowness)
-        measure(Alone(executor), executor.cache, executor.clock)
+        measure(Alone(executor), executor.cache, TYPICAL, 2, executor.clocks)
         assert executor.now < 2.6, slowness
 
 
 def test_a_slow_machine_measures_the_indispensable_only() -> None:
     executor = KnownExecutor(slowness=100)
-    observations = measure(Alone(executor), executor.cache, executor.clock)
-    assert [work.tokens for work, _ in observations] == [1, 16]
-    assert executor.num_steps == 4
-    assert LatencyModel.fit(observations).predict(Work(16, 128, 0, 1)) == pytest.approx(1.39, 0.1)
+    found = profile(Alone(executor), executor.cache, silent, TYPICAL, 2, executor.clocks)
+    assert executor.num_steps == 4  # one token, and 16, twice each
+    assert found.model.predict(Work(16, 128, 0, 1)) == pytest.approx(1.39, 0.1)
+    # What there was no time for follows from that.
+    assert found.decodes == found.model.predict(TYPICAL.work)
+
+
+def test_others_on_the_machine_do_not_make_a_target_longer() -> None:
+    """The model is of iterations as they are now, the decodes are as they would be alone."""
+    executor = KnownExecutor(others=0.75)
+    found = profile(Alone(executor), executor.cache, silent, TYPICAL, 2, executor.clocks)
+    alone = LatencyModel(COEFFICIENTS).predict(TYPICAL.work)
+    assert not found.quiet
+    assert found.decodes == pytest.approx(alone / 0.9)
+    assert found.model.predict(TYPICAL.work) == pytest.approx(4 * alone, rel=0.02)
+
+
+def test_time_of_other_processes_and_gpus_is_not_estimated() -> None:
+    executor = KnownExecutor(others=0.75)
+    found = profile(Alone(executor), executor.cache, silent, TYPICAL, None, executor.clocks)
+    assert found.decodes == pytest.approx(4 * LatencyModel(COEFFICIENTS).predict(TYPICAL.work))
+
+
+def test_decodes_that_share_blocks_do_not_make_contexts_cheap() -> None:
+    class Cached(KnownExecutor):
+        """Reads contexts at no cost where decodes share their blocks."""
+
+        def execute(self, step: Step) -> np.ndarray:
+            first = step.block_ids[step.block_starts[:-1]]
+            c0, c1, c2, c3, c4 = COEFFICIENTS
+            context = c3 if len(set(first)) == len(first) else 0.0
+            self._truth = LatencyModel((c0, c1, c2, context, c4), COEFFICIENTS)
+            return super().execute(step)
+
+    executor = Cached()
+    found = profile(Alone(executor), executor.cache, silent, TYPICAL, 2, executor.clocks)
+    assert found.model.coefficients == pytest.approx(COEFFICIENTS, rel=0.02)
+
+
+@pytest.mark.parametrize("typical", [TypicalDecodes(1, 0), TypicalDecodes(32, 4095)])
+def test_typical_decodes_of_any_size(typical: TypicalDecodes) -> None:
+    """Where a context does not fit into what is measured, its time is predicted."""
+    executor = KnownExecutor()
+    found = profile(Alone(executor), executor.cache, silent, typical, 2, executor.clocks)
+    expected = LatencyModel(COEFFICIENTS).predict(typical.work)
+    assert found.decodes == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("max_position", [1, 2, 36, 8192])
 @pytest.mark.parametrize("num_blocks", [1, 2, 4, 31, 33])
 def test_small_caches_and_short_models_do(num_blocks: int, max_position: int) -> None:
     executor = KnownExecutor(num_blocks, max_position)
-    model = profile(Alone(executor), executor.cache, silent, executor.clock)
-    assert model.predict(Work(1, 0.0, 1, 1)) == pytest.approx(9.4e-3, rel=0.05)
+    typical = TYPICAL.fitting(128, max_position)
+    found = profile(Alone(executor), executor.cache, silent, typical, 2, executor.clocks)
+    assert found.model.predict(Work(1, 0.0, 1, 1)) == pytest.approx(9.4e-3, rel=0.05)
 
 
 def test_few_pages_of_the_cache_are_written() -> None:
     executor = KnownExecutor()
-    measure(Alone(executor), executor.cache, executor.clock)
+    measure(Alone(executor), executor.cache, TYPICAL, 2, executor.clocks)
     assert len(executor.written) <= 64
 
 
@@ -140,5 +208,7 @@ def test_a_real_executor_can_be_measured(tmp_path: Path) -> None:
     checkpoint = open_model(tmp_path)
     executor = OpenVinoExecutor(checkpoint.config, checkpoint.weights, max_position=64)
     executor.allocate(4)
-    model = profile(Alone(executor), KvCache(4, BLOCK_SIZE, 64), silent)
-    assert 1e-6 < model.predict(Work(1, 0.0, 1, 1)) < 1
+    cache = KvCache(4, BLOCK_SIZE, 64)
+    found = profile(Alone(executor), cache, silent, TYPICAL.fitting(128, 64), 1)
+    assert 1e-6 < found.model.predict(Work(1, 0.0, 1, 1)) < 1
+    assert 1e-6 < found.decodes < 1

@@ -9,24 +9,25 @@ from pathlib import Path
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.core import EngineCore
 from sarathi.engine.durations import in_words
+from sarathi.engine.latency_cache import Measured
 from sarathi.engine.load_report import LoadReport
 from sarathi.engine.memory import KvCache, kv_cache, memories, wanted_length
 from sarathi.engine.messages import ModelInfo
-from sarathi.engine.profile import NUM_BLOCKS, profile
+from sarathi.engine.profile import NUM_BLOCKS, Profile, profile
 from sarathi.engine.recorders import open_recorders
 from sarathi.engine.sampler import Sampler
-from sarathi.engine.scheduler import make_budget, make_scheduler, strict_target
+from sarathi.engine.scheduler import TYPICAL_DECODES, TypicalDecodes, make_budget, make_scheduler
+from sarathi.engine.target import conditions, promised_target
 from sarathi.executors import self_check
-from sarathi.executors.create import ExecutorOptions
+from sarathi.executors.create import ExecutorOptions, on_gpu
 from sarathi.executors.ensemble import Ensemble, Sole
 from sarathi.executors.layout import Layout
+from sarathi.executors.machine import usable_cores
 from sarathi.executors.pipeline.pipeline import CONNECTING, Pipeline
 from sarathi.executors.processes import LOCAL, Spawner
 from sarathi.models.model import Model, open_model, open_tokenizer
-from sarathi.scheduling import POLICIES, BlockPool, Budget, LatencyBudget, LatencyModel, Work
+from sarathi.scheduling import POLICIES, BlockPool, LatencyBudget, LatencyModel, Work
 
-# The decodes of a processor that is well used; the paper's are 32 at 4096 tokens, on GPUs.
-_DECODES, _CONTEXT = 32, 512
 _REHEARSAL_BLOCKS = max(self_check.NUM_BLOCKS, NUM_BLOCKS)
 _USUAL_STEP = 8192  # tokens, for which a GPU keeps memory where a latency target decides
 
@@ -76,10 +77,19 @@ def load_engine(
                 f"the KV cache limits requests to {cache.max_model_len} tokens, the model to "
                 f"{max_model_len}"
             )
-        latency_model = _rehearse(ensemble, report)
+        typical = TYPICAL_DECODES.fitting(config.max_batch_size, cache.max_model_len)
+        found = _rehearse(ensemble, typical, _own_threads(layout, options), report)
+        latency_model, target = found.model, None
+        if config.latency_budget and config.tbt_target is None:
+            here = spawner.host is None
+            known = conditions(model, options, config, ensemble.parts, typical, here=here)
+            target = promised_target(known, Measured(found.decodes, found.quiet))
         ensemble.allocate(cache.num_blocks)
         lines.cache(cache, ensemble.parts)
-        budget = _budget(config, latency_model, cache, report)
+        _warn(config, latency_model, report)
+        budget = make_budget(
+            config, latency_model, None if target is None else target.seconds, config.pp
+        )
         core = EngineCore(
             ensemble.runner,
             make_scheduler(
@@ -108,6 +118,7 @@ def load_engine(
         policy=config.policy,
         token_budget=config.fixed_budget,
         tbt_target=budget.tbt_target if isinstance(budget, LatencyBudget) else None,
+        tbt_target_reason="" if target is None else target.reason,
         max_batch_size=config.max_batch_size,
         order=config.order,
         fair_by=config.fair_by,
@@ -166,7 +177,16 @@ def _load(
     return pipeline
 
 
-def _rehearse(ensemble: Ensemble, report: Callable[[str], None]) -> LatencyModel:
+def _own_threads(layout: Layout, options: ExecutorOptions) -> int | None:
+    """Those of this process that compute; None where they are not all that does."""
+    if layout != Layout() or on_gpu(options):
+        return None
+    return options.threads or usable_cores()
+
+
+def _rehearse(
+    ensemble: Ensemble, typical: TypicalDecodes, threads: int | None, report: Callable[[str], None]
+) -> Profile:
     """Find out whether it computes rightly and how fast, on a KV cache for that alone."""
     ensemble.allocate(_REHEARSAL_BLOCKS)
     with ensemble.warming_up():
@@ -174,13 +194,11 @@ def _rehearse(ensemble: Ensemble, report: Callable[[str], None]) -> LatencyModel
         ensemble.check_computing()
         block_size = ensemble.parts[0].block_size
         cache = KvCache(_REHEARSAL_BLOCKS, block_size, ensemble.max_position)
-        return profile(ensemble.runner, cache, report)
+        return profile(ensemble.runner, cache, report, typical, threads)
 
 
-def _budget(
-    config: EngineConfig, model: LatencyModel, cache: KvCache, report: Callable[[str], None]
-) -> Budget | None:
-    """That of an iteration, and a word on what cannot be had."""
+def _warn(config: EngineConfig, model: LatencyModel, report: Callable[[str], None]) -> None:
+    """Tell of what cannot be had."""
     shared = POLICIES[config.policy].hybrid
     if shared and config.token_budget is not None and config.token_budget < config.max_batch_size:
         report(
@@ -194,7 +212,3 @@ def _budget(
             f"warning: a target of {in_words(config.tbt_target)} between tokens cannot be met: "
             f"a token alone takes {in_words(shortest)}"
         )
-    decodes = min(_DECODES, config.max_batch_size)
-    context = min(_CONTEXT, cache.max_model_len // 2)
-    target = strict_target(model, decodes, context, config.pp)
-    return make_budget(config, model, target, micro_batches=config.pp)

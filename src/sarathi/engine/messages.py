@@ -94,6 +94,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     deterministic: bool
     prefix_caching: bool
     num_stages: int = 1  # of the pipeline
+    tbt_target_reason: str = ""  # how a derived target has come about, in words
 
 
 class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):

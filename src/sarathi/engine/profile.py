@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from sarathi.engine.memory import KvCache
 from sarathi.engine.pace import stage_share
+from sarathi.engine.scheduler import TypicalDecodes
+from sarathi.executors.contention import CpuTimes, cpu_times, undisturbed, was_quiet
 from sarathi.executors.runner import Runner, StageTime
 from sarathi.executors.step import Part, Step, join_parts
 from sarathi.scheduling.latency_model import LatencyModel, Work
@@ -46,12 +48,42 @@ _KINDS = (
 )
 
 
+class Clocks(NamedTuple):
+    """Where times come from."""
+
+    wall: Callable[[], float] = time.perf_counter
+    own: Callable[[], float] = time.process_time  # of all threads of this process
+    machine: Callable[[], CpuTimes] = cpu_times
+
+
+_CLOCKS = Clocks()
+
+
+class Profile(NamedTuple):
+    """What was found out of the speed of this machine."""
+
+    model: LatencyModel  # of iterations as they are now, whatever else the machine does
+    decodes: float  # seconds of typical decodes, had nobody else computed
+    quiet: bool  # whether indeed nobody did; otherwise that is an estimate
+
+
+class _Runs(NamedTuple):
+    """The shortest run of each kind, in seconds."""
+
+    now: dict[Work, float]
+    undisturbed: dict[Work, float]
+    typical: Work | None  # None where there was no time for it
+    quiet: bool
+
+
 def profile(
     runner: Runner,
     cache: KvCache,
     report: Callable[[str], None],
-    clock: Callable[[], float] = time.perf_counter,
-) -> LatencyModel:
+    typical: TypicalDecodes,
+    threads: int | None = None,
+    clocks: Clocks = _CLOCKS,
+) -> Profile:
     """Measure a few kinds of iterations and fit a model to them.
 
     Takes one or two seconds; a model that is slow on this machine, the time of two decodes and two
@@ -59,14 +91,32 @@ def profile(
     iterations. The content of the first KV blocks is lost.
 
     Args:
-        runner: with nothing under way. With several stages, the model is one of a stage; see
+        runner: with nothing under way. With several stages, the times are those of one; see
             `stage_seconds`.
         cache: what it has allocated, and the longest sequence that it takes.
         report: called with a line about what begins.
-        clock: seconds.
+        typical: the decodes that a latency target follows from.
+        threads: of this process that compute; None where others compute, too, or a GPU, so that
+            the time of this process tells nothing.
     """
     report("measuring the speed of this machine")
-    return LatencyModel.fit(measure(runner, cache, clock))
+    runs = measure(runner, cache, typical, threads, clocks)
+    if runs.typical is not None:
+        decodes = runs.undisturbed[runs.typical]
+    else:
+        decodes = LatencyModel.fit(_observations(runs.undisturbed, None)).predict(typical.work)
+    return Profile(LatencyModel.fit(_observations(runs.now, runs.typical)), decodes, runs.quiet)
+
+
+def _observations(times: dict[Work, float], typical: Work | None) -> list[tuple[Work, float]]:
+    """What a model is fitted to.
+
+    Typical decodes share blocks, which makes reading their contexts too cheap. On a slow machine
+    nothing else may tell of contexts.
+    """
+    others = [work for work in times if work != typical]
+    known = any(work.context for work in others)
+    return [(work, times[work]) for work in (others if known else times)]
 
 
 def stage_seconds(took: float, stages: Sequence[StageTime]) -> float:
@@ -81,27 +131,39 @@ def stage_seconds(took: float, stages: Sequence[StageTime]) -> float:
 
 
 def measure(
-    runner: Runner, cache: KvCache, clock: Callable[[], float] = time.perf_counter
-) -> list[tuple[Work, float]]:
+    runner: Runner,
+    cache: KvCache,
+    typical: TypicalDecodes,
+    threads: int | None = None,
+    clocks: Clocks = _CLOCKS,
+) -> _Runs:
     """Iterations of different kinds and their seconds; see `profile`."""
+    clock = clocks.wall
     steps: dict[Work, Step] = {}
-    times: dict[Work, list[float]] = {}
+    now: dict[Work, list[float]] = {}
+    alone: dict[Work, list[float]] = {}
     spent: dict[Work, float] = {}  # by the clock
 
     def run(work: Work) -> None:
-        start = clock()
+        own, start = clocks.own(), clock()
         runner.submit(steps[work])
         stages = runner.result().stages
         took = clock() - start
         spent[work] = spent.get(work, 0.0) + took
-        times[work].append(stage_seconds(took, stages))
+        seconds = stage_seconds(took, stages)
+        now.setdefault(work, []).append(seconds)
+        if threads is not None:
+            seconds = undisturbed(seconds, clocks.own() - own, threads)
+        alone.setdefault(work, []).append(seconds)
 
-    begin = clock()
+    before, begin = clocks.machine(), clock()
     largest = Work(0, 0.0, 0, 0)
-    for index, kind in enumerate(_KINDS):
-        parts = _fitting_parts(kind, cache)
+    all_typical = _typical_parts(typical, cache)
+    kinds = [_fitting_parts(kind, cache) for kind in _KINDS]
+    kinds.insert(_INDISPENSABLE, all_typical)
+    for index, parts in enumerate(kinds):
         work = _work(parts)
-        if work in steps:  # the same as another kind, once made to fit
+        if not parts or work in steps:  # the same as another kind, once made to fit
             continue
         if index >= _INDISPENSABLE:
             # In proportion to the largest, which overestimates; each runs twice.
@@ -111,17 +173,39 @@ def measure(
         steps[work] = join_parts(parts, cache.block_size)
         runner.submit(steps[work])  # prepares kernels for the shape
         runner.result()
-        times[work] = []
         run(work)
         largest = max(largest, work)
     # In turns, each kind getting the same time: a spell in which the machine is slow, by another
     # process or another tenant, then hits all kinds alike, and the shortest run of each misses it.
     while clock() - begin < _REPEATING:
-        unsure = [work for work, runs in times.items() if len(runs) < _MOST_RUNS]
+        unsure = [work for work, runs in now.items() if len(runs) < _MOST_RUNS]
         if not unsure:
             break
         run(min(unsure, key=lambda work: spent[work]))
-    return [(work, min(runs)) for work, runs in times.items()]
+    found = _work(all_typical)
+    return _Runs(
+        {work: min(runs) for work, runs in now.items()},
+        {work: min(runs) for work, runs in alone.items()},
+        found if found in now else None,
+        threads is None or was_quiet(before, clocks.machine(), threads),
+    )
+
+
+def _typical_parts(typical: TypicalDecodes, cache: KvCache) -> list[Part]:
+    """Decodes as they are on a machine that is well used; none where a context does not fit.
+
+    They share blocks: writing all that they would have takes much longer than reading it. So they
+    are a little too fast, by a fifth where keys and values are as large as weights.
+    """
+    blocks = min(cache.num_blocks, NUM_BLOCKS)
+    each = -(-(typical.context + 1) // cache.block_size)
+    if each > blocks or typical.context >= cache.max_model_len:
+        return []
+    places = blocks // each
+    return [
+        Part([0], typical.context, range(first, first + each), samples=True)
+        for first in (each * (number % places) for number in range(typical.requests))
+    ]
 
 
 def _fitting_parts(kind: _Kind, cache: KvCache) -> list[Part]:

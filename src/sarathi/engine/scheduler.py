@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from sarathi.engine.config import EngineConfig
+from sarathi.engine.durations import in_words
 from sarathi.scheduling import (
     ORDERS,
     POLICIES,
@@ -17,18 +20,61 @@ from sarathi.scheduling import (
 
 # The paper's strict target is five times an iteration that only decodes.
 _STRICT = 5.0
+# Readers notice that an answer halts when a word comes later than this; no machine need promise
+# more time than that, unless decodes alone leave nothing of it.
+_NOTICED = 0.25  # seconds
+_LEAST = 2.0  # decode-only iterations: one for the decodes, and as much for prompts
 
 
-def strict_target(model: LatencyModel, decodes: int, context: int, num_stages: int = 1) -> float:
-    """Seconds between tokens that a well used machine keeps, by the rule of the paper.
+class TypicalDecodes(NamedTuple):
+    """An iteration of a machine that is well used."""
+
+    requests: int
+    context: int  # tokens of each
+
+    def fitting(self, max_batch_size: int, max_model_len: int) -> TypicalDecodes:
+        """Those that an engine can have."""
+        return TypicalDecodes(
+            min(self.requests, max_batch_size), min(self.context, max_model_len // 2)
+        )
+
+    @property
+    def work(self) -> Work:
+        return Work(self.requests, 0.0, self.requests * self.context, self.requests)
+
+
+TYPICAL_DECODES = TypicalDecodes(32, 512)  # of a processor
+PAPER_DECODES = TypicalDecodes(32, 4096)  # of a GPU, by which the paper measures
+
+
+class Target(NamedTuple):
+    """A time between tokens that follows from the machine."""
+
+    seconds: float
+    reason: str  # in words
+
+
+def derived_target(iteration: float, measured: str = "") -> Target:
+    """Find the time between tokens that a well used machine keeps.
+
+    By the rule of the paper it is five times a decode-only iteration, but not beyond what readers
+    notice; where decodes alone take more than half of that, it is two of them.
 
     Args:
-        model: of one stage; a decode passes all of them.
-        decodes: requests that decode on such a machine.
-        context: tokens of each.
+        iteration: seconds of one that only decodes, on all stages of a pipeline.
+        measured: what else to say of that.
     """
-    iteration = num_stages * model.predict(Work(decodes, 0.0, decodes * context, decodes))
-    return _STRICT * iteration
+    strict, least = _STRICT * iteration, _LEAST * iteration
+    seconds = min(strict, max(_NOTICED, least))
+    what = f"a decode-only iteration of {in_words(iteration)}{measured}"
+    if seconds == strict:
+        return Target(seconds, f"{_STRICT:g}x {what}")
+    if seconds == least:
+        return Target(seconds, f"{_LEAST:g}x {what}")
+    return Target(
+        seconds,
+        f"the most that a reader should wait; {_STRICT:g}x {what} would be {in_words(strict)}",
+    )
 
 
 def make_scheduler(
@@ -60,12 +106,18 @@ def make_scheduler(
 
 
 def make_budget(
-    config: EngineConfig, model: LatencyModel, tbt_target: float, micro_batches: int = 1
+    config: EngineConfig,
+    model: LatencyModel,
+    tbt_target: float | None,
+    micro_batches: int = 1,
 ) -> Budget | None:
     """None where the policy takes none.
 
     Args:
         tbt_target: seconds, where the configuration states neither a target nor a fixed budget.
+
+    Raises:
+        ValueError: a target is needed, and there is neither.
     """
     if config.fixed_budget is not None:
         share = config.min_prefill_share if config.policy == "sarathi" else 0.0
@@ -73,4 +125,6 @@ def make_budget(
     if not config.latency_budget:
         return None
     target = tbt_target if config.tbt_target is None else config.tbt_target
+    if target is None:
+        raise ValueError("no time between tokens is stated, and none derived")
     return LatencyBudget(target, model, config.min_prefill_share, micro_batches)

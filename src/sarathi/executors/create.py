@@ -85,6 +85,19 @@ def on_gpu(options: ExecutorOptions) -> bool:
     return (options.device or default_device()) == "cuda"
 
 
+def device_names(options: ExecutorOptions) -> list[str]:
+    """What the GPUs here are called; none where processors compute.
+
+    Raises:
+        ExecutorError: the library for them is not installed.
+    """
+    if not on_gpu(options):
+        return []
+    from sarathi.executors.torch.devices import gpu_names
+
+    return gpu_names()
+
+
 def create_executor(
     model: Model,
     options: ExecutorOptions,

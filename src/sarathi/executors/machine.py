@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -17,13 +19,29 @@ _MOST_DESCRIPTORS = 65536
 _LEAST_MOST_DESCRIPTORS = 10240  # that macOS grants, whatever it says the hard limit is
 
 
+def processor_name() -> str:
+    """The name that its maker has given it, or what kind it is."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def usable_processors() -> frozenset[int]:
+    """Logical processors that this thread may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
 def usable_cores() -> int:
     """Physical cores that this process may keep busy, at least 1."""
     cores = os.cpu_count() or 1  # not all systems say which processors share a core
     with suppress(OSError):
         cores = psutil.cpu_count(logical=False) or cores
-    if hasattr(os, "sched_getaffinity"):
-        cores = min(cores, len(os.sched_getaffinity(0)))
+    cores = min(cores, len(usable_processors()))
     quota = cpu_quota()
     if quota is not None:
         cores = min(cores, math.ceil(quota))

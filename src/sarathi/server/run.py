@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -72,6 +73,7 @@ def make_server(app: ASGIApp, limits: ConnectionLimits) -> uvicorn.Server:
             log_level="error",  # what clients do wrong is answered, not logged
             access_log=False,
             lifespan="off",
+            ws="none",
             proxy_headers=False,  # who is on this machine must not be a matter of a header
         )
     )
@@ -104,6 +106,7 @@ async def _serve(
     try:
         fleet.start()  # engines load in their own processes while this one reads the tokenizer
         tokenizer = await asyncio.to_thread(open_tokenizer, path)
+        gc.freeze()  # what is loaded stays: the collector need not stop the streams to look at it
         access = AccessRules(config.api_keys, config.admin_keys, config.host)
         app = create_app(fleet, tokenizer, served_name=config.served_name, access=access)
         server = make_server(app, ConnectionLimits(connections=_most_connections()))
@@ -114,7 +117,7 @@ async def _serve(
         done, _ = await asyncio.wait({serving, telling}, return_when=asyncio.FIRST_COMPLETED)
         code = telling.result() if telling in done else 0
         if code:
-            shutdown.begin_at_once()
+            shutdown.end()
         await serving
         telling.cancel()
         return code
@@ -142,7 +145,7 @@ def summary(info: ModelInfo, config: EngineConfig) -> str:
     """What came of the options, for the line that says the model is ready."""
     parts = [info.precision, f"policy {info.policy}"]
     if info.tbt_target is not None:
-        derived = " (5x a decode-only iteration)" if config.tbt_target is None else ""
+        derived = f" ({info.tbt_target_reason})" if info.tbt_target_reason else ""
         parts.append(f"target of {in_words(info.tbt_target)} between tokens{derived}")
     if info.token_budget is not None:
         parts.append(f"token budget {info.token_budget}")

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.scheduler import make_budget, make_scheduler, strict_target
+from sarathi.engine.scheduler import (
+    PAPER_DECODES,
+    TypicalDecodes,
+    derived_target,
+    make_budget,
+    make_scheduler,
+)
 from sarathi.scheduling import BlockPool, LatencyModel, Scheduler
 from sarathi.simulator.cost import CostModel, Jitter, Noise
 from sarathi.simulator.rehearsal import rehearse
@@ -30,8 +36,8 @@ class Setup:
     memory: str = ""  # the arithmetic behind `num_blocks`
     price: float | None = None  # dollars an hour, of a device
     noise: Noise | None = None  # in the times of iterations
-    # Requests and tokens of each, from which a target follows where none is stated: the paper's.
-    typical_decodes: tuple[int, int] = (32, 4096)
+    # From which a target follows where none is stated: the paper's.
+    typical_decodes: TypicalDecodes = PAPER_DECODES
 
     @property
     def learns(self) -> bool:
@@ -49,16 +55,11 @@ class Setup:
                 time and finds nothing.
         """
         config, model, stages = self.config, self.rehearsed(), self.cost.num_stages
-        decodes, context = self.typical_decodes
-        target = strict_target(
-            model,
-            min(decodes, config.max_batch_size),
-            min(context, self.max_model_len // 2),
-            stages,
-        )
+        typical = self.typical_decodes.fitting(config.max_batch_size, self.max_model_len)
+        target = derived_target(stages * model.predict(typical.work))
         return make_scheduler(
             config if prefix_caching else replace(config, prefix_caching=False),
-            make_budget(config, model, target, stages),
+            make_budget(config, model, target.seconds, stages),
             model,
             BlockPool(self.num_blocks, self.block_size),
             self.max_model_len,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from sarathi.engine.config import EngineConfig
+from sarathi.engine.scheduler import TYPICAL_DECODES
 from sarathi.simulator.describe import engine_options
 from sarathi.simulator.errors import SimulationError
 from sarathi.simulator.setup import Setup
 from sarathi.simulator.this_cpu.machine_file import MeasuredMachine
-
-# The engine's own: of a processor that is well used, in its derived target.
-_DECODES, _CONTEXT = 32, 512
 
 
 def cpu_setup(
@@ -52,5 +50,5 @@ def cpu_setup(
         memory=f"{machine.num_blocks} KV blocks of {machine.block_size} tokens, as measured",
         price=price,
         noise=machine.noise,
-        typical_decodes=(_DECODES, _CONTEXT),
+        typical_decodes=TYPICAL_DECODES,  # the engine's own,
     )
