@@ -51,10 +51,12 @@ def test_later_engines_keep_what_requests_were_promised() -> None:
     async def scene(world: World) -> None:
         first = await world.engine(0)
         assert first.launch.config.max_model_len is None
+        assert first.launch.config.tbt_target is None
         [first] = await world.ready(0)
         first.die()
         second = await world.engine(1)
         assert second.launch.config.max_model_len == INFO.max_model_len
+        assert second.launch.config.tbt_target == INFO.tbt_target
 
     play(scene)
 
@@ -69,6 +71,24 @@ def test_the_shortest_length_holds() -> None:
         assert world.fleet.info.max_model_len == 500
 
     play(scene, 3)
+
+
+def test_the_first_target_holds() -> None:
+    """It has been told, with its reason, before the others knew how fast they are."""
+
+    async def scene(world: World) -> None:
+        reasons = ((800, 0.1, "first"), (500, 0.2, "second"))
+        for index, (length, target, reason) in enumerate(reasons):
+            info = msgspec.structs.replace(
+                INFO, max_model_len=length, tbt_target=target, tbt_target_reason=reason
+            )
+            (await world.engine(index)).ready(info)
+            await until(lambda index=index: world.states.count("ready") == index + 1)
+        info = world.fleet.info
+        assert info is not None
+        assert (info.max_model_len, info.tbt_target, info.tbt_target_reason) == (500, 0.1, "first")
+
+    play(scene, 2)
 
 
 def test_engines_on_one_machine_share_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
 
+import msgspec
+
 from sarathi.engine.client import Watcher
 from sarathi.engine.config import MAX_REPLICAS
 from sarathi.engine.dispatcher import Dispatcher
@@ -37,7 +39,9 @@ class Order:
     number: int  # of its replica
     count: int  # engines started before, by any replica
     replicas: int  # that there are to be
-    max_model_len: int | None  # that requests have been promised; None before the first is ready
+    # What requests have been promised; None before the first is ready.
+    max_model_len: int | None
+    tbt_target: float | None  # seconds; None also where there is none
 
 
 class Launcher(Protocol):
@@ -195,8 +199,14 @@ class Fleet:
         engine = replica.engine
         assert engine is not None
         assert engine.info is not None
-        if self.info is None or engine.info.max_model_len < self.info.max_model_len:
+        if self.info is None:
             self.info = engine.info
+        elif engine.info.max_model_len < self.info.max_model_len:
+            self.info = msgspec.structs.replace(
+                engine.info,
+                tbt_target=self.info.tbt_target,
+                tbt_target_reason=self.info.tbt_target_reason,
+            )
         if replica.restarts:
             self._say(replica, "the engine is ready again")
         elif self._loaded.is_set():
@@ -269,8 +279,13 @@ class Fleet:
         if replica.engine is not None:
             self._keep_past(replica)
             self.restarts += 1
-        promised = None if self.info is None else self.info.max_model_len
-        order = Order(replica.number, next(self._launches), self._wanted, promised)
+        order = Order(
+            number=replica.number,
+            count=next(self._launches),
+            replicas=self._wanted,
+            max_model_len=None if self.info is None else self.info.max_model_len,
+            tbt_target=None if self.info is None else self.info.tbt_target,
+        )
         return self._launch(order, self._dispatcher, lambda line: self._say(replica, line))
 
     def _keep_past(self, replica: Replica) -> None:

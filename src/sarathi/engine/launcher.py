@@ -33,6 +33,8 @@ class EngineLauncher:
         config = _with_own_files(self._config, order.count)
         if order.max_model_len is not None:
             config = msgspec.structs.replace(config, max_model_len=order.max_model_len)
+        if order.tbt_target is not None and config.latency_budget:
+            config = msgspec.structs.replace(config, tbt_target=order.tbt_target)
         if self._spawner.host is None and order.replicas > 1:
             config = share_of_machine(config, order.replicas, order.number)
         return EngineClient(self._path, config, watcher, spawner=self._spawner, report=report)

@@ -73,7 +73,7 @@ def derived_target(iteration: float, measured: str = "") -> Target:
         return Target(seconds, f"{_LEAST:g}x {what}")
     return Target(
         seconds,
-        f"the most that a reader should wait; {_STRICT:g}x {what} would be {in_words(strict)}",
+        f"the most that a reader should wait, less than {_STRICT:g}x {what}",
     )
 
 
