@@ -34,6 +34,7 @@ _LLAMA3_ROPE = {
 }
 _FALCON: dict[str, Any] = {
     "head_dim": None,
+    "num_key_value_heads": None,
     "intermediate_size": None,
     "tie_word_embeddings": True,
     "initializer_range": 0.4,
@@ -119,7 +120,7 @@ def save_tiny(family: str, folder: Path, num_layers: int = 3) -> None:
 
     name, changes = _FAMILIES[family]
     settings = {**_SIZES, **changes, "num_hidden_layers": num_layers}
-    for absent in ("head_dim", "intermediate_size"):
+    for absent in ("head_dim", "intermediate_size", "num_key_value_heads"):
         if settings[absent] is None:  # the configuration has no such field
             del settings[absent]
     config = getattr(transformers, f"{name}Config")(**settings)

@@ -189,7 +189,7 @@ def test_weights_of_another_shape_than_the_config_says(llama: Path) -> None:
 
 def test_weights_of_another_architecture_than_the_config_says(llama: Path) -> None:
     config = json.loads((llama / "config.json").read_text())
-    changed = {**config, "architectures": ["Qwen3ForCausalLM"]}
+    changed = {**config, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
     (llama / "config.json").write_text(json.dumps(changed))
     with pytest.raises(ModelError, match=r"no tensor model\.layers\.0\.self_attn\.q_norm"):
         open_model(llama)

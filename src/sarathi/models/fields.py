@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ class Fields:
     """One JSON object and the place it came from (for messages).
 
     A field that is null counts as absent, as it does in Hugging Face configurations. Getters
-    return `default` for an absent field and raise `ModelError` for a field of the wrong type.
+    return `default` for an absent field and raise `ModelError` for a field of the wrong type. They
+    remember which fields were asked for, so that none is overlooked (`refuse_unread`).
     """
 
     data: Mapping[str, Any]
     origin: str
+    _read: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @classmethod
     def read(cls, path: Path) -> Fields:
@@ -44,23 +46,41 @@ class Fields:
         return cls.read(path) if path.is_file() else cls({}, path.name)
 
     def __contains__(self, name: str) -> bool:
-        return self.data.get(name) is not None
+        return self._get(name) is not None
+
+    def refuse_unread(self, is_harmless: Callable[[str, Any], bool]) -> None:
+        """Raises `ModelError` for a field that nobody asked for, unless it is known to be harmless.
+
+        It may change what the model computes, which would then be something else.
+        """
+        for name, value in self.data.items():
+            if name not in self._read and not is_harmless(name, value):
+                raise ModelError(
+                    f"{self._describe(name)}, which is not supported; if it is known not to change "
+                    "the model, remove it from the file"
+                )
 
     def is_null(self, name: str) -> bool:
         """Whether the field is there and null, where that differs from an absent one."""
-        return name in self.data and self.data[name] is None
+        return name in self.data and self._get(name) is None
 
     def value(self, name: str, default: Any = None) -> Any:
         """The field as it is, for what no other getter can tell."""
-        value = self.data.get(name)
+        value = self._get(name)
         return default if value is None else value
 
     def wrong(self, name: str, expected: str) -> ModelError:
+        return ModelError(f"{self._describe(name)}, expected {expected}")
+
+    def _describe(self, name: str) -> str:
         value = repr(self.data.get(name))
         shown = value if len(value) <= 80 else value[:77] + "..."
         # Any text can be a name; half a surrogate pair could not be printed.
-        shown_name = name.encode("utf-8", "backslashreplace").decode()
-        return ModelError(f"{self.origin}: {shown_name} is {shown}, expected {expected}")
+        return f"{self.origin}: {name.encode('utf-8', 'backslashreplace').decode()} is {shown}"
+
+    def _get(self, name: str, default: Any = None) -> Any:
+        self._read.add(name)
+        return self.data.get(name, default)
 
     def required(self, name: str, maximum: int = _LARGEST) -> int:
         if name not in self:
@@ -68,7 +88,7 @@ class Fields:
         return self.integer(name, 0, maximum)
 
     def integer(self, name: str, default: int, maximum: int = _LARGEST) -> int:
-        value = self.data.get(name)
+        value = self._get(name)
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
@@ -77,7 +97,7 @@ class Fields:
 
     def optional_size(self, name: str, default: int) -> int:
         """A size, or 0 for none: null, 0 and -1 are the spellings of it that are published."""
-        value = self.data.get(name, default)
+        value = self._get(name, default)
         if value is None or (value in (0, -1) and not isinstance(value, bool)):
             return 0
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
@@ -85,7 +105,7 @@ class Fields:
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        value = self.data.get(name)
+        value = self._get(name)
         if value is None and default is not None:
             return default
         if (
@@ -98,7 +118,7 @@ class Fields:
         return float(value)
 
     def boolean(self, name: str, default: bool) -> bool:
-        value = self.data.get(name)
+        value = self._get(name)
         if value is None:
             return default
         if not isinstance(value, bool):
@@ -106,7 +126,7 @@ class Fields:
         return value
 
     def text(self, name: str, default: str) -> str:
-        value = self.data.get(name)
+        value = self._get(name)
         if value is None:
             return default
         if not isinstance(value, str):
@@ -114,7 +134,7 @@ class Fields:
         return value
 
     def object(self, name: str) -> Fields | None:
-        value = self.data.get(name)
+        value = self._get(name)
         if value is None:
             return None
         if not isinstance(value, dict):
@@ -123,7 +143,7 @@ class Fields:
 
     def token_ids(self, name: str) -> tuple[int, ...]:
         """A token id or a list of token ids; empty if absent. -1 stands for none."""
-        value = self.data.get(name)
+        value = self._get(name)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(i, int) and not isinstance(i, bool) and i >= -1 for i in ids):
             raise self.wrong(name, "a token id or a list of token ids")

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -66,22 +67,24 @@ class GgufFile:
         self.path = path
         self.mapping = map_file(path)
         self._values: dict[str, _Value] = {}
+        self._read: set[str] = set()
         try:
             self.tensors: Mapping[str, TensorPlace] = self._parse()
         except (struct.error, OverflowError, UnicodeDecodeError) as error:
             raise self._invalid("its header is truncated or corrupt") from error
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._values
+    def __contains__(self, key: str) -> bool:
+        return self._get(key) is not None
 
     def keys(self) -> Iterator[str]:
         return iter(self._values)
 
     def is_array(self, key: str) -> bool:
-        return key in self._values and self._values[key].is_array
+        value = self._get(key)
+        return value is not None and value.is_array
 
     def text(self, key: str, default: str | None = None) -> str | None:
-        value = self._values.get(key)
+        value = self._get(key)
         if value is None:
             return default
         if value.kind != _STRING or value.is_array:
@@ -90,7 +93,7 @@ class GgufFile:
 
     def number(self, key: str, default: float) -> float:
         """A finite number of any numeric type."""
-        if key not in self._values:
+        if key not in self:
             return default
         number = float(self._scalar(key, "a number"))
         if not math.isfinite(number):
@@ -98,7 +101,7 @@ class GgufFile:
         return number
 
     def integer(self, key: str, default: int | None = None) -> int | None:
-        if key not in self._values:
+        if key not in self:
             return default
         array = self._scalar(key, "an integer")
         if array.dtype.kind not in "iu":
@@ -106,7 +109,7 @@ class GgufFile:
         return int(array)
 
     def boolean(self, key: str, default: bool) -> bool:
-        if key not in self._values:
+        if key not in self:
             return default
         array = self._scalar(key, "true or false")
         if array.dtype.kind != "b":
@@ -115,7 +118,7 @@ class GgufFile:
 
     def texts(self, key: str) -> list[str] | None:
         """A list of strings; bytes that are not UTF-8 are replaced."""
-        value = self._values.get(key)
+        value = self._get(key)
         if value is None:
             return None
         if value.kind != _STRING or not value.is_array:
@@ -124,12 +127,27 @@ class GgufFile:
 
     def numbers(self, key: str) -> npt.NDArray[np.generic] | None:
         """A list of numbers or booleans; a single number is a list of one."""
-        value = self._values.get(key)
+        value = self._get(key)
         if value is None:
             return None
         if value.kind not in _SCALARS:
             raise self._wrong_type(key, "a list of numbers")
         return np.frombuffer(self.mapping, _SCALARS[value.kind], value.count, value.offset)
+
+    def unread(self, prefix: str) -> dict[str, Any]:
+        """The keys that nobody asked for, without the `prefix` they have; None for a list."""
+        return {
+            key.removeprefix(prefix): None if value.is_array else self._shown(key, value)
+            for key, value in self._values.items()
+            if key.startswith(prefix) and key not in self._read
+        }
+
+    def _shown(self, key: str, value: _Value) -> Any:
+        return self._strings(value)[0] if value.kind == _STRING else self._scalar(key, "").item()
+
+    def _get(self, key: str) -> _Value | None:
+        self._read.add(key)
+        return self._values.get(key)
 
     def _scalar(self, key: str, expected: str) -> np.generic:
         value = self._values[key]

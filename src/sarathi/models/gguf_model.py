@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Set
 
 import gguf.quants
 import ml_dtypes
@@ -12,6 +13,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from sarathi.models.config import MAX_HEAD_DIM, MAX_LAYERS, ModelConfig, ModelError
 from sarathi.models.gguf_file import GgufFile, TensorPlace
+from sarathi.models.harmless_fields import is_harmless_key
 from sarathi.models.mapping import mapped, read_part
 from sarathi.models.rotary import Frequencies, default_inv_freq, linear_scaled
 from sarathi.models.weights import ALL, Array
@@ -56,9 +58,14 @@ def read_config(file: GgufFile) -> ModelConfig:
     )
     if _size(file, f"{arch}.attention.value_length", head_dim) != head_dim:
         raise ModelError(f"{file.path}: keys and values of different length are not supported")
+    scale = file.number(f"{arch}.attention.scale", 0.0)
+    if scale and not math.isclose(scale, head_dim**-0.5, rel_tol=1e-5):
+        raise ModelError(
+            f"{file.path}: {arch}.attention.scale is {scale:g}, supported is 1 / sqrt({head_dim})"
+        )
     falcon = arch == "falcon"
     norm_eps = "layer_norm_epsilon" if falcon else "layer_norm_rms_epsilon"
-    return ModelConfig(
+    config = ModelConfig(
         architecture=arch,
         vocab_size=embedding.shape[0],
         hidden_size=hidden_size,
@@ -82,6 +89,14 @@ def read_config(file: GgufFile) -> ModelConfig:
         mlp_norm=not falcon or "blk.0.attn_norm_2.weight" in file.tensors,
         tie_word_embeddings="output.weight" not in file.tensors,
     )
+    for name, value in file.unread(f"{arch}.").items():
+        if not is_harmless_key(arch, name, value):
+            shown = "a list" if value is None else repr(value)
+            raise ModelError(
+                f"{file.path}: {arch}.{name} is {shown}, which is not supported: it may change the "
+                "model"
+            )
+    return config
 
 
 def _size(file: GgufFile, key: str, default: int | None = None, *, maximum: int = 2**31 - 1) -> int:
@@ -138,10 +153,10 @@ def _inv_freq(file: GgufFile, arch: str, head_dim: int) -> Frequencies:
 def _sliding_windows(file: GgufFile, arch: str, num_layers: int) -> tuple[int, ...]:
     """One window a layer; the pattern is a list of booleans, or one number n for n - 1 of n."""
     window = file.integer(f"{arch}.attention.sliding_window") or 0
-    if window < 1 or window == _MINUS_ONE:
-        return (0,) * num_layers
     key = f"{arch}.attention.sliding_window_pattern"
     pattern = file.numbers(key)
+    if window < 1 or window == _MINUS_ONE:
+        return (0,) * num_layers
     if pattern is None:
         return (window,) * num_layers
     slides = pattern.tolist()
@@ -262,6 +277,11 @@ class GgufWeights:
     def mappings(self) -> tuple[mmap.mmap, ...]:
         """The mapped file, for advice to the kernel about its pages."""
         return (self._file.mapping,)
+
+    @property
+    def names(self) -> Set[str]:
+        """All but the factors that are a part of the configuration."""
+        return self._file.tensors.keys() - {_ROPE_FACTORS}
 
     def __contains__(self, name: object) -> bool:
         return name in self._file.tensors

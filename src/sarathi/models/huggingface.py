@@ -9,6 +9,7 @@ from pathlib import Path
 from sarathi.models.config import ModelConfig
 from sarathi.models.families import falcon, llama
 from sarathi.models.fields import Fields
+from sarathi.models.harmless_fields import is_harmless_field
 from sarathi.models.names import NameMap
 
 
@@ -36,7 +37,7 @@ def read_config(folder: Path) -> ModelConfig:
     """The model that the `config.json` of `folder` describes.
 
     Absent fields take the defaults of the `transformers` library. Raises `ModelError` naming the
-    field for anything that is missing, of the wrong type, or not supported.
+    field for anything that is missing, of the wrong type, not supported, or not known.
     """
     fields = Fields.read(folder / "config.json")
     architecture = _architecture(fields)
@@ -44,22 +45,28 @@ def read_config(folder: Path) -> ModelConfig:
         raise fields.wrong(
             "quantization_config", "none: unquantised safetensors or a GGUF file are supported"
         )
-    return _FAMILIES[architecture].config(fields, architecture)
+    config = _FAMILIES[architecture].config(fields, architecture)
+    fields.refuse_unread(is_harmless_field)
+    return config
 
 
-def name_map(config: ModelConfig) -> NameMap | None:
-    """How checkpoints of `config` name their tensors, None if as the decoder does."""
+def name_map(config: ModelConfig) -> NameMap:
+    """How checkpoints of `config` name their tensors."""
     names = _FAMILIES[config.architecture].names
-    return names and names(config)
+    return NameMap() if names is None else names(config)
 
 
 def _architecture(fields: Fields) -> str:
-    names = fields.data.get("architectures")
+    names = fields.value("architectures")
+    model_type = fields.text("model_type", "")
     if not names:
-        model_type = fields.text("model_type", "")
         names = [_BY_MODEL_TYPE.get(model_type, model_type)]
     if not isinstance(names, list) or names[0] not in tuple(_FAMILIES):
         field = "architectures" if fields.data.get("architectures") else "model_type"
         supported = _FAMILIES if field == "architectures" else _BY_MODEL_TYPE
         raise fields.wrong(field, f"one of {', '.join(supported)}")
-    return str(names[0])
+    name = str(names[0])
+    if model_type and _BY_MODEL_TYPE.get(model_type) != name:
+        # By this one transformers chooses the class, whatever the other says.
+        raise fields.wrong("model_type", f"{_FAMILIES[name].model_type}, for architectures {name}")
+    return name

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Protocol
 
 from sarathi.models.config import ModelConfig, ModelError
-from sarathi.models.decoder import EMBEDDING, NORM, head_of
+from sarathi.models.decoder import EMBEDDING, HEAD, NORM, head_of
+from sarathi.models.harmless_fields import is_harmless_tensor
+from sarathi.models.names import NamedWeights
 from sarathi.models.stage import Stage, whole
 
-
-class Shapes(Protocol):
-    def __contains__(self, name: object) -> bool: ...
-    def shape(self, name: str) -> tuple[int, ...]: ...
+_COMPARED = 1 << 22  # values at a time
 
 
 def expected_shapes(config: ModelConfig, stage: Stage) -> Mapping[str, tuple[int, ...]]:
@@ -56,11 +55,42 @@ def expected_shapes(config: ModelConfig, stage: Stage) -> Mapping[str, tuple[int
     return shapes
 
 
-def check_layout(config: ModelConfig, weights: Shapes) -> None:
-    """Raises `ModelError` for the first tensor that is missing or of another shape."""
+def has_own_head(weights: NamedWeights) -> bool:
+    """Whether there is a head that is not the embedding again; reads both as far as they agree."""
+    if HEAD not in weights or EMBEDDING not in weights:
+        return False
+    shape, dtype = weights.shape(HEAD), weights.stored_dtype(HEAD)
+    if shape != weights.shape(EMBEDDING) or dtype != weights.stored_dtype(EMBEDDING):
+        return True
+    rows = max(1, _COMPARED // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0] if shape else 0, rows):
+        part = slice(start, start + rows)
+        if weights.part(HEAD, part).tobytes() != weights.part(EMBEDDING, part).tobytes():
+            return True
+    return False
+
+
+def check_layout(config: ModelConfig, weights: NamedWeights) -> None:
+    """Raises `ModelError` for a tensor that is missing, of another shape, or that is left over.
+
+    One that is left over belongs to another model than the configuration describes. Biases that
+    are zero make no difference.
+    """
+    used = set()
     for name, expected in expected_shapes(config, whole(config)).items():
+        used.add(weights.stored_name(name))
         found = weights.shape(name)
         if found != expected:
             raise ModelError(
                 f"tensor {name} has shape {found}, the model's configuration asks for {expected}"
             )
+    if config.tie_word_embeddings:
+        used.add(weights.stored_name(HEAD))  # known to be the embedding
+    left = [name for name in weights.stored_names - used if not is_harmless_tensor(name)]
+    left = sorted(name for name in left if not weights.is_zero_bias(name))
+    if left:
+        more = f" (and {len(left) - 1} others)" if len(left) > 1 else ""
+        raise ModelError(
+            f"the checkpoint has tensor {left[0]}{more}, for which a model as its configuration "
+            "describes it has no use: this may be another model, or another part of one"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sarathi.models.config import ModelConfig, ModelError
@@ -21,11 +21,12 @@ class Model:
 def open_model(path: Path) -> Model:
     """Configuration and mapped weights of a Hugging Face folder or a GGUF file.
 
-    No tensor is read yet, but all are known to be present, complete and of the right shape.
+    All tensors are known to be present, complete and of the right shape, and none but a head that
+    may be the embedding is read yet.
     Raises `ModelError` for whatever cannot be served.
     """
     # Both formats are imported when asked for: each costs start-up time the other does not need.
-    from sarathi.models.layout import check_layout
+    from sarathi.models.layout import check_layout, has_own_head
     from sarathi.models.names import NamedWeights
 
     if _is_gguf(path):
@@ -44,9 +45,10 @@ def open_model(path: Path) -> Model:
     from sarathi.models.safetensors_weights import SafetensorsWeights
 
     config = huggingface.read_config(path)
-    names = huggingface.name_map(config)
-    stored = SafetensorsWeights(path)
-    weights: Weights = stored if names is None else NamedWeights(stored, names)
+    weights = NamedWeights(SafetensorsWeights(path), huggingface.name_map(config))
+    if config.tie_word_embeddings and has_own_head(weights):
+        # As in transformers, the tensors count where the configuration contradicts them.
+        config = replace(config, tie_word_embeddings=False)
     check_layout(config, weights)
     return Model(config, weights)
 

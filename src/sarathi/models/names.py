@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from sarathi.models.config import ModelError
-from sarathi.models.weights import ALL, Array, Weights
+from sarathi.models.weights import ALL, Array, StoredWeights
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,22 @@ def fused(module: str, parts: Mapping[str, int], groups: int = 1) -> dict[str, S
 class NamedWeights:
     """The tensors of a checkpoint under the decoder's names, found when they are asked for."""
 
-    def __init__(self, stored: Weights, names: NameMap) -> None:
+    def __init__(self, stored: StoredWeights, names: NameMap) -> None:
         self._stored = stored
         self._names = names
+
+    @property
+    def stored_names(self) -> Set[str]:
+        """What the checkpoint has, under its own names."""
+        return self._stored.names
+
+    def stored_name(self, name: str) -> str:
+        """The name of the tensor in the checkpoint that holds `name`."""
+        return self._names.find(name).name
+
+    def is_zero_bias(self, stored_name: str) -> bool:
+        """Whether the tensor of that name in the checkpoint is a bias, and adds nothing."""
+        return stored_name.endswith(".bias") and not np.any(self._stored[stored_name])
 
     @property
     def mappings(self) -> tuple[mmap.mmap, ...]:

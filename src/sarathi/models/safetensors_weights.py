@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -70,6 +70,10 @@ class SafetensorsWeights:
     def mappings(self) -> tuple[mmap.mmap, ...]:
         """The mapped files, for advice to the kernel about their pages."""
         return self._mappings
+
+    @property
+    def names(self) -> Set[str]:
+        return self._entries.keys()
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

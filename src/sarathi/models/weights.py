@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Set
 from typing import Protocol
 
 import numpy as np
@@ -48,3 +49,10 @@ class Weights(Tensors, Protocol):
     @property
     def mappings(self) -> tuple[mmap.mmap, ...]:
         """The mapped files, for advice to the kernel about their pages."""
+
+
+class StoredWeights(Weights, Protocol):
+    """Tensors under the names of the checkpoint, all of which are known."""
+
+    @property
+    def names(self) -> Set[str]: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sarathi.models.config import MAX_LAYERS, ModelConfig
-from sarathi.models.families.rope import inv_freq
+from sarathi.models.families.rope import read_inv_freq
 from sarathi.models.fields import Fields
 from sarathi.models.names import NameMap, fused, renamed
 
@@ -22,27 +22,32 @@ def config(fields: Fields, architecture: str) -> ModelConfig:
     head_dim = hidden_size // num_heads
     max_position = fields.integer("max_position_embeddings", 2048)
     new = fields.boolean("new_decoder_architecture", False)
-    parallel = new or fields.boolean("parallel_attn", True)
-    num_norms = fields.integer("num_ln_in_parallel_attn", 2, maximum=2) if new else 1
-    if new:
-        num_kv_heads = fields.integer("num_kv_heads", num_heads)
-        if num_heads % num_kv_heads:
-            raise fields.wrong("num_kv_heads", f"a divisor of num_attention_heads ({num_heads})")
-    else:
-        num_kv_heads = 1 if fields.boolean("multi_query", True) else num_heads
+    parallel = fields.boolean("parallel_attn", True) or new
+    num_norms = fields.integer("num_ln_in_parallel_attn", 2, maximum=2)
+    num_kv_heads = fields.integer("num_kv_heads", num_heads)
+    multi_query = fields.boolean("multi_query", True)
+    if not new:
+        num_kv_heads, num_norms = 1 if multi_query else num_heads, 1
+    if num_heads % num_kv_heads:
+        raise fields.wrong("num_kv_heads", f"a divisor of num_attention_heads ({num_heads})")
+    if fields.integer("head_dim", head_dim) != head_dim:
+        raise fields.wrong("head_dim", f"hidden_size / num_attention_heads ({head_dim})")
     bias = fields.boolean("bias", False)
+    intermediate_size = fields.integer("ffn_hidden_size", 4 * hidden_size)
+    if "ff_factor" in fields and fields.integer("ff_factor", 4) * hidden_size != intermediate_size:
+        raise fields.wrong("ff_factor", f"{intermediate_size} / {hidden_size}, as ffn_hidden_size")
     return ModelConfig(
         architecture=architecture,
         vocab_size=fields.required("vocab_size"),
         hidden_size=hidden_size,
-        intermediate_size=fields.integer("ffn_hidden_size", 4 * hidden_size),
+        intermediate_size=intermediate_size,
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         norm_eps=fields.number("layer_norm_epsilon", 1e-5),
         max_position=max_position,
-        inv_freq=tuple(inv_freq(fields, head_dim, max_position).tolist()),
+        inv_freq=tuple(read_inv_freq(fields, head_dim, max_position).tolist()),
         sliding_windows=(0,) * num_layers,
         qkv_bias=bias,
         output_bias=bias,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sarathi.models.config import MAX_HEAD_DIM, MAX_LAYERS, ModelConfig
-from sarathi.models.families.rope import inv_freq
+from sarathi.models.families.rope import read_inv_freq
 from sarathi.models.fields import Fields
 from sarathi.models.names import NameMap, fused
 
@@ -60,7 +60,7 @@ def config(fields: Fields, architecture: str) -> ModelConfig:
         head_dim=head_dim,
         norm_eps=fields.number("rms_norm_eps", defaults.norm_eps),
         max_position=max_position,
-        inv_freq=tuple(inv_freq(fields, head_dim, max_position).tolist()),
+        inv_freq=tuple(read_inv_freq(fields, head_dim, max_position).tolist()),
         sliding_windows=_sliding_windows(fields, architecture, num_layers, max_position),
         qkv_bias=architecture == "Qwen2ForCausalLM" or attention_bias,
         output_bias=attention_bias,
@@ -111,6 +111,10 @@ def _sliding_windows(
             raise fields.wrong("layer_types", "full_attention alone: Llama has no sliding window")
         if not window:
             raise fields.wrong("layer_types", "full_attention alone where there is no window")
+    if kinds is not None or not window or not defaults.slides or max_position <= window:
+        first = fields.value("max_window_layers", 28)
+        if isinstance(first, bool) or not isinstance(first, int):
+            raise fields.wrong("max_window_layers", "an integer")
     if kinds is not None:
         return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
     if architecture == "LlamaForCausalLM":
@@ -119,7 +123,4 @@ def _sliding_windows(
         return (0,) * num_layers
     if not window or defaults.slides:
         return (window,) * num_layers
-    first = fields.value("max_window_layers", 28)
-    if isinstance(first, bool) or not isinstance(first, int):
-        raise fields.wrong("max_window_layers", "an integer")
     return tuple(window if layer >= first else 0 for layer in range(num_layers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sarathi.models.fields import Fields
+from sarathi.models.harmless_fields import is_harmless_rotary_field
 from sarathi.models.rotary import (
     Frequencies,
     default_inv_freq,
@@ -11,7 +12,7 @@ from sarathi.models.rotary import (
 )
 
 
-def inv_freq(fields: Fields, head_dim: int, max_position: int) -> Frequencies:
+def read_inv_freq(fields: Fields, head_dim: int, max_position: int) -> Frequencies:
     """Of rotary embeddings over the whole head, with the scaling that `fields` ask for.
 
     Where a value is given twice, the one counts that `transformers` takes: a `rope_scaling` that
@@ -23,27 +24,31 @@ def inv_freq(fields: Fields, head_dim: int, max_position: int) -> Frequencies:
     if partial.number("partial_rotary_factor", 1.0) != 1.0:
         raise partial.wrong("partial_rotary_factor", "1 (the whole head is rotated)")
     theta = rope.number("rope_theta", fields.number("rope_theta", 10000.0))
+    length = "original_max_position_embeddings"
+    original = fields.number(length, rope.number(length, max_position))
     plain = default_inv_freq(head_dim, theta)
+    old_type = rope.text("type", "default")
     type_field = "rope_type" if "rope_type" in rope else "type"
-    match rope.text(type_field, "default"):
+    match rope.text("rope_type", old_type):
         case "default":
-            return plain
+            inv_freq = plain
         case "linear":
-            return linear_scaled(plain, rope.number("factor"))
+            inv_freq = linear_scaled(plain, rope.number("factor"))
         case "llama3":
             low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
             if low >= high:
                 raise rope.wrong("low_freq_factor", f"less than high_freq_factor ({high:g})")
-            length = "original_max_position_embeddings"
-            return llama3_scaled(
+            inv_freq = llama3_scaled(
                 plain,
                 factor=rope.number("factor"),
                 low_freq_factor=low,
                 high_freq_factor=high,
-                original_max_position=fields.number(length, rope.number(length, max_position)),
+                original_max_position=original,
             )
         case _:
             raise rope.wrong(type_field, "one of default, linear, llama3")
+    rope.refuse_unread(is_harmless_rotary_field)
+    return inv_freq
 
 
 def _parameters(fields: Fields) -> Fields:
