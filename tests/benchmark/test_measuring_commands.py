@@ -18,6 +18,7 @@ import pytest
 from scripted_replies import Received, Reply, Script, error_body, in_turn, steady
 from scripted_server import ScriptedServer
 
+from sarathi.benchmark.errors import BenchmarkError
 from sarathi.cli.main import main
 
 TTFT, TBT = 0.05, 0.02  # seconds
@@ -118,6 +119,28 @@ class TestBench:
         captured = capsys.readouterr()
         assert "late at P99" in json.loads(captured.out)["invalid"]
         assert "this run is invalid" in captured.err
+
+    def test_a_server_that_is_gone_at_the_end_leaves_what_it_answered(
+        self,
+        server: ScriptedServer,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ) -> None:
+        looks = []
+
+        def check(endpoint: object) -> None:
+            looks.append(endpoint)
+            if len(looks) > 1:
+                raise BenchmarkError("there is no server any more")
+
+        monkeypatch.setattr("sarathi.benchmark.contender._check_listening", check)
+        path = tmp_path / "run.json"
+        options = ("--rate", "40", "--num-requests", "5", "--json", "--save", str(path))
+        assert bench(server, *options) == 1
+        found = of_json(capsys, "this run is invalid: there is no server any more")
+        assert found["completed"] == 5
+        assert path.exists()
 
 
 class TestBadInput:

@@ -116,8 +116,17 @@ def test_noise_is_not_taken_for_cost() -> None:
 
 
 def test_too_few_iterations_are_no_measurement() -> None:
-    with pytest.raises(SimulationError, match="150 iterations, expected at least 200"):
-        fit([log(1, 150)])
+    with pytest.raises(SimulationError, match="20 and 15 iterations were measured"):
+        fit([log(1, 20), log(2, 15)])
+    with pytest.raises(SimulationError, match="0 iterations"):
+        fit([])
+
+
+def test_few_iterations_are_better_than_none() -> None:
+    noise, error = fit([log(1, 50)])
+    shape = BatchShape(8, 8000, (), 8, 8)
+    assert noise.cost.stages(shape)[0] == pytest.approx(TRUTH.stages(shape)[0], rel=0.3)
+    assert 0 < error.count <= 50
 
 
 def test_what_a_fit_misses_is_kept_by_the_kind_of_iterations() -> None:

@@ -68,10 +68,10 @@ def prepare(
 
 
 def measure(subject: Subject, requests: Requests, terms: Terms, watch: Watch) -> Run:
-    """Send them all.
+    """Send them all. Where the server is gone at the end, the run is invalid, but kept.
 
     Raises:
-        BenchmarkError: the server is gone, or the run was stopped before it measured anything.
+        BenchmarkError: the server is gone before it began, or nothing was measured.
     """
     subject.check()
     played = uvloop.run(
@@ -83,7 +83,7 @@ def measure(subject: Subject, requests: Requests, terms: Terms, watch: Watch) ->
             watch=watch,
         )
     )
-    subject.check()
+    gone = _gone(subject)
     load, plan = requests.load, requests.plan
     records = [
         record
@@ -91,7 +91,7 @@ def measure(subject: Subject, requests: Requests, terms: Terms, watch: Watch) ->
         if index >= plan.num_warm_up
     ]
     if not records:
-        raise BenchmarkError(f"nothing was measured: {played.stopped}")
+        raise BenchmarkError(gone or f"nothing was measured: {played.stopped}")
     send_time = None if played.stopped else plan.measured_seconds
     return Run(
         label=subject.label,
@@ -108,9 +108,18 @@ def measure(subject: Subject, requests: Requests, terms: Terms, watch: Watch) ->
         summary=summarise(records, terms.targets, send_time),
         lag=played.lag,
         targets=terms.targets,
-        invalid=_invalid(played, terms.max_lag),
+        invalid=gone or _invalid(played, terms.max_lag),
         stopped=played.stopped,
     )
+
+
+def _gone(subject: Subject) -> str | None:
+    """Why the server does not answer any more; None where it does."""
+    try:
+        subject.check()
+    except BenchmarkError as error:
+        return str(error)
+    return None
 
 
 def _invalid(played: Played, max_lag: float) -> str | None:

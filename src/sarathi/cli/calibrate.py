@@ -84,6 +84,7 @@ def _measure(args: argparse.Namespace) -> int:
     from sarathi.benchmark.workload.plan import Workload
     from sarathi.cli.measuring import Screen
     from sarathi.cli.reporting import print_json
+    from sarathi.simulator.this_cpu.cpu_setup import NOTEWORTHY
     from sarathi.simulator.this_cpu.machine_file import new_machine_path, save_machine
     from sarathi.simulator.this_cpu.measure import measure_machine
 
@@ -102,12 +103,19 @@ def _measure(args: argparse.Namespace) -> int:
             options=args.serve_options,
             patience=args.start_timeout,
             follow=screen.follow,
+            tell=screen.warn,
         )
     save_machine(machine, path)
     if args.json:
         fields = {"model": machine.model, "machine": machine.machine, "file": str(path)}
-        print_json(fields | {"cost": machine.noise.cost, "error": machine.error})
+        found = {"cost": machine.noise.cost, "error": machine.error, "others": machine.others}
+        print_json(fields | found)
     else:
+        if machine.others is not None and machine.others > NOTEWORTHY:
+            print(
+                f"others had {machine.others:.0%} of the processors: measured on a quiet machine, "
+                "predictions are better"
+            )
         print(f"iterations are predicted {machine.error}; kept in {path}")
     return 0
 

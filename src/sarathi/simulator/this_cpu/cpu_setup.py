@@ -9,6 +9,8 @@ from sarathi.simulator.errors import SimulationError
 from sarathi.simulator.setup import Setup
 from sarathi.simulator.this_cpu.machine_file import MeasuredMachine
 
+NOTEWORTHY = 0.05  # share of the processors that others may have
+
 
 def cpu_setup(
     machine: MeasuredMachine,
@@ -46,9 +48,16 @@ def cpu_setup(
         num_replicas=1,
         devices_per_replica=1,
         router="round_robin",
-        accuracy=f"iterations: {machine.error}",
+        accuracy=f"iterations: {machine.error}{_disturbance(machine)}",
         memory=f"{machine.num_blocks} KV blocks of {machine.block_size} tokens, as measured",
         price=price,
         noise=machine.noise,
         typical_decodes=TYPICAL_DECODES,  # the engine's own,
     )
+
+
+def _disturbance(machine: MeasuredMachine) -> str:
+    """What to say of others that computed while it was measured."""
+    if machine.others is None or machine.others < NOTEWORTHY:
+        return ""
+    return f"; others had {machine.others:.0%} of the processors while it was measured"

@@ -20,8 +20,10 @@ from sarathi.simulator.this_cpu.measured_cost import (
     pieces,
 )
 
-_LEAST = 200  # iterations, below which a fit says little
+WANTED = 200  # iterations, of all kinds
+_LEAST = 50  # below which a fit says nothing
 _SEGMENT = 50  # iterations that are held out together: neighbours are alike
+_SEGMENTS = 4  # at least
 _LONGEST_GAP = 0.05  # seconds between two iterations; beyond, the engine was idle
 
 
@@ -63,12 +65,14 @@ def fit(logs: Sequence[Sequence[Line]]) -> tuple[MeasuredNoise, FitError]:
     """
     observed = [found for log in logs for found in _observed(log)]
     if len(observed) < _LEAST:
+        counts = " and ".join(str(num_iterations(log)) for log in logs) or "0"
         raise SimulationError(
-            f"the iteration logs have {len(observed)} iterations, expected at least {_LEAST}: "
-            "measure for longer"
+            f"{counts} iterations were measured, expected at least {_LEAST} altogether: measure "
+            "for longer, with --seconds, or when the machine does less else"
         )
     cost, change = _fit(observed)
-    segments = [observed[at : at + _SEGMENT] for at in range(0, len(observed), _SEGMENT)]
+    size = min(_SEGMENT, len(observed) // _SEGMENTS)
+    segments = [observed[at : at + size] for at in range(0, len(observed), size)]
     errors = []
     for own, others in ((0, 1), (1, 0)):
         used = [one for segment in segments[own::2] for one in segment]
@@ -85,6 +89,11 @@ def fit(logs: Sequence[Sequence[Line]]) -> tuple[MeasuredNoise, FitError]:
         cost=cost,
     )
     return noise, FitError(len(errors), errors[len(errors) // 2], errors[-len(errors) // 10])
+
+
+def num_iterations(log: Sequence[Line]) -> int:
+    """Those that computed anything."""
+    return sum(line.tokens > 0 for line in log)
 
 
 def _observed(log: Sequence[Line]) -> list[_Observed]:

@@ -27,6 +27,7 @@ class MeasuredMachine(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     noise: MeasuredNoise  # and the cost
     error: FitError
+    others: float | None = None  # share of the processors that others had; None: not known
 
 
 def machine_path(model: str) -> Path:

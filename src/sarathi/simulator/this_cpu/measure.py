@@ -6,25 +6,32 @@ import shlex
 import socket
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from sarathi.benchmark.client.watch import Watch
-from sarathi.benchmark.contender import Access, Contender, answering
+from sarathi.benchmark.contender import Access, Contender, Subject, answering
+from sarathi.benchmark.errors import BenchmarkError
 from sarathi.benchmark.files import load_iterations
 from sarathi.benchmark.machine import describe_machine
 from sarathi.benchmark.measure import Load, Terms, measure, prepare
 from sarathi.benchmark.workload.plan import Workload
 from sarathi.benchmark.workload.tokens import ServerTokens
 from sarathi.engine.iteration_log import Line
+from sarathi.executors.contention import cpu_times
 from sarathi.simulator.errors import SimulationError
-from sarathi.simulator.this_cpu.fit import fit
+from sarathi.simulator.this_cpu.fit import WANTED, fit, num_iterations
 from sarathi.simulator.this_cpu.machine_file import MeasuredMachine
 
 _BLOCK_SIZE = 32  # tokens, of the executor on processors
 # Whole prompts beside chunks, so that iterations of all sizes are seen.
 _POLICIES = ("sarathi", "vllm")
+_ROUNDS = 4  # of the load at most, where a busy machine gets little done in one
+_FLUSHING = 1.0  # seconds until an idle server has written its log
 _WARM_UP = 2
 _TIMEOUT = 120.0  # seconds
 _ANY_LAG = 10.0  # seconds; times are the server's own here
@@ -41,10 +48,13 @@ def measure_machine(
     options: str,
     patience: float,
     follow: Follow,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> MeasuredMachine:
     """Start a server for each of two policies, load it, and fit a cost to its iterations.
 
-    The client runs on the same machine, as it does when a server is measured there.
+    The client runs on the same machine, as it does when a server is measured there. Where the load
+    gives too few iterations, as on a busy machine, it is sent again some times; what has been
+    measured is kept, whatever happens afterwards.
 
     Args:
         model: as `sarathi serve` takes it.
@@ -53,40 +63,29 @@ def measure_machine(
         options: further ones of `sarathi serve`.
         patience: seconds for a server to load the model.
         follow: shows a run of so many requests with a title.
+        tell: called with a line about what does not go as planned.
 
     Raises:
-        BenchmarkError: a server cannot be started or measured.
+        BenchmarkError: a server cannot be started or measured, and nothing was before.
         SimulationError: too little came of it.
     """
     logs: list[list[Line]] = []
-    longest = 0
-    number = max(1, round(rate * seconds))
+    session = _Session(model, workload, rate, seconds, options, patience, follow, tell)
     with tempfile.TemporaryDirectory(prefix="sarathi-") as folder:
         for policy in _POLICIES:
             log = Path(folder) / f"{policy}.jsonl"
-            port = _free_port()
-            command = (
-                f"sarathi serve {shlex.quote(model)} --port {port} --policy {policy} "
-                f"--iteration-log {shlex.quote(str(log))} {options}"
-            )
-            contender = Contender(policy, command=command)
-            access = Access(None, "completions", None, patience)
-            printed = Path(folder) / f"{policy}.out"
-            with answering(contender, access, printed) as subject:
-                tokens = ServerTokens(subject.endpoint)
-                try:
-                    load = Load(workload, number, _WARM_UP, 0, policy)
-                    facts = subject.facts
-                    requests = prepare(load, rate, tokens, facts.max_model_len)
-                    with follow(f"{model}, policy {policy}", len(requests.calls)) as watch:
-                        measure(subject, requests, Terms(_TIMEOUT, _ANY_LAG), watch)
-                finally:
-                    tokens.close()
-                longest = facts.max_model_len or 0
-            logs.append(load_iterations(log))
-    noise, error = fit(logs)
+            try:
+                session.measure(policy, log)
+            except BenchmarkError as error:
+                lines = load_iterations(log) if log.exists() else []
+                if not any(map(num_iterations, [*logs, lines])):
+                    raise
+                tell(f"policy {policy}: {error}; what has been measured is kept")
+            if log.exists():
+                logs.append(load_iterations(log))
+    noise, fit_error = fit(logs)
     blocks = max((line.free_blocks for log in logs for line in log), default=0)
-    if not (blocks and longest):
+    if not (blocks and session.longest):
         raise SimulationError("the server does not tell the length of its model")
     return MeasuredMachine(
         model=model,
@@ -94,10 +93,105 @@ def measure_machine(
         measured=time.strftime("%Y-%m-%d"),
         num_blocks=blocks,
         block_size=_BLOCK_SIZE,
-        max_model_len=longest,
+        max_model_len=session.longest,
         noise=noise,
-        error=error,
+        error=fit_error,
+        others=session.others.share,
     )
+
+
+class _Others:
+    """What everybody else has of the processors while a server is loaded."""
+
+    def __init__(self) -> None:
+        self._took = self._available = 0.0  # seconds
+
+    @property
+    def share(self) -> float | None:
+        """Of all processors; None before anything was counted."""
+        return self._took / self._available if self._available > 0 else None
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        before, own = cpu_times(), _own_seconds()
+        try:
+            yield
+        finally:
+            after = cpu_times()
+            took = after.busy - before.busy - (_own_seconds() - own)
+            self._took += max(0.0, took)
+            self._available += (after.clock - before.clock) * after.processors
+
+
+@dataclass
+class _Session:
+    """Servers that are measured one after the other; see `measure_machine`."""
+
+    model: str
+    workload: Workload
+    rate: float
+    seconds: float
+    options: str
+    patience: float
+    follow: Follow
+    tell: Callable[[str], None]
+    longest: int = 0  # tokens of a request, once a server has told it
+    others: _Others = field(default_factory=_Others)
+
+    def measure(self, policy: str, log: Path) -> None:
+        """Start a server with a policy, and load it until its log is long enough.
+
+        Raises:
+            BenchmarkError: it cannot be started or measured.
+        """
+        port = _free_port()
+        command = (
+            f"sarathi serve {shlex.quote(self.model)} --port {port} --policy {policy} "
+            f"--iteration-log {shlex.quote(str(log))} {self.options}"
+        )
+        access = Access(None, "completions", None, self.patience)
+        printed = log.with_suffix(".out")
+        with answering(Contender(policy, command=command), access, printed) as subject:
+            self.longest = subject.facts.max_model_len or 0
+            tokens = ServerTokens(subject.endpoint)
+            try:
+                for number in range(_ROUNDS):
+                    self._send(subject, tokens, policy, number)
+                    time.sleep(_FLUSHING)
+                    if self._enough(policy, log, number):
+                        break
+            finally:
+                tokens.close()
+
+    def _send(self, subject: Subject, tokens: ServerTokens, policy: str, number: int) -> None:
+        count = max(1, round(self.rate * self.seconds))
+        # Prompts of every round are others, or the prefix cache would have them.
+        load = Load(self.workload, count, _WARM_UP, number, f"{policy}/{number}")
+        requests = prepare(load, self.rate, tokens, subject.facts.max_model_len)
+        again = f", round {number + 1}" if number else ""
+        title = f"{self.model}, policy {policy}{again}"
+        with self.follow(title, len(requests.calls)) as watch, self.others.counted():
+            measure(subject, requests, Terms(_TIMEOUT, _ANY_LAG), watch)
+
+    def _enough(self, policy: str, log: Path, number: int) -> bool:
+        found, wanted = num_iterations(load_iterations(log)), WANTED // len(_POLICIES)
+        if found >= wanted:
+            return True
+        last = number == _ROUNDS - 1
+        then = "that has to do" if last else "the load is sent again"
+        self.tell(f"policy {policy}: {found} iterations by now, {wanted} are wanted: {then}")
+        return False
+
+
+def _own_seconds() -> float:
+    """That this process and those it has started have computed."""
+    total = 0.0
+    here = psutil.Process()
+    for process in [here, *here.children(recursive=True)]:
+        with suppress(psutil.Error):  # it has just ended
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def _free_port() -> int:

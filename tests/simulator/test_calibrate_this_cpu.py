@@ -1,0 +1,140 @@
+"""Measuring this machine: servers that get little done, or do not last."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+from test_this_cpu import log
+
+from sarathi.benchmark.client.watch import Watch, Watches
+from sarathi.benchmark.contender import Access, Contender
+from sarathi.benchmark.errors import BenchmarkError
+from sarathi.benchmark.workload.plan import Workload
+from sarathi.simulator.errors import SimulationError
+from sarathi.simulator.this_cpu import measure as module
+from sarathi.simulator.this_cpu.machine_file import MeasuredMachine
+from sarathi.simulator.this_cpu.measure import measure_machine
+
+WORKLOAD = Workload.from_options(prompt_lengths="fixed:100", output_lengths="fixed:10")
+
+
+class Servers:
+    """Write so many iterations in each round, or die."""
+
+    def __init__(self) -> None:
+        self.rounds: dict[str, list[int | str]] = {}  # by policy; a text is an error
+        self.sent: list[tuple[str, str]] = []  # policies and salts
+        self.told: list[str] = []
+        self._log = Path()
+        self._policy = ""
+
+    @contextmanager
+    def answering(
+        self, contender: Contender, access: Access, printed: Path
+    ) -> Iterator[SimpleNamespace]:
+        assert contender.command is not None
+        found = re.search(r"--policy (\S+) --iteration-log (\S+)", contender.command)
+        assert found is not None
+        self._policy, self._log = found[1], Path(found[2])
+        if not self.rounds[self._policy]:
+            raise BenchmarkError("it does not start")
+        self._log.write_bytes(b"")
+        yield SimpleNamespace(endpoint=None, facts=SimpleNamespace(max_model_len=1000))
+
+    def measure(self, subject: object, requests: SimpleNamespace, *rest: object) -> None:
+        self.sent.append((self._policy, requests.load.salt))
+        rounds = self.rounds[self._policy]
+        done = rounds.pop(0) if len(rounds) > 1 else rounds[0]
+        if isinstance(done, str):
+            raise BenchmarkError(done)
+        with self._log.open("ab") as file:
+            for line in log(len(self.sent), done):
+                file.write(msgspec.json.encode(line) + b"\n")
+
+    def run(self) -> MeasuredMachine:
+        def follow(title: str, count: int) -> AbstractContextManager[Watch]:
+            return nullcontext(Watches(()))
+
+        return measure_machine(
+            "a/model",
+            WORKLOAD,
+            rate=1,
+            seconds=10,
+            options="",
+            patience=1,
+            follow=follow,
+            tell=self.told.append,
+        )
+
+
+@pytest.fixture
+def servers(monkeypatch: pytest.MonkeyPatch) -> Servers:
+    found = Servers()
+    tokens: Callable[[object], SimpleNamespace] = lambda endpoint: SimpleNamespace(  # noqa: E731
+        close=lambda: None
+    )
+    monkeypatch.setattr(module, "answering", found.answering)
+    monkeypatch.setattr(module, "measure", found.measure)
+    monkeypatch.setattr(module, "ServerTokens", tokens)
+    monkeypatch.setattr(module, "prepare", lambda load, *rest: SimpleNamespace(load=load, calls=()))
+    monkeypatch.setattr(module, "_FLUSHING", 0.0)
+    return found
+
+
+def test_a_machine_that_gets_enough_done_is_measured_once(servers: Servers) -> None:
+    servers.rounds = {"sarathi": [150], "vllm": [120]}
+    machine = servers.run()
+    assert [policy for policy, _ in servers.sent] == ["sarathi", "vllm"]
+    assert machine.error.count == 270
+    assert servers.told == []
+    assert machine.max_model_len == 1000
+    assert machine.others is None or machine.others >= 0
+
+
+def test_a_busy_machine_is_sent_more_with_other_texts(servers: Servers) -> None:
+    servers.rounds = {"sarathi": [94], "vllm": [60, 50]}
+    machine = servers.run()
+    assert [policy for policy, _ in servers.sent] == ["sarathi", "sarathi", "vllm", "vllm"]
+    assert len({salt for _, salt in servers.sent}) == 4
+    assert machine.error.count == 2 * 94 + 110
+    assert servers.told == [
+        "policy sarathi: 94 iterations by now, 100 are wanted: the load is sent again",
+        "policy vllm: 60 iterations by now, 100 are wanted: the load is sent again",
+    ]
+
+
+def test_what_there_is_after_some_rounds_is_kept(servers: Servers) -> None:
+    servers.rounds = {"sarathi": [10], "vllm": [12]}
+    machine = servers.run()
+    assert machine.error.count == 4 * 10 + 4 * 12
+    assert len(servers.sent) == 8
+    assert servers.told[-1] == ("policy vllm: 48 iterations by now, 100 are wanted: that has to do")
+
+
+def test_hardly_anything_is_an_error_that_says_how_much(servers: Servers) -> None:
+    servers.rounds = {"sarathi": [5], "vllm": [1]}
+    with pytest.raises(SimulationError, match="20 and 4 iterations were measured"):
+        servers.run()
+
+
+@pytest.mark.parametrize("rounds", [[], ["it died"], [70, "it died"]])
+def test_a_second_server_that_fails_does_not_undo_the_first(
+    rounds: list[int | str], servers: Servers
+) -> None:
+    servers.rounds = {"sarathi": [150], "vllm": rounds}
+    count = sum(one for one in rounds if isinstance(one, int))
+    assert servers.run().error.count == 150 + count
+    assert servers.told[-1].endswith("what has been measured is kept")
+
+
+def test_a_first_server_that_never_answers_is_an_error_at_once(servers: Servers) -> None:
+    servers.rounds = {"sarathi": [], "vllm": [150]}
+    with pytest.raises(BenchmarkError, match="it does not start"):
+        servers.run()
+    assert servers.sent == []
