@@ -148,18 +148,27 @@ def _write_vocabulary(writer: gguf.GGUFWriter, tokenizer: dict[str, Any]) -> Non
 
 
 def write_tokenizer_gguf(
-    path: Path, model: str, tokens: list[str], *, arch: str = "llama", **fields: Any
+    path: Path,
+    model: str,
+    tokens: list[str],
+    *,
+    arch: str = "llama",
+    name: str | None = None,
+    **fields: Any,
 ) -> Path:
     """Writes a GGUF file with a vocabulary and no tensors; `fields` are of `tokenizer.ggml`.
 
-    `chat_template` is the template itself, and `chat_template.rag` one with a name.
+    `name` is what the file calls itself, `chat_template` is the template
+    itself, and `chat_template.rag` one with a name.
     """
     writer = gguf.GGUFWriter(path, arch)
     writer.add_tokenizer_model(model)
     writer.add_token_list(tokens)
-    for name, value in fields.items():
-        group = "tokenizer" if name.startswith("chat_template") else "tokenizer.ggml"
-        key = f"{group}.{name}"
+    if name is not None:
+        writer.add_name(name)
+    for field, value in fields.items():
+        group = "tokenizer" if field.startswith("chat_template") else "tokenizer.ggml"
+        key = f"{group}.{field}"
         if isinstance(value, bool):
             writer.add_bool(key, value)
         elif isinstance(value, int):

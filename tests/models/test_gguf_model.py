@@ -167,6 +167,8 @@ def _add_window_pattern(writer: gguf.GGUFWriter) -> None:
     [
         ("gemma", lambda w: None, "general.architecture is 'gemma', supported are llama"),
         ("llama", lambda w: w.add_uint16("split.count", 2), "split GGUF"),
+        ("llama", lambda w: w.add_type("adapter"), "'adapter'.*merge an adapter into its base"),
+        ("llama", lambda w: w.add_type("mmproj"), "general.type is 'mmproj', expected a model"),
         ("llama", lambda w: w.add_expert_count(8), "expert_count"),
         ("llama", lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "'yarn'"),
         ("phi3", _add_long_rope_factors, "longrope"),
@@ -290,5 +292,5 @@ def test_damaged_headers_never_raise_anything_else(llama_gguf: Path) -> None:
 def test_folder_without_config_and_other_files(tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes(b"x")
     for path in (tmp_path / "x.bin", tmp_path / "missing.gguf"):
-        with pytest.raises(ModelError, match=r"neither a folder nor a \.gguf file"):
+        with pytest.raises(ModelError, match=r"neither a folder nor a GGUF file"):
             open_model(path)

@@ -282,6 +282,32 @@ def test_user_defined_tokens_are_found_in_text_and_shown(tmp_path: Path) -> None
     assert tokenizer.decode(ids) == "a<tool>b"
 
 
+def test_the_architecture_is_named_before_the_tokenizer(tmp_path: Path) -> None:
+    for model, fields in (("t5", {}), ("gpt2", {"pre": "unheard-of"})):
+        path = write_tokenizer_gguf(
+            tmp_path / "m.gguf", model, byte_letters(), arch="mamba", **fields
+        )
+        with pytest.raises(ModelError, match="architecture is 'mamba', supported are llama"):
+            open_tokenizer(path)
+
+
+def test_tokenizers_of_other_architectures_can_be_used_alone(tmp_path: Path) -> None:
+    path = write_tokenizer_gguf(
+        tmp_path / "m.gguf", "gpt2", byte_letters(), arch="mamba", pre="qwen2"
+    )
+    assert len(open_tokenizer(path).encode("ab")) == 2
+
+
+def test_files_that_do_not_name_their_rule_are_read_with_a_warning(tmp_path: Path) -> None:
+    named = write_tokenizer_gguf(tmp_path / "a.gguf", "gpt2", byte_letters(), pre="default")
+    plain = write_tokenizer_gguf(tmp_path / "b.gguf", "gpt2", byte_letters())
+    assert open_tokenizer(named).warnings == ()
+    (warning,) = open_tokenizer(plain).warnings
+    assert "b.gguf does not say how" in warning
+    tokens, _ = _trained()
+    assert open_tokenizer(_llama2_gguf(tmp_path / "c.gguf", tokens)).warnings == ()
+
+
 def test_templates_of_a_file(tmp_path: Path) -> None:
     def template(**templates: str) -> Any:
         writer = {f"chat_template{name}": source for name, source in templates.items()}

@@ -8,9 +8,12 @@ import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from tiny_gguf import write_tokenizer_gguf
+from tiny_models import byte_letters
 
 from sarathi.models.config import ModelError
 from sarathi.models.locate import locate
+from sarathi.models.model import open_model, open_tokenizer
 
 
 def test_packaged_model() -> None:
@@ -54,6 +57,44 @@ def test_gguf_file_is_served_under_its_stem(tmp_path: Path) -> None:
     assert locate(str(tmp_path / "my.model-Q4.gguf")).served_name == "my.model-Q4"
 
 
+_DIGEST = "sha256-" + "0123456789abcdef" * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "served"),
+    [
+        ("M.GGUF", "A title", "M"),
+        ("my.model", None, "my.model"),
+        (_DIGEST, "A  title 7B", "A-title-7B"),
+        (_DIGEST, None, _DIGEST),
+        (_DIGEST[7:], "A", "A"),
+    ],
+)
+def test_gguf_files_are_told_by_how_they_begin(
+    name: str, title: str | None, served: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    write_tokenizer_gguf(path, "gpt2", [*byte_letters()], pre="qwen2", name=title)
+    located = locate(str(path))
+    assert (located.path, located.served_name) == (path, served)
+    assert open_tokenizer(path).vocab_size == 256
+    with pytest.raises(ModelError, match="token_embd"):  # it was read
+        open_model(path)
+    with pytest.raises(ModelError, match=rf"no config\.json; it has {name}: name one"):
+        locate(str(tmp_path))
+
+
+def test_digest_of_what_is_no_gguf_after_all(tmp_path: Path) -> None:
+    (tmp_path / _DIGEST).write_bytes(b"GGUF\x03")
+    assert locate(str(tmp_path / _DIGEST)).served_name == _DIGEST
+
+
+def test_adapters_are_told(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"LoRA adapter.*merge it into its base model"):
+        locate(str(tmp_path))
+
+
 def test_folder_with_gguf_files_only_lists_them(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"")
     with pytest.raises(ModelError, match=r"no config\.json; it has a\.gguf: name one"):
@@ -62,7 +103,7 @@ def test_folder_with_gguf_files_only_lists_them(tmp_path: Path) -> None:
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"no \.gguf file; accepted are a folder"):
+    with pytest.raises(ModelError, match=r"no GGUF file; accepted are a folder"):
         locate(str(tmp_path / "a.bin"))
 
 

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_models import overwrite_u64, save_tiny, truncate
 
 from sarathi.models.config import ModelError
-from sarathi.models.model import open_model
+from sarathi.models.model import open_model, open_tokenizer
 from sarathi.models.safetensors_weights import SafetensorsWeights
 
 
@@ -140,6 +140,53 @@ def test_pytorch_files_alone_are_refused_with_advice(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(ModelError, match=r"pytorch files.*save_pretrained"):
         SafetensorsWeights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["model-00001-of-00002.safetensors"], r"but no model\.safetensors\.index\.json"),
+        (["model.fp16.safetensors"], r"it has model\.fp16\.safetensors: supported is"),
+        (["consolidated.safetensors"], r"it has consolidated\.safetensors: supported is"),
+        (["adapter_model.safetensors", "x.bin"], "LoRA adapter.*merge it"),
+        (["openvino_model.xml", "openvino_model.bin"], "OpenVINO model.*original folder"),
+        (["onnx"], "ONNX model.*original folder"),
+        (["pytorch_model.bin"], "pytorch files.*save_pretrained"),
+        ([], r"has no model\.safetensors$"),
+    ],
+)
+def test_what_a_folder_has_instead_is_said(names: list[str], said: str, tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ModelError, match=said):
+        SafetensorsWeights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("qweight", "qzeros", "scales", "g_idx", "weight_packed", "weight_scale"),
+        *("weight_scale_inv", "weight.absmax", "SCB"),
+    ],
+)
+def test_quantised_tensors_are_told(name: str, llama: Path) -> None:
+    path = llama / "model.safetensors"
+    tensors = load_file(path)
+    values = tensors.pop("model.layers.0.mlp.up_proj.weight").astype(np.int32)
+    save_file({**tensors, f"model.layers.0.mlp.up_proj.{name}": values}, path)
+    with pytest.raises(ModelError, match=f"up_proj.{name} of a quantisation .* not supported"):
+        open_model(llama)
+
+
+_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "m.gguf"])
+def test_pointers_of_git_lfs_are_told(name: str, llama: Path) -> None:
+    (llama / name).write_bytes(_POINTER)
+    read = open_tokenizer if name == "tokenizer.json" else open_model
+    with pytest.raises(ModelError, match="pointer of git-lfs, run `git lfs pull`"):
+        read(llama / name if name == "m.gguf" else llama)
 
 
 @pytest.mark.parametrize("part", [0.0, 1e-5, 1e-4, 0.003, 0.01, 0.5, 0.999])

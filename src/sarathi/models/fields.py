@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sarathi.models.config import ModelError
+from sarathi.models.file_kind import lfs_hint
 
 _LARGEST = 2**31 - 1
 
@@ -35,7 +36,7 @@ class Fields:
         except OSError as error:
             raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
         except (ValueError, RecursionError) as error:
-            raise ModelError(f"{path} is not valid JSON: {error}") from error
+            raise ModelError(f"{path} is not valid JSON: {error}{lfs_hint(path)}") from error
         if not isinstance(data, dict):
             raise ModelError(f"{path} holds a JSON {type(data).__name__}, expected an object")
         return cls(data, path.name)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sarathi.models.config import ModelError
+from sarathi.models.file_kind import GGUF_MAGIC, lfs_hint
 from sarathi.models.mapping import map_file
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
@@ -165,8 +166,8 @@ class GgufFile:
         return strings
 
     def _parse(self) -> dict[str, TensorPlace]:
-        if self.mapping[:4] != b"GGUF":
-            raise self._invalid("it does not begin with GGUF")
+        if self.mapping[: len(GGUF_MAGIC)] != GGUF_MAGIC:
+            raise self._invalid(f"it does not begin with GGUF{lfs_hint(self.path)}")
         (version,) = _U32.unpack_from(self.mapping, 4)
         if version not in (2, 3):
             big_endian = version & 0xFFFF == 0 and version != 0

@@ -13,12 +13,11 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from sarathi.models.config import MAX_HEAD_DIM, MAX_LAYERS, ModelConfig, ModelError
 from sarathi.models.gguf_file import GgufFile, TensorPlace
+from sarathi.models.gguf_names import supported_architecture
 from sarathi.models.harmless_fields import is_harmless_key
 from sarathi.models.mapping import mapped, read_part
 from sarathi.models.rotary import Frequencies, default_inv_freq, linear_scaled
 from sarathi.models.weights import ALL, Array
-
-SUPPORTED_ARCHITECTURES = ("llama", "qwen2", "qwen3", "phi3", "falcon")
 
 _UNQUANTISED = {
     GGMLQuantizationType.F32: np.dtype(np.float32),
@@ -32,17 +31,17 @@ _LONG_ROPE_FACTORS = "rope_factors_long.weight"
 
 def read_config(file: GgufFile) -> ModelConfig:
     """The configuration in the metadata of `file`; `ModelError` for what is not supported."""
+    if (kind := file.text("general.type", "model")) != "model":
+        raise ModelError(
+            f"{file.path}: general.type is {kind!r}, expected a model"
+            + (": merge an adapter into its base model" if kind == "adapter" else "")
+        )
     if (file.integer("split.count", 1) or 1) > 1:
         raise ModelError(
             f"{file.path} is one part of a split GGUF file, which is not supported: "
             "merge the parts with `llama-gguf-split --merge`"
         )
-    arch = file.text("general.architecture")
-    if arch not in SUPPORTED_ARCHITECTURES:
-        raise ModelError(
-            f"{file.path}: general.architecture is {arch!r}, "
-            f"supported are {', '.join(SUPPORTED_ARCHITECTURES)}"
-        )
+    arch = supported_architecture(file)
     if file.integer(f"{arch}.expert_count", 0):
         raise ModelError(
             f"{file.path}: {arch}.expert_count is set, only dense models are supported"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sarathi.models.config import ModelConfig
+from sarathi.models.config import ModelConfig, ModelError
+from sarathi.models.gguf_file import GgufFile
 from sarathi.models.names import NameMap, Source, fused, renamed
+
+SUPPORTED_ARCHITECTURES = ("llama", "qwen2", "qwen3", "phi3", "falcon")
 
 _OUTSIDE: Mapping[str, str] = {
     "model.embed_tokens": "token_embd",
@@ -25,6 +28,17 @@ _INSIDE: Mapping[str, str] = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+
+
+def supported_architecture(file: GgufFile) -> str:
+    """The architecture of a file; `ModelError` if it is none that is supported."""
+    arch = file.text("general.architecture")
+    if arch not in SUPPORTED_ARCHITECTURES:
+        raise ModelError(
+            f"{file.path}: general.architecture is {arch!r}, "
+            f"supported are {', '.join(SUPPORTED_ARCHITECTURES)}"
+        )
+    return arch
 
 
 def name_map(config: ModelConfig) -> NameMap:

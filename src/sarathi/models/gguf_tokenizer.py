@@ -22,7 +22,11 @@ from sarathi.models.pre_tokenization import (
 )
 from sarathi.models.tokenizer import Tokenizer
 
-_TEMPLATE = "tokenizer.chat_template"
+_TEMPLATE, _PRE = "tokenizer.chat_template", "tokenizer.ggml.pre"
+_NO_PRE = (
+    f" does not say how its tokenizer cuts text into words ({_PRE}), as files of old converters: a "
+    "general rule is used, which may be another than the model's own and cost quality"
+)
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # of the format's token types
 _ENDS = ("eos", "eot", "eom")  # of a sequence, a turn, a message that calls a tool
 _NAMED = ("bos", *_ENDS)
@@ -70,7 +74,12 @@ def read_tokenizer(file: GgufFile) -> Tokenizer:
     )
     template = choose_templates(_template_sources(file), bos, eos)
     ends = [named[name] for name in _ENDS if name in named]
-    return Tokenizer(inner, eos_ids=end_of_turn_ids(inner, ends, template), chat_template=template)
+    return Tokenizer(
+        inner,
+        eos_ids=end_of_turn_ids(inner, ends, template),
+        chat_template=template,
+        warnings=() if kind != "gpt2" or _PRE in file else (f"{file.path}{_NO_PRE}",),
+    )
 
 
 def _template_sources(file: GgufFile) -> dict[str, str]:
@@ -84,7 +93,7 @@ def _template_sources(file: GgufFile) -> dict[str, str]:
 
 
 def _byte_level(file: GgufFile, vocab: dict[str, int]) -> tuple[tokenizers.Tokenizer, bool]:
-    name = file.text("tokenizer.ggml.pre", "default") or "default"
+    name = file.text(_PRE) or "default"
     splitter = pre_tokenizer(name)
     if splitter is None:
         raise ModelError(

@@ -13,6 +13,7 @@ from sarathi.models.chat_template import ChatTemplate
 from sarathi.models.config import ModelError
 from sarathi.models.end_of_turn import end_of_turn_ids
 from sarathi.models.fields import Fields
+from sarathi.models.file_kind import lfs_hint
 from sarathi.models.named_templates import DEFAULT, choose_templates
 from sarathi.models.tokenizer import Tokenizer
 
@@ -51,7 +52,7 @@ def _load(folder: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more specific
-        raise ModelError(f"cannot read {path}: {error}") from error
+        raise ModelError(f"cannot read {path}: {error}{lfs_hint(path)}") from error
 
 
 def _set_post_processor(

