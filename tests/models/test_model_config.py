@@ -344,6 +344,8 @@ def test_a_window_as_long_as_the_context_is_none(tmp_path: Path) -> None:
             "rope_parameters is .*for each kind of layer is not supported",
         ),
         ({"rope_theta": float("inf")}, "rope_theta is inf"),
+        ({"rope_theta": 1e300}, r"rope_theta is 1e\+300, expected a number above 0, up to 1e\+30"),
+        ({"rope_scaling": {"type": "linear", "factor": 1e-50}}, "too large or too small"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"head_dim": 15}, "rotary"),
     ],

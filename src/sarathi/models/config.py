@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,6 +69,8 @@ class ModelConfig:
                 f"rotary embedding covers {len(self.inv_freq) * 2} of {self.head_dim} head "
                 "dimensions; partial rotary embeddings are not supported"
             )
+        if not all(math.isfinite(frequency) and frequency >= 0 for frequency in self.inv_freq):
+            raise ModelError("the rotary embedding's base or scaling is too large or too small")
         if not (self.parallel or self.mlp_norm):
             raise ModelError("an MLP after the attention needs a norm of its own")
         if len(self.sliding_windows) != self.num_layers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from sarathi.models.config import ModelError
 from sarathi.models.file_kind import lfs_hint
 
 _LARGEST = 2**31 - 1
+_LARGEST_NUMBER = 1e30  # what is computed with them is to stay within float32
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,9 @@ class Fields:
         if (
             isinstance(value, bool)
             or not isinstance(value, int | float)
-            or not math.isfinite(value)
-            or value <= 0
+            or not 0 < value <= _LARGEST_NUMBER
         ):
-            raise self.wrong(name, "a number above 0")
+            raise self.wrong(name, f"a number above 0, up to {_LARGEST_NUMBER:g}")
         return float(value)
 
     def boolean(self, name: str, default: bool) -> bool:
