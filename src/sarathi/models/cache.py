@@ -34,7 +34,7 @@ def cache_folder() -> Path:
     if usual is not None and reason is None:
         return usual
     folder = _temporary_folder()
-    _log_once(f"{reason}: what is kept between starts goes to {folder}; {_ADVICE} to choose")
+    _log_once(f"{reason}: the cache is in {folder}; {_ADVICE} to have it there")
     return folder
 
 
