@@ -179,6 +179,8 @@ def _add_window_pattern(writer: gguf.GGUFWriter) -> None:
         ("llama", _add_window_pattern, "sliding_window_pattern must be a list of 1 booleans"),
         ("llama", lambda w: w.add_rope_freq_base(float("nan")), "freq_base is not a finite"),
         ("llama", lambda w: w.add_rope_freq_base(-1), "freq_base is -1"),
+        ("llama", lambda w: w.add_rope_freq_base(1e-38), "freq_base is 1e-38"),
+        ("llama", lambda w: w.add_rope_scaling_factor(1e-38), "scaling.factor 1e-38"),
         ("llama", lambda w: w.add_string("llama.rope.freq_base", "x"), "is not a number"),
         ("llama", lambda w: None, "no tensor output_norm"),
         ("falcon", lambda w: None, "no tensor output_norm"),

@@ -9,6 +9,8 @@ from typing import Literal
 # Deep enough for every published model; keeps a corrupt count from filling the memory.
 MAX_LAYERS = 4096
 MAX_HEAD_DIM = 65536
+# Of numbers that frequencies are computed with, so that these stay within float32.
+MIN_NUMBER, MAX_NUMBER = 1e-30, 1e30
 
 
 class ModelError(ValueError):

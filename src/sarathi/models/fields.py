@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sarathi.models.config import ModelError
+from sarathi.models.config import MAX_NUMBER, MIN_NUMBER, ModelError
 from sarathi.models.file_kind import lfs_hint
 
 _LARGEST = 2**31 - 1
-_LARGEST_NUMBER = 1e30  # what is computed with them is to stay within float32
 
 
 @dataclass(frozen=True)
@@ -112,9 +111,9 @@ class Fields:
         if (
             isinstance(value, bool)
             or not isinstance(value, int | float)
-            or not 0 < value <= _LARGEST_NUMBER
+            or not MIN_NUMBER <= value <= MAX_NUMBER
         ):
-            raise self.wrong(name, f"a number above 0, up to {_LARGEST_NUMBER:g}")
+            raise self.wrong(name, f"a number from {MIN_NUMBER:g} to {MAX_NUMBER:g}")
         return float(value)
 
     def boolean(self, name: str, default: bool) -> bool:

@@ -11,7 +11,14 @@ import ml_dtypes
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from sarathi.models.config import MAX_HEAD_DIM, MAX_LAYERS, ModelConfig, ModelError
+from sarathi.models.config import (
+    MAX_HEAD_DIM,
+    MAX_LAYERS,
+    MAX_NUMBER,
+    MIN_NUMBER,
+    ModelConfig,
+    ModelError,
+)
 from sarathi.models.gguf_file import GgufFile, TensorPlace
 from sarathi.models.gguf_names import supported_architecture
 from sarathi.models.harmless_fields import is_harmless_key
@@ -120,10 +127,11 @@ def _inv_freq(file: GgufFile, arch: str, head_dim: int) -> Frequencies:
     factor = file.number(
         f"{arch}.rope.scaling.factor", file.number(f"{arch}.rope.scale_linear", 1.0)
     )
-    if theta <= 0 or factor < 0:
+    # A factor of 0 is none.
+    if not all(MIN_NUMBER <= number <= MAX_NUMBER for number in (theta, factor or 1.0)):
         raise ModelError(
             f"{file.path}: rope.freq_base is {theta:g} and rope.scaling.factor {factor:g}, "
-            "expected positive numbers"
+            f"expected numbers from {MIN_NUMBER:g} to {MAX_NUMBER:g}"
         )
     scaling = file.text(f"{arch}.rope.scaling.type", "linear")
     if scaling not in ("none", "linear"):
