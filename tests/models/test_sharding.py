@@ -15,7 +15,7 @@ from tiny_gguf import GGUF_FAMILIES, write_gguf
 from tiny_models import FAMILIES, save_tiny
 
 from sarathi.executors.reference import F32, I64, _NumpyOperations, reference
-from sarathi.models import gguf_model, mapping, safetensors_weights
+from sarathi.models import gguf_weights, mapping, safetensors_weights
 from sarathi.models.config import ModelConfig, ModelError
 from sarathi.models.decoder import EMBEDDING, decode, head_of
 from sarathi.models.layout import expected_shapes
@@ -310,7 +310,7 @@ def test_opening_reads_no_tensor(
     def refuse(*arguments: object) -> Array:
         raise AssertionError("a tensor is read")
 
-    for module in (safetensors_weights, gguf_model):
+    for module in (safetensors_weights, gguf_weights):
         monkeypatch.setattr(module, "mapped", refuse)
         monkeypatch.setattr(module, "read_part", refuse)
     model = checkpoints(family, stored)

@@ -31,13 +31,14 @@ def open_model(path: Path) -> Model:
     from sarathi.models.names import NamedWeights
 
     if _is_gguf(path):
-        from sarathi.models import gguf_model
+        from sarathi.models.gguf_config import read_config
         from sarathi.models.gguf_file import GgufFile
         from sarathi.models.gguf_names import name_map
+        from sarathi.models.gguf_weights import GgufWeights
 
         file = GgufFile(path)
-        config = gguf_model.read_config(file)
-        tensors = gguf_model.GgufWeights(file, config)
+        config = read_config(file)
+        tensors = GgufWeights(file, config)
         gguf_weights = NamedWeights(tensors, name_map(config))
         check_layout(config, gguf_weights)
         return Model(config, gguf_weights)
