@@ -61,11 +61,16 @@ class Connection:
 Scenario = Callable[[Callable[[], Awaitable[Connection]]], Awaitable[None]]
 
 
-def serve(scenario: Scenario, limits: ConnectionLimits = PATIENT, **rules: Any) -> None:
+def serve(
+    scenario: Scenario,
+    limits: ConnectionLimits = PATIENT,
+    engine: FakeEngine | None = None,
+    **rules: Any,
+) -> None:
     async def run() -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         access = AccessRules(**rules)
-        app = create_app(FakeEngine(), ByteTokenizer(), served_name=MODEL, access=access)
+        app = create_app(engine or FakeEngine(), ByteTokenizer(), served_name=MODEL, access=access)
         server = make_server(app, limits)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         opened: list[Connection] = []
@@ -251,6 +256,25 @@ def test_many_pipelined_requests_are_refused_and_a_few_are_answered_in_order():
         assert (await many.closed()).count(b"HTTP/1.1 200") < 20
 
     serve(scenario)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("behind", [0, 1, 5, 100])
+def test_a_client_that_leaves_ends_its_request_whatever_is_pipelined_behind(behind, stream):
+    engine = FakeEngine(script=lambda prompt, params: [[72], [105]])  # and then silence
+
+    async def scenario(connect):
+        connection = await connect()
+        body = json.dumps({"model": MODEL, "prompt": "p", "stream": stream}).encode()
+        await connection.send(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        await engine.silent.wait()
+        await connection.send(HEALTH * behind)
+        await asyncio.sleep(0.05)
+        connection.close()
+        while not engine.generations[0].cancelled:
+            await asyncio.sleep(0.01)
+
+    serve(scenario, engine=engine)
 
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"

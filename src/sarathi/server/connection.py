@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from starlette.types import Receive, Scope, Send
+from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from sarathi.server.errors import ApiError
 from sarathi.server.reply import encode_error, error_response
@@ -80,6 +81,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unparsed = 0  # bytes since the parser has completed something
         self._refusal: ApiError | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._running: RequestResponseCycle | None = None  # behind it, others may be pipelined
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -93,6 +95,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self._idle.discard(self)
+        # Of several pipelined requests, the base class tells only the last one of it.
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -125,6 +131,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._idle.discard(self)
         self.app = _refuse_for_room if self._no_room else self.config.loaded_app
         super().on_headers_complete()
+        if self.pipeline:
+            self.flow.resume_reading()  # or nobody would see the client leave
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -134,6 +146,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._unparsed = 0
         super().on_body(body)
+        if self.pipeline and self.flow.read_paused:
+            message = "The body of a pipelined request is too large."
+            self._refuse_in_parser(ApiError(400, message, code="pipelining"))
 
     def on_message_complete(self) -> None:
         self._in_head = True
