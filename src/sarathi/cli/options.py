@@ -124,7 +124,8 @@ def _add_scheduling(group: _Group) -> None:
         metavar="DURATION",
         help="longest time between two tokens of an answer, such as 100ms or 0.1 (seconds); "
         "prompts get what it leaves of each iteration (default: 5x the time of an iteration of "
-        "decodes alone on this machine, printed at start)",
+        "decodes alone on this machine, but at most 250ms unless decodes leave too little of that; "
+        "printed at start)",
     )
     group.add_argument(
         "--token-budget",
