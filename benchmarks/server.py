@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -43,6 +44,8 @@ class Server:
             ],
             stdout=self._log,
             stderr=self._log,
+            # Clients send no key.
+            env={name: value for name, value in os.environ.items() if name != "SARATHI_API_KEY"},
         )
         return self
 

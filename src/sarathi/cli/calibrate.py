@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from sarathi.cli.errors import UsageError
+from sarathi.cli.keys import add_api_key_arguments, api_key
 from sarathi.cli.load_options import add_start_timeout, request_rate
 from sarathi.cli.options import duration, new_file, utf8
 
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='more for `sarathi serve`, such as "--threads 2 --precision f32"',
     )
     add_start_timeout(parser)
+    add_api_key_arguments(parser)
     parser.add_argument(
         "--output",
         type=new_file,
@@ -103,6 +105,7 @@ def _measure(args: argparse.Namespace) -> int:
             options=args.serve_options,
             patience=args.start_timeout,
             follow=screen.follow,
+            api_key=api_key(args),
             tell=screen.warn,
         )
     save_machine(machine, path)

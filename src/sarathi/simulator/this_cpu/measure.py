@@ -48,6 +48,7 @@ def measure_machine(
     options: str,
     patience: float,
     follow: Follow,
+    api_key: str | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> MeasuredMachine:
     """Start a server for each of two policies, load it, and fit a cost to its iterations.
@@ -63,6 +64,7 @@ def measure_machine(
         options: further ones of `sarathi serve`.
         patience: seconds for a server to load the model.
         follow: shows a run of so many requests with a title.
+        api_key: of the servers, where `options` or the environment gives them one.
         tell: called with a line about what does not go as planned.
 
     Raises:
@@ -70,7 +72,7 @@ def measure_machine(
         SimulationError: too little came of it.
     """
     logs: list[list[Line]] = []
-    session = _Session(model, workload, rate, seconds, options, patience, follow, tell)
+    session = _Session(model, workload, rate, seconds, options, patience, follow, tell, api_key)
     with tempfile.TemporaryDirectory(prefix="sarathi-") as folder:
         for policy in _POLICIES:
             log = Path(folder) / f"{policy}.jsonl"
@@ -135,6 +137,7 @@ class _Session:
     patience: float
     follow: Follow
     tell: Callable[[str], None]
+    api_key: str | None = None
     longest: int = 0  # tokens of a request, once a server has told it
     others: _Others = field(default_factory=_Others)
 
@@ -149,7 +152,7 @@ class _Session:
             f"sarathi serve {shlex.quote(self.model)} --port {port} --policy {policy} "
             f"--iteration-log {shlex.quote(str(log))} {self.options}"
         )
-        access = Access(None, "completions", None, self.patience)
+        access = Access(None, "completions", self.api_key, self.patience)
         printed = log.with_suffix(".out")
         with answering(Contender(policy, command=command), access, printed) as subject:
             self.longest = subject.facts.max_model_len or 0
