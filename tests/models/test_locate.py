@@ -11,6 +11,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from tiny_gguf import write_tokenizer_gguf
 from tiny_models import byte_letters
 
+from sarathi.models.cache import cache_folder
 from sarathi.models.config import ModelError
 from sarathi.models.locate import locate
 from sarathi.models.model import open_model, open_tokenizer
@@ -130,6 +131,34 @@ def test_hub_id_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert hub_id == "org/Some-Model.v1"
     assert "*.safetensors" in patterns
     assert not any("bin" in pattern for pattern in patterns)
+
+
+def test_without_a_home_folder_downloads_go_to_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+
+    def download(repo_id: str, allow_patterns: list[str], cache_dir: Path) -> str:
+        folders.append(cache_dir)
+        (tmp_path / "config.json").write_text("{}")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "~/.cache/huggingface/hub")
+    locate("org/name")
+    assert folders == [cache_folder() / "huggingface"]
+
+
+@pytest.mark.parametrize("name", ["~/model", "~/model.gguf"])
+def test_a_home_folder_that_is_not_known_is_no_traceback(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    with pytest.raises(ModelError, match="home directory"):
+        locate(name)
 
 
 _REQUEST = httpx.Request("GET", "https://huggingface.co")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from sarathi.engine.sampling import SamplingParams
 from sarathi.models.locate import locate
 from sarathi.models.model import open_tokenizer
 from sarathi.scheduling import FinishReason
+
+logger = logging.getLogger(__name__)
 
 Prompt = str | Sequence[int]  # text, or token ids
 
@@ -85,6 +88,8 @@ class LLM:
         located = locate(model)
         self.served_name = located.served_name
         self.tokenizer = open_tokenizer(located.path)
+        for warning in self.tokenizer.warnings:
+            logger.warning("%s", warning)
         config = msgspec.structs.replace(config or EngineConfig(), **options)
         core, info = load_engine(located.path, config, report)
         self.info: ModelInfo = info

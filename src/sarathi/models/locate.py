@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from sarathi.models.cache import cache_folder
 from sarathi.models.config import ModelError
 from sarathi.models.file_kind import is_gguf, lfs_hint
 
@@ -37,7 +38,10 @@ def locate(name: str) -> Located:
     """
     if name in _PACKAGED_MODELS:
         return Located(_packaged(name, _PACKAGED_MODELS[name]), name)
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:  # of an unknown user, or there is no home folder
+        raise ModelError(f"{name} cannot be found: {error}") from error
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
     except (OSError, ValueError):  # too long, or with a null character
@@ -98,6 +102,14 @@ def _packaged(name: str, package: str) -> Path:
     raise ModelError(f"the package {package} has no .gguf file, install it again: {install}")
 
 
+def _kept_in() -> dict[str, Path]:
+    """Where downloads are kept if there is no home folder; nothing: where the library does."""
+    from huggingface_hub import constants
+
+    homeless = constants.HF_HUB_CACHE.startswith("~")
+    return {"cache_dir": cache_folder() / "huggingface"} if homeless else {}
+
+
 def _downloaded(hub_id: str) -> Path:
     # Imported here because it takes longer than opening a local model.
     import httpx
@@ -110,7 +122,7 @@ def _downloaded(hub_id: str) -> Path:
     )
 
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
+        folder = Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES, **_kept_in()))
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
         reason = {

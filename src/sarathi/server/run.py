@@ -106,6 +106,8 @@ async def _serve(
     try:
         fleet.start()  # engines load in their own processes while this one reads the tokenizer
         tokenizer = await asyncio.to_thread(open_tokenizer, path)
+        for warning in tokenizer.warnings:
+            say(f"warning: {warning}")
         gc.freeze()  # what is loaded stays: the collector need not stop the streams to look at it
         access = AccessRules(config.api_keys, config.admin_keys, config.host)
         app = create_app(fleet, tokenizer, served_name=config.served_name, access=access)
