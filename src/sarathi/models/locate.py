@@ -122,7 +122,10 @@ def _downloaded(hub_id: str) -> Path:
     )
 
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES, **_kept_in()))
+        # The type of the library's function asks for its keywords one by one.
+        folder = Path(
+            snapshot_download(hub_id, allow_patterns=_HUB_FILES, **_kept_in())  # type: ignore[call-overload]
+        )
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
         reason = {
