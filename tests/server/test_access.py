@@ -75,10 +75,25 @@ class TestWithoutAnAdminKey:
         response = call(FakeEngine(), "POST", "/scale", content=b'{"replicas": 2}', headers=headers)
         assert response.status_code == 200
 
-    @pytest.mark.parametrize("name", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "Via"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "X-Forwarded-For",
+            "X-Forwarded-Proto",
+            "Forwarded",
+            "X-Real-IP",
+            "Via",
+            "CF-Connecting-IP",
+        ],
+    )
     def test_what_a_proxy_on_this_machine_passes_on_comes_from_elsewhere(self, name):
         engine = FakeEngine()
         assert refused(scale(engine, headers={name: "127.0.0.1"}), 403) == "forbidden"
+        assert engine.scaled == []
+
+    def test_what_a_browser_says_of_a_foreign_page_is_believed(self):
+        engine = FakeEngine()
+        assert refused(scale(engine, headers={"Sec-Fetch-Site": "cross-site"}), 403) == "forbidden"
         assert engine.scaled == []
 
     def test_the_api_key_is_needed_all_the_same(self):
@@ -124,6 +139,26 @@ class TestWithAnAdminKey:
 
     def test_other_paths_need_no_key_for_it(self):
         assert call(FakeEngine(), "GET", "/v1/models", admin_keys=["root"]).status_code == 200
+
+
+ODD = ["/scale%0A", "/scale%0D%0A", "//scale", "/scale/", "/%73cale", "/scale;x", "/./scale"]
+
+
+@pytest.mark.parametrize("path", ODD)
+@pytest.mark.parametrize("keys", [{}, {"admin_keys": ["root"], "api_keys": ["one"]}])
+def test_no_spelling_of_the_path_is_a_way_around(path, keys):
+    engine = FakeEngine()
+    headers = {"Authorization": "Bearer one"}
+    response = call(engine, "POST", path, TWO, headers=headers, client=ELSEWHERE, **keys)
+    assert response.status_code in (403, 404)
+    assert engine.scaled == []
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models%0A", "/health%0A", "//health", "/health/", "/metrics%0A"]
+)
+def test_no_spelling_of_a_path_opens_it_without_a_key(path):
+    assert call(FakeEngine(), "GET", path, api_keys=["one"]).status_code == 401
 
 
 @pytest.mark.parametrize("keys", [{}, {"admin_keys": ["root"]}, {"api_keys": ["one"]}])

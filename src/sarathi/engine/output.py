@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import msgspec
@@ -147,7 +148,8 @@ class OutputText:
         return text[:certain]
 
 
-def _failures(text: str) -> list[int]:
+@lru_cache(maxsize=256)  # a thousand choices may have the same stop strings
+def _failures(text: str) -> Sequence[int]:
     """For each prefix of `text`, the length of its longest proper prefix that is its suffix."""
     failures = [0] * len(text)
     state = 0
@@ -157,4 +159,4 @@ def _failures(text: str) -> list[int]:
         if text[state] == text[index]:
             state += 1
         failures[index] = state
-    return failures
+    return tuple(failures)

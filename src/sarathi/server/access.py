@@ -19,8 +19,11 @@ OPEN_PATHS = frozenset({"/health", "/version"})  # need no API key
 ADMIN_PATHS = frozenset({"/scale"})  # change the server
 
 _STATE = "api_key"
-# A proxy on this machine passes on what others send; one of these headers gives that away.
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+# A proxy on this machine passes on what others send. Most give themselves away by such a header.
+_FORWARDED = (
+    *("forwarded", "x-forwarded", "x-original", "x-real-ip", "x-client-ip", "via"),
+    *("cf-connecting-ip", "true-client-ip"),
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,11 @@ class AccessRules:
 
 @dataclass(frozen=True)
 class Access:
-    """Lets requests through that `rules` allow. Replies pass untouched: streams cost no more."""
+    """Lets requests through that have the API key they need.
+
+    Replies pass untouched: streams cost no more. A path that is written in an unusual way needs
+    the key: only the paths in this module, letter by letter, are told apart here.
+    """
 
     app: ASGIApp
     rules: AccessRules
@@ -57,42 +64,58 @@ class Access:
         Raises:
             ApiError: the request is not allowed.
         """
-        path, headers = scope["path"], Headers(scope=scope)
-        rules = self.rules
-        if path in ADMIN_PATHS and rules.admin_keys:
-            self._check_admin_key(path, headers)
+        keys = self.rules.api_keys
+        free = OPEN_PATHS | ADMIN_PATHS if self.rules.admin_keys else OPEN_PATHS
+        if not keys or scope["path"] in free:
             return
-        if rules.api_keys and path not in OPEN_PATHS:
-            number = _matching(rules.api_keys, headers)
-            if number is None:
-                raise _unauthorised(headers, "API key")
-            if len(rules.api_keys) > 1:
-                scope.setdefault("state", {})[_STATE] = f"key {number}"
-        if path in ADMIN_PATHS:
-            self._check_local(path, scope, headers)
+        headers = Headers(scope=scope)
+        number = _matching(keys, headers)
+        if number is None:
+            raise _unauthorised(headers, "API key")
+        if len(keys) > 1:
+            scope.setdefault("state", {})[_STATE] = f"key {number}"
 
-    def _check_admin_key(self, path: str, headers: Headers) -> None:
+
+@dataclass(frozen=True)
+class AdminOnly:
+    """Lets requests through that may change the server, to the endpoint that it stands before."""
+
+    app: ASGIApp
+    rules: AccessRules
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        if self.rules.admin_keys:
+            self._check_key(headers)
+        else:
+            self._check_local(scope, headers)
+        await self.app(scope, receive, send)
+
+    def _check_key(self, headers: Headers) -> None:
         if _matching(self.rules.admin_keys, headers) is not None:
             return
         if _matching(self.rules.api_keys, headers) is not None:
-            raise _forbidden(path, "an API key is not enough: it needs the admin key")
+            raise _forbidden("an API key is not enough: it needs the admin key")
         raise _unauthorised(headers, "admin key")
 
-    def _check_local(self, path: str, scope: Scope, headers: Headers) -> None:
+    def _check_local(self, scope: Scope, headers: Headers) -> None:
         client = scope.get("client")
-        forwarded = any(name in headers for name in _FORWARDED)
+        forwarded = any(name.startswith(_FORWARDED) for name in headers)
         if client is None or forwarded or not _is_loopback(client[0]):
-            raise _forbidden(path, "it needs an admin key, except from the server's own machine")
+            raise _forbidden("it needs an admin key, except from the server's own machine")
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_ours(f"//{hosts[0]}"):
-            raise _forbidden(path, "the header Host does not name this machine")
+            raise _forbidden("the header Host does not name this machine")
         if any(not self._is_ours(origin) for origin in headers.getlist("origin")):
-            raise _forbidden(path, "it is not for web pages of other origins")
+            raise _forbidden("it is not for web pages of other origins")
+        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            raise _forbidden("it is not for web pages of other origins")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise ApiError(
                 415,
-                f"{path} needs the header 'Content-Type: application/json', or an admin key.",
+                "What changes the server needs the header 'Content-Type: application/json', or an "
+                "admin key.",
                 code="unsupported_media_type",
             )
 
@@ -144,5 +167,5 @@ def _unauthorised(headers: Headers, kind: str) -> ApiError:
     return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
-def _forbidden(path: str, why: str) -> ApiError:
-    return ApiError(403, f"{path} changes the server; {why}.", code="forbidden")
+def _forbidden(why: str) -> ApiError:
+    return ApiError(403, f"This changes the server; {why}.", code="forbidden")

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sarathi.engine.engine import Engine, by_state
 from sarathi.models.tokenizer import Tokenizer
-from sarathi.server.access import Access, AccessRules, key_name
+from sarathi.server.access import Access, AccessRules, AdminOnly, key_name
 from sarathi.server.chat import create_chat_completion
 from sarathi.server.completions import create_completion
 from sarathi.server.errors import ApiError, unknown_model
@@ -75,13 +75,14 @@ def create_app(
     async def version(request: Request) -> Response:
         return json_response(own_version)
 
+    rules = access or AccessRules()
     posts: dict[str, Post] = {
         "/v1/completions": create_completion,
         "/v1/chat/completions": create_chat_completion,
         "/tokenize": tokenize,
         "/detokenize": detokenize,
-        "/scale": scale,
     }
+    change = PostEndpoint(service, scale, max_body)
     app = Starlette(
         routes=[
             Route("/v1/models", models),
@@ -90,6 +91,7 @@ def create_app(
             Route("/stats", stats),
             Route("/metrics", prometheus),
             Route("/version", version),
+            Route("/scale", AdminOnly(change, rules), methods=["POST"]),
             *(
                 Route(path, PostEndpoint(service, handler, max_body), methods=["POST"])
                 for path, handler in posts.items()
@@ -102,7 +104,7 @@ def create_app(
         },
     )
     app.router.redirect_slashes = False
-    return Access(app, access or AccessRules())
+    return Access(app, rules)
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,8 @@ class PostEndpoint:
 
 async def _read(request: Request, limit: int) -> bytes:
     too_large = ApiError(413, f"The body is larger than {limit} bytes.", code="request_too_large")
-    length = request.headers.get("content-length", "0")
-    if length.isdecimal() and int(length) > limit:
+    length = request.headers.get("content-length", "0").lstrip("0")
+    if length.isdecimal() and (len(length) > len(str(limit)) or int(length) > limit):
         raise too_large
     parts = []
     size = 0

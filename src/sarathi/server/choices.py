@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from sarathi.engine.generation import EngineError, Generation
+from sarathi.engine.generation import Generation
 from sarathi.engine.messages import TokenOutput
 from sarathi.engine.output import Delta, OutputText
 from sarathi.engine.sampling import SamplingParams
 from sarathi.scheduling import Terms
-from sarathi.server.errors import refused
 from sarathi.server.responses import PromptTokensDetails, Usage
 from sarathi.server.service import Service
+
+_BUSY = 0.005  # seconds of submitting between two pauses
 
 
 @dataclass(frozen=True)
@@ -45,29 +47,33 @@ class Choices:
     """
 
     def __init__(self, service: Service, job: Job) -> None:
-        """
-        Raises:
-            ApiError: the engine takes no requests.
-        """
-        self.texts = [
-            OutputText(service.tokenizer, params, prompt) for prompt, params in job.choices
-        ]
+        """Nothing is submitted yet; see `start`."""
+        self.texts: list[OutputText] = []
+        self._service = service
+        self._job = job
         self.scheduling_delay = 0.0  # seconds; the longest of those that have had a token
         self._prompt_lengths = [len(prompt) for prompt, _ in job.choices]
         self._prompt_tokens = job.prompt_tokens
         self._cached_tokens = 0
         self._firsts = job.firsts
-        self._running = len(self.texts)
+        self._running = len(self._prompt_lengths)
         self._generations: list[Generation] = []
         self._merged: Merged | None = None
-        try:
-            for prompt, params in job.choices:
-                self._generations.append(service.engine.submit(prompt, params, job.terms))
-        except BaseException as error:
-            self.close()
-            if isinstance(error, EngineError):
-                raise refused(error, service.engine.error) from error
-            raise
+
+    async def start(self) -> None:
+        """Submit all choices, pausing now and then: there may be a thousand long ones.
+
+        Raises:
+            EngineError: the engine takes no requests.
+        """
+        service, terms = self._service, self._job.terms
+        busy_until = time.monotonic() + _BUSY
+        for prompt, params in self._job.choices:
+            self.texts.append(OutputText(service.tokenizer, params, prompt))
+            self._generations.append(service.engine.submit(prompt, params, terms))
+            if time.monotonic() > busy_until:
+                await asyncio.sleep(0)
+                busy_until = time.monotonic() + _BUSY
         if len(self._generations) > 1:
             self._merged = Merged(self._generations)
 

@@ -42,6 +42,7 @@ class CollectedReply:
         """The reply, and the scheduling delay of the job."""
         choices = Choices(self.service, self.job)
         try:
+            await choices.start()
             deltas: list[list[Delta]] = [[] for _ in choices.texts]
             while choices.running:
                 for index, delta in await choices.next():

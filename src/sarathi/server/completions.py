@@ -35,7 +35,7 @@ MAX_CHOICES = 1024
 @dataclass(frozen=True)
 class Prompt:
     ids: list[int]
-    text: str | None  # as the caller wrote it, None for token ids
+    echo: str  # its text as it goes before each output; empty unless asked for
 
 
 async def create_completion(service: Service, call: Call) -> ASGIApp:
@@ -48,26 +48,14 @@ async def create_completion(service: Service, call: Call) -> ASGIApp:
     service.check_model(request.model)
     terms = request_terms(request, info, call.key)
     parts = _parts(request, info)
-    if len(parts) > 1 and len(parts) * first(request.n, 1) > MAX_CHOICES:
-        raise invalid(
-            f"The request has {len(parts)} prompts, n times each;"
-            f" at most {MAX_CHOICES} choices are possible.",
-            "prompt",
-        )
-    add_special_tokens = first(request.add_special_tokens, True)
     prompts = await service.pool.run(
-        len(call.body),
-        lambda limit: [_prompt(service, part, add_special_tokens, limit) for part in parts],
+        len(call.body), lambda limit: [_prompt(service, request, part, limit) for part in parts]
     )
     choices = completion_choices(request, [len(prompt.ids) for prompt in prompts], info)
     job = Job(
         [(prompt.ids, of_one) for prompt, of_one in zip(prompts, choices, strict=True)], terms
     )
-    echo = [
-        _text(service.tokenizer, prompt, params.skip_special_tokens) if request.echo else ""
-        for prompt, of_one in zip(prompts, choices, strict=True)
-        for params in of_one
-    ]
+    echo = [prompt.echo for prompt, of_one in zip(prompts, choices, strict=True) for _ in of_one]
     head = ChunkHead(
         id=new_id("cmpl"),
         object="text_completion",
@@ -130,6 +118,13 @@ def _parts(request: CompletionRequest, info: ModelInfo) -> list[str | list[int]]
         raise invalid("prompt is required.", "prompt", code="missing_required_parameter")
     if isinstance(prompt, str):
         prompt = [prompt]
+    count = sum(not isinstance(part, int) for part in prompt)
+    if count > 1 and count * first(request.n, 1) > MAX_CHOICES:
+        raise invalid(
+            f"The request has {count} prompts, n times each;"
+            f" at most {MAX_CHOICES} choices are possible.",
+            "prompt",
+        )
     kinds = {type(part) for part in prompt}
     if len(kinds) > 1:
         raise invalid("prompt mixes texts, token ids and lists of token ids.", "prompt")
@@ -148,17 +143,15 @@ def _parts(request: CompletionRequest, info: ModelInfo) -> list[str | list[int]]
 
 
 def _prompt(
-    service: Service, part: str | list[int], add_special_tokens: bool, limit: WorkLimit
+    service: Service, request: CompletionRequest, part: str | list[int], limit: WorkLimit
 ) -> Prompt:
+    limit.check_cancelled()
     if not isinstance(part, str):
-        return Prompt(part, None)
-    ids = service.encode(part, add_special_tokens, limit)
+        if not request.echo:
+            return Prompt(part, "")
+        skip = first(request.skip_special_tokens, True)
+        return Prompt(part, service.tokenizer.decode(part, skip_special_tokens=skip))
+    ids = service.encode(part, first(request.add_special_tokens, True), limit)
     if not ids:
         raise invalid("prompt has no tokens.", "prompt")
-    return Prompt(ids, part)
-
-
-def _text(tokenizer: Tokenizer, prompt: Prompt, skip_special_tokens: bool) -> str:
-    if prompt.text is not None:
-        return prompt.text
-    return tokenizer.decode(prompt.ids, skip_special_tokens=skip_special_tokens)
+    return Prompt(ids, part if request.echo else "")

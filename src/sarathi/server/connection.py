@@ -6,11 +6,13 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from starlette.types import Receive, Scope, Send
+import httptools
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from sarathi.server.access import OPEN_PATHS
 from sarathi.server.errors import ApiError
 from sarathi.server.reply import encode_error, error_response
 
@@ -24,12 +26,16 @@ class ConnectionLimits:
     pipelined: int = 16  # requests sent before the reply to an earlier one is complete
     head_seconds: float = 20.0  # from its first byte to its last
     body_seconds: float = 120.0
+    unread_seconds: float = 120.0  # in which a client takes nothing of what is there for it
     connections: int | None = None  # open at the same time; None: any number
-    idle_seconds: float = 1.0  # for heads, and for idle connections, when there are too many
+    idle_seconds: float = 1.0  # the same for heads, bodies and replies when there are too many
 
 
 class IdleConnections:
-    """Connections that have no request under way, the one that has been idle for longest first."""
+    """Connections that wait for their clients, for longest the first.
+
+    They wait for a request, for more of it, or for somebody to read the reply to it.
+    """
 
     def __init__(self) -> None:
         self._since: dict[BoundedProtocol, float] = {}  # seconds, of the connection's loop
@@ -78,9 +84,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._limits = limits
         self._idle = idle
         self._in_head = True
+        self._offers_upgrade = False
         self._unparsed = 0  # bytes since the parser has completed something
         self._refusal: ApiError | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None  # for what the client sends
+        self._unread_timer: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None  # behind it, others may be pipelined
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -94,6 +102,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self.resume_writing()
         self._idle.discard(self)
         # Of several pipelined requests, the base class tells only the last one of it.
         if self._running is not None and not self._running.response_complete:
@@ -102,6 +111,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
         if self._in_head and self._timer is None:
             self._start_timer(self._limits.head_seconds)
         most = self._limits.head_bytes
@@ -109,9 +119,38 @@ class BoundedProtocol(HttpToolsProtocol):
             room = most - self._unparsed
             piece, data = data[:room], data[room:]
             self._unparsed += len(piece)
-            super().data_received(piece)
+            data = self._feed(piece) + data
             if self._unparsed >= most:
                 self._refuse(_too_large(f"{most} bytes", in_head=self._in_head))
+
+    def _feed(self, piece: bytes) -> bytes:
+        """Feed the parser; return what it is to be fed next, before anything else."""
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._offers_upgrade:
+                return self._head_without_offer() + piece[upgrade.args[0] :]
+        except httptools.HttpParserError:
+            self.send_400_response("This is no valid HTTP request.")
+        return b""
+
+    def _head_without_offer(self) -> bytes:
+        """The head of a request that offers another protocol, as if it had not.
+
+        The parser takes all that follows such a head for that protocol, even the body of the
+        request, and has to begin anew. Some clients offer HTTP/2 with every first request.
+        """
+        self._offers_upgrade = False
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
+        for name, value in self.headers:
+            if name == b"connection":
+                options = [option.strip() for option in value.split(b",")]
+                value = b", ".join(option for option in options if option.lower() != b"upgrade")
+            if name != b"upgrade" and value:
+                lines.append(b"%s: %s" % (name, value))
+        self.parser = httptools.HttpRequestParser(self)
+        return b"\r\n".join([*lines, b"", b""])
 
     # -- what the parser has completed ------------------------------------------------------
 
@@ -122,14 +161,16 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse_in_parser(_too_large(f"{most} headers", in_head=self._in_head))
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
         self._unparsed = 0
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._offers_upgrade = True  # the parser stops here, see `_feed`
+            return
+        self._in_head = False
         self._start_timer(self._limits.body_seconds)
         if len(self.pipeline) >= self._limits.pipelined:
             # Each costs far more to hold than to send.
             self._refuse_in_parser(ApiError(400, "Too many pipelined requests.", code="pipelining"))
-        self._idle.discard(self)
-        self.app = _refuse_for_room if self._no_room else self.config.loaded_app
+        self.app = _NoRoom(self.config.loaded_app) if self._no_room else self.config.loaded_app
         super().on_headers_complete()
         if self.pipeline:
             self.flow.resume_reading()  # or nobody would see the client leave
@@ -145,16 +186,32 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._unparsed = 0
+        self._idle.add(self)
         super().on_body(body)
         if self.pipeline and self.flow.read_paused:
             message = "The body of a pipelined request is too large."
             self._refuse_in_parser(ApiError(400, message, code="pipelining"))
 
     def on_message_complete(self) -> None:
+        if self._offers_upgrade:
+            return
         self._in_head = True
         self._unparsed = 0
         self._stop_timer()
+        self._idle.discard(self)
         super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._idle.add(self)
+        self._unread_timer = self.loop.call_later(self._limits.unread_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+            self._idle.discard(self)
 
     @property
     def _no_room(self) -> bool:
@@ -177,9 +234,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse(self, error: ApiError) -> None:
         if self.transport.is_closing():
             return
-        # Nothing may be written into the middle of a reply to an earlier request.
-        if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
-            self.transport.write(encode_error(error))
+        running = self._running
+        if running is None or not running.response_started or running.response_complete:
+            self.transport.write(encode_error(error))  # and never into the middle of a reply
         self.transport.close()
 
     def _start_timer(self, seconds: float) -> None:
@@ -211,11 +268,20 @@ def _too_large(limit: str, *, in_head: bool) -> ApiError:
     return ApiError(400, message, code="invalid_http")
 
 
-async def _refuse_for_room(scope: Scope, receive: Receive, send: Send) -> None:
-    error = ApiError(
-        503,
-        "The server has no connection left.",
-        code="overloaded",
-        headers={"Retry-After": "1", "Connection": "close"},
-    )
-    await error_response(error)(scope, receive, send)
+@dataclass(frozen=True)
+class _NoRoom:
+    """Refuses what is asked for on a connection too many, but for what operators ask."""
+
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in OPEN_PATHS:
+            await self.app(scope, receive, send)
+            return
+        error = ApiError(
+            503,
+            "The server has no connection left.",
+            code="overloaded",
+            headers={"Retry-After": "1", "Connection": "close"},
+        )
+        await error_response(error)(scope, receive, send)

@@ -85,6 +85,7 @@ class StreamReply:
         encoder = self.events.encoder
         event = self._counted(choices) if encoder.continuous_usage else self.events.event
         try:
+            await choices.start()
             while choices.running:
                 deltas = await choices.next()
                 body = b"".join([event(index, delta) for index, delta in deltas])

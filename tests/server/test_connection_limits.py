@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from fake_engine import MODEL, ByteTokenizer, FakeEngine
+from starlette.types import ASGIApp
 
 from sarathi.server.access import AccessRules
 from sarathi.server.app import create_app
 from sarathi.server.connection import ConnectionLimits
+from sarathi.server.reply import until_disconnect
 from sarathi.server.run import make_server
 
 LIMITS = ConnectionLimits(head_bytes=4096, header_fields=32, head_seconds=0.3, body_seconds=0.6)
@@ -54,6 +56,9 @@ class Connection:
         except ConnectionError:
             return b""
 
+    def read_nothing(self) -> None:
+        self._writer.transport.pause_reading()
+
     def close(self) -> None:
         self._writer.close()
 
@@ -65,13 +70,14 @@ def serve(
     scenario: Scenario,
     limits: ConnectionLimits = PATIENT,
     engine: FakeEngine | None = None,
+    app: ASGIApp | None = None,
     **rules: Any,
 ) -> None:
     async def run() -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         access = AccessRules(**rules)
-        app = create_app(engine or FakeEngine(), ByteTokenizer(), served_name=MODEL, access=access)
-        server = make_server(app, limits)
+        real = create_app(engine or FakeEngine(), ByteTokenizer(), served_name=MODEL, access=access)
+        server = make_server(app or real, limits)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         opened: list[Connection] = []
         address = listener.getsockname()
@@ -287,28 +293,91 @@ def test_requests_on_connections_beyond_the_limit_are_told_so():
         await first.send(UNFINISHED)
         await asyncio.sleep(0.05)
         second = await connect()
-        await second.send(HEALTH)
+        await second.send(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert code(await second.response()) == (503, "overloaded")
         assert await second.closed() == b""
+        third = await connect()
+        await third.send(HEALTH)  # or an orchestrator would end a server that is only busy
+        assert (await third.response())[0] == 200
         await first.send(BODY)  # who was there first is not disturbed
         assert (await first.response())[0] == 200
 
     serve(scenario, replace(PATIENT, connections=1))
 
 
-@pytest.mark.parametrize("sent", [b"", POST, HEALTH], ids=["nothing", "half a head", "a request"])
+MODELS = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", POST, HEALTH, UNFINISHED + BODY[:9]],
+    ids=["nothing", "half a head", "a request", "half a body"],
+)
 def test_connections_that_are_hoarded_make_room_for_newcomers(sent):
+    engine = FakeEngine(script=lambda prompt, params: [[72], [105]])  # and then silence
+
     async def scenario(connect):
         busy = await connect()
-        await busy.send(UNFINISHED)
-        hoarded = [await connect() for _ in range(5)]
-        for connection in hoarded:
-            await connection.send(sent)
+        await busy.send(UNFINISHED + BODY)
+        await engine.silent.wait()
+        for _ in range(5):
+            await (await connect()).send(sent)
         await asyncio.sleep(0.1)
         newcomer = await connect()
-        await newcomer.send(HEALTH)
+        await newcomer.send(MODELS)
         assert (await newcomer.response())[0] == 200
-        await busy.send(BODY)
-        assert (await busy.response())[0] == 200
+        assert not engine.generations[0].cancelled
 
-    serve(scenario, replace(PATIENT, connections=6, idle_seconds=0.05))
+    serve(scenario, replace(PATIENT, connections=6, idle_seconds=0.05), engine=engine)
+
+
+def test_a_reply_that_nobody_reads_is_given_up():
+    given_up = asyncio.Event()
+
+    async def endless(scope, receive, send):
+        async def work():
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            while True:
+                await send({"type": "http.response.body", "body": b"a" * 65536, "more_body": True})
+                await asyncio.sleep(0)
+
+        await until_disconnect(receive, work())
+        given_up.set()
+
+    async def scenario(connect):
+        connection = await connect()
+        connection.read_nothing()
+        await connection.send(HEALTH)
+        await given_up.wait()
+
+    serve(scenario, replace(PATIENT, unread_seconds=0.2), app=endless)
+
+
+@pytest.mark.parametrize("kind", [b"h2c", b"websocket", b"TLS/1.0"])
+def test_an_offer_to_upgrade_is_declined_by_answering(kind):
+    async def scenario(connect):
+        connection = await connect()
+        offer = (
+            b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: A\r\nUpgrade: %s\r\n" % kind
+        )
+        length = b"Content-Length: %d\r\n\r\n" % len(BODY)
+        for _ in range(2):
+            await connection.send(POST + offer + length + BODY)
+            status, body = await connection.response()
+            assert (status, body["object"]) == (200, "text_completion")
+        await connection.send(POST + offer + length + BODY[:7])
+        await asyncio.sleep(0.05)
+        await connection.send(BODY[7:])
+        assert (await connection.response())[0] == 200
+
+    serve(scenario)
+
+
+def test_a_length_of_thousands_of_digits_is_too_large():
+    async def scenario(connect):
+        connection = await connect()
+        await connection.send(POST + b"Content-Length: " + b"0" * 5000 + b"9" * 19 + b"\r\n\r\n")
+        status = (await connection.response())[0]
+        assert 400 <= status < 500
+
+    serve(scenario, ConnectionLimits())
