@@ -74,7 +74,7 @@ class TestOfAServer:
         with pytest.raises(UsageError, match="SARATHI_API_KEY"):
             api_keys(server())
 
-    @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfe\n"])
+    @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfe\n", b"\0" * 99])
     def test_a_file_without_keys_does_not_either(self, tmp_path: Path, content: bytes) -> None:
         path = tmp_path / "keys"
         path.write_bytes(content)

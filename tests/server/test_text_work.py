@@ -242,6 +242,21 @@ class TestLengths:
         assert "1025 entries" in error(response, 400, field)["message"]
 
 
+@pytest.mark.parametrize("name", ["metadata", "logit_bias", "tools", "chat_template_kwargs"])
+def test_fields_that_hold_anything_are_small(name: str) -> None:
+    body = b'{"messages": [{"role": "user", "content": "%s"}], "%s": %s}'
+    large = b'{"1": [' + b"1.2345678901234567890123456789e-300," * 9999 + b"1]}"
+    response = call(
+        FakeEngine(), "POST", "/v1/chat/completions", content=body % (b"hi", name.encode(), large)
+    )
+    assert "expected at most 65536" in error(response, 400, name)["message"]
+    content = b"a" * 99 + b" " * 99_999  # which is not looked at
+    response = call(
+        FakeEngine(), "POST", "/v1/chat/completions", content=body % (content, name.encode(), b"{}")
+    )
+    assert "expected at most 65536" not in response.text
+
+
 def test_work_on_a_few_bytes_is_done_at_once_unless_it_renders() -> None:
     async def scenario() -> None:
         pool = text_pool.TextPool()

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from sarathi.cli.errors import UsageError
 from sarathi.cli.keys import add_api_key_arguments, api_key
-from sarathi.cli.options import add_engine_arguments, engine_config
+from sarathi.cli.options import add_engine_arguments, engine_config, utf8
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.sampling import SamplingParams
 from sarathi.models.locate import locate
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run this model here, without a server: a folder, a .gguf file, a hub id or a name",
     )
     parser.add_argument(
-        "--url", default=None, help=f"the server to talk to (default {DEFAULT_URL})"
+        "--url", type=utf8, default=None, help=f"the server to talk to (default {DEFAULT_URL})"
     )
     parser.add_argument(
         "--model",

@@ -12,6 +12,8 @@ from pathlib import Path
 from sarathi.cli.errors import UsageError
 from sarathi.cli.options import utf8
 
+_MAX_FILE = 2**20  # bytes
+
 
 def add_api_key_arguments(parser: argparse._ActionsContainer) -> None:
     """Add those of a client, which sends one key; `api_key` reads them."""
@@ -83,7 +85,8 @@ def _keys(kind: str, given: str | list[str] | None, file: Path | None) -> tuple[
 
 def _read(file: Path, option: str) -> list[str]:
     try:
-        lines = file.read_text("utf-8").splitlines()
+        with file.open("rb") as opened:  # may be a pipe, or something without an end
+            lines = opened.read(_MAX_FILE).decode("utf-8").splitlines()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{option} {file} cannot be read: {reason}") from None
@@ -103,4 +106,6 @@ def _variable(kind: str) -> str:
 def _key(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("the key is empty, expected at least one character")
+    if not text.isprintable():
+        raise argparse.ArgumentTypeError("the key has characters that no header can have")
     return utf8(text)

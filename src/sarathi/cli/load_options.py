@@ -294,6 +294,10 @@ def resolution(text: str) -> float:
 def readable_file(text: str) -> Path:
     """An argparse type: a file that is there."""
     path = Path(text)
-    if not path.is_file() or not os.access(path, os.R_OK):
+    try:
+        readable = path.is_file() and os.access(path, os.R_OK)
+    except (OSError, ValueError):  # such as a name that is too long
+        readable = False
+    if not readable:
         raise argparse.ArgumentTypeError(f"{text!r} is not a file that can be read")
     return path

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from sarathi import __version__
 from sarathi.benchmark.errors import BenchmarkError
@@ -59,6 +60,8 @@ _BAD_INPUT = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 2 for bad input, 128 and the number for a signal."""
+    if sys.stdout is None:  # closed by whoever has started this process
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
     args = _parser().parse_args(argv)
     try:
         code = int(_COMMANDS[args.command].run(args))
@@ -68,11 +71,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sarathi {args.command}: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read the output has gone, such as `head`
-        # Or the interpreter would try to write the rest at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 128 + signal.SIGPIPE
+    except OSError as error:  # a path or a place for output that cannot be used
+        _drop_output()
+        about = "" if error.filename is None else f"{str(error.filename)[:200]}: "
+        print(f"sarathi {args.command}: error: {about}{error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as interrupt:
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+
+
+def _drop_output() -> None:
+    """Or the interpreter would try to write the rest of it at its end."""
+    with suppress(OSError, ValueError):  # it has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -56,6 +56,18 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
 }
 
 
+# Fields that hold anything, or many numbers. None needs more than this, while millions of objects
+# in them, or numbers of many digits, would take seconds to read.
+_MAX_FIELD = 64 * 2**10  # bytes of JSON
+_SmallFields = msgspec.defstruct(
+    "_SmallFields",
+    [
+        (name, msgspec.Raw, msgspec.Raw(b""))
+        for name in sorted({*NO_EFFECT, *UNSUPPORTED, "logit_bias", "chat_template_kwargs"})
+    ],
+)
+
+
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -195,6 +207,8 @@ def decode(body: bytes, kind: type[Request]) -> Request:
     # takes four times as long as reading them, and others wait meanwhile. None is garbage.
     gc.disable()
     try:
+        if len(body) > _MAX_FIELD:
+            _check_small_fields(body)
         request = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise _misfit(str(error)) from None
@@ -208,6 +222,19 @@ def decode(body: bytes, kind: type[Request]) -> Request:
         if name in UNSUPPORTED and value is not None and not _asks_nothing(name, value):
             raise unsupported(name)
     return request
+
+
+def _check_small_fields(body: bytes) -> None:
+    """
+    Raises:
+        ApiError: status 400, naming a field that is too large.
+        msgspec.MsgspecError: the body is not JSON.
+    """
+    fields = msgspec.json.decode(body, type=_SmallFields)
+    for name in _SmallFields.__struct_fields__:
+        size = len(bytes(getattr(fields, name)))
+        if size > _MAX_FIELD:
+            raise invalid(f"{name} has {size} bytes, expected at most {_MAX_FIELD}.", name)
 
 
 def _asks_nothing(name: str, value: object) -> bool:

@@ -16,6 +16,7 @@ TRACE = "trace"
 FORMS = "poisson, gamma:CV, constant and trace"
 
 _MAX_VARIATION = 10.0
+_REGULAR = 1e-6  # a variation of gaps that cannot be told from none
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Process:
         if not count:
             return np.empty(0)
         gaps = np.ones(count)
-        if self.variation:
+        if self.variation > _REGULAR:
             drawn = rng.gamma(1 / self.variation**2, size=count)
             # A few very irregular gaps may all be too small for a number.
             gaps = drawn if drawn.sum() > 0 else gaps

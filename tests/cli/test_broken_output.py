@@ -1,0 +1,64 @@
+"""What cannot be written, read or listened on is told in one line, without a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SARATHI = (sys.executable, "-m", "sarathi.cli.main")
+LIST = (*SARATHI, "reproduce", "--list")
+
+
+def run(command: tuple[str, ...], **options: object) -> tuple[int, str]:
+    done = subprocess.run(command, stderr=subprocess.PIPE, timeout=60, check=False, **options)
+    return done.returncode, done.stderr.decode(errors="replace")
+
+
+def test_a_reader_that_has_gone_ends_it_quietly() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        assert run(LIST, stdout=writing) == (128 + 13, "")
+    finally:
+        os.close(writing)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_is_named() -> None:
+    with open("/dev/full", "wb") as full:
+        code, told = run(LIST, stdout=full)
+    assert code == 2
+    assert told == "sarathi reproduce: error: No space left on device\n"
+
+
+def test_output_may_be_closed() -> None:
+    code, told = run(("sh", "-c", 'exec "$@" >&-', "sh", *LIST))
+    assert (code, told) == (0, "")
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".b", "\u2024", "no.such.host.invalid", "::g"])
+def test_what_is_no_address_is_named(host: str) -> None:
+    code, told = run((*SARATHI, "serve", "smollm2-135m", "--host", host))
+    assert code == 2
+    assert f"--host {host} is no address" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("report", "x" * 5000),
+        ("report", "--iteration-log", "x" * 5000, "x"),
+        ("simulate", "--model", "x" * 5000, "--device", "a100", "--workload", "sharegpt"),
+        ("chat", "--url", b"\xff"),
+    ],
+)
+def test_odd_arguments_are_no_tracebacks(arguments: tuple[str, ...]) -> None:
+    code, told = run((*SARATHI, *arguments))
+    assert code == 2
+    assert "error: " in told
+    assert "Traceback" not in told
