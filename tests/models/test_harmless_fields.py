@@ -435,7 +435,7 @@ def _save_with(folder: Path, family: str, **tensors: np.ndarray[Any, Any]) -> Pa
     [
         ("llama", "model.layers.0.self_attn.q_proj.bias"),
         ("llama", "model.layers.0.self_attn.q_norm.weight"),
-        ("llama", "model.layers.3.input_layernorm.weight"),
+        ("llama", "model.layers.x.input_layernorm.weight"),
         ("qwen2", "model.layers.0.self_attn.o_proj.bias"),
         ("falcon-7b", "transformer.h.0.ln_mlp.weight"),
         ("llama", "score.weight"),
@@ -446,6 +446,22 @@ def test_tensors_that_are_left_over(family: str, name: str, tmp_path: Path) -> N
     _save_with(tmp_path, family, **{name: np.ones(64, np.float32)})
     with pytest.raises(ModelError, match=f"has tensor {name}, for which .* has no use"):
         open_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("llama", "model.layers.3.input_layernorm.weight"),
+        ("falcon-7b", "transformer.h.12.ln_mlp.weight"),
+    ],
+)
+def test_layers_beyond_the_configured_ones_are_left_out_and_said(
+    family: str, name: str, tmp_path: Path
+) -> None:
+    _save_with(tmp_path, family, **{name: np.ones(64, np.float32)})
+    (warning,) = open_model(tmp_path).warnings
+    assert "more layers" in warning
+    assert open_model(_save_with(tmp_path, family)).warnings == ()
 
 
 @pytest.mark.parametrize(

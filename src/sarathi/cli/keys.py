@@ -104,8 +104,9 @@ def _variable(kind: str) -> str:
 
 
 def _key(text: str) -> str:
+    text = utf8(text)
     if not text.strip():
         raise argparse.ArgumentTypeError("the key is empty, expected at least one character")
     if not text.isprintable():
         raise argparse.ArgumentTypeError("the key has characters that no header can have")
-    return utf8(text)
+    return text

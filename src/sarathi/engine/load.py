@@ -58,6 +58,8 @@ def load_engine(
     recorders = open_recorders(config)
     report(f"reading {path.name}")
     model = open_model(path)
+    for warning in model.warnings:
+        report(f"warning: {warning}")
     max_model_len = wanted_length(config, model.config)
     options = executor_options(config, max_model_len, own_cores=spawner.host is None)
     layout = Layout(config.pp, config.tp)

@@ -38,6 +38,7 @@ from sarathi.executors.processes import LOCAL, Spawner, leave_signals_to_parent,
 from sarathi.models.config import ModelError
 from sarathi.scheduling import AdmissionError
 
+_INTAKE = 0.005  # seconds of an iteration for reading messages
 _IDLE_POLL = 500  # milliseconds between looks at whether the parent lives
 _FRESH = 1.0  # seconds until statistics are sent without tokens, while there is work
 _TELL = 60.0  # seconds between lines about how it goes, while there is work
@@ -97,10 +98,15 @@ class EngineProcess:
                 self.tell_clock()
 
     def _receive(self, core: EngineCore, timeout: int) -> bool:
-        """Take in all messages that are there, waiting up to `timeout` ms for the first."""
+        """Take in the messages that are there, waiting up to `timeout` ms for the first.
+
+        After `_INTAKE` the rest waits for the next iteration: a request with a thousand choices must
+        not make those that run wait until all of them have been read.
+        """
         if not self._socket.poll(timeout):
             return False
-        while True:
+        end = time.monotonic() + _INTAKE
+        while time.monotonic() < end:
             try:
                 message = self._decoder.decode(self._socket.recv(zmq.NOBLOCK))
             except zmq.Again:
@@ -112,6 +118,7 @@ class EngineProcess:
                     core.cancel(request_id)
             elif isinstance(message, Shutdown):
                 self._stopping = True
+        return True
 
     def _submit(self, core: EngineCore, message: Submit) -> None:
         try:

@@ -75,11 +75,15 @@ def has_own_head(weights: NamedWeights) -> bool:
     return False
 
 
-def check_layout(config: ModelConfig, weights: NamedWeights) -> None:
-    """Raises `ModelError` for a tensor that is missing, of another shape, or that is left over.
+def check_layout(config: ModelConfig, weights: NamedWeights) -> tuple[str, ...]:
+    """Check that a checkpoint has the tensors of `config`, and return what is remarkable of it.
 
-    One that is left over belongs to another model than the configuration describes. Biases that
-    are zero make no difference.
+    Biases that are zero make no difference. Layers beyond those that the configuration counts are
+    left out, as in `transformers`, which is remarkable.
+
+    Raises:
+        ModelError: a tensor is missing, has another shape, or is left over: then it belongs to
+            another model than the configuration describes.
     """
     quantised = [name for name in weights.stored_names if _QUANTISED.search(name)]
     if quantised:
@@ -98,10 +102,17 @@ def check_layout(config: ModelConfig, weights: NamedWeights) -> None:
     if config.tie_word_embeddings:
         used.add(weights.stored_name(HEAD))  # known to be the embedding
     left = [name for name in weights.stored_names - used if not is_harmless_tensor(name)]
-    left = sorted(name for name in left if not weights.is_zero_bias(name))
+    beyond = {name for name in left if (weights.layer_of(name) or 0) >= config.num_layers}
+    left = sorted(name for name in left if not (name in beyond or weights.is_zero_bias(name)))
     if left:
         more = f" (and {len(left) - 1} others)" if len(left) > 1 else ""
         raise ModelError(
             f"the checkpoint has tensor {left[0]}{more}, for which a model as its configuration "
             "describes it has no use: this may be another model, or another part of one"
         )
+    if beyond:
+        return (
+            f"the checkpoint has more layers than the {config.num_layers} of its configuration: "
+            "those beyond are left out",
+        )
+    return ()

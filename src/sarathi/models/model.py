@@ -17,6 +17,7 @@ class Model:
 
     config: ModelConfig
     weights: Weights
+    warnings: tuple[str, ...] = ()  # what whoever serves it should know of its files
 
 
 def open_model(path: Path) -> Model:
@@ -40,8 +41,7 @@ def open_model(path: Path) -> Model:
         config = read_config(file)
         tensors = GgufWeights(file, config)
         gguf_weights = NamedWeights(tensors, name_map(config))
-        check_layout(config, gguf_weights)
-        return Model(config, gguf_weights)
+        return Model(config, gguf_weights, check_layout(config, gguf_weights))
 
     from sarathi.models import huggingface
     from sarathi.models.safetensors_weights import SafetensorsWeights
@@ -51,8 +51,7 @@ def open_model(path: Path) -> Model:
     if config.tie_word_embeddings and has_own_head(weights):
         # As in transformers, the tensors count where the configuration contradicts them.
         config = replace(config, tie_word_embeddings=False)
-    check_layout(config, weights)
-    return Model(config, weights)
+    return Model(config, weights, check_layout(config, weights))
 
 
 def open_tokenizer(path: Path) -> Tokenizer:

@@ -106,6 +106,14 @@ class NamedWeights:
         self._stored = stored
         self._names = names
 
+    def layer_of(self, stored_name: str) -> int | None:
+        """The layer that a tensor of the checkpoint belongs to; None for one outside the layers."""
+        prefix = self._names.layers
+        if not stored_name.startswith(prefix):
+            return None
+        number = stored_name[len(prefix) :].partition(".")[0]
+        return int(number) if number.isdecimal() and len(number) < 10 else None
+
     @property
     def stored_names(self) -> Set[str]:
         """What the checkpoint has, under its own names."""
