@@ -100,8 +100,8 @@ class EngineProcess:
     def _receive(self, core: EngineCore, timeout: int) -> bool:
         """Take in the messages that are there, waiting up to `timeout` ms for the first.
 
-        After `_INTAKE` the rest waits for the next iteration: a request with a thousand choices must
-        not make those that run wait until all of them have been read.
+        After `_INTAKE` the rest waits for the next iteration: a request with a thousand choices
+        must not make those that run wait until all of them have been read.
         """
         if not self._socket.poll(timeout):
             return False
