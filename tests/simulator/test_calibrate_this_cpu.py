@@ -69,7 +69,7 @@ class Servers:
             options="",
             patience=1,
             follow=follow,
-            tell=self.told.append,
+            on_progress=self.told.append,
         )
 
 

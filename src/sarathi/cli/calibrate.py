@@ -106,7 +106,7 @@ def _measure(args: argparse.Namespace) -> int:
             patience=args.start_timeout,
             follow=screen.follow,
             api_key=api_key(args),
-            tell=screen.warn,
+            on_progress=screen.warn,
         )
     save_machine(machine, path)
     if args.json:

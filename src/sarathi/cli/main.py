@@ -60,7 +60,7 @@ _BAD_INPUT = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 2 for bad input, 128 and the number for a signal."""
-    if sys.stdout is None:  # closed by whoever has started this process
+    if sys.stdout is None:  # closed by the parent process
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
     args = _parser().parse_args(argv)
     try:
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _BAD_INPUT as error:
         print(f"sarathi {args.command}: error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever read the output has gone, such as `head`
+    except BrokenPipeError:  # the reader of the output has ended, such as `head`
         _drop_output()
         return 128 + signal.SIGPIPE
     except OSError as error:  # a path or a place for output that cannot be used

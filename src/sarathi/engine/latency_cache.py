@@ -82,7 +82,7 @@ def _read(conditions: Conditions) -> Measured | None:
 
 
 def _write(path: Path, entry: _Entry) -> None:
-    """Whoever reads meanwhile, such as another engine, finds the old file or the new one.
+    """Replace the file at once: a reader, such as another engine, finds the old or the new one.
 
     Raises:
         OSError: it cannot be written.

@@ -200,7 +200,7 @@ def _rehearse(
 
 
 def _warn(config: EngineConfig, model: LatencyModel, report: Callable[[str], None]) -> None:
-    """Tell of what cannot be had."""
+    """Warn of options whose effect cannot be had."""
     shared = POLICIES[config.policy].hybrid
     if shared and config.token_budget is not None and config.token_budget < config.max_batch_size:
         report(

@@ -114,7 +114,7 @@ def _observations(times: dict[Work, float], typical: Work | None) -> list[tuple[
     """What a model is fitted to.
 
     Typical decodes share blocks, which makes reading their contexts too cheap. On a slow machine
-    nothing else may tell of contexts.
+    nothing else may have contexts.
     """
     others = [work for work in times if work != typical]
     known = any(work.context for work in others)

@@ -20,12 +20,12 @@ class CpuTimes(NamedTuple):
 
     clock: float
     own: float  # that this process has computed, over all of its threads
-    busy: float  # likewise whoever used the processors that it may run on, hypervisors included
+    busy: float  # the same of everything on the processors that it may run on
     processors: int  # how many these are
 
 
 def cpu_times() -> CpuTimes:
-    """Look at the clocks; where the system does not tell, nobody else computes."""
+    """Read the clocks. Where the system has none for others, they are taken to be idle."""
     own = time.process_time()
     try:
         found = psutil.cpu_times(percpu=True)

@@ -1,7 +1,7 @@
 """Which tokens end a turn of the model, recognised by what they mean.
 
-Files name one such token, or some, or the one of the base model; whoever asks for a chat is then
-answered by a model that talks to itself. So the names in the files are put together with what the
+Files name one such token, or some, or the one of the base model; the answer to a chat then runs
+on into further turns. So the names in the files are put together with what the
 model's own chat template writes after an answer, and with the ends that are well known.
 """
 

@@ -65,7 +65,7 @@ class Fields:
         return name in self.data and self._get(name) is None
 
     def value(self, name: str, default: Any = None) -> Any:
-        """The field as it is, for what no other getter can tell."""
+        """Return the field as it is, where no typed getter fits."""
         value = self._get(name)
         return default if value is None else value
 

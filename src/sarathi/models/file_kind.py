@@ -1,4 +1,4 @@
-"""What a file is, told by how it begins: names are changed, and some files have none."""
+"""Recognise files by how they begin: names are changed, and some files have no suffix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _GIT_LFS = b"version https://git-lfs.github.com/spec/"
 def is_gguf(path: Path) -> bool:
     """Whether `path` is a file in the format GGUF, or at least called so.
 
-    The latter may be truncated or something else altogether, which its reader can tell.
+    The latter may be truncated or something else altogether, which its reader finds out.
     """
     return path.is_file() and (
         path.suffix.lower() == ".gguf" or _beginning(path, len(GGUF_MAGIC)) == GGUF_MAGIC

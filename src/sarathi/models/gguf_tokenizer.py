@@ -30,7 +30,7 @@ _NO_PRE = (
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # of the format's token types
 _ENDS = ("eos", "eot", "eom")  # of a sequence, a turn, a message that calls a tool
 _NAMED = ("bos", *_ENDS)
-# Files do not tell that a token swallows the white space behind it. With its SentencePiece
+# Files do not say that a token swallows the white space behind it. With its SentencePiece
 # vocabulary, those of Phi-3 do, all but these.
 _PHI3_KEEPS_SPACE = ("<unk>", "<s>", "<|endoftext|>")
 _MARKUP = re.compile(r"[<\[].+[>\]]")
@@ -169,8 +169,8 @@ def _added_tokens(
 ) -> list[tokenizers.AddedToken]:
     """The tokens that are found in text as a whole.
 
-    Old converters called all tokens normal. Then its looks tell a control token, and of those that
-    the file names a little less is asked.
+    Old converters called all tokens normal. Then a control token is recognised by its looks, which
+    are judged less strictly where the file names the token.
     """
     added = []
     for index, (token, kind) in enumerate(zip(tokens, types, strict=True)):

@@ -73,7 +73,7 @@ def _folder(name: str, path: Path) -> Located:
 def _file_name(path: Path) -> str:
     """The name of a GGUF file without its suffix, or what the file calls itself.
 
-    Other programs keep such files under their digest, which nobody could tell.
+    Other programs keep such files under their digest, which says nothing to people.
     """
     stem = path.stem if path.suffix.lower() == ".gguf" else path.name
     if not _DIGEST.fullmatch(stem):

@@ -17,7 +17,7 @@ class Model:
 
     config: ModelConfig
     weights: Weights
-    warnings: tuple[str, ...] = ()  # what whoever serves it should know of its files
+    warnings: tuple[str, ...] = ()  # remarks on its files for the operator
 
 
 def open_model(path: Path) -> Model:

@@ -24,7 +24,7 @@ class Tokenizer:
 
     `eos_ids` are all ids after which a sequence is complete; those of added tokens are no part of
     the text, whether they are called special or not. `chat_template` is None if the model has none.
-    `warnings` is what whoever serves the model should know of its files.
+    `warnings` are remarks on its files for the operator.
     """
 
     def __init__(

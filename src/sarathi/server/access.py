@@ -44,7 +44,7 @@ class Access:
     """Lets requests through that have the API key they need.
 
     Replies pass untouched: streams cost no more. A path that is written in an unusual way needs
-    the key: only the paths in this module, letter by letter, are told apart here.
+    the key: only the paths in this module, letter by letter, are exempt.
     """
 
     app: ASGIApp
@@ -132,7 +132,7 @@ class AdminOnly:
 def key_name(scope: Mapping[str, Any]) -> str | None:
     """Which of several API keys a request came with, such as "key 2"; never the key itself.
 
-    None where the server has one key or none, so that keys tell nobody apart.
+    None where the server has one key or none, so that keys do not distinguish callers.
     """
     name: str | None = scope.get("state", {}).get(_STATE)
     return name

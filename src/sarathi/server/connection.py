@@ -62,8 +62,8 @@ class BoundedProtocol(HttpToolsProtocol):
     """Uvicorn's protocol, with bounds that its parser does not have.
 
     The parser keeps an unfinished line by joining it to what it had, which takes quadratic time,
-    and has no limit of its own. Here it is fed in pieces, and whoever sends `head_bytes` without
-    completing a head or a part of a body is refused: also in chunk extensions and trailers.
+    and has no limit of its own. Here it is fed in pieces, and a connection that sends `head_bytes`
+    without completing a head or a part of a body is refused: also in chunk extensions and trailers.
 
     Depends on internals of Uvicorn, whose version is pinned for it.
     """

@@ -1,4 +1,4 @@
-"""The end of a server: what becomes of requests that are still open."""
+"""Graceful shutdown: open requests are drained, then ended with an error."""
 
 from __future__ import annotations
 

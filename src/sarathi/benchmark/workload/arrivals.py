@@ -16,7 +16,7 @@ TRACE = "trace"
 FORMS = "poisson, gamma:CV, constant and trace"
 
 _MAX_VARIATION = 10.0
-_REGULAR = 1e-6  # a variation of gaps that cannot be told from none
+_REGULAR = 1e-6  # below it the variation of gaps is as good as none
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def measure_machine(
     patience: float,
     follow: Follow,
     api_key: str | None = None,
-    tell: Callable[[str], None] = lambda line: None,
+    on_progress: Callable[[str], None] = lambda line: None,
 ) -> MeasuredMachine:
     """Start a server for each of two policies, load it, and fit a cost to its iterations.
 
@@ -65,14 +65,16 @@ def measure_machine(
         patience: seconds for a server to load the model.
         follow: shows a run of so many requests with a title.
         api_key: of the servers, where `options` or the environment gives them one.
-        tell: called with a line about what does not go as planned.
+        on_progress: called with a line about what does not go as planned.
 
     Raises:
         BenchmarkError: a server cannot be started or measured, and nothing was before.
         SimulationError: too little came of it.
     """
     logs: list[list[Line]] = []
-    session = _Session(model, workload, rate, seconds, options, patience, follow, tell, api_key)
+    session = _Session(
+        model, workload, rate, seconds, options, patience, follow, on_progress, api_key
+    )
     with tempfile.TemporaryDirectory(prefix="sarathi-") as folder:
         for policy in _POLICIES:
             log = Path(folder) / f"{policy}.jsonl"
@@ -82,7 +84,7 @@ def measure_machine(
                 lines = load_iterations(log) if log.exists() else []
                 if not any(map(num_iterations, [*logs, lines])):
                     raise
-                tell(f"policy {policy}: {error}; what has been measured is kept")
+                on_progress(f"policy {policy}: {error}; what has been measured is kept")
             if log.exists():
                 logs.append(load_iterations(log))
     noise, fit_error = fit(logs)
@@ -136,7 +138,7 @@ class _Session:
     options: str
     patience: float
     follow: Follow
-    tell: Callable[[str], None]
+    on_progress: Callable[[str], None]
     api_key: str | None = None
     longest: int = 0  # tokens of a request, once a server has told it
     others: _Others = field(default_factory=_Others)
@@ -182,7 +184,7 @@ class _Session:
             return True
         last = number == _ROUNDS - 1
         then = "that has to do" if last else "the load is sent again"
-        self.tell(f"policy {policy}: {found} iterations by now, {wanted} are wanted: {then}")
+        self.on_progress(f"policy {policy}: {found} iterations by now, {wanted} are wanted: {then}")
         return False
 
 
