@@ -211,7 +211,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._unread_timer is not None:
             self._unread_timer.cancel()
             self._unread_timer = None
-            self._idle.discard(self)
+            if self._running is not None and not self._running.response_complete:
+                self._idle.discard(self)
 
     @property
     def _no_room(self) -> bool:
