@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from urllib.parse import urlsplit
@@ -110,6 +113,23 @@ def test_requests_may_end_and_a_second_signal_ends_the_rest(starting_server):
     assert long.finished().last_event["error"]["code"] == "server_shutting_down"
     assert server.process.wait(15) == 0
     assert_told_in_plain_lines(server.log)
+
+
+def test_a_server_whose_output_nobody_reads_ends_all_the_same():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    reading, writing = os.pipe()
+    command = (sys.executable, "-m", "sarathi.cli.main", "serve", "smollm2-135m")
+    process = subprocess.Popen((*command, "--port", str(port)), stderr=writing)
+    os.close(writing)
+    try:
+        with open(reading, "rb") as lines:
+            while b"is ready on" not in lines.readline():
+                assert process.poll() is None
+        process.send_signal(signal.SIGTERM)  # after the pipe has been closed
+        assert process.wait(15) == 0
+    finally:
+        process.kill()
 
 
 def test_an_idle_server_ends_at_once(starting_server):

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -165,8 +165,9 @@ def summary(info: ModelInfo, config: EngineConfig) -> str:
 
 
 def say(line: str) -> None:
-    """To whoever watches the server."""
-    print(f"sarathi: {line}", file=sys.stderr, flush=True)
+    """Print a line for the operator, if there still is somebody at the other end."""
+    with suppress(OSError, ValueError):  # a closed pipe must not keep the server from stopping
+        print(f"sarathi: {line}", file=sys.stderr, flush=True)
 
 
 def _on_signals(act: Callable[[], object]) -> None:

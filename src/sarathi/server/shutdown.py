@@ -47,6 +47,7 @@ class Shutdown:
             self._why = "interrupted again"
             self._hurry.set()
             return
+        self._start(self._drain_seconds)
         if self._num_open and self._drain_seconds:
             self._log(
                 f"shutting down: {_requests(self._num_open)} may take up to "
@@ -54,7 +55,6 @@ class Shutdown:
             )
         else:
             self._log("shutting down")
-        self._start(self._drain_seconds)
 
     def end(self) -> None:
         """End all that is open at once, because the engine could not be started."""
