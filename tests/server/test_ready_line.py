@@ -4,12 +4,11 @@ import msgspec
 import pytest
 from fake_engine import INFO
 
-from sarathi.engine.config import EngineConfig
 from sarathi.server.run import summary
 
 
-def line(config: EngineConfig | None = None, **info) -> str:
-    return summary(msgspec.structs.replace(INFO, **info), config or EngineConfig())
+def line(**info) -> str:
+    return summary(msgspec.structs.replace(INFO, **info))
 
 
 def test_a_derived_target_is_told_with_its_rule():
@@ -18,13 +17,13 @@ def test_a_derived_target_is_told_with_its_rule():
 
 
 def test_a_given_target_is_told_as_it_is():
-    told = line(EngineConfig(tbt_target=1.5), tbt_target=1.5)
+    told = line(tbt_target=1.5)
     assert "target of 1.5 s between tokens, " in told
     assert "5x" not in told
 
 
 def test_a_fixed_budget_takes_the_targets_place():
-    told = line(EngineConfig(token_budget=64), tbt_target=None, token_budget=64)
+    told = line(tbt_target=None, token_budget=64)
     assert "token budget 64" in told
     assert "target" not in told
 

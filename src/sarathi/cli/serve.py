@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_DRAIN_SECONDS,
         metavar="DURATION",
         help="how long open requests may take to end when the server is stopped; after it they "
-        "end with an error (default: 30s; 0: at once)",
+        f"end with an error (default: {DEFAULT_DRAIN_SECONDS:g}s; 0: at once)",
     )
     parser.add_argument(
         "--served-model-name",

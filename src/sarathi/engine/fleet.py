@@ -124,8 +124,9 @@ class Fleet:
 
     async def stop(self) -> None:
         """End all engines; open requests fail."""
-        self.end_requests(ShuttingDownError("the server is shutting down"))
-        self._fail("the server is shutting down")
+        error = ShuttingDownError()
+        self.end_requests(error)
+        self._fail(str(error))
         await asyncio.gather(*(replica.stop() for replica in self._replicas.values()))
 
     def scale(self, replicas: int, drain_seconds: float | None = None) -> None:

@@ -18,6 +18,9 @@ class EngineError(RuntimeError):
 class ShuttingDownError(EngineError):
     """The server ends before the request does."""
 
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
+
 
 class RequestLostError(EngineError):
     """The engine died too often while it had the request."""

@@ -91,13 +91,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     def choices(self) -> list[SamplingParams]:
         """One for each of the n outputs; seeded ones differ by their seed."""
-        seeds: list[int | None] = [None] * self.n
-        if self.seed is not None:
-            seeds = [(self.seed + index + 2**63) % 2**64 - 2**63 for index in range(self.n)]
-        if seeds == [self.seed]:
+        if self.n == 1:
             return [self]
         if self.seed is None:
             return [msgspec.structs.replace(self, n=1)] * self.n
+        seeds = [(self.seed + index + 2**63) % 2**64 - 2**63 for index in range(self.n)]
         return [msgspec.structs.replace(self, n=1, seed=seed) for seed in seeds]
 
 

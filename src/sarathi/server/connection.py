@@ -13,7 +13,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from sarathi.server.access import OPEN_PATHS
-from sarathi.server.errors import ApiError
+from sarathi.server.errors import ApiError, overloaded
 from sarathi.server.reply import encode_error, error_response
 
 
@@ -279,10 +279,6 @@ class _NoRoom:
         if scope["path"] in OPEN_PATHS:
             await self.app(scope, receive, send)
             return
-        error = ApiError(
-            503,
-            "The server has no connection left.",
-            code="overloaded",
-            headers={"Retry-After": "1", "Connection": "close"},
-        )
-        await error_response(error)(scope, receive, send)
+        response = error_response(overloaded("The server has no connection left."))
+        response.headers["Connection"] = "close"
+        await response(scope, receive, send)

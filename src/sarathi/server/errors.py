@@ -69,6 +69,11 @@ def loading() -> ApiError:
     )
 
 
+def overloaded(message: str) -> ApiError:
+    """A request beyond what the server can hold, which may be tried again soon."""
+    return ApiError(503, message, code="overloaded", headers={"Retry-After": "1"})
+
+
 def engine_failed(reason: str) -> ApiError:
     return ApiError(503, f"The engine has failed: {reason}", code="engine_failed")
 

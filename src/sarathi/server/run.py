@@ -115,7 +115,7 @@ async def _serve(
         shutdown = Shutdown(server, fleet, config.drain_seconds, say)
         _on_signals(shutdown.begin)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        telling = asyncio.create_task(_tell(fleet, engine, config.served_name, url))
+        telling = asyncio.create_task(_tell(fleet, config.served_name, url))
         done, _ = await asyncio.wait({serving, telling}, return_when=asyncio.FIRST_COMPLETED)
         code = telling.result() if telling in done else 0
         if code:
@@ -127,7 +127,7 @@ async def _serve(
         await fleet.stop()
 
 
-async def _tell(fleet: Fleet, config: EngineConfig, served_name: str, url: str) -> int:
+async def _tell(fleet: Fleet, served_name: str, url: str) -> int:
     """Say when the model is ready, or why it never will be; an exit code for the latter.
 
     Engines that die later, and cannot be started again, leave the server up, which then says so to
@@ -138,12 +138,12 @@ async def _tell(fleet: Fleet, config: EngineConfig, served_name: str, url: str) 
     except EngineError as error:
         say(f"error: {error}")
         return 2 if fleet.bad_input else 1
-    say(f"{served_name} is ready on {url} ({summary(info, config)})")
+    say(f"{served_name} is ready on {url} ({summary(info)})")
     say(f"error: {await fleet.failed()}; requests are answered with status 503")
     return 0
 
 
-def summary(info: ModelInfo, config: EngineConfig) -> str:
+def summary(info: ModelInfo) -> str:
     """What came of the options, for the line that says the model is ready."""
     parts = [info.precision, f"policy {info.policy}"]
     if info.tbt_target is not None:

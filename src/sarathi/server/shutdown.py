@@ -75,7 +75,7 @@ class Shutdown:
         await self._until_none_is_open(drain_seconds)
         if self._num_open:
             self._log(f"{_requests(self._num_open)} ended with an error: {self._why}")
-        self._fleet.end_requests(ShuttingDownError("the server is shutting down"))
+        self._fleet.end_requests(ShuttingDownError())
         self._hurry.clear()
         await self._until_none_is_open(_SENDING)
         for connection in list(self._server.server_state.connections):

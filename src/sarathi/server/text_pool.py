@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from sarathi.models.chat_template import RENDER_SECONDS
 from sarathi.models.work_limit import WorkLimit
-from sarathi.server.errors import ApiError
+from sarathi.server.errors import overloaded
 
 # Tokenising takes about a hundred times the memory of a text, so that long ones come one by one.
 # They have a thread of their own: a short text never waits for a long one.
@@ -38,12 +38,7 @@ class _Lane:
         self, work: Callable[[WorkLimit], Result], limit: WorkLimit
     ) -> concurrent.futures.Future[Result]:
         if self.num_jobs >= self.max_jobs:
-            raise ApiError(
-                503,
-                "Too many texts are waiting to be tokenised.",
-                code="overloaded",
-                headers={"Retry-After": "1"},
-            )
+            raise overloaded("Too many texts are waiting to be tokenised.")
         self.num_jobs += 1
         future = self.executor.submit(work, limit)
         loop = asyncio.get_running_loop()
