@@ -25,8 +25,8 @@ from sarathi.engine.config import EngineConfig
 from sarathi.engine.load import load_engine
 from sarathi.engine.messages import FromEngine, Iteration, Shutdown, Submit
 from sarathi.engine.process import EngineProcess
-from sarathi.engine.sampling import SamplingParams
 from sarathi.models.locate import locate
+from sarathi.sampling.params import SamplingParams
 from sarathi.scheduling import Batch
 
 TARGETS = {32: 0.05, 128: 0.10}  # by running requests
@@ -116,12 +116,12 @@ class TimedProcess(EngineProcess):
 
 
 def instrument(core: Any, watch: Stopwatch) -> None:
-    scheduler, executor, sampler = core.scheduler, core._runner._executor, core._sampler
+    runner = core._runner
+    scheduler, executor, sampler = core.scheduler, runner._executor, runner._sampler
     schedule = watch.timed("schedule", scheduler.schedule)
     scheduler.schedule = lambda now: watch.see(schedule(now))
     scheduler.complete = watch.timed("complete", scheduler.complete)
     sampler.sample = watch.timed("sample", sampler.sample)
-    core._sample = watch.timed("sample", core._sample)
     core._publish = watch.timed("publish", core._publish)
     core._pace.learn = watch.timed("learn", core._pace.learn)
     executor._request = TimedRequest(executor._request, watch)

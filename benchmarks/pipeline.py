@@ -17,9 +17,9 @@ from benchmarks.report import MODEL, Figure, rounds, show
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.core import EngineCore
 from sarathi.engine.load import load_engine
-from sarathi.engine.sampling import SamplingParams
 from sarathi.executors.machine import usable_cores
 from sarathi.models.locate import locate
+from sarathi.sampling.params import SamplingParams
 
 THROUGHPUT = 0.9  # times that of one process
 _BUDGET = 256  # tokens

@@ -21,8 +21,8 @@ from sarathi.engine.config import EngineConfig
 from sarathi.engine.core import EngineCore
 from sarathi.engine.load import load_engine
 from sarathi.engine.records import FLUSH_INTERVAL
-from sarathi.engine.sampling import SamplingParams
 from sarathi.models.locate import locate
+from sarathi.sampling.params import SamplingParams
 
 TARGET = 0.01  # of an iteration
 _DECODES = (1, 32)  # running requests

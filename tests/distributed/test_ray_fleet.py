@@ -21,7 +21,7 @@ from sarathi.engine.fleet import Fleet
 from sarathi.engine.generation import Generation
 from sarathi.engine.launcher import EngineLauncher
 from sarathi.engine.llm import LLM
-from sarathi.engine.sampling import SamplingParams
+from sarathi.sampling.params import SamplingParams
 
 PARAMS = SamplingParams(max_tokens=400, temperature=0.0, ignore_eos=True)
 PROMPTS = [[7, 30, 91, 14], [201, 5, 5, 66, 120], [88, 17, 42, 240, 33, 9]]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-from sarathi.executors.runner import Computed, Executor, StageTime
-from sarathi.executors.step import Step
+from sarathi.executors.runner import NO_SLOTS, Executor, StageTime, StepResult
+from sarathi.executors.step import I64, Step
+from sarathi.sampling.sampler import Sampler
 
 
 class Pipeline:
@@ -35,26 +36,28 @@ class Pipeline:
         self.before_result: Callable[[], None] = lambda: None
         self._executor = executor
         self._times: Iterator[tuple[StageTime, ...]] = iter(times)
-        self._under_way: deque[Step] = deque()
+        self._under_way: deque[tuple[Step, I64]] = deque()
+        self.slots = self._sampler = Sampler(executor.config.vocab_size)
 
     @property
     def is_free(self) -> bool:
         return len(self._under_way) < self.depth
 
-    def submit(self, step: Step) -> None:
+    def submit(self, step: Step, slots: I64 = NO_SLOTS) -> None:
         assert self.is_free
         self.steps.append(step)
-        self._under_way.append(step)
+        self._under_way.append((step, slots))
 
     def wait(self, seconds: float) -> bool:
         self.seen.append(len(self._under_way))
         return self.hurries or not self.is_free
 
-    def result(self) -> Computed:
+    def result(self) -> StepResult:
         self.before_result()
-        logits = self._executor.execute(self._under_way.popleft())
+        step, slots = self._under_way.popleft()
+        sampled = self._sampler.sample(self._executor.execute(step), slots)
         nothing = (StageTime(0.0, 0.0),) * self.depth
-        return Computed(logits, next(self._times, nothing))
+        return StepResult(sampled, next(self._times, nothing))
 
     def abandon(self) -> None:
         self.abandoned += 1

@@ -31,7 +31,7 @@ from sarathi.engine.messages import (
     TokenOutput,
 )
 from sarathi.engine.replica import Patience
-from sarathi.engine.sampling import SamplingParams
+from sarathi.sampling.params import SamplingParams
 
 INFO = model_info(max_model_len=1000, vocab_size=100_000, num_blocks=500)
 LATENCY = (0.001, 0.001, 0.0, 0.0, 0.001)

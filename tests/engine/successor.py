@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 
 from sarathi.engine.core import EngineCore
 from sarathi.engine.messages import TokenOutput
-from sarathi.engine.sampling import SamplingParams
 from sarathi.executors.step import Step
+from sarathi.sampling.params import SamplingParams
 
 VOCAB = 50
 EOS = 49
@@ -17,6 +18,8 @@ EOS = 49
 
 class Successor:
     """After token t comes t + 1; after a prompt's last token, too."""
+
+    config = SimpleNamespace(vocab_size=VOCAB)
 
     def __init__(self) -> None:
         self.spoil: Callable[[np.ndarray], None] = lambda logits: None

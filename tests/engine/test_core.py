@@ -8,8 +8,8 @@ from successor import EOS, VOCAB, Successor, drain, greedy, tokens
 
 from sarathi.engine.core import EngineCore
 from sarathi.engine.records import IterationRecord
-from sarathi.engine.sampler import Sampler
-from sarathi.executors.runner import Alone
+from sarathi.executors.runner import InlineRunner
+from sarathi.sampling.sampler import Sampler
 from sarathi.scheduling import (
     AdmissionError,
     BlockPool,
@@ -29,7 +29,7 @@ def executor() -> Successor:
 @pytest.fixture
 def core(executor: Successor) -> EngineCore:
     scheduler = Scheduler(BlockPool(20, 4), FixedBudget(16), max_batch_size=4, max_model_len=60)
-    return EngineCore(Alone(executor), scheduler, Sampler(VOCAB), [EOS])
+    return EngineCore(InlineRunner(executor, Sampler(VOCAB)), scheduler, [EOS])
 
 
 def test_tokens_come_one_an_iteration_and_the_last_has_a_reason(core: EngineCore) -> None:
@@ -129,7 +129,7 @@ def test_the_scheduling_delay_comes_with_the_first_token(
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     executor.spoil = lambda logits: now.__setitem__(0, now[0] + 1.0)
     scheduler = Scheduler(BlockPool(20, 4), FixedBudget(4), max_batch_size=4, max_model_len=60)
-    core = EngineCore(Alone(executor), scheduler, Sampler(VOCAB), [EOS])
+    core = EngineCore(InlineRunner(executor, Sampler(VOCAB)), scheduler, [EOS])
     core.submit(1, [1, 2, 3, 4], greedy(max_tokens=2), arrival=9.5)
     core.submit(2, [1, 2, 3, 4], greedy(max_tokens=2), arrival=9.75)
     delays = {
@@ -153,7 +153,7 @@ def test_a_late_caller_is_not_taken_for_a_slow_machine(
     scheduler = Scheduler(
         BlockPool(20, 4), FixedBudget(16), max_batch_size=4, max_model_len=60, model=model
     )
-    core = EngineCore(Alone(executor), scheduler, Sampler(VOCAB), [EOS])
+    core = EngineCore(InlineRunner(executor, Sampler(VOCAB)), scheduler, [EOS])
     core.submit(1, [1, 2, 3], greedy(max_tokens=5), arrival=0.0)
     for pause in (0.05, 7.0, 0.0):
         core.step()
@@ -188,7 +188,7 @@ def test_recorders_are_told_of_everything(executor: Successor) -> None:
             events.append("close")
 
     scheduler = Scheduler(BlockPool(20, 4), FixedBudget(16), max_batch_size=4, max_model_len=60)
-    core = EngineCore(Alone(executor), scheduler, Sampler(VOCAB), [EOS], recorders=[Spy()])
+    core = EngineCore(InlineRunner(executor, Sampler(VOCAB)), scheduler, [EOS], recorders=[Spy()])
     core.submit(1, [1, 2, 3], greedy(max_tokens=5), arrival=0.0)
     core.submit(2, [1, 2], greedy(max_tokens=2), arrival=0.0)
     with pytest.raises(AdmissionError):
@@ -213,7 +213,7 @@ def test_what_the_loop_takes_is_a_bubble_of_the_only_stage(executor: Successor) 
     now = [0.0]
     executor.spoil = lambda logits: now.__setitem__(0, now[0] + 1.0)
     scheduler = Scheduler(BlockPool(20, 4), FixedBudget(16), max_batch_size=4, max_model_len=60)
-    core = EngineCore(Alone(executor, lambda: now[0]), scheduler, Sampler(VOCAB), [EOS])
+    core = EngineCore(InlineRunner(executor, Sampler(VOCAB), lambda: now[0]), scheduler, [EOS])
     for _ in range(2):
         core.submit(1, [1, 2, 3], greedy(max_tokens=3), arrival=0.0)
         while core.has_work:

@@ -12,9 +12,9 @@ from successor import EOS, VOCAB, Successor, drain, greedy, tokens
 from sarathi.engine.core import EngineCore
 from sarathi.engine.messages import TokenOutput
 from sarathi.engine.records import IterationRecord
-from sarathi.engine.sampler import Sampler
 from sarathi.executors.errors import ExecutorError
-from sarathi.executors.runner import Alone, Runner, StageTime
+from sarathi.executors.runner import InlineRunner, Runner, StageTime
+from sarathi.sampling.sampler import Sampler
 from sarathi.scheduling import BlockPool, FixedBudget, LatencyModel, Request, Scheduler, Work
 
 # Of chunked prompts, and of short ones whose outputs outgrow the memory: KV blocks and prompts.
@@ -30,7 +30,7 @@ def engine(runner: Runner, *, blocks: int = 40, **options: object) -> EngineCore
         micro_batches=runner.depth,
         **options,  # type: ignore[arg-type]
     )
-    return EngineCore(runner, scheduler, Sampler(VOCAB), [EOS])
+    return EngineCore(runner, scheduler, [EOS])
 
 
 def answers(core: EngineCore, prompts: list[list[int]]) -> dict[int, list[int]]:
@@ -45,7 +45,7 @@ def answers(core: EngineCore, prompts: list[list[int]]) -> dict[int, list[int]]:
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_tokens_are_those_of_a_single_stage(depth: int, load: tuple[int, list[list[int]]]) -> None:
     blocks, prompts = load
-    expected = answers(engine(Alone(Successor()), blocks=blocks), prompts)
+    expected = answers(engine(InlineRunner(Successor(), Sampler(VOCAB)), blocks=blocks), prompts)
     pipeline = Pipeline(Successor(), depth)
     core = engine(pipeline, blocks=blocks)
     assert answers(core, prompts) == expected

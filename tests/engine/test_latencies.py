@@ -14,8 +14,8 @@ from sarathi.engine.config import EngineConfig
 from sarathi.engine.generation import EngineError, Generation
 from sarathi.engine.latencies import Latencies, Stopwatch
 from sarathi.engine.messages import Iteration, Refusal, Stats, TokenOutput
-from sarathi.engine.sampling import SamplingParams
 from sarathi.metrics.histogram import Histogram
+from sarathi.sampling.params import SamplingParams
 from sarathi.scheduling import FinishReason, Terms
 
 STATS = Stats(0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0.0, 0.0)

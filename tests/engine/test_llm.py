@@ -12,7 +12,6 @@ from sarathi import LLM, SamplingParams
 from sarathi.engine.config import ConfigError
 from sarathi.engine.core import EngineCore
 from sarathi.engine.llm import RequestOutput
-from sarathi.engine.sampler import Sampler
 from sarathi.models.config import ModelError
 from sarathi.scheduling import AdmissionError, BlockPool, FixedBudget, Scheduler
 
@@ -176,7 +175,7 @@ def test_a_closed_stream_leaves_nothing_under_way(
     scheduler = Scheduler(
         pool, FixedBudget(16), max_batch_size=4, max_model_len=128, micro_batches=2
     )
-    core = EngineCore(Pipeline(executor, 2), scheduler, Sampler(llm.info.vocab_size), ())
+    core = EngineCore(Pipeline(executor, 2), scheduler, ())
     monkeypatch.setattr(llm, "_core", core)
     stream = llm.stream_chat([{"role": "user", "content": "hello " * 8}], GREEDY)
     next(stream)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import msgspec
 
 from sarathi.engine.messages import Submit, ToEngine
-from sarathi.engine.sampling import SamplingParams
+from sarathi.sampling.params import SamplingParams
 from sarathi.scheduling import Terms
 
 

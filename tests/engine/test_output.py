@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarathi.engine.messages import TokenLogprobs, TokenOutput
+from sarathi.engine.messages import TokenOutput
 from sarathi.engine.output import OutputText
-from sarathi.engine.sampling import SamplingParams
+from sarathi.sampling.logprobs import TokenLogprobs
+from sarathi.sampling.params import SamplingParams
 
 END = b"<end>"  # the text of the token that ends a request, which must never be seen
 

@@ -13,9 +13,10 @@ from sarathi.engine.profile import Clocks, measure, profile, stage_seconds
 from sarathi.engine.scheduler import TYPICAL_DECODES, TypicalDecodes
 from sarathi.executors.contention import CpuTimes
 from sarathi.executors.openvino import BLOCK_SIZE, OpenVinoExecutor
-from sarathi.executors.runner import Alone, Computed, StageTime
+from sarathi.executors.runner import NOTHING_SAMPLED, InlineRunner, StageTime, StepResult
 from sarathi.executors.step import Step, check_step
 from sarathi.models.model import open_model
+from sarathi.sampling.sampler import Sampler
 from sarathi.scheduling.latency_model import LatencyModel, Work
 
 TYPICAL = TYPICAL_DECODES
@@ -87,17 +88,21 @@ class KnownExecutor:
         return np.empty((0, 0), np.float32)
 
 
-class KnownStages(Alone):
+def inline(executor: KnownExecutor) -> InlineRunner:
+    return InlineRunner(executor, Sampler(1))
+
+
+class KnownStages(InlineRunner):
     """Two stages, of which the second takes twice as long, and 2 ms between them."""
 
     def __init__(self, executor: KnownExecutor) -> None:
-        super().__init__(executor, executor.clock)
+        super().__init__(executor, Sampler(1), executor.clock)
         self.executor = executor
 
-    def result(self) -> Computed:
-        logits, ((_, busy),) = super().result()
+    def result(self) -> StepResult:
+        ((_, busy),) = super().result().stages
         self.executor.now += 2e-3
-        return Computed(logits, (StageTime(0.0, busy / 3), StageTime(0.0, 2 * busy / 3)))
+        return StepResult(NOTHING_SAMPLED, (StageTime(0.0, busy / 3), StageTime(0.0, 2 * busy / 3)))
 
 
 def silent(line: str) -> None:
@@ -107,7 +112,7 @@ def silent(line: str) -> None:
 def test_the_model_is_that_of_the_machine() -> None:
     executor = KnownExecutor()
     reported: list[str] = []
-    found = profile(Alone(executor), executor.cache, reported.append, TYPICAL, 2, executor.clocks)
+    found = profile(inline(executor), executor.cache, reported.append, TYPICAL, 2, executor.clocks)
     assert found.model.coefficients == pytest.approx(COEFFICIENTS, rel=0.02)
     assert found.decodes == pytest.approx(LatencyModel(COEFFICIENTS).predict(TYPICAL.work))
     assert found.quiet
@@ -134,13 +139,13 @@ def test_clocks_that_disagree_do_not_make_a_stage_faster() -> None:
 def test_measuring_takes_about_two_seconds_at_most() -> None:
     for slowness in (0.01, 0.3, 1, 2, 4, 8):
         executor = KnownExecutor(slowness=slowness)
-        measure(Alone(executor), executor.cache, TYPICAL, 2, executor.clocks)
+        measure(inline(executor), executor.cache, TYPICAL, 2, executor.clocks)
         assert executor.now < 2.6, slowness
 
 
 def test_a_slow_machine_measures_the_indispensable_only() -> None:
     executor = KnownExecutor(slowness=100)
-    found = profile(Alone(executor), executor.cache, silent, TYPICAL, 2, executor.clocks)
+    found = profile(inline(executor), executor.cache, silent, TYPICAL, 2, executor.clocks)
     assert executor.num_steps == 4  # one token, and 16, twice each
     assert found.model.predict(Work(16, 128, 0, 1)) == pytest.approx(1.39, 0.1)
     # What there was no time for follows from that.
@@ -150,7 +155,7 @@ def test_a_slow_machine_measures_the_indispensable_only() -> None:
 def test_others_on_the_machine_do_not_make_a_target_longer() -> None:
     """The model is of iterations as they are now, the decodes are as they would be alone."""
     executor = KnownExecutor(others=0.75)
-    found = profile(Alone(executor), executor.cache, silent, TYPICAL, 2, executor.clocks)
+    found = profile(inline(executor), executor.cache, silent, TYPICAL, 2, executor.clocks)
     alone = LatencyModel(COEFFICIENTS).predict(TYPICAL.work)
     assert not found.quiet
     assert found.decodes == pytest.approx(alone / 0.9)
@@ -159,7 +164,7 @@ def test_others_on_the_machine_do_not_make_a_target_longer() -> None:
 
 def test_time_of_other_processes_and_gpus_is_not_estimated() -> None:
     executor = KnownExecutor(others=0.75)
-    found = profile(Alone(executor), executor.cache, silent, TYPICAL, None, executor.clocks)
+    found = profile(inline(executor), executor.cache, silent, TYPICAL, None, executor.clocks)
     assert found.decodes == pytest.approx(4 * LatencyModel(COEFFICIENTS).predict(TYPICAL.work))
 
 
@@ -175,7 +180,7 @@ def test_decodes_that_share_blocks_do_not_make_contexts_cheap() -> None:
             return super().execute(step)
 
     executor = Cached()
-    found = profile(Alone(executor), executor.cache, silent, TYPICAL, 2, executor.clocks)
+    found = profile(inline(executor), executor.cache, silent, TYPICAL, 2, executor.clocks)
     assert found.model.coefficients == pytest.approx(COEFFICIENTS, rel=0.02)
 
 
@@ -183,7 +188,7 @@ def test_decodes_that_share_blocks_do_not_make_contexts_cheap() -> None:
 def test_typical_decodes_of_any_size(typical: TypicalDecodes) -> None:
     """Where a context does not fit into what is measured, its time is predicted."""
     executor = KnownExecutor()
-    found = profile(Alone(executor), executor.cache, silent, typical, 2, executor.clocks)
+    found = profile(inline(executor), executor.cache, silent, typical, 2, executor.clocks)
     expected = LatencyModel(COEFFICIENTS).predict(typical.work)
     assert found.decodes == pytest.approx(expected, rel=0.05)
 
@@ -193,13 +198,13 @@ def test_typical_decodes_of_any_size(typical: TypicalDecodes) -> None:
 def test_small_caches_and_short_models_do(num_blocks: int, max_position: int) -> None:
     executor = KnownExecutor(num_blocks, max_position)
     typical = TYPICAL.fitting(128, max_position)
-    found = profile(Alone(executor), executor.cache, silent, typical, 2, executor.clocks)
+    found = profile(inline(executor), executor.cache, silent, typical, 2, executor.clocks)
     assert found.model.predict(Work(1, 0.0, 1, 1)) == pytest.approx(9.4e-3, rel=0.05)
 
 
 def test_few_pages_of_the_cache_are_written() -> None:
     executor = KnownExecutor()
-    measure(Alone(executor), executor.cache, TYPICAL, 2, executor.clocks)
+    measure(inline(executor), executor.cache, TYPICAL, 2, executor.clocks)
     assert len(executor.written) <= 64
 
 
@@ -209,6 +214,6 @@ def test_a_real_executor_can_be_measured(tmp_path: Path) -> None:
     executor = OpenVinoExecutor(checkpoint.config, checkpoint.weights, max_position=64)
     executor.allocate(4)
     cache = KvCache(4, BLOCK_SIZE, 64)
-    found = profile(Alone(executor), cache, silent, TYPICAL.fitting(128, 64), 1)
+    found = profile(inline(executor), cache, silent, TYPICAL.fitting(128, 64), 1)
     assert 1e-6 < found.model.predict(Work(1, 0.0, 1, 1)) < 1
     assert 1e-6 < found.decodes < 1

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sarathi.engine.llm import LLM
-from sarathi.engine.sampling import SamplingParams
+from sarathi.sampling.params import SamplingParams
 
 PROMPTS = [
     "The capital of France is",

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from sarathi.engine.core import EngineCore
 from sarathi.engine.messages import TokenOutput
-from sarathi.engine.sampler import Sampler
-from sarathi.engine.sampling import SamplingParams
-from sarathi.executors.runner import Alone
+from sarathi.executors.runner import InlineRunner
 from sarathi.executors.step import Step
+from sarathi.sampling.params import SamplingParams
+from sarathi.sampling.sampler import Sampler
 from sarathi.scheduling import POLICIES, AdmissionError, BlockPool, FixedBudget, Scheduler
 
 VOCAB, EOS = 40, 39
@@ -53,7 +53,7 @@ def core(budget: int = 16, policy: str = "sarathi", **options: object) -> Engine
         policy=POLICIES[policy],
         **options,  # type: ignore[arg-type]
     )
-    return EngineCore(Alone(Rememberer()), scheduler, Sampler(VOCAB), [EOS])
+    return EngineCore(InlineRunner(Rememberer(), Sampler(VOCAB)), scheduler, [EOS])
 
 
 def drain(engine: EngineCore, wanted: int) -> list[TokenOutput]:

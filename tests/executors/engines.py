@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sarathi.engine.core import EngineCore
-from sarathi.engine.sampler import Sampler
-from sarathi.engine.sampling import SamplingParams
 from sarathi.executors.executor import Executor
 from sarathi.executors.openvino import OpenVinoExecutor
-from sarathi.executors.runner import Alone
+from sarathi.executors.runner import InlineRunner
 from sarathi.executors.torch.executor import TorchExecutor
 from sarathi.models.model import open_model
+from sarathi.sampling.params import SamplingParams
+from sarathi.sampling.sampler import Sampler
 from sarathi.scheduling import POLICIES, BlockPool, FixedBudget, Scheduler
 
 NUM_BLOCKS = 64
@@ -67,7 +67,9 @@ def engine(
         policy=POLICIES[policy],
         **options,  # type: ignore[arg-type]
     )
-    return EngineCore(Alone(executor), scheduler, Sampler(executor.config.vocab_size), eos_ids=())
+    return EngineCore(
+        InlineRunner(executor, Sampler(executor.config.vocab_size)), scheduler, eos_ids=()
+    )
 
 
 def run(

@@ -18,10 +18,11 @@ from sarathi.executors.create import ExecutorOptions
 from sarathi.executors.layout import Layout, Place
 from sarathi.executors.pipeline.messages import Spec
 from sarathi.executors.pipeline.pipeline import Pipeline
+from sarathi.executors.pipeline.runner import PipelineRunner
 from sarathi.executors.processes import LocalSpawner, Process, Spawner
-from sarathi.executors.runner import Runner
 from sarathi.executors.step import Part, Step, join_parts
 from sarathi.models.model import open_model
+from sarathi.sampling.sampler import SamplerOutput
 
 SOON = 10.0  # seconds: far more than noticing takes, far less than any test may
 _OPTIONS = ExecutorOptions(
@@ -116,18 +117,32 @@ def hybrid_steps(seed: int = 0) -> list[Step]:
     ]
 
 
-def pipelined(runner: Runner, steps: Sequence[Step]) -> list[np.ndarray]:
+def pipelined(runner: PipelineRunner, steps: Sequence[Step]) -> list[np.ndarray]:
     """Logits of steps, with as many under way as can be."""
-    logits: list[np.ndarray] = []
+    recorder = _Recorder()
+    runner._sampler = recorder
     under_way = 0
     for step in steps:
         if under_way == runner.depth:
-            logits.append(runner.result().logits.copy())
+            runner.result()
             under_way -= 1
-        runner.submit(step)
+        runner.submit(step, np.arange(len(step.sample_rows)))
         under_way += 1
-    logits += [runner.result().logits.copy() for _ in range(under_way)]
-    return logits
+    for _ in range(under_way):
+        runner.result()
+    return recorder.logits
+
+
+class _Recorder:
+    """A sampler that keeps the logits it is given."""
+
+    def __init__(self) -> None:
+        self.logits: list[np.ndarray] = []
+
+    def sample(self, logits: np.ndarray, slots: np.ndarray) -> SamplerOutput:
+        assert len(logits) == len(slots)
+        self.logits.append(logits.copy())
+        return SamplerOutput(np.zeros(len(slots), np.int64), None)
 
 
 def gone(pids: Sequence[int], within: float = SOON) -> bool:

@@ -10,12 +10,12 @@ import tiny_models
 from engines import engine, load
 
 from sarathi.engine.core import EngineCore
-from sarathi.engine.messages import TokenLogprobs
-from sarathi.engine.sampling import SamplingParams
 from sarathi.executors.errors import ExecutorError
 from sarathi.executors.openvino import OpenVinoExecutor, supported_precisions
 from sarathi.executors.self_check import check_deterministic
 from sarathi.executors.step import Step
+from sarathi.sampling.logprobs import TokenLogprobs
+from sarathi.sampling.params import SamplingParams
 
 WATCHED = 1000  # the id of the request whose answers are compared
 CHUNK = 64

@@ -14,12 +14,12 @@ import transformers
 from engines import NUM_BLOCKS, engine, load, load_torch, run, run_staggered
 from tiny_gguf import write_gguf
 
-from sarathi.engine.sampling import SamplingParams
 from sarathi.executors.openvino import OpenVinoExecutor
 from sarathi.executors.reference import reference
 from sarathi.executors.step import Step
 from sarathi.executors.torch.executor import TorchExecutor
 from sarathi.models.stage import whole
+from sarathi.sampling.params import SamplingParams
 from sarathi.scheduling import POLICIES
 
 LENGTHS = (1, 45, 100, 33)  # prompt tokens: some longer than a window, some than a block

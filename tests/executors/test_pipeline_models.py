@@ -13,10 +13,10 @@ from tiny_models import save_tiny
 from sarathi.engine.config import ConfigError, EngineConfig
 from sarathi.engine.llm import LLM
 from sarathi.engine.load import load_engine
-from sarathi.engine.sampling import SamplingParams
 from sarathi.executors.errors import ExecutorError
 from sarathi.executors.layout import Layout
 from sarathi.models.config import ModelError
+from sarathi.sampling.params import SamplingParams
 
 # The budget cuts the longer prompts into chunks, which run beside the decodes of the shorter ones.
 _CONFIG = EngineConfig(

@@ -8,8 +8,8 @@ import pytest
 import tiny_models
 from engines import engine, load
 
-from sarathi.engine.sampling import SamplingParams
 from sarathi.executors.openvino import OpenVinoExecutor
+from sarathi.sampling.params import SamplingParams
 
 PROMPT = [(7 * position) % 250 + 2 for position in range(45)]
 PARAMS = {

@@ -10,9 +10,9 @@ import torch
 import transformers
 from engines import engine, load, run
 
-from sarathi.engine.sampling import SamplingParams
 from sarathi.models.locate import locate
 from sarathi.models.model import open_tokenizer
+from sarathi.sampling.params import SamplingParams
 
 TEXTS = (
     "The capital of France is",

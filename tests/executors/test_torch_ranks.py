@@ -14,7 +14,6 @@ from engines import engine, load_torch, run
 from ranks import HOST, Crew, everywhere, ranks
 from test_parity import LENGTHS, chunk
 
-from sarathi.engine.sampling import SamplingParams
 from sarathi.executors.errors import ExecutorError
 from sarathi.executors.step import Part, join_parts
 from sarathi.executors.torch.group import Distributed, Group, Store, interface_towards
@@ -22,6 +21,7 @@ from sarathi.models.config import ModelError
 from sarathi.models.model import open_model
 from sarathi.models.sharding import Shard
 from sarathi.models.stage import split
+from sarathi.sampling.params import SamplingParams
 
 # Families and numbers of ranks: with key heads for each rank and fewer, one norm and two, biases,
 # a head of its own and a tied one, windows.

@@ -14,9 +14,10 @@ from model_info import model_info
 from sarathi.engine.engine import ReplicaStatus
 from sarathi.engine.generation import EngineError
 from sarathi.engine.latencies import Latencies
-from sarathi.engine.messages import ModelInfo, Stats, TokenLogprobs, TokenOutput
-from sarathi.engine.sampling import SamplingParams
+from sarathi.engine.messages import ModelInfo, Stats, TokenOutput
 from sarathi.models.work_limit import WorkLimit
+from sarathi.sampling.logprobs import TokenLogprobs
+from sarathi.sampling.params import SamplingParams
 from sarathi.scheduling import Terms
 from sarathi.server.access import AccessRules
 from sarathi.server.app import create_app

@@ -22,10 +22,10 @@ from sarathi.benchmark.workload.plan import Plan
 from sarathi.engine.core import EngineCore
 from sarathi.engine.iteration_log import IterationLog, Line
 from sarathi.engine.records import Recorder
-from sarathi.engine.sampler import Sampler
-from sarathi.engine.sampling import SamplingParams
-from sarathi.executors.runner import Alone
+from sarathi.executors.runner import InlineRunner
 from sarathi.executors.step import Step
+from sarathi.sampling.params import SamplingParams
+from sarathi.sampling.sampler import Sampler
 from sarathi.scheduling import POLICIES, AdmissionError, Batch
 from sarathi.simulator.cost import BatchShape
 from sarathi.simulator.setup import Setup
@@ -72,7 +72,7 @@ def really(setup: Setup, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> list[Dr
         return runner.batch
 
     monkeypatch.setattr(scheduler, "schedule", watched)
-    core = EngineCore(runner, scheduler, Sampler(VOCABULARY), eos_ids=())
+    core = EngineCore(runner, scheduler, eos_ids=())
     coming = list(enumerate(zip(plan, prompt_ids(plan), strict=True)))
     while coming or core.has_work:
         while coming and coming[0][1][0].at <= clock.now:
@@ -220,7 +220,7 @@ def test_a_recorded_iteration_log_is_repeated(
 
     path = tmp_path / "log.jsonl"
     log: Recorder = IterationLog(str(path), time.monotonic(), None)
-    core = EngineCore(Alone(Slow()), setup.scheduler(False), Sampler(VOCABULARY), (), [log])
+    core = EngineCore(InlineRunner(Slow(), Sampler(VOCABULARY)), setup.scheduler(False), (), [log])
     came: list[int] = []  # before which iteration each request came
     iteration = 0
     while core.has_work or len(came) < len(lengths):

@@ -7,8 +7,9 @@ from collections import deque
 import numpy as np
 from toy import ToyCost
 
-from sarathi.executors.runner import Computed, StageTime
-from sarathi.executors.step import Step
+from sarathi.executors.runner import NO_SLOTS, StageTime, StepResult
+from sarathi.executors.step import I64, Step
+from sarathi.sampling.sampler import Sampler, SamplerOutput
 from sarathi.scheduling import Batch
 from sarathi.simulator.cost import BatchShape
 
@@ -34,19 +35,20 @@ class Pipeline:
 
     def __init__(self, cost: ToyCost, clock: Clock) -> None:
         self.depth = cost.num_stages
+        self.slots = Sampler(VOCABULARY)
         self.batch: Batch | None = None  # set by whoever watches the scheduler
         self.comes: float | None = None  # when to stop waiting, since a request comes
         self.most = 0  # steps that were under way
         self._cost = cost
         self._clock = clock
         self._free = [0.0] * cost.num_stages
-        self._under_way: deque[tuple[float, Computed]] = deque()
+        self._under_way: deque[tuple[float, StepResult]] = deque()
 
     @property
     def is_free(self) -> bool:
         return len(self._under_way) < self.depth and self._free[0] <= self._clock.now
 
-    def submit(self, step: Step) -> None:
+    def submit(self, step: Step, slots: I64 = NO_SLOTS) -> None:
         assert self.batch is not None
         assert self.is_free
         shape, stages = BatchShape.of(self.batch), self.depth
@@ -58,8 +60,8 @@ class Pipeline:
             at += hop
         took[0] = self._cost.overhead(shape) + took[0]
         times = tuple(StageTime(0.0, busy + hop * (stages - 1) / stages) for busy in took)
-        logits = np.zeros((len(step.sample_rows), VOCABULARY), np.float32)
-        self._under_way.append((self._free[-1], Computed(logits, times)))
+        sampled = SamplerOutput(np.zeros(len(step.sample_rows), np.int64), None)
+        self._under_way.append((self._free[-1], StepResult(sampled, times)))
         self.most = max(self.most, len(self._under_way))
 
     def wait(self, seconds: float) -> bool:
@@ -72,7 +74,7 @@ class Pipeline:
         self._clock.now = min(events)
         return oldest <= self._clock.now
 
-    def result(self) -> Computed:
+    def result(self) -> StepResult:
         ends, computed = self._under_way.popleft()
         assert ends <= self._clock.now
         return computed

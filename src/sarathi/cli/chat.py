@@ -15,8 +15,8 @@ from sarathi.cli.errors import UsageError
 from sarathi.cli.keys import add_api_key_arguments, api_key
 from sarathi.cli.options import add_engine_arguments, engine_config, utf8
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.sampling import SamplingParams
 from sarathi.models.locate import locate
+from sarathi.sampling.params import SamplingParams
 
 DEFAULT_URL = "http://localhost:8000"
 

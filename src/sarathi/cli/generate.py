@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sarathi.cli.errors import UsageError
 from sarathi.cli.options import add_engine_arguments, add_model_argument, engine_config
-from sarathi.engine.sampling import SamplingParams
+from sarathi.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from sarathi.engine.llm import RequestOutput

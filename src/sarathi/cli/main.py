@@ -26,9 +26,9 @@ from sarathi.cli import (
 )
 from sarathi.cli.errors import UsageError
 from sarathi.engine.config import ConfigError
-from sarathi.engine.sampling import SamplingError
 from sarathi.executors.errors import ExecutorError
 from sarathi.models.config import ModelError
+from sarathi.sampling.params import SamplingError
 from sarathi.scheduling import AdmissionError
 from sarathi.simulator.errors import SimulationError
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from sarathi.engine.draw import NOTHING, Drawn, Logprobs, draw
 from sarathi.engine.messages import Refusal, Stats, TokenOutput
 from sarathi.engine.pace import Pace
 from sarathi.engine.records import IterationRecord, Recorder
-from sarathi.engine.sampler import Sampler
-from sarathi.engine.sampling import SamplingParams
 from sarathi.engine.stage_totals import StageTotals
-from sarathi.executors.runner import Computed, Runner
+from sarathi.executors.runner import NO_SLOTS, NOTHING_SAMPLED, Runner, StepResult
 from sarathi.executors.step import build_step
-from sarathi.models.weights import Array
+from sarathi.sampling.logprobs import TokenLogprobs
+from sarathi.sampling.params import SamplingParams
+from sarathi.sampling.sampler import NO_TOKEN, SamplerOutput
 from sarathi.scheduling import (
     Accuracy,
     AdmissionError,
@@ -33,7 +32,7 @@ _NO_TERMS = Terms()
 _NO_TOKEN = "no token can be chosen: all are barred, or the model gave no finite logits"
 _NO_MODEL = Accuracy()
 _PATIENCE = 0.005  # seconds until somebody may have come who could be scheduled
-_NOT_COMPUTED = Computed(np.empty((0, 0), np.float32), ())
+_NOT_COMPUTED = StepResult(NOTHING_SAMPLED, ())
 
 
 class Outcome(NamedTuple):
@@ -61,7 +60,6 @@ class EngineCore:
         self,
         runner: Runner,
         scheduler: Scheduler,
-        sampler: Sampler,
         eos_ids: Sequence[int],
         recorders: Sequence[Recorder] = (),
     ) -> None:
@@ -73,10 +71,9 @@ class EngineCore:
         """
         self.scheduler = scheduler
         self._runner = runner
-        self._sampler = sampler
         self._eos_ids = tuple(eos_ids)
         self._recorders = recorders
-        self._slots: dict[int, int] = {}  # request id to the sampler's slot
+        self._slots: dict[int, int] = {}  # of the sampler, by request id
         self._under_way: deque[_UnderWay] = deque()
         self._fresh = True  # there was no work before the next batch
         self._exhausted = False  # nothing can be scheduled beside what is under way
@@ -107,7 +104,7 @@ class EngineCore:
                 f"the prompt has {len(prompt_ids)} tokens, which leaves no room for output within "
                 f"the model's length of {self.scheduler.max_model_len} tokens"
             )
-        vocab_size = self._sampler.vocab_size
+        vocab_size = self._runner.slots.vocab_size
         for name, ids in (("prompt", prompt_ids), ("output", output_ids)):
             if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
                 raise AdmissionError(
@@ -125,9 +122,10 @@ class EngineCore:
         self.scheduler.add(request)
         self._exhausted = False
         try:
-            slot = self._sampler.open(params, prompt_ids, self._eos_ids, output_ids)
+            slot = self._runner.slots.open(params, prompt_ids, self._eos_ids, output_ids)
         except ValueError as error:
             self.scheduler.cancel(request_id)
+            self._close_forgotten()
             raise AdmissionError(str(error)) from error
         self._slots[request_id] = slot
         for recorder in self._recorders:
@@ -137,7 +135,7 @@ class EngineCore:
         """Forget a request; harmless where it has ended or never was."""
         if self.scheduler.cancel(request_id):
             self._exhausted = False
-            self._close(request_id)
+            self._close_forgotten()
             for recorder in self._recorders:
                 recorder.cancelled(request_id, time.monotonic())
             if not self.scheduler.has_work:
@@ -180,20 +178,22 @@ class EngineCore:
                 preempting = _UnderWay(batch, began, scheduled, submitted, self._fresh)
                 self._complete(preempting, _NOT_COMPUTED, submitted)
                 continue
-            self._runner.submit(build_step(batch, scheduler.pool.block_size))
+            slots = [self._slots[request.id] for request in batch.sampling]
+            step = build_step(batch, scheduler.pool.block_size)
+            self._runner.submit(step, np.array(slots, np.int64) if slots else NO_SLOTS)
             submitted = time.monotonic()
             under_way.append(_UnderWay(batch, began, scheduled, submitted, self._fresh))
             self._fresh = False
 
-    def _complete(self, under_way: _UnderWay, computed: Computed, executed: float) -> Outcome:
+    def _complete(self, under_way: _UnderWay, computed: StepResult, sampled: float) -> Outcome:
         batch = under_way.batch
-        drawn = NOTHING
-        if sampling := batch.sampling:
-            drawn = self._sample(computed.logits, sampling)
-        sampled = time.monotonic()
+        executed = sampled - computed.sampling
         self._exhausted = False
-        progressed = self.scheduler.complete(batch, drawn.tokens, sampled)
-        outputs = self._publish(progressed, drawn.logprobs)
+        tokens: list[int] = computed.sampled.tokens.tolist()
+        failed = self._failed(batch, tokens)
+        progressed = self.scheduler.complete(batch, tokens, sampled)
+        outputs = self._publish(progressed, _logprobs(batch, computed.sampled))
+        self._close_forgotten()
         ended = time.monotonic()
         if computed.stages:
             self._stages.add(computed.stages, under_way.fresh)
@@ -210,7 +210,7 @@ class EngineCore:
         if not self.scheduler.has_work:
             self.scheduler.check()
             self.rest()
-        return Outcome(outputs, [Refusal(request.id, _NO_TOKEN) for request in drawn.failed])
+        return Outcome(outputs, [Refusal(request.id, _NO_TOKEN) for request in failed])
 
     def _abandon(self) -> None:
         try:
@@ -218,6 +218,7 @@ class EngineCore:
         finally:
             self._under_way.clear()
             self.scheduler.abandon_batches()
+            self._close_forgotten()
             self._exhausted = False
             self._fresh = True
             self._pace.rest()
@@ -269,7 +270,7 @@ class EngineCore:
     def _record(
         self,
         under_way: _UnderWay,
-        computed: Computed,
+        computed: StepResult,
         outputs: list[TokenOutput],
         parts: Sequence[tuple[str, float]],
     ) -> None:
@@ -291,13 +292,19 @@ class EngineCore:
         for recorder in self._recorders:
             recorder.record(record)
 
-    def _sample(self, logits: Array, requests: list[Request]) -> Drawn:
-        drawn = draw(self._sampler, self._slots, logits, requests)
-        for request in drawn.failed:
+    def _failed(self, batch: Batch, tokens: Sequence[int]) -> list[Request]:
+        """Cancel the requests that no token can be sampled for, and return them."""
+        if NO_TOKEN not in tokens:
+            return []
+        rows = zip(batch.sampling, tokens, strict=True)
+        failed = [request for request, token in rows if token == NO_TOKEN and not request.cancelled]
+        for request in failed:
             self.cancel(request.id)  # in flight: the scheduler drops its token on completion
-        return drawn
+        return failed
 
-    def _publish(self, progressed: list[Request], logprobs: Logprobs) -> list[TokenOutput]:
+    def _publish(
+        self, progressed: list[Request], logprobs: Mapping[int, TokenLogprobs]
+    ) -> list[TokenOutput]:
         outputs = []
         for request in progressed:
             reason = request.finish_reason()
@@ -308,9 +315,19 @@ class EngineCore:
             outputs.append(
                 TokenOutput(request.id, token, reason, logprobs.get(request.id), cached, delay)
             )
-            if reason:
-                self._close(request.id)
         return outputs
 
-    def _close(self, request_id: int) -> None:
-        self._sampler.close(self._slots.pop(request_id))
+    def _close_forgotten(self) -> None:
+        """Give up the slots of requests that no batch under way samples for any more."""
+        for request_id in self.scheduler.take_forgotten():
+            slot = self._slots.pop(request_id, None)
+            if slot is not None:  # there is none where it could not be opened
+                self._runner.slots.close(slot)
+
+
+def _logprobs(batch: Batch, sampled: SamplerOutput) -> Mapping[int, TokenLogprobs]:
+    """By request id, of those that asked."""
+    if sampled.logprobs is None:
+        return {}
+    rows = zip(batch.sampling, sampled.logprobs, strict=True)
+    return {request.id: entry for request, entry in rows if entry is not None}

@@ -10,7 +10,7 @@ import msgspec
 from sarathi.engine.generation import Generation
 from sarathi.engine.latencies import Latencies
 from sarathi.engine.messages import ModelInfo, Stats
-from sarathi.engine.sampling import SamplingParams
+from sarathi.sampling.params import SamplingParams
 from sarathi.scheduling import Terms
 
 ReplicaState = Literal["ready", "starting", "draining", "failed"]

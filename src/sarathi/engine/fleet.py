@@ -24,8 +24,8 @@ from sarathi.engine.generation import (
 from sarathi.engine.latencies import Latencies, Stopwatch
 from sarathi.engine.messages import ModelInfo, Stats
 from sarathi.engine.replica import Incarnation, Patience, Replica
-from sarathi.engine.sampling import SamplingParams
 from sarathi.engine.totals import at_start, done, total
+from sarathi.sampling.params import SamplingParams
 from sarathi.scheduling import Terms
 
 _MOST_DEATHS = 3  # of engines that had a request, until it is taken to be the cause

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from sarathi.engine.latencies import Outcome, Stopwatch
 from sarathi.engine.messages import TokenOutput
-from sarathi.engine.sampling import SamplingParams
+from sarathi.sampling.params import SamplingParams
 from sarathi.scheduling import Terms
 
 

@@ -13,11 +13,12 @@ import msgspec
 
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.load import load_engine
-from sarathi.engine.messages import ModelInfo, TokenLogprobs
+from sarathi.engine.messages import ModelInfo
 from sarathi.engine.output import Delta, OutputText
-from sarathi.engine.sampling import SamplingParams
 from sarathi.models.locate import locate
 from sarathi.models.model import open_tokenizer
+from sarathi.sampling.logprobs import TokenLogprobs
+from sarathi.sampling.params import SamplingParams
 from sarathi.scheduling import FinishReason
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,6 @@ from sarathi.engine.memory import KvCache, kv_cache, memories, wanted_length
 from sarathi.engine.messages import ModelInfo
 from sarathi.engine.profile import NUM_BLOCKS, Profile, profile
 from sarathi.engine.recorders import open_recorders
-from sarathi.engine.sampler import Sampler
 from sarathi.engine.scheduler import TYPICAL_DECODES, TypicalDecodes, make_budget, make_scheduler
 from sarathi.engine.target import conditions, promised_target
 from sarathi.executors import self_check
@@ -102,7 +101,6 @@ def load_engine(
                 cache.max_model_len,
                 micro_batches=config.pp,
             ),
-            Sampler(model.config.vocab_size),
             eos_ids.result(),
             recorders,
         )

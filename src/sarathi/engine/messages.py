@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-from sarathi.engine.sampling import SamplingParams
+from sarathi.sampling.logprobs import TokenLogprobs
+from sarathi.sampling.params import SamplingParams
 from sarathi.scheduling import FinishReason, Terms
 
 
@@ -28,15 +29,6 @@ class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True):
 
 class Shutdown(msgspec.Struct, tag="shutdown", array_like=True, frozen=True):
     pass
-
-
-class TokenLogprobs(msgspec.Struct, array_like=True, frozen=True):
-    """Natural logarithms of the model's own probabilities at one position."""
-
-    logprob: float  # of the sampled token
-    rank: int  # of the sampled token; 1 is the most probable
-    top_ids: list[int]  # most probable first
-    top_logprobs: list[float]
 
 
 class TokenOutput(msgspec.Struct, array_like=True, frozen=True):

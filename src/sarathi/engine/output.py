@@ -8,8 +8,9 @@ from typing import Protocol
 
 import msgspec
 
-from sarathi.engine.messages import TokenLogprobs, TokenOutput
-from sarathi.engine.sampling import SamplingParams
+from sarathi.engine.messages import TokenOutput
+from sarathi.sampling.logprobs import TokenLogprobs
+from sarathi.sampling.params import SamplingParams
 from sarathi.scheduling import FinishReason
 
 

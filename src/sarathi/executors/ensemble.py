@@ -14,9 +14,10 @@ from sarathi.executors.executor import Executor
 from sarathi.executors.layout import Place
 from sarathi.executors.precision import KvPrecision, Precision
 from sarathi.executors.progress import Tell
-from sarathi.executors.runner import Alone, Runner
+from sarathi.executors.runner import InlineRunner, Runner
 from sarathi.models.config import ModelConfig
 from sarathi.models.model import Model
+from sarathi.sampling.sampler import Sampler
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -107,7 +108,7 @@ class Sole:
         self.parts: tuple[Part, ...] = (
             describe(executor, Place(0, 0), free_memory(executor, options), seconds),
         )
-        self.runner = Alone(executor)
+        self.runner = InlineRunner(executor, Sampler(self.config.vocab_size))
         self._executor = executor
 
     def allocate(self, num_blocks: int) -> None:

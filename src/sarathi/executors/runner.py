@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from sarathi.executors.step import Step
+import numpy as np
+
+from sarathi.executors.step import I64, Step
 from sarathi.models.weights import Array
+from sarathi.sampling.sampler import RequestSlots, Sampler, SamplerOutput
 
 
 class StageTime(NamedTuple):
@@ -17,17 +20,24 @@ class StageTime(NamedTuple):
     busy: float
 
 
-class Computed(NamedTuple):
-    """What came of a step."""
-
-    logits: Array  # float32, of the sampled rows; valid until the next result
+class StepResult(NamedTuple):
+    sampled: SamplerOutput  # a token for each of the step's sampled rows
     stages: tuple[StageTime, ...]
+    sampling: float = 0.0  # seconds that sampling took after the last stage
+
+
+NO_SLOTS: I64 = np.empty(0, np.int64)
+NOTHING_SAMPLED = SamplerOutput(NO_SLOTS, None)
 
 
 class Runner(Protocol):
-    """Runs steps in the order in which they are submitted."""
+    """Runs steps in the order in which they are submitted, and samples from their logits."""
 
     depth: int  # steps that may be under way
+
+    @property
+    def slots(self) -> RequestSlots:
+        """Of the requests whose tokens are sampled."""
 
     @property
     def is_free(self) -> bool:
@@ -35,8 +45,12 @@ class Runner(Protocol):
         stage has computed them all. A step that is made earlier knows less of what has come, and
         its requests wait longer than who made it could foresee."""
 
-    def submit(self, step: Step) -> None:
+    def submit(self, step: Step, slots: I64 = NO_SLOTS) -> None:
         """Begin a step; at most `depth` may be under way.
+
+        Args:
+            slots: of the requests of the sampled rows, all different, open until the result has
+                been taken. None for a step whose logits are not sampled from.
 
         Raises:
             StepError: it is malformed; nothing has begun.
@@ -53,7 +67,7 @@ class Runner(Protocol):
             ExecutorError: a process that takes part has died or failed, now or before.
         """
 
-    def result(self) -> Computed:
+    def result(self) -> StepResult:
         """Wait for the oldest step under way, and for nothing else.
 
         Raises:
@@ -80,28 +94,39 @@ class Executor(Protocol):
     def execute(self, step: Step) -> Array: ...
 
 
-class Alone:
+class InlineRunner:
     """One executor that has the whole model: a step is computed when its result is asked for."""
 
     depth = 1
 
-    def __init__(self, executor: Executor, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        sampler: Sampler,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._executor = executor
+        self._sampler = sampler
         self._clock = clock
         self._step: Step | None = None
+        self._slots = NO_SLOTS
         self._ended: float | None = None
+
+    @property
+    def slots(self) -> RequestSlots:
+        return self._sampler
 
     @property
     def is_free(self) -> bool:
         return self._step is None
 
-    def submit(self, step: Step) -> None:
-        self._step = step
+    def submit(self, step: Step, slots: I64 = NO_SLOTS) -> None:
+        self._step, self._slots = step, slots
 
     def wait(self, seconds: float) -> bool:
         return True
 
-    def result(self) -> Computed:
+    def result(self) -> StepResult:
         assert self._step is not None
         step, self._step = self._step, None
         began = self._clock()
@@ -109,7 +134,10 @@ class Alone:
         ended = self._clock()
         waited = 0.0 if self._ended is None else began - self._ended
         self._ended = ended
-        return Computed(logits, (StageTime(waited, ended - began),))
+        sampled = NOTHING_SAMPLED
+        if len(self._slots):
+            sampled = self._sampler.sample(logits, self._slots)
+        return StepResult(sampled, (StageTime(waited, ended - began),), self._clock() - ended)
 
     def abandon(self) -> None:
         self._step = None

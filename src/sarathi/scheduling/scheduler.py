@@ -98,6 +98,7 @@ class Scheduler:
         )
         self._micro_batches = micro_batches
         self._requests: dict[int, Request] = {}
+        self._forgotten: list[int] = []
         self._prefilled = False  # whether the latest batch had prompts in it
         self._latest = 0  # tokens of it
         self._under_way: deque[Work] = deque()  # of batches, in order
@@ -143,6 +144,11 @@ class Scheduler:
             request.in_flight = 0
             if request.cancelled:
                 self._forget(request)
+
+    def take_forgotten(self) -> list[int]:
+        """The ids of the requests that have ended, with no batch under way, since the last call."""
+        forgotten, self._forgotten = self._forgotten, []
+        return forgotten
 
     @property
     def has_work(self) -> bool:
@@ -294,6 +300,7 @@ class Scheduler:
 
     def _forget(self, request: Request) -> None:
         del self._requests[request.id]
+        self._forgotten.append(request.id)
         if self.prompts.waits(request):
             self.prompts.leave_line(request)
         else:

@@ -11,7 +11,7 @@ from itertools import accumulate
 from sarathi.engine.generation import Generation
 from sarathi.engine.messages import TokenOutput
 from sarathi.engine.output import Delta, OutputText
-from sarathi.engine.sampling import SamplingParams
+from sarathi.sampling.params import SamplingParams
 from sarathi.scheduling import Terms
 from sarathi.server.responses import PromptTokensDetails, Usage
 from sarathi.server.service import Service

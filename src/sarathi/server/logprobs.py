@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sarathi.engine.messages import TokenLogprobs
 from sarathi.engine.output import Delta
 from sarathi.models.tokenizer import Tokenizer
+from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.server.responses import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
 
 # JSON has no minus infinity; OpenAI writes this for what cannot be sampled.

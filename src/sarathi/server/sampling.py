@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from sarathi.engine.messages import ModelInfo
-from sarathi.engine.sampling import MAX_LOGPROBS, SamplingError, SamplingParams
+from sarathi.sampling.params import MAX_LOGPROBS, SamplingError, SamplingParams
 from sarathi.server.errors import ApiError, invalid, too_long
 from sarathi.server.protocol import ChatRequest, CompletionRequest, GenerationRequest, unsupported
 

@@ -78,7 +78,12 @@ class Pipeline:
                 path, options, layout, spawner, folder=folder.path, context=context
             )
             self.runner = PipelineRunner(
-                layout, self._member, self._workers, context, opened.pop_all()
+                layout,
+                model.config.vocab_size,
+                self._member,
+                self._workers,
+                context,
+                opened.pop_all(),
             )
 
     def load(

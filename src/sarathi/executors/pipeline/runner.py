@@ -20,8 +20,9 @@ from sarathi.executors.pipeline.links import new_socket
 from sarathi.executors.pipeline.member import Member, Output
 from sarathi.executors.pipeline.messages import encode_run
 from sarathi.executors.pipeline.workers import Workers
-from sarathi.executors.runner import Computed
-from sarathi.executors.step import Step, StepError, check_step
+from sarathi.executors.runner import NO_SLOTS, NOTHING_SAMPLED, StepResult
+from sarathi.executors.step import I64, Step, StepError, check_step
+from sarathi.sampling.sampler import RequestSlots, Sampler
 
 _LOOK = 0.2  # seconds between looks at the workers
 _CLOSING = 1.0  # seconds for a thread to end that may wait for what never comes
@@ -40,6 +41,7 @@ class PipelineRunner:
     def __init__(
         self,
         layout: Layout,
+        vocab_size: int,
         member: Member,
         workers: Workers,
         context: zmq.Context[zmq.Socket[bytes]],
@@ -50,6 +52,7 @@ class PipelineRunner:
             opened: closed when nothing here uses it any more.
         """
         self.depth = layout.pp
+        self._sampler = Sampler(vocab_size)
         self._member = member
         self._workers = workers
         self._opened = opened
@@ -64,11 +67,16 @@ class PipelineRunner:
         for socket in (self._bell, workers.socket):
             self._poller.register(socket, zmq.POLLIN)
         self._num_submitted = 0
-        self._under_way: deque[Future[Output]] = deque()
+        self._under_way: deque[tuple[Future[Output], I64]] = deque()  # with the slots of its rows
         self._sending = False
         self._closed = False
         self._error: str | None = None
         self._checked = 0.0  # when the workers were looked at
+
+    @property
+    def slots(self) -> RequestSlots:
+        """See `Runner`."""
+        return self._sampler
 
     @property
     def is_free(self) -> bool:
@@ -81,7 +89,7 @@ class PipelineRunner:
         self._workers.take_in()
         return self._workers.num_passed >= self._num_submitted
 
-    def submit(self, step: Step) -> None:
+    def submit(self, step: Step, slots: I64 = NO_SLOTS) -> None:
         """See `Runner`."""
         self._ready()
         executor = self._member.executor
@@ -98,7 +106,7 @@ class PipelineRunner:
         self._num_submitted += 1
         self._sending = True
         self._workers.send_all_frames(encode_run(step_id, step))
-        self._under_way.append(self._thread.submit(partial(self._run, step_id, step)))
+        self._under_way.append((self._thread.submit(partial(self._run, step_id, step)), slots))
         self._sending = False
 
     def wait(self, seconds: float) -> bool:
@@ -106,7 +114,7 @@ class PipelineRunner:
         self._ready()
         was_free = self.is_free
         end = time.monotonic() + seconds
-        while not (self._under_way and self._under_way[0].done()):
+        while not (self._under_way and self._under_way[0][0].done()):
             if not was_free and self.is_free:
                 return False
             if time.monotonic() > self._checked + _LOOK:
@@ -117,23 +125,33 @@ class PipelineRunner:
             self._poll(min(left, _LOOK))
         return True
 
-    def result(self) -> Computed:
+    def result(self) -> StepResult:
         """See `Runner`."""
+        output, slots = self._output()
+        if not len(slots):
+            return StepResult(NOTHING_SAMPLED, output.stages)
+        began = time.monotonic()
+        sampled = self._sampler.sample(output.array, slots)
+        return StepResult(sampled, output.stages, time.monotonic() - began)
+
+    def _output(self) -> tuple[Output, I64]:
+        """Wait for the oldest step under way."""
         self._ready()
-        while not self._under_way[0].done():
+        future, slots = self._under_way[0]
+        while not future.done():
             self._poll(_LOOK)
             if time.monotonic() > self._checked + _LOOK:
                 self.check()
-        output = self.wait_for(self._under_way[0])
+        output = self.wait_for(future)
         self._under_way.popleft()
-        return Computed(output.array, output.stages)
+        return output, slots
 
     def abandon(self) -> None:
         """See `Runner`. Where a process has failed, nothing is under way that could be waited for:
         the next call says so."""
         try:
             while self._under_way:
-                self.result()
+                self._output()
         except ExecutorError:
             self._under_way.clear()
 

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from sampling_reference import choose, distribution, edited_logits, uniform
 
-from sarathi.engine import draws, sampler, truncation
-from sarathi.engine.sampler import LogitsError, Sampler
-from sarathi.engine.sampling import SamplingError, SamplingParams
+from sarathi.sampling import sampler, truncation, uniforms
+from sarathi.sampling.params import SamplingError, SamplingParams
+from sarathi.sampling.sampler import NO_TOKEN, Sampler
 
 EOS = (3,)
 GREEDY = SamplingParams(temperature=0)
@@ -128,8 +128,8 @@ def _check_logprobs(
 @example(seed=2**63 - 1, positions=[0])
 @example(seed=-1, positions=[2**40])
 def test_uniforms_are_those_of_the_counter_based_generator(seed: int, positions: list[int]) -> None:
-    keys = np.full(len(positions), draws.stream_key(seed), np.uint64)
-    found = draws.uniforms(keys, np.array(positions, np.int64))
+    keys = np.full(len(positions), uniforms.stream_key(seed), np.uint64)
+    found = uniforms.uniforms(keys, np.array(positions, np.int64))
     assert found.tolist() == [uniform(seed, position) for position in positions]
 
 
@@ -381,7 +381,7 @@ class TestUnsoundLogits:
 
     @pytest.mark.parametrize("params", [*MIXED, RANDOM])
     @pytest.mark.parametrize("spoil", ["nan", "inf", "all -inf"])
-    def test_the_error_names_the_row_and_changes_nothing(
+    def test_the_row_gets_no_token_and_the_others_theirs(
         self, params: SamplingParams, spoil: str
     ) -> None:
         good = random_rows(3, 500)
@@ -395,22 +395,26 @@ class TestUnsoundLogits:
         tried, untried = Sampler(500), Sampler(500)
         slots = np.array([tried.open(params, (), EOS) for _ in range(3)])
         assert slots.tolist() == [untried.open(params, (), EOS) for _ in range(3)]
-        with pytest.raises(LogitsError, match="row 1 ") as caught:
-            tried.sample(bad, slots)
-        assert caught.value.rows == (1,)
-        assert tried.sample(good, slots)[0].tolist() == untried.sample(good, slots)[0].tolist()
+        for logits in (bad, good):
+            found = tried.sample(logits, slots)
+            expected = untried.sample(good, slots)
+            for row in (0, 2):
+                assert found.tokens[row] == expected.tokens[row]
+                if expected.logprobs is not None:
+                    assert found.logprobs is not None
+                    assert found.logprobs[row] == expected.logprobs[row]
+            if logits is bad:
+                assert found.tokens[1] == NO_TOKEN
+                assert found.logprobs is None or found.logprobs[1] is None
 
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
-    def test_one_error_names_rows_spoiled_by_the_model_and_by_bars(
-        self, temperature: float
-    ) -> None:
+    def test_rows_spoiled_by_the_model_and_by_bars_get_no_token(self, temperature: float) -> None:
         one = Sampler(3)
         barring = SamplingParams(temperature=temperature, min_tokens=1, stop_token_ids=(0, 1, 2))
         plain = SamplingParams(temperature=temperature)
         slots = np.array([one.open(p, (), ()) for p in (plain, barring, plain, barring)])
-        with pytest.raises(LogitsError) as caught:
-            one.sample(rows([1, 2, 3], [1, 2, 3], [1, math.nan, 3], [math.nan] * 3), slots)
-        assert caught.value.rows == (1, 2, 3)
+        found = one.sample(rows([1, 2, 3], [1, 2, 3], [1, math.nan, 3], [math.nan] * 3), slots)
+        assert (found.tokens == NO_TOKEN).tolist() == [False, True, True, True]
 
     def test_tokens_at_minus_infinity_are_never_drawn(self) -> None:
         logits = [-math.inf, 1.0, -math.inf, 0.0, -math.inf]
@@ -473,7 +477,7 @@ def test_chunks_cover_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
         return sampled.tokens.tolist(), sampled.logprobs
 
     whole = run()
-    monkeypatch.setattr(sampler, "_CHUNK_ELEMENTS", 2 * draws.BLOCK)
+    monkeypatch.setattr(sampler, "_CHUNK_ELEMENTS", 2 * uniforms.BLOCK)
     assert run() == whole
 
 
@@ -484,5 +488,5 @@ def test_a_column_without_weight_is_never_drawn(values: list[float], point: floa
     assume(sum(values) > 0)
     padded = np.zeros((1, 768), np.float32)
     padded[0, : len(values)] = values
-    column = draws.draw(padded, np.array([min(point, 1 - 2**-53)]))[0]
+    column = uniforms.draw(padded, np.array([min(point, 1 - 2**-53)]))[0]
     assert padded[0, column] > 0

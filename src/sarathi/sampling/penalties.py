@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sarathi.engine.sampling import SamplingError, SamplingParams
+from sarathi.sampling.params import SamplingError, SamplingParams
 
 _LARGEST = np.finfo(np.float32).max
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sarathi.engine.sampling import SamplingParams
+from sarathi.sampling.params import SamplingParams
 
 _WORD = 2**64
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sarathi.engine.draws import stream_key
-from sarathi.engine.sampling import SamplingParams
-from sarathi.engine.truncation import NO_TOP_K
+from sarathi.sampling.params import SamplingParams
+from sarathi.sampling.truncation import NO_TOP_K
+from sarathi.sampling.uniforms import stream_key
 
 # What a row needs beside the argmax of its logits, as bits; 0 for nothing.
 CLOSED, EDITED, BARRED, LOGPROBS = 1, 2, 4, 8

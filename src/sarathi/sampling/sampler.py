@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sarathi.engine.draws import BLOCK, draw, uniforms
-from sarathi.engine.logprobs import token_logprobs
-from sarathi.engine.messages import TokenLogprobs
-from sarathi.engine.penalties import Edits, apply
-from sarathi.engine.sampling import SamplingParams
-from sarathi.engine.slots import (
+from sarathi.models.weights import Array
+from sarathi.sampling.logprobs import TokenLogprobs, token_logprobs
+from sarathi.sampling.params import SamplingParams
+from sarathi.sampling.penalties import Edits, apply
+from sarathi.sampling.slots import (
     BARRED,
     CLOSED,
     EDITED,
@@ -24,38 +23,60 @@ from sarathi.engine.slots import (
     WHOLE,
     Slots,
 )
-from sarathi.engine.truncation import (
+from sarathi.sampling.truncation import (
     Limits,
     draw_truncated,
     nucleus_floor,
     select,
     short_floor,
 )
+from sarathi.sampling.uniforms import BLOCK, draw, uniforms
 
 _CHUNK_ELEMENTS = 1 << 19  # two float32 buffers of this size stay in a core's cache
 
 
-class LogitsError(ValueError):
-    """Rows of a batch have no largest finite logit; `rows` are their indices in the batch.
-
-    The sampler's state is as before the call: the other rows can be sampled again.
-    """
-
-    def __init__(self, rows: Sequence[int]) -> None:
-        named = ", ".join(str(row) for row in rows)
-        super().__init__(f"the logits of row {named} are NaN or infinite, or every token is barred")
-        self.rows = tuple(rows)
+NO_TOKEN = -1  # of a row whose logits are NaN or infinite, or that has every token barred
 
 
-class Sampled(NamedTuple):
+class SamplerOutput(NamedTuple):
     """The outcome of one call, by row."""
 
-    tokens: NDArray[np.int64]  # [rows]
+    tokens: NDArray[np.int64]  # [rows], `NO_TOKEN` where none can be chosen
     logprobs: list[TokenLogprobs | None] | None  # None if no row asked for them
 
 
+class RequestSlots(Protocol):
+    """What a sampler must know of each open request, by slot."""
+
+    vocab_size: int
+
+    def open(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        eos_ids: Sequence[int],
+        output_ids: Sequence[int] = (),
+    ) -> int:
+        """Take up a request, with the tokens it has already if it goes on after a break.
+
+        Returns:
+            The request's slot, an index below the largest number of requests open at a time.
+
+        Raises:
+            SamplingError: a token id in `params` is outside the vocabulary.
+            ValueError: a token id of the prompt or output is, and a penalty has to count it.
+        """
+
+    def close(self, slot: int) -> None:
+        """Forget a request; its slot is used again.
+
+        Raises:
+            ValueError: the slot is not open.
+        """
+
+
 class Sampler:
-    """Chooses tokens; keeps what it must know of each open request in a slot.
+    """Samples tokens from logits in the host's memory; see `RequestSlots`.
 
     A row's token and log probabilities depend only on its logits, its parameters and the tokens
     generated before: the other rows, their order and resuming a request change no bit.
@@ -76,15 +97,7 @@ class Sampler:
         eos_ids: Sequence[int],
         output_ids: Sequence[int] = (),
     ) -> int:
-        """Take up a request, with the tokens it has already if it goes on after a break.
-
-        Returns:
-            The request's slot, an index below the largest number of requests open at a time.
-
-        Raises:
-            SamplingError: a token id in `params` is outside the vocabulary.
-            ValueError: a token id of the prompt or output is, and a penalty has to count it.
-        """
+        """See `RequestSlots`."""
         edits = Edits(params, prompt_ids, output_ids, eos_ids, self.vocab_size)
         barred = len(output_ids) < params.min_tokens and len(edits.barred_ids) > 0
         needs = (
@@ -98,15 +111,11 @@ class Sampler:
         return slot
 
     def close(self, slot: int) -> None:
-        """Forget a request; its slot is used again.
-
-        Raises:
-            ValueError: the slot is not open.
-        """
+        """See `RequestSlots`."""
         self._slots.close(slot)
         self._edits.pop(slot, None)
 
-    def sample(self, logits: NDArray[np.float32], slots: NDArray[np.int64]) -> Sampled:
+    def sample(self, logits: Array, slots: NDArray[np.int64]) -> SamplerOutput:
         """One token for each row, which from then on counts as generated.
 
         Args:
@@ -114,9 +123,9 @@ class Sampler:
             slots: [rows], the open slot of each row, no slot twice.
 
         Raises:
-            LogitsError: some rows cannot be sampled; nothing has changed.
             ValueError: the shapes do not fit, or a slot is not open.
         """
+        logits = np.asarray(logits, np.float32)
         if logits.shape != (len(slots), self.vocab_size):
             raise ValueError(
                 f"logits have the shape {logits.shape}, "
@@ -140,10 +149,13 @@ class Sampler:
             # Weights may underflow to 0 and edited logits overflow; both are meant.
             with np.errstate(all="ignore"):
                 logprobs = self._refine(batch, peaks, tokens)
-        self._slots.records["generated"][slots] += 1
-        if needs.any():
-            self._count(slots, needs, tokens)
-        return Sampled(tokens, logprobs)
+            if batch.spoiled:
+                tokens[batch.spoiled] = NO_TOKEN
+                sampled = tokens != NO_TOKEN
+                self._count(slots[sampled], needs[sampled], tokens[sampled])
+                return SamplerOutput(tokens, logprobs)
+        self._count(slots, needs, tokens)
+        return SamplerOutput(tokens, logprobs)
 
     def _refine(
         self, batch: _Batch, peaks: NDArray[np.float32], tokens: NDArray[np.int64]
@@ -157,10 +169,8 @@ class Sampler:
         for method in (WHOLE, NUCLEUS, SHORT):
             for rows in self._chunks((needs & method) != 0):
                 tokens[rows] = self._draw(method, batch, rows, peaks)
-        if batch.spoiled:
-            raise LogitsError(sorted(set(batch.spoiled)))
-
         asked = (needs & LOGPROBS) != 0
+        asked[batch.spoiled] = False
         if not asked.any():
             return None
         logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
@@ -231,7 +241,10 @@ class Sampler:
     def _count(
         self, slots: NDArray[np.int64], needs: NDArray[np.int64], tokens: NDArray[np.int64]
     ) -> None:
-        """Let the penalties know the new tokens, and lift bars that have served their time."""
+        """Count the new tokens, and lift the bars of outputs that are long enough now."""
+        self._slots.records["generated"][slots] += 1
+        if not needs.any():
+            return
         edited = np.flatnonzero(needs & EDITED)
         for slot, token in zip(slots[edited].tolist(), tokens[edited].tolist(), strict=True):
             self._edits[slot].add(token)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from sarathi.engine.draws import running_mass
-from sarathi.engine.messages import TokenLogprobs
-from sarathi.engine.truncation import select, top_k_floor
+from sarathi.sampling.truncation import select, top_k_floor
+from sarathi.sampling.uniforms import running_mass
+
+
+class TokenLogprobs(msgspec.Struct, array_like=True, frozen=True):
+    """Natural logarithms of the model's own probabilities at one position."""
+
+    logprob: float  # of the sampled token
+    rank: int  # of the sampled token; 1 is the most probable
+    top_ids: list[int]  # most probable first
+    top_logprobs: list[float]
 
 
 def token_logprobs(

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from sarathi.engine.sampling import MAX_LOGPROBS, MAX_N, SamplingError, SamplingParams
+from sarathi.sampling.params import MAX_LOGPROBS, MAX_N, SamplingError, SamplingParams
 
 INTEGERS = ("max_tokens", "min_tokens", "top_k", "seed", "logprobs", "n")
 NUMBERS = (

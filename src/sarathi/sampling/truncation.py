@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sarathi.engine.draws import running_mass
+from sarathi.sampling.uniforms import running_mass
 
 NO_TOP_K = np.iinfo(np.int64).max
 _GROUP = 64  # values per group maximum

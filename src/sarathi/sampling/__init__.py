@@ -1,0 +1,1 @@
+"""From logits to tokens: what a request asks for, and the sampler of CPUs."""
