@@ -125,27 +125,27 @@ class Sampler:
         Raises:
             ValueError: the shapes do not fit, or a slot is not open.
         """
-        logits = np.asarray(logits, np.float32)
-        if logits.shape != (len(slots), self.vocab_size):
+        values: NDArray[np.float32] = np.asarray(logits, np.float32)
+        if values.shape != (len(slots), self.vocab_size):
             raise ValueError(
-                f"logits have the shape {logits.shape}, "
+                f"logits have the shape {values.shape}, "
                 f"expected {(len(slots), self.vocab_size)}: a row per slot"
             )
         needs = self._slots.records["needs"][slots]
         # NaN wins an argmax, so the chosen logit alone shows whether a row is sound.
-        tokens = logits.argmax(axis=1)
-        peaks = logits[np.arange(len(slots)), tokens]
+        tokens = values.argmax(axis=1)
+        peaks = values[np.arange(len(slots)), tokens]
         finite = np.isfinite(peaks)
         spoiled = np.flatnonzero(~finite).tolist()
         if spoiled:
             # Go on with zeros to find the rows that edits spoil: one error names them all.
-            logits = np.where(finite[:, None], logits, np.float32(0))
+            values = np.where(finite[:, None], values, np.float32(0))
             peaks = np.where(finite, peaks, np.float32(0))
         logprobs = None
         if spoiled or needs.any():
             if (needs & CLOSED).any():
                 raise ValueError("a slot is not open")
-            batch = _Batch(logits, slots, self._slots.records[slots], spoiled)
+            batch = _Batch(values, slots, self._slots.records[slots], spoiled)
             # Weights may underflow to 0 and edited logits overflow; both are meant.
             with np.errstate(all="ignore"):
                 logprobs = self._refine(batch, peaks, tokens)
