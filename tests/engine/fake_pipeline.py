@@ -27,6 +27,7 @@ class Pipeline:
             times: of the steps, in order; afterwards nothing takes any time.
         """
         self.depth = depth
+        self.looks_ahead = False
         self.hurries = True
         self.seen: list[int] = []
         self.steps: list[Step] = []

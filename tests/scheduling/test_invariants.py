@@ -147,6 +147,41 @@ def test_pipelines(
             assert samples == (start + length == request.num_tokens)
 
 
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@given(pools, tokens | seconds, settings_of_all, workloads)
+@settings(max_examples=300, deadline=None)
+def test_looking_ahead(
+    policy: Policy,
+    pool: BlockPool,
+    budget: Budget,
+    options: dict[str, Any],
+    workload: list[Arrival],
+) -> None:
+    """A batch may compute tokens that the one before still samples; outputs stay the same."""
+    scheduler = Scheduler(
+        pool,
+        budget,
+        max_model_len=MAX_MODEL_LEN,
+        policy=policy,
+        model=MODEL,
+        look_ahead=True,
+        **options,
+    )
+    under_way: Batch | None = None
+    for batch, _ in play(scheduler, workload, seconds=took, stages=2):
+        ahead = [part.request for part in batch.slices if part.request.num_pending > 1]
+        if ahead:
+            assert not batch.preempted
+            assert under_way is not None
+            assert {request.id for request in ahead} <= {r.id for r in under_way.sampling}
+        for request, start, length, samples in batch.slices:
+            assert start + length <= request.num_scheduled
+            assert len(request.output_ids) + request.num_pending <= request.limits.max_tokens
+            if not request.num_pending:
+                assert not samples
+        under_way = batch
+
+
 def work_of(batch: Batch) -> Work:
     prefills = batch.slices[batch.num_decodes :]
     return Work(

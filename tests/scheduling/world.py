@@ -46,6 +46,11 @@ class Machine:
         sampled = []
         for request, start, length, samples in batch.slices:
             tokens = request.tokens(0, start + length)
+            if len(tokens) < start + length:
+                # It looked ahead of a token that was dropped: what it computes is of no use.
+                assert request.cancelled
+                sampled += [0] * samples
+                continue
             for position in range(start, start + length):
                 block, offset = self._place(request, position)
                 assert users(block) == 1, "a shared block is written to"

@@ -35,6 +35,7 @@ class Pipeline:
 
     def __init__(self, cost: ToyCost, clock: Clock) -> None:
         self.depth = cost.num_stages
+        self.looks_ahead = False
         self.slots = Sampler(VOCABULARY)
         self.batch: Batch | None = None  # set by whoever watches the scheduler
         self.comes: float | None = None  # when to stop waiting, since a request comes

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sarathi.engine.look_ahead import LookAhead
 from sarathi.engine.messages import Refusal, Stats, TokenOutput
 from sarathi.engine.pace import Pace
 from sarathi.engine.records import IterationRecord, Recorder
@@ -31,7 +32,7 @@ from sarathi.scheduling import (
 _NO_TERMS = Terms()
 _NO_TOKEN = "no token can be chosen: all are barred, or the model gave no finite logits"
 _NO_MODEL = Accuracy()
-_PATIENCE = 0.005  # seconds until somebody may have come who could be scheduled
+_WAIT = 0.005  # seconds until a request may have come that could be scheduled
 _NOT_COMPUTED = StepResult(NOTHING_SAMPLED, ())
 
 
@@ -78,6 +79,7 @@ class EngineCore:
         self._fresh = True  # there was no work before the next batch
         self._exhausted = False  # nothing can be scheduled beside what is under way
         self._pace = Pace(scheduler.model)
+        self._look_ahead = LookAhead()
         self._stages = StageTotals()
 
     def submit(
@@ -157,18 +159,31 @@ class EngineCore:
         """
         try:
             self._fill()
-            if not (self._under_way and self._runner.wait(_PATIENCE)):
+            if not (self._under_way and self._runner.wait(self._wait_seconds())):
                 return Outcome([], [])
             computed = self._runner.result()
-            return self._complete(self._under_way.popleft(), computed, time.monotonic())
+            ended = time.monotonic()
+            completed = self._under_way.popleft()
+            if self._under_way:
+                self._look_ahead.started(ended, self._under_way[0].batch.predicted)
+            return self._complete(completed, computed, ended)
         except BaseException:  # Ctrl-C, in a process that goes on
             self._abandon()
             raise
+
+    def _wait_seconds(self) -> float:
+        """How long to wait for a result before there may be something else to do."""
+        if self._runner.looks_ahead and self._runner.is_free and not self._exhausted:
+            return min(max(0.0, self._look_ahead.seconds_left(time.monotonic())), _WAIT)
+        return _WAIT
 
     def _fill(self) -> None:
         under_way, scheduler = self._under_way, self.scheduler
         while self._runner.is_free and not (self._exhausted and under_way):
             began = time.monotonic()
+            looks_ahead = self._runner.looks_ahead and bool(under_way)
+            if looks_ahead and self._look_ahead.seconds_left(began) > 0:
+                break
             batch = scheduler.schedule(began)
             if batch is None:
                 self._exhausted = True
@@ -179,9 +194,12 @@ class EngineCore:
                 self._complete(preempting, _NOT_COMPUTED, submitted)
                 continue
             slots = [self._slots[request.id] for request in batch.sampling]
-            step = build_step(batch, scheduler.pool.block_size)
+            step = build_step(batch, scheduler.pool.block_size, self._slots)
             self._runner.submit(step, np.array(slots, np.int64) if slots else NO_SLOTS)
             submitted = time.monotonic()
+            self._look_ahead.made(began, submitted)
+            if not under_way:
+                self._look_ahead.started(submitted, batch.predicted)
             under_way.append(_UnderWay(batch, began, scheduled, submitted, self._fresh))
             self._fresh = False
 

@@ -34,6 +34,7 @@ class Runner(Protocol):
     """Runs steps in the order in which they are submitted, and samples from their logits."""
 
     depth: int  # steps that may be under way
+    looks_ahead: bool  # whether a step may hold tokens that the step before it samples
 
     @property
     def slots(self) -> RequestSlots:
@@ -98,6 +99,7 @@ class InlineRunner:
     """One executor that has the whole model: a step is computed when its result is asked for."""
 
     depth = 1
+    looks_ahead = False
 
     def __init__(
         self,

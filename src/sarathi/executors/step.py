@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import NamedTuple
@@ -16,6 +16,9 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
 
+_NO_SLOTS: Mapping[int, int] = {}
+
+
 class StepError(ValueError):
     """A step contradicts itself or the KV cache; running it could corrupt memory."""
 
@@ -24,7 +27,7 @@ class StepError(ValueError):
 class Step:
     """Ragged sequences of one iteration, concatenated: T tokens of B sequences, S sampled rows."""
 
-    token_ids: I64  # [T]
+    token_ids: I64  # [T]; -1 - s: what the step before samples for slot s
     positions: I64  # [T]
     query_starts: I32  # [B + 1], where each sequence's tokens begin
     past_lens: I32  # [B], tokens of each sequence that are in the KV cache
@@ -47,11 +50,21 @@ class Part(NamedTuple):
     samples: bool  # whether the logits of the last token are wanted
 
 
-def build_step(batch: Batch, block_size: int) -> Step:
-    """The arrays of a batch."""
+def build_step(batch: Batch, block_size: int, slots: Mapping[int, int] = _NO_SLOTS) -> Step:
+    """The arrays of a batch.
+
+    Args:
+        slots: of the sampler, by request id; for tokens that are still being sampled.
+    """
     return join_parts(
         [
-            Part(request.tokens(start, length), start, request.blocks, samples)
+            Part(
+                # A slice beyond the known tokens is a decode that looks ahead.
+                request.tokens(start, length) or (-1 - slots[request.id],),
+                start,
+                request.blocks,
+                samples,
+            )
             for request, start, length, samples in batch.slices
         ],
         block_size,
@@ -112,11 +125,20 @@ def _starts(lengths: Iterable[int]) -> I32:
 
 
 def check_step(
-    step: Step, *, num_blocks: int, block_size: int, vocab_size: int, max_position: int
+    step: Step,
+    *,
+    num_blocks: int,
+    block_size: int,
+    vocab_size: int,
+    max_position: int,
+    num_slots: int = 0,
 ) -> None:
     """Raise `StepError` unless native code can run the step without leaving its memory.
 
     All checks are vectorised: this runs before every iteration.
+
+    Args:
+        num_slots: of the sampler, from which input tokens may be taken.
     """
     queries = np.diff(step.query_starts)
     tables = np.diff(step.block_starts)
@@ -136,7 +158,7 @@ def check_step(
     if not np.array_equal(needed, tables):
         raise StepError("the block tables do not match the sequences' lengths")
     _check_range("block_ids", step.block_ids, num_blocks)
-    _check_range("token_ids", step.token_ids, vocab_size)
+    _check_range("token_ids", step.token_ids, vocab_size, -num_slots)
     _check_range("positions", step.positions, max_position)
     _check_range("sample_rows", step.sample_rows, num_tokens)
 
@@ -146,6 +168,7 @@ def _check_starts(name: str, starts: I32, lengths: I32, total: int) -> None:
         raise StepError(f"{name} does not partition {total} entries into non-empty ranges")
 
 
-def _check_range(name: str, values: npt.NDArray[np.integer], bound: int) -> None:
-    if len(values) and (values.min() < 0 or values.max() >= bound):
-        raise StepError(f"{name} holds {values.min()}..{values.max()}, expected 0..{bound - 1}")
+def _check_range(name: str, values: npt.NDArray[np.integer], bound: int, least: int = 0) -> None:
+    if len(values) and (values.min() < least or values.max() >= bound):
+        found = f"{values.min()}..{values.max()}"
+        raise StepError(f"{name} holds {found}, expected {least}..{bound - 1}")

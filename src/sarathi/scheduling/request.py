@@ -60,6 +60,7 @@ class Request:
     num_preemptions: int = 0
     num_recomputed: int = 0  # tokens that had been computed when it was preempted, at most
     in_flight: int = 0  # tokens in batches that have not been completed
+    num_pending: int = 0  # tokens that those batches will sample
     cancelled: bool = False
 
     # Kept by the scheduler.
@@ -79,6 +80,16 @@ class Request:
     def num_scheduled(self) -> int:
         """Tokens that are computed, or in a batch under way that will compute them."""
         return self.num_computed + self.in_flight
+
+    @property
+    def next_is_decode(self) -> bool:
+        """Whether batches under way leave one token to compute, which the last of them samples."""
+        known = len(self.prompt_ids) + len(self.output_ids)
+        return (
+            self.num_computed + self.in_flight == known + self.num_pending - 1
+            and len(self.output_ids) + self.num_pending < self.limits.max_tokens
+            and not self.cancelled
+        )
 
     @property
     def remaining(self) -> int:

@@ -18,6 +18,7 @@ class DecodeSlices(NamedTuple):
     slices: list[Slice]
     context: int  # tokens in the KV cache, of all
     due: float  # when the most urgent should have its token, infinite without any
+    interval: float  # seconds within which the most urgent should get its token after a pending one
     preempted: list[Request]  # to make room for the others
 
 
@@ -37,7 +38,18 @@ class Running:
         """By rank. For looking at: O(n log n)."""
         return sorted([*self.decodes, *self._prompts.started], key=by_rank)
 
-    def decode(self, micro_batches: int = 1) -> DecodeSlices:
+    def can_look_ahead(self) -> bool:
+        """Whether there are blocks for one more token of every request that decodes.
+
+        Otherwise some request has to be preempted, and none in flight can be.
+        """
+        available = self._memory.pool.num_available
+        if available >= len(self.decodes):
+            return True
+        lacking = (self._memory.lacking(r, r.num_scheduled + 1) for r in self.decodes)
+        return sum(lacking) <= available
+
+    def decode(self, micro_batches: int = 1, *, look_ahead: bool = False) -> DecodeSlices:
         """A slice for each request that decodes, and its block where it needs a new one.
 
         Where no block is to be had, the last in order gives up its own and is computed again
@@ -46,32 +58,43 @@ class Running:
         Args:
             micro_batches: over so many batches under way are decodes spread, so that none of them
                 takes what the others then lack.
+            look_ahead: also those whose latest token is still being sampled, which needs
+                `can_look_ahead`.
         """
         most = -(-len(self.decodes) // micro_batches)
         slices: list[Slice] = []
         preempted: list[Request] = []
         context = 0
-        due = math.inf
+        due = interval = math.inf
         block_size = self._memory.pool.block_size
         for request in self.decodes:
-            if request.in_flight:
+            in_flight = request.in_flight
+            if in_flight and not (look_ahead and request.next_is_decode):
                 continue
             if len(slices) == most:
                 break
-            start = request.num_computed
+            start = request.num_computed + in_flight
             if start == len(request.blocks) * block_size and not self._grow(request, preempted):
                 continue
-            request.in_flight = 1
-            context += start
-            if request.due < due:
+            if in_flight:
+                interval = min(interval, request.tbt_target)
+            elif request.due < due:
                 due = request.due
+            request.in_flight = in_flight + 1
+            request.num_pending += 1
+            context += start
             slices.append(Slice(request, start, 1, True))
-        return DecodeSlices(slices, context, due, preempted)
+        return DecodeSlices(slices, context, due, interval, preempted)
 
     def end_prefill(self, request: Request) -> None:
-        """A started prompt has got its token, and decodes from now on."""
+        """Move a started prompt that has reached its end to those that decode."""
         self._prompts.started.remove(request)
         insort(self.decodes, request, key=by_rank)
+
+    def resume_prefill(self, request: Request) -> None:
+        """Take back `end_prefill`, where the batch that was to reach the end is given up."""
+        self.decodes.remove(request)
+        insort(self._prompts.started, request, key=by_rank)
 
     def idle(self) -> Iterator[Request]:
         """Those whose blocks nobody is using."""
@@ -93,11 +116,12 @@ class Running:
     def _grow(self, request: Request, preempted: list[Request]) -> bool:
         """Give a decode its next block; False if it has been preempted itself."""
         memory = self._memory
-        while memory.lacking(request, request.num_tokens) > memory.pool.num_available:
+        num_tokens = request.num_scheduled + 1
+        while memory.lacking(request, num_tokens) > memory.pool.num_available:
             victim = max(self.idle(), key=by_rank)  # the last in order, perhaps itself
             self.preempt(victim)
             preempted.append(victim)
             if victim is request:
                 return False
-        memory.extend(request, request.num_tokens)
+        memory.extend(request, num_tokens)
         return True

@@ -34,8 +34,10 @@ class Scheduler:
 
     Single-threaded: calls must not overlap. `schedule` may be called again before `complete`, for
     the next micro-batch of a pipeline: decodes in flight sit out, while the next chunk of a prompt
-    may follow the one before. Batches must be computed and completed in the order in which they
-    were scheduled, those without slices at any time. Times are seconds of any one clock.
+    may follow the one before. With `look_ahead` decodes in flight do not sit out: their next slice
+    computes the token that is being sampled, whatever it will be. Batches must be computed and
+    completed in the order in which they were scheduled, those without slices at any time. Times
+    are seconds of any one clock.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Scheduler:
         prefix_caching: bool = True,
         model: LatencyModel | None = None,
         micro_batches: int = 1,
+        look_ahead: bool = False,
     ) -> None:
         """
         Args:
@@ -66,7 +69,11 @@ class Scheduler:
             model: predicts the time of batches, for whoever looks at them.
             micro_batches: how many will be under way at a time, one for each stage of a pipeline;
                 decodes are spread evenly over them.
+            look_ahead: whether a batch may use the tokens that the one before it samples, so that
+                it can be made while that one is computed. For one micro-batch.
         """
+        if look_ahead and micro_batches > 1:
+            raise ValueError(f"look_ahead is for one micro-batch, not for {micro_batches}")
         if micro_batches < 1:
             raise ValueError(f"{micro_batches} micro-batches, expected at least 1")
         if max_batch_size < 1:
@@ -97,6 +104,7 @@ class Scheduler:
             chunk=deterministic_chunk,
         )
         self._micro_batches = micro_batches
+        self._look_ahead = look_ahead
         self._requests: dict[int, Request] = {}
         self._forgotten: list[int] = []
         self._prefilled = False  # whether the latest batch had prompts in it
@@ -141,9 +149,11 @@ class Scheduler:
         """Give up all batches under way: their requests stand where they stood before."""
         self._under_way.clear()
         for request in list(self._requests.values()):
-            request.in_flight = 0
+            request.in_flight = request.num_pending = 0
             if request.cancelled:
                 self._forget(request)
+        for request in [r for r in self.running.decodes if not r.is_decode]:
+            self.running.resume_prefill(request)
 
     def take_forgotten(self) -> list[int]:
         """The ids of the requests that have ended, with no batch under way, since the last call."""
@@ -161,18 +171,22 @@ class Scheduler:
             raise AssertionError("a request is in both queues or in none")
         if any(request.blocks for request in self.prompts.waiting()):
             raise AssertionError("a waiting request owns blocks")
-        if not all(request.is_decode for request in self.running.decodes):
+        if not all(request.is_decode or request.in_flight for request in self.running.decodes):
             raise AssertionError("a prompt is among the decodes")
 
     # -- one iteration ----------------------------------------------------------------------
 
     def schedule(self, now: float) -> Batch | None:
-        """The next batch, or None when there is nothing to do.
+        """The next batch, or None when there is nothing to do, or nothing before a batch under way
+        has been completed.
 
         Args:
             now: seconds; when the iteration begins.
         """
         policy = self._policy
+        look_ahead = self._look_ahead and bool(self._under_way)
+        if look_ahead and not self._can_look_ahead():
+            return None
         decodes: list[Slice] = []
         prefills: list[Slice] = []
         work = NO_WORK
@@ -187,13 +201,15 @@ class Scheduler:
             allowance = self._budget.open(work, None, self._latest, self._under_way)
             work = self._prefill(allowance, prefills, work, now, admit=True)
         if policy.hybrid or not prefills:
-            decodes, context, due, preempted = self.running.decode(self._micro_batches)
+            decodes, context, due, interval, preempted = self.running.decode(
+                self._micro_batches, look_ahead=look_ahead
+            )
             if decodes:
                 count = len(decodes)
                 work = work._replace(
                     tokens=work.tokens + count, context=context, samples=work.samples + count
                 )
-                slack = due - now
+                slack = min(due - now, interval)
                 if self._fair:
                     for part in decodes:
                         self.prompts.charge(part.request, 1)
@@ -242,7 +258,10 @@ class Scheduler:
         block_size = self.pool.block_size
         for index, (request, start, length, samples) in enumerate(batch.slices):
             request.in_flight -= length
-            token = next(sampled) if samples else None
+            token = None
+            if samples:
+                token = next(sampled)
+                request.num_pending -= 1
             if request.cancelled:
                 if not request.in_flight:
                     self._forget(request)
@@ -264,8 +283,11 @@ class Scheduler:
             limits = request.limits
             ends = len(outputs) >= limits.max_tokens or token in limits.stop_ids
             if ends and request.finish_reason():
-                self._forget(request)
-            elif index >= batch.num_decodes:
+                if request.in_flight:
+                    request.cancelled = True  # the slice that looked ahead of its end is dropped
+                else:
+                    self._forget(request)
+            elif index >= batch.num_decodes and not self._look_ahead:
                 self.running.end_prefill(request)
         return progressed
 
@@ -282,11 +304,20 @@ class Scheduler:
             if request.begun is None:
                 request.begun = now
             last = start + length == request.num_tokens
+            if last:
+                request.num_pending += 1
+                if self._look_ahead:
+                    self.running.end_prefill(request)
             slices.append(Slice(request, start, length, last))
             tokens += length
             attention += length * (start + length / 2)
             samples += last
         return Work(tokens, attention, context, samples)
+
+    def _can_look_ahead(self) -> bool:
+        """Whether nobody must be preempted for the next batch: requests in flight cannot be."""
+        waiting = self._order.preempts and len(self.prompts) > 0
+        return not waiting and self.running.can_look_ahead()
 
     # -- coming and going -------------------------------------------------------------------
 

@@ -38,6 +38,8 @@ class PipelineRunner:
     It is the only one that touches the executor here.
     """
 
+    looks_ahead = False
+
     def __init__(
         self,
         layout: Layout,
