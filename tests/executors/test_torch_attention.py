@@ -141,7 +141,12 @@ class TestGraphs:
                 assert (shape.slots == 9 * BLOCK).all()
                 captured.append(self.size)
 
-            def run(self, arrays: StepArrays, received: torch.Tensor | None) -> torch.Tensor:
+            def run(
+                self,
+                arrays: StepArrays,
+                received: torch.Tensor | None,
+                last_tokens: torch.Tensor | None,
+            ) -> torch.Tensor:
                 assert len(arrays.contexts) == self.size
                 ran.append((self.size, arrays.contexts.tolist()))
                 return torch.from_numpy(arrays.contexts)

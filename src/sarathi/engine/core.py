@@ -80,6 +80,7 @@ class EngineCore:
         self._exhausted = False  # nothing can be scheduled beside what is under way
         self._pace = Pace(scheduler.model)
         self._look_ahead = LookAhead()
+        self._executed = 0.0  # when the batch before had been computed
         self._stages = StageTotals()
 
     def submit(
@@ -218,13 +219,12 @@ class EngineCore:
             own = under_way.submitted - under_way.began + ended - executed
             self._pace.learn(batch.work, under_way.began, ended, own, computed.stages)
         if self._recorders:
-            parts = (
-                ("schedule", under_way.scheduled),
-                ("execute", executed),
-                ("sample", sampled),
-                ("publish", ended),
-            )
+            parts = [("schedule", under_way.scheduled)]
+            if self._runner.looks_ahead and self._executed > under_way.scheduled:
+                parts.append(("queue", self._executed))  # behind the batch before
+            parts += [("execute", executed), ("sample", sampled), ("publish", ended)]
             self._record(under_way, computed, outputs, parts)
+        self._executed = executed
         if not self.scheduler.has_work:
             self.scheduler.check()
             self.rest()

@@ -100,6 +100,7 @@ def load_engine(
                 BlockPool(cache.num_blocks, cache.block_size),
                 cache.max_model_len,
                 micro_batches=config.pp,
+                look_ahead=ensemble.runner.looks_ahead,
             ),
             eos_ids.result(),
             recorders,

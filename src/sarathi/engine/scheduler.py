@@ -84,10 +84,14 @@ def make_scheduler(
     pool: BlockPool,
     max_model_len: int,
     micro_batches: int = 1,
+    *,
+    look_ahead: bool = False,
 ) -> Scheduler:
-    """
+    """Make the scheduler of a configuration.
+
     Args:
         budget: as `make_budget` gives it.
+        micro_batches, look_ahead: as `Scheduler` takes them.
     """
     return Scheduler(
         pool,
@@ -102,6 +106,7 @@ def make_scheduler(
         prefix_caching=config.prefix_caching,
         model=model,
         micro_batches=micro_batches,
+        look_ahead=look_ahead,
     )
 
 

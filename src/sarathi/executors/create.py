@@ -17,8 +17,10 @@ from sarathi.executors.layout import Layout, Place
 from sarathi.executors.machine import available_memory
 from sarathi.executors.precision import KvPrecision, Precision
 from sarathi.executors.progress import CountedWeights, Tell, now_and_then
+from sarathi.executors.runner import InlineRunner, Runner
 from sarathi.models.layout import expected_shapes
 from sarathi.models.model import Model
+from sarathi.sampling.sampler import Sampler
 
 if TYPE_CHECKING:
     from sarathi.executors.torch.group import Group, Store
@@ -163,6 +165,21 @@ def create_executor(
         max_batch_size=options.max_batch_size,
         progress=tell,
     )
+
+
+def create_runner(executor: Executor) -> Runner:
+    """What runs steps on an executor that has the whole model."""
+    sampler = executor.make_sampler()
+    if isinstance(sampler, Sampler):
+        return InlineRunner(executor, sampler)
+    # Imported here: only what samples on its device can look ahead.
+    from sarathi.executors.torch.executor import TorchExecutor
+    from sarathi.executors.torch.runner import OverlappedRunner
+    from sarathi.executors.torch.sampler import TorchSampler
+
+    assert isinstance(executor, TorchExecutor)
+    assert isinstance(sampler, TorchSampler)
+    return OverlappedRunner(executor, sampler)
 
 
 def free_memory(executor: Executor, options: ExecutorOptions, neighbour: int = 0) -> Memory:

@@ -9,15 +9,20 @@ from typing import Protocol
 
 import msgspec
 
-from sarathi.executors.create import ExecutorOptions, Memory, create_executor, free_memory
+from sarathi.executors.create import (
+    ExecutorOptions,
+    Memory,
+    create_executor,
+    create_runner,
+    free_memory,
+)
 from sarathi.executors.executor import Executor
 from sarathi.executors.layout import Place
 from sarathi.executors.precision import KvPrecision, Precision
 from sarathi.executors.progress import Tell
-from sarathi.executors.runner import InlineRunner, Runner
+from sarathi.executors.runner import Runner
 from sarathi.models.config import ModelConfig
 from sarathi.models.model import Model
-from sarathi.sampling.sampler import Sampler
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -108,7 +113,7 @@ class Sole:
         self.parts: tuple[Part, ...] = (
             describe(executor, Place(0, 0), free_memory(executor, options), seconds),
         )
-        self.runner = InlineRunner(executor, Sampler(self.config.vocab_size))
+        self.runner = create_runner(executor)
         self._executor = executor
 
     def allocate(self, num_blocks: int) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 from sarathi.executors.precision import KvPrecision, Precision
 from sarathi.executors.step import Step
 from sarathi.models.config import ModelConfig
 from sarathi.models.stage import Stage
 from sarathi.models.weights import Array
+from sarathi.sampling.sampler import StepSampler
 
 
 class Executor(Protocol):
@@ -46,6 +47,13 @@ class Executor(Protocol):
 
     def warming_up(self) -> AbstractContextManager[None]:
         """For the first steps: memory that only these need is given back while it lasts."""
+
+    def make_sampler(self) -> StepSampler:
+        """What samples from `logits`."""
+
+    def logits(self, step: Step, received: Array | None = None) -> Any:
+        """Run a step of the last stage; as `execute`, but the logits stay where `make_sampler`'s
+        sampler reads them, and the next step does not overwrite them."""
 
     def execute(self, step: Step, received: Array | None = None) -> Array:
         """Run a step.

@@ -21,6 +21,7 @@ from sarathi.models.config import ModelConfig
 from sarathi.models.layout import expected_shapes
 from sarathi.models.stage import Stage, whole
 from sarathi.models.weights import Array, Weights
+from sarathi.sampling.sampler import Sampler
 
 BLOCK_SIZE = 32  # tokens; the only size that the CPU plugin's paged attention takes
 _DTYPES: Mapping[Precision, npt.DTypeLike] = {
@@ -161,6 +162,14 @@ class OpenVinoExecutor:
     @property
     def weight_bytes(self) -> int:
         return self.constants.num_bytes
+
+    def make_sampler(self) -> Sampler:
+        """See `Executor`."""
+        return Sampler(self.config.vocab_size)
+
+    def logits(self, step: Step, received: Array | None = None) -> npt.NDArray[np.float32]:
+        """See `Executor`."""
+        return self.execute(step, received).copy()
 
     def execute(self, step: Step, received: Array | None = None) -> npt.NDArray[np.float32]:
         """Run a step; see `Executor`."""

@@ -75,6 +75,18 @@ class RequestSlots(Protocol):
         """
 
 
+class StepSampler(RequestSlots, Protocol):
+    """Samples from the logits of one kind of executor."""
+
+    def sample(self, logits: Any, slots: NDArray[np.int64]) -> SamplerOutput:
+        """One token for each row, which from then on counts as generated.
+
+        Args:
+            logits: [rows, vocabulary], as the executor gives them; never written to.
+            slots: [rows], the open slot of each row, no slot twice.
+        """
+
+
 class Sampler:
     """Samples tokens from logits in the host's memory; see `RequestSlots`.
 

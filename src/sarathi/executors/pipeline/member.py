@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zmq
 
@@ -38,7 +38,7 @@ _GREETING = 30.0  # seconds; all are there already
 
 
 class Output(NamedTuple):
-    array: Array  # logits of the last stage, otherwise hidden states
+    result: Any  # of the last stage the logits, as `Executor.logits`; otherwise hidden states
     stages: tuple[StageTime, ...]  # up to this one
 
 
@@ -154,11 +154,12 @@ class Member:
         if self._inbox is not None:
             received, before = self._inbox.receive(step_id, wanted)
         began = time.monotonic()
-        array = self.executor.execute(step, received)
+        compute = self.executor.logits if self._stage.last else self.executor.execute
+        result = compute(step, received)
         ended = time.monotonic()
         waited = 0.0 if self._ended is None else began - self._ended
         self._ended = ended
-        output = Output(array, (*before, StageTime(waited, ended - began)))
+        output = Output(result, (*before, StageTime(waited, ended - began)))
         if self._outlet is not None:
             self._outlet.send(step_id, *output)
         return output

@@ -79,7 +79,6 @@ class Pipeline:
             )
             self.runner = PipelineRunner(
                 layout,
-                model.config.vocab_size,
                 self._member,
                 self._workers,
                 context,
@@ -135,6 +134,7 @@ class Pipeline:
         self.parts = tuple(parts[place] for place in self._layout.places)
         for part in self.parts:
             self._compare_part(part)
+        self.runner.use_sampler(self._member.executor.make_sampler())
 
     def allocate(self, num_blocks: int) -> None:
         """See `Ensemble`."""

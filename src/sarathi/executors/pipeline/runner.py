@@ -22,7 +22,7 @@ from sarathi.executors.pipeline.messages import encode_run
 from sarathi.executors.pipeline.workers import Workers
 from sarathi.executors.runner import NO_SLOTS, NOTHING_SAMPLED, StepResult
 from sarathi.executors.step import I64, Step, StepError, check_step
-from sarathi.sampling.sampler import RequestSlots, Sampler
+from sarathi.sampling.sampler import RequestSlots, StepSampler
 
 _LOOK = 0.2  # seconds between looks at the workers
 _CLOSING = 1.0  # seconds for a thread to end that may wait for what never comes
@@ -43,7 +43,6 @@ class PipelineRunner:
     def __init__(
         self,
         layout: Layout,
-        vocab_size: int,
         member: Member,
         workers: Workers,
         context: zmq.Context[zmq.Socket[bytes]],
@@ -54,7 +53,7 @@ class PipelineRunner:
             opened: closed when nothing here uses it any more.
         """
         self.depth = layout.pp
-        self._sampler = Sampler(vocab_size)
+        self._sampler: StepSampler | None = None
         self._member = member
         self._workers = workers
         self._opened = opened
@@ -78,7 +77,12 @@ class PipelineRunner:
     @property
     def slots(self) -> RequestSlots:
         """See `Runner`."""
+        assert self._sampler is not None, "the executor is not loaded"
         return self._sampler
+
+    def use_sampler(self, sampler: StepSampler) -> None:
+        """Sample with the sampler of the executor, once that is loaded."""
+        self._sampler = sampler
 
     @property
     def is_free(self) -> bool:
@@ -132,8 +136,9 @@ class PipelineRunner:
         output, slots = self._output()
         if not len(slots):
             return StepResult(NOTHING_SAMPLED, output.stages)
+        assert self._sampler is not None, "the executor is not loaded"
         began = time.monotonic()
-        sampled = self._sampler.sample(output.array, slots)
+        sampled = self._sampler.sample(output.result, slots)
         return StepResult(sampled, output.stages, time.monotonic() - began)
 
     def _output(self) -> tuple[Output, I64]:
@@ -203,9 +208,7 @@ class PipelineRunner:
         raise error
 
     def _run(self, step_id: int, step: Step) -> Output:
-        array, stages = self._member.run(step_id, step, lambda: not self._closed)
-        # The next step overwrites the executor's memory before this one has been sampled.
-        return Output(array.copy(), stages)
+        return self._member.run(step_id, step, lambda: not self._closed)
 
     def _ring(self) -> None:
         self._ringer.send(b"")

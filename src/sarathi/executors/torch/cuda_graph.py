@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from sarathi.executors.torch.attention import Attention, Planned
-from sarathi.executors.torch.inputs import Carrier, Inputs, StepArrays, num_bytes
+from sarathi.executors.torch.inputs import Carrier, Inputs, StepArrays, num_bytes, resolve_tokens
 
 _WARM_UPS = 2  # libraries set themselves up at their first use, which cannot be captured
 
@@ -52,8 +52,15 @@ class CudaGraph:
         with torch.cuda.graph(self._graph, pool=pool):
             self._output = forward(inputs, planned, received)
 
-    def run(self, arrays: StepArrays, received: torch.Tensor | None) -> torch.Tensor:
-        self._carrier.send(arrays, self._buffer)
+    def run(
+        self,
+        arrays: StepArrays,
+        received: torch.Tensor | None,
+        last_tokens: torch.Tensor | None,
+    ) -> torch.Tensor:
+        inputs = self._carrier.send(arrays, self._buffer)
+        if last_tokens is not None:
+            resolve_tokens(inputs.token_ids, last_tokens)
         self._planned.update(arrays)
         if received is not None:
             assert self._received is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -21,7 +22,8 @@ from sarathi.executors.torch.cuda_graph import CudaGraph
 from sarathi.executors.torch.devices import default_precision, find_device
 from sarathi.executors.torch.graphs import DecodeGraphs, graph_sizes
 from sarathi.executors.torch.group import Group, Solo
-from sarathi.executors.torch.inputs import Carrier, Inputs, StepArrays, step_arrays
+from sarathi.executors.torch.inputs import Carrier, Inputs, StepArrays, resolve_tokens, step_arrays
+from sarathi.executors.torch.kernels import uses_triton
 from sarathi.executors.torch.memory import free_memory, largest_step, release
 from sarathi.executors.torch.operations import Rank, Rotary, TorchOperations
 from sarathi.executors.torch.parameters import Parameters, Served
@@ -30,6 +32,7 @@ from sarathi.models.decoder import decode
 from sarathi.models.sharding import Shard, ShardedWeights, shard_config, shard_shapes, vocabulary
 from sarathi.models.stage import Stage, whole
 from sarathi.models.weights import Array, Weights
+from sarathi.sampling.sampler import Sampler, StepSampler
 
 
 class TorchExecutor:
@@ -78,35 +81,35 @@ class TorchExecutor:
         self.stage = stage or whole(config)
         self.shard = shard or Shard()
         self.max_position = max_position
-        self._device = find_device(device, device_index)
-        self.precision: Precision = precision or default_precision(self._device.type)
+        self.device = find_device(device, device_index)
+        self.precision: Precision = precision or default_precision(self.device.type)
         self.kv_precision: KvPrecision = self.precision
         self.deterministic = deterministic
         self.num_blocks = 0
         self._dtype = DTYPES[self.precision]
         self._local = shard_config(config, self.shard.count)
         self._max_batch_size = max_batch_size
-        if self._device.type == "cpu":
+        if self.device.type == "cpu":
             torch.set_num_threads(num_threads or usable_cores())
         with _room("the weights"):
             self._parameters = Parameters(
                 ShardedWeights(weights, config, self.shard),
                 shard_shapes(config, self.stage, self.shard),
                 self._dtype,
-                self._device,
+                self.device,
                 progress,
             )
         self._rank = Rank(
             config=self._local,
             vocabulary=vocabulary(config, self.shard),
             parameters=self._parameters,
-            rotary=Rotary(config, max_position, self._device),
+            rotary=Rotary(config, max_position, self.device),
             group=group or Solo(),
             deterministic=deterministic,
         )
-        self._attention = choose(self._local, self._dtype, self._device, deterministic)
+        self._attention = choose(self._local, self._dtype, self.device, deterministic)
         self.block_size = self._attention.block_size
-        self._carrier = Carrier(self._device)
+        self._carrier = Carrier(self.device)
         self._caches: dict[int, Cache] = {}
         self._graphs: DecodeGraphs | None = None
         # What the host reads of a GPU's results.
@@ -126,9 +129,9 @@ class TorchExecutor:
     def allocate(self, num_blocks: int) -> None:
         """See `Executor`. On a GPU decodes are captured in graphs, which takes a few seconds."""
         self._release()
-        with _room("the KV cache"), self._computing():
+        with _room("the KV cache"), self.computing():
             self._make_caches(num_blocks)
-            if self._device.type == "cuda":
+            if self.device.type == "cuda":
                 self._graphs = self._capture()
 
     def free_memory(self, max_tokens: int, max_batch_size: int) -> int:
@@ -148,9 +151,9 @@ class TorchExecutor:
             self.execute(step, None if self.stage.first else as_array(hidden))
 
         self._release()
-        if self._device.type == "cuda":
+        if self.device.type == "cuda":
             self._make_caches(1)
-        free = free_memory(self._device, run_largest)
+        free = free_memory(self.device, run_largest)
         self._release()
         return free
 
@@ -158,7 +161,7 @@ class TorchExecutor:
         """See `Executor`. Of several ranks each one checks its attention alone, since none has the
         weights to compute what all of them do."""
         if self.shard.count > 1:
-            check_attention(self._attention, self._local, self._dtype, self._device)
+            check_attention(self._attention, self._local, self._dtype, self.device)
         else:
             check_model(self, Served(self._parameters))
         if self.deterministic:
@@ -168,35 +171,76 @@ class TorchExecutor:
         """See `Executor`: there is nothing to give back."""
         return nullcontext()
 
+    def make_sampler(self) -> StepSampler:
+        """See `Executor`: on GPUs it samples there."""
+        if not uses_triton(self.device):
+            return Sampler(self.config.vocab_size)
+        # Imported here: CPUs do without Triton.
+        from sarathi.executors.torch.sampler import TorchSampler
+
+        return TorchSampler(self.config.vocab_size, self.device)
+
+    def logits(self, step: Step, received: Array | None = None) -> Any:
+        """See `Executor`."""
+        with self.computing():
+            output = self.launch(step, received)
+            if not uses_triton(self.device):
+                return as_array(output)
+            if self.device.type == "cuda":
+                output = output.clone()  # the next step may be replayed into the same memory
+                torch.cuda.current_stream(self.device).synchronize()
+            return output
+
     def execute(self, step: Step, received: Array | None = None) -> Array:
         """Run a step; see `Executor`. Ranks but the first have only their own columns of logits."""
+        with self.computing():
+            return as_array(self._to_host(self.launch(step, received)))
+
+    def launch(
+        self,
+        step: Step,
+        received: Array | None = None,
+        last_tokens: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Launch a step, within `computing`, and return its output on the device.
+
+        The device need not have computed it yet. Otherwise as `execute`.
+
+        Args:
+            last_tokens: the token sampled last for each slot, int64, on the device; for steps that
+                name them.
+        """
+        num_slots = 0 if last_tokens is None else len(last_tokens)
         check_step(
             step,
             num_blocks=self.num_blocks,
             block_size=self.block_size,
             vocab_size=self.config.vocab_size,
             max_position=self.max_position,
+            num_slots=num_slots,
         )
         arrays = step_arrays(step, self.block_size)
-        with self._computing():
-            hidden = self._received(len(step.token_ids), received)
-            if self._graphs is not None and self._graphs.takes(arrays):
-                output = self._graphs.run(arrays, hidden)
-                if self.stage.last:
-                    output = output[torch.from_numpy(arrays.sample_rows).to(self._device)]
-            else:
-                inputs = self._carrier.send(arrays)
-                output = self._forward(inputs, self._attention.plan(arrays, inputs), hidden)
-            return as_array(self._to_host(output))
+        if arrays.token_ids.min() >= 0:
+            last_tokens = None  # all tokens are known
+        hidden = self._received(len(step.token_ids), received)
+        if self._graphs is not None and self._graphs.takes(arrays):
+            output = self._graphs.run(arrays, hidden, last_tokens)
+            if self.stage.last and len(arrays.sample_rows) < len(output):
+                output = output[torch.from_numpy(arrays.sample_rows).to(self.device)]
+            return output
+        inputs = self._carrier.send(arrays)
+        if last_tokens is not None:
+            resolve_tokens(inputs.token_ids, last_tokens)
+        return self._forward(inputs, self._attention.plan(arrays, inputs), hidden)
 
     def _received(self, num_tokens: int, received: Array | None) -> torch.Tensor | None:
         """What the stage before has computed, or room for it on ranks that get it of rank 0."""
         if self.stage.first:
             return None
         if received is not None:
-            return as_tensor(received, self._dtype).to(self._device)
+            return as_tensor(received, self._dtype).to(self.device)
         shape = (num_tokens, self.config.hidden_size)
-        return torch.empty(shape, dtype=self._dtype, device=self._device)
+        return torch.empty(shape, dtype=self._dtype, device=self.device)
 
     def _forward(
         self, inputs: Inputs, planned: Planned, received: torch.Tensor | None
@@ -230,28 +274,28 @@ class TorchExecutor:
         )
 
     def _to_host(self, output: torch.Tensor) -> torch.Tensor:
-        if self._device.type == "cpu":
+        if self.device.type == "cpu":
             return output
         if len(self._pinned) < output.nbytes:
             self._pinned = torch.empty(2 * output.nbytes, dtype=torch.uint8, pin_memory=True)
         host = self._pinned[: output.nbytes].view(output.dtype).view(output.shape)
         host.copy_(output, non_blocking=True)
-        torch.cuda.current_stream(self._device).synchronize()
+        torch.cuda.current_stream(self.device).synchronize()
         return host
 
     @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """Both are settings of a thread, and it need not be the one that has loaded the model."""
+    def computing(self) -> Iterator[None]:
+        """Make the calling thread one that computes: it need not have loaded the model."""
         with torch.inference_mode():
-            if self._device.type == "cuda":
-                torch.cuda.set_device(self._device)
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)
             yield
 
     def _make_caches(self, num_blocks: int) -> None:
         # One more than asked for, for rows that fill up a graph.
         shape = (num_blocks + 1, self.block_size, self._local.num_kv_heads, self._local.head_dim)
         # Zeroed, since a NaN that happens to lie there would survive masking.
-        make = partial(torch.zeros, shape, dtype=self._dtype, device=self._device)
+        make = partial(torch.zeros, shape, dtype=self._dtype, device=self.device)
         self._caches = {layer: Cache(make(), make()) for layer in self.stage.layers}
         self.num_blocks = num_blocks
 
@@ -259,7 +303,7 @@ class TorchExecutor:
         self._graphs = None
         self._caches = {}
         self.num_blocks = 0
-        release(self._device)
+        release(self.device)
 
 
 @contextmanager

@@ -26,11 +26,17 @@ def graph_sizes(largest: int) -> tuple[int, ...]:
 class Graph(Protocol):
     """Computes steps of one shape."""
 
-    def run(self, arrays: StepArrays, received: torch.Tensor | None) -> torch.Tensor:
+    def run(
+        self,
+        arrays: StepArrays,
+        received: torch.Tensor | None,
+        last_tokens: torch.Tensor | None,
+    ) -> torch.Tensor:
         """The output of every row; valid until the next run.
 
         Args:
             received: what the stage before has computed, for the first rows.
+            last_tokens: as `resolve_tokens` takes them; None where no token names a slot.
         """
 
 
@@ -62,15 +68,21 @@ class DecodeGraphs:
     def takes(self, arrays: StepArrays) -> bool:
         return arrays.only_decodes and len(arrays.contexts) <= max(self._sizes, default=0)
 
-    def run(self, arrays: StepArrays, received: torch.Tensor | None) -> torch.Tensor:
+    def run(
+        self,
+        arrays: StepArrays,
+        received: torch.Tensor | None,
+        last_tokens: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """The output of a step's tokens, in order; valid until the next run.
 
         Args:
             arrays: of a step that `takes` has accepted.
+            received, last_tokens: as `Graph.run` takes them.
         """
         count = len(arrays.contexts)
         size = self._sizes[bisect_left(self._sizes, count)]
-        return self._graphs[size].run(self._filled(arrays, size), received)[:count]
+        return self._graphs[size].run(self._filled(arrays, size), received, last_tokens)[:count]
 
     def _filled(self, arrays: StepArrays, size: int) -> StepArrays:
         return padded(

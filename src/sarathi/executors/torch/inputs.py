@@ -68,6 +68,17 @@ def step_arrays(step: Step, block_size: int) -> StepArrays:
     )
 
 
+def resolve_tokens(token_ids: torch.Tensor, last_tokens: torch.Tensor) -> None:
+    """Put the tokens sampled last in place of those that name a slot; see `Step.token_ids`.
+
+    Args:
+        token_ids: [T], written to.
+        last_tokens: [slots].
+    """
+    slots = (-1 - token_ids).clamp_(min=0)
+    torch.where(token_ids < 0, last_tokens[slots], token_ids, out=token_ids)
+
+
 def no_decodes() -> StepArrays:
     """Of no sequence, for `padded` to begin with."""
     none64, none32 = np.zeros(0, np.int64), np.zeros(0, np.int32)
