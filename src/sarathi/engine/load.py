@@ -56,7 +56,7 @@ def load_engine(
     """
     recorders = open_recorders(config)
     report(f"reading {path.name}")
-    model = open_model(path)
+    model = open_model(path, config.load_format)
     for warning in model.warnings:
         report(f"warning: {warning}")
     max_model_len = wanted_length(config, model.config)
@@ -67,7 +67,7 @@ def load_engine(
     lines.layout(options)
     # The tokenizer knows of ends that the configuration may not, such as the end of a chat turn.
     with ThreadPoolExecutor(1) as beside:
-        eos_ids = beside.submit(lambda: open_tokenizer(path).eos_ids)
+        eos_ids = beside.submit(lambda: open_tokenizer(path, config.load_format).eos_ids)
         ensemble = _load(path, model, options, layout, spawner, lines, connecting)
     try:
         cache = kv_cache(
@@ -125,6 +125,7 @@ def load_engine(
         deterministic=config.deterministic,
         prefix_caching=config.prefix_caching and not config.deterministic,
         num_stages=config.pp,
+        random_weights=config.load_format == "dummy",
     )
     return core, info
 
@@ -141,6 +142,7 @@ def executor_options(
     if max_tokens is None:
         max_tokens = min(_USUAL_STEP, max_model_len) if config.latency_budget else max_model_len
     return ExecutorOptions(
+        load_format=config.load_format,
         executor=config.executor,
         device=config.device,
         precision=config.precision,

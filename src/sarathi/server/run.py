@@ -26,6 +26,7 @@ from sarathi.engine.messages import ModelInfo
 from sarathi.executors.machine import raise_descriptor_limit, usable_cores
 from sarathi.executors.processes import LOCAL, Spawner
 from sarathi.executors.sockets import bracketed
+from sarathi.models.load_format import RANDOM_WEIGHTS
 from sarathi.models.model import open_tokenizer
 from sarathi.server.access import AccessRules
 from sarathi.server.app import create_app
@@ -105,7 +106,7 @@ async def _serve(
     fleet = Fleet(launch, config.replicas, most_replicas=most, report=say)
     try:
         fleet.start()  # engines load in their own processes while this one reads the tokenizer
-        tokenizer = await asyncio.to_thread(open_tokenizer, path)
+        tokenizer = await asyncio.to_thread(open_tokenizer, path, engine.load_format)
         for warning in tokenizer.warnings:
             say(f"warning: {warning}")
         gc.freeze()  # what is loaded stays: the collector need not stop the streams to look at it
@@ -139,6 +140,8 @@ async def _tell(fleet: Fleet, served_name: str, url: str) -> int:
         say(f"error: {error}")
         return 2 if fleet.bad_input else 1
     say(f"{served_name} is ready on {url} ({summary(info)})")
+    if info.random_weights:
+        say(f"warning: {RANDOM_WEIGHTS}")
     say(f"error: {await fleet.failed()}; requests are answered with status 503")
     return 0
 
