@@ -79,6 +79,7 @@ def load_engine(
                 f"{max_model_len}"
             )
         typical = TYPICAL_DECODES.fitting(config.max_batch_size, cache.max_model_len)
+        report(_check_line(model, options, layout))
         found = _rehearse(ensemble, typical, _own_threads(layout, options), report)
         latency_model, target = found.model, None
         if config.latency_budget and config.tbt_target is None:
@@ -192,11 +193,20 @@ def _rehearse(
     """Find out whether it computes rightly and how fast, on a KV cache for that alone."""
     ensemble.allocate(_REHEARSAL_BLOCKS)
     with ensemble.warming_up():
-        report("checking against the reference")
         ensemble.check_computing()
         block_size = ensemble.parts[0].block_size
         cache = KvCache(_REHEARSAL_BLOCKS, block_size, ensemble.max_position)
         return profile(ensemble.runner, cache, report, typical, threads)
+
+
+def _check_line(model: Model, options: ExecutorOptions, layout: Layout) -> str:
+    """What the executors are about to check."""
+    if options.executor == "torch" and any(
+        self_check.skips_reference(model.config, stage, model.weights)
+        for stage in layout.stages(model.config)
+    ):
+        return "checking attention alone: the reference takes long for so many random weights"
+    return "checking against the reference"
 
 
 def _warn(config: EngineConfig, model: LatencyModel, report: Callable[[str], None]) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import TypeVar
 
-from tokenizers import AddedToken, Tokenizer as Inner, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Inner
 
 from sarathi.models.byte_letters import letter_bytes
 from sarathi.models.chat_template import ChatTemplate
@@ -31,7 +32,7 @@ _WORDS = (
     "where much your way well down should because each just those people how too little state good "
     "very make world still see own work long here get both between life being under never day same "
     "another know while last might us great old year off come since against right use used take"
-).split()
+)
 _TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
@@ -80,7 +81,7 @@ def _merges(space: str) -> Iterator[tuple[str, str]]:
     known: set[str] = set()
     begins = [space + letter for letter in _LETTERS]
     pairs = ["".join(pair) for pair in _frequent_first(_LETTERS, _LETTERS)]
-    words = (space + word for word in _WORDS)
+    words = (space + word for word in _WORDS.split())
     prefixes = ((word[:end], word[end]) for word in words for end in range(1, len(word)))
     twos = ((two[0], two[1]) for two in (*begins, *pairs))
     fours = _frequent_first(_interleaved(begins, pairs), pairs)

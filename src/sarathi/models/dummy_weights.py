@@ -54,7 +54,7 @@ class RandomTensor:
         return replace(self, axes=tuple(own[s] for own, s in zip(self.axes, axes, strict=True)))
 
     def row_starts(self) -> npt.NDArray[np.int64]:
-        """Where in the block each row begins; the block goes on for `shape[-1]` from all of them."""
+        """Where in the block each row begins."""
         *rows, columns = self.axes
         first, stop = (rows[0].start, rows[0].stop) if rows else (0, 1)
         return (np.arange(first, stop) * self.width + columns.start + self.offset) % BLOCK_SIZE

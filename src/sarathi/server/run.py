@@ -26,7 +26,6 @@ from sarathi.engine.messages import ModelInfo
 from sarathi.executors.machine import raise_descriptor_limit, usable_cores
 from sarathi.executors.processes import LOCAL, Spawner
 from sarathi.executors.sockets import bracketed
-from sarathi.models.load_format import RANDOM_WEIGHTS
 from sarathi.models.model import open_tokenizer
 from sarathi.server.access import AccessRules
 from sarathi.server.app import create_app
@@ -140,15 +139,14 @@ async def _tell(fleet: Fleet, served_name: str, url: str) -> int:
         say(f"error: {error}")
         return 2 if fleet.bad_input else 1
     say(f"{served_name} is ready on {url} ({summary(info)})")
-    if info.random_weights:
-        say(f"warning: {RANDOM_WEIGHTS}")
     say(f"error: {await fleet.failed()}; requests are answered with status 503")
     return 0
 
 
 def summary(info: ModelInfo) -> str:
     """What came of the options, for the line that says the model is ready."""
-    parts = [info.precision, f"policy {info.policy}"]
+    parts = ["random weights"] if info.random_weights else []
+    parts += [info.precision, f"policy {info.policy}"]
     if info.tbt_target is not None:
         derived = f" ({info.tbt_target_reason})" if info.tbt_target_reason else ""
         parts.append(f"target of {in_words(info.tbt_target)} between tokens{derived}")
