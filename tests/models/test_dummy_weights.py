@@ -136,6 +136,18 @@ def test_parts_of_a_joined_tensor_are_filled_in_place(llama: ModelConfig) -> Non
     assert np.array_equal(joined.numpy(), np.concatenate([weights[name] for name in names]))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_gpu_makes_the_same_values(tmp_path: Path, dtype: torch.dtype) -> None:
+    weights = DummyWeights(config_of(tmp_path, LLAMA, vocab_size=70_000))
+    for name in ("lm_head.weight", Q, Q.replace("weight", "bias"), "model.norm.weight"):
+        source = weights.random(name)
+        made = torch.empty(source.shape, dtype=dtype, device="cuda")
+        fill_dummy(made, source)
+        assert torch.equal(made.cpu(), as_tensor(weights[name], dtype)), name
+
+
 def test_weights_of_a_checkpoint_are_not_random(llama: ModelConfig) -> None:
     assert random_tensor({}, Q) is None
     weights: Any = {Q: np.zeros((64, 64), np.float32)}
