@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
@@ -132,11 +131,6 @@ class DummyWeights:
 
     def __contains__(self, name: object) -> bool:
         return name in self._shapes
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Name and shape of every tensor."""
-        return self._shapes
 
     def shape(self, name: str) -> tuple[int, ...]:
         if name not in self._shapes:
