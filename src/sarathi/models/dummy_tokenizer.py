@@ -15,7 +15,7 @@ from typing import TypeVar
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Inner
 
-from sarathi.models.byte_letters import letter_bytes
+from sarathi.models.byte_letters import byte_letters
 from sarathi.models.chat_template import ChatTemplate
 from sarathi.models.config import ModelError
 from sarathi.models.tokenizer import Tokenizer
@@ -49,8 +49,8 @@ def dummy_tokenizer(vocab_size: int) -> Tokenizer:
     Raises:
         ModelError: that is less than one for each byte of UTF-8 and the special ones.
     """
-    letters = {byte: letter for letter, byte in letter_bytes().items()}
-    alphabet = [letters[byte] for byte in sorted(letters) if byte not in _IMPOSSIBLE]
+    letters = byte_letters()
+    alphabet = [letters[byte] for byte in range(256) if byte not in _IMPOSSIBLE]
     least = len(_SPECIAL) + len(alphabet)
     if vocab_size < least:
         raise ModelError(
