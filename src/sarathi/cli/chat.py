@@ -13,9 +13,9 @@ from rich.console import Console
 
 from sarathi.cli.errors import UsageError
 from sarathi.cli.keys import add_api_key_arguments, api_key
+from sarathi.cli.locating import locate_model
 from sarathi.cli.options import add_engine_arguments, engine_config, utf8
 from sarathi.engine.config import EngineConfig
-from sarathi.models.locate import locate
 from sarathi.sampling.params import SamplingParams
 
 DEFAULT_URL = "http://localhost:8000"
@@ -69,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
         # Checked before the model is loaded.
         params = SamplingParams(**{"max_tokens": None, **options})
         config = engine_config(args)
-        path = locate(args.model).path  # a download has a progress bar of its own
+        path = locate_model(
+            args.model, config.load_format
+        ).path  # a download has a progress bar of its own
         with console.status("loading") as status:
             replies = local_replies(str(path), config, params, status.update)
         name = args.model

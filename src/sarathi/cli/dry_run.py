@@ -9,9 +9,10 @@ from rich.table import Table
 from sarathi.distributed.launch import RayOptions
 from sarathi.distributed.placement import Node, Placement, place
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.dry_run import DryRun, Share
+from sarathi.engine.dry_run import Checkpoint, DryRun, Share
 from sarathi.engine.memory import gigabytes
 from sarathi.executors.machine import usable_cores
+from sarathi.models.load_format import RANDOM_WEIGHTS
 
 _TOKENS = 1000  # for which the memory of keys and values is shown
 _WIDTH = 110  # characters: rather wrapped by the terminal than cut off
@@ -58,17 +59,23 @@ def print_dry_run(run: DryRun, placement: Placement | None = None) -> None:
 
 def _facts(run: DryRun) -> tuple[str, ...]:
     model, checkpoint, machine = run.model, run.checkpoint, run.machine
-    bits = 8 * checkpoint.num_bytes / checkpoint.num_parameters
     return (
         f"model:   {model.architecture}, {checkpoint.num_parameters / 1e9:.3f} billion parameters: "
         f"{model.num_layers} layers of {model.hidden_size}, {model.num_heads} heads, "
         f"{model.num_kv_heads} key heads of {model.head_dim}, {model.vocab_size} tokens",
-        f"files:   {gigabytes(checkpoint.num_bytes)}, {' and '.join(checkpoint.formats)}, "
-        f"{bits:.1f} bits a parameter",
+        f"files:   {_files(checkpoint)}",
         f"machine: {machine.cores} cores, {gigabytes(machine.free)} of memory free{_gpus(run)}",
         f"layout:  {_layout(run)}, in {run.precision}, keys and values in {run.kv_precision}; "
         f"{_count(run.threads, 'thread')} each",
     )
+
+
+def _files(checkpoint: Checkpoint) -> str:
+    if not checkpoint.formats:
+        return f"none: {RANDOM_WEIGHTS}"
+    bits = 8 * checkpoint.num_bytes / checkpoint.num_parameters
+    formats = " and ".join(checkpoint.formats)
+    return f"{gigabytes(checkpoint.num_bytes)}, {formats}, {bits:.1f} bits a parameter"
 
 
 def _layout(run: DryRun) -> str:

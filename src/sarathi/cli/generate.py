@@ -66,11 +66,13 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
+    from sarathi.cli.locating import locate_model
     from sarathi.engine.llm import LLM
-    from sarathi.models.locate import locate
 
     console = Console(stderr=True)
-    path = locate(args.model).path  # a download has a progress bar of its own
+    path = locate_model(
+        args.model, config.load_format
+    ).path  # a download has a progress bar of its own
     with console.status("loading") as status:
         llm = LLM(str(path), config=config, report=status.update)
     if args.chat:

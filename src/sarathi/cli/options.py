@@ -23,6 +23,7 @@ from sarathi.engine.config import (
 from sarathi.engine.durations import seconds_of
 from sarathi.executors.choices import Device, ExecutorName
 from sarathi.executors.precision import KvPrecision, Precision
+from sarathi.models.load_format import LoadFormat
 from sarathi.scheduling import ORDERS, POLICIES
 
 _Group = argparse._ArgumentGroup  # argparse has no public name for it
@@ -47,6 +48,14 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model_and_memory(group: _Group) -> None:
+    group.add_argument(
+        "--load-format",
+        choices=get_args(LoadFormat),
+        default="auto",
+        help="of the weights: auto reads those of MODEL; dummy makes random ones, to measure speed "
+        "without a checkpoint, where MODEL is a config.json, a folder with one, a hub id, or the "
+        "name of a published model such as mistral-7b (default: %(default)s)",
+    )
     group.add_argument(
         "--max-model-len",
         type=positive,
@@ -230,6 +239,7 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
         max_batch_size=args.max_batch_size,
         max_model_len=args.max_model_len,
         kv_cache_memory=args.kv_cache_memory,
+        load_format=args.load_format,
         precision=args.precision,
         kv_precision=args.kv_precision,
         threads=args.threads,

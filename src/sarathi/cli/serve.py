@@ -56,12 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     # Imported here: the other commands need no server.
-    from sarathi.models.locate import locate
+    from sarathi.cli.locating import check_shared, locate_model
 
     engine = engine_config(args)  # checked before the model is downloaded
     keys, admin = api_keys(args), admin_keys(args)
     ray = ray_options(args)
-    located = locate(args.model)
+    if ray is not None:
+        check_shared(args.model, engine.load_format)
+    located = locate_model(args.model, engine.load_format)
     if args.dry_run:
         return _dry_run(located.path, engine, args.replicas, ray)
 

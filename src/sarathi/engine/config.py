@@ -11,6 +11,7 @@ import msgspec
 
 from sarathi.executors.choices import Device, ExecutorName
 from sarathi.executors.precision import KvPrecision, Precision
+from sarathi.models.load_format import LoadFormat
 from sarathi.scheduling import ORDERS, POLICIES
 
 DEFAULT_TOKEN_BUDGET = 256
@@ -48,6 +49,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE  # requests that run at the same time
     max_model_len: int | None = None  # tokens; None: as many as model and memory allow
     kv_cache_memory: int | None = None  # bytes; None: out of the memory that is free
+    load_format: LoadFormat = "auto"
     precision: Precision | None = None  # None: the fastest that the processor computes in
     kv_precision: KvPrecision | None = None  # None: the same as precision
     threads: int | None = None  # of each process that computes; None: all cores between them
@@ -64,6 +66,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         _one_of("policy", self.policy, POLICIES)
         _one_of("order", self.order, ORDERS)
         _one_of("executor", self.executor, get_args(ExecutorName))
+        _one_of("load_format", self.load_format, get_args(LoadFormat))
         if self.fair_by is not None:
             _one_of("fair_by", self.fair_by, get_args(FairBy))
         if self.device is not None:

@@ -19,6 +19,7 @@ from sarathi.executors.layout import Layout, Place
 from sarathi.executors.machine import available_memory, usable_cores
 from sarathi.executors.precision import KvPrecision, Precision
 from sarathi.models.config import ModelConfig
+from sarathi.models.dummy_weights import DummyWeights
 from sarathi.models.layout import expected_shapes
 from sarathi.models.model import Model, open_model
 from sarathi.models.sharding import shard_config
@@ -31,7 +32,7 @@ class Checkpoint:
 
     num_parameters: int
     num_bytes: int  # of the files
-    formats: tuple[str, ...]  # of the tensors, that of most parameters first
+    formats: tuple[str, ...]  # of the tensors, that of most parameters first; none: random ones
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def dry_run(path: Path, config: EngineConfig, *, replicas: int = 1, spread: bool
         from sarathi.engine.launcher import share_of_machine
 
         config = share_of_machine(config, replicas)
-    model = open_model(path)
+    model = open_model(path, config.load_format)
     max_model_len = wanted_length(config, model.config)
     layout = Layout(config.pp, config.tp)
     layout.check(model.config)
@@ -223,6 +224,8 @@ def _shares(
 
 
 def _checkpoint(model: Model) -> Checkpoint:
+    if isinstance(model.weights, DummyWeights):
+        return Checkpoint(num_parameters(model.config), 0, ())
     counts: dict[str, int] = {}
     for name, shape in expected_shapes(model.config, whole(model.config)).items():
         dtype = model.weights.stored_dtype(name)

@@ -15,7 +15,8 @@ from sarathi.engine.config import EngineConfig
 from sarathi.engine.load import load_engine
 from sarathi.engine.messages import ModelInfo
 from sarathi.engine.output import Delta, OutputText
-from sarathi.models.locate import locate
+from sarathi.models.load_format import RANDOM_WEIGHTS
+from sarathi.models.locate import locate, locate_config
 from sarathi.models.model import open_tokenizer
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
@@ -76,7 +77,8 @@ class LLM:
         """Load a model.
 
         Args:
-            model: a folder in the Hugging Face layout, a .gguf file, a hub id or `smollm2-135m`.
+            model: a folder in the Hugging Face layout, a .gguf file, a hub id or `smollm2-135m`;
+                with `load_format="dummy"`, a config.json, a folder with one, or a hub id.
             config: how to run it; None for the defaults.
             report: called with a line about what is being done.
             options: fields of `EngineConfig` that differ from `config`, such as `token_budget`.
@@ -86,12 +88,13 @@ class LLM:
             ConfigError: an option is out of range or does not fit the machine.
             ExecutorError: the processor cannot run the model.
         """
-        located = locate(model)
-        self.served_name = located.served_name
-        self.tokenizer = open_tokenizer(located.path)
-        for warning in self.tokenizer.warnings:
-            logger.warning("%s", warning)
         config = msgspec.structs.replace(config or EngineConfig(), **options)
+        dummy = config.load_format == "dummy"
+        located = locate_config(model) if dummy else locate(model)
+        self.served_name = located.served_name
+        self.tokenizer = open_tokenizer(located.path, config.load_format)
+        for warning in (*((RANDOM_WEIGHTS,) if dummy else ()), *self.tokenizer.warnings):
+            logger.warning("%s", warning)
         core, info = load_engine(located.path, config, report)
         self.info: ModelInfo = info
         self._core = core

@@ -56,7 +56,7 @@ def load_engine(
     """
     recorders = open_recorders(config)
     report(f"reading {path.name}")
-    model = open_model(path)
+    model = open_model(path, config.load_format)
     for warning in model.warnings:
         report(f"warning: {warning}")
     max_model_len = wanted_length(config, model.config)
@@ -67,7 +67,7 @@ def load_engine(
     lines.layout(options)
     # The tokenizer knows of ends that the configuration may not, such as the end of a chat turn.
     with ThreadPoolExecutor(1) as beside:
-        eos_ids = beside.submit(lambda: open_tokenizer(path).eos_ids)
+        eos_ids = beside.submit(lambda: open_tokenizer(path, config.load_format).eos_ids)
         ensemble = _load(path, model, options, layout, spawner, lines, connecting)
     try:
         cache = kv_cache(
@@ -79,6 +79,7 @@ def load_engine(
                 f"{max_model_len}"
             )
         typical = TYPICAL_DECODES.fitting(config.max_batch_size, cache.max_model_len)
+        report(_check_line(model, options, layout))
         found = _rehearse(ensemble, typical, _own_threads(layout, options), report)
         latency_model, target = found.model, None
         if config.latency_budget and config.tbt_target is None:
@@ -126,6 +127,7 @@ def load_engine(
         deterministic=config.deterministic,
         prefix_caching=config.prefix_caching and not config.deterministic,
         num_stages=config.pp,
+        random_weights=config.load_format == "dummy",
     )
     return core, info
 
@@ -142,6 +144,7 @@ def executor_options(
     if max_tokens is None:
         max_tokens = min(_USUAL_STEP, max_model_len) if config.latency_budget else max_model_len
     return ExecutorOptions(
+        load_format=config.load_format,
         executor=config.executor,
         device=config.device,
         precision=config.precision,
@@ -191,11 +194,20 @@ def _rehearse(
     """Find out whether it computes rightly and how fast, on a KV cache for that alone."""
     ensemble.allocate(_REHEARSAL_BLOCKS)
     with ensemble.warming_up():
-        report("checking against the reference")
         ensemble.check_computing()
         block_size = ensemble.parts[0].block_size
         cache = KvCache(_REHEARSAL_BLOCKS, block_size, ensemble.max_position)
         return profile(ensemble.runner, cache, report, typical, threads)
+
+
+def _check_line(model: Model, options: ExecutorOptions, layout: Layout) -> str:
+    """What the executors are about to check."""
+    if options.executor == "torch" and any(
+        self_check.skips_reference(model.config, stage, model.weights)
+        for stage in layout.stages(model.config)
+    ):
+        return "checking attention alone: the reference takes long for so many random weights"
+    return "checking against the reference"
 
 
 def _warn(config: EngineConfig, model: LatencyModel, report: Callable[[str], None]) -> None:

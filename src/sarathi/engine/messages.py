@@ -86,6 +86,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     deterministic: bool
     prefix_caching: bool
     num_stages: int = 1  # of the pipeline
+    random_weights: bool = False  # answers have no meaning
     tbt_target_reason: str = ""  # how a derived target has come about, in words
 
 

@@ -19,6 +19,7 @@ from sarathi.executors.precision import KvPrecision, Precision
 from sarathi.executors.progress import CountedWeights, Tell, now_and_then
 from sarathi.executors.runner import InlineRunner, Runner
 from sarathi.models.layout import expected_shapes
+from sarathi.models.load_format import LoadFormat
 from sarathi.models.model import Model
 from sarathi.sampling.sampler import Sampler
 
@@ -35,6 +36,7 @@ _ONE = Layout(), Place(0, 0)
 class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The same for all stages and ranks."""
 
+    load_format: LoadFormat = "auto"
     executor: ExecutorName = "openvino"
     device: Device | None = None  # of torch; None: cuda if there is one
     precision: Precision | None = None  # None: the fastest that the processor computes in

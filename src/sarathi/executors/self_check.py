@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,7 +12,11 @@ from sarathi.executors.executor import Executor
 from sarathi.executors.precision import KvPrecision, Precision
 from sarathi.executors.reference import F32, reference
 from sarathi.executors.step import Part, join_parts
-from sarathi.models.weights import Array, Tensors
+from sarathi.models.config import ModelConfig
+from sarathi.models.dummy_weights import DummyWeights
+from sarathi.models.layout import expected_shapes
+from sarathi.models.stage import Stage
+from sarathi.models.weights import Array, Tensors, Weights
 
 # Largest accepted distance of the logits from the reference, relative to their length. Trained
 # models stay below a tenth of it, random ones, which amplify rounding, below a half; logits of
@@ -34,6 +39,8 @@ _STEPS = (
 _LENGTHS = (_LONG + 5, 10, 5)
 _TABLES = ((3, 0), (2,), (1,))  # permuted on purpose
 NUM_BLOCKS = 4
+# Random weights beyond so many are not worth the reference: it takes two seconds for 10^8 of them.
+_MOST_RANDOM = 2 * 10**8
 _MANY = 64  # blocks: half of them for a long context, half for a large batch
 MAX_POSITION = max(_LENGTHS)
 
@@ -89,6 +96,17 @@ def check_model(executor: Executor, weights: Tensors) -> None:
             "explain; not serving wrong answers. Are these the supported versions of openvino and "
             "torch?"
         )
+
+
+def skips_reference(config: ModelConfig, stage: Stage, weights: Weights) -> bool:
+    """Whether `check_model` would take long, for answers that have no meaning.
+
+    Args:
+        weights: the whole model's.
+    """
+    if not isinstance(weights, DummyWeights):
+        return False
+    return sum(map(math.prod, expected_shapes(config, stage).values())) > _MOST_RANDOM
 
 
 def check_deterministic(executor: Executor) -> None:

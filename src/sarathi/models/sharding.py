@@ -15,6 +15,7 @@ import numpy as np
 
 from sarathi.models.config import ModelConfig, ModelError
 from sarathi.models.decoder import EMBEDDING, head_of
+from sarathi.models.dummy_weights import RandomTensor, random_tensor
 from sarathi.models.layout import expected_shapes
 from sarathi.models.stage import Stage, whole
 from sarathi.models.weights import ALL, Array, Weights
@@ -129,6 +130,13 @@ class ShardedWeights:
         if not missing:
             return found
         return np.concatenate((found, np.zeros((missing, *found.shape[1:]), found.dtype)))
+
+    def random(self, name: str) -> RandomTensor | None:
+        """See `RandomTensors`. Rows of zeros that fill up a vocabulary are left out."""
+        source = random_tensor(self._weights, name)
+        if source is None:
+            return None
+        return source.part(*(slice(axis.start, axis.stop) for axis in self._ours(name)))
 
     def _ours(self, name: str) -> list[range]:
         """What we have of each axis of the whole tensor. Fewer rows than `shape` says: zeros."""

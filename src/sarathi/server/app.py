@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib import metadata
 
+from msgspec import UNSET
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -15,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sarathi.engine.engine import Engine, by_state
+from sarathi.models.load_format import RANDOM_WEIGHTS
 from sarathi.models.tokenizer import Tokenizer
 from sarathi.server.access import Access, AccessRules, AdminOnly, key_name
 from sarathi.server.chat import create_chat_completion
@@ -152,6 +154,7 @@ def _model(service: Service) -> Model:
         id=service.model,
         created=service.created,
         max_model_len=None if info is None else info.max_model_len,
+        warning=RANDOM_WEIGHTS if info is not None and info.random_weights else UNSET,
     )
 
 

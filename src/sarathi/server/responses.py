@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from sarathi.engine.engine import ReplicaState, ReplicaStatus
 
@@ -113,6 +113,7 @@ class Model(Struct, frozen=True, kw_only=True):
     created: int
     owned_by: str = "sarathi"
     max_model_len: int | None = None  # tokens; null until the model is loaded
+    warning: str | UnsetType = UNSET
 
 
 class ModelList(Struct, frozen=True, kw_only=True):

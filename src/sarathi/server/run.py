@@ -105,7 +105,7 @@ async def _serve(
     fleet = Fleet(launch, config.replicas, most_replicas=most, report=say)
     try:
         fleet.start()  # engines load in their own processes while this one reads the tokenizer
-        tokenizer = await asyncio.to_thread(open_tokenizer, path)
+        tokenizer = await asyncio.to_thread(open_tokenizer, path, engine.load_format)
         for warning in tokenizer.warnings:
             say(f"warning: {warning}")
         gc.freeze()  # what is loaded stays: the collector need not stop the streams to look at it
@@ -145,7 +145,8 @@ async def _tell(fleet: Fleet, served_name: str, url: str) -> int:
 
 def summary(info: ModelInfo) -> str:
     """What came of the options, for the line that says the model is ready."""
-    parts = [info.precision, f"policy {info.policy}"]
+    parts = ["random weights"] if info.random_weights else []
+    parts += [info.precision, f"policy {info.policy}"]
     if info.tbt_target is not None:
         derived = f" ({info.tbt_target_reason})" if info.tbt_target_reason else ""
         parts.append(f"target of {in_words(info.tbt_target)} between tokens{derived}")

@@ -104,7 +104,7 @@ class _Worker:
     ) -> None:
         self._socket = socket
         self._member = Member(
-            open_model(Path(spec.model)),
+            open_model(Path(spec.model), spec.options.load_format),
             spec.options,
             spec.layout,
             spec.place,

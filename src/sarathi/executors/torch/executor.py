@@ -13,7 +13,7 @@ from sarathi.executors.choices import Device
 from sarathi.executors.errors import ExecutorError
 from sarathi.executors.machine import usable_cores
 from sarathi.executors.precision import KvPrecision, Precision
-from sarathi.executors.self_check import check_deterministic, check_model
+from sarathi.executors.self_check import check_deterministic, check_model, skips_reference
 from sarathi.executors.step import Step, check_step
 from sarathi.executors.torch.arrays import DTYPES, as_array, as_tensor
 from sarathi.executors.torch.attention import Cache, Planned, choose
@@ -89,6 +89,10 @@ class TorchExecutor:
         self._dtype = DTYPES[self.precision]
         self._local = shard_config(config, self.shard.count)
         self._max_batch_size = max_batch_size
+        # None of several ranks has the weights to compute what all of them do.
+        self._checks_attention = self.shard.count > 1 or skips_reference(
+            config, self.stage, weights
+        )
         if self.device.type == "cpu":
             torch.set_num_threads(num_threads or usable_cores())
         with _room("the weights"):
@@ -158,9 +162,9 @@ class TorchExecutor:
         return free
 
     def check(self) -> None:
-        """See `Executor`. Of several ranks each one checks its attention alone, since none has the
-        weights to compute what all of them do."""
-        if self.shard.count > 1:
+        """See `Executor`. Each of several ranks checks its attention alone, as does a large model
+        with random weights."""
+        if self._checks_attention:
             check_attention(self._attention, self._local, self._dtype, self.device)
         else:
             check_model(self, Served(self._parameters))

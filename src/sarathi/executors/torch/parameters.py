@@ -11,6 +11,8 @@ import torch
 
 from sarathi.executors.machine import usable_cores
 from sarathi.executors.torch.arrays import as_array, as_tensor
+from sarathi.executors.torch.dummy import fill_dummy
+from sarathi.models.dummy_weights import random_tensor
 from sarathi.models.weights import Array, Weights
 
 
@@ -39,6 +41,11 @@ class Parameters:
         total, done = sum(sizes.values()), 0
 
         def read(name: str) -> torch.Tensor:
+            source = random_tensor(weights, name)
+            if source is not None:
+                made = torch.empty(shapes[name], dtype=dtype, device=device)
+                fill_dummy(made, source)
+                return made
             tensor = as_tensor(weights[name], dtype).to(device)
             # The pages of the file that have been copied are not needed again.
             for mapping in weights.mappings:
