@@ -45,9 +45,7 @@ def reference(
 
 
 class _NumpyOperations:
-    def __init__(
-        self, config: ModelConfig, weights: Tensors, ids: I64, hidden: F32 | None
-    ) -> None:
+    def __init__(self, config: ModelConfig, weights: Tensors, ids: I64, hidden: F32 | None) -> None:
         self._config = config
         self._weights = weights
         self._ids = ids

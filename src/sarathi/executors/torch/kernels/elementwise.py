@@ -3,9 +3,10 @@
 Each kernel reads its inputs once, computes in float32, and rounds to the served precision at the
 same places as the separate operations of torch do.
 """
-# Triton compiles its functions by their own typing rules.
+# Functions that Triton compiles have no types for mypy, and constants as arguments.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # mypy: disallow-untyped-decorators=False, disallow-untyped-calls=False
+# ruff: noqa: N803
 
 from __future__ import annotations
 
