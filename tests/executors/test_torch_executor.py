@@ -15,8 +15,8 @@ from test_parity import GREEDY, LENGTHS, chunk
 from sarathi.executors.errors import ExecutorError
 from sarathi.executors.self_check import check_deterministic
 from sarathi.executors.step import Part, StepError, join_parts
+from sarathi.executors.torch import elementwise
 from sarathi.executors.torch.executor import TorchExecutor
-from sarathi.executors.torch.operations import TorchOperations
 from sarathi.models.model import open_model
 from sarathi.models.stage import split
 
@@ -143,7 +143,7 @@ def test_the_check_notices_a_wrong_operation(
     executor: TorchExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor.check()
-    monkeypatch.setattr(TorchOperations, "rotate", lambda self, x, num_heads: x)
+    monkeypatch.setattr(elementwise, "_apply_rope", lambda x, tokens: x)
     with pytest.raises(ExecutorError, match="self-check failed"):
         executor.check()
 

@@ -17,7 +17,7 @@ from tiny_models import FAMILIES, save_tiny
 from sarathi.executors.reference import F32, I64, _NumpyOperations, reference
 from sarathi.models import gguf_weights, mapping, safetensors_weights
 from sarathi.models.config import ModelConfig, ModelError
-from sarathi.models.decoder import EMBEDDING, decode, head_of
+from sarathi.models.decoder import EMBEDDING, forward, head_of
 from sarathi.models.layout import expected_shapes
 from sarathi.models.locate import locate
 from sarathi.models.model import Model, open_model
@@ -208,11 +208,11 @@ class _RankOperations(_NumpyOperations):
     """Those of the reference, for one rank of many."""
 
     def __init__(
-        self, model: Model, shard: Shard, meeting: _Meeting, received: F32 | None = None
+        self, model: Model, shard: Shard, meeting: _Meeting, hidden: F32 | None = None
     ) -> None:
         weights = ShardedWeights(model.weights, model.config, shard)
         ids: I64 = np.array(_IDS, np.int64)
-        super().__init__(shard_config(model.config, shard.count), weights, ids, received)
+        super().__init__(shard_config(model.config, shard.count), weights, ids, hidden)
         self._rank = shard.rank
         self._vocabulary = vocabulary(model.config, shard)
         self._meeting = meeting
@@ -228,7 +228,7 @@ class _RankOperations(_NumpyOperations):
         return total
 
     def logits(self, x: F32, weight: str) -> F32:
-        shown = self._meeting.exchange(self._rank, self.linear(x, weight))
+        shown = self._meeting.exchange(self._rank, self._product(x, weight))
         return np.concatenate(shown, axis=-1)[:, : self._config.vocab_size]
 
 
@@ -243,7 +243,7 @@ def computed_together(model: Model, count: int, num_stages: int = 1) -> list[F32
         ]
         local = shard_config(model.config, count)
         with ThreadPoolExecutor(count) as pool:
-            found = list(pool.map(partial(decode, config=local, stage=stage), operations))
+            found = list(pool.map(partial(forward, config=local, stage=stage), operations))
     return [x for x in found if x is not None]
 
 

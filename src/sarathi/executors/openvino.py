@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sarathi.executors.constants import Constants
 from sarathi.executors.errors import ExecutorError
 from sarathi.executors.machine import usable_cores
-from sarathi.executors.openvino_graph import INPUTS, RECEIVED, build_graph, key_cache, value_cache
+from sarathi.executors.openvino_graph import HIDDEN, INPUTS, build_graph, key_cache, value_cache
 from sarathi.executors.openvino_library import openvino as ov
 from sarathi.executors.precision import KvPrecision, Precision
 from sarathi.executors.self_check import check_deterministic, check_model
@@ -187,7 +187,7 @@ class OpenVinoExecutor:
             if received is not None:
                 received = np.concatenate([received, received])
         for name in self._used:
-            value = received if name == RECEIVED else getattr(step, name)
+            value = received if name == HIDDEN else getattr(step, name)
             self._set_input(name, np.asarray(value, INPUTS[name][0]))
         self._request.infer()
         output: npt.NDArray[np.float32] = self._request.get_output_tensor(0).data

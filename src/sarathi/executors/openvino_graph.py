@@ -10,13 +10,18 @@ from sarathi.executors.openvino_library import Constant, _PagedAttentionExtensio
 from sarathi.executors.openvino_library import openvino as ov
 from sarathi.executors.openvino_library import opset13 as op
 from sarathi.models.config import ModelConfig
-from sarathi.models.decoder import decode
+from sarathi.models.decoder import (
+    GATED_PROJECTIONS,
+    QKV_PROJECTIONS,
+    attention_module,
+    forward,
+)
 from sarathi.models.stage import Stage
 from sarathi.models.weights import Array
 
-RECEIVED = "received"
-# The inputs of a step, in the order of the fields of `Step`, the longest context, and what the
-# stage before has computed. A graph has those that it needs.
+HIDDEN = "hidden"
+# The inputs of a step, in the order of the fields of `Step`, the longest context, and the
+# hidden states of the previous stage. A graph has those that it needs.
 INPUTS: dict[str, tuple[type[np.generic], int]] = {
     "token_ids": (np.int64, 1),
     "positions": (np.int64, 1),
@@ -26,7 +31,7 @@ INPUTS: dict[str, tuple[type[np.generic], int]] = {
     "block_starts": (np.int32, 1),
     "sample_rows": (np.int64, 1),
     "max_context_len": (np.int32, 0),
-    RECEIVED: (np.float32, 2),
+    HIDDEN: (np.float32, 2),
 }
 
 
@@ -41,13 +46,13 @@ def value_cache(layer: int) -> str:
 def build_graph(
     config: ModelConfig, stage: Stage, constants: Constants, max_position: int
 ) -> ov.Model:
-    """A graph from the arrays of a step and the KV cache to what `decode` gives.
+    """Build a graph from the arrays of a step and the KV cache to the output of `forward`.
 
     Positions must be below `max_position`. The weights stay where `constants` has them: it must
     outlive whatever is compiled from the graph.
     """
     ops = _GraphOperations(config, constants, max_position)
-    output = decode(ops, config, stage)
+    output = forward(ops, config, stage)
     return ov.Model([op.result(output)], ops.parameters, "decoder")
 
 
@@ -71,37 +76,83 @@ class _GraphOperations:
     def embed(self, weight: str) -> ov.Node:
         return op.gather(self._weight(weight), self._input("token_ids"), _ints(0))
 
-    def received(self) -> ov.Node:
-        return self._input(RECEIVED)
+    def recv_hidden(self) -> ov.Node:
+        return self._input(HIDDEN)
 
-    def linear(self, x: ov.Node, weight: str, bias: str | None = None) -> ov.Node:
-        y = op.matmul(x, self._weight(weight), transpose_a=False, transpose_b=True)
-        return y if bias is None else op.add(y, self._vector(bias))
+    def linear(self, x: ov.Node, name: str, bias: bool = False) -> ov.Node:
+        y = self._product(x, f"{name}.weight")
+        return op.add(y, self._vector(f"{name}.bias")) if bias else y
 
-    def rms_norm(self, x: ov.Node, weight: str) -> ov.Node:
+    def norm(self, x: ov.Node, name: str) -> ov.Node:
+        if self._config.norm == "rms":
+            return self._rms_norm(x, name)
+        normed = op.mvn(x, _ints([-1]), True, self._config.norm_eps, "inside_sqrt")
+        scaled = op.multiply(normed, self._vector(f"{name}.weight"))
+        return op.add(scaled, self._vector(f"{name}.bias"))
+
+    def add_norm(self, residual: ov.Node, delta: ov.Node, name: str) -> tuple[ov.Node, ov.Node]:
+        x = op.add(residual, delta)
+        return x, self.norm(x, name)
+
+    def qkv(self, x: ov.Node, name: str, bias: bool) -> tuple[ov.Node, ov.Node, ov.Node]:
+        # Separate products: the plugin's were faster than one of joined weights.
+        query, key, value = (self.linear(x, f"{name}.{part}", bias) for part in QKV_PROJECTIONS)
+        return query, key, value
+
+    def attention(self, query: ov.Node, key: ov.Node, value: ov.Node, layer: int) -> ov.Output:
+        config, name = self._config, attention_module(layer)
+        if config.qk_norm:
+            query = self._head_norm(query, f"{name}.q_norm", config.num_heads)
+            key = self._head_norm(key, f"{name}.k_norm", config.num_kv_heads)
+        query = self._apply_rope(query, config.num_heads)
+        key = self._apply_rope(key, config.num_kv_heads)
+        return self._paged_attention(query, key, value, layer)
+
+    def gated(self, x: ov.Node, name: str, bias: bool) -> ov.Node:
+        gate, up = (self.linear(x, f"{name}.{part}", bias) for part in GATED_PROJECTIONS)
+        return op.multiply(self.activate(gate), up)
+
+    def activate(self, x: ov.Node) -> ov.Node:
+        return op.gelu(x, "erf") if self._config.activation == "gelu" else op.swish(x)
+
+    def add(self, a: ov.Node, b: ov.Node) -> ov.Node:
+        return op.add(a, b)
+
+    def reduce(self, x: ov.Node) -> ov.Node:
+        return x
+
+    def sampled_rows(self, x: ov.Node) -> ov.Node:
+        return op.gather(x, self._input("sample_rows"), _ints(0))
+
+    def logits(self, x: ov.Node, weight: str) -> ov.Node:
+        return self._product(x, weight)
+
+    def _product(self, x: ov.Node, weight: str) -> ov.Node:
+        return op.matmul(x, self._weight(weight), transpose_a=False, transpose_b=True)
+
+    def _rms_norm(self, x: ov.Node, name: str) -> ov.Node:
         mean = op.reduce_mean(op.multiply(x, x), _ints([-1]), keep_dims=True)
         root = op.sqrt(op.add(mean, _float(self._config.norm_eps)))
-        return op.multiply(self._vector(weight), op.multiply(x, op.divide(_float(1.0), root)))
+        scaled = op.multiply(x, op.divide(_float(1.0), root))
+        return op.multiply(self._vector(f"{name}.weight"), scaled)
 
-    def layer_norm(self, x: ov.Node, weight: str, bias: str) -> ov.Node:
-        normed = op.mvn(x, _ints([-1]), True, self._config.norm_eps, "inside_sqrt")
-        return op.add(op.multiply(normed, self._vector(weight)), self._vector(bias))
-
-    def head_norm(self, x: ov.Node, weight: str, num_heads: int) -> ov.Node:
+    def _head_norm(self, x: ov.Node, name: str, num_heads: int) -> ov.Node:
         heads = op.reshape(x, _ints([-1, num_heads, self._config.head_dim]), special_zero=False)
-        return self._flat(self.rms_norm(heads, weight), num_heads)
+        return self._flat(self._rms_norm(heads, name), num_heads)
 
-    def rotate(self, x: ov.Node, num_heads: int) -> ov.Node:
+    def _apply_rope(self, x: ov.Node, num_heads: int) -> ov.Node:
         dim = self._config.head_dim
         x = op.reshape(x, _ints([-1, num_heads, 1, dim]), special_zero=False)
         first = op.slice(x, _ints([0]), _ints([dim // 2]), _ints([1]), _ints([3]))
         # The fusion asks for an open end here, and for the axis -1 below.
         second = op.slice(x, _ints([dim // 2]), _ints([2**31 - 1]), _ints([1]), _ints([3]))
-        turned = op.concat([op.multiply(second, _float(-1.0)), first], -1)
-        rotated = op.add(op.multiply(x, self._cos), op.multiply(turned, self._sin))
-        return self._flat(rotated, num_heads)
+        swapped = op.concat([op.multiply(second, _float(-1.0)), first], -1)
+        roped = op.add(op.multiply(x, self._cos), op.multiply(swapped, self._sin))
+        return self._flat(roped, num_heads)
 
-    def attend(self, query: ov.Node, key: ov.Node, value: ov.Node, layer: int) -> ov.Output:
+    def _paged_attention(
+        self, query: ov.Node, key: ov.Node, value: ov.Node, layer: int
+    ) -> ov.Output:
         config = self._config
         caches = [_cache_parameter(key_cache(layer)), _cache_parameter(value_cache(layer))]
         self._caches += caches
@@ -147,31 +198,10 @@ class _GraphOperations:
         info["k_head_size"] = info["v_head_size"] = config.head_dim
         return node.output(0)
 
-    def add(self, a: ov.Node, b: ov.Node) -> ov.Node:
-        return op.add(a, b)
-
-    def multiply(self, a: ov.Node, b: ov.Node) -> ov.Node:
-        return op.multiply(a, b)
-
-    def silu(self, x: ov.Node) -> ov.Node:
-        return op.swish(x)
-
-    def gelu(self, x: ov.Node) -> ov.Node:
-        return op.gelu(x, "erf")
-
-    def reduce(self, x: ov.Node) -> ov.Node:
-        return x
-
-    def sampled_rows(self, x: ov.Node) -> ov.Node:
-        return op.gather(x, self._input("sample_rows"), _ints(0))
-
-    def logits(self, x: ov.Node, weight: str) -> ov.Node:
-        return self.linear(x, weight)
-
     def _input(self, name: str) -> ov.Node:
         if name not in self._inputs:
             dtype, rank = INPUTS[name]
-            shape = [-1, self._config.hidden_size] if name == RECEIVED else [-1] * rank
+            shape = [-1, self._config.hidden_size] if name == HIDDEN else [-1] * rank
             self._inputs[name] = _parameter(name, shape, dtype)
         return self._inputs[name]
 

@@ -8,7 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sarathi.models.config import ModelConfig
-from sarathi.models.decoder import decode
+from sarathi.models.decoder import (
+    GATED_PROJECTIONS,
+    QKV_PROJECTIONS,
+    attention_module,
+    forward,
+)
 from sarathi.models.stage import Stage
 from sarathi.models.weights import Tensors
 
@@ -22,111 +27,94 @@ def reference(
     stage: Stage,
     weights: Tensors,
     token_ids: Sequence[int],
-    received: F32 | None = None,
+    hidden: F32 | None = None,
 ) -> F32:
-    """What a stage makes of one sequence, computed in float32: logits after every token,
-    [tokens, vocab_size], or what goes to the next stage, [tokens, hidden_size].
+    """Compute a stage on one sequence in float32.
+
+    Returns the logits after every token, [tokens, vocab_size], or the hidden states for the next
+    stage, [tokens, hidden_size].
 
     Weights are widened piece by piece, so that little memory is needed. Time is quadratic in the
     sequence: for short sequences only.
 
     Args:
-        received: what the stage before has computed, where there is one.
+        hidden: the hidden states of the previous stage; None for the first one.
     """
     ids = np.asarray(token_ids, np.int64)
-    return decode(_NumpyOperations(config, weights, ids, received), config, stage)
+    return forward(_NumpyOperations(config, weights, ids, hidden), config, stage)
 
 
 class _NumpyOperations:
-    def __init__(
-        self, config: ModelConfig, weights: Tensors, ids: I64, received: F32 | None
-    ) -> None:
+    def __init__(self, config: ModelConfig, weights: Tensors, ids: I64, hidden: F32 | None) -> None:
         self._config = config
         self._weights = weights
         self._ids = ids
-        self._received = received
+        self._hidden = hidden
         angles = np.outer(np.arange(len(ids)), np.array(config.inv_freq))
         self._cos = np.cos(angles).astype(np.float32)[:, None, :]
         self._sin = np.sin(angles).astype(np.float32)[:, None, :]
-
-    def _weight(self, name: str) -> F32:
-        return self._weights[name].astype(np.float32)
 
     def embed(self, weight: str) -> F32:
         rows: F32 = self._weights[weight][self._ids].astype(np.float32)
         return rows
 
-    def received(self) -> F32:
-        assert self._received is not None
-        return self._received
+    def recv_hidden(self) -> F32:
+        assert self._hidden is not None
+        return self._hidden
 
-    def linear(self, x: F32, weight: str, bias: str | None = None) -> F32:
-        matrix = self._weights[weight]
-        # In pieces: widening all of a head at once would be the peak of a server's memory.
-        y: F32 = np.concatenate(
-            [
-                x @ matrix[row : row + _ROWS].astype(np.float32).T
-                for row in range(0, len(matrix), _ROWS)
-            ],
-            axis=-1,
-        )
-        return y if bias is None else y + self._weight(bias)
+    def linear(self, x: F32, name: str, bias: bool = False) -> F32:
+        y = self._product(x, f"{name}.weight")
+        return y + self._weight(f"{name}.bias") if bias else y
 
-    def rms_norm(self, x: F32, weight: str) -> F32:
-        mean = np.mean(x * x, axis=-1, keepdims=True)
-        scale: F32 = 1 / np.sqrt(mean + np.float32(self._config.norm_eps))
-        return x * scale * self._weight(weight)
-
-    def layer_norm(self, x: F32, weight: str, bias: str) -> F32:
+    def norm(self, x: F32, name: str) -> F32:
+        if self._config.norm == "rms":
+            return self._rms_norm(x, name)
         centred = x - np.mean(x, axis=-1, keepdims=True)
         variance = np.mean(centred * centred, axis=-1, keepdims=True)
         scale: F32 = 1 / np.sqrt(variance + np.float32(self._config.norm_eps))
-        normed: F32 = centred * scale * self._weight(weight) + self._weight(bias)
-        return normed
+        scaled: F32 = centred * scale * self._weight(f"{name}.weight")
+        return scaled + self._weight(f"{name}.bias")
 
-    def head_norm(self, x: F32, weight: str, num_heads: int) -> F32:
-        return self.rms_norm(self._heads(x, num_heads), weight).reshape(x.shape)
+    def add_norm(self, residual: F32, delta: F32, name: str) -> tuple[F32, F32]:
+        x = residual + delta
+        return x, self.norm(x, name)
 
-    def rotate(self, x: F32, num_heads: int) -> F32:
-        first, second = np.split(self._heads(x, num_heads), 2, axis=-1)
-        rotated = (
-            first * self._cos - second * self._sin,
-            second * self._cos + first * self._sin,
-        )
-        return np.concatenate(rotated, axis=-1).reshape(x.shape)
+    def qkv(self, x: F32, name: str, bias: bool) -> tuple[F32, F32, F32]:
+        query, key, value = (self.linear(x, f"{name}.{part}", bias) for part in QKV_PROJECTIONS)
+        return query, key, value
 
-    def attend(self, query: F32, key: F32, value: F32, layer: int) -> F32:
-        config = self._config
+    def attention(self, query: F32, key: F32, value: F32, layer: int) -> F32:
+        config, name = self._config, attention_module(layer)
+        q, k, v = self._heads(query), self._heads(key), self._heads(value)
+        if config.qk_norm:
+            q = self._rms_norm(q, f"{name}.q_norm")
+            k = self._rms_norm(k, f"{name}.k_norm")
+        q, k = self._apply_rope(q), self._apply_rope(k)
         groups = config.num_heads // config.num_kv_heads
-        q = self._heads(query, config.num_heads)
-        k = np.repeat(self._heads(key, config.num_kv_heads), groups, axis=1)
-        v = np.repeat(self._heads(value, config.num_kv_heads), groups, axis=1)
+        k, v = np.repeat(k, groups, axis=1), np.repeat(v, groups, axis=1)
         distance = np.subtract.outer(np.arange(len(q)), np.arange(len(q)))
-        hidden = distance < 0
+        masked = distance < 0
         if window := config.sliding_windows[layer]:
-            hidden |= distance >= window
+            masked |= distance >= window
         scores = np.einsum("qhd,khd->hqk", q, k) * np.float32(config.head_dim**-0.5)
-        scores[:, hidden] = -np.inf
+        scores[:, masked] = -np.inf
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
         mixed: F32 = np.einsum("hqk,khd->qhd", weights, v)
         return mixed.reshape(query.shape)
 
-    def _heads(self, x: F32, num_heads: int) -> F32:
-        return x.reshape(len(x), num_heads, self._config.head_dim)
+    def gated(self, x: F32, name: str, bias: bool) -> F32:
+        gate, up = (self.linear(x, f"{name}.{part}", bias) for part in GATED_PROJECTIONS)
+        return self.activate(gate) * up
+
+    def activate(self, x: F32) -> F32:
+        if self._config.activation == "gelu":
+            return np.asarray(x * (1 + _erf(x / np.sqrt(2))) / 2, np.float32)
+        with np.errstate(over="ignore"):  # exp(-x) may reach infinity, where SiLU is 0
+            return np.asarray(x / (1 + np.exp(-x)), np.float32)
 
     def add(self, a: F32, b: F32) -> F32:
         return a + b
-
-    def multiply(self, a: F32, b: F32) -> F32:
-        return a * b
-
-    def silu(self, x: F32) -> F32:
-        with np.errstate(over="ignore"):  # exp(-x) may reach infinity, where silu is 0
-            return np.asarray(x / (1 + np.exp(-x)), np.float32)
-
-    def gelu(self, x: F32) -> F32:
-        return np.asarray(x * (1 + _erf(x / np.sqrt(2))) / 2, np.float32)
 
     def reduce(self, x: F32) -> F32:
         return x
@@ -135,7 +123,38 @@ class _NumpyOperations:
         return x
 
     def logits(self, x: F32, weight: str) -> F32:
-        return self.linear(x, weight)
+        return self._product(x, weight)
+
+    def _weight(self, name: str) -> F32:
+        return self._weights[name].astype(np.float32)
+
+    def _product(self, x: F32, weight: str) -> F32:
+        matrix = self._weights[weight]
+        # In pieces: widening all of a head at once would be the peak of a server's memory.
+        pieces = [
+            x @ matrix[row : row + _ROWS].astype(np.float32).T
+            for row in range(0, len(matrix), _ROWS)
+        ]
+        return np.concatenate(pieces, axis=-1)
+
+    def _rms_norm(self, x: F32, name: str) -> F32:
+        mean = np.mean(x * x, axis=-1, keepdims=True)
+        scale: F32 = 1 / np.sqrt(mean + np.float32(self._config.norm_eps))
+        return x * scale * self._weight(f"{name}.weight")
+
+    def _apply_rope(self, x: F32) -> F32:
+        first, second = np.split(x, 2, axis=-1)
+        return np.concatenate(
+            (
+                first * self._cos - second * self._sin,
+                second * self._cos + first * self._sin,
+            ),
+            axis=-1,
+        )
+
+    def _heads(self, x: F32) -> F32:
+        """Split the features into heads, [tokens, heads, head_dim]."""
+        return x.reshape(len(x), -1, self._config.head_dim)
 
 
 def _erf(x: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

@@ -1,12 +1,13 @@
 """The decoder-only transformer, written once.
 
-`decode` describes the model over a dozen operations. An executor supplies them: one that builds a
-graph gets a graph, one that computes gets logits. Families differ only in their `ModelConfig`, a
-stage of a pipeline in its range of layers.
+`forward` describes the model over a dozen operations. A backend supplies them: one that builds a
+graph returns a graph, one that computes returns logits. The operations are as coarse as the
+largest kernel that a backend fuses, so each may compute them in one piece or in several. Families
+differ only in their `ModelConfig`, a pipeline stage in its range of layers.
 
 Where several ranks share every layer (tensor parallelism; Shoeybi et al., Megatron-LM, 2019), each
 has some of the heads and of the MLP's inner features: its configuration counts its own, and
-`reduce` adds up what the ranks have of a block's output.
+`reduce` sums the outputs of a block over the ranks.
 """
 
 from __future__ import annotations
@@ -19,122 +20,139 @@ from sarathi.models.stage import Stage
 EMBEDDING = "model.embed_tokens.weight"
 NORM = "model.norm"
 HEAD = "lm_head.weight"
+# Projections of the same input, which a backend may compute as one matrix product.
+QKV_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+GATED_PROJECTIONS = ("gate_proj", "up_proj")
 
 X = TypeVar("X")  # activations of all tokens of a step, [tokens, features]
 
 
 class Operations(Protocol[X]):
-    """What the decoder is made of. Weights are given by name; the operations know the values.
+    """The operations of the decoder, with the configuration of one rank.
 
-    The token ids, positions, block tables and sampled rows of a step are the operations' own.
+    Weights are given by the name of a tensor or of its module (the name without `.weight` or
+    `.bias`). The token ids, positions, KV cache, block tables and sampled rows of a step belong to
+    the operations.
     """
 
     def embed(self, weight: str) -> X:
-        """The embeddings of the step's token ids, [tokens, hidden]."""
+        """Look up the embeddings of the step's token ids, [tokens, hidden]."""
 
-    def received(self) -> X:
-        """What the pipeline stage before has computed, [tokens, hidden]."""
+    def recv_hidden(self) -> X:
+        """Return the hidden states that the previous pipeline stage computed, [tokens, hidden]."""
 
-    def linear(self, x: X, weight: str, bias: str | None = None) -> X:
-        """`x @ weight.T + bias`."""
+    def linear(self, x: X, name: str, bias: bool = False) -> X:
+        """Compute `x @ weight.T`, plus the bias if there is one."""
 
-    def rms_norm(self, x: X, weight: str) -> X:
-        """`x / sqrt(mean(x^2) + eps) * weight` over the features."""
+    def norm(self, x: X, name: str) -> X:
+        """Normalise over the features: RMSNorm or LayerNorm, as the configuration says."""
 
-    def layer_norm(self, x: X, weight: str, bias: str) -> X:
-        """`(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias` over the features."""
+    def add_norm(self, residual: X, delta: X, name: str) -> tuple[X, X]:
+        """Return `residual + delta` and its `norm`."""
 
-    def head_norm(self, x: X, weight: str, num_heads: int) -> X:
-        """`rms_norm` over the features of every head, [tokens, num_heads * head_dim]."""
+    def qkv(self, x: X, name: str, bias: bool) -> tuple[X, X, X]:
+        """Project to queries, keys and values, [tokens, heads * head_dim] each.
 
-    def rotate(self, x: X, num_heads: int) -> X:
-        """Rotary position embedding (Su et al., 2021), halves rotated, on every head."""
+        The weights are the `QKV_PROJECTIONS` of the attention module `name`.
+        """
 
-    def attend(self, query: X, key: X, value: X, layer: int) -> X:
-        """Store keys and values in the layer's KV blocks, then causal attention over them."""
+    def attention(self, query: X, key: X, value: X, layer: int) -> X:
+        """Compute causal attention over the KV cache, [tokens, heads * head_dim].
 
-    def add(self, a: X, b: X) -> X: ...
+        Queries and keys first get their head norms, if the configuration has them, and the rotary
+        position embedding (Su et al., 2021; a head's halves are the pairs). Keys and values are
+        written to the layer's KV cache before attention reads it.
+        """
 
-    def multiply(self, a: X, b: X) -> X: ...
+    def gated(self, x: X, name: str, bias: bool) -> X:
+        """Compute `activate(x @ gate.T) * (x @ up.T)`, [tokens, inner].
 
-    def silu(self, x: X) -> X:
-        """`x * sigmoid(x)`."""
+        The weights are the `GATED_PROJECTIONS` of the MLP module `name`.
+        """
 
-    def gelu(self, x: X) -> X:
-        """`x * (1 + erf(x / sqrt(2))) / 2`."""
+    def activate(self, x: X) -> X:
+        """Apply the activation: SiLU, `x * sigmoid(x)`, or GELU, `x * (1 + erf(x / sqrt(2))) / 2`.
+
+        The configuration says which.
+        """
+
+    def add(self, a: X, b: X) -> X:
+        """Compute `a + b`."""
 
     def reduce(self, x: X) -> X:
-        """The sum over the ranks that share the layers; `x` itself where there is one."""
+        """Sum over the ranks that share the layers; may overwrite `x`, or return it."""
 
     def sampled_rows(self, x: X) -> X:
-        """The rows whose logits the step asks for."""
+        """Select the rows whose logits the step asks for."""
 
     def logits(self, x: X, weight: str) -> X:
-        """`linear`, its output features gathered from the ranks that share them."""
+        """Compute `x @ weight.T`, its columns gathered from the ranks that share the vocabulary."""
 
 
-def decode(ops: Operations[X], config: ModelConfig, stage: Stage) -> X:
-    """Logits of the sampled rows, [rows, vocab_size], or what goes to the next stage."""
-    x = ops.embed(EMBEDDING) if stage.first else ops.received()
+def forward(ops: Operations[X], config: ModelConfig, stage: Stage) -> X:
+    """Compute the logits of the sampled rows, [rows, vocab_size].
+
+    All stages but the last return the hidden states for the next one, [tokens, hidden].
+    """
+    residual = ops.embed(EMBEDDING) if stage.first else ops.recv_hidden()
+    delta: X | None = None
     for layer in stage.layers:
-        x = _layer(ops, config, layer, x)
+        residual, delta = _layer(ops, config, layer, residual, delta)
+    x = residual if delta is None else ops.add(residual, delta)
     if not stage.last:
         return x
-    x = _norm(ops, config, ops.sampled_rows(x), NORM)
-    return ops.logits(x, head_of(config))
+    return ops.logits(ops.norm(ops.sampled_rows(x), NORM), head_of(config))
 
 
 def head_of(config: ModelConfig) -> str:
-    """The matrix that gives logits."""
+    """Return the name of the matrix that gives logits."""
     return EMBEDDING if config.tie_word_embeddings else HEAD
 
 
-def _layer(ops: Operations[X], config: ModelConfig, layer: int, x: X) -> X:
-    name = f"model.layers.{layer}."
-    normed = _norm(ops, config, x, name + "input_layernorm")
+def attention_module(layer: int) -> str:
+    """Return the name of a layer's attention module."""
+    return f"model.layers.{layer}.self_attn"
+
+
+def mlp_module(layer: int) -> str:
+    """Return the name of a layer's MLP module."""
+    return f"model.layers.{layer}.mlp"
+
+
+def _layer(
+    ops: Operations[X], config: ModelConfig, layer: int, residual: X, delta: X | None
+) -> tuple[X, X]:
+    """Compute one layer on the residual stream `residual + delta`.
+
+    The sum is left to the next norm, so that a backend can fuse the two. The first layer of a
+    stage has no `delta`. Returns the stream in the same form.
+    """
+    input_norm = f"model.layers.{layer}.input_layernorm"
+    post_attention_norm = f"model.layers.{layer}.post_attention_layernorm"
+    if delta is None:
+        normed = ops.norm(residual, input_norm)
+    else:
+        residual, normed = ops.add_norm(residual, delta, input_norm)
     attention = _attention(ops, config, layer, normed)
     if config.parallel:
         if config.mlp_norm:
-            normed = _norm(ops, config, x, name + "post_attention_layernorm")
-        both = ops.add(attention, _mlp(ops, config, layer, normed))
-        return ops.add(x, ops.reduce(both))
-    x = ops.add(x, ops.reduce(attention))
-    normed = _norm(ops, config, x, name + "post_attention_layernorm")
-    return ops.add(x, ops.reduce(_mlp(ops, config, layer, normed)))
-
-
-def _norm(ops: Operations[X], config: ModelConfig, x: X, name: str) -> X:
-    if config.norm == "layer":
-        return ops.layer_norm(x, name + ".weight", name + ".bias")
-    return ops.rms_norm(x, name + ".weight")
+            normed = ops.norm(residual, post_attention_norm)
+        return residual, ops.reduce(ops.add(attention, _mlp(ops, config, layer, normed)))
+    residual, normed = ops.add_norm(residual, ops.reduce(attention), post_attention_norm)
+    return residual, ops.reduce(_mlp(ops, config, layer, normed))
 
 
 def _attention(ops: Operations[X], config: ModelConfig, layer: int, x: X) -> X:
-    name = f"model.layers.{layer}.self_attn."
-
-    def project(x: X, which: str, bias: bool) -> X:
-        return ops.linear(x, f"{name}{which}.weight", f"{name}{which}.bias" if bias else None)
-
-    query = project(x, "q_proj", config.qkv_bias)
-    key = project(x, "k_proj", config.qkv_bias)
-    value = project(x, "v_proj", config.qkv_bias)
-    if config.qk_norm:
-        query = ops.head_norm(query, name + "q_norm.weight", config.num_heads)
-        key = ops.head_norm(key, name + "k_norm.weight", config.num_kv_heads)
-    query = ops.rotate(query, config.num_heads)
-    key = ops.rotate(key, config.num_kv_heads)
-    return project(ops.attend(query, key, value, layer), "o_proj", config.output_bias)
+    name = attention_module(layer)
+    query, key, value = ops.qkv(x, name, config.qkv_bias)
+    mixed = ops.attention(query, key, value, layer)
+    return ops.linear(mixed, f"{name}.o_proj", config.output_bias)
 
 
 def _mlp(ops: Operations[X], config: ModelConfig, layer: int, x: X) -> X:
-    name = f"model.layers.{layer}.mlp."
-
-    def project(x: X, which: str) -> X:
-        bias = f"{name}{which}.bias" if config.mlp_bias else None
-        return ops.linear(x, f"{name}{which}.weight", bias)
-
-    activate = ops.gelu if config.activation == "gelu" else ops.silu
-    if not config.gated_mlp:
-        return project(activate(project(x, "up_proj")), "down_proj")
-    gated = ops.multiply(activate(project(x, "gate_proj")), project(x, "up_proj"))
-    return project(gated, "down_proj")
+    name = mlp_module(layer)
+    if config.gated_mlp:
+        inner = ops.gated(x, name, config.mlp_bias)
+    else:
+        inner = ops.activate(ops.linear(x, f"{name}.up_proj", config.mlp_bias))
+    return ops.linear(inner, f"{name}.down_proj", config.mlp_bias)

@@ -20,6 +20,7 @@ from sarathi.executors.torch.attention import Cache, Planned, choose
 from sarathi.executors.torch.attention_check import check_attention
 from sarathi.executors.torch.cuda_graph import CudaGraph
 from sarathi.executors.torch.devices import default_precision, find_device
+from sarathi.executors.torch.elementwise import elementwise_kernels
 from sarathi.executors.torch.graphs import DecodeGraphs, graph_sizes
 from sarathi.executors.torch.group import Group, Solo
 from sarathi.executors.torch.inputs import Carrier, Inputs, StepArrays, resolve_tokens, step_arrays
@@ -28,7 +29,7 @@ from sarathi.executors.torch.memory import free_memory, largest_step, release
 from sarathi.executors.torch.operations import Rank, Rotary, TorchOperations
 from sarathi.executors.torch.parameters import Parameters, Served
 from sarathi.models.config import ModelConfig
-from sarathi.models.decoder import decode
+from sarathi.models.decoder import forward
 from sarathi.models.sharding import Shard, ShardedWeights, shard_config, shard_shapes, vocabulary
 from sarathi.models.stage import Stage, whole
 from sarathi.models.weights import Array, Weights
@@ -108,6 +109,7 @@ class TorchExecutor:
             vocabulary=vocabulary(config, self.shard),
             parameters=self._parameters,
             rotary=Rotary(config, max_position, self.device),
+            kernels=elementwise_kernels(self._local, self.device),
             group=group or Solo(),
             deterministic=deterministic,
         )
@@ -250,7 +252,7 @@ class TorchExecutor:
         self, inputs: Inputs, planned: Planned, received: torch.Tensor | None
     ) -> torch.Tensor:
         ops = TorchOperations(self._rank, inputs, planned, self._caches, received)
-        return decode(ops, self._local, self.stage)
+        return forward(ops, self._local, self.stage)
 
     def _capture(self) -> DecodeGraphs | None:
         # Messages between ranks are left out of graphs: that has never been tried.

@@ -9,10 +9,18 @@ import torch
 from torch.nn import functional
 
 from sarathi.executors.torch.attention import Cache, Planned
+from sarathi.executors.torch.elementwise import (
+    ACTIVATIONS,
+    ElementwiseKernels,
+    HeadNorms,
+    NormWeights,
+    TokenRows,
+)
 from sarathi.executors.torch.group import Group
 from sarathi.executors.torch.inputs import Inputs
-from sarathi.executors.torch.parameters import Parameters
+from sarathi.executors.torch.parameters import GATE_UP, QKV, Parameters
 from sarathi.models.config import ModelConfig
+from sarathi.models.decoder import attention_module
 
 # Rows of a matrix product whose rounding does not depend on how many there are (measured for MKL,
 # from 8 on).
@@ -27,6 +35,7 @@ class Rank:
     vocabulary: range  # token ids whose embeddings are here
     parameters: Parameters
     rotary: Rotary
+    kernels: ElementwiseKernels
     group: Group
     deterministic: bool = False  # whether rows must not depend on how many there are
 
@@ -42,13 +51,12 @@ class Rotary:
         self._sin = angles.sin().float().to(device)
 
     def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[tokens, 1, head_dim / 2] each."""
-        return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+        """Return the rows of both, [tokens, head_dim / 2] each."""
+        return self._cos[positions], self._sin[positions]
 
 
 class TorchOperations:
-    """See `models.decoder.Operations`. Activations are in the served precision, norms and
-    rotations are computed in float32."""
+    """See `models.decoder.Operations`. Activations are in the served precision."""
 
     def __init__(
         self,
@@ -56,15 +64,16 @@ class TorchOperations:
         inputs: Inputs,
         planned: Planned,
         caches: Mapping[int, Cache],
-        received: torch.Tensor | None,
+        hidden: torch.Tensor | None,
     ) -> None:
         self._rank = rank
+        self._config = rank.config
         self._parameters = rank.parameters
         self._inputs = inputs
         self._planned = planned
         self._caches = caches
-        self._received = received
-        self._cos, self._sin = rank.rotary.at(inputs.positions)
+        self._hidden = hidden
+        self._tokens = TokenRows(*rank.rotary.at(inputs.positions), inputs.slots)
 
     def embed(self, weight: str) -> torch.Tensor:
         ids, here = self._inputs.token_ids, self._rank.vocabulary
@@ -75,63 +84,55 @@ class TorchOperations:
         found = functional.embedding(rows, self._parameters[weight])
         return self.reduce(found.masked_fill_(missing.unsqueeze(1), 0))
 
-    def received(self) -> torch.Tensor:
-        assert self._received is not None
-        return self._rank.group.broadcast(self._received)
+    def recv_hidden(self) -> torch.Tensor:
+        assert self._hidden is not None
+        return self._rank.group.broadcast(self._hidden)
 
-    def linear(self, x: torch.Tensor, weight: str, bias: str | None = None) -> torch.Tensor:
-        added = None if bias is None else self._parameters[bias]
-        missing = -len(x) % _ROWS if self._rank.deterministic else 0
-        padded = functional.pad(x, (0, 0, 0, missing)) if missing else x
-        return functional.linear(padded, self._parameters[weight], added)[: len(x)]
+    def linear(self, x: torch.Tensor, name: str, bias: bool = False) -> torch.Tensor:
+        return self._product(x, f"{name}.weight", f"{name}.bias" if bias else None)
 
-    def rms_norm(self, x: torch.Tensor, weight: str) -> torch.Tensor:
-        scale = self._parameters.vector(weight)
-        eps = self._rank.config.norm_eps
-        return functional.rms_norm(x.float(), scale.shape, scale, eps).to(x.dtype)
+    def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return self._rank.kernels.norm(x, self._norm_weights(name))
 
-    def layer_norm(self, x: torch.Tensor, weight: str, bias: str) -> torch.Tensor:
-        scale, shift = self._parameters.vector(weight), self._parameters.vector(bias)
-        eps = self._rank.config.norm_eps
-        return functional.layer_norm(x.float(), scale.shape, scale, shift, eps).to(x.dtype)
+    def add_norm(
+        self, residual: torch.Tensor, delta: torch.Tensor, name: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._rank.kernels.add_norm(residual, delta, self._norm_weights(name))
 
-    def head_norm(self, x: torch.Tensor, weight: str, num_heads: int) -> torch.Tensor:
-        return self.rms_norm(self._heads(x, num_heads), weight).flatten(1)
-
-    def rotate(self, x: torch.Tensor, num_heads: int) -> torch.Tensor:
-        first, second = self._heads(x, num_heads).float().chunk(2, dim=-1)
-        rotated = torch.cat(
-            (
-                torch.addcmul(first * self._cos, second, self._sin, value=-1),
-                torch.addcmul(second * self._cos, first, self._sin),
-            ),
-            dim=-1,
+    def qkv(
+        self, x: torch.Tensor, name: str, bias: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One product, whose columns the three are: their rows are apart in memory."""
+        config = self._config
+        queries, keys = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
+        query, key, value = self.linear(x, f"{name}.{QKV}", bias).split(
+            (queries, keys, keys), dim=-1
         )
-        return rotated.flatten(1).to(x.dtype)
+        return query, key, value
 
-    def attend(
+    def attention(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int
     ) -> torch.Tensor:
-        config, cache = self._rank.config, self._caches[layer]
-        cache.write(
-            self._inputs.slots,
-            self._heads(key, config.num_kv_heads),
-            self._heads(value, config.num_kv_heads),
+        cache = self._caches[layer]
+        heads = self._rank.kernels.rope_and_cache(
+            self._heads(query),
+            self._heads(key),
+            self._heads(value),
+            self._tokens,
+            cache,
+            self._head_norms(layer) if self._config.qk_norm else None,
         )
-        queries = self._heads(query, config.num_heads)
-        return self._planned.attend(queries, cache, config.sliding_windows[layer]).flatten(1)
+        window = self._config.sliding_windows[layer]
+        return self._planned.attend(heads, cache, window).flatten(1)
+
+    def gated(self, x: torch.Tensor, name: str, bias: bool) -> torch.Tensor:
+        return self._rank.kernels.gated(self.linear(x, f"{name}.{GATE_UP}", bias))
+
+    def activate(self, x: torch.Tensor) -> torch.Tensor:
+        return ACTIVATIONS[self._config.activation](x)
 
     def add(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return a + b
-
-    def multiply(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return a * b
-
-    def silu(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.silu(x)
-
-    def gelu(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.gelu(x)
 
     def reduce(self, x: torch.Tensor) -> torch.Tensor:
         return self._rank.group.all_reduce(x)
@@ -141,9 +142,28 @@ class TorchOperations:
 
     def logits(self, x: torch.Tensor, weight: str) -> torch.Tensor:
         """Float32; of all ranks on rank 0, its own on any other."""
-        own = self.linear(x, weight).float()
+        own = self._product(x, weight).float()
         # The ranks' matrices are of equal size: rows of zeros follow the last token's.
-        return self._rank.group.gather(own)[:, : self._rank.config.vocab_size]
+        return self._rank.group.gather(own)[:, : self._config.vocab_size]
 
-    def _heads(self, x: torch.Tensor, num_heads: int) -> torch.Tensor:
-        return x.view(-1, num_heads, self._rank.config.head_dim)
+    def _product(self, x: torch.Tensor, weight: str, bias: str | None = None) -> torch.Tensor:
+        added = None if bias is None else self._parameters[bias]
+        missing = -len(x) % _ROWS if self._rank.deterministic else 0
+        padded = functional.pad(x, (0, 0, 0, missing)) if missing else x
+        return functional.linear(padded, self._parameters[weight], added)[: len(x)]
+
+    def _norm_weights(self, name: str) -> NormWeights:
+        weight = self._parameters.vector(f"{name}.weight")
+        has_bias = self._config.norm == "layer"
+        return NormWeights(weight, self._parameters.vector(f"{name}.bias") if has_bias else None)
+
+    def _head_norms(self, layer: int) -> HeadNorms:
+        name = attention_module(layer)
+        query, key = (
+            NormWeights(self._parameters.vector(f"{name}.{norm}.weight"))
+            for norm in ("q_norm", "k_norm")
+        )
+        return HeadNorms(query, key)
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (-1, self._config.head_dim))
