@@ -25,6 +25,7 @@ from sarathi.executors.torch.inputs import Carrier, Inputs, StepArrays, step_arr
 from sarathi.executors.torch.memory import free_memory, largest_step, release
 from sarathi.executors.torch.operations import Rank, Rotary, TorchOperations
 from sarathi.executors.torch.parameters import Parameters, Served
+from sarathi.executors.torch.warm_up import warm_up_steps
 from sarathi.models.config import ModelConfig
 from sarathi.models.decoder import decode
 from sarathi.models.sharding import Shard, ShardedWeights, shard_config, shard_shapes, vocabulary
@@ -124,11 +125,13 @@ class TorchExecutor:
         return 2 * len(self.stage.layers) * elements * itemsize
 
     def allocate(self, num_blocks: int) -> None:
-        """See `Executor`. On a GPU decodes are captured in graphs, which takes a few seconds."""
+        """See `Executor`. On a GPU kernels are compiled, unless Triton's cache has them, and
+        decodes are captured in graphs; each takes some seconds."""
         self._release()
         with _room("the KV cache"), self._computing():
             self._make_caches(num_blocks)
             if self._device.type == "cuda":
+                self._warm_up()
                 self._graphs = self._capture()
 
     def free_memory(self, max_tokens: int, max_batch_size: int) -> int:
@@ -157,9 +160,8 @@ class TorchExecutor:
     def check(self) -> None:
         """See `Executor`. Of several ranks each one checks its attention alone, since none has the
         weights to compute what all of them do."""
-        if self.shard.count > 1:
-            check_attention(self._attention, self._local, self._dtype, self._device)
-        else:
+        check_attention(self._attention, self._local, self._dtype, self._device)
+        if self.shard.count == 1:
             check_model(self, Served(self._parameters))
         if self.deterministic:
             check_deterministic(self)
@@ -185,6 +187,7 @@ class TorchExecutor:
                 if self.stage.last:
                     output = output[torch.from_numpy(arrays.sample_rows).to(self._device)]
             else:
+                arrays = self._attention.prepare(arrays)
                 inputs = self._carrier.send(arrays)
                 output = self._forward(inputs, self._attention.plan(arrays, inputs), hidden)
             return as_array(self._to_host(output))
@@ -204,9 +207,18 @@ class TorchExecutor:
         ops = TorchOperations(self._rank, inputs, planned, self._caches, received)
         return decode(ops, self._local, self.stage)
 
+    def _warm_up(self) -> None:
+        """Compile all kernels; nothing may be compiled while a graph is captured."""
+        for step in warm_up_steps(self.block_size, self.max_position):
+            hidden = None
+            if not self.stage.first:
+                shape = (len(step.token_ids), self.config.hidden_size)
+                hidden = as_array(torch.zeros(shape, dtype=self._dtype))
+            self.execute(step, hidden)
+
     def _capture(self) -> DecodeGraphs | None:
         # Messages between ranks are left out of graphs: that has never been tried.
-        if self._rank.group.size > 1 or not self._attention.records:
+        if self._rank.group.size > 1 or not self._attention.supports_graphs:
             return None
         pool = torch.cuda.graph_pool_handle()
 
