@@ -15,7 +15,7 @@ from sarathi.models.config import ModelConfig
 
 # Largest accepted distance, relative to the length; a wrong row is 1 or more away.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.01, torch.bfloat16: 0.05}
-_LONG = 900  # tokens of a context whose keys are split, if keys ever are
+_LONG = 640  # tokens of a context whose keys are split, if keys ever are
 
 Lengths = Sequence[tuple[int, int]]  # tokens cached and new of each sequence
 
