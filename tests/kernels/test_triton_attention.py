@@ -83,8 +83,8 @@ class TestKernels:
     def test_random_batches(self, device, seed) -> None:
         rng = np.random.default_rng(seed)
         lengths = [
-            (int(rng.choice([1, 2, rng.integers(1, 120)])), int(rng.integers(0, 400)))
-            for _ in range(rng.integers(1, 6))
+            (int(rng.choice([1, 2, rng.integers(1, 120)])), int(rng.integers(0, 300)))
+            for _ in range(rng.integers(1, 5))
         ]
         lengths.append((1, int(rng.integers(2000, 4096))) if seed % 2 else (300, 100))
         kv_heads = int(rng.choice([1, 2]))
@@ -195,17 +195,16 @@ class TestAttention:
         check_attention(attention, config, dtype, device)
 
     def test_the_check_notices_a_wrong_merge(self, device) -> None:
-        config = model_config((2, 1))
-        attention = TritonAttention(config, torch.float32, device)
+        config, dtype = model_config((2, 1)), torch.float16
 
         class Wrong(TritonAttention):
             def prepare(self, arrays: StepArrays, *, fixed_shape: bool = False) -> StepArrays:
-                arrays = attention.prepare(arrays, fixed_shape=fixed_shape)
-                work = [replace(each, merges=each.merges[:0]) for each in arrays.work]
+                arrays = super().prepare(arrays, fixed_shape=fixed_shape)
+                work = [replace(each, merges=0 * each.merges) for each in arrays.work]
                 return replace(arrays, work=tuple(work))
 
         with pytest.raises(ExecutorError, match="self-check failed: attention"):
-            check_attention(Wrong(config, torch.float32, device), config, torch.float32, device)
+            check_attention(Wrong(config, dtype, device), config, dtype, device)
 
     @pytest.mark.parametrize("head_dim", [12, 264])
     def test_head_sizes_it_does_not_accept(self, device, head_dim) -> None:
@@ -219,12 +218,13 @@ class TestAttention:
     @pytest.mark.parametrize("deterministic", [False, True])
     def test_new_inputs_at_the_same_addresses(self, device, deterministic) -> None:
         """As for a graph: arrays of another step are copied over those of the plan."""
-        config = model_config(windows=(0, 70))
-        attention = TritonAttention(config, torch.float32, device, deterministic=deterministic)
+        config, dtype = model_config((2, 1), windows=(0, 70)), torch.float16
+        attention = TritonAttention(config, dtype, device, deterministic=deterministic)
         size, width = attention.block_size, 14
         torch.manual_seed(0)
-        cache = Cache(*(torch.randn(3 * width + 1, size, 2, 16, device=device) for _ in range(2)))
-        query = torch.randn(4, 4, 16, device=device)
+        blocks = (3 * width + 1, size, 1, 16)
+        cache = Cache(*(torch.randn(blocks, dtype=dtype, device=device) for _ in range(2)))
+        query = torch.randn((4, 2, 16), dtype=dtype, device=device)
 
         def decodes(*contexts: int) -> StepArrays:
             parts = [
@@ -252,14 +252,17 @@ class TestAttention:
 
     def test_deterministic_output_does_not_depend_on_the_batch(self, device) -> None:
         """To the last bit, for decodes, short and long chunks, in any company."""
-        config = model_config((2, 1))
-        attention = TritonAttention(config, torch.float32, device, deterministic=True)
+        config, dtype = model_config((2, 1)), torch.float16
+        attention = TritonAttention(config, dtype, device, deterministic=True)
         size, width = attention.block_size, 20
         torch.manual_seed(0)
-        cache = Cache(*(torch.randn(4 * width, size, 1, 16, device=device) for _ in range(2)))
+        blocks = (3 * width, size, 1, 16)
+        cache = Cache(*(torch.randn(blocks, dtype=dtype, device=device) for _ in range(2)))
         watched = ((1100, 1), (530, 6), (70, 50))
         mates = ((20, 1), (1200, 1), (0, 90))
-        queries = [torch.randn(new, 2, 16, device=device) for _, new in (*watched, *mates)]
+        queries = [
+            torch.randn((new, 2, 16), dtype=dtype, device=device) for _, new in (*watched, *mates)
+        ]
 
         def compute(chosen: list[int]) -> list[torch.Tensor]:
             lengths = [(*watched, *mates)[i] for i in chosen]
