@@ -1,4 +1,4 @@
-"""Compile the attention kernel for compute capability 9.0, where there may be no GPU.
+"""Compile the attention kernel for a GPU that need not be there.
 
 Run as a script, without TRITON_INTERPRET, it prints a line of JSON for each launch: the number of
 matrix instructions, and what ptxas says about registers, spills and serialized instructions.
@@ -24,7 +24,9 @@ TYPES = {"bf16": 2, "fp16": 2, "fp32": 4}  # bytes
 POINTERS = ("query", "keys", "values", "output", "sinks")
 
 
-def compile_attention(dtype: str, shape: AttentionShape, *, decode_only: bool) -> dict[str, object]:
+def compile_attention(
+    dtype: str, shape: AttentionShape, *, decode_only: bool, capability: int = 90
+) -> dict[str, object]:
     """Report on one kernel."""
     config = select_config(shape, TYPES[dtype], decode_only=decode_only)
     types = dict.fromkeys(POINTERS, f"*{dtype}")
@@ -62,9 +64,12 @@ def compile_attention(dtype: str, shape: AttentionShape, *, decode_only: bool) -
     options = {"num_warps": config.num_warps, "enable_fp_fusion": True}
     if config.max_registers is not None:
         options["maxnreg"] = config.max_registers
-    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     ptx = kernel.asm["ptx"]
-    command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", "-o", os.devnull, "/dev/stdin"]
+    target = re.search(r"\.target (\w+)", ptx)
+    assert target is not None
+    command = [get_ptxas(capability).path, "-v", f"--gpu-name={target[1]}"]
+    command += ["-o", os.devnull, "/dev/stdin"]
     done = subprocess.run(command, input=ptx, capture_output=True, text=True, check=True)
 
     def number(pattern: str) -> int:
@@ -88,10 +93,14 @@ def main() -> None:
     parser.add_argument("--dtype", default="bf16", choices=TYPES)
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--heads", type=int, nargs=2, default=(32, 8))
+    parser.add_argument("--capability", type=int, default=90)
     options = parser.parse_args()
+    shape = AttentionShape(*options.heads, options.head_dim)
     for decode_only in (False, True):
-        shape = AttentionShape(*options.heads, options.head_dim)
-        print(json.dumps(compile_attention(options.dtype, shape, decode_only=decode_only)))
+        report = compile_attention(
+            options.dtype, shape, decode_only=decode_only, capability=options.capability
+        )
+        print(json.dumps(report))
 
 
 if __name__ == "__main__":

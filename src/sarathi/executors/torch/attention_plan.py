@@ -83,7 +83,9 @@ class KernelConfig:
 
 
 def select_config(shape: AttentionShape, itemsize: int, *, decode_only: bool) -> KernelConfig:
-    """Choose tiles that compile without spilling registers on compute capability 9.0.
+    """Choose tiles that compile to few spilled registers, on compute capability 9.0 to none.
+
+    Shared memory stays below the 99 KB that a program has on capabilities 8.6, 8.9 and 12.0.
 
     Args:
         itemsize: bytes of an element of queries, keys and values.
@@ -91,30 +93,28 @@ def select_config(shape: AttentionShape, itemsize: int, *, decode_only: bool) ->
             registers and warps every program has.
     """
     decode_rows = max(16, _next_power_of_2(shape.group_size))
-    keys = 64 if shape.head_dim <= 128 else 32
-    config = KernelConfig(
-        prefill=Tile(max(128, decode_rows), keys, num_stages=2),
-        decode=Tile(decode_rows, keys, num_stages=3),
-        num_warps=8,
-        max_registers=None,
-        decodes_per_sm=1,
-    )
     if itemsize == 4:
-        # Products in full float32 run on the ordinary cores, with operands in registers, which
-        # large tiles spill (60 KB with the tiles above).
-        prefill_rows = max(64 if shape.head_dim <= 64 else 32, decode_rows)
-        config = replace(
-            config,
-            prefill=Tile(prefill_rows, 16, num_stages=2),
-            decode=Tile(decode_rows, 16, num_stages=2),
-        )
+        # Products in full float32 run on the ordinary cores, with operands in registers. The
+        # tiles of half precision would spill 60 KB of them.
+        prefill = Tile(64 if shape.head_dim <= 64 else 32, keys=16, num_stages=2)
+        decode = Tile(decode_rows, keys=16, num_stages=2)
+    elif shape.head_dim <= 128:
+        prefill = Tile(128, keys=64, num_stages=2)
+        decode = Tile(decode_rows, keys=64, num_stages=3)
+    else:
+        prefill = Tile(64, keys=32, num_stages=2)
+        decode = Tile(decode_rows, keys=32, num_stages=3)
+    prefill = replace(prefill, rows=max(prefill.rows, decode_rows))
+
     if decode_only and decode_rows < 64:
-        return replace(config, num_warps=4, decodes_per_sm=3)
-    if shape.head_dim <= 64 and itemsize < 4:
+        return KernelConfig(prefill, decode, num_warps=4, max_registers=None, decodes_per_sm=3)
+    if itemsize < 4 and shape.head_dim <= 64:
         # With at most 128 registers two programs share a multiprocessor. Larger heads need more:
         # the compiler would then wait for every single matrix instruction.
-        return replace(config, max_registers=128, decodes_per_sm=2)
-    return config
+        return KernelConfig(prefill, decode, num_warps=8, max_registers=128, decodes_per_sm=2)
+    if itemsize < 4 and prefill.rows == 64:
+        return KernelConfig(prefill, decode, num_warps=4, max_registers=None, decodes_per_sm=2)
+    return KernelConfig(prefill, decode, num_warps=8, max_registers=None, decodes_per_sm=1)
 
 
 @dataclass(frozen=True)

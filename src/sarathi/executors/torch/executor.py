@@ -160,7 +160,8 @@ class TorchExecutor:
     def check(self) -> None:
         """See `Executor`. Of several ranks each one checks its attention alone, since none has the
         weights to compute what all of them do."""
-        check_attention(self._attention, self._local, self._dtype, self._device)
+        with self._computing():
+            check_attention(self._attention, self._local, self._dtype, self._device)
         if self.shard.count == 1:
             check_model(self, Served(self._parameters))
         if self.deterministic:
