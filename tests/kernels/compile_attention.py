@@ -25,7 +25,12 @@ POINTERS = ("query", "keys", "values", "output", "sinks")
 
 
 def compile_attention(
-    dtype: str, shape: AttentionShape, *, decode_only: bool, capability: int = 90
+    dtype: str,
+    shape: AttentionShape,
+    *,
+    decode_only: bool,
+    has_window: bool = False,
+    capability: int = 90,
 ) -> dict[str, object]:
     """Report on one kernel."""
     config = select_config(shape, TYPES[dtype], decode_only=decode_only)
@@ -45,7 +50,7 @@ def compile_attention(
         "DECODE_ROWS": config.decode.rows,
         "DECODE_KEYS": config.decode.keys,
         "DECODE_STAGES": config.decode.num_stages,
-        "HAS_WINDOW": False,
+        "HAS_WINDOW": has_window,
         "HAS_SOFT_CAP": False,
         "HAS_SINKS": False,
     }
@@ -93,12 +98,17 @@ def main() -> None:
     parser.add_argument("--dtype", default="bf16", choices=TYPES)
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--heads", type=int, nargs=2, default=(32, 8))
+    parser.add_argument("--window", action="store_true")
     parser.add_argument("--capability", type=int, default=90)
     options = parser.parse_args()
     shape = AttentionShape(*options.heads, options.head_dim)
     for decode_only in (False, True):
         report = compile_attention(
-            options.dtype, shape, decode_only=decode_only, capability=options.capability
+            options.dtype,
+            shape,
+            decode_only=decode_only,
+            has_window=options.window,
+            capability=options.capability,
         )
         print(json.dumps(report))
 
