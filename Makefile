@@ -4,13 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: serve test lint format benchmark bench-policies report clean
+.PHONY: serve test test-kernels lint format benchmark bench-policies report clean
 
 serve: $(VENV)/.serve  ## serve SmolLM2-135M-Instruct on port 8000
 	$(BIN)/sarathi serve smollm2-135m --port 8000 $(ARGS)
 
 test: $(VENV)/.test  ## run all tests
 	$(BIN)/python -m pytest $(ARGS)
+	$(if $(ARGS),,$(MAKE) test-kernels)
+
+# Triton's interpreter runs kernels on the CPU. It is chosen per process.
+test-kernels: $(VENV)/.test  ## run the tests of the Triton kernels in its interpreter
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels $(ARGS)
 
 lint: $(VENV)/.lint  ## check format, style, types
 	$(BIN)/ruff format --check src tests benchmarks

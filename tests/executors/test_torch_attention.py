@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from sarathi.executors.errors import ExecutorError
-from sarathi.executors.step import Part, join_parts
-from sarathi.executors.torch.attention import Cache, choose
+from sarathi.executors.step import Part, check_step, join_parts
+from sarathi.executors.torch import devices
+from sarathi.executors.torch.attention import Cache, block_size, choose
 from sarathi.executors.torch.attention_check import check_attention
-from sarathi.executors.torch.flashinfer_attention import _pages
+from sarathi.executors.torch.attention_plan import BLOCK_SIZE, AttentionPlanner, AttentionShape
+from sarathi.executors.torch.devices import find_device
 from sarathi.executors.torch.graphs import DecodeGraphs, graph_sizes
 from sarathi.executors.torch.inputs import (
     Carrier,
+    PinnedRing,
     StepArrays,
     no_decodes,
     num_bytes,
@@ -26,10 +29,12 @@ from sarathi.executors.torch.inputs import (
 )
 from sarathi.executors.torch.memory import largest_step
 from sarathi.executors.torch.plain_attention import PlainAttention
+from sarathi.executors.torch.warm_up import warm_up_steps
 from sarathi.models.config import ModelConfig
 
 BLOCK = 4
 CPU = torch.device("cpu")
+NAMES = [field.name for field in fields(StepArrays) if field.name != "work"]
 
 
 def config(num_heads: int = 6, num_kv_heads: int = 2, windows: tuple[int, ...] = (0, 5)):
@@ -69,7 +74,6 @@ class TestInputs:
         arrays = step_arrays(join_parts(parts, BLOCK), BLOCK)
         assert arrays.slots.tolist() == [39, 16, 17, 8, 28, 29]
         assert arrays.contexts.tolist() == [6, 1, 10]
-        assert arrays.context_starts.tolist() == [0, 6, 7, 17]
         assert arrays.tables.tolist() == [[9, 4, 0], [2, 0, 0], [0, 1, 7]]
         assert arrays.sample_rows.tolist() == [2, 5]
         assert not arrays.only_decodes
@@ -82,15 +86,11 @@ class TestInputs:
         assert filled.tables[:, 0].tolist() == [1, 2, 50, 50]
         assert filled.tables.shape == (4, 5)
         assert filled.query_starts.tolist() == [0, 1, 2, 3, 4]
-        assert filled.context_starts.tolist() == [0, 3, 9, 10, 11]
 
     def test_all_steps_of_a_size_have_the_same_shapes(self) -> None:
         """A graph has room for one shape."""
         shapes = {
-            tuple(
-                (getattr(filled, field.name).shape, getattr(filled, field.name).dtype)
-                for field in fields(filled)
-            )
+            tuple((getattr(filled, name).shape, getattr(filled, name).dtype) for name in NAMES)
             for arrays in (no_decodes(), decodes(9), decodes(1, 2, 3), decodes(1, 2, 3, 20))
             for filled in [padded(arrays, size=4, width=5, block_size=BLOCK, spare_block=50)]
         }
@@ -98,22 +98,28 @@ class TestInputs:
 
     @pytest.mark.parametrize("contexts", [(3,), (5, 1, 9)])
     def test_packed_for_one_copy(self, contexts: tuple[int, ...]) -> None:
+        """Attention work included, of two windows, the second of which has no merges."""
         arrays = decodes(*contexts)
+        planner = AttentionPlanner.make(AttentionShape(4, 2, 64, BLOCK), 2, 8)
+        work = [planner.plan(arrays.query_starts, arrays.contexts * 900, w) for w in (0, 5)]
         unsampled = replace(arrays, sample_rows=arrays.sample_rows[:0])
-        for each in (arrays, unsampled):
+        for each in (arrays, unsampled, replace(arrays, work=tuple(work))):
             packed = torch.zeros(num_bytes(each), dtype=torch.uint8)
             pack(each, packed)
             inputs = unpack(each, packed)
-            for field in fields(each):
-                expected, found = getattr(each, field.name), getattr(inputs, field.name).numpy()
-                assert found.dtype == expected.dtype
-                assert np.array_equal(found, expected)
+            pairs = [(getattr(each, name), getattr(inputs, name)) for name in NAMES]
+            for expected, tensors in zip(each.work, inputs.work, strict=True):
+                pairs += [(expected.items, tensors.items), (expected.merges, tensors.merges)]
+            for array, tensor in pairs:
+                assert tensor.numpy().dtype == array.dtype
+                assert np.array_equal(tensor.numpy(), array)
 
-    def test_pages_of_flashinfer(self) -> None:
-        starts, blocks, last = _pages(decodes(3, 8, 9), BLOCK)
-        assert starts.tolist() == [0, 1, 3, 6]
-        assert blocks.tolist() == [1, 2, 3, 4, 5, 6]
-        assert last.tolist() == [3, 4, 1]
+    def test_token_ids_may_be_negative(self) -> None:
+        """They can stand for tokens that are not known yet."""
+        arrays = replace(decodes(3), token_ids=np.array([-5]))
+        packed = torch.zeros(num_bytes(arrays), dtype=torch.uint8)
+        pack(arrays, packed)
+        assert unpack(arrays, packed).token_ids.tolist() == [-5]
 
     @pytest.mark.parametrize(("tokens", "sequences"), [(10, 3), (2, 5), (64, 1)])
     def test_the_largest_step(self, tokens: int, sequences: int) -> None:
@@ -121,6 +127,45 @@ class TestInputs:
         assert len(step.token_ids) == tokens
         assert len(step.past_lens) == len(step.sample_rows) == min(tokens, sequences)
         assert step.block_ids.max() < 2
+
+
+class TestPinnedRing:
+    def test_a_buffer_is_written_to_after_its_last_copy_has_ended(self) -> None:
+        log: list[tuple[str, int]] = []
+
+        class FakeEvent:
+            def __init__(self) -> None:
+                self.number = len(events)
+                events.append(self)
+
+            def record(self) -> None:
+                log.append(("record", self.number))
+
+            def synchronize(self) -> None:
+                log.append(("synchronize", self.number))
+
+        events: list[FakeEvent] = []
+        allocated: list[int] = []
+
+        def allocate(size: int) -> torch.Tensor:
+            allocated.append(size)
+            return torch.empty(size, dtype=torch.uint8)
+
+        ring = PinnedRing(FakeEvent, allocate, count=2)
+        addresses = []
+        for size in (10, 10, 20, 21):
+            with ring.borrow(size) as memory:
+                assert len(memory) == size
+                addresses.append(memory.data_ptr())
+                log.append(("use", len(addresses)))
+        assert log == [
+            *(("synchronize", 0), ("use", 1), ("record", 0)),
+            *(("synchronize", 1), ("use", 2), ("record", 1)),
+            *(("synchronize", 0), ("use", 3), ("record", 0)),
+            *(("synchronize", 1), ("use", 4), ("record", 1)),
+        ]
+        assert allocated == [20, 20, 42]
+        assert addresses[0] == addresses[2] != addresses[1]
 
 
 class TestGraphs:
@@ -170,14 +215,18 @@ class TestCheck:
         self, dtype: torch.dtype, heads: tuple[int, int], one_by_one: bool
     ) -> None:
         sizes = config(*heads, windows=(0, 1, 20, 40))
-        attention = PlainAttention(sizes, dtype, CPU, one_by_one=one_by_one)
+        attention = PlainAttention(sizes, dtype, one_by_one=one_by_one)
         check_attention(attention, sizes, dtype, CPU)
 
     def test_it_notices_a_window_that_is_off_by_one(self) -> None:
-        plain = PlainAttention(config(), torch.float32, CPU)
+        plain = PlainAttention(config(), torch.float32)
 
         class Wrong:
             block_size = plain.block_size
+            supports_graphs = plain.supports_graphs
+
+            def prepare(self, arrays, *, fixed_shape=False):
+                return arrays
 
             def plan(self, arrays, inputs):
                 planned = plain.plan(arrays, inputs)
@@ -191,14 +240,60 @@ class TestCheck:
         with pytest.raises(ExecutorError, match="self-check failed: attention"):
             check_attention(Wrong(), config(), torch.float32, CPU)  # type: ignore[arg-type]
 
-    def test_nothing_but_plain_attention_runs_on_a_cpu(self) -> None:
+
+class TestChoice:
+    def test_plain_attention_on_cpus(self) -> None:
         assert isinstance(choose(config(), torch.bfloat16, CPU), PlainAttention)
+        assert block_size(CPU) == PlainAttention.block_size
+        assert block_size(torch.device("cuda")) == BLOCK_SIZE
+
+    def test_a_gpu_must_not_be_too_old(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fake_gpu(monkeypatch, (7, 5), "Tesla T4")
+        with pytest.raises(ExecutorError, match=r"Tesla T4 has compute capability 7\.5; 8\.0 or"):
+            find_device("cuda")
+
+    def test_a_gpu_needs_triton(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fake_gpu(monkeypatch, (9, 0), "NVIDIA H100")
+        assert find_device("cuda") == torch.device("cuda", 0)
+        monkeypatch.setattr(devices, "find_spec", lambda name: None)
+        with pytest.raises(ExecutorError, match=r"needs Triton.*pip install"):
+            find_device("cuda")
+
+    @staticmethod
+    def fake_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], name: str) -> None:
+        monkeypatch.setattr(devices, "find_spec", lambda name: object())
+        for attribute, value in (
+            ("is_available", True),
+            ("device_count", 1),
+            ("get_device_capability", capability),
+            ("get_device_name", name),
+        ):
+            monkeypatch.setattr(torch.cuda, attribute, lambda *_, value=value: value)
+
+
+class TestWarmUp:
+    @pytest.mark.parametrize("max_position", [1, 40, 512, 8192])
+    def test_steps_fit_the_executor(self, max_position: int) -> None:
+        steps = warm_up_steps(BLOCK_SIZE, max_position)
+        for step in steps:
+            check_step(
+                step, num_blocks=1, block_size=BLOCK_SIZE, vocab_size=1, max_position=max_position
+            )
+
+    def test_every_kind_of_tile_is_used_and_keys_are_split(self) -> None:
+        found = set()
+        planner = AttentionPlanner.make(AttentionShape(32, 8, 128), 2, num_sms=132)
+        for step in warm_up_steps(BLOCK_SIZE, 8192):
+            arrays = step_arrays(step, BLOCK_SIZE)
+            work = planner.plan(arrays.query_starts, arrays.contexts, 0)
+            found.add((work.has_prefill, work.has_decode, len(work.merges) > 0))
+        assert found == {(True, False, False), (True, True, True), (False, True, True)}
 
 
 def test_padding_does_not_reach_the_output() -> None:
     """What lies in blocks that a sequence does not have is never seen, were it not a number."""
     sizes = config()
-    attention = PlainAttention(sizes, torch.float32, CPU)
+    attention = PlainAttention(sizes, torch.float32)
     size = attention.block_size
     shape = (8, size, sizes.num_kv_heads, sizes.head_dim)
     cache = Cache(torch.randn(shape), torch.randn(shape))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,26 @@ DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 
 # Test modules import their kernels at the top.
 collect_ignore_glob = [] if find_spec("triton") else ["test_*.py"]
+
+
+def _mend_interpreter() -> None:
+    """Let loops have bounds that a kernel has loaded, in Triton 3.6 with numpy 2.4.
+
+    Its scalars are arrays with one axis, which numpy no longer converts to integers.
+    """
+    from triton.runtime import interpreter
+
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, *scope: Any) -> None:
+        patch_tensor(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
+
+
+if INTERPRETED and find_spec("triton"):
+    _mend_interpreter()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -105,7 +105,7 @@ def dry_run(path: Path, config: EngineConfig, *, replicas: int = 1, spread: bool
     options = executor_options(config, max_model_len)
     precision, kv_precision = choose_precisions(options)
     machine = Machine(usable_cores(), available_memory(), _gpus(options))
-    block_size = _block_size(options, model.config, precision, config.tp)
+    block_size = _block_size(options)
     shares = _shares(model.config, layout, precision, kv_precision, block_size)
     cache, refusal = None, None
     try:
@@ -178,9 +178,7 @@ def _gpus(options: ExecutorOptions) -> tuple[int, ...]:
     return room_on_gpus()
 
 
-def _block_size(
-    options: ExecutorOptions, config: ModelConfig, precision: Precision, ranks: int
-) -> int:
+def _block_size(options: ExecutorOptions) -> int:
     """Tokens of a KV block. The libraries are imported here: one of them is enough."""
     if options.executor == "openvino":
         from sarathi.executors.openvino import BLOCK_SIZE
@@ -188,7 +186,7 @@ def _block_size(
         return BLOCK_SIZE
     from sarathi.executors.torch.devices import block_size
 
-    return block_size(shard_config(config, ranks), precision, gpu=on_gpu(options))
+    return block_size(gpu=on_gpu(options))
 
 
 def _shares(

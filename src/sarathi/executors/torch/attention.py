@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
+from sarathi.executors.torch import attention_plan
 from sarathi.executors.torch.inputs import Inputs, StepArrays
+from sarathi.executors.torch.kernels import uses_triton
 from sarathi.models.config import ModelConfig
-
-if TYPE_CHECKING:  # the modules import this one
-    from sarathi.executors.torch.flashinfer_attention import FlashInferAttention
-    from sarathi.executors.torch.varlen_attention import VarlenAttention
 
 
 @dataclass(frozen=True)
@@ -44,53 +42,53 @@ class Planned(Protocol):
         """
 
 
-class Recorded(Planned, Protocol):
-    """Decodes whose sequences keep their number and their arrays their addresses."""
-
-    def update(self, arrays: StepArrays) -> None:
-        """Before the same kernels run anew, on the arrays of another step."""
-
-
 class Attention(Protocol):
-    block_size: int  # tokens of a block that suits it
-    records: bool  # whether decodes can be captured in a CUDA graph
+    block_size: int  # tokens of a KV block
+    supports_graphs: bool  # whether decodes can be captured in a CUDA graph
+
+    def prepare(self, arrays: StepArrays, *, fixed_shape: bool = False) -> StepArrays:
+        """Add the arrays that the attention itself needs on the device.
+
+        Args:
+            arrays: of any step.
+            fixed_shape: for decodes only, where `supports_graphs`: every array's shape depends
+                on the number of sequences and the width of the block table alone, so that a
+                graph captured with one step's inputs computes another's, copied over them.
+        """
 
     def plan(self, arrays: StepArrays, inputs: Inputs) -> Planned:
-        """Prepare a step of any kind."""
+        """Prepare a step for all layers.
 
-    def record(self, arrays: StepArrays, inputs: Inputs) -> Recorded:
-        """Prepare decodes to be captured, where that `records`."""
+        Args:
+            arrays: what `prepare` has returned.
+            inputs: the same on the device.
+        """
 
 
 def choose(
     config: ModelConfig, dtype: torch.dtype, device: torch.device, deterministic: bool = False
 ) -> Attention:
-    """The fastest that this machine has for a model.
+    """Make the attention of a model: Triton kernels on GPUs, plain operations on CPUs.
 
     Args:
         config: with the heads of one rank.
-        deterministic: whether a sequence must not depend on others.
+        deterministic: whether a sequence's output must not depend on the rest of the batch.
+
+    Raises:
+        ExecutorError: the kernels do not accept the model's heads.
     """
+    # Imported here: CPUs do without Triton, and the modules import this one.
+    if uses_triton(device):
+        from sarathi.executors.torch.triton_attention import TritonAttention
+
+        return TritonAttention(config, dtype, device, deterministic=deterministic)
     from sarathi.executors.torch.plain_attention import PlainAttention
 
-    kind = _fast_kind(config, dtype, device)
-    if kind is None:
-        return PlainAttention(config, dtype, device, one_by_one=deterministic)
-    return kind(config, dtype, device)
+    return PlainAttention(config, dtype, one_by_one=deterministic)
 
 
-def block_size(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
-    """Tokens of a KV block, of what `choose` would take."""
+def block_size(device: torch.device) -> int:
+    """Tokens of a KV block of what `choose` would make."""
     from sarathi.executors.torch.plain_attention import PlainAttention
 
-    return (_fast_kind(config, dtype, device) or PlainAttention).block_size
-
-
-def _fast_kind(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device
-) -> type[FlashInferAttention | VarlenAttention] | None:
-    from sarathi.executors.torch.flashinfer_attention import FlashInferAttention
-    from sarathi.executors.torch.varlen_attention import VarlenAttention
-
-    kinds = (FlashInferAttention, VarlenAttention)
-    return next((kind for kind in kinds if kind.suits(config, dtype, device)), None)
+    return attention_plan.BLOCK_SIZE if uses_triton(device) else PlainAttention.block_size

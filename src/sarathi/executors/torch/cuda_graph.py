@@ -37,11 +37,14 @@ class CudaGraph:
             received: room for what the stage before computes, [sequences, hidden_size].
             pool: memory that graphs share, since they never run at the same time.
         """
+        self._attention = attention
         self._carrier = carrier
         self._received = received
+        arrays = attention.prepare(arrays, fixed_shape=True)
         self._buffer = torch.empty(num_bytes(arrays), dtype=torch.uint8, device="cuda")
         inputs = carrier.send(arrays, self._buffer)
-        self._planned = planned = attention.record(arrays, inputs)
+        # Kept, since the graph writes to memory of the plan.
+        self._planned = planned = attention.plan(arrays, inputs)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -58,10 +61,10 @@ class CudaGraph:
         received: torch.Tensor | None,
         last_tokens: torch.Tensor | None,
     ) -> torch.Tensor:
+        arrays = self._attention.prepare(arrays, fixed_shape=True)
         inputs = self._carrier.send(arrays, self._buffer)
         if last_tokens is not None:
             resolve_tokens(inputs.token_ids, last_tokens)
-        self._planned.update(arrays)
         if received is not None:
             assert self._received is not None
             self._received[: len(received)].copy_(received)

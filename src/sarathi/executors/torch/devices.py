@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 
 from sarathi.executors.choices import Device
 from sarathi.executors.errors import ExecutorError
 from sarathi.executors.precision import Precision
 from sarathi.executors.torch import attention
-from sarathi.executors.torch.arrays import DTYPES
 from sarathi.executors.torch.memory import UTILISATION
-from sarathi.models.config import ModelConfig
+
+# Of the oldest GPUs that the kernels are compiled for (A100): bfloat16, asynchronous copies.
+_MIN_CAPABILITY = (8, 0)
 
 
 def default_device() -> Device:
@@ -19,10 +22,8 @@ def default_device() -> Device:
 
 
 def default_precision(device: Device) -> Precision:
-    """bf16 on GPUs, f16 on those that do not compute in it; f32 on CPUs."""
-    if device == "cpu":
-        return "f32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "f16"
+    """bf16 on GPUs, f32 on CPUs."""
+    return "f32" if device == "cpu" else "bf16"
 
 
 def num_gpus() -> int:
@@ -42,7 +43,7 @@ def find_device(name: Device | None = None, index: int = 0) -> torch.device:
         index: which GPU.
 
     Raises:
-        ExecutorError: it is not there.
+        ExecutorError: it is not there, is too old, or Triton is not installed.
     """
     if (name or default_device()) == "cpu":
         return torch.device("cpu")
@@ -52,7 +53,24 @@ def find_device(name: Device | None = None, index: int = 0) -> torch.device:
             f"device cuda: GPU number {index} is asked for and torch finds {count} here; "
             "--device cpu needs none"
         )
-    return torch.device("cuda", index)
+    device = torch.device("cuda", index)
+    _check_gpu(device)
+    return device
+
+
+def _check_gpu(device: torch.device) -> None:
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _MIN_CAPABILITY:
+        raise ExecutorError(
+            f"device cuda: {torch.cuda.get_device_name(device)} has compute capability "
+            f"{capability[0]}.{capability[1]}; {_MIN_CAPABILITY[0]}.{_MIN_CAPABILITY[1]} or higher "
+            "is needed (A100 and later)"
+        )
+    if find_spec("triton") is None:
+        raise ExecutorError(
+            "device cuda needs Triton, which is not installed: `pip install 'sarathi-serve[cuda]'` "
+            "or `pip install triton`"
+        )
 
 
 def room_on_gpus() -> tuple[int, ...]:
@@ -61,11 +79,6 @@ def room_on_gpus() -> tuple[int, ...]:
     return tuple(max(0, int(total * UTILISATION) - (total - free)) for free, total in found)
 
 
-def block_size(config: ModelConfig, precision: Precision, *, gpu: bool) -> int:
-    """Tokens of a KV block that an executor here would have.
-
-    Args:
-        config: with the heads of one rank.
-    """
-    device = find_device("cuda" if gpu else "cpu")
-    return attention.block_size(config, DTYPES[precision], device)
+def block_size(*, gpu: bool) -> int:
+    """Tokens of a KV block that an executor here would have."""
+    return attention.block_size(find_device("cuda" if gpu else "cpu"))

@@ -28,6 +28,7 @@ from sarathi.executors.torch.kernels import uses_triton
 from sarathi.executors.torch.memory import free_memory, largest_step, release
 from sarathi.executors.torch.operations import Rank, Rotary, TorchOperations
 from sarathi.executors.torch.parameters import Parameters, Served
+from sarathi.executors.torch.warm_up import warm_up_steps
 from sarathi.models.config import ModelConfig
 from sarathi.models.decoder import forward
 from sarathi.models.sharding import Shard, ShardedWeights, shard_config, shard_shapes, vocabulary
@@ -91,9 +92,7 @@ class TorchExecutor:
         self._local = shard_config(config, self.shard.count)
         self._max_batch_size = max_batch_size
         # None of several ranks has the weights to compute what all of them do.
-        self._checks_attention = self.shard.count > 1 or skips_reference(
-            config, self.stage, weights
-        )
+        self._skips_reference = self.shard.count > 1 or skips_reference(config, self.stage, weights)
         if self.device.type == "cpu":
             torch.set_num_threads(num_threads or usable_cores())
         with _room("the weights"):
@@ -133,11 +132,13 @@ class TorchExecutor:
         return 2 * len(self.stage.layers) * elements * itemsize
 
     def allocate(self, num_blocks: int) -> None:
-        """See `Executor`. On a GPU decodes are captured in graphs, which takes a few seconds."""
+        """See `Executor`. On a GPU kernels are compiled, unless Triton's cache has them, and
+        decodes are captured in graphs; each takes some seconds."""
         self._release()
         with _room("the KV cache"), self.computing():
             self._make_caches(num_blocks)
             if self.device.type == "cuda":
+                self._warm_up()
                 self._graphs = self._capture()
 
     def free_memory(self, max_tokens: int, max_batch_size: int) -> int:
@@ -164,11 +165,11 @@ class TorchExecutor:
         return free
 
     def check(self) -> None:
-        """See `Executor`. Each of several ranks checks its attention alone, as does a large model
-        with random weights."""
-        if self._checks_attention:
+        """See `Executor`. Several ranks check attention alone, as does a large model with random
+        weights."""
+        with self.computing():
             check_attention(self._attention, self._local, self._dtype, self.device)
-        else:
+        if not self._skips_reference:
             check_model(self, Served(self._parameters))
         if self.deterministic:
             check_deterministic(self)
@@ -234,6 +235,7 @@ class TorchExecutor:
             if self.stage.last and len(arrays.sample_rows) < len(output):
                 output = output[torch.from_numpy(arrays.sample_rows).to(self.device)]
             return output
+        arrays = self._attention.prepare(arrays)
         inputs = self._carrier.send(arrays)
         if last_tokens is not None:
             resolve_tokens(inputs.token_ids, last_tokens)
@@ -254,9 +256,18 @@ class TorchExecutor:
         ops = TorchOperations(self._rank, inputs, planned, self._caches, received)
         return forward(ops, self._local, self.stage)
 
+    def _warm_up(self) -> None:
+        """Compile all kernels; nothing may be compiled while a graph is captured."""
+        for step in warm_up_steps(self.block_size, self.max_position):
+            hidden = None
+            if not self.stage.first:
+                shape = (len(step.token_ids), self.config.hidden_size)
+                hidden = as_array(torch.zeros(shape, dtype=self._dtype))
+            self.execute(step, hidden)
+
     def _capture(self) -> DecodeGraphs | None:
         # Messages between ranks are left out of graphs: that has never been tried.
-        if self._rank.group.size > 1 or not self._attention.records:
+        if self._rank.group.size > 1 or not self._attention.supports_graphs:
             return None
         pool = torch.cuda.graph_pool_handle()
 

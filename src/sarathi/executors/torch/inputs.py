@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from sarathi.executors.step import I32, I64, Step
+from sarathi.executors.torch.attention_plan import Work
 from sarathi.models.weights import Array
 
 _ALIGNMENT = 16  # bytes, of each array in a buffer
+_NUM_BUFFERS = 4  # pinned; more than steps are under way, so that none is waited for
 
 
 @dataclass(frozen=True)
@@ -21,10 +26,10 @@ class StepArrays:
     positions: I64  # [T]
     slots: I64  # [T], block * block_size + place in the block: where keys and values go
     query_starts: I32  # [B + 1]
-    context_starts: I32  # [B + 1], likewise of the tokens cached and new
     contexts: I32  # [B], tokens cached and new
     tables: I32  # [B, W], each sequence's blocks, then zeros
     sample_rows: I64  # [S]
+    work: tuple[Work, ...] = ()  # what `Attention.prepare` adds
 
     @property
     def only_decodes(self) -> bool:
@@ -32,18 +37,28 @@ class StepArrays:
         return len(self.token_ids) == len(self.contexts)
 
 
+class WorkTensors(NamedTuple):
+    """The arrays of a `Work` on the device."""
+
+    items: torch.Tensor
+    merges: torch.Tensor
+
+
 @dataclass(frozen=True)
 class Inputs:
-    """The arrays on the device."""
+    """The arrays of a step on the device; see `StepArrays`."""
 
     token_ids: torch.Tensor
     positions: torch.Tensor
     slots: torch.Tensor
     query_starts: torch.Tensor
-    context_starts: torch.Tensor
     contexts: torch.Tensor
     tables: torch.Tensor
     sample_rows: torch.Tensor
+    work: tuple[WorkTensors, ...] = ()
+
+
+_NAMES = [each.name for each in fields(Inputs) if each.name != "work"]
 
 
 def step_arrays(step: Step, block_size: int) -> StepArrays:
@@ -61,7 +76,6 @@ def step_arrays(step: Step, block_size: int) -> StepArrays:
         positions=np.asarray(step.positions, np.int64),
         slots=blocks * block_size + place % block_size,
         query_starts=np.asarray(step.query_starts, np.int32),
-        context_starts=_starts(contexts),
         contexts=contexts,
         tables=tables,
         sample_rows=np.asarray(step.sample_rows, np.int64),
@@ -83,7 +97,7 @@ def no_decodes() -> StepArrays:
     """Of no sequence, for `padded` to begin with."""
     none64, none32 = np.zeros(0, np.int64), np.zeros(0, np.int32)
     start, tables = np.zeros(1, np.int32), np.zeros((0, 0), np.int32)
-    return StepArrays(none64, none64, none64, start, start, none32, tables, none64)
+    return StepArrays(none64, none64, none64, start, none32, tables, none64)
 
 
 def padded(
@@ -109,71 +123,123 @@ def padded(
         positions=np.append(arrays.positions, np.zeros(more, np.int64)),
         slots=np.append(arrays.slots, np.full(more, spare_block * block_size, np.int64)),
         query_starts=np.arange(size + 1, dtype=np.int32),
-        context_starts=_starts(contexts),
         contexts=contexts,
         tables=tables,
         sample_rows=np.arange(size, dtype=np.int64),
     )
 
 
-def _starts(lengths: I32) -> I32:
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+class Event(Protocol):
+    """See `torch.cuda.Event`."""
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+@dataclass
+class _Buffer:
+    event: Event
+    memory: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+
+
+class PinnedRing:
+    """Host buffers that asynchronous copies to the device read from, in turn.
+
+    A buffer is written to again only once the copy that was last made from it has ended.
+    """
+
+    def __init__(
+        self,
+        make_event: Callable[[], Event],
+        allocate: Callable[[int], torch.Tensor],
+        count: int = _NUM_BUFFERS,
+    ) -> None:
+        self._buffers = [_Buffer(make_event()) for _ in range(count)]
+        self._allocate = allocate
+        self._next = 0
+
+    @contextmanager
+    def borrow(self, size: int) -> Iterator[torch.Tensor]:
+        """Give `size` bytes; the copy is to be launched before they are given back."""
+        buffer = self._buffers[self._next]
+        self._next = (self._next + 1) % len(self._buffers)
+        buffer.event.synchronize()
+        if len(buffer.memory) < size:
+            buffer.memory = self._allocate(2 * size)
+        yield buffer.memory[:size]
+        buffer.event.record()
 
 
 class Carrier:
-    """Takes the arrays of a step to a device, all in one copy."""
+    """Takes the arrays of a step to a device, all in one copy.
+
+    On a GPU the copy is asynchronous, and several may be under way.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        # What the device reads from while the processor goes on: written again only once a step
-        # is over.
-        self._pinned = torch.empty(0, dtype=torch.uint8)
+        self._ring: PinnedRing | None = None
+        if device.type == "cuda":
+            self._ring = PinnedRing(torch.cuda.Event, _pinned)
 
     def send(self, arrays: StepArrays, into: torch.Tensor | None = None) -> Inputs:
-        """The inputs in the device's memory.
+        """Return the inputs in the device's memory.
 
         Args:
             into: `num_bytes` on the device, where they keep their addresses; None for new memory.
         """
-        if self._device.type == "cpu":
-            return Inputs(**{n: torch.from_numpy(array) for n, array in _named(arrays).items()})
+        if self._ring is None:
+            return _inputs([torch.from_numpy(array) for array in _flat(arrays)])
         size = num_bytes(arrays)
-        if len(self._pinned) < size:
-            self._pinned = torch.empty(2 * size, dtype=torch.uint8, pin_memory=True)
         if into is None:
             into = torch.empty(size, dtype=torch.uint8, device=self._device)
-        pack(arrays, self._pinned)
-        into[:size].copy_(self._pinned[:size], non_blocking=True)
+        with self._ring.borrow(size) as pinned:
+            pack(arrays, pinned)
+            into[:size].copy_(pinned, non_blocking=True)
         return unpack(arrays, into)
+
+
+def _pinned(size: int) -> torch.Tensor:
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
 
 def pack(arrays: StepArrays, target: torch.Tensor) -> None:
     """Write the arrays one after the other into bytes on the CPU."""
     host, offset = target.numpy(), 0
-    for array in _named(arrays).values():
+    for array in _flat(arrays):
         end = offset + array.nbytes
         host[offset:end] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         offset = _aligned(end)
 
 
 def unpack(arrays: StepArrays, packed: torch.Tensor) -> Inputs:
-    """What is packed, as views, where all is shaped as `arrays`."""
-    found, offset = {}, 0
-    for name, array in _named(arrays).items():
+    """View packed bytes as inputs that are shaped as `arrays`."""
+    tensors, offset = [], 0
+    for array in _flat(arrays):
         end = offset + array.nbytes
         dtype = torch.int64 if array.dtype == np.int64 else torch.int32
-        found[name] = packed[offset:end].view(dtype).view(array.shape)
+        tensors.append(packed[offset:end].view(dtype).view(array.shape))
         offset = _aligned(end)
-    return Inputs(**found)
+    return _inputs(tensors)
 
 
 def num_bytes(arrays: StepArrays) -> int:
-    """What arrays of these shapes take when they are packed."""
-    return sum(_aligned(array.nbytes) for array in _named(arrays).values())
+    """Size of arrays of these shapes when they are packed."""
+    return sum(_aligned(array.nbytes) for array in _flat(arrays))
 
 
-def _named(arrays: StepArrays) -> dict[str, Array]:
-    return {field.name: getattr(arrays, field.name) for field in fields(arrays)}
+def _flat(arrays: StepArrays) -> list[Array]:
+    """All arrays, those of `work` last."""
+    own = [getattr(arrays, name) for name in _NAMES]
+    return own + [array for work in arrays.work for array in (work.items, work.merges)]
+
+
+def _inputs(tensors: Sequence[torch.Tensor]) -> Inputs:
+    """The tensors of what `_flat` gives, by name."""
+    own, rest = tensors[: len(_NAMES)], tensors[len(_NAMES) :]
+    work = tuple(WorkTensors(*pair) for pair in zip(rest[::2], rest[1::2], strict=True))
+    return Inputs(**dict(zip(_NAMES, own, strict=True)), work=work)
 
 
 def _aligned(size: int) -> int:

@@ -1,4 +1,4 @@
-"""Attention that runs anywhere and in any precision: blocks are gathered, softmax is in float32."""
+"""Attention on CPUs, in torch's own operations: blocks are gathered, softmax is in float32."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch.nn import functional
 
 from sarathi.executors.step import I32, I64
-from sarathi.executors.torch.attention import Cache, Recorded
+from sarathi.executors.torch.attention import Cache
 from sarathi.executors.torch.inputs import Inputs, StepArrays
 from sarathi.models.config import ModelConfig
 
 _MAX_ROWS = 512  # of a prompt at a time: bounds the mask
 # Bytes of keys that decodes gather at a time: what stays in a processor's cache until it is used,
 # and is not taken from the system anew every time.
-_GATHERED = {"cpu": 2 << 20, "cuda": 256 << 20}
+_GATHERED = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,12 @@ class _Part:
 
 class PlainAttention:
     block_size = 32
-    records = False  # shapes follow the contexts
+    supports_graphs = False
 
     def __init__(
         self,
         config: ModelConfig,
         dtype: torch.dtype,
-        device: torch.device,
         *,
         one_by_one: bool = False,
     ) -> None:
@@ -70,29 +69,21 @@ class PlainAttention:
         """
         self._dtype = dtype
         block = self.block_size * config.num_kv_heads * config.head_dim * dtype.itemsize
-        self._most = 1 if one_by_one else _GATHERED[device.type] // block
+        self._most = 1 if one_by_one else _GATHERED // block
+
+    def prepare(self, arrays: StepArrays, *, fixed_shape: bool = False) -> StepArrays:
+        return arrays
 
     def plan(self, arrays: StepArrays, inputs: Inputs) -> _PlainPlan:
-        return _PlainPlan(arrays, self.block_size, self._most, self._dtype, inputs.slots.device)
-
-    def record(self, arrays: StepArrays, inputs: Inputs) -> Recorded:
-        raise NotImplementedError
+        return _PlainPlan(arrays, self.block_size, self._most, self._dtype)
 
 
 class _PlainPlan:
-    def __init__(
-        self,
-        arrays: StepArrays,
-        block_size: int,
-        most: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, arrays: StepArrays, block_size: int, most: int, dtype: torch.dtype) -> None:
         self._arrays = arrays
         self._block_size = block_size
         self._most = most  # blocks that are gathered for decodes at a time
         self._dtype = dtype
-        self._device = device
         self._queries = np.diff(arrays.query_starts)
         self._parts: dict[int, list[_Part]] = {}  # by window: models have one or two
 
@@ -169,11 +160,11 @@ class _PlainPlan:
         if not causal and not seen.all():
             mask = torch.zeros(seen.shape, dtype=self._dtype)
             mask = mask.masked_fill_(torch.from_numpy(~seen), -torch.inf)
-            mask = mask.unsqueeze(1).to(self._device)
+            mask = mask.unsqueeze(1)
         return _Part(
-            rows=_as_slice(rows, self._device),
+            rows=_as_slice(rows),
             queries=positions.shape[1],
-            blocks=torch.from_numpy(tables.astype(np.int64)).to(self._device),
+            blocks=torch.from_numpy(tables.astype(np.int64)),
             context=context,
             mask=mask,
             causal=causal,
@@ -194,8 +185,8 @@ def _similar(sizes: I64, most: int) -> Iterator[I64]:
         start = index
 
 
-def _as_slice(rows: I32 | I64, device: torch.device) -> slice | torch.Tensor:
+def _as_slice(rows: I32 | I64) -> slice | torch.Tensor:
     """Consecutive rows as a slice, which is not a copy."""
     if rows[-1] - rows[0] == len(rows) - 1:
         return slice(int(rows[0]), int(rows[-1]) + 1)
-    return torch.from_numpy(rows.astype(np.int64)).to(device)
+    return torch.from_numpy(rows.astype(np.int64))

@@ -6,7 +6,6 @@ same places as the separate operations of torch do.
 # Functions that Triton compiles have no types for mypy, and constants as arguments.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # mypy: disallow-untyped-decorators=False, disallow-untyped-calls=False
-# ruff: noqa: N803
 
 from __future__ import annotations
 

@@ -1,0 +1,348 @@
+"""The attention kernels against float64, and the attention made of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from paged_batch import PagedBatch
+
+from sarathi.executors.errors import ExecutorError
+from sarathi.executors.self_check import NUM_BLOCKS, check_model
+from sarathi.executors.step import Part, join_parts
+from sarathi.executors.torch.attention import Cache, choose
+from sarathi.executors.torch.attention_check import check_attention
+from sarathi.executors.torch.attention_plan import (
+    KV_START,
+    AttentionPlanner,
+    AttentionShape,
+    KernelConfig,
+    Tile,
+)
+from sarathi.executors.torch.executor import TorchExecutor
+from sarathi.executors.torch.inputs import Carrier, StepArrays, padded, step_arrays
+from sarathi.executors.torch.parameters import Served
+from sarathi.executors.torch.triton_attention import TritonAttention
+from sarathi.models.config import ModelConfig
+from sarathi.models.layout import expected_shapes
+from sarathi.models.stage import whole
+
+# The interpreter multiplies matrices of bfloat16 as if they were integers.
+DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * torch.cuda.is_available()
+# Tokens new and cached of each sequence.
+HYBRID = ((37, 0), (1, 70), (20, 45), (1, 0), (3, 61), (1, 200))
+DECODES = ((1, 0), (1, 15), (1, 16), (1, 129), (1, 300))
+# So small that short batches have several items of both kinds.
+SMALL = KernelConfig(Tile(32, 16, 2), Tile(16, 16, 2), 4, None, decodes_per_sm=1)
+
+
+def planner(
+    shape: AttentionShape, config: KernelConfig = SMALL, num_sms: int = 1, **options: int
+) -> AttentionPlanner:
+    return AttentionPlanner(shape, config, config, num_sms, **options)
+
+
+def model_config(
+    heads: tuple[int, int] = (4, 2), head_dim: int = 16, windows: tuple[int, ...] = (0,)
+) -> ModelConfig:
+    return ModelConfig(
+        architecture="Llama",
+        vocab_size=8,
+        hidden_size=heads[0] * head_dim,
+        intermediate_size=8,
+        num_layers=len(windows),
+        num_heads=heads[0],
+        num_kv_heads=heads[1],
+        head_dim=head_dim,
+        norm_eps=1e-5,
+        max_position=4096,
+        inv_freq=(1.0,) * (head_dim // 2),
+        sliding_windows=windows,
+    )
+
+
+class RandomWeights:
+    """See `models.weights.Weights`."""
+
+    mappings = ()
+
+    def __init__(self, config: ModelConfig) -> None:
+        rng = np.random.default_rng(0)
+        self._tensors = {
+            name: rng.standard_normal(shape, np.float32) * (0.3 if len(shape) > 1 else 1)
+            for name, shape in expected_shapes(config, whole(config)).items()
+        }
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._tensors[name]
+
+    def part(
+        self, name: str, rows: slice = slice(None), columns: slice = slice(None)
+    ) -> np.ndarray:
+        tensor = self._tensors[name][rows]
+        return tensor[:, columns] if tensor.ndim > 1 else tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[name].shape
+
+    def stored_dtype(self, name: str) -> np.dtype:
+        return self._tensors[name].dtype
+
+
+class TestKernels:
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("lengths", [HYBRID, DECODES, ((40, 0), (33, 50))])
+    @pytest.mark.parametrize(
+        ("heads", "block_size"), [((2, 2), 16), ((3, 1), 64), ((8, 1), 32)], ids=str
+    )
+    def test_batches(self, device, heads, block_size, lengths, dtype) -> None:
+        shape = AttentionShape(*heads, 32, block_size)
+        batch = PagedBatch(lengths, shape, device, dtype)
+        batch.check(batch.compute(batch.plan(planner(shape))))
+
+    @pytest.mark.parametrize("seed", range(6))
+    def test_random_batches(self, device, seed) -> None:
+        rng = np.random.default_rng(seed)
+        lengths = [
+            (int(rng.choice([1, 2, rng.integers(1, 120)])), int(rng.integers(0, 300)))
+            for _ in range(rng.integers(1, 5))
+        ]
+        lengths.append((1, int(rng.integers(2000, 4096))) if seed % 2 else (300, 100))
+        kv_heads = int(rng.choice([1, 2]))
+        shape = AttentionShape(kv_heads * int(rng.choice([1, 3, 4, 8])), kv_heads, 16)
+        window = int(rng.choice([0, 0, 33, 500]))
+        dtype = DTYPES[seed % len(DTYPES)]
+        batch = PagedBatch(lengths, shape, device, dtype, seed)
+        config = KernelConfig(Tile(128, 64, 2), Tile(16, 64, 3), 8, None, decodes_per_sm=1)
+        work = batch.plan(planner(shape, config, num_sms=8), window)
+        batch.check(batch.compute(work), window)
+
+    @pytest.mark.parametrize("head_dim", [8, 64, 80, 96, 128, 256])
+    def test_head_sizes(self, device, head_dim) -> None:
+        shape = AttentionShape(2, 1, head_dim, 16)
+        batch = PagedBatch(((18, 13), (1, 40)), shape, device)
+        batch.check(batch.compute(batch.plan(planner(shape))))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, DTYPES[-1]], ids=str)
+    @pytest.mark.parametrize("decode_only", [False, True])
+    @pytest.mark.parametrize("head_dim", [64, 128, 256])
+    def test_tiles_in_use(self, device, head_dim, decode_only, dtype) -> None:
+        shape = AttentionShape(4, 1, head_dim)
+        lengths = ((1, 700), (1, 63)) if decode_only else ((40, 30), (1, 600))
+        batch = PagedBatch(lengths, shape, device, dtype)
+        work = batch.plan(AttentionPlanner.make(shape, dtype.itemsize, num_sms=4))
+        assert work.has_prefill != decode_only
+        assert len(work.merges)
+        batch.check(batch.compute(work))
+
+    @pytest.mark.parametrize("num_sms", [1, 20])
+    @pytest.mark.parametrize("window", [1, 7, 16, 40, 1000])
+    def test_windows(self, device, window, num_sms) -> None:
+        shape = AttentionShape(2, 1, 32, 16)
+        batch = PagedBatch(HYBRID, shape, device)
+        work = batch.plan(planner(shape, num_sms=num_sms), window)
+        batch.check(batch.compute(work), window)
+
+    def test_keys_before_the_window_are_not_read(self, device) -> None:
+        shape = AttentionShape(2, 2, 32, 16)
+        batch = PagedBatch(((1, 200),), shape, device)
+        work = batch.plan(planner(shape), window=10)
+        assert (work.items[:, KV_START] == 176).all()
+        batch.forget(0, num_blocks=11)
+        batch.check(batch.compute(work), window=10)
+
+    @pytest.mark.parametrize(("window", "split"), [(0, 16), (0, 64), (50, 16)])
+    def test_splits(self, device, window, split) -> None:
+        """More of them, too, than are merged at a time."""
+        shape = AttentionShape(2, 1, 32, 16)
+        batch = PagedBatch(DECODES, shape, device)
+        work = batch.plan(planner(shape, fixed_split=split), window)
+        assert len(work.merges)
+        batch.check(batch.compute(work), window)
+
+    def test_splits_of_prefill_tiles(self, device) -> None:
+        """Rows see none of the keys of some splits: those of a window before theirs."""
+        shape = AttentionShape(1, 1, 16, 64)
+        batch = PagedBatch(((40, 3000), (1, 10)), shape, device)
+        for window in (0, 1200):
+            work = batch.plan(planner(shape, replace(SMALL, prefill=Tile(32, 64, 2)), 8), window)
+            assert len(work.merges) >= 40 * (not window)
+            batch.check(batch.compute(work), window)
+
+    @pytest.mark.parametrize("split", [None, 32])
+    def test_soft_cap_and_sinks(self, device, split) -> None:
+        shape = AttentionShape(4, 2, 32, 16)
+        batch = PagedBatch(HYBRID[1:5], shape, device)
+        sinks = torch.tensor([0.5, -1.0, 2.0, 4.0])
+        work = batch.plan(planner(shape, fixed_split=split))
+        batch.check(batch.compute(work, soft_cap=3.0, sinks=sinks), soft_cap=3.0, sinks=sinks)
+        batch.check(batch.compute(work, soft_cap=3.0), soft_cap=3.0)
+
+    @pytest.mark.parametrize(("keys", "block_size"), [(16, 64), (64, 16), (32, 32), (64, 128)])
+    def test_keys_of_an_iteration(self, device, keys, block_size) -> None:
+        """Within one block, or out of several."""
+        config = replace(SMALL, prefill=Tile(32, keys, 2), decode=Tile(16, keys, 2))
+        shape = AttentionShape(2, 1, 32, block_size)
+        batch = PagedBatch(HYBRID, shape, device)
+        batch.check(batch.compute(batch.plan(planner(shape, config))))
+
+    @pytest.mark.parametrize("heads", [(6, 2), (7, 1), (24, 1)], ids=str)
+    def test_group_sizes(self, device, heads) -> None:
+        config = replace(SMALL, prefill=Tile(64, 16, 2), decode=Tile(32, 16, 2))
+        shape = AttentionShape(*heads, 32, 16)
+        batch = PagedBatch(((10, 5), (1, 30)), shape, device)
+        batch.check(batch.compute(batch.plan(planner(shape, config))))
+
+    def test_a_padded_grid(self, device) -> None:
+        """As in a CUDA graph: items and merges of the same shape for every step."""
+        shape = AttentionShape(2, 1, 16, 64)
+        plans = planner(shape, replace(SMALL, decode=Tile(16, 64, 2)), num_sms=8)
+        shapes = set()
+        for seed, extra in enumerate((0, 9, 700)):
+            batch = PagedBatch([(1, past + extra) for _, past in DECODES], shape, device, seed=seed)
+            work = plans.plan_decodes(batch.contexts, 0, max_context=1024)
+            shapes.add((work.items.shape, work.merges.shape, work.num_partial_rows))
+            batch.check(batch.compute(work))
+        assert len(shapes) == 1
+
+
+class TestAttention:
+    @pytest.mark.parametrize("deterministic", [False, True])
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_it_passes_the_check(self, device, dtype, deterministic) -> None:
+        config = model_config((2, 1), windows=(0, 100) if dtype is torch.float16 else (0,))
+        attention = choose(config, dtype, device, deterministic)
+        assert isinstance(attention, TritonAttention)
+        check_attention(attention, config, dtype, device)
+
+    def test_the_check_notices_a_wrong_merge(self, device) -> None:
+        config, dtype = model_config((2, 1)), torch.float16
+
+        class Wrong(TritonAttention):
+            def prepare(self, arrays: StepArrays, *, fixed_shape: bool = False) -> StepArrays:
+                arrays = super().prepare(arrays, fixed_shape=fixed_shape)
+                work = [replace(each, merges=0 * each.merges) for each in arrays.work]
+                return replace(arrays, work=tuple(work))
+
+        with pytest.raises(ExecutorError, match="self-check failed: attention"):
+            check_attention(Wrong(config, dtype, device), config, dtype, device)
+
+    @pytest.mark.parametrize("head_dim", [12, 264])
+    def test_head_sizes_it_does_not_accept(self, device, head_dim) -> None:
+        with pytest.raises(ExecutorError, match=f"head size {head_dim}: .* multiples of 8 up to"):
+            TritonAttention(model_config(head_dim=head_dim), torch.float16, device)
+
+    def test_the_interpreter_does_not_accept_bf16(self) -> None:
+        with pytest.raises(ExecutorError, match="precision bf16"):
+            TritonAttention(model_config(), torch.bfloat16, torch.device("cpu"))
+
+    @pytest.mark.parametrize("deterministic", [False, True])
+    def test_new_inputs_at_the_same_addresses(self, device, deterministic) -> None:
+        """As for a graph: arrays of another step are copied over those of the plan."""
+        config, dtype = model_config((2, 1), windows=(0, 70)), torch.float16
+        attention = TritonAttention(config, dtype, device, deterministic=deterministic)
+        size, width = attention.block_size, 14
+        torch.manual_seed(0)
+        blocks = (3 * width + 1, size, 1, 16)
+        cache = Cache(*(torch.randn(blocks, dtype=dtype, device=device) for _ in range(2)))
+        query = torch.randn((4, 2, 16), dtype=dtype, device=device)
+
+        def decodes(*contexts: int) -> StepArrays:
+            parts = [
+                Part([1], context - 1, range(width * i, width * (i + 1)), samples=True)
+                for i, context in enumerate(contexts)
+            ]
+            arrays = step_arrays(join_parts(parts, size), size)
+            return padded(arrays, size=4, width=width, block_size=size, spare_block=3 * width)
+
+        first, second = decodes(3, 2 * size), decodes(size + 1, 5, width * size)
+        carrier = Carrier(device)
+        prepared = attention.prepare(first, fixed_shape=True)
+        inputs = carrier.send(prepared)
+        planned = attention.plan(prepared, inputs)
+        update = carrier.send(attention.prepare(second, fixed_shape=True))
+        inputs.tables.copy_(update.tables)
+        for mine, other in zip(inputs.work, update.work, strict=True):
+            mine.items.copy_(other.items)
+            mine.merges.copy_(other.merges)
+        arrays = attention.prepare(second)
+        exact = attention.plan(arrays, carrier.send(arrays))
+        for window in config.sliding_windows:
+            expected = exact.attend(query, cache, window)
+            assert torch.equal(planned.attend(query, cache, window), expected)
+
+    def test_deterministic_output_does_not_depend_on_the_batch(self, device) -> None:
+        """To the last bit, for decodes, short and long chunks, in any company."""
+        config, dtype = model_config((2, 1)), torch.float16
+        attention = TritonAttention(config, dtype, device, deterministic=True)
+        size, width = attention.block_size, 20
+        torch.manual_seed(0)
+        blocks = (3 * width, size, 1, 16)
+        cache = Cache(*(torch.randn(blocks, dtype=dtype, device=device) for _ in range(2)))
+        watched = ((1100, 1), (530, 6), (70, 50))
+        mates = ((20, 1), (1200, 1), (0, 90))
+        queries = [
+            torch.randn((new, 2, 16), dtype=dtype, device=device) for _, new in (*watched, *mates)
+        ]
+
+        def compute(chosen: list[int]) -> list[torch.Tensor]:
+            lengths = [(*watched, *mates)[i] for i in chosen]
+            parts = [
+                Part([1] * new, past, range(width * (i % 3), width * (i % 3 + 1)), samples=True)
+                for i, (past, new) in zip(chosen, lengths, strict=True)
+            ]
+            arrays = attention.prepare(step_arrays(join_parts(parts, size), size))
+            planned = attention.plan(arrays, Carrier(device).send(arrays))
+            output = planned.attend(torch.cat([queries[i] for i in chosen]), cache, 0)
+            return list(output.split([new for _, new in lengths]))
+
+        together = compute([0, 1, 2, 3, 4, 5])
+        for i in range(3):
+            assert torch.equal(compute([i])[0], together[i])
+        assert torch.equal(compute([4, 0])[1], together[0])
+
+
+def test_an_executor_computes_what_the_reference_does(device) -> None:
+    """Prefills, chunks and decodes through a whole model, with a window on one of its layers."""
+    config = model_config((4, 2), head_dim=16, windows=(0, 12))
+    executor = TorchExecutor(
+        config, RandomWeights(config), max_position=512, precision="f32", device=device.type
+    )
+    executor.allocate(NUM_BLOCKS)
+    check_model(executor, Served(executor._parameters))
+
+
+def test_kernels_compile_for_hopper(tmp_path: Path) -> None:
+    """It takes no GPU, but a process that does not interpret kernels."""
+    pytest.importorskip("triton.backends.nvidia.compiler")
+    environment = {
+        **os.environ,
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    environment.pop("TRITON_INTERPRET", None)
+    script = Path(__file__).parent / "compile_attention.py"
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, check=False
+    )
+    if "Cannot find ptxas" in done.stderr:
+        pytest.skip("ptxas is not installed")
+    assert not done.returncode, done.stderr
+    hybrid, decode = map(json.loads, done.stdout.splitlines())
+    for report in (hybrid, decode):
+        assert report["spilled_bytes"] <= 64
+        # ptxas waits for every single wgmma where it runs out of registers.
+        assert not report["serialized"]
+    assert hybrid["wgmma"]
+    assert decode["mma"]
+    assert decode["registers"] <= 168  # three programs of four warps on a multiprocessor
