@@ -1,0 +1,52 @@
+"""d. The whole engine: start, iterations of decodes, prompts, and how busy the GPU is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from benchmarks.gpu_check.ceilings import Ceilings, find_ceilings
+from benchmarks.gpu_check.context import Context
+from benchmarks.gpu_check.speed import DecodeSpeed, find_speed, memory_bound
+from benchmarks.gpu_check.startup import measure_startup
+from benchmarks.report import Figure
+from sarathi.executors.torch.arrays import DTYPES
+from sarathi.executors.torch.devices import default_precision
+
+ITERATION_GOAL = 1.35  # times the memory bound
+IDLE_GOAL = 0.05  # of the time
+
+
+def run(context: Context) -> None:
+    """Start the engine in processes of its own, then load it here and time it."""
+    ceilings = find_ceilings(context)
+    measure_startup(context)  # before this process takes the GPU's memory
+    speed = find_speed(context)
+    settings = context.settings
+    for decodes in speed.decodes:
+        for figure in _decode_figures(context, decodes, ceilings):
+            context.figure(figure)
+    idle_name = f"GPU idle at {settings.idle_batch} decodes"
+    context.figure(Figure(idle_name, speed.idle_share, "%", IDLE_GOAL))
+    for prompts in speed.prompts:
+        name = f"prompt tokens a second, budget {prompts.budget}"
+        context.figure(Figure(name, prompts.tokens_per_second, "/s"))
+    context.data("speed", asdict(speed))
+
+
+def _decode_figures(context: Context, decodes: DecodeSpeed, ceilings: Ceilings) -> list[Figure]:
+    settings = context.settings
+    precision = default_precision("cuda" if context.device.type == "cuda" else "cpu")
+    bound = memory_bound(
+        settings.model, ceilings, decodes.requests, decodes.context, DTYPES[precision].itemsize
+    )
+    goal = ITERATION_GOAL if decodes.requests == settings.goal_batch else None
+    host = sum(seconds for name, seconds in decodes.host.items() if name != "execute")
+    return [
+        Figure(
+            f"iteration of {decodes.requests} decodes at {decodes.context}",
+            1e3 * decodes.seconds,
+            "ms",
+        ),
+        Figure("  of its memory bound", decodes.seconds / bound, "x", goal),
+        Figure("  host time beside execution", 1e3 * host, "ms"),
+    ]

@@ -1,0 +1,127 @@
+"""How fast the engine computes: iterations of decodes, and prompts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+from benchmarks.gpu_check.ceilings import Ceilings
+from benchmarks.gpu_check.context import Context
+from benchmarks.gpu_check.decodes import decoding, greedy, random_prompts
+from benchmarks.gpu_check.idle import HostTimes, idle_share
+from benchmarks.gpu_check.loaded import LoadedEngine, find_engine
+from benchmarks.gpu_check.settings import Settings
+from sarathi.engine.config import EngineConfig
+from sarathi.simulator.model_shape import ModelShape
+
+_NEEDED = 2.0  # seconds that a measurement takes, about
+
+
+@dataclass(frozen=True)
+class DecodeSpeed:
+    """Iterations of one batch of decodes."""
+
+    requests: int
+    context: int  # tokens of each
+    seconds: float  # of an iteration, median
+    host: dict[str, float]  # seconds of an iteration, by what the host does
+
+
+@dataclass(frozen=True)
+class PromptSpeed:
+    """Prompts under one token budget."""
+
+    budget: int
+    length: int  # tokens of each prompt
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """All of it."""
+
+    decodes: tuple[DecodeSpeed, ...]
+    prompts: tuple[PromptSpeed, ...]
+    idle_share: float | None  # of the GPU; None where there is none, or no time to profile
+
+
+def find_speed(context: Context) -> Speed:
+    """Return the engine's speed, measured once a check."""
+    found = context.findings.speed
+    if found is None:
+        found = measure_speed(context)
+        context.findings.speed = found
+    return found
+
+
+def measure_speed(context: Context) -> Speed:
+    """Time decodes and prompts.
+
+    Raises:
+        DeadlineError: there is no time left for the first measurements.
+    """
+    engine, settings = find_engine(context), context.settings
+    decodes = []
+    idle = None
+    for count in settings.decode_batches:
+        context.deadline.require(_NEEDED, f"iterations of {count} decodes")
+        context.say(f"timing iterations of {count} decodes")
+        on_gpu = context.device.type == "cuda" and count == settings.idle_batch
+        speed, share = _decode_speed(engine, settings, count, profiled=on_gpu)
+        decodes.append(speed)
+        idle = share if on_gpu else idle
+    prompts = []
+    for budget in settings.prompt_budgets:
+        context.deadline.require(_NEEDED, f"prompts under a budget of {budget} tokens")
+        context.say(f"timing prompts under a budget of {budget} tokens")
+        prompts.append(_prompt_speed(engine, settings, budget))
+    return Speed(tuple(decodes), tuple(prompts), idle)
+
+
+def memory_bound(
+    shape: ModelShape, ceilings: Ceilings, requests: int, context: int, itemsize: int
+) -> float:
+    """Return the seconds that reading weights and KV cache takes at the measured bandwidth.
+
+    The embedding is left out: of it, an iteration reads one row a request.
+    """
+    weights = itemsize * (shape.layers * shape.layer_parameters + shape.embedding_parameters)
+    return (weights + requests * context * shape.kv_bytes(itemsize)) / ceilings.bandwidth
+
+
+def _decode_speed(
+    engine: LoadedEngine, settings: Settings, count: int, *, profiled: bool
+) -> tuple[DecodeSpeed, float | None]:
+    times = HostTimes()
+    core = engine.core(_config(settings, max(settings.prompt_budgets)), [times])
+    iterations, context = settings.iterations, settings.decode_context
+    share = None
+    with decoding(core, count, context, 2 * iterations, engine.vocab_size) as decodes:
+        times.reset()
+        seconds = median(decodes.iterate(iterations))
+        host = times.per_iteration
+        if profiled:
+            share = idle_share(partial(decodes.iterate, iterations))
+    return DecodeSpeed(count, context, seconds, host), share
+
+
+def _prompt_speed(engine: LoadedEngine, settings: Settings, budget: int) -> PromptSpeed:
+    core = engine.core(_config(settings, budget))
+    length = settings.prompt // 2
+    prompts = random_prompts(settings.num_prompts, length, engine.vocab_size, seed=budget)
+    began = time.perf_counter()
+    for name, prompt in enumerate(prompts):
+        core.submit(name, prompt, greedy(1), time.monotonic())
+    while core.has_work:
+        core.step()
+    took = time.perf_counter() - began
+    return PromptSpeed(budget, length, settings.num_prompts * length / took)
+
+
+def _config(settings: Settings, budget: int) -> EngineConfig:
+    """A fixed budget, which no measured time changes."""
+    return EngineConfig(
+        token_budget=budget, max_batch_size=settings.max_batch_size, min_prefill_share=0.0
+    )
