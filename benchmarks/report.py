@@ -64,6 +64,8 @@ def rounds(items: Iterable[Item], title: str, total: int | None = None) -> Itera
 
 
 def _number(value: float, unit: str) -> str:
+    if isinstance(value, int):
+        return f"{value} {unit}".rstrip()
     if unit == "%":
         return f"{100 * value:.1f} %"
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3

@@ -86,7 +86,7 @@ def run(context: Context) -> None:
         context.data("cases", [asdict(one) for one in found])
         for figure in _figures(case, measured, ceilings, context.settings):
             context.figure(figure)
-    for figure in _hybrid_figures(found, context.settings):
+    for figure in _hybrid_figures(found):
         context.figure(figure)
     context.data("kernel", type(bench.attention).__name__)
 
@@ -95,7 +95,7 @@ def cases(settings: Settings) -> list[Case]:
     """Return the batches; the last three are a hybrid batch and its parts."""
     decodes = [
         Case(
-            f"{count} decodes at {settings.decode_context}",
+            f"decodes, {count} x {settings.decode_context}",
             (Sequences(count, settings.decode_context - 1),),
         )
         for count in settings.decode_batches
@@ -105,13 +105,12 @@ def cases(settings: Settings) -> list[Case]:
     beside = Sequences(settings.hybrid_decodes, settings.hybrid_context - 1)
     return [
         *decodes,
-        Case(f"a prompt of {settings.prompt}", (Sequences(1, 0, settings.prompt),)),
-        Case(f"a chunk of {chunk.new} after {chunk.past}", (chunk,)),
-        Case(f"a chunk of {part.new} after {part.past}", (part,)),
-        Case(f"{beside.count} decodes at {beside.context}", (beside,)),
+        Case(f"prompt, {settings.prompt}", (Sequences(1, 0, settings.prompt),)),
+        Case(f"chunk, {chunk.new} after {chunk.past}", (chunk,)),
+        Case(f"chunk, {part.new} after {part.past}", (part,)),
+        Case(f"decodes, {beside.count} x {beside.context}", (beside,)),
         Case(
-            f"a chunk of {part.new} after {part.past} and {beside.count} decodes at "
-            f"{beside.context}",
+            f"hybrid, {part.new} after {part.past} + {beside.count} x {beside.context}",
             (part, beside),
         ),
     ]
@@ -207,36 +206,36 @@ def _all(calls: Sequence[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
 def _figures(
     case: Case, measured: Measured, ceilings: Ceilings, settings: Settings
 ) -> list[Figure]:
+    """The share of a ceiling; with a goal also the speed, and the time beside torch's."""
     if len(case.batch) > 1:
         return []
     part = case.batch[0]
     if part.new == 1:
         at_goal = part.count == settings.idle_batch and part.context == settings.decode_context
         share = measured.bytes_per_second / ceilings.bandwidth
-        speed = Figure(f"{case.name}", measured.bytes_per_second / 1e12, "TB/s")
-        goal, of = DECODE_GOAL, "copy bandwidth"
+        speed = Figure("  the same", measured.bytes_per_second / 1e12, "TB/s")
+        goal, ceiling = DECODE_GOAL, "copy bandwidth"
     else:
         at_goal = not part.past
         share = measured.flops_per_second / ceilings.flops
-        speed = Figure(f"{case.name}", measured.flops_per_second / 1e12, "TFLOP/s")
-        goal, of = PREFILL_GOAL, "matrix product"
-    figures = [
-        speed,
-        Figure(f"  of the {of}", share, "%", goal if at_goal else None, "at least"),
-    ]
+        speed = Figure("  the same", measured.flops_per_second / 1e12, "TFLOP/s")
+        goal, ceiling = PREFILL_GOAL, "matrix product"
+    name = f"{case.name}, of the {ceiling}"
+    if not at_goal:
+        return [Figure(name, share, "%")]
+    figures = [Figure(name, share, "%", goal, "at least"), speed]
     if measured.torch_seconds is not None:
         ratio = measured.seconds / measured.torch_seconds
         figures.append(Figure("  time, of torch's attention", ratio, "x"))
     return figures
 
 
-def _hybrid_figures(found: Sequence[Measured], settings: Settings) -> list[Figure]:
+def _hybrid_figures(found: Sequence[Measured]) -> list[Figure]:
     """The last case against the two before it."""
     *parts, hybrid = found[-3:]
     apart = sum(part.seconds for part in parts)
-    name = f"hybrid batch, {settings.chunk - settings.hybrid_decodes} + {settings.hybrid_decodes}"
     figures = [
-        Figure(name, 1e6 * hybrid.seconds, "us"),
+        Figure(hybrid.name, 1e6 * hybrid.seconds, "us"),
         Figure("  of the sum of its parts", hybrid.seconds / apart, "x"),
     ]
     if hybrid.torch_seconds is not None:

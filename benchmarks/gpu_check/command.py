@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     total = Deadline(args.time_limit)
     device = torch.device("cuda", 0) if args.device == "cuda" else torch.device("cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # as the engine
     settings = TINY if args.tiny else FULL
     parts = [part for part in PARTS if part.key in args.parts]
     results = Results(
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run_parts(parts, results.parts, context, total)
         finally:
             faulthandler.cancel_dump_traceback_later()
-    report.show(results, context.findings.points)
+    report.show(results, context.findings)
     return 0 if all(part.status == "done" for part in results.parts) else 1
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from benchmarks.gpu_check.ceilings import Ceilings
     from benchmarks.gpu_check.experiment import Point
     from benchmarks.gpu_check.loaded import LoadedEngine
+    from benchmarks.gpu_check.prediction import Prediction
     from benchmarks.gpu_check.speed import Speed
 
 
@@ -30,6 +31,8 @@ class Findings:
     engine: LoadedEngine | None = None
     speed: Speed | None = None
     points: list[Point] = field(default_factory=list)
+    # Of the points that were simulated, by policy and rate.
+    predictions: dict[tuple[str, float], list[Prediction]] = field(default_factory=dict)
 
 
 class Context:

@@ -25,7 +25,7 @@ def run(context: Context) -> None:
     for decodes in speed.decodes:
         for figure in _decode_figures(context, decodes, ceilings):
             context.figure(figure)
-    idle_name = f"GPU idle at {settings.idle_batch} decodes"
+    idle_name = f"GPU idle, decodes {settings.idle_batch} x {settings.decode_context}"
     context.figure(Figure(idle_name, speed.idle_share, "%", IDLE_GOAL))
     for prompts in speed.prompts:
         name = f"prompt tokens a second, budget {prompts.budget}"
@@ -40,13 +40,15 @@ def _decode_figures(context: Context, decodes: DecodeSpeed, ceilings: Ceilings) 
         settings.model, ceilings, decodes.requests, decodes.context, DTYPES[precision].itemsize
     )
     goal = ITERATION_GOAL if decodes.requests == settings.goal_batch else None
-    host = sum(seconds for name, seconds in decodes.host.items() if name != "execute")
-    return [
+    figures = [
         Figure(
-            f"iteration of {decodes.requests} decodes at {decodes.context}",
+            f"iteration, decodes {decodes.requests} x {decodes.context}",
             1e3 * decodes.seconds,
             "ms",
         ),
         Figure("  of its memory bound", decodes.seconds / bound, "x", goal),
-        Figure("  host time beside execution", 1e3 * host, "ms"),
     ]
+    if decodes.requests == settings.idle_batch:
+        host = sum(seconds for name, seconds in decodes.host.items() if name != "execute")
+        figures.append(Figure("  host time beside execution", 1e3 * host, "ms"))
+    return figures

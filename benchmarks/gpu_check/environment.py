@@ -27,7 +27,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "multiprocessors": None,
         "driver": None,
         "cuda": torch.version.cuda,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "triton": _version("triton"),
         "python": platform.python_version(),
         "numpy": _version("numpy"),

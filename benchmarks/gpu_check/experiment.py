@@ -56,7 +56,8 @@ def run(context: Context) -> None:
     engine, speed = find_engine(context), find_speed(context)
     policies = policies_of(context.settings, engine)
     shares = context.settings.load_shares
-    seconds = context.deadline.left / (len(policies) * len(shares))
+    each = context.deadline.left / (len(policies) * len(shares))
+    seconds = min(context.settings.point_seconds, each)
     loads = make_loads(context, engine, speed, seconds)
     errors = []
     # One rate after the other, so that a check that runs out of time has whole comparisons.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from benchmarks.report import Figure
 
 _ROOT = Path(__file__).parents[2]
 _MARK = "mark.gpu"
+_STOPPING = 10.0  # seconds that pytest has to end
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,18 @@ def run_tests(context: Context, seconds: float) -> tuple[Counts, bool]:
             except subprocess.TimeoutExpired:
                 complete = False
             finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
+                _stop(process)
         return read_counts(report), complete
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a run that is not over, as Ctrl-C does: pytest then still writes its report."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        if process.poll() is not None:
+            return
+        os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOPPING)
 
 
 def test_files() -> list[Path]:

@@ -62,6 +62,8 @@ def engine_config(settings: Settings, device: torch.device) -> EngineConfig:
         max_model_len=settings.max_model_len,
         max_batch_size=settings.max_batch_size,
         kv_cache_memory=_kv_cache_memory(settings, device),
+        # Tiny shapes on a processor that others use: threads would mostly wait for each other.
+        threads=1 if device.type == "cpu" else None,
     )
 
 

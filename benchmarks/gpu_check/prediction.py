@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import median
 
 import msgspec
+import torch
 
 from benchmarks.gpu_check.ceilings import Ceilings, find_ceilings
 from benchmarks.gpu_check.context import Context
@@ -71,12 +72,12 @@ def run(context: Context) -> None:
     engine, speed = context.findings.engine, context.findings.speed
     if engine is None or speed is None:
         raise RuntimeError("there is nothing to compare with: part d or e must run before")
-    gpu = _gpu_name(context)
-    device = simulated_device(gpu, find_ceilings(context))
+    gpu, processors = _gpu(context)
+    device = simulated_device(gpu, processors, find_ceilings(context))
     context.data("device", device.name)
     if device.name not in DEVICES:
         context.note(
-            f"the simulator has no {gpu or 'device like this'}: constants of the H100, with the "
+            f"the simulator has no {gpu or 'such processor'}: constants of the H100, with the "
             "speeds measured here"
         )
     context.say(f"simulating on {device.name}")
@@ -91,6 +92,7 @@ def run(context: Context) -> None:
         context.deadline.require(0.0, "further simulations")
         predicted = predict_point(context, engine, device, point)
         compared = compare(point.summary, predicted)
+        context.findings.predictions[point.policy, point.load.rate] = compared
         for prediction in compared:
             found[prediction.what].append(prediction)
         points.append(
@@ -108,8 +110,13 @@ def run(context: Context) -> None:
             context.figure(Figure(f"median error of {name}, {len(points)} points", error, "%"))
 
 
-def simulated_device(gpu: str | None, ceilings: Ceilings) -> Device:
-    """Return the simulator's device of that name, or one with the speeds measured here."""
+def simulated_device(gpu: str | None, processors: int, ceilings: Ceilings) -> Device:
+    """Return the simulator's device of that name, or one with the speeds measured here.
+
+    Args:
+        gpu: the name that the driver gives it; None for a CPU.
+        processors: streaming multiprocessors, or what computes a tile at a time.
+    """
     for pattern, name in _NAMES:
         if gpu is not None and re.search(pattern, gpu):
             return DEVICES[name]
@@ -120,6 +127,7 @@ def simulated_device(gpu: str | None, ceilings: Ceilings) -> Device:
         title=gpu or "this processor",
         peak_flops=ceilings.flops / like.achieved.gemm_compute,
         bandwidth=ceilings.bandwidth / like.achieved.gemm_bandwidth,
+        processors=processors,
     )
 
 
@@ -150,7 +158,7 @@ def predict_speed(cost: CostModel, speed: Speed) -> list[Prediction]:
     for decodes in speed.decodes:
         count = decodes.requests
         shape = BatchShape(count, count * decodes.context, (), count, count)
-        what = f"an iteration of {count} decodes"
+        what = f"iteration, decodes {count} x {decodes.context}"
         found.append(Prediction(what, decodes.seconds, _seconds(cost, shape)))
     for prompts in speed.prompts:
         took = 0.0
@@ -187,9 +195,9 @@ def _fields(prediction: Prediction) -> dict[str, object]:
     return asdict(prediction) | {"error": prediction.error}
 
 
-def _gpu_name(context: Context) -> str | None:
+def _gpu(context: Context) -> tuple[str | None, int]:
+    """Its name and multiprocessors."""
     if context.device.type != "cuda":
-        return None
-    import torch
-
-    return str(torch.cuda.get_device_name(context.device))
+        return None, 1
+    properties = torch.cuda.get_device_properties(context.device)
+    return properties.name, properties.multi_processor_count

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.gpu_check.experiment import Point
+from benchmarks.gpu_check.context import Findings
 from benchmarks.gpu_check.prediction import FIGURES
 from benchmarks.gpu_check.results import PartResult, Results
 from benchmarks.report import cells
 
-_WIDTH = 110  # columns, where the output is no terminal
+_WIDTH = 140  # columns, where the output is no terminal
 
 
-def show(results: Results, points: Sequence[Point]) -> None:
+def show(results: Results, findings: Findings) -> None:
     """Print the figures of all parts beside their goals, then the experiment."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH)
-    if points:
-        console.print(experiment_table(points))
+    if findings.points:
+        console.print(experiment_table(findings))
     console.print(figure_table(results))
 
 
@@ -32,10 +30,10 @@ def figure_table(results: Results) -> Table:
     table = Table(
         title=f"GPU check: {where}, torch {environment['torch']}, triton {environment['triton']}",
         title_justify="left",
-        caption=f"All figures: {results.path}",
+        caption=f"Goals are those of an H100. All figures: {results.path}",
         caption_justify="left",
     )
-    table.add_column("figure")
+    table.add_column("figure", max_width=72)
     table.add_column("measured", justify="right")
     table.add_column("goal", justify="right")
     table.add_column("met")
@@ -51,27 +49,35 @@ def figure_table(results: Results) -> Table:
     return table
 
 
-def experiment_table(points: Sequence[Point]) -> Table:
-    """Return one row a policy and rate."""
-    table = Table(title="Experiment of the paper", title_justify="left")
+def experiment_table(findings: Findings) -> Table:
+    """Return one row a policy and rate; errors of the simulator are in brackets."""
+    table = Table(
+        title="Experiment of the paper (in brackets: the simulator's error)", title_justify="left"
+    )
     table.add_column("rate", justify="right")
     table.add_column("policy")
     for name in FIGURES:
         table.add_column(name, justify="right")
     rate = None
-    for point in points:
+    for point in findings.points:
         if point.load.rate != rate:
             table.add_section()
-        values = [read(point.summary) for read in FIGURES.values()]
-        *times, throughput = values
+        predictions = findings.predictions.get((point.policy, point.load.rate), [])
+        errors = {prediction.what: f" ({prediction.error:+.0%})" for prediction in predictions}
+        values = {name: read(point.summary) for name, read in FIGURES.items()}
         table.add_row(
             "" if point.load.rate == rate else f"{point.load.rate:g}/s",
             point.policy,
-            *("-" if value is None else f"{1e3 * value:.1f} ms" for value in times),
-            "-" if throughput is None else f"{throughput:.0f}/s",
+            *(_cell(name, value) + errors.get(name, "") for name, value in values.items()),
         )
         rate = point.load.rate
     return table
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}/s" if name == "throughput" else f"{1e3 * value:.1f} ms"
 
 
 def _state(part: PartResult) -> str:

@@ -36,6 +36,7 @@ class Settings:
     prompt_scale: float  # of the lengths that the preset draws
     output_scales: tuple[float, ...]  # in order of preference: less is taken where time is short
     load_shares: tuple[float, ...]  # of the estimated capacity
+    point_seconds: float  # that a policy is measured at a rate, where there is time
     most_requests: int  # of a point
 
 
@@ -61,6 +62,7 @@ FULL = Settings(
     prompt_scale=1.0,
     output_scales=(1.0, 0.5, 0.25, 0.125),
     load_shares=(0.5, 0.8, 1.0),
+    point_seconds=20.0,
     most_requests=512,
 )
 TINY = Settings(
@@ -82,7 +84,7 @@ TINY = Settings(
     chunk=48,
     hybrid_decodes=4,
     hybrid_context=64,
-    decode_batches=(1, 2, 4, 8),
+    decode_batches=(1, 2, 4),
     goal_batch=2,
     idle_batch=4,
     decode_context=48,
@@ -95,5 +97,6 @@ TINY = Settings(
     prompt_scale=0.04,
     output_scales=(0.02,),
     load_shares=(0.5, 0.8, 1.0),
+    point_seconds=0.5,
     most_requests=8,
 )

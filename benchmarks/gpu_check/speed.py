@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -14,6 +15,7 @@ from benchmarks.gpu_check.idle import HostTimes, idle_share
 from benchmarks.gpu_check.loaded import LoadedEngine, find_engine
 from benchmarks.gpu_check.settings import Settings
 from sarathi.engine.config import EngineConfig
+from sarathi.engine.core import EngineCore
 from sarathi.simulator.model_shape import ModelShape
 
 _NEEDED = 2.0  # seconds that a measurement takes, about
@@ -66,12 +68,18 @@ def measure_speed(context: Context) -> Speed:
     decodes = []
     idle = None
     for count in settings.decode_batches:
+        wanted = count * (settings.decode_context + 2 * settings.iterations)
+        if wanted > engine.num_blocks * engine.block_size:
+            context.note(f"{count} decodes at {settings.decode_context} exceed the KV cache")
+            continue
         context.deadline.require(_NEEDED, f"iterations of {count} decodes")
         context.say(f"timing iterations of {count} decodes")
         on_gpu = context.device.type == "cuda" and count == settings.idle_batch
         speed, share = _decode_speed(engine, settings, count, profiled=on_gpu)
         decodes.append(speed)
         idle = share if on_gpu else idle
+    if not decodes:
+        raise RuntimeError("the KV cache holds no batch of decodes")
     prompts = []
     for budget in settings.prompt_budgets:
         context.deadline.require(_NEEDED, f"prompts under a budget of {budget} tokens")
@@ -110,14 +118,20 @@ def _decode_speed(
 def _prompt_speed(engine: LoadedEngine, settings: Settings, budget: int) -> PromptSpeed:
     core = engine.core(_config(settings, budget))
     length = settings.prompt // 2
-    prompts = random_prompts(settings.num_prompts, length, engine.vocab_size, seed=budget)
+    warm_up, *prompts = random_prompts(1 + settings.num_prompts, length, engine.vocab_size, budget)
+    _complete(core, [warm_up])
     began = time.perf_counter()
+    _complete(core, prompts)
+    took = time.perf_counter() - began
+    return PromptSpeed(budget, length, settings.num_prompts * length / took)
+
+
+def _complete(core: EngineCore, prompts: Sequence[Sequence[int]]) -> None:
+    """Generate one token for each prompt."""
     for name, prompt in enumerate(prompts):
         core.submit(name, prompt, greedy(1), time.monotonic())
     while core.has_work:
         core.step()
-    took = time.perf_counter() - began
-    return PromptSpeed(budget, length, settings.num_prompts * length / took)
 
 
 def _config(settings: Settings, budget: int) -> EngineConfig:

@@ -16,6 +16,7 @@ from benchmarks.gpu_check.folder import write_model_folder
 from benchmarks.report import Figure
 
 START_GOAL = 30.0  # seconds
+_NOTICEABLE = 0.02  # of a start
 _ROOT = Path(__file__).parents[2]
 
 
@@ -43,8 +44,8 @@ def measure_startup(context: Context) -> None:
         context.figure(
             Figure(f"command to first token, {name}, cold", cold.seconds, "s", START_GOAL)
         )
-        for step, seconds in cold.steps:
-            context.figure(Figure(f"  {_short(step)}", seconds, "s"))
+        for step, seconds in _longest(cold):
+            context.figure(Figure(f"  {step}", seconds, "s"))
         if context.deadline.left < 2 * cold.seconds:
             context.note("no time for a start with a warm Triton cache")
             return
@@ -96,6 +97,13 @@ def read_start(output: str, began: float) -> Start:
         for name, before, after in zip(names, times[:-1], times[1:], strict=True)
     ]
     return Start(times[-1] - began, steps)
+
+
+def _longest(start: Start) -> list[tuple[str, float]]:
+    """The steps that take a noticeable share of a start, then all others together."""
+    long = [step for step in start.steps if step[1] >= _NOTICEABLE * start.seconds]
+    rest = start.seconds - sum(seconds for _, seconds in long)
+    return [*((_short(name), seconds) for name, seconds in long), ("everything else", rest)]
 
 
 def _short(step: str, most: int = 48) -> str:
