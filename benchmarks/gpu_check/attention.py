@@ -149,7 +149,7 @@ class AttentionBench:
     def _layers(self, size: float) -> int:
         if self.device.type == "cpu":
             return 1
-        cached = torch.cuda.get_device_properties(self.device).L2_cache_size
+        cached: int = torch.cuda.get_device_properties(self.device).L2_cache_size
         return max(1, math.ceil(_BEYOND_L2 * cached / size))
 
     def _planned(self, case: Case, layers: int) -> Callable[[], object]:

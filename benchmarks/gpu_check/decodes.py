@@ -34,7 +34,7 @@ class Decodes:
 
     def iterate(self, iterations: int) -> list[float]:
         """Run so many iterations, and return the seconds between their ends."""
-        gaps = []
+        gaps: list[float] = []
         before = time.perf_counter()
         while len(gaps) < iterations:
             outputs = self._core.step().outputs

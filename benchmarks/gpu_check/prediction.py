@@ -32,7 +32,7 @@ from sarathi.simulator.simulation import simulate
 _NAMES = (
     (r"H100 80GB HBM3", "h100"),
     (r"H200", "h200"),
-    (r"A100.*PCIE", "a100-pairwise"),
+    (r"A100.*PCI[Ee]", "a100-pairwise"),
     (r"A100.*80GB", "a100"),
     (r"B200", "b200"),
     (r"L40S", "l40s"),
