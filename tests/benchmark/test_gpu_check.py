@@ -100,18 +100,23 @@ def test_the_table_shows_goals_beside_figures(check: tuple[str, dict[str, Any]])
     table = output[output.index("GPU check:") :]
     for part in PARTS:
         assert f"{part.key}. {part.title}" in table
-    figures = {figure["name"]: figure for part in found["parts"] for figure in part["figures"]}
-    goals = {name: figure["goal"] for name, figure in figures.items() if figure["goal"] is not None}
-    assert goals == {
-        "tests failed": 0,
-        "decodes, 4 x 48, of the copy bandwidth": 0.70,
-        "prompt, 128, of the matrix product": 0.45,
-        "command to first token, tiny, cold": 30.0,
-        "of its memory bound": 1.35,
-        "GPU idle, decodes 4 x 48": 0.05,
-    } or set(goals) <= set(figures)
-    for name in goals:
-        assert name in table
+    goals = [
+        (figure["name"], figure["goal"])
+        for part in found["parts"]
+        for figure in part["figures"]
+        if figure["goal"] is not None
+    ]
+    assert goals == [
+        ("tests failed", 0),
+        ("decodes, 4 x 48, of the copy bandwidth", 0.70),
+        ("prompt, 128, of the matrix product", 0.45),
+        ("command to first token, tiny, cold", 30.0),
+        ("of its memory bound", 1.35),
+        ("GPU idle, decodes 4 x 48", 0.05),
+    ]
+    for goal in ("at least 70.0 %", "at least 45.0 %", "at most 30.0 s", "at most 1.35 x"):
+        assert goal in table
+    assert "at most 5.0 %" in table
     for policy in ("sarathi, budget 64", "sarathi, target", "vllm", "orca"):
         assert output.count(policy) >= len(TINY.load_shares)
 
@@ -197,8 +202,7 @@ def test_a_part_without_time_is_skipped(tmp_path: Path) -> None:
 
 def test_what_takes_too_long_is_interrupted() -> None:
     with pytest.raises(DeadlineError), interrupting(0.05):
-        while True:
-            time.sleep(0.01)
+        time.sleep(60)
     time.sleep(0.1)  # no alarm is left
 
 
