@@ -6,13 +6,10 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
 from benchmarks.gpu_check.context import Context
-from benchmarks.gpu_check.folder import write_model_folder
 from benchmarks.gpu_check.settings import Settings
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.core import EngineCore
@@ -21,6 +18,7 @@ from sarathi.engine.records import Recorder
 from sarathi.engine.scheduler import make_budget, make_scheduler
 from sarathi.executors.runner import Runner
 from sarathi.scheduling import BlockPool, LatencyModel
+from sarathi.simulator.published_config import config_folder
 
 _KV_SHARE = 0.5  # of the GPU's memory: the rest is for weights and Orca's large iterations
 _UTILISATION = 0.85  # of the GPU's memory, that weights and KV cache take at most
@@ -80,13 +78,11 @@ def find_engine(context: Context) -> LoadedEngine:
 def load(context: Context) -> LoadedEngine:
     """Load the model as `sarathi serve` does."""
     settings, began = context.settings, time.monotonic()
-    with TemporaryDirectory() as folder:
-        path = write_model_folder(settings.model, Path(folder))
-        core, info = load_engine(
-            path,
-            engine_config(settings, context.device),
-            lambda line: context.say(f"  {line}"),
-        )
+    core, info = load_engine(
+        config_folder(settings.model),
+        engine_config(settings, context.device),
+        lambda line: context.say(f"  {line}"),
+    )
     scheduler = core.scheduler
     assert scheduler.model is not None
     assert info.tbt_target is not None

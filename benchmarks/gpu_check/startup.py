@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.gpu_check.context import Context
-from benchmarks.gpu_check.folder import write_model_folder
 from benchmarks.report import Figure
+from sarathi.simulator.published_config import config_folder
 
 START_GOAL = 30.0  # seconds
 _NOTICEABLE = 0.02  # of a start
@@ -35,9 +35,9 @@ def measure_startup(context: Context) -> None:
         RuntimeError: the engine did not give a token.
     """
     name = context.settings.model.name
+    path = config_folder(context.settings.model)
     with tempfile.TemporaryDirectory() as folder:
-        path = write_model_folder(context.settings.model, Path(folder))
-        cache = Path(folder) / "triton"
+        cache = Path(folder)
         context.say("starting the engine with an empty Triton cache")
         cold = start(context, path, cache)
         context.data("cold_start", asdict(cold))
