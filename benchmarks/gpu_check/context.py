@@ -12,6 +12,7 @@ from benchmarks.gpu_check.deadline import Deadline
 from benchmarks.gpu_check.results import PartResult, Results
 from benchmarks.gpu_check.settings import Settings
 from benchmarks.report import Figure
+from sarathi.executors.torch.memory import release
 
 if TYPE_CHECKING:
     import torch
@@ -88,6 +89,10 @@ class Context:
         """Add details to the file alone."""
         self._current.data[name] = value
         self._results.save()
+
+    def release_memory(self) -> None:
+        """Give back memory of the GPU that nothing refers to, for processes that parts start."""
+        release(self.device)
 
     def append_log(self, text: str) -> None:
         """Write to the log file."""

@@ -17,9 +17,18 @@ IDLE_GOAL = 0.05  # of the time
 
 
 def run(context: Context) -> None:
-    """Start the engine in processes of its own, then load it here and time it."""
+    """Start the engine in processes of its own, then load it here and time it.
+
+    Raises:
+        RuntimeError: it did not start; what could be measured here has been.
+    """
     ceilings = find_ceilings(context)
-    measure_startup(context)  # before this process takes the GPU's memory
+    failure = None
+    try:
+        measure_startup(context)  # before this process takes the GPU's memory
+    except RuntimeError as error:
+        failure = error
+        context.note(str(error))
     speed = find_speed(context)
     settings = context.settings
     for decodes in speed.decodes:
@@ -31,6 +40,8 @@ def run(context: Context) -> None:
         name = f"prompt tokens a second, budget {prompts.budget}"
         context.figure(Figure(name, prompts.tokens_per_second, "/s"))
     context.data("speed", asdict(speed))
+    if failure is not None:
+        raise failure
 
 
 def _decode_figures(context: Context, decodes: DecodeSpeed, ceilings: Ceilings) -> list[Figure]:

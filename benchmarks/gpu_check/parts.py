@@ -88,3 +88,4 @@ def run_part(part: Part, result: PartResult, context: Context) -> None:
         if result.error is not None:
             context.say(f"   {result.error}")
         context.save()
+        context.release_memory()
