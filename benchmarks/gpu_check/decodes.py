@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from benchmarks.gpu_check.loaded import cancel_all
 from sarathi.engine.core import EngineCore
 from sarathi.sampling.params import SamplingParams
 
@@ -69,8 +70,7 @@ def decoding(
         decodes.iterate(_WARM_UPS)
         yield decodes
     finally:
-        for name in range(count):
-            core.cancel(name)
+        cancel_all(core, range(count))
 
 
 def run_until_decoding(core: EngineCore, names: Sequence[int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +39,11 @@ class LoadedEngine:
     seconds: float  # that loading took
 
     def core(self, config: EngineConfig, recorders: Sequence[Recorder] = ()) -> EngineCore:
-        """Return an engine with a scheduler of its own, an empty KV cache and no requests."""
+        """Return an engine with a scheduler of its own, an empty KV cache and no requests.
+
+        The one before must have no requests any more.
+        """
+        self.runner.abandon()  # steps of the engine before, if one has failed
         model = copy.deepcopy(self.latency_model)
         scheduler = make_scheduler(
             config,
@@ -47,8 +51,17 @@ class LoadedEngine:
             model,
             BlockPool(self.num_blocks, self.block_size),
             self.max_model_len,
+            look_ahead=self.runner.looks_ahead,
         )
         return EngineCore(self.runner, scheduler, (), recorders)
+
+
+def cancel_all(core: EngineCore, names: Iterable[int]) -> None:
+    """Cancel requests, and wait for the steps that they are in."""
+    for name in names:
+        core.cancel(name)
+    while core.has_work:
+        core.step()
 
 
 def engine_config(settings: Settings, device: torch.device) -> EngineConfig:

@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.gpu_check.deadline import Deadline
 from benchmarks.gpu_check.decodes import greedy
+from benchmarks.gpu_check.loaded import cancel_all
 from sarathi.benchmark.workload.plan import Plan, Planned
 from sarathi.engine.core import EngineCore
 from sarathi.metrics import RequestRecord
@@ -63,8 +64,7 @@ def play(
                 failures[refusal.id] = refusal.message
                 open_requests.discard(refusal.id)
     finally:
-        for name in sorted(open_requests):
-            core.cancel(name)
+        cancel_all(core, sorted(open_requests))
     for name in (*open_requests, *range(sent, len(planned))):
         failures[name] = "timeout"
     end = time.monotonic() - began

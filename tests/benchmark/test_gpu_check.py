@@ -309,7 +309,7 @@ class ScriptedCore:
 
     def cancel(self, name: int) -> None:
         self.cancelled.append(name)
-        self.left.pop(name)
+        self.left.pop(name, None)
 
 
 def plan_of(*requests: tuple[float, int, int]) -> Plan:
