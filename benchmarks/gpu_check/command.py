@@ -10,6 +10,8 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
+from benchmarks.gpu_check.deadline import Deadline
+
 DEFAULT_TIME_LIMIT = 420.0  # seconds
 _HANGING = 60.0  # seconds beyond the limit, after which the process ends itself
 _KEYS = "abcdef"
@@ -25,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.device == "cpu" and not args.tiny:
         parser.error("--device cpu needs --tiny: a processor takes hours for the real shapes")
+    total = Deadline(args.time_limit)
     try:
         import torch
     except ImportError:
@@ -37,15 +40,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    # Imported here: they take seconds, and need the libraries of the engine.
+    try:
+        return _check(args, total)
+    except ModuleNotFoundError as error:
+        print(f"gpu_check: error: {error}: see `make gpu-wheels`", file=sys.stderr)
+        return 2
+
+
+def _check(args: argparse.Namespace, total: Deadline) -> int:
+    # Imported here: they take seconds, and need libraries that may not be there.
+    import torch
+
     from benchmarks.gpu_check import environment, report
     from benchmarks.gpu_check.context import Context
-    from benchmarks.gpu_check.deadline import Deadline
     from benchmarks.gpu_check.parts import PARTS, run_parts
     from benchmarks.gpu_check.results import PartResult, Results
     from benchmarks.gpu_check.settings import FULL, TINY
 
-    total = Deadline(args.time_limit)
     device = torch.device("cuda", 0) if args.device == "cuda" else torch.device("cpu")
     if device.type == "cpu":
         torch.set_num_threads(1)  # as the engine

@@ -165,6 +165,17 @@ def test_without_a_gpu_there_is_one_sentence(
     assert not path.exists()
 
 
+@pytest.mark.usefixtures("torch_threads")
+def test_a_missing_library_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "benchmarks.gpu_check.parts", None)
+    arguments = ["--tiny", "--device", "cpu", "--output", str(tmp_path / "found.json")]
+    assert command.main(arguments) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "make gpu-wheels" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
