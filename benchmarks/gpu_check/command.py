@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=_json_file,
         default=Path("gpu-check.json"),
         metavar="FILE.json",
         help="all figures; tracebacks go to FILE.log (default: %(default)s)",
@@ -119,6 +119,12 @@ def _parser() -> argparse.ArgumentParser:
         help="parts that would exceed it are shortened or skipped (default: %(default)g)",
     )
     return parser
+
+
+def _json_file(text: str) -> Path:
+    if Path(text).suffix != ".json":  # the log has the same name with another ending
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .json")
+    return Path(text)
 
 
 def _parts(text: str) -> str:

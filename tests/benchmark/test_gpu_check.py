@@ -181,6 +181,7 @@ def test_a_missing_library_is_named(
     [
         (["--parts", "a,x"], "'a,x' does not name parts"),
         (["--parts", ","], "',' does not name parts"),
+        (["--output", "found.log"], "'found.log' does not end in .json"),
         (["--time-limit", "0"], "'0' is not a time above 0"),
         (["--device", "cpu"], "--device cpu needs --tiny"),
     ],
