@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: serve test test-kernels lint format benchmark bench-policies report clean
+.PHONY: serve test test-kernels lint format benchmark bench-policies report gpu-check gpu-wheels clean
 
 serve: $(VENV)/.serve  ## serve SmolLM2-135M-Instruct on port 8000
 	$(BIN)/sarathi serve smollm2-135m --port 8000 $(ARGS)
@@ -57,6 +57,43 @@ report: $(VENV)/.report  ## measure the README's section on performance anew (ab
 $(VENV)/.report: $(VENV)/.serve
 	$(PIP) --editable ".[report]"
 	touch $@
+
+# `make gpu-check PYTHON=python3` runs in an environment that has torch and triton for its GPU, and
+# the wheels of `make gpu-wheels` where there are any. Without PYTHON it runs in that of the tests.
+ifeq ($(origin PYTHON),command line)
+gpu-check:  ## check the engine on a GPU (at most 7 minutes, no network)
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	if ls $(WHEELS)/*.whl >/dev/null 2>&1; then \
+	  $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --no-deps \
+	    --target "$$folder" $(WHEELS)/*.whl; \
+	fi && \
+	PYTHONPATH="$$folder:$(CURDIR)/src" $(PYTHON) -m benchmarks.gpu_check $(ARGS)
+else
+gpu-check: $(VENV)/.test
+	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
+endif
+
+# What the torch executor, the server and the tests need beside torch, triton and numpy: all that
+# pyproject.toml names but openvino, with what that needs in turn and torch does not bring (Jinja).
+# Versions are those that it allows.
+WHEELS := .whl
+GPU_PYTHON ?= 3.12
+GPU_WHEELS := \
+  msgspec ml-dtypes tokenizers safetensors gguf psutil \
+  pyzmq starlette uvicorn httptools uvloop click anyio idna sniffio \
+  httpx httpcore h11 certifi prometheus-client rich markdown-it-py mdurl pygments \
+  pytest pytest-timeout pluggy iniconfig packaging hypothesis sortedcontainers \
+  exceptiongroup tomli
+
+gpu-wheels:  ## download them for GPU_PYTHON (3.10 to 3.13) on Linux x86-64
+	rm -rf $(WHEELS)
+	mkdir $(WHEELS)
+	sed -n 's/^    "\([a-z_-]*[<=>][^";]*\)",.*/\1/p' pyproject.toml > $(WHEELS)/constraints.txt
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --only-binary :all: --no-deps \
+	  --python-version $(GPU_PYTHON) --platform manylinux2014_x86_64 \
+	  --platform manylinux_2_27_x86_64 --platform manylinux_2_28_x86_64 \
+	  --constraint $(WHEELS)/constraints.txt --dest $(WHEELS) $(GPU_WHEELS)
+	@cat $(WHEELS)/*.whl | wc -c | awk '{ printf "%.1f MB in $(WHEELS)\n", $$1 / 1e6 }'
 
 clean:
 	rm -rf $(VENV)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -114,15 +115,22 @@ CHAT_TEMPLATE = (
 
 
 def save_tiny(family: str, folder: Path, num_layers: int = 3) -> None:
-    """Saves a float32 checkpoint of `family` with a byte-level tokenizer; always the same one."""
-    import torch
-    import transformers
+    """Saves a float32 checkpoint of `family` with a byte-level tokenizer; always the same one.
 
+    Where transformers is not installed, it is another one of the same shape.
+    """
     name, changes = _FAMILIES[family]
     settings = {**_SIZES, **changes, "num_hidden_layers": num_layers}
     for absent in ("head_dim", "intermediate_size", "num_key_value_heads"):
         if settings[absent] is None:  # the configuration has no such field
             del settings[absent]
+    if find_spec("transformers") is None:  # as on a machine that has a GPU and little else
+        _save_random(name, settings, folder)
+        save_tokenizer(folder)
+        return
+    import torch
+    import transformers
+
     config = getattr(transformers, f"{name}Config")(**settings)
     torch.manual_seed(FAMILIES.index(family))
     model = getattr(transformers, f"{name}ForCausalLM")(config).float()
@@ -135,6 +143,32 @@ def save_tiny(family: str, folder: Path, num_layers: int = 3) -> None:
                 parameter.uniform_(0.5, 1.5)
     model.save_pretrained(folder)
     save_tokenizer(folder)
+
+
+def _save_random(name: str, settings: dict[str, Any], folder: Path) -> None:
+    """Saves random tensors under the names of the checkpoints of a family."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from sarathi.models import huggingface
+    from sarathi.models.layout import expected_shapes
+    from sarathi.models.stage import whole
+
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = {"architectures": [f"{name}ForCausalLM"], "model_type": name.lower(), **settings}
+    (folder / "config.json").write_text(json.dumps(fields))
+    config = huggingface.read_config(folder)
+    names = huggingface.name_map(config)
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for own_name, shape in expected_shapes(config, whole(config)).items():
+        source = names.find(own_name)
+        rows = shape[0] if source.rows is None else source.rows.groups * source.rows.size
+        spread = settings["initializer_range"] if source.name.endswith("weight") else 0.3
+        tensor = rng.standard_normal((rows, *shape[1:]), np.float32) * np.float32(spread)
+        norm = "norm" in source.name or ".ln_" in source.name
+        tensors[source.name] = 1 + tensor if norm and len(shape) == 1 else tensor
+    save_file(tensors, folder / "model.safetensors")
 
 
 def save_tokenizer(folder: Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sarathi.engine.core import EngineCore
 from sarathi.executors.executor import Executor
-from sarathi.executors.openvino import OpenVinoExecutor
 from sarathi.executors.runner import InlineRunner
 from sarathi.executors.torch.executor import TorchExecutor
 from sarathi.models.model import open_model
@@ -16,10 +16,16 @@ from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import Sampler
 from sarathi.scheduling import POLICIES, BlockPool, FixedBudget, Scheduler
 
+if TYPE_CHECKING:
+    from sarathi.executors.openvino import OpenVinoExecutor
+
 NUM_BLOCKS = 64
 
 
 def load(path: Path, max_position: int = 512, **options: object) -> OpenVinoExecutor:
+    # Here, since machines with a GPU may not have it.
+    from sarathi.executors.openvino import OpenVinoExecutor
+
     model = open_model(path)
     options = {"precision": "f32", "num_threads": 2, **options}
     executor = OpenVinoExecutor(

@@ -145,6 +145,11 @@ class EngineCore:
                 self.rest()
 
     @property
+    def runner(self) -> Runner:
+        """Runs the steps; another engine may use it while this one has no requests."""
+        return self._runner
+
+    @property
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
