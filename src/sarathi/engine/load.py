@@ -79,6 +79,9 @@ def load_engine(
                 f"{max_model_len}"
             )
         typical = TYPICAL_DECODES.fitting(config.max_batch_size, cache.max_model_len)
+        if on_gpu(options):
+            report("compiling kernels and capturing graphs")
+        ensemble.allocate(_REHEARSAL_BLOCKS)
         report(_check_line(model, options, layout))
         found = _rehearse(ensemble, typical, _own_threads(layout, options), report)
         latency_model, target = found.model, None
@@ -86,6 +89,8 @@ def load_engine(
             here = spawner.host is None
             known = conditions(model, options, config, ensemble.parts, typical, here=here)
             target = promised_target(known, Measured(found.decodes, found.quiet))
+        if on_gpu(options):
+            report("allocating the KV cache and capturing graphs")
         ensemble.allocate(cache.num_blocks)
         lines.cache(cache, ensemble.parts)
         _warn(config, latency_model, report)
@@ -192,7 +197,6 @@ def _rehearse(
     ensemble: Ensemble, typical: TypicalDecodes, threads: int | None, report: Callable[[str], None]
 ) -> Profile:
     """Find out whether it computes rightly and how fast, on a KV cache for that alone."""
-    ensemble.allocate(_REHEARSAL_BLOCKS)
     with ensemble.warming_up():
         ensemble.check_computing()
         block_size = ensemble.parts[0].block_size
