@@ -17,6 +17,7 @@ import triton
 from numpy.typing import NDArray
 
 from sarathi.executors.torch.kernels import sampling as kernels
+from sarathi.executors.torch.kernels.rows import MASS_BITS, MAX_VOCAB_SIZE
 from sarathi.executors.torch.kernels.sampling import LOGPROBS_RESULT, LOGPROBS_ROW, ROW, Tiles
 from sarathi.sampling.logprobs import TokenLogprobs, assemble
 from sarathi.sampling.params import MAX_LOGPROBS, SamplingParams
@@ -68,10 +69,8 @@ class TorchSampler:
             ValueError: the vocabulary is larger than the kernels' sums allow, or the block too
                 small for the log probabilities that may be asked for.
         """
-        if not 0 < vocab_size <= kernels.MAX_VOCAB_SIZE:
-            raise ValueError(
-                f"vocab_size is {vocab_size}, expected at most {kernels.MAX_VOCAB_SIZE}"
-            )
+        if not 0 < vocab_size <= MAX_VOCAB_SIZE:
+            raise ValueError(f"vocab_size is {vocab_size}, expected at most {MAX_VOCAB_SIZE}")
         self._tiles = tiles or Tiles()
         if self._tiles.block < MAX_LOGPROBS:
             raise ValueError(f"block is {self._tiles.block}, expected at least {MAX_LOGPROBS}")
@@ -218,6 +217,7 @@ class TorchSampler:
             edited,
             VOCAB=self.vocab_size,
             BLOCK=_EDIT_BLOCK,
+            enable_fp_fusion=False,  # so that edits are those of numpy
         )
         return edited
 
@@ -238,13 +238,14 @@ class TorchSampler:
             BLOCK=self._tiles.block,
             WAYS=self._tiles.ways,
             num_warps=self._tiles.num_warps,
+            enable_fp_fusion=False,
         )
 
     def _logprobs(
         self, logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor, width: int
     ) -> torch.Tensor:
         """[rows, len(LOGPROBS_RESULT) + 2 * width], float64."""
-        count = len(rows) // len(LOGPROBS_ROW)
+        count = len(rows) // len(LOGPROBS_ROW.names or ())
         results = torch.empty(
             (count, len(LOGPROBS_RESULT) + 2 * width), dtype=torch.float64, device=self._device
         )
@@ -260,6 +261,7 @@ class TorchSampler:
             BLOCK=self._tiles.block,
             WAYS=self._tiles.ways,
             num_warps=self._tiles.num_warps,
+            enable_fp_fusion=False,
         )
         return results
 
@@ -362,7 +364,7 @@ def _logprobs(results: NDArray[np.float64], alternatives: I64) -> list[TokenLogp
     """Entries of rows, out of what the kernel gives of each."""
     logit, peak, mass, rank = results.T[: len(LOGPROBS_RESULT)]
     top_ids, top_logits = np.split(results[:, len(LOGPROBS_RESULT) :], 2, axis=1)
-    normaliser = peak + np.log(mass * 2.0**-kernels.MASS_BITS)
+    normaliser = peak + np.log(mass * 2.0**-MASS_BITS)
     return assemble(
         logit - normaliser,
         rank.astype(np.int64),
