@@ -150,7 +150,7 @@ class TorchSampler:
             uploaded = _to_device(
                 np.concatenate([table.view(np.int64), requests.view(np.int64)]), self._device
             )
-            rows = uploaded[: table.nbytes // 8].view(len(table), -1)
+            rows = uploaded[: table.nbytes // 8].view(len(table), ROW.itemsize // 8)
             tokens = torch.empty(len(slots), dtype=torch.int64, device=self._device)
             plain = len(slots) - num_changed
             self._sample(logits, rows[:plain], tokens, bool((needs[~changed] & RANDOM).any()))
@@ -180,8 +180,8 @@ class TorchSampler:
                 f"logits are {logits.dtype} on {logits.device}, "
                 f"expected torch.float32 on {self._device}"
             )
-        if logits.stride(1) != 1:
-            raise ValueError("logits have columns apart, expected the elements of a row together")
+        if len(slots) and logits.stride(1) != 1:
+            raise ValueError(f"logits have elements {logits.stride(1)} apart in a row, expected 1")
 
     def _table(self, state: NDArray[Any], slots: I64, order: I64, num_changed: int) -> NDArray[Any]:
         """[rows] of `ROW`: what the kernels read of each row."""
@@ -196,7 +196,7 @@ class TorchSampler:
             table["top_k"] = np.where(state["top_k"] == NO_TOP_K, 0, state["top_k"])
             table["top_p"] = state["top_p"]
             with np.errstate(divide="ignore"):
-                table["max_gap"] = -np.log(state["min_p"])
+                table["max_gap"] = np.log(1.0 / state["min_p"])
         if num_changed:
             last = table[len(table) - num_changed :]
             last["source"] = np.arange(num_changed)
@@ -245,8 +245,9 @@ class TorchSampler:
         self, logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor, width: int
     ) -> torch.Tensor:
         """[rows, len(LOGPROBS_RESULT) + 2 * width], float64."""
-        count = len(rows) // len(LOGPROBS_ROW.names or ())
-        results = torch.empty(
+        count = len(rows) // (LOGPROBS_ROW.itemsize // 8)
+        # Zeros, since rows have fewer alternatives than others.
+        results = torch.zeros(
             (count, len(LOGPROBS_RESULT) + 2 * width), dtype=torch.float64, device=self._device
         )
         kernels.logprobs[(count,)](

@@ -32,8 +32,8 @@ def find_peak(row, length, BLOCK: tl.constexpr):
     """The largest value (infinite if one is NaN), its first column, the maxima of the groups."""
     lanes = tl.arange(0, BLOCK)
     maxima = tl.full((BLOCK,), float("-inf"), tl.float32)
-    starts = tl.zeros((BLOCK,), tl.int32)
-    unsound = tl.zeros((BLOCK,), tl.int32)
+    starts = tl.full((BLOCK,), 0, tl.int32)
+    unsound = tl.full((BLOCK,), 0, tl.int32)
     for start in tl.range(0, length, BLOCK):
         value = tl.load(row + start + lanes, mask=start + lanes < length, other=float("-inf"))
         greater = value > maxima
@@ -66,7 +66,7 @@ def mass_at(gaps):
 @triton.jit
 def sum_within(source, length, peak, sharpness, limit, WHAT: tl.constexpr, BLOCK: tl.constexpr):
     """The mass or the number of all elements with gaps up to `limit`, int64."""
-    sums = tl.zeros((BLOCK,), tl.int64)
+    sums = tl.full((BLOCK,), 0, tl.int64)
     start = 0
     while start < length:
         gaps = _gaps(source, start, length, peak, sharpness, BLOCK)
@@ -80,18 +80,22 @@ def search(
     source, length, peak, sharpness, need, limit,
     WHAT: tl.constexpr, BLOCK: tl.constexpr, WAYS: tl.constexpr,
 ):  # fmt: skip
-    """The least gap up to which the mass or the number of elements is `need`, int64 bits.
+    """The least gap up to which the mass or the number of elements is `need`.
 
     `need` is at least 1, and met at `limit`.
+
+    Returns:
+        The bits of the gap, int64, and the mass or the number of elements with smaller gaps.
     """
     ways = tl.arange(0, WAYS)
     low = tl.full((), 0, tl.int64)
     high = low + limit
+    below = tl.full((), 0, tl.int64)
     while low < high:
         # The last of the bounds is `high`, where `need` is met.
         span = high - low + 1
         bounds = (low + span * (ways + 1) // WAYS - 1).to(tl.int32)
-        sums = tl.zeros((WAYS,), tl.int64)
+        sums = tl.full((WAYS,), 0, tl.int64)
         start = 0
         while start < length:
             gaps = _gaps(source, start, length, peak, sharpness, BLOCK)
@@ -99,10 +103,11 @@ def search(
             within = gaps[None, :] <= bounds[:, None]
             sums += tl.sum(tl.where(within, addend[None, :], 0), axis=1)
             start += BLOCK
+        below = tl.maximum(below, tl.max(tl.where(sums < need, sums, 0), axis=0))
         short = tl.minimum(tl.sum((sums < need).to(tl.int32), axis=0), WAYS - 1)
         high = low + span * (short + 1) // WAYS - 1
         low = low + span * short // WAYS
-    return high
+    return high, below
 
 
 @triton.jit
@@ -164,7 +169,7 @@ def collect(row, length, peak, sharpness, limit, values, columns, BLOCK: tl.cons
 def rank_of(row, length, value, BLOCK: tl.constexpr):
     """1 more than the number of elements that are greater than `value`."""
     lanes = tl.arange(0, BLOCK)
-    greater = tl.zeros((BLOCK,), tl.int32)
+    greater = tl.full((BLOCK,), 0, tl.int32)
     for start in tl.range(0, length, BLOCK):
         other = tl.load(row + start + lanes, mask=start + lanes < length, other=float("-inf"))
         greater += (other > value).to(tl.int32)

@@ -262,7 +262,7 @@ def _list_largest(
     """
     tl.debug_barrier()
     GROUPS: tl.constexpr = VOCAB if VOCAB < BLOCK else BLOCK
-    limit = search(values, GROUPS, peak, 1.0, alternatives, INFINITE, COUNT, BLOCK, WAYS)
+    limit, _ = search(values, GROUPS, peak, 1.0, alternatives, INFINITE, COUNT, BLOCK, WAYS)
     count = collect(row, VOCAB, peak, 1.0, limit, values, columns, BLOCK)
     fits = count <= BLOCK
     source = row
@@ -304,13 +304,15 @@ def _draw_truncated(
     total = tl.full((), 0, tl.int64)
     if top_k > 0:
         if top_k <= GROUPS:
-            limit = search(values, GROUPS, peak, sharpness, top_k, INFINITE, COUNT, BLOCK, WAYS)
+            limit, _ = search(values, GROUPS, peak, sharpness, top_k, INFINITE, COUNT, BLOCK, WAYS)
     else:
         if top_p < 1:
             total = sum_within(row, VOCAB, peak, sharpness, INFINITE, MASS, BLOCK)
             need = _at_least(top_p, total)
             if sum_within(values, GROUPS, peak, sharpness, INFINITE, MASS, BLOCK) >= need:
-                limit = search(values, GROUPS, peak, sharpness, need, INFINITE, MASS, BLOCK, WAYS)
+                limit, _ = search(
+                    values, GROUPS, peak, sharpness, need, INFINITE, MASS, BLOCK, WAYS
+                )
         limit = tl.minimum(limit, max_gap)
 
     count = collect(row, VOCAB, peak, sharpness, limit, values, columns, BLOCK)
@@ -325,21 +327,18 @@ def _draw_truncated(
     kept = sum_within(source, length, peak, sharpness, largest, MASS, BLOCK)
     within = kept
     if top_k > 0:
-        edge = search(source, length, peak, sharpness, top_k, limit, COUNT, BLOCK, WAYS)
-        above = sum_within(source, length, peak, sharpness, edge - 1, COUNT, BLOCK)
+        edge, above = search(source, length, peak, sharpness, top_k, limit, COUNT, BLOCK, WAYS)
         total = sum_within(source, length, peak, sharpness, edge - 1, MASS, BLOCK)
         total += (top_k - above) * mass_at(edge.to(tl.int32))
         kept = tl.minimum(kept, total)
     if top_p < 1:
         need = tl.minimum(_at_least(top_p, total), within)
-        edge = search(source, length, peak, sharpness, need, largest, MASS, BLOCK, WAYS)
-        above = sum_within(source, length, peak, sharpness, edge - 1, MASS, BLOCK)
+        edge, above = search(source, length, peak, sharpness, need, largest, MASS, BLOCK, WAYS)
         each = tl.maximum(mass_at(edge.to(tl.int32)), 1)
         kept = tl.minimum(kept, above + (need - above + each - 1) // each * each)
 
     drawn = _share(_wide(record + _UNIFORM), kept)
-    edge = search(source, length, peak, sharpness, drawn + 1, largest, MASS, BLOCK, WAYS)
-    above = sum_within(source, length, peak, sharpness, edge - 1, MASS, BLOCK)
+    edge, above = search(source, length, peak, sharpness, drawn + 1, largest, MASS, BLOCK, WAYS)
     tie = (drawn - above) // tl.maximum(mass_at(edge.to(tl.int32)), 1)
     column = locate_tie(source, length, peak, sharpness, edge, tie, BLOCK)
     if fits:
