@@ -77,7 +77,7 @@ class TestTorchSampler(Greedy, Truncation, Edits, UnsoundLogits, Slots, Resumpti
 
 @given(st.data(), st.sampled_from([2, 40, 100]), st.sampled_from([SMALL, TINY]))
 @settings(
-    max_examples=20,
+    max_examples=12,
     deadline=None,
     derandomize=True,
     phases=(Phase.explicit, Phase.generate),  # shrinking would take minutes
@@ -89,7 +89,7 @@ def test_agrees_with_the_reference(
     check_agreement(ArraySampler(vocab, device, tiles), data, max_rows=3, steps=2)
 
 
-def test_a_row_is_the_same_bits_alone_and_in_any_company(device: torch.device) -> None:
+def test_a_row_does_not_depend_on_the_batch(device: torch.device) -> None:
     check_independence(lambda vocab: ArraySampler(vocab, device), 300, len(MIXED), steps=1)
 
 

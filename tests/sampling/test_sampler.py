@@ -101,7 +101,7 @@ def test_draws_follow_the_distribution(params: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("vocab", [700, 1024, 70_000])
-def test_a_row_is_the_same_bits_alone_and_in_any_company(vocab: int) -> None:
+def test_a_row_does_not_depend_on_the_batch(vocab: int) -> None:
     check_independence(Sampler, vocab, num_rows=24, steps=3)
 
 

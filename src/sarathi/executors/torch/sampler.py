@@ -61,9 +61,10 @@ class TorchSampler:
     """
 
     def __init__(self, vocab_size: int, device: torch.device, tiles: Tiles | None = None) -> None:
-        """
+        """Allocate nothing yet: memory grows with the requests.
+
         Args:
-            tiles: None for what suits GPUs.
+            tiles: how the kernels work on a row; None for what suits GPUs.
 
         Raises:
             ValueError: the vocabulary is larger than the kernels' sums allow, or the block too
@@ -184,7 +185,7 @@ class TorchSampler:
             raise ValueError(f"logits have elements {logits.stride(1)} apart in a row, expected 1")
 
     def _table(self, state: NDArray[Any], slots: I64, order: I64, num_changed: int) -> NDArray[Any]:
-        """[rows] of `ROW`: what the kernels read of each row."""
+        """Make what the kernels read of each row, [rows] of `ROW`."""
         table = np.zeros(len(slots), ROW)
         table["source"] = table["row"] = order
         table["slot"] = slots
@@ -206,7 +207,7 @@ class TorchSampler:
         return table
 
     def _edit(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Edited copies of the logits, [rows, vocab_size]."""
+        """Make edited copies of the logits, [rows, vocab_size]."""
         edited = torch.empty((len(rows), self.vocab_size), dtype=torch.float32, device=self._device)
         kernels.edit[len(rows), triton.cdiv(self.vocab_size, _EDIT_BLOCK)](
             logits,
@@ -244,7 +245,7 @@ class TorchSampler:
     def _logprobs(
         self, logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor, width: int
     ) -> torch.Tensor:
-        """[rows, len(LOGPROBS_RESULT) + 2 * width], float64."""
+        """Compute the results of `kernels.logprobs`."""
         count = len(rows) // (LOGPROBS_ROW.itemsize // 8)
         # Zeros, since rows have fewer alternatives than others.
         results = torch.zeros(
@@ -267,7 +268,7 @@ class TorchSampler:
         return results
 
     def _scratch(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Room for the candidates of each row, values and columns."""
+        """Allocate the candidates of each row, values and columns."""
         shape = (rows, self._tiles.block)
         return (
             torch.empty(shape, dtype=torch.float32, device=self._device),
@@ -275,7 +276,7 @@ class TorchSampler:
         )
 
     def _grow(self, size: int) -> None:
-        """Make what is kept by slot as long as the records."""
+        """Extend the arrays that are indexed by slot to `size` slots."""
         more = size - len(self._edits)
         if more:
             self._edits = np.concatenate([self._edits, np.full(more, _NO_EDITS)])
@@ -284,7 +285,7 @@ class TorchSampler:
 
 @dataclass(frozen=True)
 class PendingSample:
-    """The outcome of a launch, on its way to the host."""
+    """Holds the result of a launch while it is copied to the host."""
 
     _tokens: torch.Tensor  # [rows]
     _results: torch.Tensor | None  # of the rows that asked for log probabilities
@@ -292,11 +293,11 @@ class PendingSample:
     _event: torch.cuda.Event | None  # None on a CPU, where nothing is under way
 
     def done(self) -> bool:
-        """Whether `result` would return at once."""
+        """Return whether `result` would return at once."""
         return self._event is None or bool(self._event.query())
 
     def result(self) -> SamplerOutput:
-        """Wait for the outcome."""
+        """Wait for the tokens, and for the log probabilities of rows that asked for them."""
         if self._event is not None:
             self._event.synchronize()
         tokens: I64 = self._tokens.numpy()
@@ -312,7 +313,7 @@ class PendingSample:
 
 
 class _RowTable:
-    """Rows of one tensor on the device, each for one slot."""
+    """Allocates the rows of one tensor on the device to slots."""
 
     def __init__(self, width: int, dtype: torch.dtype, device: torch.device) -> None:
         self.rows = torch.empty((0, width), dtype=dtype, device=device)
@@ -343,7 +344,7 @@ class _RowTable:
 
 
 def _token_marks(edits: Edits, vocab_size: int) -> NDArray[np.int32] | None:
-    """The marks of each token, see `kernels.SEEN`; None if edits depend on no token."""
+    """Make the marks of each token, see `kernels.SEEN`; None where edits need none."""
     if not (edits.counts_tokens or len(edits.barred_ids)):
         return None
     marks = np.zeros(vocab_size, np.int32)
@@ -354,6 +355,7 @@ def _token_marks(edits: Edits, vocab_size: int) -> NDArray[np.int32] | None:
 
 
 def _dense_bias(edits: Edits, vocab_size: int) -> NDArray[np.float32] | None:
+    """Make the bias of each token; None where there is none."""
     if not len(edits.bias_ids):
         return None
     bias = np.zeros(vocab_size, np.float32)
@@ -362,7 +364,7 @@ def _dense_bias(edits: Edits, vocab_size: int) -> NDArray[np.float32] | None:
 
 
 def _logprobs(results: NDArray[np.float64], alternatives: I64) -> list[TokenLogprobs]:
-    """Entries of rows, out of what the kernel gives of each."""
+    """Make the entries of rows out of what the kernel computed of each."""
     logit, peak, mass, rank = results.T[: len(LOGPROBS_RESULT)]
     top_ids, top_logits = np.split(results[:, len(LOGPROBS_RESULT) :], 2, axis=1)
     normaliser = peak + np.log(mass * 2.0**-MASS_BITS)
@@ -377,14 +379,14 @@ def _logprobs(results: NDArray[np.float64], alternatives: I64) -> list[TokenLogp
 
 @contextmanager
 def _computing(device: torch.device) -> Iterator[None]:
-    """Set what is set for each thread."""
+    """Make the device the current one, in inference mode: both are settings of a thread."""
     on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with torch.inference_mode(), on_device:
         yield
 
 
 def _to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """A copy on the device, without waiting for it.
+    """Copy an array to the device, without waiting for it.
 
     Torch keeps pinned memory that has been let go of until copies out of it are done, and then
     uses it again, so it is a ring of buffers that grows with the number of launches under way.
@@ -396,7 +398,7 @@ def _to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in pinned memory that is complete once the stream has come so far."""
+    """Copy a tensor to pinned memory; the copy is complete once the stream has come so far."""
     if tensor.device.type == "cpu":
         return tensor
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

@@ -1,4 +1,4 @@
-"""What the sampling kernels compute of one row: sums, thresholds and positions.
+"""Triton functions that the sampling kernels share: sums, thresholds and positions in one row.
 
 A row is described by how much mass lies within a *gap*, which is how far a logit lies below the
 row's largest, in units of the temperature. A gap is a float32 of at least 0, whose bit pattern
@@ -29,7 +29,10 @@ _ONE = tl.constexpr(float(1 << MASS_BITS))
 
 @triton.jit
 def find_peak(row, length, BLOCK: tl.constexpr):
-    """The largest value (infinite if one is NaN), its first column, the maxima of the groups."""
+    """Return the largest value, its first column, and the maxima of the BLOCK groups of columns.
+
+    The largest value is infinite where one is NaN.
+    """
     lanes = tl.arange(0, BLOCK)
     maxima = tl.full((BLOCK,), float("-inf"), tl.float32)
     starts = tl.full((BLOCK,), 0, tl.int32)
@@ -48,7 +51,7 @@ def find_peak(row, length, BLOCK: tl.constexpr):
 
 @triton.jit
 def _gaps(source, start, length, peak, sharpness, BLOCK: tl.constexpr):
-    """The bits of the gaps of BLOCK elements from `start` on, int32."""
+    """Load BLOCK elements from `start` on, and return the bits of their gaps, int32."""
     offsets = start + tl.arange(0, BLOCK)
     inside = offsets < length
     value = tl.load(source + offsets, mask=inside, other=float("-inf"))
@@ -58,14 +61,14 @@ def _gaps(source, start, length, peak, sharpness, BLOCK: tl.constexpr):
 
 @triton.jit
 def mass_at(gaps):
-    """The mass at each gap, int64."""
+    """Return the mass of an element at each gap, int64."""
     weight = tl.exp(-gaps.to(tl.float32, bitcast=True))
     return tl.where(gaps < INFINITE, weight * _ONE, 0.0).to(tl.int64)
 
 
 @triton.jit
 def sum_within(source, length, peak, sharpness, limit, WHAT: tl.constexpr, BLOCK: tl.constexpr):
-    """The mass or the number of all elements with gaps up to `limit`, int64."""
+    """Return the mass or the number of all elements with gaps up to `limit`, int64."""
     sums = tl.full((BLOCK,), 0, tl.int64)
     start = 0
     while start < length:
@@ -80,7 +83,7 @@ def search(
     source, length, peak, sharpness, need, limit,
     WHAT: tl.constexpr, BLOCK: tl.constexpr, WAYS: tl.constexpr,
 ):  # fmt: skip
-    """The least gap up to which the mass or the number of elements is `need`.
+    """Find the least gap up to which the mass or the number of elements is `need`.
 
     `need` is at least 1, and met at `limit`.
 
@@ -112,7 +115,7 @@ def search(
 
 @triton.jit
 def locate_mass(row, length, peak, sharpness, drawn, BLOCK: tl.constexpr):
-    """The first column up to which the mass, in column order, is more than `drawn`."""
+    """Find the first column up to which the mass, in column order, is more than `drawn`."""
     start = tl.full((), 0, tl.int32)
     before = tl.full((), 0, tl.int64)
     mass = tl.sum(mass_at(_gaps(row, start, length, peak, sharpness, BLOCK)), axis=0)
@@ -127,7 +130,7 @@ def locate_mass(row, length, peak, sharpness, drawn, BLOCK: tl.constexpr):
 
 @triton.jit
 def locate_tie(source, length, peak, sharpness, gap, tie, BLOCK: tl.constexpr):
-    """The position of the element number `tie`, from 0, of those with exactly this gap."""
+    """Find the position of element number `tie`, from 0, of those with exactly this gap."""
     start = tl.full((), 0, tl.int32)
     before = tl.full((), 0, tl.int64)
     equal = (_gaps(source, start, length, peak, sharpness, BLOCK) == gap).to(tl.int32)
@@ -167,7 +170,7 @@ def collect(row, length, peak, sharpness, limit, values, columns, BLOCK: tl.cons
 
 @triton.jit
 def rank_of(row, length, value, BLOCK: tl.constexpr):
-    """1 more than the number of elements that are greater than `value`."""
+    """Return 1 more than the number of elements that are greater than `value`."""
     lanes = tl.arange(0, BLOCK)
     greater = tl.full((BLOCK,), 0, tl.int32)
     for start in tl.range(0, length, BLOCK):
@@ -178,7 +181,11 @@ def rank_of(row, length, value, BLOCK: tl.constexpr):
 
 @triton.jit
 def next_largest(source, length, value, position, BLOCK: tl.constexpr):
-    """The element after (value, position) in order of falling values, ties by position."""
+    """Find the element after (value, position) in order of falling values, ties by position.
+
+    Returns:
+        Its value and its position.
+    """
     lanes = tl.arange(0, BLOCK)
     best = tl.full((), float("-inf"), tl.float32)
     place = length

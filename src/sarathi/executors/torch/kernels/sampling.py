@@ -216,7 +216,7 @@ def logprobs(
     BLOCK: tl.constexpr,
     WAYS: tl.constexpr,
 ) -> None:
-    """Find what the log probabilities of a row consist of: see `LOGPROBS_RESULT`.
+    """Compute what the log probabilities of each row consist of: see `LOGPROBS_RESULT`.
 
     Grid: rows.
 
@@ -348,7 +348,7 @@ def _draw_truncated(
 
 @triton.jit
 def _at_least(share, total):
-    """The least integer of at least 1 that is no less than `share` of `total`."""
+    """Return the least integer of at least 1 that is no less than `share` of `total`."""
     exact = share * total.to(tl.float64)
     below = exact.to(tl.int64)
     return tl.minimum(tl.maximum(below + (below.to(tl.float64) < exact), 1), total)
@@ -356,17 +356,17 @@ def _at_least(share, total):
 
 @triton.jit
 def _share(uniform, total):
-    """The integer below `total` that a uniform number in [0, 1) stands for."""
+    """Scale a uniform number in [0, 1) to an integer below `total`."""
     return tl.minimum((uniform * total.to(tl.float64)).to(tl.int64), total - 1)
 
 
 @triton.jit
 def _wide(column):
-    """A column of 64 bits that holds a float64."""
+    """Load a column of 64 bits that holds a float64."""
     return tl.load(column).to(tl.float64, bitcast=True)
 
 
 @triton.jit
 def _real(column):
-    """A column of 64 bits that holds a float64, as float32."""
+    """Load a column of 64 bits that holds a float64, as float32."""
     return _wide(column).to(tl.float32)
