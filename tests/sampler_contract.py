@@ -89,7 +89,7 @@ def check_agreement(ours: AnySampler, data: st.DataObject, max_rows: int, steps:
 
 
 def _near_tie(edited: Sequence[float]) -> bool:
-    """Whether edits bring two logits closer than float32 can tell apart, but not equal."""
+    """Whether edits bring two logits closer than float32 distinguishes, but not equal."""
     ordered = np.sort(edited)
     gaps = np.diff(ordered[np.isfinite(ordered)])
     return bool(((gaps > 0) & (gaps < 1e-5)).any())

@@ -90,22 +90,22 @@ def test_agrees_with_the_reference(
 
 
 def test_a_row_does_not_depend_on_the_batch(device: torch.device) -> None:
-    check_independence(lambda vocab: ArraySampler(vocab, device), 300, len(MIXED), steps=1)
+    check_independence(lambda vocab: ArraySampler(vocab, device), 120, len(MIXED), steps=1)
 
 
 def test_the_tiles_change_nothing(device: torch.device) -> None:
-    logits = random_rows(len(MIXED), 300)
+    logits = random_rows(len(MIXED), 100)
 
     def run(tiles: Tiles) -> tuple[list[int], Any]:
-        mine = ArraySampler(300, device, tiles)
+        mine = ArraySampler(100, device, tiles)
         slots = np.array([mine.open(params, [1, 2, 2], EOS) for params in MIXED])
         sampled = mine.sample(logits, slots)
         return sampled.tokens.tolist(), sampled.logprobs
 
-    assert run(Tiles(block=64, ways=256)) == run(Tiles(block=512, ways=16))
+    assert run(Tiles(block=32, ways=256)) == run(Tiles(block=128, ways=16))
 
 
-@pytest.mark.parametrize(("draws", "wishes"), [(100, {}), (8, {"top_p": 0.9}), (8, {"top_k": 20})])
+@pytest.mark.parametrize(("draws", "wishes"), [(50, {}), (6, {"top_p": 0.9}), (6, {"top_k": 20})])
 def test_the_same_seed_gives_the_tokens_of_the_host(
     device: torch.device, draws: int, wishes: dict[str, Any]
 ) -> None:

@@ -274,6 +274,6 @@ def _padded(vocab_size: int) -> int:
 
 
 def _take(logits: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The rows, as a view where they are neighbours."""
+    """Return the rows, as a view where they are consecutive."""
     first, last = int(rows[0]), int(rows[-1])
     return logits[first : last + 1] if last - first == len(rows) - 1 else logits[rows]

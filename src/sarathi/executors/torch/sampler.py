@@ -134,7 +134,7 @@ class TorchSampler:
             ValueError: the logits are not as described, or a slot is not open.
         """
         self._check(logits, slots)
-        state = self._slots.records[slots]
+        state = self._slots.records.take(slots)  # much faster than indexing, of structures
         needs: I64 = state["needs"]
         if (needs & CLOSED).any():
             raise ValueError("a slot is not open")
@@ -142,7 +142,7 @@ class TorchSampler:
         num_changed = int(np.count_nonzero(changed))
         # Rows with edits come last: they are sampled from edited copies.
         order = np.argsort(changed, kind="stable")
-        table = self._table(state[order], slots[order], order, num_changed)
+        table = self._table(state.take(order), slots[order], order, num_changed)
         asked = np.flatnonzero(needs & LOGPROBS)
         requests = np.zeros(len(asked), LOGPROBS_ROW)
         requests["row"] = asked
@@ -201,7 +201,7 @@ class TorchSampler:
         if num_changed:
             last = table[len(table) - num_changed :]
             last["source"] = np.arange(num_changed)
-            edits = self._edits[last["slot"]]
+            edits = self._edits.take(last["slot"])
             for name in _EDITS.names or ():
                 last[name] = edits[name]
         return table
