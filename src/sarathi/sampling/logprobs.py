@@ -43,6 +43,25 @@ def token_logprobs(
     ranks = np.ones(len(logits), np.int64)
     for row in np.flatnonzero(chosen < peaks).tolist():
         ranks[row] += np.count_nonzero(logits[row] > chosen[row])
+    return assemble(
+        chosen.astype(np.float64) - normaliser, ranks, top_ids, top_logprobs, alternatives
+    )
+
+
+def assemble(
+    logprobs: NDArray[np.float64],
+    ranks: NDArray[np.int64],
+    top_ids: NDArray[np.int64],
+    top_logprobs: NDArray[np.float64],
+    alternatives: NDArray[np.int64],
+) -> list[TokenLogprobs]:
+    """Make one entry of each row of arrays.
+
+    Args:
+        logprobs: [rows], of the sampled tokens; likewise `ranks`.
+        top_ids: [rows, width], most probable first; likewise `top_logprobs`.
+        alternatives: [rows], how many columns of these are valid.
+    """
     return [
         TokenLogprobs(
             logprob=logprob,
@@ -51,7 +70,7 @@ def token_logprobs(
             top_logprobs=values[:count],
         )
         for logprob, rank, ids, values, count in zip(
-            (chosen.astype(np.float64) - normaliser).tolist(),
+            logprobs.tolist(),
             ranks.tolist(),
             top_ids.tolist(),
             top_logprobs.tolist(),

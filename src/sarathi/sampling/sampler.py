@@ -14,6 +14,7 @@ from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.penalties import Edits, apply
 from sarathi.sampling.slots import (
     BARRED,
+    CHANGED,
     CLOSED,
     EDITED,
     LOGPROBS,
@@ -111,14 +112,8 @@ class Sampler:
     ) -> int:
         """See `RequestSlots`."""
         edits = Edits(params, prompt_ids, output_ids, eos_ids, self.vocab_size)
-        barred = len(output_ids) < params.min_tokens and len(edits.barred_ids) > 0
-        needs = (
-            (EDITED if edits.lasting else 0)
-            | (BARRED if barred else 0)
-            | (LOGPROBS if params.logprobs is not None else 0)
-        )
-        slot = self._slots.open(params, self.vocab_size, len(output_ids), needs)
-        if edits.lasting or barred:
+        slot = self._slots.open(params, edits, self.vocab_size, len(output_ids))
+        if self._slots.records[slot]["needs"] & CHANGED:
             self._edits[slot] = edits
         return slot
 
@@ -175,7 +170,7 @@ class Sampler:
         """Replace the tokens of rows that need more than an argmax; return log probabilities."""
         needs = batch.state["needs"]
         greedy = (needs & RANDOM) == 0
-        for rows in self._chunks(greedy & ((needs & (EDITED | BARRED)) != 0)):
+        for rows in self._chunks(greedy & ((needs & (CHANGED)) != 0)):
             edited, _ = self._edited(batch, rows)
             tokens[rows] = edited.argmax(axis=1)
         for method in (WHOLE, NUCLEUS, SHORT):
@@ -209,7 +204,7 @@ class Sampler:
         state = batch.state[rows]
         scaled, weights = self._work(len(rows))
         inside = scaled[:, : self.vocab_size]
-        if (state["needs"] & (EDITED | BARRED)).any():
+        if (state["needs"] & (CHANGED)).any():
             _, highest = self._edited(batch, rows)
             np.subtract(inside, highest[:, None], out=inside)
         else:
@@ -235,7 +230,7 @@ class Sampler:
         copies, _ = self._work(len(rows))
         copies[:, : self.vocab_size] = _take(batch.logits, rows)
         needs = batch.state["needs"][rows]
-        some = np.flatnonzero(needs & (EDITED | BARRED))
+        some = np.flatnonzero(needs & (CHANGED))
         slots = batch.slots[rows[some]].tolist()
         apply(
             [self._edits[slot] for slot in slots],
@@ -253,18 +248,11 @@ class Sampler:
     def _count(
         self, slots: NDArray[np.int64], needs: NDArray[np.int64], tokens: NDArray[np.int64]
     ) -> None:
-        """Count the new tokens, and lift the bars of outputs that are long enough now."""
-        self._slots.records["generated"][slots] += 1
-        if not needs.any():
-            return
+        """Count the new tokens."""
+        self._slots.advance(slots, needs)
         edited = np.flatnonzero(needs & EDITED)
         for slot, token in zip(slots[edited].tolist(), tokens[edited].tolist(), strict=True):
             self._edits[slot].add(token)
-        barred = slots[(needs & BARRED) != 0]
-        served = barred[
-            self._slots.records["generated"][barred] >= self._slots.records["min_tokens"][barred]
-        ]
-        self._slots.records["needs"][served] &= ~BARRED
 
     def _chunks(self, wanted: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
         """The indices of the wanted rows, as many at a time as the buffers hold."""
@@ -298,6 +286,6 @@ def _padded(vocab_size: int) -> int:
 
 
 def _take(logits: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The rows, as a view where they are neighbours."""
+    """Return the rows, as a view where they are consecutive."""
     first, last = int(rows[0]), int(rows[-1])
     return logits[first : last + 1] if last - first == len(rows) - 1 else logits[rows]

@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sarathi.sampling.params import SamplingParams
+from sarathi.sampling.penalties import Edits
 from sarathi.sampling.truncation import NO_TOP_K
 from sarathi.sampling.uniforms import stream_key
 
 # What a row needs beside the argmax of its logits, as bits; 0 for nothing.
 CLOSED, EDITED, BARRED, LOGPROBS = 1, 2, 4, 8
+CHANGED = EDITED | BARRED  # its logits are not those of the model
 WHOLE, NUCLEUS, SHORT = 16, 32, 64  # how to draw, if at random
 RANDOM = WHOLE | NUCLEUS | SHORT
 
@@ -40,14 +42,20 @@ class Slots:
         self.records: NDArray[Any] = np.zeros(0, _FIELDS)
         self._free: list[int] = []
 
-    def open(self, params: SamplingParams, vocab_size: int, generated: int, needs: int) -> int:
-        """A slot for a request that has `generated` tokens; `needs` beside how to draw."""
+    def open(self, params: SamplingParams, edits: Edits, vocab_size: int, generated: int) -> int:
+        """Take a slot for a request that has generated `generated` tokens before."""
         if not self._free:
             self._grow()
         slot = self._free.pop()
         record = self.records[slot]
         has_k = 0 < params.top_k < vocab_size
-        record["needs"] = needs | _how_to_draw(params, has_k)
+        barred = generated < params.min_tokens and len(edits.barred_ids) > 0
+        record["needs"] = (
+            _how_to_draw(params, has_k)
+            | (EDITED if edits.lasting else 0)
+            | (BARRED if barred else 0)
+            | (LOGPROBS if params.logprobs is not None else 0)
+        )
         record["generated"] = generated
         record["min_tokens"] = min(params.min_tokens, np.iinfo(np.int64).max)
         record["key"] = stream_key(secrets.randbits(64) if params.seed is None else params.seed)
@@ -68,6 +76,19 @@ class Slots:
             raise ValueError(f"slot {slot} is not open")
         self.records[slot]["needs"] = CLOSED
         self._free.append(slot)
+
+    def advance(self, slots: NDArray[np.int64], needs: NDArray[np.int64]) -> None:
+        """Count one more token for each slot, and lift the bars of outputs that are long enough.
+
+        Args:
+            needs: [len(slots)], of the slots' records.
+        """
+        self.records["generated"][slots] += 1
+        barred = slots[(needs & BARRED) != 0]
+        if len(barred):
+            records = self.records[barred]
+            served = barred[records["generated"] >= records["min_tokens"]]
+            self.records["needs"][served] &= ~BARRED
 
     def _grow(self) -> None:
         size = len(self.records)

@@ -19,7 +19,7 @@ _BELOW_ONE = 1.0 - 2.0**-53
 
 
 def stream_key(seed: int) -> int:
-    """The key of a seed's stream of uniforms; neighbouring seeds get unrelated keys."""
+    """The key of a seed's stream of uniforms; consecutive seeds get unrelated keys."""
     return int(_mix(np.array([seed & _MASK], np.uint64) + _GAMMA)[0])
 
 

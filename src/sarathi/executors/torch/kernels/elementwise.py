@@ -3,9 +3,6 @@
 Each kernel reads its inputs once, computes in float32, and rounds to the served precision at the
 same places as the separate operations of torch do.
 """
-# Functions that Triton compiles have no types for mypy, and constants as arguments.
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-# mypy: disallow-untyped-decorators=False, disallow-untyped-calls=False
 
 from __future__ import annotations
 

@@ -1,0 +1,224 @@
+"""Sampling on the device, held against the reference and against the sampler of the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from sampler_contract import (
+    EOS,
+    GREEDY,
+    MIXED,
+    Edits,
+    Greedy,
+    Resumption,
+    Slots,
+    Truncation,
+    UnsoundLogits,
+    check_agreement,
+    check_independence,
+    random_rows,
+    rows,
+)
+
+from sarathi.executors.torch.kernels.rows import MAX_VOCAB_SIZE
+from sarathi.executors.torch.kernels.sampling import Tiles
+from sarathi.executors.torch.sampler import TorchSampler
+from sarathi.sampling.params import SamplingParams
+from sarathi.sampling.sampler import NO_TOKEN, Sampler, SamplerOutput
+
+# The interpreter warns of infinities, which are meant.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+
+# The interpreter takes as long for many ways as for few.
+SMALL = Tiles(block=128, ways=256)
+TINY = Tiles(block=32, ways=256)  # most rows have more candidates than fit
+
+
+class ArraySampler(TorchSampler):
+    """Takes logits on the host, as the tests of all samplers give them."""
+
+    def __init__(self, vocab_size: int, device: torch.device, tiles: Tiles = SMALL) -> None:
+        super().__init__(vocab_size, device, tiles)
+        self._to = device
+
+    def sample(self, logits: Any, slots: np.ndarray) -> SamplerOutput:
+        return super().sample(torch.tensor(logits).to(self._to), slots)
+
+
+class TestTorchSampler(Greedy, Truncation, Edits, UnsoundLogits, Slots, Resumption):
+    steps = 2
+    cuts = (1,)
+
+    @pytest.fixture(autouse=True)
+    def _choose_device(self, device: torch.device) -> None:
+        self._device = device
+
+    def make(self, vocab_size: int) -> ArraySampler:
+        return ArraySampler(vocab_size, self._device)
+
+    def possible(
+        self, params: SamplingParams, logits: Sequence[float], draws: int = 400
+    ) -> set[int]:
+        """What the draws give at which the host's sampler finds each token first."""
+        host = Sampler(len(logits))
+        slot = np.array([host.open(params, (), EOS)])
+        tokens = [int(host.sample(rows(logits), slot).tokens[0]) for _ in range(draws)]
+        _, first = np.unique(tokens, return_index=True)
+        mine = self.make(len(logits))
+        slots = np.array([mine.open(params, (), EOS, [0] * position) for position in first])
+        return set(mine.sample(np.tile(rows(logits), (len(slots), 1)), slots).tokens.tolist())
+
+
+@given(st.data(), st.sampled_from([2, 40, 100]), st.sampled_from([SMALL, TINY]))
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    phases=(Phase.explicit, Phase.generate),  # shrinking would take minutes
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+def test_agrees_with_the_reference(
+    device: torch.device, data: st.DataObject, vocab: int, tiles: Tiles
+) -> None:
+    check_agreement(ArraySampler(vocab, device, tiles), data, max_rows=3, steps=2)
+
+
+def test_a_row_does_not_depend_on_the_batch(device: torch.device) -> None:
+    check_independence(lambda vocab: ArraySampler(vocab, device), 120, len(MIXED), steps=1)
+
+
+def test_the_tiles_change_nothing(device: torch.device) -> None:
+    logits = random_rows(len(MIXED), 100)
+
+    def run(tiles: Tiles) -> tuple[list[int], Any]:
+        mine = ArraySampler(100, device, tiles)
+        slots = np.array([mine.open(params, [1, 2, 2], EOS) for params in MIXED])
+        sampled = mine.sample(logits, slots)
+        return sampled.tokens.tolist(), sampled.logprobs
+
+    assert run(Tiles(block=32, ways=256)) == run(Tiles(block=128, ways=16))
+
+
+@pytest.mark.parametrize(("draws", "wishes"), [(50, {}), (6, {"top_p": 0.9}), (6, {"top_k": 20})])
+def test_the_same_seed_gives_the_tokens_of_the_host(
+    device: torch.device, draws: int, wishes: dict[str, Any]
+) -> None:
+    vocab = 600
+    logits = np.tile(random_rows(1, vocab), (draws, 1))
+    samplers = (Sampler(vocab), ArraySampler(vocab, device, Tiles(block=1024, ways=256)))
+    found = []
+    for one in samplers:
+        params = [SamplingParams(seed=seed, **wishes) for seed in range(draws)]
+        slots = np.array([one.open(each, (), EOS) for each in params])
+        found.append(one.sample(logits, slots).tokens.tolist())
+    assert found[0] == found[1]
+
+
+def test_a_large_vocabulary_with_the_tiles_of_gpus(device: torch.device) -> None:
+    vocab = 20_000
+    params = [
+        SamplingParams(seed=1),
+        SamplingParams(seed=2, top_p=0.5),
+        SamplingParams(seed=3, top_k=50, top_p=0.9, logprobs=20),
+        SamplingParams(seed=4, top_p=0.99, temperature=9.0),  # more candidates than fit
+        SamplingParams(temperature=0, logit_bias={19_999: 50.0}),
+    ]
+    logits = random_rows(len(params), vocab)
+    host, mine = Sampler(vocab), TorchSampler(vocab, device)
+    slots = np.array([host.open(each, (), EOS) for each in params])
+    assert slots.tolist() == [mine.open(each, (), EOS) for each in params]
+    expected = host.sample(logits, slots)
+    found = mine.sample(torch.tensor(logits).to(device), slots)
+    assert found.tokens.tolist() == expected.tokens.tolist()
+    assert found.logprobs is not None
+    assert expected.logprobs is not None
+    assert found.logprobs[2] is not None
+    assert expected.logprobs[2] is not None
+    assert found.logprobs[2].top_ids == expected.logprobs[2].top_ids
+    assert found.logprobs[2].rank == expected.logprobs[2].rank
+    assert found.logprobs[2].logprob == pytest.approx(expected.logprobs[2].logprob, abs=1e-5)
+
+
+def test_launches_follow_each_other_without_their_results(device: torch.device) -> None:
+    """Penalties count tokens that the host has not seen yet."""
+    vocab, steps = 30, 6
+    params = [
+        SamplingParams(temperature=0, frequency_penalty=1.5),
+        SamplingParams(temperature=0, presence_penalty=2.0, min_tokens=3, max_tokens=9),
+        SamplingParams(seed=5, repetition_penalty=1.8, logit_bias={4: 2.0}),
+        GREEDY,
+    ]
+    host, mine = Sampler(vocab), TorchSampler(vocab, device, SMALL)
+    slots = np.array([host.open(each, [1, 2], EOS) for each in params])
+    assert slots.tolist() == [mine.open(each, [1, 2], EOS) for each in params]
+    logits = random_rows(len(params), vocab, scale=1.0)
+    on_device = torch.tensor(logits).to(device)
+    pending = [mine.launch(on_device, slots) for _ in range(steps)]
+    for launched in pending:
+        expected = host.sample(logits, slots).tokens.tolist()
+        assert launched.result().tokens.tolist() == expected
+        assert launched.done()
+    assert mine.last_tokens[torch.from_numpy(slots).to(device)].tolist() == expected
+
+
+def test_last_tokens_are_kept_when_slots_grow(device: torch.device) -> None:
+    mine = TorchSampler(10, device, SMALL)
+    slots = np.array([mine.open(GREEDY, (), EOS) for _ in range(3)])
+    logits = torch.zeros((3, 10), device=device)
+    logits[0, 7] = logits[1, 4] = 1.0
+    logits[2, 5] = torch.nan
+    assert mine.sample(logits, slots).tokens.tolist() == [7, 4, NO_TOKEN]
+    capacity = len(mine.last_tokens)
+    for _ in range(capacity):
+        mine.open(GREEDY, (), EOS)
+    assert len(mine.last_tokens) > capacity
+    assert mine.last_tokens[torch.from_numpy(slots).to(device)].tolist() == [7, 4, 0]
+
+
+def test_rows_may_be_apart_and_are_not_written_to(device: torch.device) -> None:
+    wide = torch.tensor(random_rows(3, 80)).to(device)
+    wide[:, 50:] = 100.0
+    before = wide.clone()
+    mine, host = TorchSampler(50, device, SMALL), Sampler(50)
+    params = [GREEDY, SamplingParams(temperature=0, logit_bias={3: 50.0}), SamplingParams(seed=1)]
+    slots = np.array([mine.open(each, (), EOS) for each in params])
+    for each in params:
+        host.open(each, (), EOS)
+    expected = host.sample(before[:, :50].cpu().numpy(), slots).tokens.tolist()
+    assert mine.sample(wide[:, :50], slots).tokens.tolist() == expected
+    assert torch.equal(wide, before)
+
+
+def test_edits_of_a_closed_request_are_not_those_of_the_next(device: torch.device) -> None:
+    mine = ArraySampler(4, device)
+    params = SamplingParams(
+        temperature=0, presence_penalty=2.0, logit_bias={0: 9.0}, min_tokens=1, max_tokens=5
+    )
+    first = mine.open(params, (), EOS)
+    assert mine.sample(rows([1, 0, 0, 99]), np.array([first])).tokens.tolist() == [0]
+    mine.close(first)
+    again = mine.open(SamplingParams(temperature=0, presence_penalty=0.5), (), EOS)
+    assert again == first
+    assert mine.sample(rows([1, 0.6, 0, 0]), np.array([again])).tokens.tolist() == [0]
+    assert mine.sample(rows([1, 0.6, 0, 0]), np.array([again])).tokens.tolist() == [1]
+
+
+def test_logits_of_another_type_are_refused(device: torch.device) -> None:
+    mine = TorchSampler(4, device, SMALL)
+    slots = np.array([mine.open(GREEDY, (), EOS)])
+    with pytest.raises(ValueError, match=r"expected torch.float32"):
+        mine.launch(torch.zeros((1, 4), dtype=torch.float64, device=device), slots)
+    with pytest.raises(ValueError, match="expected 1"):
+        mine.launch(torch.zeros((4, 2), device=device).T[:1], slots)
+
+
+@pytest.mark.parametrize("vocab", [0, MAX_VOCAB_SIZE + 1])
+def test_vocabularies_that_sums_cannot_hold_are_refused(device: torch.device, vocab: int) -> None:
+    with pytest.raises(ValueError, match=f"expected at most {MAX_VOCAB_SIZE}"):
+        TorchSampler(vocab, device)
