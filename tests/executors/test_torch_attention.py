@@ -18,7 +18,6 @@ from sarathi.executors.torch.devices import find_device
 from sarathi.executors.torch.graphs import DecodeGraphs, graph_sizes
 from sarathi.executors.torch.inputs import (
     Carrier,
-    PinnedRing,
     StepArrays,
     no_decodes,
     num_bytes,
@@ -127,45 +126,6 @@ class TestInputs:
         assert len(step.token_ids) == tokens
         assert len(step.past_lens) == len(step.sample_rows) == min(tokens, sequences)
         assert step.block_ids.max() < 2
-
-
-class TestPinnedRing:
-    def test_a_buffer_is_written_to_after_its_last_copy_has_ended(self) -> None:
-        log: list[tuple[str, int]] = []
-
-        class FakeEvent:
-            def __init__(self) -> None:
-                self.number = len(events)
-                events.append(self)
-
-            def record(self) -> None:
-                log.append(("record", self.number))
-
-            def synchronize(self) -> None:
-                log.append(("synchronize", self.number))
-
-        events: list[FakeEvent] = []
-        allocated: list[int] = []
-
-        def allocate(size: int) -> torch.Tensor:
-            allocated.append(size)
-            return torch.empty(size, dtype=torch.uint8)
-
-        ring = PinnedRing(FakeEvent, allocate, count=2)
-        addresses = []
-        for size in (10, 10, 20, 21):
-            with ring.borrow(size) as memory:
-                assert len(memory) == size
-                addresses.append(memory.data_ptr())
-                log.append(("use", len(addresses)))
-        assert log == [
-            *(("synchronize", 0), ("use", 1), ("record", 0)),
-            *(("synchronize", 1), ("use", 2), ("record", 1)),
-            *(("synchronize", 0), ("use", 3), ("record", 0)),
-            *(("synchronize", 1), ("use", 4), ("record", 1)),
-        ]
-        assert allocated == [20, 20, 42]
-        assert addresses[0] == addresses[2] != addresses[1]
 
 
 class TestGraphs:

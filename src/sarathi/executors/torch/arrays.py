@@ -1,4 +1,4 @@
-"""Between numpy and torch, whose bfloat16 does not know each other."""
+"""Arrays of numpy as tensors, bfloat16 included, and copies between host and device."""
 
 from __future__ import annotations
 
@@ -33,3 +33,23 @@ def as_tensor(array: Array, dtype: torch.dtype) -> torch.Tensor:
     tensor = torch.empty(array.shape, dtype=dtype)
     as_array(tensor)[...] = array
     return tensor
+
+
+def to_device(array: Array, device: torch.device) -> torch.Tensor:
+    """Copy an array to a device without waiting for the copy.
+
+    Torch keeps pinned memory that has been released until the copies out of it are done, and then
+    reuses it, so it is a ring of buffers that grows with the number of copies under way.
+    """
+    tensor = torch.from_numpy(array)
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor to pinned memory; the copy is there once the current stream has come so far."""
+    if tensor.device.type == "cpu":
+        return tensor
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)

@@ -15,7 +15,7 @@ from sarathi.executors.machine import usable_cores
 from sarathi.executors.precision import KvPrecision, Precision
 from sarathi.executors.self_check import check_deterministic, check_model, skips_reference
 from sarathi.executors.step import Step, check_step
-from sarathi.executors.torch.arrays import DTYPES, as_array, as_tensor
+from sarathi.executors.torch.arrays import DTYPES, as_array, as_tensor, to_host
 from sarathi.executors.torch.attention import Cache, Planned, choose
 from sarathi.executors.torch.attention_check import check_attention
 from sarathi.executors.torch.cuda_graph import CudaGraph
@@ -117,8 +117,6 @@ class TorchExecutor:
         self._carrier = Carrier(self.device)
         self._caches: dict[int, Cache] = {}
         self._graphs: DecodeGraphs | None = None
-        # What the host reads of a GPU's results.
-        self._pinned = torch.empty(0, dtype=torch.uint8)
 
     @property
     def weight_bytes(self) -> int:
@@ -185,7 +183,9 @@ class TorchExecutor:
         # Imported here: CPUs do without Triton.
         from sarathi.executors.torch.sampler import TorchSampler
 
-        return TorchSampler(self.config.vocab_size, self.device)
+        sampler = TorchSampler(self.config.vocab_size, self.device)
+        sampler.warm_up()
+        return sampler
 
     def logits(self, step: Step, received: Array | None = None) -> Any:
         """See `Executor`."""
@@ -201,7 +201,10 @@ class TorchExecutor:
     def execute(self, step: Step, received: Array | None = None) -> Array:
         """Run a step; see `Executor`. Ranks but the first have only their own columns of logits."""
         with self.computing():
-            return as_array(self._to_host(self.launch(step, received)))
+            output = to_host(self.launch(step, received))
+            if self.device.type == "cuda":
+                torch.cuda.current_stream(self.device).synchronize()
+            return as_array(output)
 
     def launch(
         self,
@@ -289,16 +292,6 @@ class TorchExecutor:
             block_size=self.block_size,
             spare_block=self.num_blocks,
         )
-
-    def _to_host(self, output: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cpu":
-            return output
-        if len(self._pinned) < output.nbytes:
-            self._pinned = torch.empty(2 * output.nbytes, dtype=torch.uint8, pin_memory=True)
-        host = self._pinned[: output.nbytes].view(output.dtype).view(output.shape)
-        host.copy_(output, non_blocking=True)
-        torch.cuda.current_stream(self.device).synchronize()
-        return host
 
     @contextmanager
     def computing(self) -> Iterator[None]:

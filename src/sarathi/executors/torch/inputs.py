@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +14,6 @@ from sarathi.executors.torch.attention_plan import Work
 from sarathi.models.weights import Array
 
 _ALIGNMENT = 16  # bytes, of each array in a buffer
-_NUM_BUFFERS = 4  # pinned; more than steps are under way, so that none is waited for
 
 
 @dataclass(frozen=True)
@@ -129,59 +127,15 @@ def padded(
     )
 
 
-class Event(Protocol):
-    """See `torch.cuda.Event`."""
-
-    def record(self) -> None: ...
-
-    def synchronize(self) -> None: ...
-
-
-@dataclass
-class _Buffer:
-    event: Event
-    memory: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
-
-
-class PinnedRing:
-    """Host buffers that asynchronous copies to the device read from, in turn.
-
-    A buffer is written to again only once the copy that was last made from it has ended.
-    """
-
-    def __init__(
-        self,
-        make_event: Callable[[], Event],
-        allocate: Callable[[int], torch.Tensor],
-        count: int = _NUM_BUFFERS,
-    ) -> None:
-        self._buffers = [_Buffer(make_event()) for _ in range(count)]
-        self._allocate = allocate
-        self._next = 0
-
-    @contextmanager
-    def borrow(self, size: int) -> Iterator[torch.Tensor]:
-        """Give `size` bytes; the copy is to be launched before they are given back."""
-        buffer = self._buffers[self._next]
-        self._next = (self._next + 1) % len(self._buffers)
-        buffer.event.synchronize()
-        if len(buffer.memory) < size:
-            buffer.memory = self._allocate(2 * size)
-        yield buffer.memory[:size]
-        buffer.event.record()
-
-
 class Carrier:
     """Takes the arrays of a step to a device, all in one copy.
 
-    On a GPU the copy is asynchronous, and several may be under way.
+    On a GPU the copy is asynchronous, and several may be under way: torch reuses pinned memory
+    only once the copies out of it are done.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._ring: PinnedRing | None = None
-        if device.type == "cuda":
-            self._ring = PinnedRing(torch.cuda.Event, _pinned)
 
     def send(self, arrays: StepArrays, into: torch.Tensor | None = None) -> Inputs:
         """Return the inputs in the device's memory.
@@ -189,19 +143,15 @@ class Carrier:
         Args:
             into: `num_bytes` on the device, where they keep their addresses; None for new memory.
         """
-        if self._ring is None:
+        if self._device.type == "cpu":
             return _inputs([torch.from_numpy(array) for array in _flat(arrays)])
         size = num_bytes(arrays)
         if into is None:
             into = torch.empty(size, dtype=torch.uint8, device=self._device)
-        with self._ring.borrow(size) as pinned:
-            pack(arrays, pinned)
-            into[:size].copy_(pinned, non_blocking=True)
+        pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        pack(arrays, pinned)
+        into[:size].copy_(pinned, non_blocking=True)
         return unpack(arrays, into)
-
-
-def _pinned(size: int) -> torch.Tensor:
-    return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
 
 def pack(arrays: StepArrays, target: torch.Tensor) -> None:

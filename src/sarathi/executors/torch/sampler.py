@@ -16,6 +16,7 @@ import torch
 import triton
 from numpy.typing import NDArray
 
+from sarathi.executors.torch.arrays import to_device, to_host
 from sarathi.executors.torch.kernels import sampling as kernels
 from sarathi.executors.torch.kernels.rows import MASS_BITS, MAX_VOCAB_SIZE
 from sarathi.executors.torch.kernels.sampling import LOGPROBS_RESULT, LOGPROBS_ROW, ROW, Tiles
@@ -40,6 +41,11 @@ _EDITS = np.dtype(
         ("frequency", np.float32),
         ("presence", np.float32),
     ]
+)
+_WARM_UP = (
+    SamplingParams(temperature=0),
+    SamplingParams(temperature=0, presence_penalty=1.0),
+    SamplingParams(temperature=0, logprobs=1),
 )
 _NO_EDITS = np.array((-1, -1, 1, 0, 0), _EDITS)
 
@@ -116,6 +122,14 @@ class TorchSampler:
         self._biases.remove(int(self._edits[slot]["biases"]))
         self._edits[slot] = _NO_EDITS
 
+    def warm_up(self) -> None:
+        """Compile all kernels, with requests of every kind that no client has sent."""
+        logits = torch.zeros((len(_WARM_UP), self.vocab_size), device=self._device)
+        slots = np.array([self.open(params, (), ()) for params in _WARM_UP])
+        self.sample(logits, slots)
+        for slot in slots.tolist():
+            self.close(slot)
+
     def sample(self, logits: torch.Tensor, slots: I64) -> SamplerOutput:
         """Launch, and wait for the result."""
         return self.launch(logits, slots).result()
@@ -148,7 +162,7 @@ class TorchSampler:
         requests["row"] = asked
         requests["alternatives"] = np.minimum(state["alternatives"][asked], self.vocab_size)
         with _computing(self._device):
-            uploaded = _to_device(
+            uploaded = to_device(
                 np.concatenate([table.view(np.int64), requests.view(np.int64)]), self._device
             )
             rows = uploaded[: table.nbytes // 8].view(len(table), ROW.itemsize // 8)
@@ -164,8 +178,8 @@ class TorchSampler:
                 results = self._logprobs(logits, uploaded[table.nbytes // 8 :], tokens, width)
             self._slots.advance(slots, needs)
             return PendingSample(
-                _to_host(tokens),
-                None if results is None else _to_host(results),
+                to_host(tokens),
+                None if results is None else to_host(results),
                 requests,
                 _record_event(self._device),
             )
@@ -334,7 +348,7 @@ class _RowTable:
             self.rows = torch.cat([self.rows, added])
             self._free.extend(reversed(range(size, size + more)))
         row = self._free.pop()
-        self.rows[row] = _to_device(values, self.rows.device)
+        self.rows[row] = to_device(values, self.rows.device)
         return row
 
     def remove(self, row: int) -> None:
@@ -383,26 +397,6 @@ def _computing(device: torch.device) -> Iterator[None]:
     on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with torch.inference_mode(), on_device:
         yield
-
-
-def _to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """Copy an array to the device, without waiting for it.
-
-    Torch keeps pinned memory that has been let go of until copies out of it are done, and then
-    uses it again, so it is a ring of buffers that grows with the number of launches under way.
-    """
-    tensor = torch.from_numpy(array)
-    if device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """Copy a tensor to pinned memory; the copy is complete once the stream has come so far."""
-    if tensor.device.type == "cpu":
-        return tensor
-    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return pinned.copy_(tensor, non_blocking=True)
 
 
 def _record_event(device: torch.device) -> torch.cuda.Event | None:

@@ -1,0 +1,146 @@
+"""The engine as it runs on a GPU: Triton kernels, sampling on the device, overlapped scheduling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+
+from sarathi.engine.core import EngineCore
+from sarathi.executors.create import create_runner
+from sarathi.executors.reference import reference
+from sarathi.executors.step import Part, StepError, join_parts
+from sarathi.executors.torch.executor import TorchExecutor
+from sarathi.executors.torch.parameters import Served
+from sarathi.executors.torch.runner import OverlappedRunner
+from sarathi.models.model import open_model
+from sarathi.sampling.params import SamplingParams
+from sarathi.sampling.sampler import Sampler
+from sarathi.scheduling import BlockPool, FixedBudget, Scheduler
+
+FAMILIES = ("qwen2-sliding", "qwen3-wide-heads", "falcon-180b")
+NUM_BLOCKS = 8
+LENGTHS = (1, 19, 6)  # prompt tokens: in several chunks, longer than a window
+OUTPUT = 4
+
+
+def load(folder: Path, device: torch.device) -> TorchExecutor:
+    model = open_model(folder)
+    executor = TorchExecutor(
+        model.config, model.weights, max_position=128, precision="f32", device=device.type
+    )
+    executor.allocate(NUM_BLOCKS)
+    return executor
+
+
+def engine(executor: TorchExecutor, eos_ids: tuple[int, ...] = ()) -> EngineCore:
+    runner = create_runner(executor)
+    assert isinstance(runner, OverlappedRunner)
+    scheduler = Scheduler(
+        BlockPool(NUM_BLOCKS, executor.block_size),
+        FixedBudget(12),
+        max_batch_size=8,
+        max_model_len=128,
+        look_ahead=True,
+    )
+    return EngineCore(runner, scheduler, eos_ids)
+
+
+def generate(
+    core: EngineCore, prompts: list[list[int]], params: list[SamplingParams]
+) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for name, (prompt, wanted) in enumerate(zip(prompts, params, strict=True)):
+        core.submit(name, prompt, wanted, arrival=float(name))
+        found[name] = []
+    while core.has_work:
+        outputs, failures = core.step()
+        assert not failures
+        for output in outputs:
+            found[output.id].append(output.token)
+    assert core.stats.free_blocks == core.stats.total_blocks
+    return found
+
+
+def prompts() -> list[list[int]]:
+    rng = np.random.default_rng(1)
+    return [rng.integers(2, tiny_models.VOCAB_SIZE, n).tolist() for n in LENGTHS]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_generates_what_transformers_does(
+    family: str, tmp_path: Path, device: torch.device
+) -> None:
+    transformers: Any = pytest.importorskip("transformers")
+    tiny_models.save_tiny(family, tmp_path, num_layers=2)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+    def expected(prompt: list[int]) -> list[int]:
+        ids = list(prompt)
+        with torch.inference_mode():
+            for _ in range(OUTPUT):
+                logits = model(torch.tensor([ids]), use_cache=False).logits
+                ids.append(int(logits[0, -1].argmax()))
+        return ids[len(prompt) :]
+
+    greedy = SamplingParams(max_tokens=OUTPUT, temperature=0)
+    core = engine(load(tmp_path, device))
+    found = generate(core, prompts(), [greedy] * len(LENGTHS))
+    assert list(found.values()) == [expected(prompt) for prompt in prompts()]
+
+
+@pytest.fixture(scope="module")
+def executor(tmp_path_factory: pytest.TempPathFactory, device: torch.device) -> TorchExecutor:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_models.save_tiny("llama-biases", folder, num_layers=1)
+    return load(folder, device)
+
+
+def test_tokens_are_those_that_the_host_would_sample(executor: TorchExecutor) -> None:
+    """Penalties count tokens that the host has not seen yet when the next step is launched."""
+    params = [
+        SamplingParams(max_tokens=6, seed=3, temperature=2.0, presence_penalty=2.0),
+        SamplingParams(max_tokens=6, seed=4, temperature=2.0, top_p=0.9, min_tokens=4),
+        SamplingParams(max_tokens=6, temperature=0, repetition_penalty=3.0),
+    ]
+    eos = (5,)
+    weights = Served(executor._parameters)
+    found = generate(engine(executor, eos), prompts(), params)
+    for prompt, wanted, tokens in zip(prompts(), params, found.values(), strict=True):
+        sampler = Sampler(executor.config.vocab_size)
+        slot = sampler.open(wanted, prompt, eos)
+        ids = list(prompt)
+        while len(ids) - len(prompt) < len(tokens):
+            logits = reference(executor.config, executor.stage, weights, ids)[-1:]
+            ids.append(int(sampler.sample(logits, np.array([slot])).tokens[0]))
+        assert tokens == ids[len(prompt) :]
+
+
+def test_a_third_step_under_way_is_refused(executor: TorchExecutor) -> None:
+    runner = create_runner(executor)
+    step = join_parts([Part([3], 0, [0], samples=True)], executor.block_size)
+    for _ in range(2):
+        assert runner.is_free
+        runner.submit(step)
+    with pytest.raises(StepError, match="2 steps are under way"):
+        runner.submit(step)
+    assert runner.wait(5.0)
+    assert runner.result().stages[0].busy >= 0
+    runner.abandon()
+    assert runner.is_free
+    assert not runner.wait(0.0)
+
+
+def test_a_token_of_a_slot_that_is_not_there_is_refused(executor: TorchExecutor) -> None:
+    runner = create_runner(executor)
+    assert isinstance(runner, OverlappedRunner)
+    step = join_parts([Part([-1 - 10_000], 0, [0], samples=True)], executor.block_size)
+    with pytest.raises(StepError, match="token_ids"):
+        runner.submit(step)
+    assert runner.is_free
