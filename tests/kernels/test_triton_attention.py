@@ -15,7 +15,6 @@ import torch
 from paged_batch import PagedBatch
 
 from sarathi.executors.errors import ExecutorError
-from sarathi.executors.self_check import NUM_BLOCKS, check_model
 from sarathi.executors.step import Part, join_parts
 from sarathi.executors.torch.attention import Cache, choose
 from sarathi.executors.torch.attention_check import check_attention
@@ -26,13 +25,9 @@ from sarathi.executors.torch.attention_plan import (
     KernelConfig,
     Tile,
 )
-from sarathi.executors.torch.executor import TorchExecutor
 from sarathi.executors.torch.inputs import Carrier, StepArrays, padded, step_arrays
-from sarathi.executors.torch.parameters import Served
 from sarathi.executors.torch.triton_attention import TritonAttention
 from sarathi.models.config import ModelConfig
-from sarathi.models.layout import expected_shapes
-from sarathi.models.stage import whole
 
 # The interpreter multiplies matrices of bfloat16 as if they were integers.
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * torch.cuda.is_available()
@@ -66,37 +61,6 @@ def model_config(
         inv_freq=(1.0,) * (head_dim // 2),
         sliding_windows=windows,
     )
-
-
-class RandomWeights:
-    """See `models.weights.Weights`."""
-
-    mappings = ()
-
-    def __init__(self, config: ModelConfig) -> None:
-        rng = np.random.default_rng(0)
-        self._tensors = {
-            name: rng.standard_normal(shape, np.float32) * (0.3 if len(shape) > 1 else 1)
-            for name, shape in expected_shapes(config, whole(config)).items()
-        }
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._tensors[name]
-
-    def part(
-        self, name: str, rows: slice = slice(None), columns: slice = slice(None)
-    ) -> np.ndarray:
-        tensor = self._tensors[name][rows]
-        return tensor[:, columns] if tensor.ndim > 1 else tensor
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._tensors[name].shape
-
-    def stored_dtype(self, name: str) -> np.dtype:
-        return self._tensors[name].dtype
 
 
 class TestKernels:
@@ -310,16 +274,6 @@ class TestAttention:
         for i in range(3):
             assert torch.equal(compute([i])[0], together[i])
         assert torch.equal(compute([4, 0])[1], together[0])
-
-
-def test_an_executor_computes_what_the_reference_does(device) -> None:
-    """Prefills, chunks and decodes through a whole model, with a window on one of its layers."""
-    config = model_config((4, 2), head_dim=16, windows=(0, 12))
-    executor = TorchExecutor(
-        config, RandomWeights(config), max_position=512, precision="f32", device=device.type
-    )
-    executor.allocate(NUM_BLOCKS)
-    check_model(executor, Served(executor._parameters))
 
 
 def test_kernels_compile_for_hopper(tmp_path: Path) -> None:
