@@ -212,7 +212,8 @@ class _RankOperations(_NumpyOperations):
     ) -> None:
         weights = ShardedWeights(model.weights, model.config, shard)
         ids: I64 = np.array(_IDS, np.int64)
-        super().__init__(shard_config(model.config, shard.count), weights, ids, hidden)
+        local = shard_config(model.config, shard.count)
+        super().__init__(local, weights, ids, hidden, np.array([len(ids)]))
         self._rank = shard.rank
         self._vocabulary = vocabulary(model.config, shard)
         self._meeting = meeting

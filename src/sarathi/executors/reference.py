@@ -1,4 +1,4 @@
-"""The decoder in plain numpy: one sequence, whole, no cache. What other executors must equal."""
+"""The decoder in plain numpy: whole sequences, no cache. What other executors must equal."""
 
 from __future__ import annotations
 
@@ -28,29 +28,42 @@ def reference(
     weights: Tensors,
     token_ids: Sequence[int],
     hidden: F32 | None = None,
+    lengths: Sequence[int] | None = None,
 ) -> F32:
-    """Compute a stage on one sequence in float32.
+    """Compute a stage on one or several sequences in float32.
 
     Returns the logits after every token, [tokens, vocab_size], or the hidden states for the next
     stage, [tokens, hidden_size].
 
-    Weights are widened piece by piece, so that little memory is needed. Time is quadratic in the
-    sequence: for short sequences only.
+    Weights are widened piece by piece, so that little memory is needed, and once for all
+    sequences. Time is quadratic in the number of tokens: for short sequences only.
 
     Args:
+        token_ids: of all sequences, one after the other.
         hidden: the hidden states of the previous stage; None for the first one.
+        lengths: tokens of each sequence; None where there is one.
     """
     ids = np.asarray(token_ids, np.int64)
-    return forward(_NumpyOperations(config, weights, ids, hidden), config, stage)
+    sequences = np.array([len(ids)] if lengths is None else lengths)
+    return forward(_NumpyOperations(config, weights, ids, hidden, sequences), config, stage)
 
 
 class _NumpyOperations:
-    def __init__(self, config: ModelConfig, weights: Tensors, ids: I64, hidden: F32 | None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Tensors,
+        ids: I64,
+        hidden: F32 | None,
+        lengths: I64,
+    ) -> None:
         self._config = config
         self._weights = weights
         self._ids = ids
         self._hidden = hidden
-        angles = np.outer(np.arange(len(ids)), np.array(config.inv_freq))
+        self._sequence = np.repeat(np.arange(len(lengths)), lengths)
+        positions = np.concatenate([np.arange(length) for length in lengths])
+        angles = np.outer(positions, np.array(config.inv_freq))
         self._cos = np.cos(angles).astype(np.float32)[:, None, :]
         self._sin = np.sin(angles).astype(np.float32)[:, None, :]
 
@@ -93,7 +106,7 @@ class _NumpyOperations:
         groups = config.num_heads // config.num_kv_heads
         k, v = np.repeat(k, groups, axis=1), np.repeat(v, groups, axis=1)
         distance = np.subtract.outer(np.arange(len(q)), np.arange(len(q)))
-        masked = distance < 0
+        masked = (distance < 0) | (self._sequence[:, None] != self._sequence)
         if window := config.sliding_windows[layer]:
             masked |= distance >= window
         scores = np.einsum("qhd,khd->hqk", q, k) * np.float32(config.head_dim**-0.5)
