@@ -202,7 +202,8 @@ def sample(
     tl.store(last_tokens + tl.load(record + _SLOT), tl.maximum(token, 0).to(tl.int64))
 
 
-@triton.jit
+# Requests ask for different numbers of alternatives: one kernel serves all.
+@triton.jit(do_not_specialize=["width"])
 def logprobs(
     logits: tl.tensor,
     stride: tl.tensor,
