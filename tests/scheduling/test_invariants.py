@@ -182,6 +182,25 @@ def test_looking_ahead(
         under_way = batch
 
 
+@given(pools, tokens | seconds, st.integers(1, 60), settings_of_all, settings_of_sarathi, workloads)
+@settings(max_examples=300, deadline=None)
+def test_a_step_is_no_longer_than_the_executor_can_compute(
+    pool: BlockPool,
+    budget: Budget,
+    most: int,
+    options: dict[str, Any],
+    own: dict[str, Any],
+    workload: list[Arrival],
+) -> None:
+    """Decodes, and a token of prompt beside them, run in any case."""
+    scheduler = Scheduler(
+        pool, budget, max_model_len=MAX_MODEL_LEN, max_step_tokens=most, **options, **own
+    )
+    for batch, _ in play(scheduler, workload, seconds=took):
+        chunk = own["deterministic_chunk"] or 1
+        assert batch.num_tokens <= max(most, batch.num_decodes + chunk)
+
+
 def work_of(batch: Batch) -> Work:
     prefills = batch.slices[batch.num_decodes :]
     return Work(

@@ -107,6 +107,8 @@ def load_engine(
                 cache.max_model_len,
                 micro_batches=config.pp,
                 look_ahead=ensemble.runner.looks_ahead,
+                # A GPU has memory for the step that was tried when its cache was sized.
+                max_step_tokens=options.max_tokens if on_gpu(options) else None,
             ),
             eos_ids.result(),
             recorders,

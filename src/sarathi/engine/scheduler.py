@@ -86,12 +86,13 @@ def make_scheduler(
     micro_batches: int = 1,
     *,
     look_ahead: bool = False,
+    max_step_tokens: int | None = None,
 ) -> Scheduler:
     """Make the scheduler of a configuration.
 
     Args:
         budget: as `make_budget` gives it.
-        micro_batches, look_ahead: as `Scheduler` takes them.
+        micro_batches, look_ahead, max_step_tokens: as `Scheduler` takes them.
     """
     return Scheduler(
         pool,
@@ -107,6 +108,7 @@ def make_scheduler(
         model=model,
         micro_batches=micro_batches,
         look_ahead=look_ahead,
+        max_step_tokens=max_step_tokens,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection
 from typing import Protocol
 
@@ -52,6 +53,11 @@ class Allowance:
         self._least = least
         self._usual = usual
         self._granted = 0
+        self._max_tokens = sys.maxsize
+
+    def limit(self, max_tokens: int) -> None:
+        """Grant no more than so many tokens, whatever they cost, but for the first prompt."""
+        self._max_tokens = max(0, max_tokens)
 
     @property
     def left(self) -> float:
@@ -68,12 +74,16 @@ class Allowance:
         if self._usual and affordable < tokens and within >= self.left:
             affordable = self._steady(affordable)
         granted = min(tokens, max(affordable, self._least))
+        granted = min(granted, max(self._max_tokens - self._granted, self._least))
         if granted:
             self.charge(granted, context)
         return granted
 
     def covers(self, tokens: int, context: int) -> bool:
-        return self._pricing.prompt_cost(tokens, context, True) <= self._left
+        return (
+            self._granted + tokens <= self._max_tokens
+            and self._pricing.prompt_cost(tokens, context, True) <= self._left
+        )
 
     def charge(self, tokens: int, context: int) -> None:
         """Count tokens that run in any case."""

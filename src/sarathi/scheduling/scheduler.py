@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Sequence
+from itertools import chain
 
 from sarathi.scheduling.admission import AdmissionError, check_admissible
 from sarathi.scheduling.batch import NO_WORK, Batch, Slice
@@ -56,6 +57,7 @@ class Scheduler:
         model: LatencyModel | None = None,
         micro_batches: int = 1,
         look_ahead: bool = False,
+        max_step_tokens: int | None = None,
     ) -> None:
         """
         Args:
@@ -71,6 +73,8 @@ class Scheduler:
                 decodes are spread evenly over them.
             look_ahead: whether a batch may use the tokens that the one before it samples, so that
                 it can be made while that one is computed. For one micro-batch.
+            max_step_tokens: of an iteration, decodes included, whatever the budget says: what
+                the executor has memory for. A prompt that is not cut may be longer. None: any.
         """
         if look_ahead and micro_batches > 1:
             raise ValueError(f"look_ahead is for one micro-batch, not for {micro_batches}")
@@ -105,6 +109,7 @@ class Scheduler:
         )
         self._micro_batches = micro_batches
         self._look_ahead = look_ahead
+        self._max_step_tokens = max_step_tokens
         self._requests: dict[int, Request] = {}
         self._forgotten: list[int] = []
         self._prefilled = False  # whether the latest batch had prompts in it
@@ -198,7 +203,7 @@ class Scheduler:
         allowance = None
         slack = None
         if prefills_first:
-            allowance = self._budget.open(work, None, self._latest, self._under_way)
+            allowance = self._open(work, None)
             work = self._prefill(allowance, prefills, work, now, admit=True)
         if policy.hybrid or not prefills:
             decodes, context, due, interval, preempted = self.running.decode(
@@ -217,7 +222,7 @@ class Scheduler:
                 # All are under way in other micro-batches, and come behind this one next time.
                 slack = min(request.tbt_target for request in self.running.decodes)
         if not prefills_first and (policy.hybrid or not decodes):
-            allowance = self._budget.open(work, slack, self._latest, self._under_way)
+            allowance = self._open(work, slack)
             # After a preemption memory is short: admitting more would only preempt more.
             work = self._prefill(allowance, prefills, work, now, admit=not preempted)
         if not (decodes or prefills or preempted or displaced):
@@ -291,6 +296,13 @@ class Scheduler:
                 self.running.end_prefill(request)
         return progressed
 
+    def _open(self, decodes: Work, slack: float | None) -> Allowance:
+        """The allowance for the prompts of an iteration, beside its decodes."""
+        allowance = self._budget.open(decodes, slack, self._latest, self._under_way)
+        if self._max_step_tokens is not None:
+            allowance.limit(self._max_step_tokens - decodes.tokens)
+        return allowance
+
     def _prefill(
         self, allowance: Allowance, slices: list[Slice], work: Work, now: float, *, admit: bool
     ) -> Work:
@@ -316,8 +328,12 @@ class Scheduler:
 
     def _can_look_ahead(self) -> bool:
         """Whether nobody must be preempted for the next batch: requests in flight cannot be."""
-        waiting = self._order.preempts and len(self.prompts) > 0
-        return not waiting and self.running.can_look_ahead()
+        first = self.prompts.first_waiting() if self._order.preempts else None
+        if first is not None:
+            running = chain(self.running.decodes, self.prompts.started)
+            if any(self._order.displaces(first, request) for request in running):
+                return False
+        return self.running.can_look_ahead()
 
     # -- coming and going -------------------------------------------------------------------
 
