@@ -19,7 +19,7 @@ from sarathi.cli.main import main
 from sarathi.engine.config import ConfigError, EngineConfig
 from sarathi.engine.llm import LLM
 from sarathi.engine.load import load_engine
-from sarathi.executors import create, self_check
+from sarathi.executors import create
 from sarathi.executors.errors import ExecutorError
 from sarathi.models.cache import cache_folder
 from sarathi.models.huggingface import read_config
@@ -123,25 +123,6 @@ def test_the_offline_class(tiny: Path, caplog: pytest.LogCaptureFixture) -> None
     assert llm.chat([{"role": "user", "content": "hello"}]).outputs[0].token_ids
     with pytest.raises(ConfigError, match="load_format is 'fast', expected one of auto, dummy"):
         LLM(str(tiny), load_format="fast")
-
-
-def test_large_random_models_check_attention_alone(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def never(*arguments: object) -> None:
-        raise AssertionError("the reference was computed")
-
-    config = EngineConfig(
-        load_format="dummy", executor="torch", device="cpu", kv_cache_memory=8 * 10**6
-    )
-    lines: list[str] = []
-    load_engine(tiny, config, lines.append)[0].close()
-    assert "checking against the reference" in lines
-    monkeypatch.setattr(self_check, "_MOST_RANDOM", 1000)
-    monkeypatch.setattr("sarathi.executors.torch.executor.check_model", never)
-    lines.clear()
-    load_engine(tiny, config, lines.append)[0].close()
-    assert any(line.startswith("checking attention alone") for line in lines)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -220,7 +220,7 @@ class TestWhen:
     def test_a_batch_is_made_shortly_before_the_one_before_it_ends(self) -> None:
         timing = LookAhead()
         for _ in range(200):
-            timing.made(began=10.0, submitted=10.001)
+            timing.made(began=10.0, submitted=10.001, prompts=False)
         timing.started(20.0, predicted=0.020)
         assert timing.seconds_left(20.0) == pytest.approx(0.015)
         assert timing.seconds_left(20.016) < 0

@@ -10,7 +10,7 @@ import tiny_models
 
 from sarathi.engine.memory import KvCache
 from sarathi.engine.profile import Clocks, measure, profile, stage_seconds
-from sarathi.engine.scheduler import TYPICAL_DECODES, TypicalDecodes
+from sarathi.engine.scheduler import PAPER_DECODES, TYPICAL_DECODES, TypicalDecodes
 from sarathi.executors.contention import CpuTimes
 from sarathi.executors.openvino import BLOCK_SIZE, OpenVinoExecutor
 from sarathi.executors.runner import NOTHING_SAMPLED, InlineRunner, StageTime, StepResult
@@ -117,6 +117,17 @@ def test_the_model_is_that_of_the_machine() -> None:
     assert found.decodes == pytest.approx(LatencyModel(COEFFICIENTS).predict(TYPICAL.work))
     assert found.quiet
     assert reported == ["measuring the speed of this machine"]
+
+
+def test_on_a_gpu_contexts_and_chunks_are_long() -> None:
+    executor = KnownExecutor(num_blocks=8192, slowness=0.01)
+    found = profile(
+        inline(executor), executor.cache, silent, PAPER_DECODES, None, executor.clocks, gpu=True
+    )
+    truth = LatencyModel([0.01 * c for c in COEFFICIENTS])
+    for work in (PAPER_DECODES.work, Work(4096, 4096 * 2048, 0, 1)):
+        assert found.model.predict(work) == pytest.approx(truth.predict(work), rel=0.02)
+    assert found.decodes == pytest.approx(truth.predict(PAPER_DECODES.work))
 
 
 def test_with_several_stages_it_is_that_of_the_slowest() -> None:

@@ -133,6 +133,8 @@ class TestGraphs:
         assert graph_sizes(1) == (1,)
         assert graph_sizes(7) == (1, 2, 4, 7)
         assert graph_sizes(20) == (1, 2, 4, 8, 16, 20)
+        assert graph_sizes(300)[-4:] == (240, 256, 288, 300)
+        assert graph_sizes(1000)[-1] == 512
 
     def test_a_step_takes_the_next_larger_graph(self) -> None:
         captured: list[int] = []
@@ -217,6 +219,17 @@ class TestChoice:
         assert find_device("cuda") == torch.device("cuda", 0)
         monkeypatch.setattr(devices, "find_spec", lambda name: None)
         with pytest.raises(ExecutorError, match=r"needs Triton.*pip install"):
+            find_device("cuda")
+
+    def test_triton_needs_a_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fake_gpu(monkeypatch, (9, 0), "NVIDIA H100")
+        for name in ("CC", "CPATH", "C_INCLUDE_PATH"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(devices.sysconfig, "get_paths", lambda: {"include": "/nowhere"})
+        with pytest.raises(ExecutorError, match=r"header files \(/nowhere/Python.h"):
+            find_device("cuda")
+        monkeypatch.setattr(devices.shutil, "which", lambda name: None)
+        with pytest.raises(ExecutorError, match="Triton needs a C compiler"):
             find_device("cuda")
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import ml_dtypes
@@ -12,13 +13,15 @@ import torch
 from engines import NUM_BLOCKS, engine, load_torch, run
 from test_parity import GREEDY, LENGTHS, chunk
 
+from sarathi.executors import self_check
 from sarathi.executors.errors import ExecutorError
-from sarathi.executors.self_check import check_deterministic
+from sarathi.executors.self_check import check_deterministic, check_model
 from sarathi.executors.step import Part, StepError, join_parts
 from sarathi.executors.torch import elementwise
 from sarathi.executors.torch.executor import TorchExecutor
+from sarathi.models.layout import expected_shapes
 from sarathi.models.model import open_model
-from sarathi.models.stage import split
+from sarathi.models.stage import Stage, split, whole
 
 BLOCK_SIZE = 32
 
@@ -39,6 +42,27 @@ def executor(path: Path) -> TorchExecutor:
 def prompts() -> list[list[int]]:
     rng = np.random.default_rng(3)
     return [rng.integers(2, tiny_models.VOCAB_SIZE, n).tolist() for n in LENGTHS]
+
+
+def test_of_a_large_model_some_layers_are_checked(
+    path: Path, executor: TorchExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[range] = []
+    layer = sum(
+        map(math.prod, expected_shapes(executor.config, Stage(range(1), False, False)).values())
+    )
+    monkeypatch.setattr(
+        "sarathi.executors.torch.executor.check_model",
+        lambda executor, weights: (
+            checked.append(executor.stage.layers),
+            check_model(executor, weights),
+        ),
+    )
+    for most in (3 * layer, 2 * layer, 1):
+        monkeypatch.setattr(self_check, "_MOST_WEIGHTS", most)
+        executor.check()
+    assert checked == [range(3), range(2), range(1)]
+    assert executor.stage == whole(executor.config)
 
 
 class TestStages:

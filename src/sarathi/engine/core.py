@@ -161,7 +161,8 @@ class EngineCore:
 
         Raises:
             ExecutorError: a process that takes part has died or failed. As with any exception,
-                nothing is under way afterwards.
+                nothing is under way afterwards. A runner that looks ahead may have sampled tokens
+                that are given up: requests that go on draw others.
         """
         try:
             self._fill()
@@ -203,7 +204,8 @@ class EngineCore:
             step = build_step(batch, scheduler.pool.block_size, self._slots)
             self._runner.submit(step, np.array(slots, np.int64) if slots else NO_SLOTS)
             submitted = time.monotonic()
-            self._look_ahead.made(began, submitted)
+            has_prompts = batch.num_decodes < len(batch.slices)
+            self._look_ahead.made(began, submitted, prompts=has_prompts)
             if not under_way:
                 self._look_ahead.started(submitted, batch.predicted)
             under_way.append(_UnderWay(batch, began, scheduled, submitted, self._fresh))

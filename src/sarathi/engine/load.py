@@ -15,7 +15,13 @@ from sarathi.engine.memory import KvCache, kv_cache, memories, wanted_length
 from sarathi.engine.messages import ModelInfo
 from sarathi.engine.profile import NUM_BLOCKS, Profile, profile
 from sarathi.engine.recorders import open_recorders
-from sarathi.engine.scheduler import TYPICAL_DECODES, TypicalDecodes, make_budget, make_scheduler
+from sarathi.engine.scheduler import (
+    PAPER_DECODES,
+    TYPICAL_DECODES,
+    TypicalDecodes,
+    make_budget,
+    make_scheduler,
+)
 from sarathi.engine.target import conditions, promised_target
 from sarathi.executors import self_check
 from sarathi.executors.create import ExecutorOptions, on_gpu
@@ -27,7 +33,7 @@ from sarathi.executors.processes import LOCAL, Spawner
 from sarathi.models.model import Model, open_model, open_tokenizer
 from sarathi.scheduling import POLICIES, BlockPool, LatencyBudget, LatencyModel, Work
 
-_REHEARSAL_BLOCKS = max(self_check.NUM_BLOCKS, NUM_BLOCKS)
+_TRIAL_BLOCKS = max(self_check.NUM_BLOCKS, NUM_BLOCKS)
 _USUAL_STEP = 8192  # tokens, for which a GPU keeps memory where a latency target decides
 
 
@@ -78,20 +84,24 @@ def load_engine(
                 f"the KV cache limits requests to {cache.max_model_len} tokens, the model to "
                 f"{max_model_len}"
             )
-        typical = TYPICAL_DECODES.fitting(config.max_batch_size, cache.max_model_len)
-        if on_gpu(options):
+        gpu = on_gpu(options)
+        typical = PAPER_DECODES if gpu else TYPICAL_DECODES
+        typical = typical.fitting(config.max_batch_size, cache.max_model_len)
+        trial = cache
+        if not (gpu and cache.num_blocks >= _TRIAL_BLOCKS):
+            # Little memory, so that what only the first steps need fits beside it.
+            trial = KvCache(_TRIAL_BLOCKS, cache.block_size, ensemble.max_position)
+        if gpu:
             report("compiling kernels and capturing graphs")
-        ensemble.allocate(_REHEARSAL_BLOCKS)
-        report(_check_line(model, options, layout))
-        found = _rehearse(ensemble, typical, _own_threads(layout, options), report)
+        ensemble.allocate(trial.num_blocks)
+        found = _try_out(ensemble, trial, typical, _own_threads(layout, options), gpu, report)
         latency_model, target = found.model, None
         if config.latency_budget and config.tbt_target is None:
             here = spawner.host is None
             known = conditions(model, options, config, ensemble.parts, typical, here=here)
             target = promised_target(known, Measured(found.decodes, found.quiet))
-        if on_gpu(options):
-            report("allocating the KV cache and capturing graphs")
-        ensemble.allocate(cache.num_blocks)
+        if trial is not cache:
+            ensemble.allocate(cache.num_blocks)
         lines.cache(cache, ensemble.parts)
         _warn(config, latency_model, report)
         budget = make_budget(
@@ -108,7 +118,7 @@ def load_engine(
                 micro_batches=config.pp,
                 look_ahead=ensemble.runner.looks_ahead,
                 # A GPU has memory for the step that was tried when its cache was sized.
-                max_step_tokens=options.max_tokens if on_gpu(options) else None,
+                max_step_tokens=options.max_tokens if gpu else None,
             ),
             eos_ids.result(),
             recorders,
@@ -195,25 +205,23 @@ def _own_threads(layout: Layout, options: ExecutorOptions) -> int | None:
     return options.threads or usable_cores()
 
 
-def _rehearse(
-    ensemble: Ensemble, typical: TypicalDecodes, threads: int | None, report: Callable[[str], None]
+def _try_out(
+    ensemble: Ensemble,
+    cache: KvCache,
+    typical: TypicalDecodes,
+    threads: int | None,
+    gpu: bool,
+    report: Callable[[str], None],
 ) -> Profile:
-    """Find out whether it computes rightly and how fast, on a KV cache for that alone."""
+    """Find out whether it computes rightly and how fast.
+
+    Args:
+        cache: what has been allocated; its content is lost.
+    """
     with ensemble.warming_up():
+        report("checking against the reference")
         ensemble.check_computing()
-        block_size = ensemble.parts[0].block_size
-        cache = KvCache(_REHEARSAL_BLOCKS, block_size, ensemble.max_position)
-        return profile(ensemble.runner, cache, report, typical, threads)
-
-
-def _check_line(model: Model, options: ExecutorOptions, layout: Layout) -> str:
-    """What the executors are about to check."""
-    if options.executor == "torch" and any(
-        self_check.skips_reference(model.config, stage, model.weights)
-        for stage in layout.stages(model.config)
-    ):
-        return "checking attention alone: the reference takes long for so many random weights"
-    return "checking against the reference"
+        return profile(ensemble.runner, cache, report, typical, threads, gpu=gpu)
 
 
 def _warn(config: EngineConfig, model: LatencyModel, report: Callable[[str], None]) -> None:

@@ -17,16 +17,24 @@ class LookAhead:
     """
 
     def __init__(self) -> None:
-        self._host = 0.0
+        # Of batches with and without prompts: only the latter run as CUDA graphs.
+        self._means: dict[bool, float] = {}
+        self._host = 0.0  # the mean for batches like the latest one
         self._at = 0.0
 
     def seconds_left(self, now: float) -> float:
         """How long to wait before the next batch is made; 0 or less: make it now."""
         return self._at - now
 
-    def made(self, began: float, submitted: float) -> None:
-        """Learn the host's time for a batch: from before it was scheduled until it was launched."""
-        self._host += _SMOOTHING * (submitted - began - self._host)
+    def made(self, began: float, submitted: float, *, prompts: bool) -> None:
+        """Learn the host's time for a batch: from before it was scheduled until it was launched.
+
+        Args:
+            prompts: whether there are any in it.
+        """
+        took = submitted - began
+        mean = self._means.get(prompts, took)
+        self._host = self._means[prompts] = mean + _SMOOTHING * (took - mean)
 
     def started(self, now: float, predicted: float | None) -> None:
         """Note that the device has begun to compute a batch.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from sarathi.engine.memory import KvCache
@@ -17,7 +18,7 @@ from sarathi.scheduling.latency_model import LatencyModel, Work
 _LIMIT = 2.0  # seconds of measuring that no further kind of iteration should exceed
 _REPEATING = 1.6  # seconds of measuring until which all kinds are repeated
 _MOST_RUNS = 8
-NUM_BLOCKS = 64  # that are used where the cache has as many
+NUM_BLOCKS = 64  # that are used on a CPU, where the cache has as many
 
 
 class _Kind(NamedTuple):
@@ -45,10 +46,20 @@ _KINDS = (
     _Kind(0, 0, 256, 768),
     _Kind(8, 90, 64),
     _Kind(0, 0, 64, 960),
-    # On a GPU all of the above may take no longer than reading the weights does.
+)
+# Small chunks take no longer than reading the weights does, which says little of large ones.
+_GPU_KINDS = (
+    _Kind(1, 1),
+    _Kind(0, 0, 16),
+    _Kind(0, 0, 256),
     _Kind(0, 0, 1024),
-    _Kind(16, 60, 768, 1024),
-    _Kind(0, 0, 2048, 1024),
+    _Kind(32, 2048),
+    _Kind(128, 256),
+    _Kind(64, 1024),
+    _Kind(0, 0, 512, 3584),
+    _Kind(32, 1024, 512, 512),
+    _Kind(0, 0, 2048),
+    _Kind(16, 512, 1024, 2048),
 )
 
 
@@ -87,6 +98,8 @@ def profile(
     typical: TypicalDecodes,
     threads: int | None = None,
     clocks: Clocks = _CLOCKS,
+    *,
+    gpu: bool = False,
 ) -> Profile:
     """Measure a few kinds of iterations and fit a model to them.
 
@@ -102,9 +115,10 @@ def profile(
         typical: the decodes that a latency target follows from.
         threads: of this process that compute; None where others compute, too, or a GPU, so that
             the time of this process tells nothing.
+        gpu: whether it computes on GPUs, and the whole cache may be used.
     """
     report("measuring the speed of this machine")
-    runs = measure(runner, cache, typical, threads, clocks)
+    runs = measure(runner, cache, typical, threads, clocks, gpu=gpu)
     # Threads that wait for each other make the estimate too short: it is for a busy machine alone.
     times = runs.now if runs.quiet else runs.undisturbed
     if runs.typical is not None:
@@ -142,9 +156,13 @@ def measure(
     typical: TypicalDecodes,
     threads: int | None = None,
     clocks: Clocks = _CLOCKS,
+    *,
+    gpu: bool = False,
 ) -> _Runs:
     """Iterations of different kinds and their seconds; see `profile`."""
     clock = clocks.wall
+    if not gpu:
+        cache = replace(cache, num_blocks=min(cache.num_blocks, NUM_BLOCKS))
     steps: dict[Work, Step] = {}
     now: dict[Work, list[float]] = {}
     alone: dict[Work, list[float]] = {}
@@ -165,7 +183,7 @@ def measure(
     before, begin = clocks.machine(), clock()
     largest = Work(0, 0.0, 0, 0)
     all_typical = _typical_parts(typical, cache)
-    kinds = [_fitting_parts(kind, cache) for kind in _KINDS]
+    kinds = [_fitting_parts(kind, cache) for kind in (_GPU_KINDS if gpu else _KINDS)]
     kinds.insert(_INDISPENSABLE, all_typical)
     for index, parts in enumerate(kinds):
         work = _work(parts)
@@ -203,7 +221,7 @@ def _typical_parts(typical: TypicalDecodes, cache: KvCache) -> list[Part]:
     They share blocks: writing all that they would have takes much longer than reading it. So they
     are a little too fast, by a fifth where keys and values are as large as weights.
     """
-    blocks = min(cache.num_blocks, NUM_BLOCKS)
+    blocks = cache.num_blocks
     each = -(-(typical.context + 1) // cache.block_size)
     if each > blocks or typical.context >= cache.max_model_len:
         return []
@@ -217,7 +235,7 @@ def _typical_parts(typical: TypicalDecodes, cache: KvCache) -> list[Part]:
 def _fitting_parts(kind: _Kind, cache: KvCache) -> list[Part]:
     """An iteration of a kind, smaller where the cache or the model's length asks for it."""
     block_size, longest = cache.block_size, cache.max_model_len
-    blocks = min(cache.num_blocks, NUM_BLOCKS)
+    blocks = cache.num_blocks
     for_decodes = blocks - 1 if kind.chunk else blocks
     decodes = min(kind.decodes, for_decodes)
     each = 0  # blocks

@@ -18,6 +18,25 @@ class Forward(Protocol):
     ) -> torch.Tensor: ...
 
 
+class GraphMemory:
+    """What graphs share, since they never run at the same time."""
+
+    def __init__(self) -> None:
+        self.pool: tuple[int, int] = torch.cuda.graph_pool_handle()
+        # One for all: libraries keep a workspace for every stream that they have seen.
+        self.stream = torch.cuda.Stream()
+        self._output: torch.Tensor | None = None
+
+    def output(self, like: torch.Tensor) -> torch.Tensor:
+        """Return memory for an output, of the largest graph first.
+
+        In a graph's own memory it could not be used again by another graph.
+        """
+        if self._output is None:
+            self._output = torch.empty_like(like)
+        return self._output[: len(like)]
+
+
 class CudaGraph:
     """See `graphs.Graph`."""
 
@@ -29,13 +48,12 @@ class CudaGraph:
         attention: Attention,
         carrier: Carrier,
         received: torch.Tensor | None,
-        pool: tuple[int, int],
+        memory: GraphMemory,
     ) -> None:
         """Capture `forward` on inputs that have the shapes of `arrays`.
 
         Args:
             received: room for what the stage before computes, [sequences, hidden_size].
-            pool: memory that graphs share, since they never run at the same time.
         """
         self._attention = attention
         self._carrier = carrier
@@ -45,15 +63,15 @@ class CudaGraph:
         inputs = carrier.send(arrays, self._buffer)
         # Kept, since the graph writes to memory of the plan.
         self._planned = planned = attention.plan(arrays, inputs)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        memory.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(memory.stream):
             for _ in range(_WARM_UPS):
-                forward(inputs, planned, received)
-        torch.cuda.current_stream().wait_stream(side)
+                output = forward(inputs, planned, received)
+        torch.cuda.current_stream().wait_stream(memory.stream)
+        self._output = memory.output(output)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
-            self._output = forward(inputs, planned, received)
+        with torch.cuda.graph(self._graph, pool=memory.pool, stream=memory.stream):
+            self._output.copy_(forward(inputs, planned, received))
 
     def run(
         self,

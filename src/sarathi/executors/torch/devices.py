@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -43,7 +47,7 @@ def find_device(name: Device | None = None, index: int = 0) -> torch.device:
         index: which GPU.
 
     Raises:
-        ExecutorError: it is not there, is too old, or Triton is not installed.
+        ExecutorError: it is not there, is too old, or Triton is not installed or lacks a compiler.
     """
     if (name or default_device()) == "cpu":
         return torch.device("cpu")
@@ -71,6 +75,20 @@ def _check_gpu(device: torch.device) -> None:
             "device cuda needs Triton, which is not installed: `pip install 'sarathi-serve[cuda]'` "
             "or `pip install triton`"
         )
+    _check_compiler()
+
+
+def _check_compiler() -> None:
+    """Triton builds a small module of C for every kernel."""
+    headers = Path(sysconfig.get_paths()["include"], "Python.h")
+    elsewhere = "CPATH" in os.environ or "C_INCLUDE_PATH" in os.environ
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        missing = "a C compiler (gcc or clang)"
+    elif not (elsewhere or headers.is_file()):
+        missing = f"Python's header files ({headers}; the package python3-dev of Debian and Ubuntu)"
+    else:
+        return
+    raise ExecutorError(f"device cuda: Triton needs {missing}, which is not there")
 
 
 def room_on_gpus() -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -13,12 +14,12 @@ from sarathi.executors.choices import Device
 from sarathi.executors.errors import ExecutorError
 from sarathi.executors.machine import usable_cores
 from sarathi.executors.precision import KvPrecision, Precision
-from sarathi.executors.self_check import check_deterministic, check_model, skips_reference
+from sarathi.executors.self_check import check_deterministic, check_model, checked_part
 from sarathi.executors.step import Step, check_step
-from sarathi.executors.torch.arrays import DTYPES, as_array, as_tensor, to_host
+from sarathi.executors.torch.arrays import DTYPES, as_array, as_tensor, to_device, to_host
 from sarathi.executors.torch.attention import Cache, Planned, choose
 from sarathi.executors.torch.attention_check import check_attention
-from sarathi.executors.torch.cuda_graph import CudaGraph
+from sarathi.executors.torch.cuda_graph import CudaGraph, GraphMemory
 from sarathi.executors.torch.devices import default_precision, find_device
 from sarathi.executors.torch.elementwise import elementwise_kernels
 from sarathi.executors.torch.graphs import DecodeGraphs, graph_sizes
@@ -35,6 +36,8 @@ from sarathi.models.sharding import Shard, ShardedWeights, shard_config, shard_s
 from sarathi.models.stage import Stage, whole
 from sarathi.models.weights import Array, Weights
 from sarathi.sampling.sampler import Sampler, StepSampler
+
+logger = logging.getLogger(__name__)
 
 
 class TorchExecutor:
@@ -91,8 +94,6 @@ class TorchExecutor:
         self._dtype = DTYPES[self.precision]
         self._local = shard_config(config, self.shard.count)
         self._max_batch_size = max_batch_size
-        # None of several ranks has the weights to compute what all of them do.
-        self._skips_reference = self.shard.count > 1 or skips_reference(config, self.stage, weights)
         if self.device.type == "cpu":
             torch.set_num_threads(num_threads or usable_cores())
         with _room("the weights"):
@@ -158,19 +159,32 @@ class TorchExecutor:
         self._release()
         if self.device.type == "cuda":
             self._make_caches(1)
-        free = free_memory(self.device, run_largest)
+        with _room(f"a step of {max_tokens} tokens"):
+            free = free_memory(self.device, run_largest)
         self._release()
         return free
 
     def check(self) -> None:
-        """See `Executor`. Several ranks check attention alone, as does a large model with random
-        weights."""
+        """See `Executor`. A large model checks its attention and some of its layers. Several ranks
+        check their attention alone: none has the weights to compute what all of them do."""
         with self.computing():
             check_attention(self._attention, self._local, self._dtype, self.device)
-        if not self._skips_reference:
-            check_model(self, Served(self._parameters))
+        if self.shard.count == 1:
+            with self._computing_only(checked_part(self.config, self.stage)):
+                check_model(self, Served(self._parameters))
         if self.deterministic:
             check_deterministic(self)
+
+    @contextmanager
+    def _computing_only(self, part: Stage) -> Iterator[None]:
+        """Compute some of the layers; graphs have all of them."""
+        stage, graphs = self.stage, self._graphs
+        if part != stage:
+            self.stage, self._graphs = part, None
+        try:
+            yield
+        finally:
+            self.stage, self._graphs = stage, graphs
 
     def warming_up(self) -> AbstractContextManager[None]:
         """See `Executor`: there is nothing to give back."""
@@ -236,7 +250,7 @@ class TorchExecutor:
         if self._graphs is not None and self._graphs.takes(arrays):
             output = self._graphs.run(arrays, hidden, last_tokens)
             if self.stage.last and len(arrays.sample_rows) < len(output):
-                output = output[torch.from_numpy(arrays.sample_rows).to(self.device)]
+                output = output[to_device(arrays.sample_rows, self.device)]
             return output
         arrays = self._attention.prepare(arrays)
         inputs = self._carrier.send(arrays)
@@ -272,7 +286,7 @@ class TorchExecutor:
         # Messages between ranks are left out of graphs: that has never been tried.
         if self._rank.group.size > 1 or not self._attention.supports_graphs:
             return None
-        pool = torch.cuda.graph_pool_handle()
+        memory = GraphMemory()
 
         def capture(arrays: StepArrays) -> CudaGraph:
             received = None if self.stage.first else self._received(len(arrays.contexts), None)
@@ -282,16 +296,23 @@ class TorchExecutor:
                 attention=self._attention,
                 carrier=self._carrier,
                 received=received,
-                pool=pool,
+                memory=memory,
             )
 
-        return DecodeGraphs(
-            graph_sizes(self._max_batch_size),
-            capture,
-            width=-(-self.max_position // self.block_size),
-            block_size=self.block_size,
-            spare_block=self.num_blocks,
-        )
+        try:
+            return DecodeGraphs(
+                graph_sizes(self._max_batch_size),
+                capture,
+                width=-(-self.max_position // self.block_size),
+                block_size=self.block_size,
+                spare_block=self.num_blocks,
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).strip().split("\n", 1)[0]
+            logger.warning("decodes run without CUDA graphs, which is slower: %s", reason)
+            return None
 
     @contextmanager
     def computing(self) -> Iterator[None]:

@@ -13,14 +13,19 @@ import torch
 
 from sarathi.executors.torch.inputs import StepArrays, no_decodes, padded
 
-_SMALL = (1, 2, 4)
-_STEP = 8
+# Close to each other where a row more takes long beside the rest of the step.
+_SIZES = (1, 2, 4, *range(8, 128, 8), *range(128, 256, 16), *range(256, 513, 32))
 
 
 def graph_sizes(largest: int) -> tuple[int, ...]:
-    """Numbers of sequences: few where a row more costs little, and never beyond `largest`."""
-    sizes = (*_SMALL, *range(_STEP, largest + 1, _STEP), largest)
-    return tuple(sorted({size for size in sizes if size <= largest}))
+    """Numbers of sequences to capture graphs for, up to `largest`.
+
+    Beyond the greatest of `_SIZES`, launching kernels one by one takes less than computing them.
+    """
+    sizes = [size for size in _SIZES if size <= largest]
+    if largest < _SIZES[-1]:
+        sizes.append(largest)
+    return tuple(sorted(set(sizes)))
 
 
 class Graph(Protocol):
