@@ -58,8 +58,7 @@ def norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> to
 
 
 @DTYPES
-@pytest.mark.parametrize("features", [64, 200])
-@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize(("kind", "features"), [("rms", 64), ("rms", 200), ("layer", 200)])
 def test_norm_with_and_without_an_addition(
     kind: str, features: int, dtype: torch.dtype, device: torch.device
 ) -> None:
@@ -84,11 +83,10 @@ def rope(x: torch.Tensor, angles: torch.Tensor, weight: torch.Tensor | None) -> 
 
 
 @DTYPES
-@pytest.mark.parametrize("has_norms", [False, True])
 @pytest.mark.parametrize(
-    ("num_heads", "num_kv_heads", "head_dim"),
-    # The last one takes several programs a token.
-    [(4, 4, 16), (6, 2, 64), (5, 1, 80), (20, 4, 128)],
+    ("num_heads", "num_kv_heads", "head_dim", "has_norms"),
+    # The last two take several programs a token.
+    [(6, 2, 64, True), (5, 1, 80, False), (5, 1, 80, True), (20, 4, 128, False), (20, 4, 128, True)],
 )
 def test_rope_and_cache(
     num_heads: int,
@@ -141,8 +139,7 @@ def test_a_cache_of_more_elements_than_32_bits_count(device: torch.device, tmp_p
 
 
 @DTYPES
-@pytest.mark.parametrize("inner", [33, 1100])
-@pytest.mark.parametrize("activation", ["silu", "gelu"])
+@pytest.mark.parametrize(("activation", "inner"), [("silu", 1100), ("gelu", 1100), ("gelu", 33)])
 def test_gate(activation: str, inner: int, dtype: torch.dtype, device: torch.device) -> None:
     gate_up = (4 * randn(5, 2 * inner)).to(device, dtype)
     gate, up = gate_up.double().chunk(2, dim=-1)

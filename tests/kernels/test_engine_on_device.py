@@ -24,8 +24,8 @@ from sarathi.scheduling import BlockPool, FixedBudget, Scheduler
 
 FAMILIES = ("qwen2-sliding", "qwen3-wide-heads", "falcon-180b")
 NUM_BLOCKS = 8
-LENGTHS = (1, 19, 6)  # prompt tokens: in several chunks, longer than a window
-OUTPUT = 4
+LENGTHS = (1, 15, 3)  # prompt tokens: in several chunks, longer than a window
+OUTPUT = 3
 
 
 def load(folder: Path, device: torch.device) -> TorchExecutor:
@@ -105,9 +105,9 @@ def executor(tmp_path_factory: pytest.TempPathFactory, device: torch.device) -> 
 def test_tokens_are_those_that_the_host_would_sample(executor: TorchExecutor) -> None:
     """Penalties count tokens that the host has not seen yet when the next step is launched."""
     params = [
-        SamplingParams(max_tokens=6, seed=3, temperature=2.0, presence_penalty=2.0),
-        SamplingParams(max_tokens=6, seed=4, temperature=2.0, top_p=0.9, min_tokens=4),
-        SamplingParams(max_tokens=6, temperature=0, repetition_penalty=3.0),
+        SamplingParams(max_tokens=4, seed=3, temperature=2.0, presence_penalty=2.0),
+        SamplingParams(max_tokens=4, seed=4, temperature=2.0, top_p=0.9, min_tokens=3),
+        SamplingParams(max_tokens=4, temperature=0, repetition_penalty=3.0),
     ]
     eos = (5,)
     weights = Served(executor._parameters)

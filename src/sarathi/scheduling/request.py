@@ -60,7 +60,7 @@ class Request:
     num_preemptions: int = 0
     num_recomputed: int = 0  # tokens that had been computed when it was preempted, at most
     in_flight: int = 0  # tokens in batches that have not been completed
-    num_pending: int = 0  # tokens that those batches will sample
+    num_pending: int = 0  # tokens that those batches will sample, where the scheduler looks ahead
     cancelled: bool = False
 
     # Kept by the scheduler.

@@ -81,7 +81,6 @@ class Running:
             elif request.due < due:
                 due = request.due
             request.in_flight = in_flight + 1
-            request.num_pending += 1
             context += start
             slices.append(Slice(request, start, 1, True))
         return DecodeSlices(slices, context, due, interval, preempted)

@@ -215,6 +215,9 @@ class Scheduler:
                     tokens=work.tokens + count, context=context, samples=work.samples + count
                 )
                 slack = min(due - now, interval)
+                if self._look_ahead:
+                    for part in decodes:
+                        part.request.num_pending += 1
                 if self._fair:
                     for part in decodes:
                         self.prompts.charge(part.request, 1)
@@ -260,12 +263,11 @@ class Scheduler:
             self._under_way.popleft()
         sampled = iter(tokens)
         progressed: list[Request] = []
-        block_size = self.pool.block_size
+        block_size, looks_ahead = self.pool.block_size, self._look_ahead
         for index, (request, start, length, samples) in enumerate(batch.slices):
             request.in_flight -= length
-            token = None
-            if samples:
-                token = next(sampled)
+            token = next(sampled) if samples else None
+            if looks_ahead and samples:
                 request.num_pending -= 1
             if request.cancelled:
                 if not request.in_flight:
@@ -316,10 +318,9 @@ class Scheduler:
             if request.begun is None:
                 request.begun = now
             last = start + length == request.num_tokens
-            if last:
+            if last and self._look_ahead:
                 request.num_pending += 1
-                if self._look_ahead:
-                    self.running.end_prefill(request)
+                self.running.end_prefill(request)
             slices.append(Slice(request, start, length, last))
             tokens += length
             attention += length * (start + length / 2)
