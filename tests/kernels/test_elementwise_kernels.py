@@ -86,7 +86,13 @@ def rope(x: torch.Tensor, angles: torch.Tensor, weight: torch.Tensor | None) -> 
 @pytest.mark.parametrize(
     ("num_heads", "num_kv_heads", "head_dim", "has_norms"),
     # The last two take several programs a token.
-    [(6, 2, 64, True), (5, 1, 80, False), (5, 1, 80, True), (20, 4, 128, False), (20, 4, 128, True)],
+    [
+        (6, 2, 64, True),
+        (5, 1, 80, False),
+        (5, 1, 80, True),
+        (20, 4, 128, False),
+        (20, 4, 128, True),
+    ],
 )
 def test_rope_and_cache(
     num_heads: int,
