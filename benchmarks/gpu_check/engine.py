@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from benchmarks.gpu_check.ceilings import Ceilings, find_ceilings
 from benchmarks.gpu_check.context import Context
+from benchmarks.gpu_check.idle import LONG_GAP
 from benchmarks.gpu_check.speed import DecodeSpeed, find_speed, memory_bound
 from benchmarks.gpu_check.startup import measure_startup
 from benchmarks.report import Figure
@@ -36,7 +37,10 @@ def run(context: Context) -> None:
         for figure in _decode_figures(context, decodes, ceilings):
             context.figure(figure)
     idle_name = f"GPU idle, decodes {settings.idle_batch} x {settings.decode_context}"
-    context.figure(Figure(idle_name, speed.idle_share, "%", IDLE_GOAL))
+    idle = speed.idle
+    context.figure(Figure(idle_name, None if idle is None else idle.whole, "%", IDLE_GOAL))
+    if idle is not None:
+        context.figure(Figure(f"  in gaps longer than {LONG_GAP:g} us", idle.long_gaps, "%"))
     for prompts in speed.prompts:
         name = f"prompt tokens a second, budget {prompts.budget}"
         context.figure(Figure(name, prompts.tokens_per_second, "/s"))

@@ -1,9 +1,10 @@
-"""The share of time in which no kernel runs, and what the host does in an iteration."""
+"""The shares of time in which no kernel runs, and what the host does in an iteration."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch.autograd import DeviceType
@@ -12,14 +13,23 @@ from torch.profiler import ProfilerActivity, profile
 from sarathi.engine.records import IterationRecord
 from sarathi.scheduling import Request
 
-Interval = tuple[float, float]  # begin and end
+Interval = tuple[float, float]  # begin and end, in microseconds
+
+LONG_GAP = 5.0  # microseconds; about 1 lies between two kernels that were launched long before
 
 
-def idle_share(run: Callable[[], object]) -> float:
-    """Profile a call, and return the share of time without a kernel or copy on the GPU.
+@dataclass(frozen=True)
+class IdleShares:
+    """Time without a kernel or copy, from the begin of the first one to the end of the last."""
 
-    From the begin of the first kernel to the end of the last one. The profiler slows the host down
-    a little, so that the true share is no higher.
+    whole: float  # share of that time
+    long_gaps: float  # likewise, in gaps longer than LONG_GAP: there the GPU waits for the host
+
+
+def idle_shares(run: Callable[[], object]) -> IdleShares:
+    """Profile a call.
+
+    The profiler slows the host down a little, so that the true shares are no higher.
 
     Raises:
         RuntimeError: the profiler saw no kernel.
@@ -34,18 +44,21 @@ def idle_share(run: Callable[[], object]) -> float:
     ]
     if not intervals:
         raise RuntimeError("the profiler saw no kernel on the GPU")
-    return 1 - busy_share(intervals)
+    return find_gaps(intervals)
 
 
-def busy_share(intervals: Iterable[Interval]) -> float:
-    """Return the length of the union of intervals, as a share of the time from first to last."""
+def find_gaps(intervals: Iterable[Interval]) -> IdleShares:
+    """Return how much of the time from first to last no interval covers."""
     ordered = sorted(intervals)
     first = busy_until = ordered[0][0]
-    busy = 0.0
+    whole = in_long_gaps = 0.0
     for begin, end in ordered:
-        busy += max(0.0, end - max(begin, busy_until))
+        gap = max(0.0, begin - busy_until)
+        whole += gap
+        in_long_gaps += gap if gap > LONG_GAP else 0.0
         busy_until = max(busy_until, end)
-    return busy / (busy_until - first) if busy_until > first else 1.0
+    time = busy_until - first
+    return IdleShares(whole / time, in_long_gaps / time) if time else IdleShares(0.0, 0.0)
 
 
 class HostTimes:

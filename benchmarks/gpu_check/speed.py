@@ -11,7 +11,7 @@ from statistics import median
 from benchmarks.gpu_check.ceilings import Ceilings
 from benchmarks.gpu_check.context import Context
 from benchmarks.gpu_check.decodes import decoding, greedy, random_prompts
-from benchmarks.gpu_check.idle import HostTimes, idle_share
+from benchmarks.gpu_check.idle import HostTimes, IdleShares, idle_shares
 from benchmarks.gpu_check.loaded import LoadedEngine, find_engine
 from benchmarks.gpu_check.settings import Settings
 from sarathi.engine.config import EngineConfig
@@ -46,7 +46,7 @@ class Speed:
 
     decodes: tuple[DecodeSpeed, ...]
     prompts: tuple[PromptSpeed, ...]
-    idle_share: float | None  # of the GPU; None where there is none, or no time to profile
+    idle: IdleShares | None  # of the GPU; None where there is none, or no profile of it
 
 
 def find_speed(context: Context) -> Speed:
@@ -75,9 +75,9 @@ def measure_speed(context: Context) -> Speed:
         context.deadline.require(_NEEDED, f"iterations of {count} decodes")
         context.say(f"timing iterations of {count} decodes")
         on_gpu = context.device.type == "cuda" and count == settings.idle_batch
-        speed, share = _decode_speed(engine, context, count, profiled=on_gpu)
+        speed, shares = _decode_speed(engine, context, count, profiled=on_gpu)
         decodes.append(speed)
-        idle = share if on_gpu else idle
+        idle = shares if on_gpu else idle
     if not decodes:
         raise RuntimeError("the KV cache holds no batch of decodes")
     prompts = []
@@ -101,22 +101,22 @@ def memory_bound(
 
 def _decode_speed(
     engine: LoadedEngine, check: Context, count: int, *, profiled: bool
-) -> tuple[DecodeSpeed, float | None]:
-    """Time a batch, and find the idle share where that is wanted and the profiler works."""
+) -> tuple[DecodeSpeed, IdleShares | None]:
+    """Time a batch, and find the idle shares where that is wanted and the profiler works."""
     settings, times = check.settings, HostTimes()
     core = engine.core(_config(settings, max(settings.prompt_budgets)), [times])
     iterations, context = settings.iterations, settings.decode_context
-    share = None
+    shares = None
     with decoding(core, count, context, 2 * iterations, engine.vocab_size) as decodes:
         times.reset()
         seconds = median(decodes.iterate(iterations))
         host = times.per_iteration
         if profiled:
             try:
-                share = idle_share(partial(decodes.iterate, iterations))
+                shares = idle_shares(partial(decodes.iterate, iterations))
             except RuntimeError as error:  # containers may not be allowed to profile
                 check.note(f"GPU idle not measured: {error}")
-    return DecodeSpeed(count, context, seconds, host), share
+    return DecodeSpeed(count, context, seconds, host), shares
 
 
 def _prompt_speed(engine: LoadedEngine, settings: Settings, budget: int) -> PromptSpeed:

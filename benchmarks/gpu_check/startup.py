@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -86,10 +88,10 @@ def read_start(output: str, began: float) -> Start:
 
     Args:
         output: JSON lines of a name and a time of `time.monotonic`, the last when the first token
-            was there; other lines are ignored.
+            was there; other lines are ignored. Names are whatever the engine reports.
         began: when the process was started.
     """
-    marks = [json.loads(line) for line in output.splitlines() if line.startswith("[")]
+    marks = list(_marks(output))
     names = ["interpreter and imports", *(name for name, _ in marks[:-1])]
     times = [began, *(at for _, at in marks)]
     steps = [
@@ -97,6 +99,14 @@ def read_start(output: str, began: float) -> Start:
         for name, before, after in zip(names, times[:-1], times[1:], strict=True)
     ]
     return Start(times[-1] - began, steps)
+
+
+def _marks(output: str) -> Iterator[tuple[str, float]]:
+    for line in output.splitlines():
+        with suppress(ValueError):
+            match json.loads(line):
+                case [str(name), float(at)]:
+                    yield name, at
 
 
 def _longest(start: Start) -> list[tuple[str, float]]:

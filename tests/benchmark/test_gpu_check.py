@@ -22,7 +22,8 @@ from benchmarks.gpu_check.attention import Sequences
 from benchmarks.gpu_check.ceilings import Ceilings
 from benchmarks.gpu_check.context import Context
 from benchmarks.gpu_check.deadline import Deadline, DeadlineError, interrupting
-from benchmarks.gpu_check.idle import busy_share
+from benchmarks.gpu_check.idle import LONG_GAP, find_gaps
+from benchmarks.gpu_check.outcomes import Outcomes, append_outcomes, read_outcomes
 from benchmarks.gpu_check.parts import PARTS, Part, run_parts
 from benchmarks.gpu_check.playback import play
 from benchmarks.gpu_check.prediction import simulated_device
@@ -68,14 +69,15 @@ def test_all_parts_run_on_a_cpu(check: tuple[str, dict[str, Any]]) -> None:
 
 def test_the_file_has_every_figure(check: tuple[str, dict[str, Any]]) -> None:
     of_parts = {part["key"]: part for part in check[1]["parts"]}
-    assert of_parts["a"]["data"]["tests"]["failed"] == 0
+    assert of_parts["a"]["data"]["tests"]["failed"] == {}
+    assert of_parts["a"]["data"]["tests"]["unfinished"] == []
     assert of_parts["b"]["data"]["bytes_per_second"] > 0
     cases = of_parts["c"]["data"]["cases"]
     assert len(cases) == len(TINY.decode_batches) + 5
     assert all(case["seconds"] > 0 and case["torch_seconds"] > 0 for case in cases)
     speed = of_parts["d"]["data"]["speed"]
     assert [one["requests"] for one in speed["decodes"]] == list(TINY.decode_batches)
-    assert speed["idle_share"] is None  # there is no GPU that could idle
+    assert speed["idle"] is None  # there is no GPU that could idle
     for start in ("cold_start", "warm_start"):
         steps = of_parts["d"]["data"][start]["steps"]
         assert sum(seconds for _, seconds in steps) == pytest.approx(
@@ -224,13 +226,111 @@ def test_every_module_with_gpu_tests_is_found() -> None:
     assert "test_url.py" not in names
 
 
-def test_outcomes_of_pytest_are_read(tmp_path: Path) -> None:
-    report = tmp_path / "report.xml"
-    report.write_text(
-        '<testsuites><testsuite tests="9" failures="1" errors="2" skipped="3"/></testsuites>'
+TESTS = """
+import os, time
+from pathlib import Path
+import pytest
+pytestmark = pytest.mark.gpu
+
+@pytest.mark.parametrize("number", range(5))
+def test_passes(number): pass
+
+def test_fails(): assert False, "no such kernel"
+
+def test_is_skipped(): pytest.skip("no such device")
+
+@pytest.fixture
+def broken():
+    yield
+    raise OSError("not torn down")
+
+def test_fails_afterwards(broken): pass
+"""
+
+
+def run_shards(folder: Path, source: str, count: int, deadline: Deadline | None = None) -> Outcomes:
+    """Run the tests of a module and one that cannot be imported."""
+    good, bad = folder / "test_good.py", folder / "test_bad.py"
+    good.write_text(source)
+    bad.write_text("import no_such_library")
+    return gpu_tests.run_tests([good, bad], count, deadline or Deadline(600), folder / "tests.log")
+
+
+def test_shards_run_every_test_once(tmp_path: Path) -> None:
+    found = run_shards(tmp_path, TESTS, count=3)
+    assert (found.passed, found.skipped) == (5, 1)
+    assert found.unfinished == found.problems == []
+    assert {name.rpartition("/")[2]: text for name, text in found.failed.items()} == {
+        "test_good.py::test_fails": "AssertionError: no such kernel\nassert False",
+        "test_good.py::test_fails_afterwards": "OSError: not torn down",
+        "test_bad.py": "E   ModuleNotFoundError: No module named 'no_such_library'",
+    }
+    log = (tmp_path / "tests.log").read_text()
+    assert all(f"tests, process {number} of 3" in log for number in range(3))
+    assert "no such kernel" in log
+
+
+PASSING = TESTS.partition("def test_fails()")[0]
+
+
+def test_a_process_that_dies_leaves_what_it_has_not_run(tmp_path: Path) -> None:
+    source = PASSING + "def test_dies(): os._exit(3)\n" + "def test_never_begins(): pass\n"
+    found = run_shards(tmp_path, source, count=1)
+    assert found.passed == 5
+    unfinished = [name.rpartition("::")[2] for name in found.unfinished]
+    assert unfinished == ["test_dies", "test_never_begins"]
+    assert found.problems == ["test process 0 ended with code 3"]
+
+
+def test_a_test_that_hangs_is_stopped_and_the_other_outcomes_stay(tmp_path: Path) -> None:
+    passed, hangs = tmp_path / "passed", tmp_path / "hangs"
+    source = (
+        f"{PASSING}"
+        f"def test_waits_for_the_other_process():\n"
+        f"    while not Path({str(passed)!r}).exists(): time.sleep(0.01)\n"
+        f"@pytest.fixture\ndef touching(): yield; Path({str(passed)!r}).touch()\n"
+        f"def test_of_the_other_process(touching): pass\n"
+        f"def test_hangs(): Path({str(hangs)!r}).touch(); time.sleep(600)\n"
     )
-    assert gpu_tests.read_counts(report) == gpu_tests.Counts(passed=3, failed=3, skipped=3)
-    assert gpu_tests.read_counts(tmp_path / "none.xml") == gpu_tests.Counts(0, 0, 0)
+    # Every second test: the one that hangs comes after the one that waits.
+    deadline = Deadline(600, clock=lambda: 1e3 if hangs.exists() else 0.0)
+    found = run_shards(tmp_path, source, 2, deadline)
+    assert found.passed == 7
+    assert [name.rpartition("::")[2] for name in found.unfinished] == ["test_hangs"]
+    assert "test process 1 was stopped when its time was over" in found.problems
+
+
+@pytest.mark.parametrize(
+    ("found", "error"),
+    [
+        (Outcomes(3, 0, {"t.py::test_a": "OSError: no\nmore"}, [], []), "1 of the tests failed"),
+        (
+            Outcomes(3, 0, {}, ["t.py::test_b", "t.py::test_a"], ["process 0 was stopped"]),
+            "2 of the tests did not finish: t.py",
+        ),
+    ],
+)
+def test_failed_and_unfinished_tests_fail_their_part(
+    found: Outcomes, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_tests, "run_tests", lambda *arguments: found)
+    results = [PartResult("a", "A")]
+    part = Part("a", "A", gpu_tests.run, weight=1, least=0)
+    run_parts([part], results, context_in(tmp_path, results), Deadline(60.0))
+    assert results[0].error is not None
+    assert error in results[0].error
+    notes = ["t.py::test_a: OSError: no", "process 0 was stopped"]
+    assert results[0].notes == [notes[0] if found.failed else notes[1]]
+    assert results[0].data["tests"]["unfinished"] == found.unfinished
+
+
+def test_a_line_that_a_killed_process_wrote_in_part_is_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "outcomes.jsonl"
+    append_outcomes(path, [("a", "collected", ""), ("b", "collected", ""), ("a", "passed", "")])
+    with path.open("a") as file:
+        file.write('["b", "pas')
+    found = read_outcomes([path, tmp_path / "none.jsonl"], ["a problem"])
+    assert found == Outcomes(1, 0, {}, ["b"], ["a problem"])
 
 
 @given(
@@ -239,10 +339,15 @@ def test_outcomes_of_pytest_are_read(tmp_path: Path) -> None:
         min_size=1,
     )
 )
-def test_the_busy_share_is_that_of_the_union(intervals: list[tuple[int, int]]) -> None:
+def test_idle_shares_are_of_what_no_interval_covers(intervals: list[tuple[int, int]]) -> None:
     busy = set().union(*(range(begin, end) for begin, end in intervals))
-    span = max(end for _, end in intervals) - min(begin for begin, _ in intervals)
-    assert busy_share(intervals) == pytest.approx(len(busy) / span)
+    first = min(begin for begin, _ in intervals)
+    span = max(end for _, end in intervals) - first
+    line = "".join("x" if first + step in busy else " " for step in range(span))
+    gaps = [len(gap) for gap in line.split("x")]
+    found = find_gaps(intervals)
+    assert found.whole == pytest.approx(sum(gaps) / span)
+    assert found.long_gaps == pytest.approx(sum(gap for gap in gaps if gap > LONG_GAP) / span)
 
 
 def test_work_of_attention() -> None:
@@ -260,13 +365,16 @@ def test_the_memory_bound_of_mistral_7b() -> None:
 
 
 def test_steps_of_a_start_add_up() -> None:
-    output = '["reading", 11.0]\nsomething else\n["checking", 12.5]\n["first token", 15.0]\n'
+    output = (
+        '["reading", 11.0]\nsomething else\n[rank 0] a warning\n[1, 2]\n'
+        '["checking: 3 layers", 12.5]\n["first token", 15.0]\n'
+    )
     start = read_start(output, began=10.0)
     assert start.seconds == 5.0
     assert start.steps == [
         ("interpreter and imports", 1.0),
         ("reading", 1.5),
-        ("checking", 2.5),
+        ("checking: 3 layers", 2.5),
     ]
 
 
