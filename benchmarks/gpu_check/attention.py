@@ -80,7 +80,7 @@ def run(context: Context) -> None:
     found: list[Measured] = []
     for case in cases(context.settings):
         context.deadline.require(_NEEDED, f"attention of {case.name}")
-        context.say(f"measuring attention of {case.name}")
+        context.progress(f"measuring attention of {case.name}")
         measured = bench.measure(case)
         found.append(measured)
         context.data("cases", [asdict(one) for one in found])
@@ -170,7 +170,7 @@ class AttentionBench:
         caches = [Cache(self._random(*of_cache), self._random(*of_cache)) for _ in range(layers)]
 
         def call() -> list[torch.Tensor]:
-            return [planned.attend(query, cache, 0) for cache in caches]
+            return [planned.attention(query, cache, 0) for cache in caches]
 
         return call
 

@@ -34,7 +34,7 @@ def find_ceilings(context: Context) -> Ceilings:
     """Return the ceilings, measured once a check."""
     found = context.findings.ceilings
     if found is None:
-        context.say("measuring copy bandwidth and a matrix product")
+        context.progress("measuring copy bandwidth and a matrix product")
         found = measure(context)
         context.findings.ceilings = found
     return found

@@ -66,7 +66,7 @@ class Context:
         """Attribute what follows to a part."""
         self._part, self.deadline = part, deadline
 
-    def say(self, line: str) -> None:
+    def progress(self, line: str) -> None:
         """Show a line of progress, with the seconds since the check began."""
         self._print_line(f"[{time.monotonic() - self._began:6.1f} s] {line}")
 
@@ -78,7 +78,7 @@ class Context:
     def note(self, line: str) -> None:
         """Add a remark to the table and to the file."""
         self._current.notes.append(line)
-        self.say(line)
+        self.progress(line)
         self._results.save()
 
     def save(self) -> None:

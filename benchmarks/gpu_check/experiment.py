@@ -64,7 +64,7 @@ def run(context: Context) -> None:
     points = [(load, name, config) for load in loads for name, config in policies.items()]
     for index, (load, name, config) in enumerate(points):
         limit = context.deadline.left / (len(points) - index)
-        context.say(f"{name}: {len(load.plan)} requests at {load.rate:g}/s")
+        context.progress(f"{name}: {len(load.plan)} requests at {load.rate:g}/s")
         try:
             point = measure_point(engine, name, config, load, context.deadline.part(2 * limit))
         except (RuntimeError, ValueError) as error:  # such as no memory for an iteration
@@ -115,7 +115,7 @@ def make_loads(context: Context, engine: LoadedEngine, speed: Speed, seconds: fl
             break
     arriving = max(_LEAST_SECONDS, _LEAST_ARRIVALS * seconds, seconds - drain)
     capacity = estimated_capacity(drawn, speed)
-    context.say(f"estimated capacity: {capacity:.3g} requests a second")
+    context.progress(f"estimated capacity: {capacity:.3g} requests a second")
     if scale != settings.output_scales[0]:
         context.note(f"answers have {scale:g} times the tokens of {_WORKLOAD}, for lack of time")
     context.data("output_scale", scale)

@@ -37,7 +37,7 @@ def run(context: Context) -> None:
         RuntimeError: a test failed, none ran although there is a GPU, or they took too long.
     """
     count = num_processes()
-    context.say(f"running the tests marked gpu, processes: {count}")
+    context.progress(f"running the tests marked gpu, processes: {count}")
     found = run_tests(test_files(), count, context.deadline, context.log)
     context.data("tests", asdict(found))
     context.figure(Figure("tests passed", found.passed))

@@ -82,7 +82,7 @@ def find_engine(context: Context) -> LoadedEngine:
     """Return the engine, loaded once a check."""
     found = context.findings.engine
     if found is None:
-        context.say(f"loading {context.settings.model.name} with random weights")
+        context.progress(f"loading {context.settings.model.name} with random weights")
         found = load(context)
         context.findings.engine = found
     return found
@@ -94,7 +94,7 @@ def load(context: Context) -> LoadedEngine:
     core, info = load_engine(
         config_folder(settings.model),
         engine_config(settings, context.device),
-        lambda line: context.say(f"  {line}"),
+        lambda line: context.progress(f"  {line}"),
     )
     scheduler = core.scheduler
     assert scheduler.model is not None

@@ -62,7 +62,7 @@ def run_parts(
             result.status = "skipped"
             context.note(f"skipped: {result.allotted:.0f} s left of the time limit")
             continue
-        context.say(f"{part.key}. {part.title}: up to {result.allotted:.0f} s")
+        context.progress(f"{part.key}. {part.title}: up to {result.allotted:.0f} s")
         run_part(part, result, context)
 
 
@@ -84,8 +84,8 @@ def run_part(part: Part, result: PartResult, context: Context) -> None:
         raise
     finally:
         result.seconds = monotonic() - began
-        context.say(f"{part.key}. {result.status} after {result.seconds:.1f} s")
+        context.progress(f"{part.key}. {result.status} after {result.seconds:.1f} s")
         if result.error is not None:
-            context.say(f"   {result.error}")
+            context.progress(f"   {result.error}")
         context.save()
         context.release_memory()

@@ -80,7 +80,7 @@ def run(context: Context) -> None:
             f"the simulator has no {gpu or 'such processor'}: constants of the H100, with the "
             "speeds measured here"
         )
-    context.say(f"simulating on {device.name}")
+    context.progress(f"simulating on {device.name}")
     setup = simulated_setup(context, engine, device, EngineConfig())
     iterations = predict_speed(setup.cost, speed)
     for prediction in iterations:

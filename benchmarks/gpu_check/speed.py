@@ -73,7 +73,7 @@ def measure_speed(context: Context) -> Speed:
             context.note(f"{count} decodes at {settings.decode_context} exceed the KV cache")
             continue
         context.deadline.require(_NEEDED, f"iterations of {count} decodes")
-        context.say(f"timing iterations of {count} decodes")
+        context.progress(f"timing iterations of {count} decodes")
         on_gpu = context.device.type == "cuda" and count == settings.idle_batch
         speed, shares = _decode_speed(engine, context, count, profiled=on_gpu)
         decodes.append(speed)
@@ -83,7 +83,7 @@ def measure_speed(context: Context) -> Speed:
     prompts = []
     for budget in settings.prompt_budgets:
         context.deadline.require(_NEEDED, f"prompts under a budget of {budget} tokens")
-        context.say(f"timing prompts under a budget of {budget} tokens")
+        context.progress(f"timing prompts under a budget of {budget} tokens")
         prompts.append(_prompt_speed(engine, settings, budget))
     return Speed(tuple(decodes), tuple(prompts), idle)
 

@@ -40,7 +40,7 @@ def measure_startup(context: Context) -> None:
     path = config_folder(context.settings.model)
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder)
-        context.say("starting the engine with an empty Triton cache")
+        context.progress("starting the engine with an empty Triton cache")
         cold = start(context, path, cache)
         context.data("cold_start", asdict(cold))
         context.figure(
@@ -51,7 +51,7 @@ def measure_startup(context: Context) -> None:
         if context.deadline.left < 2 * cold.seconds:
             context.note("no time for a start with a warm Triton cache")
             return
-        context.say("starting the engine with a warm Triton cache")
+        context.progress("starting the engine with a warm Triton cache")
         warm = start(context, path, cache)
         context.data("warm_start", asdict(warm))
         context.figure(Figure("  the same with a warm Triton cache", warm.seconds, "s"))

@@ -194,8 +194,8 @@ class TestCheck:
                 planned = plain.plan(arrays, inputs)
 
                 class Planned:
-                    def attend(self, query, cache: Cache, window: int) -> torch.Tensor:
-                        return planned.attend(query, cache, window and window + 1)
+                    def attention(self, query, cache: Cache, window: int) -> torch.Tensor:
+                        return planned.attention(query, cache, window and window + 1)
 
                 return Planned()
 
@@ -274,11 +274,11 @@ def test_padding_does_not_reach_the_output() -> None:
     arrays = step_arrays(join_parts(parts, size), size)
     query = torch.randn(2, sizes.num_heads, sizes.head_dim)
 
-    def attend() -> np.ndarray:
-        return attention.plan(arrays, Carrier(CPU).send(arrays)).attend(query, cache, 0).numpy()
+    def computed() -> np.ndarray:
+        return attention.plan(arrays, Carrier(CPU).send(arrays)).attention(query, cache, 0).numpy()
 
-    before = attend()
+    before = computed()
     cache.keys[[0, 4, 5, 6, 7]] = 1e9
     cache.values[[0, 4, 5, 6, 7]] = 1e9
     cache.values[3, 4:] = 1e9
-    assert np.array_equal(attend(), before)
+    assert np.array_equal(computed(), before)

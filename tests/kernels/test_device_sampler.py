@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,9 +36,10 @@ from sarathi.sampling.sampler import NO_TOKEN, Sampler, SamplerOutput
 # The interpreter warns of infinities, which are meant.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 
-# The interpreter takes as long for many ways as for few.
-SMALL = Tiles(block=128, ways=256)
-TINY = Tiles(block=32, ways=256)  # most rows have more candidates than fit
+# The interpreter takes as long for many ways as for few; a compiler takes much longer.
+WAYS = 256 if os.environ.get("TRITON_INTERPRET") == "1" else 4
+SMALL = Tiles(block=128, ways=WAYS)
+TINY = Tiles(block=32, ways=WAYS)  # most rows have more candidates than fit
 
 
 class ArraySampler(TorchSampler):

@@ -29,7 +29,7 @@ class Cache:
 class Planned(Protocol):
     """One step, prepared for all layers."""
 
-    def attend(self, query: torch.Tensor, cache: Cache, window: int) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, cache: Cache, window: int) -> torch.Tensor:
         """Causal attention of the new tokens over what the cache has of their sequences.
 
         Args:

@@ -93,7 +93,7 @@ def _distance(
     arrays = step_arrays(join_parts(parts, size), size)
     arrays = attention.prepare(arrays, fixed_shape=fixed_shape)
     planned = attention.plan(arrays, Carrier(device).send(arrays))
-    found = planned.attend(torch.cat(queries), cache, window).float()
+    found = planned.attention(torch.cat(queries), cache, window).float()
     right = torch.cat(expected)
     return float(((found - right).flatten(1).norm(dim=1) / right.flatten(1).norm(dim=1)).max())
 

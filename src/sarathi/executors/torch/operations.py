@@ -123,7 +123,7 @@ class TorchOperations:
             self._head_norms(layer) if self._config.qk_norm else None,
         )
         window = self._config.sliding_windows[layer]
-        return self._planned.attend(heads, cache, window).flatten(1)
+        return self._planned.attention(heads, cache, window).flatten(1)
 
     def gated(self, x: torch.Tensor, name: str, bias: bool) -> torch.Tensor:
         return self._rank.kernels.gated(self.linear(x, f"{name}.{GATE_UP}", bias))

@@ -31,7 +31,7 @@ class _Part:
     mask: torch.Tensor | None  # [sequences, 1, queries, context], -inf where nothing is seen
     causal: bool  # whether that is all up to the query
 
-    def attend(self, query: torch.Tensor, cache: Cache) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, cache: Cache) -> torch.Tensor:
         _, heads, size = query.shape
         queries = query[self.rows].view(-1, self.queries, heads, size)
         mixed: torch.Tensor = functional.scaled_dot_product_attention(
@@ -87,15 +87,15 @@ class _PlainPlan:
         self._queries = np.diff(arrays.query_starts)
         self._parts: dict[int, list[_Part]] = {}  # by window: models have one or two
 
-    def attend(self, query: torch.Tensor, cache: Cache, window: int) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, cache: Cache, window: int) -> torch.Tensor:
         if window not in self._parts:
             self._parts[window] = [*self._decodes(window), *self._prompts(window)]
         parts = self._parts[window]
         if len(parts) == 1 and isinstance(parts[0].rows, slice):
-            return parts[0].attend(query, cache)
+            return parts[0].attention(query, cache)
         mixed = torch.empty_like(query)
         for part in parts:
-            mixed[part.rows] = part.attend(query, cache)
+            mixed[part.rows] = part.attention(query, cache)
         return mixed
 
     def _decodes(self, window: int) -> Iterator[_Part]:

@@ -118,7 +118,7 @@ class TritonPlan:
         }
         self._workspace = workspace
 
-    def attend(self, query: torch.Tensor, cache: Cache, window: int) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, cache: Cache, window: int) -> torch.Tensor:
         work, tensors = self._work[window]
         return launch_attention(
             query,
