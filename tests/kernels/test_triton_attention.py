@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -281,29 +277,3 @@ class TestAttention:
         for i in range(3):
             assert torch.equal(compute([i])[0], together[i])
         assert torch.equal(compute([4, 0])[1], together[0])
-
-
-def test_kernels_compile_for_hopper(tmp_path: Path) -> None:
-    """It takes no GPU, but a process that does not interpret kernels."""
-    pytest.importorskip("triton.backends.nvidia.compiler")
-    environment = {
-        **os.environ,
-        "TRITON_CACHE_DIR": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    environment.pop("TRITON_INTERPRET", None)
-    script = Path(__file__).parent / "compile_attention.py"
-    done = subprocess.run(
-        [sys.executable, script], env=environment, capture_output=True, text=True, check=False
-    )
-    if "Cannot find ptxas" in done.stderr:
-        pytest.skip("ptxas is not installed")
-    assert not done.returncode, done.stderr
-    hybrid, decode = map(json.loads, done.stdout.splitlines())
-    for report in (hybrid, decode):
-        assert report["spilled_bytes"] <= 64
-        # ptxas waits for every single wgmma where it runs out of registers.
-        assert not report["serialized"]
-    assert hybrid["wgmma"]
-    assert decode["mma"]
-    assert decode["registers"] <= 168  # three programs of four warps on a multiprocessor

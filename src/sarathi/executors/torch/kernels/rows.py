@@ -119,10 +119,12 @@ def locate_mass(row, length, peak, sharpness, drawn, BLOCK: tl.constexpr):
     start = tl.full((), 0, tl.int32)
     before = tl.full((), 0, tl.int64)
     mass = tl.sum(mass_at(_gaps(row, start, length, peak, sharpness, BLOCK)), axis=0)
-    while (before + mass <= drawn) & (start + BLOCK < length):
-        before += mass
-        start += BLOCK
-        mass = tl.sum(mass_at(_gaps(row, start, length, peak, sharpness, BLOCK)), axis=0)
+    # Triton 3.6 does not compile a loop of which it can prove that it is never entered.
+    if length > BLOCK:
+        while (before + mass <= drawn) & (start + BLOCK < length):
+            before += mass
+            start += BLOCK
+            mass = tl.sum(mass_at(_gaps(row, start, length, peak, sharpness, BLOCK)), axis=0)
     masses = mass_at(_gaps(row, start, length, peak, sharpness, BLOCK))
     passed = before + tl.cumsum(masses, axis=0) <= drawn
     return tl.minimum(start + tl.sum(passed.to(tl.int32), axis=0), length - 1)

@@ -1,7 +1,7 @@
-"""Compile the attention kernel for a GPU that need not be there.
+"""Compile kernels for a GPU that need not be there.
 
-Run as a script, without TRITON_INTERPRET, it prints a line of JSON for each launch: the number of
-matrix instructions, and what ptxas says about registers, spills and serialized instructions.
+Run as a script, without TRITON_INTERPRET, it prints a line of JSON for each: the number of matrix
+instructions, and what ptxas says about registers, spills and serialized instructions.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Mapping
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -19,6 +21,7 @@ from triton.compiler import ASTSource
 
 from sarathi.executors.torch.attention_plan import AttentionShape, select_config
 from sarathi.executors.torch.kernels.attention import _attention
+from sarathi.executors.torch.kernels.sampling import Tiles, sample
 
 TYPES = {"bf16": 2, "fp16": 2, "fp32": 4}  # bytes
 POINTERS = ("query", "keys", "values", "output", "sinks")
@@ -54,9 +57,45 @@ def compile_attention(
         "HAS_SOFT_CAP": False,
         "HAS_SINKS": False,
     }
-    names = _attention.arg_names
+    options: dict[str, object] = {"num_warps": config.num_warps, "enable_fp_fusion": True}
+    if config.max_registers is not None:
+        options["maxnreg"] = config.max_registers
+    return {
+        "dtype": dtype,
+        "head_dim": shape.head_dim,
+        "decode_only": decode_only,
+        **compile_kernel(_attention, types, constants, options, capability),
+    }
+
+
+def compile_sample(vocab_size: int, capability: int = 90) -> dict[str, object]:
+    """Report on the kernel that samples one token for each row."""
+    tiles = Tiles()
+    types = {"logits": "*fp32", "stride": "i32", "table": "*i64", "marks": "*i32"}
+    types |= {"values": "*fp32", "columns": "*i32", "tokens": "*i64", "last_tokens": "*i64"}
+    constants = {"VOCAB": vocab_size, "BLOCK": tiles.block, "WAYS": tiles.ways}
+    options = {"num_warps": tiles.num_warps, "enable_fp_fusion": False}
+    return {
+        "vocab_size": vocab_size,
+        **compile_kernel(sample, types, constants, options, capability),
+    }
+
+
+def compile_kernel(
+    kernel: Any,
+    types: Mapping[str, str],
+    constants: Mapping[str, object],
+    options: Mapping[str, object],
+    capability: int,
+) -> dict[str, object]:
+    """Report on one kernel.
+
+    Args:
+        types: of its arguments; those that are not there are among the `constants`.
+    """
+    names = kernel.arg_names
     source = ASTSource(
-        _attention,
+        kernel,
         {name: types.get(name, "constexpr") for name in names},
         {(names.index(name),): value for name, value in constants.items()},
         # Pointers are multiples of 16 bytes, as those of tensors are.
@@ -66,14 +105,12 @@ def compile_attention(
             if types.get(name, "").startswith("*")
         },
     )
-    options = {"num_warps": config.num_warps, "enable_fp_fusion": True}
-    if config.max_registers is not None:
-        options["maxnreg"] = config.max_registers
-    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    ptx = kernel.asm["ptx"]
-    target = re.search(r"\.target (\w+)", ptx)
-    assert target is not None
-    command = [get_ptxas(capability).path, "-v", f"--gpu-name={target[1]}"]
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(source, target=target, options=dict(options))
+    ptx = compiled.asm["ptx"]
+    architecture = re.search(r"\.target (\w+)", ptx)
+    assert architecture is not None
+    command = [get_ptxas(capability).path, "-v", f"--gpu-name={architecture[1]}"]
     command += ["-o", os.devnull, "/dev/stdin"]
     done = subprocess.run(command, input=ptx, capture_output=True, text=True, check=True)
 
@@ -81,14 +118,11 @@ def compile_attention(
         return max(map(int, re.findall(pattern, done.stderr)), default=0)
 
     return {
-        "dtype": dtype,
-        "head_dim": shape.head_dim,
-        "decode_only": decode_only,
         "wgmma": ptx.count("wgmma.mma_async"),
         "mma": ptx.count("mma.sync"),
         "registers": number(r"Used (\d+) registers"),
         "spilled_bytes": number(r"(\d+) bytes spill stores"),
-        "shared_bytes": kernel.metadata.shared,
+        "shared_bytes": compiled.metadata.shared,
         "serialized": "serialized" in done.stderr,
     }
 
@@ -98,6 +132,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bf16", choices=TYPES)
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--heads", type=int, nargs=2, default=(32, 8))
+    parser.add_argument("--vocab-sizes", type=int, nargs="+", default=(300, 32000))
     parser.add_argument("--window", action="store_true")
     parser.add_argument("--capability", type=int, default=90)
     options = parser.parse_args()
@@ -111,6 +146,8 @@ def main() -> None:
             capability=options.capability,
         )
         print(json.dumps(report))
+    for vocab_size in options.vocab_sizes:
+        print(json.dumps(compile_sample(vocab_size, options.capability)))
 
 
 if __name__ == "__main__":
