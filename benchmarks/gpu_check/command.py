@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.gpu_check.deadline import Deadline
@@ -40,11 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    if find_spec("triton") is None:
+        print("gpu_check: error: triton is not installed", file=sys.stderr)
+        return 2
+    # As Ctrl-C: part processes are ended, and what has been measured is kept.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _check(args, total)
     except ModuleNotFoundError as error:
         print(f"gpu_check: error: {error}: see `make gpu-wheels`", file=sys.stderr)
         return 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check(args: argparse.Namespace, total: Deadline) -> int:

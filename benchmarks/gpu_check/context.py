@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from benchmarks.gpu_check.speed import Speed
 
 
+class SkippedError(Exception):
+    """A part cannot run; the message says why."""
+
+
 @dataclass
 class Findings:
     """Results that later parts build on; None or empty until they are there."""

@@ -15,7 +15,7 @@ from benchmarks.gpu_check import (
     gpu_tests,
     prediction,
 )
-from benchmarks.gpu_check.context import Context
+from benchmarks.gpu_check.context import Context, SkippedError
 from benchmarks.gpu_check.deadline import Deadline, interrupting
 from benchmarks.gpu_check.results import PartResult
 
@@ -60,7 +60,9 @@ def run_parts(
         context.begin(result, Deadline(result.allotted))
         if result.allotted < part.least:
             result.status = "skipped"
-            context.note(f"skipped: {result.allotted:.0f} s left of the time limit")
+            context.note(
+                f"part {part.key} skipped: its share of the time limit is {result.allotted:.1f} s"
+            )
             continue
         context.progress(f"{part.key}. {part.title}: up to {result.allotted:.0f} s")
         run_part(part, result, context)
@@ -74,6 +76,9 @@ def run_part(part: Part, result: PartResult, context: Context) -> None:
         with interrupting(result.allotted + _GRACE):
             part.run(context)
         result.status = "done"
+    except SkippedError as error:
+        result.status = "skipped"
+        context.note(f"part {part.key} skipped: {error}")
     except Exception as error:  # whatever it is, the other parts run
         result.status = "failed"
         result.error = f"{type(error).__name__}: {error}"

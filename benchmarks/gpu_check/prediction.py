@@ -11,7 +11,7 @@ import msgspec
 import torch
 
 from benchmarks.gpu_check.ceilings import Ceilings, find_ceilings
-from benchmarks.gpu_check.context import Context
+from benchmarks.gpu_check.context import Context, SkippedError
 from benchmarks.gpu_check.experiment import Point
 from benchmarks.gpu_check.loaded import LoadedEngine
 from benchmarks.gpu_check.speed import Speed
@@ -67,11 +67,11 @@ def run(context: Context) -> None:
     """Predict what the parts before have measured.
 
     Raises:
-        RuntimeError: nothing was measured.
+        SkippedError: nothing was measured.
     """
     engine, speed = context.findings.engine, context.findings.speed
     if engine is None or speed is None:
-        raise RuntimeError("there is nothing to compare with: part d or e must run before")
+        raise SkippedError("there is nothing to compare with: part d or e must run before")
     gpu, processors = _gpu(context)
     device = simulated_device(gpu, processors, find_ceilings(context))
     context.data("device", device.name)

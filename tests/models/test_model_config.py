@@ -347,7 +347,11 @@ def test_a_window_as_long_as_the_context_is_none(tmp_path: Path) -> None:
         ({"rope_theta": 1e300}, r"rope_theta is 1e\+300, expected a number from 1e-30 to 1e\+30"),
         ({"rope_scaling": {"type": "linear", "factor": 1e-50}}, "factor is 1e-50, expected a numb"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-        ({"head_dim": 15}, "rotary"),
+        ({"head_dim": 15}, "heads have 15 dimensions, expected an even number"),
+        (
+            {"hidden_size": 2**30, "num_attention_heads": 1, "num_key_value_heads": 1},
+            "heads have 1073741824 dimensions",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_named(changes: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from sarathi.executors.constants import Constants
 from sarathi.executors.openvino_library import Constant, _PagedAttentionExtension
 from sarathi.executors.openvino_library import openvino as ov
 from sarathi.executors.openvino_library import opset13 as op
+from sarathi.executors.rope_tables import F32, rope_tables
 from sarathi.models.config import ModelConfig
 from sarathi.models.decoder import (
     GATED_PROJECTIONS,
@@ -65,9 +66,9 @@ class _GraphOperations:
         self._weights: dict[str, ov.Node] = {}
         self._inputs: dict[str, ov.Node] = {}
         self._caches: list[ov.Node] = []
-        angles = np.outer(np.arange(max_position), np.array([*config.inv_freq] * 2))
-        self._cos = self._rotary_table(np.cos(angles))
-        self._sin = self._rotary_table(np.sin(angles))
+        cos, sin = rope_tables(config.inv_freq, max_position)
+        self._cos = self._rope_table(cos)
+        self._sin = self._rope_table(sin)
 
     @property
     def parameters(self) -> list[ov.Node]:
@@ -220,9 +221,10 @@ class _GraphOperations:
         """A norm's scale or a bias, always float32: too small to matter, and the fusions ask it."""
         return op.constant(self._constants[name].astype(np.float32))
 
-    def _rotary_table(self, values: np.ndarray) -> ov.Node:
-        """Rows of a [max_position, head_dim] table by position, [tokens, 1, 1, head_dim]."""
-        rows = op.gather(op.constant(values.astype(np.float32)), self._input("positions"), _ints(0))
+    def _rope_table(self, values: F32) -> ov.Node:
+        """Rows of a table by position, for both halves of a head, [tokens, 1, 1, head_dim]."""
+        table = op.constant(np.concatenate([values, values], axis=1))
+        rows = op.gather(table, self._input("positions"), _ints(0))
         return op.reshape(rows, _ints([-1, 1, 1, self._config.head_dim]), special_zero=False)
 
     def _flat(self, x: ov.Node, num_heads: int) -> ov.Node:

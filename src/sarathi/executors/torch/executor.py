@@ -25,7 +25,7 @@ from sarathi.executors.torch.elementwise import elementwise_kernels
 from sarathi.executors.torch.graphs import DecodeGraphs, graph_sizes
 from sarathi.executors.torch.group import Group, Solo
 from sarathi.executors.torch.inputs import Carrier, Inputs, StepArrays, resolve_tokens, step_arrays
-from sarathi.executors.torch.kernels import uses_triton
+from sarathi.executors.torch.kernels import check_vocabulary, uses_triton
 from sarathi.executors.torch.memory import free_memory, largest_step, release
 from sarathi.executors.torch.operations import Rank, Rotary, TorchOperations
 from sarathi.executors.torch.parameters import Parameters, Served
@@ -96,6 +96,9 @@ class TorchExecutor:
         self._max_batch_size = max_batch_size
         if self.device.type == "cpu":
             torch.set_num_threads(num_threads or usable_cores())
+        if uses_triton(self.device):
+            check_vocabulary(config.vocab_size)
+        self._attention = choose(self._local, self._dtype, self.device, deterministic)
         with _room("the weights"):
             self._parameters = Parameters(
                 ShardedWeights(weights, config, self.shard),
@@ -113,7 +116,6 @@ class TorchExecutor:
             group=group or Solo(),
             deterministic=deterministic,
         )
-        self._attention = choose(self._local, self._dtype, self.device, deterministic)
         self.block_size = self._attention.block_size
         self._carrier = Carrier(self.device)
         self._caches: dict[int, Cache] = {}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from sarathi.executors.rope_tables import rope_tables
 from sarathi.executors.torch.attention import Cache, Planned
 from sarathi.executors.torch.elementwise import (
     ACTIVATIONS,
@@ -44,11 +45,9 @@ class Rotary:
     """Cosines and sines of the rotary embedding's angles, by position."""
 
     def __init__(self, config: ModelConfig, max_position: int, device: torch.device) -> None:
-        # The angles in float64, since float32 is coarse at high positions.
-        positions = torch.arange(max_position, dtype=torch.float64)
-        angles = torch.outer(positions, torch.tensor(config.inv_freq, dtype=torch.float64))
-        self._cos = angles.cos().float().to(device)
-        self._sin = angles.sin().float().to(device)
+        cos, sin = rope_tables(config.inv_freq, max_position)
+        self._cos = torch.from_numpy(cos).to(device)
+        self._sin = torch.from_numpy(sin).to(device)
 
     def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the rows of both, [tokens, head_dim / 2] each."""

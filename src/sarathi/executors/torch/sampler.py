@@ -17,8 +17,8 @@ import triton
 from numpy.typing import NDArray
 
 from sarathi.executors.torch.arrays import to_device, to_host
+from sarathi.executors.torch.kernels import MASS_BITS, check_vocabulary
 from sarathi.executors.torch.kernels import sampling as kernels
-from sarathi.executors.torch.kernels.rows import MASS_BITS, MAX_VOCAB_SIZE
 from sarathi.executors.torch.kernels.sampling import LOGPROBS_RESULT, LOGPROBS_ROW, ROW, Tiles
 from sarathi.sampling.logprobs import TokenLogprobs, assemble
 from sarathi.sampling.params import MAX_LOGPROBS, SamplingParams
@@ -73,11 +73,10 @@ class TorchSampler:
             tiles: how the kernels work on a row; None for what suits GPUs.
 
         Raises:
-            ValueError: the vocabulary is larger than the kernels' sums allow, or the block too
-                small for the log probabilities that may be asked for.
+            ExecutorError: the vocabulary is larger than the kernels' sums allow.
+            ValueError: the block is too small for the log probabilities that may be asked for.
         """
-        if not 0 < vocab_size <= MAX_VOCAB_SIZE:
-            raise ValueError(f"vocab_size is {vocab_size}, expected at most {MAX_VOCAB_SIZE}")
+        check_vocabulary(vocab_size)
         self._tiles = tiles or Tiles()
         if self._tiles.block < MAX_LOGPROBS:
             raise ValueError(f"block is {self._tiles.block}, expected at least {MAX_LOGPROBS}")

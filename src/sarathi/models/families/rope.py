@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sarathi.models.config import MAX_HEAD_DIM, ModelError
 from sarathi.models.fields import Fields
 from sarathi.models.harmless_fields import is_harmless_rotary_field
 from sarathi.models.rotary import (
@@ -26,6 +27,10 @@ def read_inv_freq(fields: Fields, head_dim: int, max_position: int) -> Frequenci
     theta = rope.number("rope_theta", fields.number("rope_theta", 10000.0))
     length = "original_max_position_embeddings"
     original = fields.number(length, rope.number(length, max_position))
+    if head_dim % 2 or head_dim > MAX_HEAD_DIM:
+        raise ModelError(
+            f"heads have {head_dim} dimensions, expected an even number up to {MAX_HEAD_DIM}"
+        )
     plain = default_inv_freq(head_dim, theta)
     old_type = rope.text("type", "default")
     type_field = "rope_type" if "rope_type" in rope else "type"

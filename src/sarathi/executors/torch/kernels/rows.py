@@ -17,8 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-MASS_BITS = 42  # the mass of a row's largest logit is 2 ** MASS_BITS
-MAX_VOCAB_SIZE = 1 << (62 - MASS_BITS)
+from sarathi.executors.torch.kernels import MASS_BITS
 
 # What a sum adds up of each element.
 MASS, COUNT = tl.constexpr(0), tl.constexpr(1)
