@@ -72,19 +72,20 @@ class TestKernels:
         batch = PagedBatch(lengths, shape, device, HALF)
         batch.check(batch.compute(batch.plan(planner(shape))))
 
+    @pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
     @pytest.mark.parametrize(
-        ("heads", "window"), [((2, 2), 0), ((6, 2), 33), ((4, 1), 500), ((16, 2), 0)], ids=str
+        ("heads", "window"), [((2, 2), 0), ((6, 2), 33), ((4, 1), 500), ((8, 1), 0)], ids=str
     )
-    def test_random_batches(self, device, heads, window) -> None:
-        seed = heads[0]
-        rng = np.random.default_rng(seed)
-        lengths = [
-            (int(rng.choice([1, 2, rng.integers(1, 120)])), int(rng.integers(0, 300)))
-            for _ in range(rng.integers(1, 5))
-        ]
-        lengths.append((1, int(rng.integers(2000, 4096))) if window else (150, 100))
+    def test_random_batches(self, device, heads, window, dtype) -> None:
+        """Chunks of up to 300 tokens, contexts of up to 4096, decodes among them."""
+        rng = np.random.default_rng([*heads, window, dtype.itemsize])
+        lengths = [(int(rng.integers(1, 300)), int(rng.integers(0, 1000)))]
+        for _ in range(rng.integers(1, 4)):
+            new = int(rng.choice([1, 1, rng.integers(2, 40)]))
+            lengths.append((new, int(rng.integers(0, 4096 - new))))
+        rng.shuffle(lengths)
         shape = AttentionShape(*heads, 16)
-        batch = PagedBatch(lengths, shape, device, HALF, seed)
+        batch = PagedBatch(lengths, shape, device, dtype, seed=heads[0])
         config = KernelConfig(Tile(128, 64, 2), Tile(16, 64, 3), 8, None, decodes_per_sm=1)
         work = batch.plan(planner(shape, config, num_sms=8), window)
         batch.check(batch.compute(work), window)
