@@ -69,9 +69,8 @@ def run(args: argparse.Namespace) -> int:
         # Checked before the model is loaded.
         params = SamplingParams(**{"max_tokens": None, **options})
         config = engine_config(args)
-        path = locate_model(
-            args.model, config.load_format
-        ).path  # a download has a progress bar of its own
+        # Not under the status line: a download has a progress bar of its own.
+        path = locate_model(args.model, config.load_format).path
         with console.status("loading") as status:
             replies = local_replies(str(path), config, params, status.update)
         name = args.model

@@ -70,9 +70,8 @@ def run(args: argparse.Namespace) -> int:
     from sarathi.engine.llm import LLM
 
     console = Console(stderr=True)
-    path = locate_model(
-        args.model, config.load_format
-    ).path  # a download has a progress bar of its own
+    # Not under the status line: a download has a progress bar of its own.
+    path = locate_model(args.model, config.load_format).path
     with console.status("loading") as status:
         llm = LLM(str(path), config=config, report=status.update)
     if args.chat:

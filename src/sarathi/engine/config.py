@@ -20,6 +20,7 @@ DEFAULT_MIN_PREFILL_SHARE = 0.1
 DEFAULT_IN_ORDER_SHARE = 0.5
 DEFAULT_TTFT_TARGET = 5.0  # seconds
 DEFAULT_DRAIN_SECONDS = 30.0
+_USUAL_STEP = 8192  # tokens, where a latency target decides
 _DETERMINISTIC_CHUNK = 128  # tokens; not measured, or two machines would cut differently
 
 # Far beyond any machine; what is above would end in an overflow somewhere below.
@@ -141,6 +142,17 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     def latency_budget(self) -> bool:
         """Whether the budget follows from a latency target, given or derived."""
         return self.policy == "sarathi" and self.token_budget is None
+
+    def max_step_tokens(self, max_model_len: int) -> int:
+        """Return the most tokens of an iteration for which a GPU keeps memory.
+
+        Args:
+            max_model_len: tokens of the longest request.
+        """
+        most = self.fixed_budget
+        if most is None:
+            most = min(_USUAL_STEP, max_model_len) if self.latency_budget else max_model_len
+        return max(most, self.max_batch_size)
 
 
 class Launch(msgspec.Struct, frozen=True):

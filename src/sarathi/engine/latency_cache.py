@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import tempfile
 from contextlib import suppress
-from pathlib import Path
 
 import msgspec
 
-from sarathi.models.cache import cache_folder, cached_file
+from sarathi.models.cache import cache_folder, cached_file, replace_file
 from sarathi.models.config import ModelError
 
 _FORMAT = 1  # goes up when files of before can no longer be used
@@ -65,7 +62,8 @@ def keep_fastest(conditions: Conditions, measured: Measured) -> Measured:
         fastest = min(known, measured, key=lambda one: (not one.quiet, one.seconds))
         measured = Measured(fastest.seconds, fastest.quiet, known.starts + measured.starts)
     with suppress(OSError, ModelError):
-        _write(cache_folder() / _name(conditions), _Entry(_FORMAT, conditions, measured))
+        entry = _Entry(_FORMAT, conditions, measured)
+        replace_file(cache_folder() / _name(conditions), msgspec.json.encode(entry))
     return measured
 
 
@@ -79,23 +77,6 @@ def _read(conditions: Conditions) -> Measured | None:
     possible = 0 < measured.seconds < _LONGEST and math.isfinite(measured.seconds)
     usable = entry.format == _FORMAT and entry.conditions == conditions
     return measured if usable and possible and measured.starts > 0 else None
-
-
-def _write(path: Path, entry: _Entry) -> None:
-    """Replace the file at once: a reader, such as another engine, finds the old or the new one.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(msgspec.json.encode(entry))
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
 
 
 def _name(conditions: Conditions) -> str:

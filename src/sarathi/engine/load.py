@@ -34,7 +34,6 @@ from sarathi.models.model import Model, open_model, open_tokenizer
 from sarathi.scheduling import POLICIES, BlockPool, LatencyBudget, LatencyModel, Work
 
 _TRIAL_BLOCKS = max(self_check.NUM_BLOCKS, NUM_BLOCKS)
-_USUAL_STEP = 8192  # tokens, for which a GPU keeps memory where a latency target decides
 
 
 def load_engine(
@@ -157,9 +156,6 @@ def executor_options(
     Args:
         own_cores: whether all processes are on this machine, unless other engines are, too.
     """
-    max_tokens = config.fixed_budget
-    if max_tokens is None:
-        max_tokens = min(_USUAL_STEP, max_model_len) if config.latency_budget else max_model_len
     return ExecutorOptions(
         load_format=config.load_format,
         executor=config.executor,
@@ -171,7 +167,7 @@ def executor_options(
         own_cores=own_cores and config.engines_here == 1,
         first_gpu=config.number_here * config.pp * config.tp,
         max_position=max(max_model_len, self_check.MAX_POSITION),
-        max_tokens=max(max_tokens, config.max_batch_size),
+        max_tokens=config.max_step_tokens(max_model_len),
         max_batch_size=config.max_batch_size,
     )
 

@@ -23,7 +23,7 @@ class LookAhead:
         self._at = 0.0
 
     def seconds_left(self, now: float) -> float:
-        """How long to wait before the next batch is made; 0 or less: make it now."""
+        """Return how long to wait until the next batch is made; 0 or less: make it now."""
         return self._at - now
 
     def made(self, began: float, submitted: float, *, prompts: bool) -> None:

@@ -170,7 +170,7 @@ def create_executor(
 
 
 def create_runner(executor: Executor) -> Runner:
-    """What runs steps on an executor that has the whole model."""
+    """Make what runs steps on an executor that has the whole model."""
     sampler = executor.make_sampler()
     if isinstance(sampler, Sampler):
         return InlineRunner(executor, sampler)

@@ -49,7 +49,7 @@ class Executor(Protocol):
         """For the first steps: memory that only these need is given back while it lasts."""
 
     def make_sampler(self) -> StepSampler:
-        """What samples from `logits`."""
+        """Make what samples from `logits`."""
 
     def logits(self, step: Step, received: Array | None = None) -> Any:
         """Run a step of the last stage; as `execute`, but the logits stay where `make_sampler`'s

@@ -105,7 +105,7 @@ def check_model(executor: Executor, weights: Tensors) -> None:
 
 
 def checked_part(config: ModelConfig, stage: Stage) -> Stage:
-    """The stage, or its first layers where numpy would take long to compute all of them.
+    """Return the stage, or its first layers where numpy would take long for all of them.
 
     The others run the same code on weights that were loaded by the same code.
     """

@@ -56,6 +56,25 @@ def cached_file(name: str) -> Path:
     return path
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file at once: a reader, such as another process, finds the old or the new one.
+
+    The folder is made where it is missing.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(partial).replace(path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
 def _usual_folder() -> Path | None:
     given = os.environ.get("XDG_CACHE_HOME")
     if given:

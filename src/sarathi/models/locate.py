@@ -64,7 +64,7 @@ def locate(name: str) -> Located:
 
 
 def locate_config(name: str) -> Located:
-    """Resolves a config.json, a folder with one, or a hub id (of which no weights are downloaded).
+    """Resolve a config.json, a folder with one, or a hub id (of which no weights are downloaded).
 
     The path is that of the folder. Raises `ModelError` saying what is missing, and what is
     accepted.

@@ -39,7 +39,7 @@ class Running:
         return sorted([*self.decodes, *self._prompts.started], key=by_rank)
 
     def can_look_ahead(self) -> bool:
-        """Whether there are blocks for one more token of every request that decodes.
+        """Return whether there are blocks for one more token of every request that decodes.
 
         Otherwise some request has to be preempted, and none in flight can be.
         """

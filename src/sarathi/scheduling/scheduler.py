@@ -161,7 +161,8 @@ class Scheduler:
             self.running.resume_prefill(request)
 
     def take_forgotten(self) -> list[int]:
-        """The ids of the requests that have ended, with no batch under way, since the last call."""
+        """Return the ids of the requests that have ended, with no batch under way, since the last
+        call."""
         forgotten, self._forgotten = self._forgotten, []
         return forgotten
 

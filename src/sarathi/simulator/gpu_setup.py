@@ -12,7 +12,6 @@ from sarathi.simulator.overhead import OVERHEADS, EngineOverhead
 from sarathi.simulator.setup import Setup
 
 _BLOCK_SIZE = 16  # tokens
-_USUAL_BATCH = 8192  # tokens, for which memory is kept where a latency target decides
 
 
 def gpu_setup(
@@ -33,11 +32,8 @@ def gpu_setup(
         SimulationError: the model does not fit; the message shows the arithmetic.
     """
     longest = deployment.max_model_len
-    largest = config.fixed_budget
-    if largest is None:
-        largest = min(_USUAL_BATCH, longest) if config.latency_budget else longest
     memory = kv_blocks(
-        deployment, max(largest, config.max_batch_size), _BLOCK_SIZE, config.max_batch_size
+        deployment, config.max_step_tokens(longest), _BLOCK_SIZE, config.max_batch_size
     )
     description = {
         "model": deployment.model.name,

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from sarathi.models.cache import cache_folder
+from sarathi.models.cache import cache_folder, replace_file
 from sarathi.models.config import ModelError
 from sarathi.simulator.model_shape import ModelShape
 
 
 def published_config(shape: ModelShape) -> dict[str, Any]:
-    """The fields of a Hugging Face config.json that describe `shape`.
+    """Return the fields of a Hugging Face config.json that describe `shape`.
 
     Models that differ from Llama only in small things, such as biases, become Llama: what they
     cost is the same.
@@ -57,12 +55,8 @@ def config_folder(shape: ModelShape) -> Path:
     """
     folder = cache_folder() / "dummy" / shape.name
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Replaced at once: another process may be reading it.
-        handle, partial = tempfile.mkstemp(dir=folder, prefix=".")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(published_config(shape), file, indent=2)
-        Path(partial).replace(folder / "config.json")
+        text = json.dumps(published_config(shape), indent=2)
+        replace_file(folder / "config.json", text.encode())
     except OSError as error:
         raise ModelError(f"cannot write {folder}/config.json: {error.strerror}") from error
     return folder

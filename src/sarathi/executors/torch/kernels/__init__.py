@@ -11,7 +11,7 @@ MAX_VOCAB_SIZE = 1 << (62 - MASS_BITS)
 
 
 def uses_triton(device: torch.device) -> bool:
-    """Whether steps on a device are computed by Triton kernels.
+    """Return whether steps on a device are computed by Triton kernels.
 
     They are on GPUs, and under Triton's interpreter, which computes them on CPU tensors for tests.
     """
