@@ -18,16 +18,16 @@ test-kernels: $(VENV)/.test  ## run the tests of the Triton kernels in its inter
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels $(ARGS)
 
 lint: $(VENV)/.lint  ## check format, style, types
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests perf
+	$(BIN)/ruff check src tests perf
 	$(BIN)/mypy
 
 format: $(VENV)/.lint
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests perf
+	$(BIN)/ruff format src tests perf
 
 benchmark: $(VENV)/.serve  ## print the speed and memory figures of this machine
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m perf
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -49,10 +49,10 @@ $(VENV)/.lint: $(VENV)/.serve
 	touch $@
 
 bench-policies: $(VENV)/.serve  ## the paper's schedulers side by side, on the real server
-	$(BIN)/python -m benchmarks.policies
+	$(BIN)/python -m perf.policies
 
 report: $(VENV)/.report  ## measure the README's section on performance anew (about 40 minutes)
-	$(BIN)/python -m benchmarks.performance
+	$(BIN)/python -m perf.performance
 
 $(VENV)/.report: $(VENV)/.serve
 	$(PIP) --editable ".[report]"
@@ -67,10 +67,10 @@ gpu-check:  ## check the engine on a GPU (at most 7 minutes, no network)
 	  $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --no-deps \
 	    --target "$$folder" $(WHEELS)/*.whl; \
 	fi && \
-	PYTHONPATH="$$folder:$(CURDIR)/src" $(PYTHON) -m benchmarks.gpu_check $(ARGS)
+	PYTHONPATH="$$folder:$(CURDIR)/src" $(PYTHON) -m perf.gpu_check $(ARGS)
 else
 gpu-check: $(VENV)/.test
-	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
+	$(BIN)/python -m perf.gpu_check $(ARGS)
 endif
 
 # What the torch executor, the server and the tests need beside torch, triton and numpy: all that

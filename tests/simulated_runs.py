@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from sarathi.benchmark.results import ReplicaUse, Run, Simulation
+from sarathi.bench.results import ReplicaUse, Run, Simulation
 
 
 def use(

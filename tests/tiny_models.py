@@ -150,9 +150,9 @@ def _save_random(name: str, settings: dict[str, Any], folder: Path) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from sarathi.models import huggingface
-    from sarathi.models.layout import expected_shapes
+    from sarathi.models.formats import huggingface_config as huggingface
     from sarathi.models.stage import whole
+    from sarathi.models.tensor_layout import expected_shapes
 
     folder.mkdir(parents=True, exist_ok=True)
     fields = {"architectures": [f"{name}ForCausalLM"], "model_type": name.lower(), **settings}

@@ -15,7 +15,7 @@ import pytest
 import tiny_gguf
 import tiny_models
 
-from sarathi.cli.options import num_bytes
+from sarathi.cli.engine_options import num_bytes
 
 
 def sarathi(*args: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from tiny_models import save_tiny
 
+from sarathi.backends import registry as create
+from sarathi.backends.openvino.openvino_executor import OpenVinoExecutor
 from sarathi.cli.main import main
-from sarathi.engine import dry_run as module
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.dry_run import dry_run
-from sarathi.engine.load import load_engine
-from sarathi.executors import create
-from sarathi.executors.errors import ExecutorError
-from sarathi.executors.openvino import OpenVinoExecutor
-from sarathi.models.safetensors_weights import SafetensorsWeights
+from sarathi.engine.startup import dry_run as module
+from sarathi.engine.startup.dry_run import dry_run
+from sarathi.engine.startup.load import load_engine
+from sarathi.errors import ExecutorError
+from sarathi.models.formats.safetensors_weights import SafetensorsWeights
 
 FREE = 2 * 10**7  # bytes
 

@@ -15,19 +15,19 @@ import httpx
 import huggingface_hub
 import pytest
 
+from sarathi.backends import registry as create
 from sarathi.cli.main import main
-from sarathi.engine.config import ConfigError, EngineConfig
+from sarathi.engine.config import EngineConfig
 from sarathi.engine.llm import LLM
-from sarathi.engine.load import load_engine
-from sarathi.executors import create
-from sarathi.executors.errors import ExecutorError
-from sarathi.models.cache import cache_folder
-from sarathi.models.huggingface import read_config
+from sarathi.engine.startup.load import load_engine
+from sarathi.errors import ConfigError, ExecutorError
+from sarathi.models.formats.huggingface_config import read_config
 from sarathi.models.load_format import RANDOM_WEIGHTS
 from sarathi.models.locate import locate_config
-from sarathi.simulator.model_config import shape_from_config
 from sarathi.simulator.model_shape import MODELS
 from sarathi.simulator.published_config import config_folder
+from sarathi.simulator.shape_from_config import shape_from_config
+from sarathi.system.cache_folder import cache_folder
 
 START_SECONDS = 120.0
 CONFIG = {
@@ -139,7 +139,7 @@ def test_a_published_model_has_the_shape_of_the_simulators(name: str) -> None:
 def test_a_name_is_enough_for_a_dry_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sarathi.engine.dry_run.available_memory", lambda: 64 * 10**9)
+    monkeypatch.setattr("sarathi.engine.startup.dry_run.available_memory", lambda: 64 * 10**9)
     assert main(["serve", "mistral-7b", *DUMMY, "--dry-run", "--precision", "f32"]) == 0
     printed = capsys.readouterr().out
     assert "7.242 billion parameters: 32 layers of 4096, 32 heads, 8 key heads" in printed

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from sarathi.cli.errors import UsageError
 from sarathi.cli.keys import (
     add_api_key_arguments,
     add_server_key_arguments,
@@ -16,6 +15,7 @@ from sarathi.cli.keys import (
     api_keys,
 )
 from sarathi.cli.main import main
+from sarathi.errors import UsageError
 
 LENGTHS = ("--prompt-lengths", "fixed:9", "--output-lengths", "fixed:9")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-from sarathi.executors.runner import NO_SLOTS, Executor, StageTime, StepResult
-from sarathi.executors.step import I64, Step
+from sarathi.backends.runner import NO_SLOTS, StepExecutor, StepResult
+from sarathi.backends.step import I64, Step
 from sarathi.sampling.sampler import Sampler
+from sarathi.telemetry.stages import StageTime
 
 
 class Pipeline:
@@ -20,7 +21,7 @@ class Pipeline:
     """
 
     def __init__(
-        self, executor: Executor, depth: int, times: Iterable[tuple[StageTime, ...]] = ()
+        self, executor: StepExecutor, depth: int, times: Iterable[tuple[StageTime, ...]] = ()
     ) -> None:
         """
         Args:

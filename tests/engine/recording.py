@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sarathi.engine.messages import TokenOutput
-from sarathi.engine.records import IterationRecord
-from sarathi.scheduling import Batch, FinishReason, Limits, Request, Slice, Work
+from sarathi.scheduler import Batch, FinishReason, Request, Slice, StopCriteria, Work
+from sarathi.telemetry.recorder import IterationRecord
 
 START = 1000.0  # time.monotonic when recording began
 
@@ -14,7 +14,7 @@ START = 1000.0  # time.monotonic when recording began
 def request(
     request_id: int, prompt_tokens: int = 8, arrival: float = START, begun: float | None = None
 ) -> Request:
-    return Request(request_id, [1] * prompt_tokens, Limits(4), arrival, begun=begun)
+    return Request(request_id, [1] * prompt_tokens, StopCriteria(4), arrival, begun=begun)
 
 
 def prompt(of: Request, start: int, length: int) -> Slice:

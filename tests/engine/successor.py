@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from sarathi.backends.step import Step
 from sarathi.engine.core import EngineCore
 from sarathi.engine.messages import TokenOutput
-from sarathi.executors.step import Step
 from sarathi.sampling.params import SamplingParams
 
 VOCAB = 50

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from successor import EOS, VOCAB, Successor, drain, greedy, tokens
 
+from sarathi.backends.runner import InlineRunner
 from sarathi.engine.core import EngineCore
-from sarathi.engine.records import IterationRecord
-from sarathi.executors.runner import InlineRunner
 from sarathi.sampling.sampler import Sampler
-from sarathi.scheduling import (
+from sarathi.scheduler import (
     AdmissionError,
     BlockPool,
     FixedBudget,
@@ -19,6 +18,7 @@ from sarathi.scheduling import (
     Scheduler,
     Work,
 )
+from sarathi.telemetry.recorder import IterationRecord
 
 
 @pytest.fixture

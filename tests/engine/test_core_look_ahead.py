@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from successor import EOS, VOCAB, Successor, drain, greedy, tokens
 
+from sarathi.backends.runner import NO_SLOTS, InlineRunner, StepResult
+from sarathi.backends.step import I64, Step
 from sarathi.engine.core import EngineCore
 from sarathi.engine.look_ahead import LookAhead
-from sarathi.executors.runner import NO_SLOTS, InlineRunner, StageTime, StepResult
-from sarathi.executors.step import I64, Step
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import Sampler
-from sarathi.scheduling import POLICIES, BlockPool, FixedBudget, LatencyModel, Scheduler, Work
+from sarathi.scheduler import POLICIES, BlockPool, FixedBudget, LatencyModel, Scheduler, Work
+from sarathi.telemetry.stages import StageTime
 
 
 class Device:

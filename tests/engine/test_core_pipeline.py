@@ -9,13 +9,14 @@ import pytest
 from fake_pipeline import Pipeline
 from successor import EOS, VOCAB, Successor, drain, greedy, tokens
 
+from sarathi.backends.runner import InlineRunner, Runner
 from sarathi.engine.core import EngineCore
 from sarathi.engine.messages import TokenOutput
-from sarathi.engine.records import IterationRecord
-from sarathi.executors.errors import ExecutorError
-from sarathi.executors.runner import InlineRunner, Runner, StageTime
+from sarathi.errors import ExecutorError
 from sarathi.sampling.sampler import Sampler
-from sarathi.scheduling import BlockPool, FixedBudget, LatencyModel, Request, Scheduler, Work
+from sarathi.scheduler import BlockPool, FixedBudget, LatencyModel, Request, Scheduler, Work
+from sarathi.telemetry.recorder import IterationRecord
+from sarathi.telemetry.stages import StageTime
 
 # Of chunked prompts, and of short ones whose outputs outgrow the memory: KV blocks and prompts.
 CHUNKED = 40, [list(range(first, first + n)) for first, n in ((1, 30), (3, 5), (7, 17), (2, 1))]

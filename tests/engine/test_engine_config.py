@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sarathi.engine.config import ConfigError, EngineConfig
+from sarathi.engine.config import EngineConfig
+from sarathi.errors import ConfigError
 
 MOST = {
     "token_budget": 2**31 - 1,

@@ -9,11 +9,10 @@ import tiny_models
 from fake_pipeline import Pipeline
 
 from sarathi import LLM, SamplingParams
-from sarathi.engine.config import ConfigError
 from sarathi.engine.core import EngineCore
 from sarathi.engine.llm import RequestOutput
-from sarathi.models.config import ModelError
-from sarathi.scheduling import AdmissionError, BlockPool, FixedBudget, Scheduler
+from sarathi.errors import ConfigError, ModelError
+from sarathi.scheduler import AdmissionError, BlockPool, FixedBudget, Scheduler
 
 GREEDY = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
 

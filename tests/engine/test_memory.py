@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import pytest
 
-from sarathi.engine.config import ConfigError, EngineConfig
-from sarathi.engine.memory import Memory, kv_cache, memories
+from sarathi.engine.config import EngineConfig
+from sarathi.engine.startup.kv_cache_size import Memory, kv_cache, memories
+from sarathi.errors import ConfigError
 
 BLOCK_SIZE = 32
 HERE = Memory("here", 50_000, 1000)

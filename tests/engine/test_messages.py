@@ -4,10 +4,10 @@ import msgspec
 
 from sarathi.engine.messages import Submit, ToEngine
 from sarathi.sampling.params import SamplingParams
-from sarathi.scheduling import Terms
+from sarathi.scheduler import SchedulingParams
 
 
 def test_the_terms_of_a_request_cross_the_socket():
-    terms = Terms(priority=-3, tenant="key 2", ttft_target=1.5, tbt_target=0.1)
+    terms = SchedulingParams(priority=-3, tenant="key 2", ttft_target=1.5, tbt_target=0.1)
     message = Submit(7, [1, 2], SamplingParams(), 0.5, terms)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=ToEngine) == message

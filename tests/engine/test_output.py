@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sarathi.engine.messages import TokenOutput
-from sarathi.engine.output import OutputText
+from sarathi.engine.output_processor import OutputText
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
 

@@ -9,9 +9,10 @@ import pytest
 import zmq
 
 from sarathi.engine import process
-from sarathi.engine.core import Outcome
-from sarathi.engine.messages import FromEngine, Iteration, Shutdown, Stats, TokenOutput
+from sarathi.engine.core import StepOutcome
+from sarathi.engine.messages import FromEngine, Iteration, Shutdown, TokenOutput
 from sarathi.engine.process import EngineProcess, progress_line
+from sarathi.telemetry.stats import Stats
 
 
 class LongPrompt:
@@ -26,10 +27,10 @@ class LongPrompt:
     def has_work(self) -> bool:
         return self._done < self._total
 
-    def step(self) -> Outcome:
+    def step(self) -> StepOutcome:
         self.now += 0.25
         self._done += 1
-        return Outcome([] if self.has_work else [TokenOutput(0, 1)], [])
+        return StepOutcome([] if self.has_work else [TokenOutput(0, 1)], [])
 
     def check(self) -> None:
         pass

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import tiny_models
 
-from sarathi.engine.memory import KvCache
-from sarathi.engine.profile import Clocks, measure, profile, stage_seconds
-from sarathi.engine.scheduler import PAPER_DECODES, TYPICAL_DECODES, TypicalDecodes
-from sarathi.executors.contention import CpuTimes
-from sarathi.executors.openvino import BLOCK_SIZE, OpenVinoExecutor
-from sarathi.executors.runner import NOTHING_SAMPLED, InlineRunner, StageTime, StepResult
-from sarathi.executors.step import Step, check_step
+from sarathi.backends.openvino.openvino_executor import BLOCK_SIZE, OpenVinoExecutor
+from sarathi.backends.runner import NOTHING_SAMPLED, InlineRunner, StepResult
+from sarathi.backends.step import Step, check_step
+from sarathi.engine.scheduler_factory import PAPER_DECODES, TYPICAL_DECODES, TypicalDecodes
+from sarathi.engine.startup.kv_cache_size import KvCache
+from sarathi.engine.startup.profile import Clocks, measure, profile, stage_seconds
 from sarathi.models.model import open_model
 from sarathi.sampling.sampler import Sampler
-from sarathi.scheduling.latency_model import LatencyModel, Work
+from sarathi.scheduler.budget.latency_model import LatencyModel, Work
+from sarathi.system.cpu_contention import CpuTimes
+from sarathi.telemetry.stages import StageTime
 
 TYPICAL = TYPICAL_DECODES
 COEFFICIENTS = (9e-3, 3e-4, 1.5e-7, 2e-6, 1e-4)

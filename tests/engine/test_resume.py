@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sarathi.backends.runner import InlineRunner
+from sarathi.backends.step import Step
 from sarathi.engine.core import EngineCore
 from sarathi.engine.messages import TokenOutput
-from sarathi.executors.runner import InlineRunner
-from sarathi.executors.step import Step
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import Sampler
-from sarathi.scheduling import POLICIES, AdmissionError, BlockPool, FixedBudget, Scheduler
+from sarathi.scheduler import POLICIES, AdmissionError, BlockPool, FixedBudget, Scheduler
 
 VOCAB, EOS = 40, 39
 BLOCK, BLOCKS, LENGTH = 4, 24, 60

@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sarathi.engine.latency_cache import Conditions, Measured, keep_fastest
-from sarathi.engine.scheduler import TypicalDecodes, derived_target
-from sarathi.engine.target import promised_target
+from sarathi.engine.scheduler_factory import TypicalDecodes, derived_target
+from sarathi.engine.startup.latency_cache import Conditions, MeasuredLatency, keep_fastest
+from sarathi.engine.startup.latency_target import promised_target
 
 
 @pytest.fixture(autouse=True)
@@ -77,25 +77,39 @@ class TestRule:
 
 class TestFastest:
     def test_a_slower_start_keeps_what_is_known(self) -> None:
-        assert keep_fastest(CONDITIONS, Measured(0.04, True)) == Measured(0.04, True, 1)
-        assert keep_fastest(CONDITIONS, Measured(0.4, True)) == Measured(0.04, True, 2)
-        assert keep_fastest(CONDITIONS, Measured(0.03, True)) == Measured(0.03, True, 3)
-        assert keep_fastest(CONDITIONS, Measured(0.04, True)) == Measured(0.03, True, 4)
+        assert keep_fastest(CONDITIONS, MeasuredLatency(0.04, True)) == MeasuredLatency(
+            0.04, True, 1
+        )
+        assert keep_fastest(CONDITIONS, MeasuredLatency(0.4, True)) == MeasuredLatency(
+            0.04, True, 2
+        )
+        assert keep_fastest(CONDITIONS, MeasuredLatency(0.03, True)) == MeasuredLatency(
+            0.03, True, 3
+        )
+        assert keep_fastest(CONDITIONS, MeasuredLatency(0.04, True)) == MeasuredLatency(
+            0.03, True, 4
+        )
 
     def test_what_was_measured_counts_before_estimates(self) -> None:
-        keep_fastest(CONDITIONS, Measured(0.05, False))
-        assert keep_fastest(CONDITIONS, Measured(0.04, False)) == Measured(0.04, False, 2)
-        assert keep_fastest(CONDITIONS, Measured(0.06, True)) == Measured(0.06, True, 3)
-        assert keep_fastest(CONDITIONS, Measured(0.01, False)) == Measured(0.06, True, 4)
+        keep_fastest(CONDITIONS, MeasuredLatency(0.05, False))
+        assert keep_fastest(CONDITIONS, MeasuredLatency(0.04, False)) == MeasuredLatency(
+            0.04, False, 2
+        )
+        assert keep_fastest(CONDITIONS, MeasuredLatency(0.06, True)) == MeasuredLatency(
+            0.06, True, 3
+        )
+        assert keep_fastest(CONDITIONS, MeasuredLatency(0.01, False)) == MeasuredLatency(
+            0.06, True, 4
+        )
 
     @pytest.mark.parametrize(
         "change",
         [{"model": "d"}, {"processors": [0]}, {"threads": 1}, {"precision": "f32"}, {"pp": 2}],
     )
     def test_other_conditions_are_another_matter(self, change: dict[str, object]) -> None:
-        keep_fastest(CONDITIONS, Measured(0.04, True))
+        keep_fastest(CONDITIONS, MeasuredLatency(0.04, True))
         other = msgspec.structs.replace(CONDITIONS, **change)
-        assert keep_fastest(other, Measured(0.4, True)) == Measured(0.4, True, 1)
+        assert keep_fastest(other, MeasuredLatency(0.4, True)) == MeasuredLatency(0.4, True, 1)
 
     @pytest.mark.parametrize(
         "text",
@@ -109,11 +123,11 @@ class TestFastest:
         ],
     )
     def test_a_file_that_makes_no_sense_is_written_anew(self, text: bytes, folder: Path) -> None:
-        keep_fastest(CONDITIONS, Measured(0.04, True))
+        keep_fastest(CONDITIONS, MeasuredLatency(0.04, True))
         (path,) = folder.iterdir()
         path.write_bytes(text)
-        assert keep_fastest(CONDITIONS, Measured(0.4, True)) == Measured(0.4, True, 1)
-        assert keep_fastest(CONDITIONS, Measured(0.5, True)) == Measured(0.4, True, 2)
+        assert keep_fastest(CONDITIONS, MeasuredLatency(0.4, True)) == MeasuredLatency(0.4, True, 1)
+        assert keep_fastest(CONDITIONS, MeasuredLatency(0.5, True)) == MeasuredLatency(0.4, True, 2)
 
     @pytest.mark.parametrize(
         "change",
@@ -122,20 +136,20 @@ class TestFastest:
     def test_so_is_one_with_impossible_numbers(
         self, change: dict[str, float], folder: Path
     ) -> None:
-        keep_fastest(CONDITIONS, Measured(0.04, True))
+        keep_fastest(CONDITIONS, MeasuredLatency(0.04, True))
         (path,) = folder.iterdir()
         entry = msgspec.json.decode(path.read_bytes())
         entry["measured"].update(change)
         path.write_bytes(msgspec.json.encode(entry))
-        assert keep_fastest(CONDITIONS, Measured(0.4, True)) == Measured(0.4, True, 1)
+        assert keep_fastest(CONDITIONS, MeasuredLatency(0.4, True)) == MeasuredLatency(0.4, True, 1)
 
     def test_a_file_of_another_machine_under_the_same_name_is_not_believed(
         self, folder: Path
     ) -> None:
-        keep_fastest(CONDITIONS, Measured(0.04, True))
+        keep_fastest(CONDITIONS, MeasuredLatency(0.04, True))
         (path,) = folder.iterdir()
         path.write_bytes(path.read_bytes().replace(b'"A"', b'"B"'))
-        assert keep_fastest(CONDITIONS, Measured(0.4, True)) == Measured(0.4, True, 1)
+        assert keep_fastest(CONDITIONS, MeasuredLatency(0.4, True)) == MeasuredLatency(0.4, True, 1)
 
     def test_a_folder_that_cannot_be_written_is_no_error(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -143,34 +157,38 @@ class TestFastest:
         def full(*args: object, **kwargs: object) -> None:
             raise OSError(28, "No space left on device")
 
-        keep_fastest(CONDITIONS, Measured(0.04, True))
+        keep_fastest(CONDITIONS, MeasuredLatency(0.04, True))
         monkeypatch.setattr(os, "fdopen", full)
-        assert keep_fastest(CONDITIONS, Measured(0.01, True)) == Measured(0.01, True, 2)
+        assert keep_fastest(CONDITIONS, MeasuredLatency(0.01, True)) == MeasuredLatency(
+            0.01, True, 2
+        )
         assert len(list(folder.iterdir())) == 1
 
     def test_a_file_in_place_of_the_folder_is_no_error(self, folder: Path) -> None:
         folder.parent.mkdir(parents=True)
         folder.write_text("")
-        assert keep_fastest(CONDITIONS, Measured(0.04, True)) == Measured(0.04, True, 1)
+        assert keep_fastest(CONDITIONS, MeasuredLatency(0.04, True)) == MeasuredLatency(
+            0.04, True, 1
+        )
 
     def test_engines_that_start_at_the_same_time_leave_a_file_that_can_be_read(
         self, folder: Path
     ) -> None:
         def start(number: int) -> float:
-            return keep_fastest(CONDITIONS, Measured(0.1 + number / 1000, True)).seconds
+            return keep_fastest(CONDITIONS, MeasuredLatency(0.1 + number / 1000, True)).seconds
 
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(start, range(200)))
         assert all(math.isfinite(one) for one in found)
         assert len(list(folder.iterdir())) == 1
-        assert keep_fastest(CONDITIONS, Measured(0.01, True)).starts > 1
+        assert keep_fastest(CONDITIONS, MeasuredLatency(0.01, True)).starts > 1
 
 
 class TestPromise:
     def test_it_stays_the_same_when_the_machine_is_busy(self) -> None:
-        first = promised_target(CONDITIONS, Measured(0.04, True))
+        first = promised_target(CONDITIONS, MeasuredLatency(0.04, True))
         later = [
-            promised_target(CONDITIONS, Measured(seconds, quiet))
+            promised_target(CONDITIONS, MeasuredLatency(seconds, quiet))
             for seconds, quiet in ((0.3, True), (0.03, False), (0.041, True))
         ]
         assert first == (0.2, "5x a decode-only iteration of 40 ms")
@@ -178,9 +196,9 @@ class TestPromise:
         assert later[-1].reason == ("5x a decode-only iteration of 40 ms, the fastest of 4 starts")
 
     def test_an_estimate_is_told_as_one(self) -> None:
-        reason = promised_target(CONDITIONS, Measured(0.04, False)).reason
+        reason = promised_target(CONDITIONS, MeasuredLatency(0.04, False)).reason
         assert reason == "5x a decode-only iteration of 40 ms, estimated on a busy machine"
 
     def test_a_token_passes_all_stages(self) -> None:
         stages = msgspec.structs.replace(CONDITIONS, pp=3)
-        assert promised_target(stages, Measured(0.01, True)).seconds == pytest.approx(0.15)
+        assert promised_target(stages, MeasuredLatency(0.01, True)).seconds == pytest.approx(0.15)

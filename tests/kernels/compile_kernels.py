@@ -19,9 +19,9 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from sarathi.executors.torch.attention_plan import AttentionShape, select_config
-from sarathi.executors.torch.kernels.attention import _attention
-from sarathi.executors.torch.kernels.sampling import Tiles, sample
+from sarathi.backends.torch.attention_plan import AttentionShape, select_config
+from sarathi.backends.torch.kernels.attention_kernel import _attention
+from sarathi.backends.torch.kernels.sampling_kernels import Tiles, sample
 
 TYPES = {"bf16": 2, "fp16": 2, "fp32": 4}  # bytes
 POINTERS = ("query", "keys", "values", "output", "sinks")

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sarathi.executors.torch.attention_plan import AttentionPlanner, AttentionShape, Work
-from sarathi.executors.torch.kernels.attention import Workspace, launch_attention
+from sarathi.backends.torch.attention_plan import AttentionPlanner, AttentionShape, AttentionWork
+from sarathi.backends.torch.kernels.attention_kernel import Workspace, launch_attention
 
 # Largest accepted error; outputs are about 1.
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -60,7 +60,7 @@ class PagedBatch:
         self.query, self.keys, self.values = (x.to(device) for x in (self._query, keys, values))
         self.tables = torch.from_numpy(tables).to(device)
 
-    def plan(self, planner: AttentionPlanner, window: int = 0) -> Work:
+    def plan(self, planner: AttentionPlanner, window: int = 0) -> AttentionWork:
         return planner.plan(self.query_starts, self.contexts, window)
 
     def forget(self, sequence: int, num_blocks: int) -> None:
@@ -71,7 +71,7 @@ class PagedBatch:
 
     def compute(
         self,
-        work: Work,
+        work: AttentionWork,
         *,
         soft_cap: float = 0.0,
         sinks: torch.Tensor | None = None,

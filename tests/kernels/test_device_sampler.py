@@ -27,10 +27,10 @@ from sampler_contract import (
     rows,
 )
 
-from sarathi.executors.errors import ExecutorError
-from sarathi.executors.torch.kernels import MAX_VOCAB_SIZE
-from sarathi.executors.torch.kernels.sampling import Tiles
-from sarathi.executors.torch.sampler import TorchSampler
+from sarathi.backends.torch.kernels import MAX_VOCAB_SIZE
+from sarathi.backends.torch.kernels.sampling_kernels import Tiles
+from sarathi.backends.torch.torch_sampler import TorchSampler
+from sarathi.errors import ExecutorError
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import NO_TOKEN, Sampler, SamplerOutput
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from sarathi.executors.torch.attention import Cache
-from sarathi.executors.torch.elementwise import (
+from sarathi.backends.torch.attention_backend import Cache
+from sarathi.backends.torch.elementwise import (
     ElementwiseKernels,
     HeadNorms,
     NormWeights,
     TokenRows,
 )
-from sarathi.executors.torch.kernels.elementwise import TritonElementwise
-from sarathi.models.config import ModelConfig
+from sarathi.backends.torch.kernels.elementwise_kernels import TritonElementwise
+from sarathi.models.model_config import ModelConfig
 
 EPS = 1e-5
 # A unit or two in the last place, since sums are rounded differently, and the interpreter of

@@ -10,17 +10,17 @@ import pytest
 import tiny_models
 import torch
 
+from sarathi.backends.reference import reference
+from sarathi.backends.registry import create_runner
+from sarathi.backends.step import StepError, StepPart, join_parts
+from sarathi.backends.torch.overlapped_runner import OverlappedRunner
+from sarathi.backends.torch.parameters import Served
+from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.engine.core import EngineCore
-from sarathi.executors.create import create_runner
-from sarathi.executors.reference import reference
-from sarathi.executors.step import Part, StepError, join_parts
-from sarathi.executors.torch.executor import TorchExecutor
-from sarathi.executors.torch.parameters import Served
-from sarathi.executors.torch.runner import OverlappedRunner
 from sarathi.models.model import open_model
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import Sampler
-from sarathi.scheduling import BlockPool, FixedBudget, Scheduler
+from sarathi.scheduler import BlockPool, FixedBudget, Scheduler
 
 FAMILIES = ("qwen2-sliding", "qwen3-wide-heads", "falcon-180b")
 NUM_BLOCKS = 8
@@ -124,7 +124,7 @@ def test_tokens_are_those_that_the_host_would_sample(executor: TorchExecutor) ->
 
 def test_a_third_step_under_way_is_refused(executor: TorchExecutor) -> None:
     runner = create_runner(executor)
-    step = join_parts([Part([3], 0, [0], samples=True)], executor.block_size)
+    step = join_parts([StepPart([3], 0, [0], samples=True)], executor.block_size)
     for _ in range(2):
         assert runner.is_free
         runner.submit(step)
@@ -140,7 +140,7 @@ def test_a_third_step_under_way_is_refused(executor: TorchExecutor) -> None:
 def test_a_token_of_a_slot_that_is_not_there_is_refused(executor: TorchExecutor) -> None:
     runner = create_runner(executor)
     assert isinstance(runner, OverlappedRunner)
-    step = join_parts([Part([-1 - 10_000], 0, [0], samples=True)], executor.block_size)
+    step = join_parts([StepPart([-1 - 10_000], 0, [0], samples=True)], executor.block_size)
     with pytest.raises(StepError, match="token_ids"):
         runner.submit(step)
     assert runner.is_free

@@ -10,20 +10,20 @@ import pytest
 import torch
 from paged_batch import PagedBatch
 
-from sarathi.executors.errors import ExecutorError
-from sarathi.executors.step import Part, join_parts
-from sarathi.executors.torch.attention import Cache, choose
-from sarathi.executors.torch.attention_check import check_attention
-from sarathi.executors.torch.attention_plan import (
+from sarathi.backends.step import StepPart, join_parts
+from sarathi.backends.torch.attention_backend import Cache, choose
+from sarathi.backends.torch.attention_check import check_attention
+from sarathi.backends.torch.attention_plan import (
     KV_START,
     AttentionPlanner,
     AttentionShape,
     KernelConfig,
     Tile,
 )
-from sarathi.executors.torch.inputs import Carrier, StepArrays, padded, step_arrays
-from sarathi.executors.torch.triton_attention import TritonAttention
-from sarathi.models.config import ModelConfig
+from sarathi.backends.torch.step_inputs import Carrier, StepArrays, padded, step_arrays
+from sarathi.backends.torch.triton_attention import TritonAttention
+from sarathi.errors import ExecutorError
+from sarathi.models.model_config import ModelConfig
 
 # The interpreter multiplies matrices of bfloat16 as if they were integers.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -227,7 +227,7 @@ class TestAttention:
 
         def decodes(*contexts: int) -> StepArrays:
             parts = [
-                Part([1], context - 1, range(width * i, width * (i + 1)), samples=True)
+                StepPart([1], context - 1, range(width * i, width * (i + 1)), samples=True)
                 for i, context in enumerate(contexts)
             ]
             arrays = step_arrays(join_parts(parts, size), size)
@@ -266,7 +266,7 @@ class TestAttention:
         def compute(chosen: list[int]) -> list[torch.Tensor]:
             lengths = [(*watched, *mates)[i] for i in chosen]
             parts = [
-                Part([1] * new, past, range(width * (i % 3), width * (i % 3 + 1)), samples=True)
+                StepPart([1] * new, past, range(width * (i % 3), width * (i % 3 + 1)), samples=True)
                 for i, (past, new) in zip(chosen, lengths, strict=True)
             ]
             arrays = attention.prepare(step_arrays(join_parts(parts, size), size))

@@ -9,7 +9,7 @@ import tokenizers
 import transformers
 from tiny_models import VOCAB_SIZE, save_tokenizer
 
-from sarathi.models.config import ModelError
+from sarathi.errors import ModelError
 from sarathi.models.model import open_tokenizer
 
 _TEXT = "<a> <b>x<c> y<d>  <e>z</s> <f> <pad><s>"

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from sarathi.models.chat_template import ChatTemplate
-from sarathi.models.config import ModelError
+from sarathi.errors import ModelError
+from sarathi.models.tokenizers.chat_template import ChatTemplate
 
 _MESSAGES = [
     {"role": "system", "content": "Be <brief> & kind"},

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import save_tokenizer
 
-from sarathi.benchmark.workload.plan import Planned
-from sarathi.benchmark.workload.prompts import write_prompts
-from sarathi.models.config import ModelError
-from sarathi.models.dummy_tokenizer import dummy_tokenizer
+from sarathi.bench.workload.prompt_text import write_prompts
+from sarathi.bench.workload.workload import PlannedRequest
+from sarathi.errors import ModelError
 from sarathi.models.model import open_tokenizer
-from sarathi.models.tokenizer import Tokenizer
+from sarathi.models.tokenizers.dummy_tokenizer import dummy_tokenizer
+from sarathi.models.tokenizers.tokenizer import Tokenizer
 
 LEAST = 245
 SIZES = (LEAST, 256, 300, 1000, 5000, 32000)
@@ -60,7 +60,7 @@ def test_characters_of_english_per_token(size: int, least: float) -> None:
 
 
 def test_tokens_beyond_the_pairs_of_pairs_are_numbered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sarathi.models.dummy_tokenizer._LETTERS", "eta")
+    monkeypatch.setattr("sarathi.models.tokenizers.dummy_tokenizer._LETTERS", "eta")
     tokenizer = dummy_tokenizer(1000)
     assert tokenizer.vocab_size == 1000
     assert tokenizer.token(999) == "<999>"
@@ -76,7 +76,7 @@ def test_a_vocabulary_without_room_for_all_bytes_is_refused() -> None:
 def test_prompts_of_an_exact_length(size: int) -> None:
     counter = Counter(TOKENIZERS[size])
     lengths: Sequence[int] = (20, 21, 100, 1000)
-    requests = [Planned(0.0, length, 1, index, 0) for index, length in enumerate(lengths)]
+    requests = [PlannedRequest(0.0, length, 1, index, 0) for index, length in enumerate(lengths)]
     texts = write_prompts(requests, counter, "salt", 1)
     assert [counter.count(text) for text in texts] == list(lengths)
 

@@ -13,17 +13,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sarathi.executors.reference import reference
-from sarathi.executors.torch.arrays import as_array, as_tensor
-from sarathi.executors.torch.dummy import fill_dummy
-from sarathi.executors.torch.parameters import Parameters
-from sarathi.models.config import ModelConfig, ModelError
+from sarathi.backends.reference import reference
+from sarathi.backends.torch.arrays import as_array, as_tensor
+from sarathi.backends.torch.dummy_parameters import fill_dummy
+from sarathi.backends.torch.parameters import Parameters
+from sarathi.errors import ModelError
 from sarathi.models.dummy_weights import BLOCK_SIZE, DummyWeights, random_tensor
-from sarathi.models.huggingface import read_config
-from sarathi.models.layout import expected_shapes
+from sarathi.models.formats.huggingface_config import read_config
 from sarathi.models.model import open_model
+from sarathi.models.model_config import ModelConfig
 from sarathi.models.sharding import Shard, ShardedWeights, shard_shapes
 from sarathi.models.stage import whole
+from sarathi.models.tensor_layout import expected_shapes
 
 LLAMA = {
     "model_type": "llama",

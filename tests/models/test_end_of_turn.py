@@ -10,9 +10,9 @@ import tokenizers
 from tiny_gguf import write_tokenizer_gguf
 from tiny_models import VOCAB_SIZE, byte_letters, save_tokenizer
 
-from sarathi.models.config import ModelError
+from sarathi.errors import ModelError
 from sarathi.models.model import open_tokenizer
-from sarathi.models.tokenizer import Tokenizer
+from sarathi.models.tokenizers.tokenizer import Tokenizer
 
 _ENDS = [
     *("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|end|>"),

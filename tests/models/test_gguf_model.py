@@ -12,12 +12,12 @@ import pytest
 from tiny_gguf import GGUF_FAMILIES, write_gguf
 from tiny_models import overwrite_u64, save_tiny, truncate
 
-from sarathi.models.config import ModelError
-from sarathi.models.gguf_file import GgufFile
-from sarathi.models.layout import expected_shapes
+from sarathi.errors import ModelError
+from sarathi.models.formats.gguf_file import GgufFile
 from sarathi.models.locate import locate
 from sarathi.models.model import open_model, open_tokenizer
 from sarathi.models.stage import whole
+from sarathi.models.tensor_layout import expected_shapes
 
 _DEQUANTISED = (
     *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K"),
@@ -75,7 +75,7 @@ def _single_tensor(path: Path, data: np.ndarray, kind: gguf.GGMLQuantizationType
 
 @pytest.mark.parametrize("quant", _DEQUANTISED)
 def test_quantised_tensors_are_dequantised(quant: str, tmp_path: Path) -> None:
-    from sarathi.models.gguf_weights import read_tensor
+    from sarathi.models.formats.gguf_weights import read_tensor
 
     kind = gguf.GGMLQuantizationType[quant]
     block, size = gguf.GGML_QUANT_SIZES[kind]
@@ -195,7 +195,7 @@ def test_metadata_that_cannot_be_served_is_named(
 
 
 def test_linear_scaling_divides_frequencies(tmp_path: Path) -> None:
-    from sarathi.models.gguf_config import read_config
+    from sarathi.models.formats.gguf_config import read_config
 
     plain = _write_metadata(tmp_path / "a.gguf", "llama", lambda w: None)
     old = _write_metadata(
@@ -222,7 +222,7 @@ def test_linear_scaling_divides_frequencies(tmp_path: Path) -> None:
 def test_which_layers_slide(
     window: int, pattern: list[Any] | int | None, expected: tuple[int, ...], tmp_path: Path
 ) -> None:
-    from sarathi.models.gguf_config import read_config
+    from sarathi.models.formats.gguf_config import read_config
 
     def add(writer: gguf.GGUFWriter) -> None:
         writer.add_block_count(4)

@@ -15,12 +15,12 @@ from tiny_gguf import write_tokenizer_gguf
 from tiny_models import byte_letters
 from tokenizers import normalizers, pre_tokenizers, trainers
 
-from sarathi.models.config import ModelError
-from sarathi.models.gguf_tokenizer import merges_from_scores
+from sarathi.errors import ModelError
 from sarathi.models.locate import locate
 from sarathi.models.model import open_tokenizer
-from sarathi.models.pre_tokenization import KNOWN_PRE_TOKENIZERS, pre_tokenizer
-from sarathi.models.tokenizer import Tokenizer
+from sarathi.models.tokenizers.gguf_tokenizer import merges_from_scores
+from sarathi.models.tokenizers.pre_tokenization import KNOWN_PRE_TOKENIZERS, pre_tokenizer
+from sarathi.models.tokenizers.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

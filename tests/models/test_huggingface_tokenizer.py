@@ -11,7 +11,7 @@ import transformers
 from sample_texts import TEXTS
 from tiny_models import save_tokenizer, truncate
 
-from sarathi.models.config import ModelError
+from sarathi.errors import ModelError
 from sarathi.models.model import open_tokenizer
 
 

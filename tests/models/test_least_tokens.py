@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sarathi.models.locate import locate
 from sarathi.models.model import open_tokenizer
-from sarathi.models.tokenizer import Tokenizer
+from sarathi.models.tokenizers.tokenizer import Tokenizer
 
 SMOLLM2 = open_tokenizer(locate("smollm2-135m").path)
 

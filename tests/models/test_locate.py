@@ -11,10 +11,10 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from tiny_gguf import write_tokenizer_gguf
 from tiny_models import byte_letters
 
-from sarathi.models.cache import cache_folder
-from sarathi.models.config import ModelError
+from sarathi.errors import ModelError
 from sarathi.models.locate import locate
 from sarathi.models.model import open_model, open_tokenizer
+from sarathi.system.cache_folder import cache_folder
 
 
 def test_packaged_model() -> None:

@@ -9,8 +9,8 @@ import pytest
 import transformers
 from tiny_models import FAMILIES, save_tiny
 
-from sarathi.models.config import ModelError
-from sarathi.models.huggingface import read_config
+from sarathi.errors import ModelError
+from sarathi.models.formats.huggingface_config import read_config
 from sarathi.models.model import open_model
 
 _LLAMA: dict[str, Any] = {

@@ -7,9 +7,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_models import save_tiny
 
-from sarathi.models.config import ModelError
+from sarathi.errors import ModelError
 from sarathi.models.model import Model, open_model
-from sarathi.models.names import NameMap, Source, fused, renamed
+from sarathi.models.name_map import NameMap, Source, fused, renamed
 
 LAYER = "model.layers.1."
 

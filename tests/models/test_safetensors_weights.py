@@ -10,9 +10,9 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from tiny_models import overwrite_u64, save_tiny, truncate
 
-from sarathi.models.config import ModelError
+from sarathi.errors import ModelError
+from sarathi.models.formats.safetensors_weights import SafetensorsWeights
 from sarathi.models.model import open_model, open_tokenizer
-from sarathi.models.safetensors_weights import SafetensorsWeights
 
 
 @pytest.fixture

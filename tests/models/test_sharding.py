@@ -14,15 +14,17 @@ import pytest
 from tiny_gguf import GGUF_FAMILIES, write_gguf
 from tiny_models import FAMILIES, save_tiny
 
-from sarathi.executors.reference import F32, I64, _NumpyOperations, reference
-from sarathi.models import gguf_weights, mapping, safetensors_weights
-from sarathi.models.config import ModelConfig, ModelError
+from sarathi.backends.reference import F32, I64, _NumpyOperations, reference
+from sarathi.errors import ModelError
 from sarathi.models.decoder import EMBEDDING, forward, head_of
-from sarathi.models.layout import expected_shapes
+from sarathi.models.formats import gguf_weights, safetensors_weights
+from sarathi.models.formats import mapped_file as mapping
 from sarathi.models.locate import locate
 from sarathi.models.model import Model, open_model
+from sarathi.models.model_config import ModelConfig
 from sarathi.models.sharding import Shard, ShardedWeights, shard_config, shard_shapes, vocabulary
 from sarathi.models.stage import split, whole
+from sarathi.models.tensor_layout import expected_shapes
 from sarathi.models.weights import Array
 
 Checkpoints = Callable[[str, str], Model]

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tiny_models import save_tokenizer
 from tokenizers import decoders, models
 
-from sarathi.models.config import ModelError
+from sarathi.errors import ModelError
 from sarathi.models.locate import locate
 from sarathi.models.model import open_tokenizer
-from sarathi.models.tokenizer import Tokenizer
+from sarathi.models.tokenizers.tokenizer import Tokenizer
 
 _WORDS = ["▁", "▁the", "▁▁", "é", "▁日本", "a", "🎉"]
 

@@ -11,16 +11,17 @@ from typing import Any
 import httpx
 from model_info import model_info
 
-from sarathi.engine.engine import ReplicaStatus
-from sarathi.engine.generation import EngineError
-from sarathi.engine.latencies import Latencies
-from sarathi.engine.messages import ModelInfo, Stats, TokenOutput
-from sarathi.models.work_limit import WorkLimit
+from sarathi.engine.messages import ModelInfo, TokenOutput
+from sarathi.fleet.engine_api import ReplicaStatus
+from sarathi.fleet.generation import EngineError
+from sarathi.models.tokenizers.work_limit import WorkLimit
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
-from sarathi.scheduling import Terms
+from sarathi.scheduler import SchedulingParams
 from sarathi.server.access import AccessRules
 from sarathi.server.app import create_app
+from sarathi.telemetry.request_latencies import Latencies
+from sarathi.telemetry.stats import Stats
 
 MODEL = "tiny"
 EOS = 256
@@ -92,7 +93,7 @@ class TaggedTemplate:
 
 class FakeGeneration:
     def __init__(
-        self, engine: FakeEngine, prompt: list[int], params: SamplingParams, terms: Terms
+        self, engine: FakeEngine, prompt: list[int], params: SamplingParams, terms: SchedulingParams
     ) -> None:
         self.prompt = prompt
         self.params = params
@@ -167,7 +168,7 @@ class FakeEngine:
         self.script = script or (lambda prompt, params: [[b] for b in text.encode()] + [[EOS]])
 
     def submit(
-        self, prompt_ids: Sequence[int], params: SamplingParams, terms: Terms
+        self, prompt_ids: Sequence[int], params: SamplingParams, terms: SchedulingParams
     ) -> FakeGeneration:
         if self.error is not None:
             raise EngineError(self.error)
@@ -187,7 +188,7 @@ class FakeEngine:
         return generation.params
 
     @property
-    def terms(self) -> Terms:
+    def terms(self) -> SchedulingParams:
         """Of the only request."""
         (generation,) = self.generations
         return generation.terms

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from sarathi.server.access import AccessRules
 from sarathi.server.app import create_app
-from sarathi.server.connection import ConnectionLimits
+from sarathi.server.connection_limits import ConnectionLimits
 from sarathi.server.reply import until_disconnect
 from sarathi.server.run import make_server
 

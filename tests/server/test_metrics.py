@@ -7,8 +7,8 @@ import pytest
 from fake_engine import INFO, FakeEngine, call, chat, complete, events
 from prometheus_client.parser import text_string_to_metric_families
 
-from sarathi.engine.engine import ReplicaStatus
-from sarathi.engine.messages import Stats
+from sarathi.fleet.engine_api import ReplicaStatus
+from sarathi.telemetry.stats import Stats
 
 STATS = Stats(
     running=1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fake_engine import FakeEngine, call, complete, error
 
-from sarathi.engine.generation import RequestLostError
+from sarathi.fleet.generation import RequestLostError
 
 
 def scale(engine: FakeEngine, body: object, **options: object):

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from fake_engine import INFO, MODEL, FakeEngine, call, chat, complete, error
 
-from sarathi.scheduling import Terms
+from sarathi.scheduler import SchedulingParams
 
 
 def engine(**info) -> FakeEngine:
@@ -25,7 +25,7 @@ ASK = pytest.mark.parametrize("ask", [complete, chat])
 def test_a_request_that_says_nothing_asks_for_nothing(ask):
     one = engine()
     assert ask(one).status_code == 200
-    assert one.terms == Terms()
+    assert one.terms == SchedulingParams()
 
 
 @ASK

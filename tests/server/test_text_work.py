@@ -13,9 +13,9 @@ import msgspec
 import pytest
 from fake_engine import INFO, LIMIT, MODEL, ByteTokenizer, FakeEngine, call, chat, error
 
-from sarathi.models import chat_template
-from sarathi.models.chat_template import ChatTemplate
-from sarathi.models.work_limit import WorkCancelledError
+from sarathi.models.tokenizers import chat_template
+from sarathi.models.tokenizers.chat_template import ChatTemplate
+from sarathi.models.tokenizers.work_limit import WorkCancelledError
 from sarathi.server import text_pool
 from sarathi.server.app import create_app
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sarathi.simulator.devices import DEVICES
-from sarathi.simulator.gpu.attention import decode, prefill
+from sarathi.simulator.gpu.attention_cost import decode, prefill
 
 A100 = DEVICES["a100"]
 lengths = st.integers(1, 16384)

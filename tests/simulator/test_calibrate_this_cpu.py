@@ -12,14 +12,13 @@ import msgspec
 import pytest
 from test_this_cpu import log
 
-from sarathi.benchmark.client.watch import Watch, Watches
-from sarathi.benchmark.contender import Access, Contender
-from sarathi.benchmark.errors import BenchmarkError
-from sarathi.benchmark.workload.plan import Workload
-from sarathi.simulator.errors import SimulationError
-from sarathi.simulator.this_cpu import measure as module
+from sarathi.bench.client.run_listener import RunListener, RunListeners
+from sarathi.bench.target import Credentials, Target
+from sarathi.bench.workload.workload import Workload
+from sarathi.errors import BenchmarkError, SimulationError
+from sarathi.simulator.this_cpu import measure_machine as module
 from sarathi.simulator.this_cpu.machine_file import MeasuredMachine
-from sarathi.simulator.this_cpu.measure import measure_machine
+from sarathi.simulator.this_cpu.measure_machine import measure_machine
 
 WORKLOAD = Workload.from_options(prompt_lengths="fixed:100", output_lengths="fixed:10")
 
@@ -36,7 +35,7 @@ class Servers:
 
     @contextmanager
     def answering(
-        self, contender: Contender, access: Access, printed: Path
+        self, contender: Target, access: Credentials, printed: Path
     ) -> Iterator[SimpleNamespace]:
         assert contender.command is not None
         found = re.search(r"--policy (\S+) --iteration-log (\S+)", contender.command)
@@ -58,8 +57,8 @@ class Servers:
                 file.write(msgspec.json.encode(line) + b"\n")
 
     def run(self) -> MeasuredMachine:
-        def follow(title: str, count: int) -> AbstractContextManager[Watch]:
-            return nullcontext(Watches(()))
+        def follow(title: str, count: int) -> AbstractContextManager[RunListener]:
+            return nullcontext(RunListeners(()))
 
         return measure_machine(
             "a/model",

@@ -10,9 +10,11 @@ import pytest
 from deployments import cost, decodes, deployment, prompt
 
 from sarathi.cli import calibrate
-from sarathi.simulator.accuracy import HELD_OUT, accuracy_in_words, known_error
-from sarathi.simulator.calibration import ErrorRow, constants, data, error_table, fit
-from sarathi.simulator.errors import SimulationError
+from sarathi.errors import SimulationError
+from sarathi.simulator.calibration import ErrorRow, constants, error_table
+from sarathi.simulator.calibration import gpu_fit as fit
+from sarathi.simulator.calibration import measurements as data
+from sarathi.simulator.known_error import HELD_OUT, accuracy_in_words, known_error
 
 BESIDE = Path(__file__).parents[2].parent / "shared" / "calibration"
 DATA = Path(os.environ.get("SARATHI_CALIBRATION", BESIDE))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sarathi.simulator.devices import DEVICES
-from sarathi.simulator.gpu.communication import (
+from sarathi.simulator.gpu.communication_cost import (
     all_reduce_seconds,
     all_reduces,
     hop_seconds,

@@ -18,18 +18,18 @@ from hypothesis import strategies as st
 from toy import ToyCost, toy_plan, toy_setup
 from virtual_pipeline import VOCABULARY, Clock, Pipeline
 
-from sarathi.benchmark.workload.plan import Plan
+from sarathi.backends.runner import InlineRunner
+from sarathi.backends.step import Step
+from sarathi.bench.workload.workload import Plan
 from sarathi.engine.core import EngineCore
-from sarathi.engine.iteration_log import IterationLog, Line
-from sarathi.engine.records import Recorder
-from sarathi.executors.runner import InlineRunner
-from sarathi.executors.step import Step
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import Sampler
-from sarathi.scheduling import POLICIES, AdmissionError, Batch
-from sarathi.simulator.cost import BatchShape
+from sarathi.scheduler import POLICIES, AdmissionError, Batch
+from sarathi.simulator.cost_model import BatchShape
 from sarathi.simulator.setup import Setup
 from sarathi.simulator.simulation import simulate
+from sarathi.telemetry.iteration_log import IterationLine, IterationLog
+from sarathi.telemetry.recorder import Recorder
 
 Drawn = tuple[int, list[tuple[int, int, int]], list[int]]
 
@@ -233,7 +233,7 @@ def test_a_recorded_iteration_log_is_repeated(
         iteration += 1
     core.close()
 
-    decoder = msgspec.json.Decoder(Line)
+    decoder = msgspec.json.Decoder(IterationLine)
     lines = [decoder.decode(text) for text in path.read_bytes().splitlines()]
     begins = [float(round(1e6 * line.offset)) for line in lines]
     plan = toy_plan(*((begins[at], *lengths[index]) for index, at in enumerate(came)))
@@ -241,7 +241,7 @@ def test_a_recorded_iteration_log_is_repeated(
     real = [(begin, line) for begin, line in zip(begins, lines, strict=True) if line.tokens]
     lasting = [after[0] - before[0] for before, after in pairwise(real)]
     model = setup.rehearsed()
-    monkeypatch.setattr("sarathi.simulator.setup.rehearse", lambda *args: model)
+    monkeypatch.setattr("sarathi.simulator.setup.profile_latency", lambda *args: model)
     replay = Replay(iter([*lasting, 1.0]))
     found = [
         ([name for name, *_ in slices[:count]], slices[count:])

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from deployments import deployment
 
-from sarathi.simulator.errors import SimulationError
+from sarathi.errors import SimulationError
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from sarathi.metrics import Summary
-from sarathi.simulator.errors import SimulationError
-from sarathi.simulator.experiments import capacity, published
-from sarathi.simulator.experiments.jobs import Job, RateJob
-from sarathi.simulator.experiments.result import (
+from sarathi.errors import SimulationError
+from sarathi.simulator.reproduction import capacity_gains as capacity
+from sarathi.simulator.reproduction import published
+from sarathi.simulator.reproduction.capacity_job import RESOLUTION, CapacityJob, FoundCapacity
+from sarathi.simulator.reproduction.experiment import (
     UNKNOWN,
     Comparison,
     Experiment,
@@ -20,8 +20,8 @@ from sarathi.simulator.experiments.result import (
     comparison_table,
     gain,
 )
-from sarathi.simulator.experiments.searches import RESOLUTION, CapacityJob, FoundCapacity
-from sarathi.simulator.experiments.settings import (
+from sarathi.simulator.reproduction.jobs import Job, RateJob
+from sarathi.simulator.reproduction.settings import (
     ARXIV,
     MISTRAL,
     PLACES,
@@ -35,8 +35,9 @@ from sarathi.simulator.experiments.settings import (
     trace_file,
     vllm,
 )
-from sarathi.simulator.experiments.stalls import StallJob
-from sarathi.simulator.experiments.study import STUDIES, reproduce
+from sarathi.simulator.reproduction.stalls import StallJob
+from sarathi.simulator.reproduction.study import STUDIES, reproduce
+from sarathi.telemetry import Summary
 
 FEW = Options(requests=12)
 

@@ -7,12 +7,12 @@ from deployments import cost, decodes, deployment, prompt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarathi.simulator.cost import BatchShape, CostModel
+from sarathi.simulator.cost_model import BatchShape, CostModel
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
+from sarathi.simulator.engine_overhead import OVERHEADS, EngineOverhead
 from sarathi.simulator.gpu import GpuCostModel
 from sarathi.simulator.model_shape import MODELS
-from sarathi.simulator.overhead import OVERHEADS, EngineOverhead
 
 MISTRAL = cost()
 EMPTY = BatchShape(0, 0, (), 0, 0)

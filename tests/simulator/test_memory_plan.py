@@ -5,8 +5,8 @@ from deployments import deployment
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarathi.simulator.errors import SimulationError
-from sarathi.simulator.memory import GIB, kv_blocks
+from sarathi.errors import SimulationError
+from sarathi.simulator.memory_plan import GIB, kv_blocks
 
 
 @pytest.mark.parametrize(

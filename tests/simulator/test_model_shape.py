@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarathi.simulator.errors import SimulationError
-from sarathi.simulator.model_config import shape_from_config
+from sarathi.errors import SimulationError
 from sarathi.simulator.model_shape import MODELS, ModelShape
+from sarathi.simulator.shape_from_config import shape_from_config
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

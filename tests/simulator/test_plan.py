@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import ToyCost, toy_setup
 
-from sarathi.benchmark.workload.plan import Workload
-from sarathi.metrics import RequestRecord, Summary, summarise
-from sarathi.simulator.errors import SimulationError
+from sarathi.bench.workload.workload import Workload
+from sarathi.errors import SimulationError
 from sarathi.simulator.plan import planner
 from sarathi.simulator.plan.attempt import attempt
-from sarathi.simulator.plan.candidates import Candidate, Layout, Rejected, candidates, layouts
+from sarathi.simulator.plan.candidates import Candidate, DeviceLayout, Rejected, candidates, layouts
 from sarathi.simulator.plan.confirm import ConfirmJob, confirm
-from sarathi.simulator.plan.evaluate import Choice, Job, evaluate
-from sarathi.simulator.plan.front import dominates, on_front
-from sarathi.simulator.plan.planner import Planned, make_plan
-from sarathi.simulator.plan.terms import PlanTargets, PlanTerms
-from sarathi.simulator.run import SimulatedLoad, simulated_run
+from sarathi.simulator.plan.evaluate import EvaluationJob, PlanChoice, evaluate
+from sarathi.simulator.plan.pareto_front import dominates, on_front
+from sarathi.simulator.plan.plan_targets import PlanTargets, PlanTerms
+from sarathi.simulator.plan.planner import PlanResult, make_plan
+from sarathi.simulator.simulated_run import SimulatedLoad, simulated_run
+from sarathi.telemetry import RequestRecord, Summary, summarise
 
 # A request of 20 prompt tokens and 10 of an answer has 29 to be computed. With 32 in an iteration,
 # a toy of speed 1 computes one in 10 + 32 x 1 = 42 ms: at most 26.3 requests a second.
@@ -40,15 +40,15 @@ def terms(rate: float, tbt: float = 0.1, ttft: float | None = None, seed: int = 
 
 
 def candidate(device: str, speed: float, price: float, devices: int = 1) -> Candidate:
-    layout = Layout(device, devices, 1, 32)
+    layout = DeviceLayout(device, devices, 1, 32)
     return Candidate(layout, toy_setup(ToyCost(0.01 / speed, 0.001 / speed)), price)
 
 
-def plan(*those: Candidate, rate: float = 40.0, explore: float = 1.5) -> Planned:
+def plan(*those: Candidate, rate: float = 40.0, explore: float = 1.5) -> PlanResult:
     return make_plan(those, terms(rate), explore=explore, workers=1)
 
 
-def cheapest(planned: Planned) -> tuple[str, int, float]:
+def cheapest(planned: PlanResult) -> tuple[str, int, float]:
     found = planned.cheapest
     assert found is not None
     return found.layout.device, found.replicas, found.cost
@@ -88,8 +88,8 @@ def test_the_cheapest_is_the_one_worked_out_by_hand(
 
 
 def test_the_capacity_is_that_of_one_replica() -> None:
-    choice = evaluate(Job(candidate("slow", 1, 1.0), terms(100.0), None))
-    assert isinstance(choice, Choice)
+    choice = evaluate(EvaluationJob(candidate("slow", 1, 1.0), terms(100.0), None))
+    assert isinstance(choice, PlanChoice)
     assert 0.85 * SPEED_ONE < choice.capacity < 1.1 * SPEED_ONE
     assert choice.replicas == math.ceil(100 / choice.capacity)
     assert choice.rate_per_replica <= choice.capacity
@@ -101,15 +101,15 @@ def test_the_capacity_is_that_of_one_replica() -> None:
 def test_rates_between_those_of_the_search_may_save_replicas() -> None:
     # At 180/s, seven of 25.7/s each. The search ends with rates that are a factor of two apart.
     coarse = replace(terms(180.0), resolution=1.0)
-    choice = evaluate(Job(candidate("slow", 1, 1.0), coarse, None))
-    assert isinstance(choice, Choice)
+    choice = evaluate(EvaluationJob(candidate("slow", 1, 1.0), coarse, None))
+    assert isinstance(choice, PlanChoice)
     assert choice.replicas <= math.ceil(180 / SPEED_ONE)
     assert choice.capacity >= choice.rate_per_replica
 
 
 def test_more_than_the_whole_load_is_not_searched_for() -> None:
-    choice = evaluate(Job(candidate("slow", 1, 1.0), terms(2.0), None))
-    assert isinstance(choice, Choice)
+    choice = evaluate(EvaluationJob(candidate("slow", 1, 1.0), terms(2.0), None))
+    assert isinstance(choice, PlanChoice)
     assert (choice.replicas, choice.capacity, choice.open_ended) == (1, 2.0, True)
 
 
@@ -131,13 +131,13 @@ def test_what_is_left_out_changes_neither_the_cheapest_nor_the_fronts(seed: int)
             assert _within(pruned, name, limit) == _within(everything, name, limit)
 
 
-def _within(planned: Planned, front: str, limit: float) -> list[tuple[Layout, int]]:
-    members: list[Choice] = getattr(planned, front)
+def _within(planned: PlanResult, front: str, limit: float) -> list[tuple[DeviceLayout, int]]:
+    members: list[PlanChoice] = getattr(planned, front)
     return [(one.layout, one.replicas) for one in members if one.cost <= limit]
 
 
 def test_one_run_rules_out_what_needs_too_many_replicas() -> None:
-    found = evaluate(Job(candidate("slow", 1, 1.0), terms(100.0), most_replicas=2))
+    found = evaluate(EvaluationJob(candidate("slow", 1, 1.0), terms(100.0), most_replicas=2))
     assert isinstance(found, Rejected)
     assert found.kind == "costs more"
     assert found.reason.startswith("needs more than 2 replicas: at 50/s each, ")
@@ -145,9 +145,9 @@ def test_one_run_rules_out_what_needs_too_many_replicas() -> None:
 
 def test_what_is_too_slow_alone_is_never_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sarathi.simulator.plan.evaluate.attempt", None)
-    found = evaluate(Job(candidate("slow", 1, 1.0), terms(1.0, tbt=0.0109), None))
+    found = evaluate(EvaluationJob(candidate("slow", 1, 1.0), terms(1.0, tbt=0.0109), None))
     assert found == Rejected(
-        Layout("slow", 1, 1, 32),
+        DeviceLayout("slow", 1, 1, 32),
         "misses",
         "a token takes 11 ms even of a request alone, above 10.9 ms",
     )
@@ -164,10 +164,10 @@ def test_nothing_may_be_fast_enough() -> None:
 
 
 def test_a_target_of_ttft_takes_more_replicas() -> None:
-    relaxed = evaluate(Job(candidate("slow", 1, 1.0), terms(100.0), None))
-    strict = evaluate(Job(candidate("slow", 1, 1.0), terms(100.0, ttft=0.05), None))
-    assert isinstance(relaxed, Choice)
-    assert isinstance(strict, Choice)
+    relaxed = evaluate(EvaluationJob(candidate("slow", 1, 1.0), terms(100.0), None))
+    strict = evaluate(EvaluationJob(candidate("slow", 1, 1.0), terms(100.0, ttft=0.05), None))
+    assert isinstance(relaxed, PlanChoice)
+    assert isinstance(strict, PlanChoice)
     assert strict.replicas > relaxed.replicas
     assert strict.run.summary.ttft.p90 is not None
     assert strict.run.summary.ttft.p90 <= 0.05
@@ -175,12 +175,12 @@ def test_a_target_of_ttft_takes_more_replicas() -> None:
 
 def test_too_few_replicas_are_more_once_they_are_simulated_together() -> None:
     one, load = candidate("slow", 1, 1.0), terms(50.0)
-    choice = evaluate(Job(one, load, None))
-    assert isinstance(choice, Choice)
+    choice = evaluate(EvaluationJob(one, load, None))
+    assert isinstance(choice, PlanChoice)
     assert choice.replicas == 2
     few = replace(choice, replicas=1)
     found = confirm(ConfirmJob(few, one, load, "least_outstanding"))
-    assert isinstance(found, Choice)
+    assert isinstance(found, PlanChoice)
     assert (found.replicas, found.confirmed) == (2, True)
     assert found.run.simulation is not None
     assert len(found.run.simulation.replicas) == 2
@@ -190,7 +190,7 @@ def test_too_few_replicas_are_more_once_they_are_simulated_together() -> None:
 def test_what_was_too_dear_is_tried_once_the_cheapest_turns_out_dearer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def doubled(job: ConfirmJob) -> Choice | Rejected:
+    def doubled(job: ConfirmJob) -> PlanChoice | Rejected:
         cheap = job.choice.layout.device == "slow"
         return replace(
             job.choice, replicas=job.choice.replicas * (4 if cheap else 1), confirmed=True
@@ -235,7 +235,7 @@ def test_reasons_are_those_of_what_is_missed() -> None:
 
 
 def test_what_cannot_be_laid_out_has_its_reason_and_its_arithmetic() -> None:
-    def make(layout: Layout) -> object:
+    def make(layout: DeviceLayout) -> object:
         if layout.tp == 1:
             raise SimulationError("it does not fit\n1 GiB - 2 GiB = -1 GiB")
         return toy_setup()

@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 
-from sarathi.benchmark.errors import BenchmarkError
 from sarathi.cli import plan
-from sarathi.cli.errors import UsageError
+from sarathi.errors import BenchmarkError, SimulationError, UsageError
 from sarathi.simulator.devices import DEVICES
-from sarathi.simulator.errors import SimulationError
 
 LOAD = ("--prompt-lengths", "fixed:200", "--output-lengths", "fixed:20", "--max-model-len", "512")
 QUICK = ("--requests-per-point", "30", "--warm-up", "2", *LOAD)

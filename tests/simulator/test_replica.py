@@ -7,13 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import ToyCost, toy_plan, toy_setup
 
-from sarathi.metrics import Targets
-from sarathi.scheduling import Batch
+from sarathi.scheduler import Batch
 from sarathi.simulator.setup import Setup
-from sarathi.simulator.simulation import Outcome, simulate
+from sarathi.simulator.simulation import SimulationOutcome, simulate
+from sarathi.telemetry import Targets
 
 
-def played(setup: Setup, *requests: tuple[float, int, int]) -> tuple[Outcome, list[list[float]]]:
+def played(
+    setup: Setup, *requests: tuple[float, int, int]
+) -> tuple[SimulationOutcome, list[list[float]]]:
     """The outcome, and for each batch when it began and ended."""
     times: list[list[float]] = []
 

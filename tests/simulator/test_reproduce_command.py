@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from sarathi.cli import main, reproduce
-from sarathi.cli.errors import UsageError
-from sarathi.simulator.experiments.study import STUDIES
+from sarathi.errors import UsageError
+from sarathi.simulator.reproduction.study import STUDIES
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -9,14 +9,13 @@ import msgspec
 import pytest
 from toy import toy_plan
 
-from sarathi.benchmark.files import load_iterations
+from sarathi.bench.result_files import load_iterations
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.iteration_log import Line, PromptSlice
-from sarathi.simulator.cost import BatchShape
-from sarathi.simulator.errors import SimulationError
+from sarathi.errors import SimulationError
+from sarathi.simulator.cost_model import BatchShape
 from sarathi.simulator.simulation import simulate
 from sarathi.simulator.this_cpu.cpu_setup import cpu_setup
-from sarathi.simulator.this_cpu.fit import fit
+from sarathi.simulator.this_cpu.iteration_fit import fit
 from sarathi.simulator.this_cpu.machine_file import (
     MeasuredMachine,
     load_machine,
@@ -31,6 +30,7 @@ from sarathi.simulator.this_cpu.measured_cost import (
     kind,
     pieces,
 )
+from sarathi.telemetry.iteration_log import IterationLine, PromptSlice
 
 TRUTH = MeasuredCost(
     fixed=0.01,
@@ -44,7 +44,7 @@ TRUTH = MeasuredCost(
 CHANGE = 0.004
 
 
-def log(seed: int, count: int = 600, spread: float = 0.0, slow: float = 1.0) -> list[Line]:
+def log(seed: int, count: int = 600, spread: float = 0.0, slow: float = 1.0) -> list[IterationLine]:
     """Iterations of a machine that costs what the truth says, and `slow` times that if large."""
     draw = random.Random(seed)
     lines = []
@@ -63,7 +63,7 @@ def log(seed: int, count: int = 600, spread: float = 0.0, slow: float = 1.0) -> 
         model = factor * (TRUTH.stages(shape)[0] + (CHANGE if tokens != before else 0.0))
         engine = factor * TRUTH.overhead(shape)
         lines.append(
-            Line(
+            IterationLine(
                 iteration=number,
                 time=0.0,
                 offset=round(now, 6),

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from sarathi.benchmark.workload.plan import Plan
+from sarathi.bench.workload.workload import Plan
 from sarathi.engine.config import EngineConfig
-from sarathi.simulator.cost import BatchShape
+from sarathi.simulator.cost_model import BatchShape
 from sarathi.simulator.setup import Setup
 
 

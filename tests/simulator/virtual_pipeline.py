@@ -7,11 +7,12 @@ from collections import deque
 import numpy as np
 from toy import ToyCost
 
-from sarathi.executors.runner import NO_SLOTS, StageTime, StepResult
-from sarathi.executors.step import I64, Step
+from sarathi.backends.runner import NO_SLOTS, StepResult
+from sarathi.backends.step import I64, Step
 from sarathi.sampling.sampler import Sampler, SamplerOutput
-from sarathi.scheduling import Batch
-from sarathi.simulator.cost import BatchShape
+from sarathi.scheduler import Batch
+from sarathi.simulator.cost_model import BatchShape
+from sarathi.telemetry.stages import StageTime
 
 VOCABULARY = 2999
 

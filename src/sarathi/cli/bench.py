@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sarathi.cli.errors import UsageError
+from sarathi.cli.engine_options import duration, new_file, positive, utf8
 from sarathi.cli.load_options import (
     DEFAULT_URL,
     add_iteration_log_argument,
@@ -15,7 +15,7 @@ from sarathi.cli.load_options import (
     label,
     request_rate,
 )
-from sarathi.cli.options import duration, new_file, positive, utf8
+from sarathi.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,14 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """The exit code is 1 where the figures must not be used."""
     # Imported here, as in the other commands: those that do not measure need no client.
-    from sarathi.benchmark.contender import Contender, answering
-    from sarathi.benchmark.files import load_iterations, save
-    from sarathi.benchmark.measure import measure, prepare
-    from sarathi.benchmark.report import check_reports_can_be_made
-    from sarathi.benchmark.tables import print_run, run_fields
+    from sarathi.bench.measure import measure, prepare
+    from sarathi.bench.report import check_reports_can_be_made
+    from sarathi.bench.result_files import load_iterations, save
+    from sarathi.bench.target import Target, answering
+    from sarathi.bench.terminal_tables import print_run, run_fields
     from sarathi.cli.measuring import Screen, Tokens, access_of, load_of, terms_of
     from sarathi.cli.reporting import print_json, report
-    from sarathi.metrics import Targets
+    from sarathi.telemetry import Targets
 
     if args.iteration_log is not None and args.report is None:
         raise UsageError("--iteration-log needs --report: it is for its figures")
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     targets = Targets(args.ttft_target, args.tbt_target)
     terms = terms_of(args, None if targets == Targets() else targets)
     screen = Screen(quiet=args.json)
-    contender = Contender(args.label or args.url, url=args.url)
+    contender = Target(args.label or args.url, url=args.url)
     with answering(contender, access_of(args)) as subject:
         tokens.ask(subject)
         requests = prepare(load, args.rate, tokens, subject.facts.max_model_len)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sarathi.cli.errors import UsageError
+from sarathi.cli.engine_options import duration, new_file, utf8
 from sarathi.cli.keys import add_api_key_arguments, api_key
 from sarathi.cli.load_options import add_start_timeout, request_rate
-from sarathi.cli.options import duration, new_file, utf8
+from sarathi.errors import UsageError
 
 _PROMPTS, _OUTPUTS = "lognormal:430,1400", "lognormal:60,130"  # tokens
 
@@ -82,13 +82,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from sarathi.benchmark.launch import ending_on_signals
-    from sarathi.benchmark.workload.plan import Workload
+    from sarathi.bench.server_process import ending_on_signals
+    from sarathi.bench.workload.workload import Workload
     from sarathi.cli.measuring import Screen
     from sarathi.cli.reporting import print_json
     from sarathi.simulator.this_cpu.cpu_setup import NOTEWORTHY
     from sarathi.simulator.this_cpu.machine_file import new_machine_path, save_machine
-    from sarathi.simulator.this_cpu.measure import measure_machine
+    from sarathi.simulator.this_cpu.measure_machine import measure_machine
 
     screen = Screen(quiet=args.json)
     workload = Workload.from_options(
@@ -124,7 +124,8 @@ def _measure(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from sarathi.simulator.calibration import constants, error_table, report
+    from sarathi.simulator.calibration import calibration_report as report
+    from sarathi.simulator.calibration import constants, error_table
 
     errors, fitted = error_table(args.data), constants(args.data)
     print(report.as_json(errors, fitted) if args.json else report.as_text(errors, fitted))

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sarathi.cli.errors import UsageError
+from sarathi.cli.engine_options import duration, utf8
 from sarathi.cli.load_options import (
     DEFAULT_URL,
     add_fresh_argument,
@@ -18,11 +18,11 @@ from sarathi.cli.load_options import (
     add_start_timeout,
     label,
 )
-from sarathi.cli.options import duration, utf8
 from sarathi.cli.simulation_options import add_simulation_arguments, given_simulation_options
+from sarathi.errors import UsageError
 
 if TYPE_CHECKING:
-    from sarathi.benchmark.report import CapacityWithRuns
+    from sarathi.bench.report import CapacityWithRuns
 
 
 _REQUESTS = 30  # those of slow servers; others get more
@@ -87,8 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The exit code is 1 where no rate meets the target."""
-    from sarathi.benchmark.report import check_reports_can_be_made
-    from sarathi.benchmark.tables import capacity_fields, print_capacities
+    from sarathi.bench.report import check_reports_can_be_made
+    from sarathi.bench.terminal_tables import capacity_fields, print_capacities
     from sarathi.cli.measuring import Screen
     from sarathi.cli.reporting import print_json, report
 
@@ -109,14 +109,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measured(args: argparse.Namespace) -> CapacityWithRuns:
-    from sarathi.benchmark.contender import Contender
-    from sarathi.benchmark.launch import ending_on_signals
+    from sarathi.bench.server_process import ending_on_signals
+    from sarathi.bench.target import Target
     from sarathi.cli.searching import Searches
 
     for name in given_simulation_options(args):
         raise UsageError(f"--{name.replace('_', '-')} needs --simulate: it describes no server")
     url = args.url if args.url or args.start else DEFAULT_URL
-    unnamed = Contender("", url, args.start)
+    unnamed = Target("", url, args.start)
     contender = replace(unnamed, label=args.label or unnamed.server)
     with ending_on_signals():
         [found] = Searches(args, [contender]).run()

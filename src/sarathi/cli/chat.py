@@ -11,11 +11,11 @@ import httpx
 import msgspec
 from rich.console import Console
 
-from sarathi.cli.errors import UsageError
+from sarathi.cli.engine_options import add_engine_arguments, engine_config, utf8
 from sarathi.cli.keys import add_api_key_arguments, api_key
 from sarathi.cli.locating import locate_model
-from sarathi.cli.options import add_engine_arguments, engine_config, utf8
 from sarathi.engine.config import EngineConfig
+from sarathi.errors import UsageError
 from sarathi.sampling.params import SamplingParams
 
 DEFAULT_URL = "http://localhost:8000"

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sarathi.cli.errors import UsageError
+from sarathi.cli.engine_options import duration, positive, utf8
 from sarathi.cli.load_options import (
     add_fresh_argument,
     add_load_arguments,
@@ -18,10 +18,10 @@ from sarathi.cli.load_options import (
     given_search_options,
     request_rates,
 )
-from sarathi.cli.options import duration, positive, utf8
+from sarathi.errors import UsageError
 
 if TYPE_CHECKING:
-    from sarathi.benchmark.contender import Contender
+    from sarathi.bench.target import Target
 
 _ROUNDS = 2
 
@@ -88,9 +88,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sarathi.benchmark.contender import Contender
-    from sarathi.benchmark.launch import ending_on_signals
-    from sarathi.benchmark.report import check_reports_can_be_made
+    from sarathi.bench.report import check_reports_can_be_made
+    from sarathi.bench.server_process import ending_on_signals
+    from sarathi.bench.target import Target
 
     labels = [label for label, _, _ in args.contenders]
     if len(set(labels)) < 2 or len(set(labels)) < len(labels):
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     if args.arrivals == "trace":
         raise UsageError("--arrivals trace cannot be compared: a trace has one rate")
     contenders = [
-        Contender(label, command=target) if option == "--start" else Contender(label, url=target)
+        Target(label, command=target) if option == "--start" else Target(label, url=target)
         for label, option, target in args.contenders
     ]
     if args.report is not None:
@@ -118,8 +118,8 @@ def run(args: argparse.Namespace) -> int:
         return _latencies(args, contenders)
 
 
-def _capacities(args: argparse.Namespace, contenders: Sequence[Contender]) -> int:
-    from sarathi.benchmark.tables import capacity_fields, print_capacities
+def _capacities(args: argparse.Namespace, contenders: Sequence[Target]) -> int:
+    from sarathi.bench.terminal_tables import capacity_fields, print_capacities
     from sarathi.cli.reporting import print_json, report
     from sarathi.cli.searching import Searches
 
@@ -134,10 +134,10 @@ def _capacities(args: argparse.Namespace, contenders: Sequence[Contender]) -> in
     return 0 if any(result.capacity is not None for result in results) else 1
 
 
-def _latencies(args: argparse.Namespace, contenders: Sequence[Contender]) -> int:
+def _latencies(args: argparse.Namespace, contenders: Sequence[Target]) -> int:
     """The exit code is 1 where figures of a run must not be used."""
-    from sarathi.benchmark.compare import compared
-    from sarathi.benchmark.tables import print_comparison
+    from sarathi.bench.comparison import compared
+    from sarathi.bench.terminal_tables import print_comparison
     from sarathi.cli.comparing import measure_in_turns
     from sarathi.cli.measuring import Screen
     from sarathi.cli.reporting import print_json, report

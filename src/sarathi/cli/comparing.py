@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sarathi.benchmark.compare import turns
-from sarathi.benchmark.contender import Contender, answering
-from sarathi.benchmark.errors import BenchmarkError
-from sarathi.benchmark.files import save
-from sarathi.benchmark.measure import Requests, measure, prepare
-from sarathi.benchmark.numbers import milliseconds
-from sarathi.benchmark.results import Run
+from sarathi.bench.comparison import turns
+from sarathi.bench.measure import Requests, measure, prepare
+from sarathi.bench.number_format import milliseconds
+from sarathi.bench.result_files import save
+from sarathi.bench.results import Run
+from sarathi.bench.target import Target, answering
 from sarathi.cli.measuring import Screen, Tokens, access_of, load_of, terms_of, visit
+from sarathi.errors import BenchmarkError
 
 
 def measure_in_turns(
-    args: argparse.Namespace, contenders: Sequence[Contender], rounds: int, screen: Screen
+    args: argparse.Namespace, contenders: Sequence[Target], rounds: int, screen: Screen
 ) -> list[Run]:
     """Every run is saved as soon as it is done.
 

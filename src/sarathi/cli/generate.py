@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sarathi.cli.errors import UsageError
-from sarathi.cli.options import add_engine_arguments, add_model_argument, engine_config
+from sarathi.cli.engine_options import add_engine_arguments, add_model_argument, engine_config
+from sarathi.errors import UsageError
 from sarathi.sampling.params import SamplingParams
 
 if TYPE_CHECKING:

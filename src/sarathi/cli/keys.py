@@ -9,8 +9,8 @@ import argparse
 import os
 from pathlib import Path
 
-from sarathi.cli.errors import UsageError
-from sarathi.cli.options import utf8
+from sarathi.cli.engine_options import utf8
+from sarathi.errors import UsageError
 
 _MAX_FILE = 2**20  # bytes
 

@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from sarathi.cli.engine_options import duration, new_file, positive, utf8
 from sarathi.cli.keys import add_api_key_arguments
-from sarathi.cli.options import duration, new_file, positive, utf8
 
 DEFAULT_URL = "http://localhost:8000"
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sarathi.cli.errors import UsageError
-from sarathi.models.config import ModelError
+from sarathi.errors import ModelError, UsageError
 from sarathi.models.load_format import LoadFormat
 from sarathi.models.locate import Located
 

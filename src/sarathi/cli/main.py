@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from sarathi import __version__
-from sarathi.benchmark.errors import BenchmarkError
 from sarathi.cli import (
     bench,
     calibrate,
@@ -24,13 +23,16 @@ from sarathi.cli import (
     serve,
     simulate,
 )
-from sarathi.cli.errors import UsageError
-from sarathi.engine.config import ConfigError
-from sarathi.executors.errors import ExecutorError
-from sarathi.models.config import ModelError
+from sarathi.errors import (
+    BenchmarkError,
+    ConfigError,
+    ExecutorError,
+    ModelError,
+    SimulationError,
+    UsageError,
+)
 from sarathi.sampling.params import SamplingError
-from sarathi.scheduling import AdmissionError
-from sarathi.simulator.errors import SimulationError
+from sarathi.scheduler import AdmissionError
 
 _COMMANDS = {
     "serve": serve,

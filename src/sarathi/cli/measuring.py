@@ -11,15 +11,15 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.live import Live
 
-from sarathi.benchmark.client.probe import ServerFacts
-from sarathi.benchmark.client.watch import Watch, Watches
-from sarathi.benchmark.contender import Access, Contender, Subject, answering
-from sarathi.benchmark.measure import Load, Terms
-from sarathi.benchmark.progress import Progress
-from sarathi.benchmark.workload.plan import Workload
-from sarathi.benchmark.workload.tokens import LocalTokens, ServerTokens, TokenCounter
+from sarathi.bench.client.run_listener import RunListener, RunListeners
+from sarathi.bench.client.server_probe import ServerFacts
+from sarathi.bench.measure import Load, RunOptions
+from sarathi.bench.progress_line import ProgressLine
+from sarathi.bench.target import Credentials, Subject, Target, answering
+from sarathi.bench.workload.token_counter import LocalTokens, ServerTokens, TokenCounter
+from sarathi.bench.workload.workload import Workload
 from sarathi.cli.keys import api_key
-from sarathi.metrics import Targets
+from sarathi.telemetry import Targets
 
 _PATIENCE = 60.0  # seconds
 
@@ -81,14 +81,14 @@ def load_of(args: argparse.Namespace, num_requests: int, tokens: Tokens) -> Load
     return Load(workload, num_requests, args.warm_up, args.seed, salt)
 
 
-def access_of(args: argparse.Namespace) -> Access:
+def access_of(args: argparse.Namespace) -> Credentials:
     # `bench` starts nothing, but a server that it finds loading is given the same time.
     patience = getattr(args, "start_timeout", _PATIENCE)
-    return Access(args.model, args.api, api_key(args), patience, not args.no_ignore_eos)
+    return Credentials(args.model, args.api, api_key(args), patience, not args.no_ignore_eos)
 
 
-def terms_of(args: argparse.Namespace, targets: Targets | None = None) -> Terms:
-    return Terms(args.timeout, args.max_client_lag, targets)
+def terms_of(args: argparse.Namespace, targets: Targets | None = None) -> RunOptions:
+    return RunOptions(args.timeout, args.max_client_lag, targets)
 
 
 class Screen:
@@ -109,18 +109,20 @@ class Screen:
         self._console.print(line, markup=False, soft_wrap=True)
 
     @contextmanager
-    def follow(self, title: str, total: int, others: Sequence[Watch] = ()) -> Iterator[Watch]:
+    def follow(
+        self, title: str, total: int, others: Sequence[RunListener] = ()
+    ) -> Iterator[RunListener]:
         """A watch that shows a run while the context lasts, and whatever else looks on."""
         if self._console.quiet or not self._console.is_terminal:
-            yield Watches(others)
+            yield RunListeners(others)
             return
         # Drawn from the client's own loop: a thread that redraws would hold it up at any time.
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
-            yield Watches([*others, Progress(title, total, live)])
+            yield RunListeners([*others, ProgressLine(title, total, live)])
 
 
 def visit(
-    args: argparse.Namespace, contenders: Sequence[Contender], screen: Screen
+    args: argparse.Namespace, contenders: Sequence[Target], screen: Screen
 ) -> list[ServerFacts]:
     """Ask each of them once, before an hour goes by: what they are, and whether they start at all.
 

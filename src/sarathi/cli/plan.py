@@ -7,22 +7,22 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sarathi.cli.errors import UsageError
+from sarathi.cli.engine_options import duration, positive, share, utf8
 from sarathi.cli.load_options import (
     add_output_arguments,
     add_requests_argument,
     add_workload_arguments,
     request_rate,
 )
-from sarathi.cli.options import duration, positive, share, utf8
 from sarathi.cli.plan_options import budgets, exploration, numbers, prices
 from sarathi.cli.simulation_options import SimulationOptions
 from sarathi.engine.config import DEFAULT_MAX_BATCH_SIZE
-from sarathi.simulator.overhead import OVERHEADS
-from sarathi.simulator.router import ROUTERS
+from sarathi.errors import UsageError
+from sarathi.simulator.engine_overhead import OVERHEADS
+from sarathi.simulator.routing import ROUTERS
 
 if TYPE_CHECKING:
-    from sarathi.simulator.plan.candidates import Layout
+    from sarathi.simulator.plan.candidates import DeviceLayout
     from sarathi.simulator.setup import Setup
 
 _REQUESTS = 512  # a few seconds of computing for each candidate
@@ -148,16 +148,16 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The exit code is 1 where nothing meets the targets."""
-    from sarathi.benchmark.report import check_reports_can_be_made
+    from sarathi.bench.report import check_reports_can_be_made
     from sarathi.cli.measuring import Screen
     from sarathi.cli.reporting import print_json
     from sarathi.cli.simulating import model_shape, progress_bar, simulated_load
     from sarathi.simulator.plan.candidates import candidates, layouts
-    from sarathi.simulator.plan.evaluate import Choice
-    from sarathi.simulator.plan.page import write_plan
+    from sarathi.simulator.plan.evaluate import PlanChoice
+    from sarathi.simulator.plan.plan_page import write_plan
+    from sarathi.simulator.plan.plan_tables import plan_fields, print_plan
+    from sarathi.simulator.plan.plan_targets import PlanTargets, PlanTerms
     from sarathi.simulator.plan.planner import make_plan
-    from sarathi.simulator.plan.tables import plan_fields, print_plan
-    from sarathi.simulator.plan.terms import PlanTargets, PlanTerms
 
     if args.arrivals == "trace":
         raise UsageError("--arrivals trace cannot be planned for: a trace has one rate")
@@ -175,10 +175,10 @@ def run(args: argparse.Namespace) -> int:
     costs: list[float] = []
     with progress_bar(args.json) as bar:
         task = bar.add_task("plan", total=len(fit))
-        seen: set[Layout] = set()
+        seen: set[DeviceLayout] = set()
 
         def tell(one: object) -> None:
-            if isinstance(one, Choice):
+            if isinstance(one, PlanChoice):
                 costs.append(one.cost)
             seen.add(one.layout)  # type: ignore[attr-defined]
             best = f"plan: ${min(costs):.2f} an hour so far" if costs else "plan"
@@ -196,7 +196,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if planned.choices else 1
 
 
-def _setup(args: argparse.Namespace, layout: Layout) -> Setup:
+def _setup(args: argparse.Namespace, layout: DeviceLayout) -> Setup:
     """One replica, as `sarathi simulate` would make it of the same options."""
     from sarathi.cli.simulating import setup_of
 

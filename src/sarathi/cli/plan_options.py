@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 
-from sarathi.cli.options import positive
+from sarathi.cli.engine_options import positive
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.plan.candidates import DERIVED
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from sarathi.cli.errors import UsageError
-from sarathi.cli.options import positive, utf8
-from sarathi.distributed.launch import RayOptions
+from sarathi.cli.engine_options import positive, utf8
+from sarathi.errors import UsageError
+from sarathi.fleet.ray.ray_launch import RayOptions
 
 
 def add_ray_arguments(parser: argparse.ArgumentParser) -> None:

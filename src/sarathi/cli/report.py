@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sarathi.cli.engine_options import new_file
 from sarathi.cli.load_options import add_iteration_log_argument
-from sarathi.cli.options import new_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sarathi.benchmark.files import load_all, load_iterations, runs_of
-    from sarathi.benchmark.report import CapacityWithRuns
-    from sarathi.benchmark.results import Run
+    from sarathi.bench.report import CapacityWithRuns
+    from sarathi.bench.result_files import load_all, load_iterations, runs_of
+    from sarathi.bench.results import Run
     from sarathi.cli.measuring import Screen
     from sarathi.cli.reporting import report
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from sarathi.benchmark.report import CapacityWithRuns, write_report
-from sarathi.benchmark.results import Run
+from sarathi.bench.report import CapacityWithRuns, write_report
+from sarathi.bench.results import Run
 from sarathi.cli.measuring import Screen
-from sarathi.engine.iteration_log import Line
+from sarathi.telemetry.iteration_log import IterationLine
 
 
 def print_json(value: Any) -> None:
@@ -26,7 +26,7 @@ def report(
     runs: Sequence[Run],
     capacities: Sequence[CapacityWithRuns],
     screen: Screen,
-    iterations: Sequence[Line] = (),
+    iterations: Sequence[IterationLine] = (),
 ) -> None:
     """Write a page, if one is asked for.
 

@@ -6,9 +6,9 @@ import argparse
 import time
 from pathlib import Path
 
-from sarathi.cli.errors import UsageError
-from sarathi.cli.options import positive, utf8
-from sarathi.simulator.experiments.study import STUDIES
+from sarathi.cli.engine_options import positive, utf8
+from sarathi.errors import UsageError
+from sarathi.simulator.reproduction.study import STUDIES
 
 _TRACES = Path("..") / "shared" / "traces"  # where they are looked for unasked
 _REQUESTS = 1024
@@ -56,13 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sarathi.benchmark.report import check_reports_can_be_made
+    from sarathi.bench.report import check_reports_can_be_made
     from sarathi.cli.measuring import Screen
     from sarathi.cli.reporting import print_json
     from sarathi.cli.simulating import progress_bar
-    from sarathi.simulator.experiments.report import fields, write
-    from sarathi.simulator.experiments.settings import Options
-    from sarathi.simulator.experiments.study import reproduce
+    from sarathi.simulator.reproduction.reproduction_report import fields, write
+    from sarathi.simulator.reproduction.settings import Options
+    from sarathi.simulator.reproduction.study import reproduce
 
     if args.list:
         for name, study in STUDIES.items():
@@ -140,7 +140,7 @@ def _traces(given: str | None) -> str | None:
     """
     if given is None:
         return str(_TRACES.resolve()) if _TRACES.is_dir() else None
-    from sarathi.simulator.experiments.settings import SHAREGPT_FILE
+    from sarathi.simulator.reproduction.settings import SHAREGPT_FILE
 
     if not (Path(given) / SHAREGPT_FILE).is_file():
         raise UsageError(f"--traces {given} has no file {SHAREGPT_FILE}")

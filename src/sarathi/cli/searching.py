@@ -16,20 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from sarathi import __version__
-from sarathi.benchmark.capacity.capacity_search import CapacitySearch
-from sarathi.benchmark.capacity.hopeless import Hopeless
-from sarathi.benchmark.capacity.search import Search, Try
-from sarathi.benchmark.capacity.store import Store
-from sarathi.benchmark.capacity.verdict import CapacityTargets, Verdict
-from sarathi.benchmark.client.probe import ServerFacts
-from sarathi.benchmark.contender import Contender, Subject, answering
-from sarathi.benchmark.errors import BenchmarkError
-from sarathi.benchmark.machine import describe_machine
-from sarathi.benchmark.measure import measure, prepare
-from sarathi.benchmark.report import CapacityWithRuns
-from sarathi.benchmark.results import Run
+from sarathi.bench.capacity.capacity_search import CapacitySearch
+from sarathi.bench.capacity.early_stopping import EarlyStopping
+from sarathi.bench.capacity.rate_search import Search, Try
+from sarathi.bench.capacity.search_store import SearchStore
+from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
+from sarathi.bench.client.server_probe import ServerFacts
+from sarathi.bench.machine_info import describe_machine
+from sarathi.bench.measure import measure, prepare
+from sarathi.bench.report import CapacityWithRuns
+from sarathi.bench.results import Run
+from sarathi.bench.target import Subject, Target, answering
 from sarathi.cli.load_options import SearchOptions, given_search_options
 from sarathi.cli.measuring import Screen, Tokens, access_of, load_of, terms_of, visit
+from sarathi.errors import BenchmarkError
 
 _HALVINGS = 4  # of the first rate: a search may take long, but not for ever
 
@@ -37,13 +37,13 @@ _HALVINGS = 4  # of the first rate: a search may take long, but not for ever
 class Searches:
     """One search for each contender, a point of each in turn."""
 
-    def __init__(self, args: argparse.Namespace, contenders: Sequence[Contender]) -> None:
+    def __init__(self, args: argparse.Namespace, contenders: Sequence[Target]) -> None:
         """
         Raises:
             BenchmarkError: what is to be sent is missing, contradictory or out of range.
         """
         self.screen = Screen(quiet=args.json)
-        self._attempts: Counter[tuple[Contender, float, int]] = Counter()
+        self._attempts: Counter[tuple[Target, float, int]] = Counter()
         self._began = time.time()
         self._args = args
         self._contenders = contenders
@@ -79,9 +79,9 @@ class Searches:
         self.screen.say(f"{result.label}: kept in {search.store.folder}")
         return CapacityWithRuns(result, search.runs)
 
-    def _search(self, contender: Contender, stack: contextlib.ExitStack) -> CapacitySearch:
+    def _search(self, contender: Target, stack: contextlib.ExitStack) -> CapacitySearch:
         name = f"capacity-{contender.label}"
-        store = Store(self._args.results, name, self._configuration(contender))
+        store = SearchStore(self._args.results, name, self._configuration(contender))
         if self._args.fresh:
             _set_aside(store.folder)
         stack.enter_context(store.opened())
@@ -137,7 +137,7 @@ class Searches:
         with server.subject() as subject:
             subject.check()
             requests = prepare(load, rate, self._tokens, subject.facts.max_model_len)
-            hopeless = Hopeless(
+            hopeless = EarlyStopping(
                 [call.output_tokens for call in requests.calls],
                 load.warm_up,
                 self._targets,
@@ -147,7 +147,7 @@ class Searches:
             with self.screen.follow(title, len(requests.calls), [hopeless]) as watch:
                 return measure(subject, requests, terms_of(self._args), watch)
 
-    def _configuration(self, contender: Contender) -> dict[str, Any]:
+    def _configuration(self, contender: Target) -> dict[str, Any]:
         """All that a point depends on."""
         args, load = self._args, self._load
         return {
@@ -179,7 +179,7 @@ class Searches:
 class _Server:
     """A contender, started when it is first needed: points of an earlier search need none."""
 
-    contender: Contender
+    contender: Target
     args: argparse.Namespace
     log: Path
     tokens: Tokens

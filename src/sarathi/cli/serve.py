@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sarathi.cli.keys import add_server_key_arguments, admin_keys, api_keys
-from sarathi.cli.options import (
+from sarathi.cli.engine_options import (
     add_engine_arguments,
     add_model_argument,
     duration,
@@ -14,9 +13,10 @@ from sarathi.cli.options import (
     positive,
     utf8,
 )
+from sarathi.cli.keys import add_server_key_arguments, admin_keys, api_keys
 from sarathi.cli.ray_options import add_ray_arguments, ray_options
-from sarathi.distributed.launch import RayOptions
 from sarathi.engine.config import DEFAULT_DRAIN_SECONDS, MAX_REPLICAS, EngineConfig
+from sarathi.fleet.ray.ray_launch import RayOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if ray is None:
         return serve(located.path, engine, config)
 
-    from sarathi.distributed.launch import on_ray
+    from sarathi.fleet.ray.ray_launch import on_ray
 
     with on_ray(ray, engine, args.replicas, located.hub_id, say) as (spawner, engine):
         # Actors begin in folders of their own.
@@ -93,8 +93,8 @@ def _dry_run(path: Path, engine: EngineConfig, replicas: int, ray: RayOptions | 
     Raises:
         ConfigError, ExecutorError: the start would be refused.
     """
-    from sarathi.cli.dry_run import placed, print_dry_run
-    from sarathi.engine.dry_run import dry_run
+    from sarathi.cli.print_dry_run import placed, print_dry_run
+    from sarathi.engine.startup.dry_run import dry_run
 
     placement = None
     if ray is not None:

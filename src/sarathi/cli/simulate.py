@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sarathi.cli.errors import UsageError
+from sarathi.cli.engine_options import duration, new_file, positive, utf8
 from sarathi.cli.load_options import (
     add_output_arguments,
     add_workload_arguments,
     label,
     request_rate,
 )
-from sarathi.cli.options import duration, new_file, positive, utf8
 from sarathi.cli.simulation_options import add_simulation_arguments
+from sarathi.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,17 +67,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sarathi.benchmark.files import save
-    from sarathi.benchmark.report import check_reports_can_be_made
-    from sarathi.benchmark.tables import print_run, run_fields
+    from sarathi.bench.report import check_reports_can_be_made
+    from sarathi.bench.result_files import save
+    from sarathi.bench.terminal_tables import print_run, run_fields
     from sarathi.cli.measuring import Screen
     from sarathi.cli.reporting import print_json, report
     from sarathi.cli.simulating import default_label, progress_bar, setup_of, simulated_load
-    from sarathi.engine.iteration_log import Line, line_of
     from sarathi.engine.recorders import budget_unit
-    from sarathi.engine.records import IterationRecord
-    from sarathi.metrics import Targets
-    from sarathi.simulator.run import simulated_run
+    from sarathi.simulator.simulated_run import simulated_run
+    from sarathi.telemetry import Targets
+    from sarathi.telemetry.iteration_log import IterationLine, line_of
+    from sarathi.telemetry.recorder import IterationRecord
 
     if args.report is not None:
         if args.report == args.save:
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     screen = Screen(quiet=args.json)
     if args.show_memory:
         screen.say(setup.memory)
-    lines: list[Line] = []
+    lines: list[IterationLine] = []
     unit = budget_unit(setup.config)
 
     def keep(record: IterationRecord) -> None:

@@ -8,27 +8,26 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from sarathi.benchmark.capacity.verdict import CapacityTargets, Verdict
-from sarathi.benchmark.machine import describe_machine
-from sarathi.benchmark.report import CapacityWithRuns
-from sarathi.benchmark.results import Run
-from sarathi.benchmark.workload.presets import PRESETS
-from sarathi.benchmark.workload.tokens import LocalTokens
-from sarathi.cli.errors import UsageError
+from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
+from sarathi.bench.machine_info import describe_machine
+from sarathi.bench.report import CapacityWithRuns
+from sarathi.bench.results import Run
+from sarathi.bench.workload.presets import PRESETS
+from sarathi.bench.workload.token_counter import LocalTokens
 from sarathi.cli.load_options import SearchOptions, given_search_options
 from sarathi.cli.measuring import Screen, workload_of
 from sarathi.cli.simulation_options import THIS_CPU, SimulationOptions, given_simulation_options
 from sarathi.engine.config import DEFAULT_TTFT_TARGET, EngineConfig
-from sarathi.simulator.capacity import SearchTerms, find_capacity
+from sarathi.errors import SimulationError, UsageError
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
-from sarathi.simulator.errors import SimulationError
+from sarathi.simulator.engine_overhead import OVERHEADS
 from sarathi.simulator.gpu_setup import gpu_setup
-from sarathi.simulator.model_config import shape_from_config
 from sarathi.simulator.model_shape import MODELS, ModelShape
-from sarathi.simulator.overhead import OVERHEADS
-from sarathi.simulator.run import SimulatedLoad
 from sarathi.simulator.setup import Setup
+from sarathi.simulator.shape_from_config import shape_from_config
+from sarathi.simulator.simulated_capacity import SearchTerms, find_capacity
+from sarathi.simulator.simulated_run import SimulatedLoad
 from sarathi.simulator.this_cpu.cpu_setup import cpu_setup
 from sarathi.simulator.this_cpu.machine_file import load_machine, machine_path
 

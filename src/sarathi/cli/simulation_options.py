@@ -6,16 +6,16 @@ import argparse
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sarathi.cli.options import positive, share, utf8
+from sarathi.cli.engine_options import positive, share, utf8
 from sarathi.engine.config import (
     DEFAULT_IN_ORDER_SHARE,
     DEFAULT_MAX_BATCH_SIZE,
     DEFAULT_MIN_PREFILL_SHARE,
 )
-from sarathi.scheduling import POLICIES
+from sarathi.scheduler import POLICIES
 from sarathi.simulator.devices import DEVICES
-from sarathi.simulator.overhead import OVERHEADS
-from sarathi.simulator.router import ROUTERS
+from sarathi.simulator.engine_overhead import OVERHEADS
+from sarathi.simulator.routing import ROUTERS
 
 THIS_CPU = "this-cpu"
 

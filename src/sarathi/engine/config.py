@@ -9,10 +9,11 @@ from typing import Literal, get_args
 
 import msgspec
 
-from sarathi.executors.choices import Device, ExecutorName
-from sarathi.executors.precision import KvPrecision, Precision
+from sarathi.backends.options import Device, ExecutorName, KvPrecision, Precision
+from sarathi.errors import ConfigError
 from sarathi.models.load_format import LoadFormat
-from sarathi.scheduling import ORDERS, POLICIES
+from sarathi.scheduler import ORDERS, POLICIES
+from sarathi.system.machine import usable_cores
 
 DEFAULT_TOKEN_BUDGET = 256
 DEFAULT_MAX_BATCH_SIZE = 128
@@ -30,10 +31,6 @@ MAX_RANKS = 1024
 MAX_REPLICAS = 256
 
 FairBy = Literal["tenant"]
-
-
-class ConfigError(ValueError):
-    """An option is out of range; the message names it and says what is accepted."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,6 +150,20 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         if most is None:
             most = min(_USUAL_STEP, max_model_len) if self.latency_budget else max_model_len
         return max(most, self.max_batch_size)
+
+
+def share_of_machine(config: EngineConfig, replicas: int, number: int = 0) -> EngineConfig:
+    """For one of several engines on the same machine: its part of the cores, GPUs and memory.
+
+    Args:
+        number: of the engine among them.
+    """
+    threads = config.threads
+    if threads is None:
+        threads = max(1, usable_cores() // (replicas * config.pp * config.tp))
+    return msgspec.structs.replace(
+        config, threads=threads, engines_here=replicas, number_here=number
+    )
 
 
 class Launch(msgspec.Struct, frozen=True):

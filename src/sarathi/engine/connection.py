@@ -14,7 +14,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
-from sarathi.executors.sockets import SocketFolder, bind
+from sarathi.system.sockets import SocketFolder, bind
 
 SILENCE = 10.0  # seconds
 _HEARTBEAT = 1.0  # seconds between two
@@ -70,7 +70,7 @@ class Listener:
         self._folder.remove()
 
 
-class Connection:
+class EngineConnection:
     """The engine process's end."""
 
     def __init__(self, endpoint: str) -> None:

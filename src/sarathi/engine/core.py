@@ -9,34 +9,35 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sarathi.backends.runner import NO_SLOTS, NOTHING_SAMPLED, Runner, StepResult
+from sarathi.backends.step import build_step
+from sarathi.engine.latency_observer import LatencyObserver
 from sarathi.engine.look_ahead import LookAhead
-from sarathi.engine.messages import Refusal, Stats, TokenOutput
-from sarathi.engine.pace import Pace
-from sarathi.engine.records import IterationRecord, Recorder
-from sarathi.engine.stage_totals import StageTotals
-from sarathi.executors.runner import NO_SLOTS, NOTHING_SAMPLED, Runner, StepResult
-from sarathi.executors.step import build_step
+from sarathi.engine.messages import Refusal, TokenOutput
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import NO_TOKEN, SamplerOutput
-from sarathi.scheduling import (
+from sarathi.scheduler import (
     Accuracy,
     AdmissionError,
     Batch,
-    Limits,
     Request,
     Scheduler,
-    Terms,
+    SchedulingParams,
+    StopCriteria,
 )
+from sarathi.telemetry.recorder import IterationRecord, Recorder
+from sarathi.telemetry.stages import StageTotals
+from sarathi.telemetry.stats import Stats
 
-_NO_TERMS = Terms()
+_NO_TERMS = SchedulingParams()
 _NO_TOKEN = "no token can be chosen: all are barred, or the model gave no finite logits"
 _NO_MODEL = Accuracy()
 _WAIT = 0.005  # seconds until a request may have come that could be scheduled
 _NOT_COMPUTED = StepResult(NOTHING_SAMPLED, ())
 
 
-class Outcome(NamedTuple):
+class StepOutcome(NamedTuple):
     """What one iteration gave to the requests that took part."""
 
     outputs: list[TokenOutput]
@@ -78,7 +79,7 @@ class EngineCore:
         self._under_way: deque[_UnderWay] = deque()
         self._fresh = True  # there was no work before the next batch
         self._exhausted = False  # nothing can be scheduled beside what is under way
-        self._pace = Pace(scheduler.model)
+        self._pace = LatencyObserver(scheduler.model)
         self._look_ahead = LookAhead()
         self._executed = 0.0  # when the batch before had been computed
         self._stages = StageTotals()
@@ -89,7 +90,7 @@ class EngineCore:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         arrival: float,
-        terms: Terms = _NO_TERMS,
+        terms: SchedulingParams = _NO_TERMS,
         output_ids: Sequence[int] = (),
     ) -> None:
         """Queue a request.
@@ -114,7 +115,7 @@ class EngineCore:
                     f"the {name} holds a token id outside the vocabulary of 0 to {vocab_size - 1}"
                 )
         stop_ids = frozenset(params.stop_token_ids)
-        limits = Limits(
+        limits = StopCriteria(
             max_tokens=params.max_tokens or room,
             min_tokens=params.min_tokens,
             stop_ids=stop_ids if params.ignore_eos else stop_ids.union(self._eos_ids),
@@ -153,7 +154,7 @@ class EngineCore:
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
-    def step(self) -> Outcome:
+    def step(self) -> StepOutcome:
         """Put a batch under way if the runner is free, and complete the oldest if it is computed.
 
         With one stage that is one iteration: at most one token for every running request. With
@@ -167,7 +168,7 @@ class EngineCore:
         try:
             self._fill()
             if not (self._under_way and self._runner.wait(self._wait_seconds())):
-                return Outcome([], [])
+                return StepOutcome([], [])
             computed = self._runner.result()
             ended = time.monotonic()
             completed = self._under_way.popleft()
@@ -211,7 +212,7 @@ class EngineCore:
             under_way.append(_UnderWay(batch, began, scheduled, submitted, self._fresh))
             self._fresh = False
 
-    def _complete(self, under_way: _UnderWay, computed: StepResult, sampled: float) -> Outcome:
+    def _complete(self, under_way: _UnderWay, computed: StepResult, sampled: float) -> StepOutcome:
         batch = under_way.batch
         executed = sampled - computed.sampling
         self._exhausted = False
@@ -235,7 +236,7 @@ class EngineCore:
         if not self.scheduler.has_work:
             self.scheduler.check()
             self.rest()
-        return Outcome(outputs, [Refusal(request.id, _NO_TOKEN) for request in failed])
+        return StepOutcome(outputs, [Refusal(request.id, _NO_TOKEN) for request in failed])
 
     def _abandon(self) -> None:
         try:

@@ -9,7 +9,8 @@ import msgspec
 
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
-from sarathi.scheduling import FinishReason, Terms
+from sarathi.scheduler import FinishReason, SchedulingParams
+from sarathi.telemetry.stats import Stats
 
 
 class Submit(msgspec.Struct, tag="submit", array_like=True, frozen=True):
@@ -19,7 +20,7 @@ class Submit(msgspec.Struct, tag="submit", array_like=True, frozen=True):
     prompt_ids: list[int]
     params: SamplingParams
     arrival: float  # seconds, time.monotonic of the engine's machine
-    terms: Terms = Terms()
+    terms: SchedulingParams = SchedulingParams()
     output_ids: list[int] = []  # that another engine has given already; this one goes on
 
 
@@ -49,25 +50,6 @@ class Refusal(msgspec.Struct, array_like=True, frozen=True):
     message: str
 
 
-class Stats(msgspec.Struct, array_like=True, frozen=True):
-    """The scheduler's state after an iteration; what is counted is counted since start."""
-
-    running: int
-    waiting: int
-    free_blocks: int  # those that hold cached prefixes included
-    cached_blocks: int  # hold prefixes that nobody uses at the moment
-    total_blocks: int
-    preemptions: int
-    iterations: int
-    prompt_tokens: int  # of admitted prompts
-    cached_tokens: int  # of those, found in the prefix cache
-    relegations: int  # requests that could not meet their TTFT target any more
-    model_error_median: float  # of the predicted iteration time, relative, over the latest ones
-    model_error_p90: float
-    stage_busy: list[float] = []  # seconds of each pipeline stage
-    stage_bubble: list[float] = []  # in which it had nothing to compute while there was work
-
-
 class ModelInfo(msgspec.Struct, frozen=True):
     """What the caller must know to check requests before it sends them."""
 
@@ -95,20 +77,20 @@ class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):
     latency: tuple[float, float, float, float, float]  # coefficients of a `LatencyModel`
 
 
-class Clock(msgspec.Struct, tag="clock", array_like=True, frozen=True):
+class ClockReading(msgspec.Struct, tag="clock", array_like=True, frozen=True):
     """From an engine on another machine, whose clock is not the caller's."""
 
     now: float  # seconds, time.monotonic of the engine's machine
 
 
-class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
+class EngineFailed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
     """The engine could not start, or died; the message is for the person who started it."""
 
     message: str
     bad_input: bool = False  # the model or an option is to blame, not the engine
 
 
-class Progress(msgspec.Struct, tag="progress", array_like=True, frozen=True):
+class LoadProgress(msgspec.Struct, tag="progress", array_like=True, frozen=True):
     """A line about what the engine does: often while it loads, rarely afterwards."""
 
     message: str
@@ -121,4 +103,4 @@ class Iteration(msgspec.Struct, tag="iteration", array_like=True, frozen=True):
 
 
 ToEngine = Submit | Cancel | Shutdown
-FromEngine = Ready | Clock | Failed | Progress | Iteration
+FromEngine = Ready | ClockReading | EngineFailed | LoadProgress | Iteration

@@ -15,28 +15,27 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from sarathi.engine.config import ConfigError, Launch
-from sarathi.engine.connection import Connection
-from sarathi.engine.core import EngineCore, Outcome
-from sarathi.engine.load import load_engine
+from sarathi.engine.config import Launch
+from sarathi.engine.connection import EngineConnection
+from sarathi.engine.core import EngineCore, StepOutcome
 from sarathi.engine.messages import (
     Cancel,
-    Clock,
-    Failed,
+    ClockReading,
+    EngineFailed,
     FromEngine,
     Iteration,
-    Progress,
+    LoadProgress,
     Ready,
     Refusal,
     Shutdown,
-    Stats,
     Submit,
     ToEngine,
 )
-from sarathi.executors.errors import ExecutorError
-from sarathi.executors.processes import LOCAL, Spawner, leave_signals_to_parent, parent_lives
-from sarathi.models.config import ModelError
-from sarathi.scheduling import AdmissionError
+from sarathi.engine.startup.load import load_engine
+from sarathi.errors import ConfigError, ExecutorError, ModelError
+from sarathi.scheduler import AdmissionError
+from sarathi.system.processes import LOCAL, Spawner, leave_signals_to_parent, parent_lives
+from sarathi.telemetry.stats import Stats
 
 _INTAKE = 0.005  # seconds of an iteration for reading messages
 _IDLE_POLL = 500  # milliseconds between looks at whether the parent lives
@@ -71,7 +70,7 @@ class EngineProcess:
     def tell_clock(self) -> None:
         if self._remote:
             self._clock = time.monotonic()
-            self.send(Clock(self._clock))
+            self.send(ClockReading(self._clock))
 
     def run(self, core: EngineCore, orphaned: Callable[[], bool] = lambda: False) -> None:
         """Serve until the other end says so.
@@ -84,7 +83,7 @@ class EngineProcess:
             works = core.has_work
             if not works:
                 core.check()
-            outputs, failures = core.step() if works else Outcome([], [])
+            outputs, failures = core.step() if works else StepOutcome([], [])
             now = time.monotonic()
             stale = works and now >= self._sent + _FRESH
             if outputs or failures or changed or stale:
@@ -93,7 +92,7 @@ class EngineProcess:
                 self._refusals = []
             if outputs and now > self._told + _TELL:
                 self._told = now
-                self.send(Progress(progress_line(core.stats)))
+                self.send(LoadProgress(progress_line(core.stats)))
             if now > self._clock + _CLOCK:
                 self.tell_clock()
 
@@ -154,7 +153,7 @@ def main(arguments: Sequence[str], spawner: Spawner = LOCAL) -> int:
     endpoint, text = arguments
     launch = msgspec.json.decode(text, type=Launch)
     leave_signals_to_parent()
-    connection = Connection(endpoint)
+    connection = EngineConnection(endpoint)
     try:
         if not connection.reached():
             logger.error("the HTTP process cannot be reached at %s", endpoint)
@@ -164,7 +163,7 @@ def main(arguments: Sequence[str], spawner: Spawner = LOCAL) -> int:
         connection.close()
 
 
-def _serve(launch: Launch, connection: Connection, spawner: Spawner) -> int:
+def _serve(launch: Launch, connection: EngineConnection, spawner: Spawner) -> int:
     process = EngineProcess(connection.socket, remote=connection.remote)
     process.tell_clock()
 
@@ -176,11 +175,11 @@ def _serve(launch: Launch, connection: Connection, spawner: Spawner) -> int:
             core, info = load_engine(
                 Path(launch.path),
                 launch.config,
-                lambda line: process.send(Progress(line)),
+                lambda line: process.send(LoadProgress(line)),
                 spawner,
             )
         except (ModelError, ConfigError, ExecutorError) as error:
-            process.send(Failed(str(error), bad_input=True))
+            process.send(EngineFailed(str(error), bad_input=True))
             return 2
         try:
             model = core.scheduler.model
@@ -190,10 +189,10 @@ def _serve(launch: Launch, connection: Connection, spawner: Spawner) -> int:
         finally:
             core.close()
     except ExecutorError as error:
-        process.send(Failed(f"the engine died: {error}"))
+        process.send(EngineFailed(f"the engine died: {error}"))
         return 1
     except Exception as error:  # the parent must learn of it, whatever it is
         logger.exception("the engine died")
-        process.send(Failed(f"the engine died: {type(error).__name__}: {error}"))
+        process.send(EngineFailed(f"the engine died: {type(error).__name__}: {error}"))
         return 1
     return 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.iteration_log import IterationLog
-from sarathi.engine.records import BudgetUnit, Recorder
-from sarathi.engine.trace import Trace
+from sarathi.telemetry.iteration_log import IterationLog
+from sarathi.telemetry.recorder import BudgetUnit, Recorder
+from sarathi.telemetry.trace import TraceRecorder
 
 
 def open_recorders(config: EngineConfig) -> tuple[Recorder, ...]:
@@ -23,7 +23,7 @@ def open_recorders(config: EngineConfig) -> tuple[Recorder, ...]:
     if log is not None:
         recorders.append(IterationLog(log, start, unit))
     if trace is not None:
-        recorders.append(Trace(trace, start, unit))
+        recorders.append(TraceRecorder(trace, start, unit))
     return tuple(recorders)
 
 

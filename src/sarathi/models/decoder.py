@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Protocol, TypeVar
 
-from sarathi.models.config import ModelConfig
+from sarathi.models.model_config import ModelConfig
 from sarathi.models.stage import Stage
 
 EMBEDDING = "model.embed_tokens.weight"

@@ -16,9 +16,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from sarathi.models.config import ModelConfig, ModelError
-from sarathi.models.layout import expected_shapes
+from sarathi.errors import ModelError
+from sarathi.models.model_config import ModelConfig
 from sarathi.models.stage import whole
+from sarathi.models.tensor_layout import expected_shapes
 from sarathi.models.weights import ALL, Array
 
 F32 = npt.NDArray[np.float32]

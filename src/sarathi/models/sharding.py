@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sarathi.models.config import ModelConfig, ModelError
+from sarathi.errors import ModelError
 from sarathi.models.decoder import EMBEDDING, head_of
 from sarathi.models.dummy_weights import RandomTensor, random_tensor
-from sarathi.models.layout import expected_shapes
+from sarathi.models.model_config import ModelConfig
 from sarathi.models.stage import Stage, whole
+from sarathi.models.tensor_layout import expected_shapes
 from sarathi.models.weights import ALL, Array, Weights
 
 # Their inputs are shared out: what is added to their output must be added once.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sarathi.models.config import ModelConfig, ModelError
+from sarathi.errors import ModelError
+from sarathi.models.model_config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from sarathi.sampling.slots import (
     Slots,
 )
 from sarathi.sampling.truncation import (
-    Limits,
+    TruncationLimits,
     draw_truncated,
     nucleus_floor,
     select,
@@ -215,7 +215,7 @@ class Sampler:
         if method == WHOLE:
             np.exp(scaled, out=weights)
             return draw(weights, uniform)
-        limits = Limits(state["top_k"], state["top_p"], state["min_p"])
+        limits = TruncationLimits(state["top_k"], state["top_p"], state["min_p"])
         if method == NUCLEUS:
             np.exp(scaled, out=weights)
             floor, total = nucleus_floor(weights, self.vocab_size, limits)

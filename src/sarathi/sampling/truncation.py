@@ -19,7 +19,7 @@ _GROUP = 64  # values per group maximum
 _SLACK = 1e-3  # nats by which floors are lowered, far above float32 rounding
 
 
-class Limits(NamedTuple):
+class TruncationLimits(NamedTuple):
     """Truncation of each row, [rows] each; top_p 1 and min_p 0 are off."""
 
     top_k: NDArray[np.int64]  # NO_TOP_K is off
@@ -73,7 +73,7 @@ def top_k_floor(values: NDArray[np.float32], k: NDArray[np.int64]) -> NDArray[np
 
 
 def nucleus_floor(
-    weights: NDArray[np.float32], vocab_size: int, limits: Limits
+    weights: NDArray[np.float32], vocab_size: int, limits: TruncationLimits
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """A floor for rows with top_p but no top_k, as a log-weight, and each row's whole mass.
 
@@ -88,7 +88,7 @@ def nucleus_floor(
     return np.maximum(spare - _SLACK, _min_p_floor(limits)).astype(np.float32), total
 
 
-def short_floor(log_weights: NDArray[np.float32], limits: Limits) -> NDArray[np.float32]:
+def short_floor(log_weights: NDArray[np.float32], limits: TruncationLimits) -> NDArray[np.float32]:
     """A floor for rows with top_k, or with min_p alone: for these no total mass is needed.
 
     Where there is a top_k, min_p must not lower the number of candidates: top_p's mass is that
@@ -103,7 +103,7 @@ def short_floor(log_weights: NDArray[np.float32], limits: Limits) -> NDArray[np.
 
 def draw_truncated(
     candidates: Candidates,
-    limits: Limits,
+    limits: TruncationLimits,
     total: NDArray[np.float64] | None,
     uniform: NDArray[np.float64],
 ) -> NDArray[np.int64]:
@@ -143,7 +143,7 @@ def _column_at(
     return np.asarray(candidates.columns[hits[first + tie]], np.int64)
 
 
-def _min_p_floor(limits: Limits) -> NDArray[np.float64]:
+def _min_p_floor(limits: TruncationLimits) -> NDArray[np.float64]:
     with np.errstate(divide="ignore"):
         return np.asarray(np.log(limits.min_p) - _SLACK)
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sarathi.server.errors import ApiError
+from sarathi.server.openai.api_errors import ApiError
 from sarathi.server.reply import error_response
 
 OPEN_PATHS = frozenset({"/health", "/version"})  # need no API key
@@ -40,7 +40,7 @@ class AccessRules:
 
 
 @dataclass(frozen=True)
-class Access:
+class AccessControl:
     """Lets requests through that have the API key they need.
 
     Replies pass untouched: streams cost no more. A path that is written in an unusual way needs

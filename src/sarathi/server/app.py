@@ -15,24 +15,24 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sarathi.engine.engine import Engine, by_state
+from sarathi.fleet.engine_api import Engine, by_state
 from sarathi.models.load_format import RANDOM_WEIGHTS
-from sarathi.models.tokenizer import Tokenizer
-from sarathi.server.access import Access, AccessRules, AdminOnly, key_name
-from sarathi.server.chat import create_chat_completion
-from sarathi.server.completions import create_completion
-from sarathi.server.errors import ApiError, unknown_model
-from sarathi.server.metrics import Metrics
+from sarathi.models.tokenizers.tokenizer import Tokenizer
+from sarathi.server.access import AccessControl, AccessRules, AdminOnly, key_name
+from sarathi.server.openai.api_errors import ApiError, unknown_model
+from sarathi.server.openai.chat_completions import create_chat_completion
+from sarathi.server.openai.completions import create_completion
+from sarathi.server.openai.response_bodies import Health, ModelCard, ModelList, Version
+from sarathi.server.openai.tokenization import detokenize, tokenize
+from sarathi.server.prometheus import Metrics
 from sarathi.server.reply import error_response, json_response, until_disconnect
-from sarathi.server.responses import Health, Model, ModelList, Version
 from sarathi.server.scale import scale
-from sarathi.server.service import Call, Service
-from sarathi.server.stats import scheduler_stats
-from sarathi.server.tokenization import detokenize, tokenize
+from sarathi.server.service import RequestContext, Service
+from sarathi.server.stats_endpoint import scheduler_stats
 
 MAX_BODY = 8 * 2**20  # bytes
 
-Post = Callable[[Service, Call], Awaitable[ASGIApp]]
+Post = Callable[[Service, RequestContext], Awaitable[ASGIApp]]
 
 
 def create_app(
@@ -106,7 +106,7 @@ def create_app(
         },
     )
     app.router.redirect_slashes = False
-    return Access(app, rules)
+    return AccessControl(app, rules)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class PostEndpoint:
             body = await _read(Request(scope, receive), self.max_body)
         except ClientDisconnect:
             return
-        call = Call(body, key_name(scope))
+        call = RequestContext(body, key_name(scope))
 
         async def work() -> None:
             reply = await self.handler(self.service, call)
@@ -148,9 +148,9 @@ async def _read(request: Request, limit: int) -> bytes:
     return b"".join(parts)
 
 
-def _model(service: Service) -> Model:
+def _model(service: Service) -> ModelCard:
     info = service.engine.info
-    return Model(
+    return ModelCard(
         id=service.model,
         created=service.created,
         max_model_len=None if info is None else info.max_model_len,

@@ -8,23 +8,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from sarathi.engine.generation import Generation
 from sarathi.engine.messages import TokenOutput
-from sarathi.engine.output import Delta, OutputText
+from sarathi.engine.output_processor import Delta, OutputText
+from sarathi.fleet.generation import Generation
 from sarathi.sampling.params import SamplingParams
-from sarathi.scheduling import Terms
-from sarathi.server.responses import PromptTokensDetails, Usage
+from sarathi.scheduler import SchedulingParams
+from sarathi.server.openai.response_bodies import PromptTokensDetails, Usage
 from sarathi.server.service import Service
 
 _BUSY = 0.005  # seconds of submitting between two pauses
 
 
 @dataclass(frozen=True)
-class Job:
+class GenerationJob:
     """What to generate: each prompt once for each of its n params."""
 
     prompts: Sequence[tuple[Sequence[int], Sequence[SamplingParams]]]
-    terms: Terms
+    terms: SchedulingParams
 
     @property
     def prompt_tokens(self) -> int:
@@ -46,7 +46,7 @@ class Choices:
     Whoever makes one closes it, whatever happens: that frees the KV blocks of what still runs.
     """
 
-    def __init__(self, service: Service, job: Job) -> None:
+    def __init__(self, service: Service, job: GenerationJob) -> None:
         """Nothing is submitted yet; see `start`."""
         self.texts: list[OutputText] = []
         self._service = service

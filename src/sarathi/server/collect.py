@@ -9,13 +9,13 @@ from typing import Protocol
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from sarathi.engine.generation import EngineError
-from sarathi.engine.output import Delta
-from sarathi.server.choices import Choices, Job
-from sarathi.server.errors import refused
-from sarathi.server.logprobs import joined
+from sarathi.engine.output_processor import Delta
+from sarathi.fleet.generation import EngineError
+from sarathi.server.choices import Choices, GenerationJob
+from sarathi.server.openai.api_errors import refused
+from sarathi.server.openai.logprob_formats import joined
+from sarathi.server.openai.response_bodies import Usage
 from sarathi.server.reply import json_response, server_timing
-from sarathi.server.responses import Usage
 from sarathi.server.service import Service
 
 
@@ -30,7 +30,7 @@ class CollectedReply:
     """An ASGI application that generates everything and then sends it."""
 
     service: Service
-    job: Job
+    job: GenerationJob
     body: Body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

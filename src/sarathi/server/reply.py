@@ -11,7 +11,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive
 
-from sarathi.server.errors import ApiError
+from sarathi.server.openai.api_errors import ApiError
 
 _ENCODER = msgspec.json.Encoder()
 

@@ -17,20 +17,21 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
-from sarathi.engine.config import DEFAULT_DRAIN_SECONDS, MAX_REPLICAS, ConfigError, EngineConfig
-from sarathi.engine.durations import in_words
-from sarathi.engine.fleet import Fleet
-from sarathi.engine.generation import EngineError
-from sarathi.engine.launcher import EngineLauncher
+from sarathi.engine.config import DEFAULT_DRAIN_SECONDS, MAX_REPLICAS, EngineConfig
 from sarathi.engine.messages import ModelInfo
-from sarathi.executors.machine import raise_descriptor_limit, usable_cores
-from sarathi.executors.processes import LOCAL, Spawner
-from sarathi.executors.sockets import bracketed
+from sarathi.errors import ConfigError
+from sarathi.fleet.fleet import Fleet
+from sarathi.fleet.generation import EngineError
+from sarathi.fleet.launcher import EngineLauncher
 from sarathi.models.model import open_tokenizer
 from sarathi.server.access import AccessRules
 from sarathi.server.app import create_app
-from sarathi.server.connection import BoundedProtocol, ConnectionLimits, IdleConnections
-from sarathi.server.shutdown import Shutdown
+from sarathi.server.connection_limits import BoundedProtocol, ConnectionLimits, IdleConnections
+from sarathi.server.shutdown import GracefulShutdown
+from sarathi.system.machine import raise_descriptor_limit, usable_cores
+from sarathi.system.processes import LOCAL, Spawner
+from sarathi.system.sockets import bracketed
+from sarathi.units import format_duration
 
 _BACKLOG = 2048
 _SPARE_DESCRIPTORS = 64  # for what is not a client's connection
@@ -112,7 +113,7 @@ async def _serve(
         access = AccessRules(config.api_keys, config.admin_keys, config.host)
         app = create_app(fleet, tokenizer, served_name=config.served_name, access=access)
         server = make_server(app, ConnectionLimits(connections=_most_connections()))
-        shutdown = Shutdown(server, fleet, config.drain_seconds, say)
+        shutdown = GracefulShutdown(server, fleet, config.drain_seconds, say)
         _on_signals(shutdown.begin)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         telling = asyncio.create_task(_tell(fleet, config.served_name, url))
@@ -149,7 +150,7 @@ def summary(info: ModelInfo) -> str:
     parts += [info.precision, f"policy {info.policy}"]
     if info.tbt_target is not None:
         derived = f" ({info.tbt_target_reason})" if info.tbt_target_reason else ""
-        parts.append(f"target of {in_words(info.tbt_target)} between tokens{derived}")
+        parts.append(f"target of {format_duration(info.tbt_target)} between tokens{derived}")
     if info.token_budget is not None:
         parts.append(f"token budget {info.token_budget}")
     if info.order != "fcfs":

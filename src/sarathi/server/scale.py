@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp
 
-from sarathi.engine.durations import seconds_of
-from sarathi.server.errors import invalid
-from sarathi.server.protocol import ScaleRequest, decode
+from sarathi.server.openai.api_errors import invalid
+from sarathi.server.openai.request_bodies import ScaleRequest, decode
+from sarathi.server.openai.response_bodies import Scaled
 from sarathi.server.reply import json_response
-from sarathi.server.responses import Scaled
-from sarathi.server.service import Call, Service
+from sarathi.server.service import RequestContext, Service
+from sarathi.units import parse_duration
 
 
-async def scale(service: Service, call: Call) -> ASGIApp:
+async def scale(service: Service, call: RequestContext) -> ASGIApp:
     """
     Raises:
         ApiError: the number is out of range, or there is no engine ready yet or ever again.
@@ -22,7 +22,7 @@ async def scale(service: Service, call: Call) -> ASGIApp:
     drain_seconds = None
     if request.drain_timeout is not None:
         try:
-            drain_seconds = seconds_of(request.drain_timeout)
+            drain_seconds = parse_duration(request.drain_timeout)
         except ValueError as error:
             raise invalid(f"drain_timeout {error}.", "drain_timeout") from None
     try:

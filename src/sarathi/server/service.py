@@ -5,11 +5,17 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 
-from sarathi.engine.engine import Engine
 from sarathi.engine.messages import ModelInfo
-from sarathi.models.tokenizer import Tokenizer
-from sarathi.models.work_limit import WorkLimit
-from sarathi.server.errors import engine_failed, invalid, loading, too_long, unknown_model
+from sarathi.fleet.engine_api import Engine
+from sarathi.models.tokenizers.tokenizer import Tokenizer
+from sarathi.models.tokenizers.work_limit import WorkLimit
+from sarathi.server.openai.api_errors import (
+    engine_failed,
+    invalid,
+    loading,
+    too_long,
+    unknown_model,
+)
 from sarathi.server.text_pool import TextPool
 
 _PIECE = 128 * 2**10  # characters that are tokenised at once, to count them
@@ -72,7 +78,7 @@ class Service:
 
 
 @dataclass(frozen=True)
-class Call:
+class RequestContext:
     """A POST as a route gets it."""
 
     body: bytes

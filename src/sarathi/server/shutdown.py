@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 import uvicorn
 
-from sarathi.engine.durations import in_words
-from sarathi.engine.fleet import Fleet
-from sarathi.engine.generation import ShuttingDownError
+from sarathi.fleet.fleet import Fleet
+from sarathi.fleet.generation import ShuttingDownError
+from sarathi.units import format_duration
 
 _POLL = 0.05  # seconds
 _SENDING = 2.0  # seconds for the last error to reach clients
 
 
-class Shutdown:
+class GracefulShutdown:
     """Drains a server: no new connections, a bounded time for open requests, then an error.
 
     Belongs to one event loop.
@@ -51,7 +51,7 @@ class Shutdown:
         if self._num_open and self._drain_seconds:
             self._log(
                 f"shutting down: {_requests(self._num_open)} may take up to "
-                f"{in_words(self._drain_seconds)} to end (interrupt again to end at once)"
+                f"{format_duration(self._drain_seconds)} to end (interrupt again to end at once)"
             )
         else:
             self._log("shutting down")

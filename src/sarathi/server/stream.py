@@ -14,13 +14,13 @@ from typing import Protocol
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
-from sarathi.engine.generation import EngineError
-from sarathi.engine.output import Delta
-from sarathi.server.choices import Choices, Job
-from sarathi.server.errors import ApiError, refused
-from sarathi.server.protocol import StreamOptions
+from sarathi.engine.output_processor import Delta
+from sarathi.fleet.generation import EngineError
+from sarathi.server.choices import Choices, GenerationJob
+from sarathi.server.openai.api_errors import ApiError, refused
+from sarathi.server.openai.request_bodies import StreamOptions
+from sarathi.server.openai.response_bodies import ChunkHead, Usage
 from sarathi.server.reply import server_timing
-from sarathi.server.responses import ChunkHead, Usage
 from sarathi.server.service import Service
 
 _LOG = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class StreamReply:
     """
 
     service: Service
-    job: Job
+    job: GenerationJob
     events: Events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

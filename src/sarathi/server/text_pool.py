@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from sarathi.models.chat_template import RENDER_SECONDS
-from sarathi.models.work_limit import WorkLimit
-from sarathi.server.errors import overloaded
+from sarathi.models.tokenizers.chat_template import RENDER_SECONDS
+from sarathi.models.tokenizers.work_limit import WorkLimit
+from sarathi.server.openai.api_errors import overloaded
 
 # Tokenising takes about a hundred times the memory of a text, so that long ones come one by one.
 # They have a thread of their own: a short text never waits for a long one.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sarathi.errors import SimulationError
 from sarathi.simulator.devices import Device
-from sarathi.simulator.errors import SimulationError
 from sarathi.simulator.model_shape import ModelShape
 
 

@@ -21,7 +21,7 @@ from sarathi.simulator.interconnect import (
     H100_DGX,
     MI300X_NODE,
     PCIE_NODE,
-    Node,
+    NodeLinks,
 )
 
 TERA, GIB = 1e12, 2**30
@@ -56,7 +56,7 @@ class Device:
     memory: int  # bytes
     processors: int  # streaming multiprocessors or compute units, each with a tile at a time
     achieved: Achieved
-    node: Node
+    node: NodeLinks
     price: float | None = None  # dollars an hour
 
 

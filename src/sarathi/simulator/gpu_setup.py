@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from sarathi.engine.config import EngineConfig
-from sarathi.simulator.accuracy import accuracy_in_words
 from sarathi.simulator.deployment import Deployment
-from sarathi.simulator.describe import engine_options
+from sarathi.simulator.engine_description import engine_options
+from sarathi.simulator.engine_overhead import OVERHEADS, EngineOverhead
 from sarathi.simulator.gpu.gpu_cost import GpuCostModel
-from sarathi.simulator.memory import kv_blocks
-from sarathi.simulator.overhead import OVERHEADS, EngineOverhead
+from sarathi.simulator.known_error import accuracy_in_words
+from sarathi.simulator.memory_plan import kv_blocks
 from sarathi.simulator.setup import Setup
 
 _BLOCK_SIZE = 16  # tokens

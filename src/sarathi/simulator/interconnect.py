@@ -40,7 +40,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Node:
+class NodeLinks:
     """GPUs of one machine, and the network between machines of its kind.
 
     The bandwidth of a ring is what each GPU sends: an all-reduce of `size` bytes among `n` of them
@@ -69,7 +69,7 @@ _A40_SOCKETS = Link(59.9e-6, 2.54 * GIGA)
 _NVLINK_PAIR = Link(45.0e-6, 172 * GIGA)
 _NVLINK_PEER = Link(8.74e-6, 363 * GIGA)
 
-A100_DGX = Node(
+A100_DGX = NodeLinks(
     "a100-dgx",
     8,
     ((2, _NVLINK_PAIR), (4, Link(41.4e-6, 164 * GIGA)), (8, Link(37.3e-6, 133 * GIGA))),
@@ -79,7 +79,7 @@ A100_DGX = Node(
     100 * GIGA,
     f"{_MEASURED} a100_dgx; send and receive borrowed from a100_pairwise_nvlink",
 )
-A100_PAIRWISE = Node(
+A100_PAIRWISE = NodeLinks(
     "a100-pairwise",
     4,
     ((2, _NVLINK_PAIR), (4, Link(58.2e-6, 23.6 * GIGA))),
@@ -91,7 +91,7 @@ A100_PAIRWISE = Node(
     12.5 * GIGA,
     f"{_MEASURED} a100_pairwise_nvlink, pairs to those of the DGX; 100 Gb/s Ethernet between nodes",
 )
-A40_NODE = Node(
+A40_NODE = NodeLinks(
     "a40-pairwise",
     8,
     (
@@ -105,7 +105,7 @@ A40_NODE = Node(
     12.5 * GIGA,
     f"{_MEASURED} a40; none of it reaches the speed of NVLink",
 )
-H100_DGX = Node(
+H100_DGX = NodeLinks(
     "h100-dgx",
     8,
     (
@@ -120,7 +120,7 @@ H100_DGX = Node(
     f"{_MEASURED} h100_dgx; between nodes twice the A100's (400 Gb/s a GPU instead of 200), send "
     "and receive borrowed from a100_pairwise_nvlink",
 )
-PCIE_NODE = Node(
+PCIE_NODE = NodeLinks(
     "pcie",
     8,
     A40_NODE.rings,
@@ -130,7 +130,7 @@ PCIE_NODE = Node(
     12.5 * GIGA,
     "borrowed from the A40's node, whose GPUs talk over PCIe 4.0, too",
 )
-B200_NODE = Node(
+B200_NODE = NodeLinks(
     "b200-nvswitch",
     8,
     tuple((most, Link(link.latency, 2 * link.bandwidth)) for most, link in H100_DGX.rings),
@@ -140,7 +140,7 @@ B200_NODE = Node(
     400 * GIGA,
     "the H100's with twice the bandwidth inside the node (NVLink 5: 1.8 TB/s a GPU)",
 )
-MI300X_NODE = Node(
+MI300X_NODE = NodeLinks(
     "mi300x-mesh",
     8,
     # A mesh of links of 64 GB/s each way: the more GPUs take part, the more links carry.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TypeVar
 
-from sarathi.executors.machine import usable_cores
+from sarathi.system.machine import usable_cores
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

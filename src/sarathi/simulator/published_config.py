@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sarathi.models.cache import cache_folder, replace_file
-from sarathi.models.config import ModelError
+from sarathi.errors import ModelError
 from sarathi.simulator.model_shape import ModelShape
+from sarathi.system.cache_folder import cache_folder, replace_file
 
 
 def published_config(shape: ModelShape) -> dict[str, Any]:

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.scheduler import (
+from sarathi.engine.scheduler_factory import (
     PAPER_DECODES,
     TypicalDecodes,
     derived_target,
     make_budget,
     make_scheduler,
 )
-from sarathi.scheduling import BlockPool, LatencyModel, Scheduler
-from sarathi.simulator.cost import CostModel, Jitter, Noise
-from sarathi.simulator.rehearsal import rehearse
+from sarathi.scheduler import BlockPool, LatencyModel, Scheduler
+from sarathi.simulator.cost_model import CostModel, Jitter, Noise
+from sarathi.simulator.latency_profile import profile_latency
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Setup:
 
     def rehearsed(self) -> LatencyModel:
         """The model that an engine would have fitted at its start."""
-        return rehearse(self.cost, self.config.max_batch_size, self.max_model_len)
+        return profile_latency(self.cost, self.config.max_batch_size, self.max_model_len)
 
     def scheduler(self, prefix_caching: bool) -> Scheduler:
         """

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
-from sarathi.benchmark.results import ReplicaUse
-from sarathi.benchmark.workload.plan import Plan, Planned
-from sarathi.metrics import RequestRecord, Summary, Targets
-from sarathi.scheduling import AdmissionError, Limits, Request
-from sarathi.simulator.recording import Record, Recording, ReplicaObserver, Watcher
-from sarathi.simulator.replica import Replica
-from sarathi.simulator.router import ROUTERS
+from sarathi.bench.results import ReplicaUse
+from sarathi.bench.workload.workload import Plan, PlannedRequest
+from sarathi.scheduler import AdmissionError, Request, StopCriteria
+from sarathi.simulator.request_recording import Record, Recording, ReplicaObserver, Watcher
+from sarathi.simulator.routing import ROUTERS
 from sarathi.simulator.setup import Setup
+from sarathi.simulator.simulated_replica import SimulatedReplica
+from sarathi.telemetry import RequestRecord, Summary, Targets
 
 _TELL_EVERY = 256  # requests that ended
 _PLACE = 2**32  # token ids of one conversation, so that they are those of no other
@@ -23,7 +23,7 @@ Tell = Callable[[int, float], None]  # requests that have ended, seconds of the 
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SimulationOutcome:
     """Times are seconds of the virtual clock, which begins with the plan."""
 
     summary: Summary  # warm-up excluded
@@ -42,7 +42,7 @@ def simulate(
     tell: Tell | None = None,
     watcher: Watcher | None = None,
     record: Record | None = None,
-) -> Outcome:
+) -> SimulationOutcome:
     """Run a plan to its end.
 
     Args:
@@ -57,7 +57,7 @@ def simulate(
     router = ROUTERS[setup.router](setup.num_replicas, setup.rehearsed())
     shares = bool(plan.turns.any())
     replicas = [
-        Replica(
+        SimulatedReplica(
             setup.scheduler(prefix_caching=shares),
             setup.cost,
             ReplicaObserver(index, recording, router, watcher, None if index else record),
@@ -102,7 +102,7 @@ def simulate(
         replica.scheduler.check()
     if recording.ended != len(plan):
         raise RuntimeError(f"{len(plan) - recording.ended} of {len(plan)} requests never ended")
-    return Outcome(
+    return SimulationOutcome(
         summary=recording.summary.result(plan.measured_seconds),
         records=recording.records,
         every=recording.every,
@@ -121,7 +121,7 @@ def _requests(plan: Plan, shares: bool) -> Iterator[Request]:
         yield _request(index, planned, _PLACE * planned.conversation if shares else 0)
 
 
-def _request(index: int, planned: Planned, first_id: int) -> Request:
+def _request(index: int, planned: PlannedRequest, first_id: int) -> Request:
     # All that was said before in a conversation is the beginning of the prompt.
     prompt = range(first_id, first_id + planned.prompt_tokens)
-    return Request(index, prompt, Limits(planned.output_tokens), planned.at)
+    return Request(index, prompt, StopCriteria(planned.output_tokens), planned.at)

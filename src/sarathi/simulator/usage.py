@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sarathi.benchmark.results import ReplicaUse
+from sarathi.bench.results import ReplicaUse
 
 
-class Usage:
+class ReplicaUsage:
     """Counts as a replica goes along. Times are seconds of the virtual clock."""
 
     def __init__(self, num_stages: int, num_blocks: int) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sarathi.models.config import MAX_LAYERS, ModelConfig
-from sarathi.models.families.rope import read_inv_freq
-from sarathi.models.fields import Fields
-from sarathi.models.names import NameMap, fused, renamed
+from sarathi.models.families.rope_config import read_inv_freq
+from sarathi.models.json_fields import Fields
+from sarathi.models.model_config import MAX_LAYERS, ModelConfig
+from sarathi.models.name_map import NameMap, fused, renamed
 
 
 def config(fields: Fields, architecture: str) -> ModelConfig:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sarathi.models.config import MAX_HEAD_DIM, MAX_LAYERS, ModelConfig
-from sarathi.models.families.rope import read_inv_freq
-from sarathi.models.fields import Fields
-from sarathi.models.names import NameMap, fused
+from sarathi.models.families.rope_config import read_inv_freq
+from sarathi.models.json_fields import Fields
+from sarathi.models.model_config import MAX_HEAD_DIM, MAX_LAYERS, ModelConfig
+from sarathi.models.name_map import NameMap, fused
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from sarathi.simulator.calibration import data, predict
-from sarathi.simulator.calibration.studies import Pairs, Study, borrowed_studies, studies
+from sarathi.simulator.calibration import measurements as data
+from sarathi.simulator.calibration import predict
+from sarathi.simulator.calibration.studies import CalibrationStudy, Pairs, borrowed_studies, studies
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
+from sarathi.simulator.engine_overhead import OVERHEADS
 from sarathi.simulator.gpu import GpuCostModel
 from sarathi.simulator.model_shape import MODELS
-from sarathi.simulator.overhead import OVERHEADS
 
 FIT, HELD_OUT, BORROWED = "fit", "held out", "borrowed"
 END_TO_END = {
@@ -86,7 +87,7 @@ def constants(folder: Path) -> list[Constant]:
     ]
 
 
-def _row(study: Study[Any], rows: str, used: str, pairs: Pairs) -> ErrorRow:
+def _row(study: CalibrationStudy[Any], rows: str, used: str, pairs: Pairs) -> ErrorRow:
     return ErrorRow(study.term, study.device, study.file, rows, used, *_errors(pairs))
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from sarathi.simulator.calibration.data import (
+from sarathi.simulator.calibration.measurements import (
     AttentionTime,
     IterationTime,
     LayerTime,
     MessageTime,
 )
-from sarathi.simulator.cost import BatchShape
+from sarathi.simulator.cost_model import BatchShape
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import Device
-from sarathi.simulator.gpu import GpuCostModel, attention
-from sarathi.simulator.gpu.communication import ring_seconds
-from sarathi.simulator.gpu.elementwise import layer_seconds
-from sarathi.simulator.gpu.gemm import gemm_seconds
+from sarathi.simulator.gpu import GpuCostModel
+from sarathi.simulator.gpu import attention_cost as attention
+from sarathi.simulator.gpu.communication_cost import ring_seconds
+from sarathi.simulator.gpu.elementwise_cost import layer_seconds
+from sarathi.simulator.gpu.gemm_cost import gemm_seconds
 from sarathi.simulator.gpu.gpu_cost import layer_gemms
 from sarathi.simulator.interconnect import Link
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from sarathi.simulator.calibration import data, fit, predict
-from sarathi.simulator.calibration.data import AttentionTime, LayerTime, MessageTime
+from sarathi.simulator.calibration import gpu_fit as fit
+from sarathi.simulator.calibration import measurements as data
+from sarathi.simulator.calibration import predict
+from sarathi.simulator.calibration.measurements import AttentionTime, LayerTime, MessageTime
 from sarathi.simulator.devices import DEVICES, Device
 from sarathi.simulator.interconnect import Link
 
@@ -17,7 +19,7 @@ T = TypeVar("T", LayerTime, AttentionTime, MessageTime)
 
 
 @dataclass(frozen=True)
-class Study(Generic[T]):
+class CalibrationStudy(Generic[T]):
     """One term of the cost of one device, on one file of measurements."""
 
     term: str
@@ -67,7 +69,7 @@ def _fit_elementwise(device: Device, rows: Sequence[LayerTime]) -> dict[str, flo
     return fit.elementwise(device, rows, device.achieved.gemm_bandwidth)
 
 
-def _layer_studies() -> list[Study[LayerTime]]:
+def _layer_studies() -> list[CalibrationStudy[LayerTime]]:
     def split(row: LayerTime) -> bool:
         return row.tp in (1, 4)
 
@@ -78,7 +80,7 @@ def _layer_studies() -> list[Study[LayerTime]]:
         ("a40", "a40_llama2-70b_linear.csv", "TP 1, 4"),
         ("h100", "h100_llama2-70b_linear.csv", "TP 1, 4"),
     ):
-        linear = Study(
+        linear = CalibrationStudy(
             "linear",
             device,
             file,
@@ -109,10 +111,10 @@ def _borrowed(device: Device, row: LayerTime) -> float:
     return predict.linear(borrower, row)
 
 
-def borrowed_studies() -> list[Study[LayerTime]]:
+def borrowed_studies() -> list[CalibrationStudy[LayerTime]]:
     """How wrong the A100's fractions are on devices whose own are known."""
     return [
-        Study(
+        CalibrationStudy(
             "linear", device, file, data.layers, _borrowed, lambda row: sum(row.gemms), _GEMM, None
         )
         for device, file in (
@@ -122,10 +124,10 @@ def borrowed_studies() -> list[Study[LayerTime]]:
     ]
 
 
-def _attention_studies() -> list[Study[AttentionTime]]:
+def _attention_studies() -> list[CalibrationStudy[AttentionTime]]:
     file = "a100_attention_64q8kv_tp2.csv"
     return [
-        Study(
+        CalibrationStudy(
             "attention_prefill",
             "a100",
             file,
@@ -137,7 +139,7 @@ def _attention_studies() -> list[Study[AttentionTime]]:
             lambda row: row.rows % 128 == 0,
             "chunks of a multiple of 128",
         ),
-        Study(
+        CalibrationStudy(
             "attention_decode",
             "a100",
             file,
@@ -165,7 +167,7 @@ def _message_study(
     link: Callable[[Device], Link],
     fitting: Callable[[Sequence[MessageTime]], dict[str, float]] | None,
     halves: bool = True,
-) -> Study[MessageTime]:
+) -> CalibrationStudy[MessageTime]:
     """
     Args:
         group: workers, and how many of them share a node.
@@ -174,7 +176,7 @@ def _message_study(
     """
     reduces = term.startswith("all_reduce")
     model = predict.all_reduce if reduces else predict.send
-    return Study(
+    return CalibrationStudy(
         term,
         device,
         file,
@@ -188,7 +190,7 @@ def _message_study(
     )
 
 
-def _message_studies() -> list[Study[MessageTime]]:
+def _message_studies() -> list[CalibrationStudy[MessageTime]]:
     def ring(workers: int) -> Callable[[Device], Link]:
         return lambda device: device.node.ring(workers, crosses=False)
 
@@ -226,6 +228,6 @@ def _message_studies() -> list[Study[MessageTime]]:
     return found
 
 
-def studies() -> Sequence[Study[Any]]:
+def studies() -> Sequence[CalibrationStudy[Any]]:
     """All that the project's constants come from, fits and checks."""
     return [*_layer_studies(), *_attention_studies(), *_message_studies()]

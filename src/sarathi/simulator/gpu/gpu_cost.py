@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sarathi.simulator.cost import BatchShape
+from sarathi.simulator.cost_model import BatchShape
 from sarathi.simulator.deployment import Deployment
-from sarathi.simulator.gpu import attention
-from sarathi.simulator.gpu.communication import all_reduce_seconds, all_reduces, hop_seconds
-from sarathi.simulator.gpu.elementwise import embedding_seconds, layer_seconds, norm_seconds
-from sarathi.simulator.gpu.gemm import gemm_seconds
+from sarathi.simulator.engine_overhead import EngineOverhead
+from sarathi.simulator.gpu import attention_cost as attention
+from sarathi.simulator.gpu.communication_cost import all_reduce_seconds, all_reduces, hop_seconds
+from sarathi.simulator.gpu.elementwise_cost import embedding_seconds, layer_seconds, norm_seconds
+from sarathi.simulator.gpu.gemm_cost import gemm_seconds
 from sarathi.simulator.model_shape import ModelShape
-from sarathi.simulator.overhead import EngineOverhead
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from sarathi.benchmark.capacity.verdict import Verdict
-from sarathi.benchmark.results import Run
-from sarathi.benchmark.workload.arrivals import Times
-from sarathi.engine.durations import in_words
-from sarathi.scheduling import Batch
-from sarathi.simulator.plan.terms import PlanTargets, PlanTerms
-from sarathi.simulator.run import simulated_run
+from sarathi.bench.capacity.verdict import Verdict
+from sarathi.bench.results import Run
+from sarathi.bench.workload.arrivals import Times
+from sarathi.scheduler import Batch
+from sarathi.simulator.plan.plan_targets import PlanTargets, PlanTerms
 from sarathi.simulator.setup import Setup
+from sarathi.simulator.simulated_run import simulated_run
+from sarathi.units import format_duration
 
 _TAIL = 0.1  # of the requests may wait longer than the bounds on P90
 _Z = 1.96  # standard errors that hold 95 %
@@ -70,5 +70,5 @@ class _Watch:
         if came - self._started > self._most:
             raise _HopelessError(
                 f"more than a tenth of {self._number} requests waited longer than "
-                f"{in_words(self._limit)} at one time"
+                f"{format_duration(self._limit)} at one time"
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Literal
 
-from sarathi.simulator.errors import SimulationError
+from sarathi.errors import SimulationError
 
 if TYPE_CHECKING:  # command lines are parsed without the simulator
     from sarathi.simulator.setup import Setup
@@ -16,7 +16,7 @@ DERIVED = "target"  # in the place of a token budget that follows from the laten
 
 
 @dataclass(frozen=True, order=True)
-class Layout:
+class DeviceLayout:
     """One replica."""
 
     device: str
@@ -41,7 +41,7 @@ class Layout:
 class Candidate:
     """A replica that fits into its devices."""
 
-    layout: Layout
+    layout: DeviceLayout
     setup: Setup  # of one replica
     price: float  # dollars an hour, of a device; above 0
 
@@ -58,7 +58,7 @@ Kind = Literal["does not fit", "misses", "costs more"]
 class Rejected:
     """A layout that is no choice."""
 
-    layout: Layout
+    layout: DeviceLayout
     kind: Kind
     reason: str  # one line
     detail: str = ""  # the arithmetic behind it, perhaps several lines
@@ -70,14 +70,16 @@ def layouts(
     pps: Sequence[int],
     budgets: Sequence[int | None],
     max_devices: int,
-) -> list[Layout]:
+) -> list[DeviceLayout]:
     """All with at most `max_devices` for a replica."""
-    found = (Layout(*each) for each in product(devices, tps, pps, budgets))
+    found = (DeviceLayout(*each) for each in product(devices, tps, pps, budgets))
     return [layout for layout in found if layout.devices <= max_devices]
 
 
 def candidates(
-    layouts: Iterable[Layout], prices: Mapping[str, float], make: Callable[[Layout], Setup]
+    layouts: Iterable[DeviceLayout],
+    prices: Mapping[str, float],
+    make: Callable[[DeviceLayout], Setup],
 ) -> tuple[list[Candidate], list[Rejected]]:
     """Those that fit, and the others with their arithmetic.
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from msgspec import structs
 
-from sarathi.benchmark.results import Run
+from sarathi.bench.results import Run
 from sarathi.simulator.plan.attempt import attempt
 from sarathi.simulator.plan.candidates import Candidate, Rejected
-from sarathi.simulator.plan.evaluate import Choice
-from sarathi.simulator.plan.terms import PlanTerms
+from sarathi.simulator.plan.evaluate import PlanChoice
+from sarathi.simulator.plan.plan_targets import PlanTerms
 
 _SPARE = 3  # replicas more than were thought to be enough
 _MOST_REQUESTS = 4096  # unless the least duration of a run asks for more
@@ -20,13 +20,13 @@ _RECORDS = 1024  # of a run, for figures
 
 @dataclass(frozen=True)
 class ConfirmJob:
-    choice: Choice
+    choice: PlanChoice
     candidate: Candidate
     terms: PlanTerms
     router: str
 
 
-def confirm(job: ConfirmJob) -> Choice | Rejected:
+def confirm(job: ConfirmJob) -> PlanChoice | Rejected:
     """With more replicas, where those that were thought to be enough are not."""
     choice, terms = job.choice, job.terms
     for replicas in range(choice.replicas, choice.replicas + _SPARE + 1):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sarathi.simulator.cost import BatchShape
+from sarathi.simulator.cost_model import BatchShape
 from sarathi.simulator.plan.candidates import Candidate
-from sarathi.simulator.plan.terms import PlanTerms
+from sarathi.simulator.plan.plan_targets import PlanTerms
 from sarathi.simulator.setup import Setup
 
 _SAMPLE = 1000  # requests, whose mean lengths are taken

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sarathi.benchmark.capacity.search import Search
-from sarathi.benchmark.capacity.verdict import Verdict
-from sarathi.benchmark.results import Run
-from sarathi.engine.durations import in_words
+from sarathi.bench.capacity.rate_search import Search
+from sarathi.bench.capacity.verdict import Verdict
+from sarathi.bench.results import Run
 from sarathi.simulator.plan.attempt import attempt
-from sarathi.simulator.plan.candidates import Candidate, Layout, Rejected
+from sarathi.simulator.plan.candidates import Candidate, DeviceLayout, Rejected
 from sarathi.simulator.plan.estimate import guessed_capacity, lone_decode, mean_request
-from sarathi.simulator.plan.terms import PlanTerms
+from sarathi.simulator.plan.plan_targets import PlanTerms
+from sarathi.units import format_duration
 
 _HALVINGS = 6  # of the guessed capacity, before a replica is given up
 _RUNS = 2  # at a rate whose verdict is uncertain
@@ -21,10 +21,10 @@ _RECORDS = 256  # of a run, for figures
 
 
 @dataclass(frozen=True)
-class Choice:
+class PlanChoice:
     """A deployment that serves the load within the targets."""
 
-    layout: Layout
+    layout: DeviceLayout
     replicas: int
     rate: float  # requests per second, of all replicas together
     price: float  # dollars an hour, of a device
@@ -54,7 +54,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Job:
+class EvaluationJob:
     """
     Args:
         most_replicas: with more, the candidate costs too much; None: it never does.
@@ -65,19 +65,19 @@ class Job:
     most_replicas: int | None
 
 
-def evaluate(job: Job) -> Choice | Rejected:
+def evaluate(job: EvaluationJob) -> PlanChoice | Rejected:
     """Search the capacity of one replica, then simulate it at its share of the load."""
     candidate, terms = job.candidate, job.terms
     alone = lone_decode(candidate.setup)
     if alone > terms.targets.tbt and candidate.setup.noise is None:
-        limit = in_words(terms.targets.tbt)
-        reason = f"a token takes {in_words(alone)} even of a request alone, above {limit}"
+        limit = format_duration(terms.targets.tbt)
+        reason = f"a token takes {format_duration(alone)} even of a request alone, above {limit}"
         return Rejected(candidate.layout, "misses", reason)
     return _Evaluation(job).result()
 
 
 class _Evaluation:
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: EvaluationJob) -> None:
         self._candidate = job.candidate
         self._terms = job.terms
         self._most = job.most_replicas
@@ -88,7 +88,7 @@ class _Evaluation:
         self._latest: dict[float, tuple[Run | None, Verdict]] = {}  # by rate
         self._times: dict[float, int] = {}  # that a rate was run
 
-    def result(self) -> Choice | Rejected:
+    def result(self) -> PlanChoice | Rejected:
         rejected = self._too_dear()
         if rejected is not None:
             return rejected
@@ -122,7 +122,7 @@ class _Evaluation:
             if asked.rate >= rate and verdict.met and self._settled(rate):
                 return
 
-    def _choice(self, capacity: float) -> Choice | Rejected:
+    def _choice(self, capacity: float) -> PlanChoice | Rejected:
         """The fewest replicas that meet the targets at their share of the load.
 
         The search ends with two rates that are some way apart; shares between them are tried.
@@ -137,7 +137,7 @@ class _Evaluation:
                 self._run(share)
             run, verdict = self._latest[share]
             if run is not None and verdict.met:
-                return Choice(
+                return PlanChoice(
                     layout=self._candidate.layout,
                     replicas=replicas,
                     rate=rate,

@@ -6,55 +6,55 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sarathi.executors.machine import usable_cores
 from sarathi.simulator.parallel import run_all
-from sarathi.simulator.plan.candidates import Candidate, Layout, Rejected
+from sarathi.simulator.plan.candidates import Candidate, DeviceLayout, Rejected
 from sarathi.simulator.plan.confirm import ConfirmJob, confirm
 from sarathi.simulator.plan.estimate import guessed_cost, mean_request
-from sarathi.simulator.plan.evaluate import Choice, Job, evaluate
-from sarathi.simulator.plan.front import on_front
-from sarathi.simulator.plan.terms import PlanTerms
+from sarathi.simulator.plan.evaluate import EvaluationJob, PlanChoice, evaluate
+from sarathi.simulator.plan.pareto_front import on_front
+from sarathi.simulator.plan.plan_targets import PlanTerms
+from sarathi.system.machine import usable_cores
 
 _ROUNDING = 1e-9  # relative
 _GUESS = 2.0  # times the lowest guessed cost, which the cheapest plan hardly exceeds
 
-TellOne = Callable[[Choice | Rejected], None]
+TellOne = Callable[[PlanChoice | Rejected], None]
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlanResult:
     """Choices from the cheapest on; of equal cost, the one with the shorter P99 TBT first."""
 
-    choices: list[Choice]
+    choices: list[PlanChoice]
     rejected: list[Rejected]
     explored: float  # times the cost of the cheapest, up to which every candidate was tried
 
     @property
-    def cheapest(self) -> Choice | None:
+    def cheapest(self) -> PlanChoice | None:
         return self.choices[0] if self.choices else None
 
     @property
-    def tbt_front(self) -> list[Choice]:
+    def tbt_front(self) -> list[PlanChoice]:
         """Choices such that no other costs as little and has as short a P99 TBT."""
         return _front(self.choices, tbt)
 
     @property
-    def ttft_front(self) -> list[Choice]:
+    def ttft_front(self) -> list[PlanChoice]:
         """Likewise with P90 TTFT."""
         return _front(self.choices, ttft)
 
     @property
-    def notable(self) -> set[Layout]:
+    def notable(self) -> set[DeviceLayout]:
         """The cheapest, and those on either front."""
         return {one.layout for one in (*self.choices[:1], *self.tbt_front, *self.ttft_front)}
 
 
-def tbt(choice: Choice) -> float:
+def tbt(choice: PlanChoice) -> float:
     """P99 in seconds; answers of one token each have none."""
     return choice.run.summary.tbt.p99 or 0.0
 
 
-def ttft(choice: Choice) -> float:
+def ttft(choice: PlanChoice) -> float:
     """P90 in seconds."""
     return choice.run.summary.ttft.p90 or 0.0
 
@@ -67,7 +67,7 @@ def make_plan(
     router: str = "round_robin",
     tell: TellOne = lambda one: None,
     workers: int | None = None,
-) -> Planned:
+) -> PlanResult:
     """
     Args:
         explore: candidates are tried as far as they may cost so many times as much as the cheapest
@@ -106,14 +106,14 @@ class _Planner:
         self._first_limit = _GUESS * explore * min(promises.values(), default=math.inf)
         self._terms, self._explore, self._router = terms, explore, router
         self._tell, self._workers = tell, workers
-        self._choices: dict[Layout, Choice] = {}
-        self._rejected: dict[Layout, Rejected] = {}
-        self._limits: dict[Layout, float] = {}  # dollars an hour above which one was left out
+        self._choices: dict[DeviceLayout, PlanChoice] = {}
+        self._rejected: dict[DeviceLayout, Rejected] = {}
+        self._limits: dict[DeviceLayout, float] = {}  # dollars an hour above which one was left out
 
     @property
-    def planned(self) -> Planned:
+    def planned(self) -> PlanResult:
         choices = sorted(self._choices.values(), key=lambda one: (one.cost, tbt(one)))
-        return Planned(choices, list(self._rejected.values()), self._explore)
+        return PlanResult(choices, list(self._rejected.values()), self._explore)
 
     @property
     def _limit(self) -> float:
@@ -128,7 +128,7 @@ class _Planner:
         number = self._workers or usable_cores()
         while self.left:
             limit = min(self._limit, self._first_limit)
-            jobs: list[Job] = []
+            jobs: list[EvaluationJob] = []
             while self.left and len(jobs) < number:
                 candidate = self.left.pop(0)
                 most = _most_replicas(candidate, limit)
@@ -137,7 +137,7 @@ class _Planner:
                     self._keep(rejected, limit)
                     self._tell(rejected)
                 else:
-                    jobs.append(Job(candidate, self._terms, most))
+                    jobs.append(EvaluationJob(candidate, self._terms, most))
             for one in run_all(evaluate, jobs, done=self._done, workers=self._workers):
                 self._keep(one, limit)
             number *= 2
@@ -165,15 +165,15 @@ class _Planner:
                 del self._limits[layout], self._rejected[layout]
                 self.left.append(self._candidates[layout])
 
-    def _keep(self, one: Choice | Rejected, limit: float) -> None:
-        if isinstance(one, Choice):
+    def _keep(self, one: PlanChoice | Rejected, limit: float) -> None:
+        if isinstance(one, PlanChoice):
             self._choices[one.layout] = one
             return
         self._rejected[one.layout] = one
         if one.kind == "costs more":
             self._limits[one.layout] = limit
 
-    def _done(self, index: int, one: Choice | Rejected) -> None:
+    def _done(self, index: int, one: PlanChoice | Rejected) -> None:
         self._tell(one)
 
 
@@ -192,6 +192,6 @@ def _unaffordable(candidate: Candidate, limit: float) -> Rejected:
     return Rejected(candidate.layout, "costs more", reason)
 
 
-def _front(choices: list[Choice], latency: Callable[[Choice], float]) -> list[Choice]:
+def _front(choices: list[PlanChoice], latency: Callable[[PlanChoice], float]) -> list[PlanChoice]:
     members = on_front([(choice.cost, latency(choice)) for choice in choices])
     return [choice for choice, member in zip(choices, members, strict=True) if member]

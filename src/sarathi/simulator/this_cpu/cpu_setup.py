@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.scheduler import TYPICAL_DECODES
-from sarathi.simulator.describe import engine_options
-from sarathi.simulator.errors import SimulationError
+from sarathi.engine.scheduler_factory import TYPICAL_DECODES
+from sarathi.errors import SimulationError
+from sarathi.simulator.engine_description import engine_options
 from sarathi.simulator.setup import Setup
 from sarathi.simulator.this_cpu.machine_file import MeasuredMachine
 

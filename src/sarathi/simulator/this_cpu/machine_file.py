@@ -7,10 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from sarathi.models.cache import cache_folder, cached_file
-from sarathi.simulator.errors import SimulationError
-from sarathi.simulator.this_cpu.fit import FitError
+from sarathi.errors import SimulationError
+from sarathi.simulator.this_cpu.iteration_fit import FitError
 from sarathi.simulator.this_cpu.measured_cost import MeasuredNoise
+from sarathi.system.cache_folder import cache_folder, cached_file
 
 _FORMAT = 1  # goes up when files of before can no longer be read
 

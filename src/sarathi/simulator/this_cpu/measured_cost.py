@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from sarathi.simulator.cost import BatchShape, Jitter
+from sarathi.simulator.cost_model import BatchShape, Jitter
 
 # Tokens at which what one more costs may change: few share the reading of weights, many do not.
 KNOTS = (4, 16, 64)

@@ -1,1 +1,0 @@
-"""Measures what the project promises about speed and memory; see docs/benchmarks.md."""

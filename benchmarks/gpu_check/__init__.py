@@ -1,4 +1,0 @@
-"""Check the engine on a GPU: tests, speeds beside their goals, the paper's experiment.
-
-`python -m benchmarks.gpu_check` runs all of it; docs/gpu.md explains every figure.
-"""

@@ -1,0 +1,42 @@
+"""All perf in turn, each in a process of its own.
+
+Usage: python -m perf [FOLDER], the folder being what `versus_genai` takes.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+_NAMES = (
+    "chunked_prefill",
+    "engine_overhead",
+    "http_vs_offline",
+    "pipeline",
+    "policies",
+    "prefix_caching",
+    "recording",
+    "scheduler_overhead",
+    "sharded_load",
+    "simulator_speed",
+    "stage_communication",
+    "stall",
+    "startup",
+    "tbt_target",
+    "versus_genai",
+)
+
+
+def main() -> None:
+    for name in _NAMES:
+        arguments = sys.argv[1:] if name == "versus_genai" else []
+        code = subprocess.call([sys.executable, "-m", f"perf.{name}", *arguments])
+        if code:
+            print(f"perf.{name} ended with exit status {code}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,116 @@
+"""The real command `sarathi serve`, started on a free port and stopped at the end."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from perf.report import MODEL
+
+_PATIENCE = 120.0  # seconds for a server to load or to answer
+_POLL = 0.02  # seconds
+
+
+class ServerError(RuntimeError):
+    """The server ended or does not answer; the message is what it printed."""
+
+
+class Server:
+    """A server process. Entering the context starts it, without waiting for the model."""
+
+    def __init__(self, options: Sequence[str] = ()) -> None:
+        self.port = _free_port()
+        self._options = options
+
+    def __enter__(self) -> Server:
+        self._log = tempfile.TemporaryFile("w+")
+        self.started = time.perf_counter()
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "sarathi.cli.main", "serve", MODEL),
+                *("--port", str(self.port)),
+                *self._options,
+            ],
+            stdout=self._log,
+            stderr=self._log,
+            # Clients send no key.
+            env={name: value for name, value in os.environ.items() if name != "SARATHI_API_KEY"},
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def engine_pid(self) -> int | None:
+        """The process that computes, None before there is one."""
+        children = psutil.Process(self.pid).children()
+        return children[0].pid if children else None
+
+    def wait_for_token(self) -> float:
+        """Ask for one token until there is an answer; returns the time, as perf_counter does.
+
+        Raises:
+            ServerError: the server ended, or took too long.
+        """
+        body = json.dumps({"prompt": "The capital of France is", "max_tokens": 1})
+        while not self._answers(body):
+            if self._process.poll() is not None or time.perf_counter() > self.started + _PATIENCE:
+                self._log.seek(0)
+                raise ServerError(self._log.read())
+            time.sleep(_POLL)
+        return time.perf_counter()
+
+    def stats(self) -> dict[str, Any]:
+        """What the server tells of its scheduler."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_PATIENCE)
+        try:
+            connection.request("GET", "/stats")
+            fields: dict[str, Any] = json.loads(connection.getresponse().read())
+            return fields
+        finally:
+            connection.close()
+
+    def _answers(self, body: str) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_PATIENCE)
+        try:
+            headers = {"content-type": "application/json"}
+            connection.request("POST", "/v1/completions", body, headers)
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False  # not listening yet
+        finally:
+            connection.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,0 +1,89 @@
+"""How much memory a stage or a rank takes, reckoned from a model's sizes: nothing is loaded.
+
+Left out is what only running shows: activations, the runtime's libraries, and what kernels keep
+beside the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sarathi.backends.options import KvPrecision, Precision
+from sarathi.errors import ExecutorError
+from sarathi.models.model_config import ModelConfig
+from sarathi.models.sharding import Shard, shard_config, shard_shapes
+from sarathi.models.stage import Stage, whole
+from sarathi.models.tensor_layout import expected_shapes
+
+ITEM_BYTES: Mapping[Precision, int] = {"f32": 4, "bf16": 2, "f16": 2}
+_SCALE_BYTES = 8  # of quantised elements that share a scale: it and a zero point, in f32
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that one process needs."""
+
+    weight_bytes: int
+    block_bytes: int  # of one KV block, over the layers of the stage
+
+
+def footprint(
+    config: ModelConfig,
+    stage: Stage,
+    shard: Shard,
+    *,
+    precision: Precision,
+    kv_precision: KvPrecision,
+    block_size: int,
+) -> Footprint:
+    """What an executor of `stage` and `shard` takes; `config` is that of the whole model.
+
+    Raises:
+        ModelError: the layers cannot be shared out to so many ranks.
+    """
+    local = shard_config(config, shard.count)
+    layer = kv_block_bytes(local.num_kv_heads, local.head_dim, kv_precision, block_size)
+    weights = weight_bytes(config, stage, shard, precision)
+    return Footprint(weights, len(stage.layers) * layer)
+
+
+def weight_bytes(config: ModelConfig, stage: Stage, shard: Shard, precision: Precision) -> int:
+    """Those of the weights alone; see `footprint`."""
+    elements = sum(map(math.prod, shard_shapes(config, stage, shard).values()))
+    return elements * ITEM_BYTES[precision]
+
+
+def check_room(num_bytes: int, free: int) -> None:
+    """
+    Args:
+        num_bytes: of all weights that are to be loaded into one memory.
+        free: bytes of it that are free before.
+
+    Raises:
+        ExecutorError: there is no room for them.
+    """
+    if num_bytes > free:
+        raise ExecutorError(
+            f"the weights take {num_bytes / 1e9:.1f} GB of memory here and {free / 1e9:.1f} GB are "
+            "free: a smaller --precision or model would help, or several machines (--ray and --pp)"
+        )
+
+
+def kv_block_bytes(
+    num_kv_heads: int, head_dim: int, kv_precision: KvPrecision, block_size: int
+) -> int:
+    """Keys and values of `block_size` tokens in one layer.
+
+    In u8, keys have a scale for each of their dimensions in a block, values one for each token.
+    """
+    elements = block_size * head_dim
+    if kv_precision != "u8":
+        return 2 * num_kv_heads * elements * ITEM_BYTES[kv_precision]
+    return num_kv_heads * (2 * elements + _SCALE_BYTES * (head_dim + block_size))
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Weights of the whole model; a head that is the embedding is counted once."""
+    return sum(map(math.prod, expected_shapes(config, whole(config)).values()))

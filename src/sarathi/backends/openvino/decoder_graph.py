@@ -1,0 +1,267 @@
+"""The decoder as an OpenVINO graph with paged attention."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+from sarathi.backends.openvino.library import Constant, _PagedAttentionExtension
+from sarathi.backends.openvino.library import openvino as ov
+from sarathi.backends.openvino.library import opset13 as op
+from sarathi.backends.rope_tables import F32, rope_tables
+from sarathi.backends.weight_store import WeightStore
+from sarathi.models.decoder import (
+    GATED_PROJECTIONS,
+    QKV_PROJECTIONS,
+    attention_module,
+    forward,
+)
+from sarathi.models.model_config import ModelConfig
+from sarathi.models.stage import Stage
+from sarathi.models.weights import Array
+
+HIDDEN = "hidden"
+# The inputs of a step, in the order of the fields of `Step`, the longest context, and the
+# hidden states of the previous stage. A graph has those that it needs.
+INPUTS: dict[str, tuple[type[np.generic], int]] = {
+    "token_ids": (np.int64, 1),
+    "positions": (np.int64, 1),
+    "query_starts": (np.int32, 1),
+    "past_lens": (np.int32, 1),
+    "block_ids": (np.int32, 1),
+    "block_starts": (np.int32, 1),
+    "sample_rows": (np.int64, 1),
+    "max_context_len": (np.int32, 0),
+    HIDDEN: (np.float32, 2),
+}
+
+
+def key_cache(layer: int) -> str:
+    return f"key_cache.{layer}"
+
+
+def value_cache(layer: int) -> str:
+    return f"value_cache.{layer}"
+
+
+def build_graph(
+    config: ModelConfig, stage: Stage, constants: WeightStore, max_position: int
+) -> ov.Model:
+    """Build a graph from the arrays of a step and the KV cache to the output of `forward`.
+
+    Positions must be below `max_position`. The weights stay where `constants` has them: it must
+    outlive whatever is compiled from the graph.
+    """
+    ops = _GraphOperations(config, constants, max_position)
+    output = forward(ops, config, stage)
+    return ov.Model([op.result(output)], ops.parameters, "decoder")
+
+
+class _GraphOperations:
+    """Builds nodes in the very patterns that the CPU plugin fuses (RMS, RoPE, FullyConnected)."""
+
+    def __init__(self, config: ModelConfig, constants: WeightStore, max_position: int) -> None:
+        self._config = config
+        self._constants = constants
+        self._weights: dict[str, ov.Node] = {}
+        self._inputs: dict[str, ov.Node] = {}
+        self._caches: list[ov.Node] = []
+        cos, sin = rope_tables(config.inv_freq, max_position)
+        self._cos = self._rope_table(cos)
+        self._sin = self._rope_table(sin)
+
+    @property
+    def parameters(self) -> list[ov.Node]:
+        return [*self._inputs.values(), *self._caches]
+
+    def embed(self, weight: str) -> ov.Node:
+        return op.gather(self._weight(weight), self._input("token_ids"), _ints(0))
+
+    def recv_hidden(self) -> ov.Node:
+        return self._input(HIDDEN)
+
+    def linear(self, x: ov.Node, name: str, bias: bool = False) -> ov.Node:
+        y = self._product(x, f"{name}.weight")
+        return op.add(y, self._vector(f"{name}.bias")) if bias else y
+
+    def norm(self, x: ov.Node, name: str) -> ov.Node:
+        if self._config.norm == "rms":
+            return self._rms_norm(x, name)
+        normed = op.mvn(x, _ints([-1]), True, self._config.norm_eps, "inside_sqrt")
+        scaled = op.multiply(normed, self._vector(f"{name}.weight"))
+        return op.add(scaled, self._vector(f"{name}.bias"))
+
+    def add_norm(self, residual: ov.Node, delta: ov.Node, name: str) -> tuple[ov.Node, ov.Node]:
+        x = op.add(residual, delta)
+        return x, self.norm(x, name)
+
+    def qkv(self, x: ov.Node, name: str, bias: bool) -> tuple[ov.Node, ov.Node, ov.Node]:
+        # Separate products: the plugin's were faster than one of joined weights.
+        query, key, value = (self.linear(x, f"{name}.{part}", bias) for part in QKV_PROJECTIONS)
+        return query, key, value
+
+    def attention(self, query: ov.Node, key: ov.Node, value: ov.Node, layer: int) -> ov.Output:
+        config, name = self._config, attention_module(layer)
+        if config.qk_norm:
+            query = self._head_norm(query, f"{name}.q_norm", config.num_heads)
+            key = self._head_norm(key, f"{name}.k_norm", config.num_kv_heads)
+        query = self._apply_rope(query, config.num_heads)
+        key = self._apply_rope(key, config.num_kv_heads)
+        return self._paged_attention(query, key, value, layer)
+
+    def gated(self, x: ov.Node, name: str, bias: bool) -> ov.Node:
+        gate, up = (self.linear(x, f"{name}.{part}", bias) for part in GATED_PROJECTIONS)
+        return op.multiply(self.activate(gate), up)
+
+    def activate(self, x: ov.Node) -> ov.Node:
+        return op.gelu(x, "erf") if self._config.activation == "gelu" else op.swish(x)
+
+    def add(self, a: ov.Node, b: ov.Node) -> ov.Node:
+        return op.add(a, b)
+
+    def reduce(self, x: ov.Node) -> ov.Node:
+        return x
+
+    def sampled_rows(self, x: ov.Node) -> ov.Node:
+        return op.gather(x, self._input("sample_rows"), _ints(0))
+
+    def logits(self, x: ov.Node, weight: str) -> ov.Node:
+        return self._product(x, weight)
+
+    def _product(self, x: ov.Node, weight: str) -> ov.Node:
+        return op.matmul(x, self._weight(weight), transpose_a=False, transpose_b=True)
+
+    def _rms_norm(self, x: ov.Node, name: str) -> ov.Node:
+        mean = op.reduce_mean(op.multiply(x, x), _ints([-1]), keep_dims=True)
+        root = op.sqrt(op.add(mean, _float(self._config.norm_eps)))
+        scaled = op.multiply(x, op.divide(_float(1.0), root))
+        return op.multiply(self._vector(f"{name}.weight"), scaled)
+
+    def _head_norm(self, x: ov.Node, name: str, num_heads: int) -> ov.Node:
+        heads = op.reshape(x, _ints([-1, num_heads, self._config.head_dim]), special_zero=False)
+        return self._flat(self._rms_norm(heads, name), num_heads)
+
+    def _apply_rope(self, x: ov.Node, num_heads: int) -> ov.Node:
+        dim = self._config.head_dim
+        x = op.reshape(x, _ints([-1, num_heads, 1, dim]), special_zero=False)
+        first = op.slice(x, _ints([0]), _ints([dim // 2]), _ints([1]), _ints([3]))
+        # The fusion asks for an open end here, and for the axis -1 below.
+        second = op.slice(x, _ints([dim // 2]), _ints([2**31 - 1]), _ints([1]), _ints([3]))
+        swapped = op.concat([op.multiply(second, _float(-1.0)), first], -1)
+        roped = op.add(op.multiply(x, self._cos), op.multiply(swapped, self._sin))
+        return self._flat(roped, num_heads)
+
+    def _paged_attention(
+        self, query: ov.Node, key: ov.Node, value: ov.Node, layer: int
+    ) -> ov.Output:
+        config = self._config
+        caches = [_cache_parameter(key_cache(layer)), _cache_parameter(value_cache(layer))]
+        self._caches += caches
+        nothing = _i32([])
+        node = _PagedAttentionExtension(
+            [
+                operand.output(0)
+                for operand in (
+                    query,
+                    key,
+                    value,
+                    *caches,
+                    self._input("past_lens"),
+                    self._input("query_starts"),
+                    self._input("block_ids"),
+                    self._input("block_starts"),
+                    _float(config.head_dim**-0.5),
+                    _i32(config.sliding_windows[layer]),
+                    op.constant(np.zeros(0, np.float32)),  # ALiBi slopes
+                    self._input("max_context_len"),
+                    # From here on features that stay off: attention scores, rotated blocks,
+                    # sparse attention, sinks, adaptive eviction, token types.
+                    nothing,
+                    nothing,
+                    nothing,
+                    op.constant(np.zeros(0, np.float32)),
+                    op.constant(np.zeros(0, np.float32)),
+                    _i32(0),
+                    _i32(0),
+                    op.constant(np.zeros((0, 0, 0, 0), np.float32)),
+                    _i32(0),
+                    nothing,
+                    nothing,
+                    nothing,
+                    nothing,
+                    op.constant(np.zeros(0, np.uint8)),
+                    nothing,
+                )
+            ]
+        )
+        info = node.get_rt_info()
+        info["num_k_heads"] = info["num_v_heads"] = config.num_kv_heads
+        info["k_head_size"] = info["v_head_size"] = config.head_dim
+        return node.output(0)
+
+    def _input(self, name: str) -> ov.Node:
+        if name not in self._inputs:
+            dtype, rank = INPUTS[name]
+            shape = [-1, self._config.hidden_size] if name == HIDDEN else [-1] * rank
+            self._inputs[name] = _parameter(name, shape, dtype)
+        return self._inputs[name]
+
+    def _weight(self, name: str) -> ov.Node:
+        """A matrix in the served precision, widened in name only (one node a tensor)."""
+        if name not in self._weights:
+            node: ov.Node = Constant(_tensor(self._constants[name]), shared_memory=True)
+            if node.get_element_type() != ov.Type.f32:
+                node = op.convert(node, "f32")
+                # Without this mark the plugin widens the weights for good: three times the memory.
+                node.get_rt_info()["decompression_0"] = True
+            self._weights[name] = node
+        return self._weights[name]
+
+    def _vector(self, name: str) -> ov.Node:
+        """A norm's scale or a bias, always float32: too small to matter, and the fusions ask it."""
+        return op.constant(self._constants[name].astype(np.float32))
+
+    def _rope_table(self, values: F32) -> ov.Node:
+        """Rows of a table by position, for both halves of a head, [tokens, 1, 1, head_dim]."""
+        table = op.constant(np.concatenate([values, values], axis=1))
+        rows = op.gather(table, self._input("positions"), _ints(0))
+        return op.reshape(rows, _ints([-1, 1, 1, self._config.head_dim]), special_zero=False)
+
+    def _flat(self, x: ov.Node, num_heads: int) -> ov.Node:
+        return op.reshape(x, _ints([-1, num_heads * self._config.head_dim]), special_zero=False)
+
+
+def _parameter(name: str, shape: list[int], dtype: type[np.generic] | ov.Type) -> ov.Node:
+    node = op.parameter(shape, dtype, name=name)
+    node.output(0).get_tensor().set_names({name})
+    return node
+
+
+def _cache_parameter(name: str) -> ov.Node:
+    """The plugin fills in the layout: blocks, heads, tokens of a block, head dimensions."""
+    return _parameter(name, [-1, -1, -1, -1], ov.Type.dynamic)
+
+
+_OV_TYPES = {
+    np.dtype(np.float32): ov.Type.f32,
+    np.dtype(np.float16): ov.Type.f16,
+    np.dtype(ml_dtypes.bfloat16): ov.Type.bf16,
+}
+
+
+def _tensor(array: Array) -> ov.Tensor:
+    """A tensor over the array's own memory, which may be read-only."""
+    raw = np.frombuffer(array, np.uint8)  # the binding knows no bfloat16
+    return ov.Tensor(raw, ov.Shape(array.shape), _OV_TYPES[array.dtype])
+
+
+def _ints(values: int | list[int]) -> ov.Node:
+    return op.constant(np.array(values, np.int64))
+
+
+def _i32(values: int | list[int]) -> ov.Node:
+    return op.constant(np.array(values, np.int32))
+
+
+def _float(value: float) -> ov.Node:
+    return op.constant(np.array(value, np.float32))

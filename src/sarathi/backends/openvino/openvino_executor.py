@@ -1,0 +1,220 @@
+"""Runs steps on the CPU through OpenVINO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from sarathi.backends.openvino.decoder_graph import (
+    HIDDEN,
+    INPUTS,
+    build_graph,
+    key_cache,
+    value_cache,
+)
+from sarathi.backends.openvino.library import openvino as ov
+from sarathi.backends.options import KvPrecision, Precision
+from sarathi.backends.self_check import check_deterministic, check_model
+from sarathi.backends.step import Step, beside, check_step
+from sarathi.backends.weight_store import WeightStore
+from sarathi.errors import ExecutorError
+from sarathi.models.model_config import ModelConfig
+from sarathi.models.stage import Stage, whole
+from sarathi.models.tensor_layout import expected_shapes
+from sarathi.models.weights import Array, Weights
+from sarathi.sampling.sampler import Sampler
+from sarathi.system.machine import usable_cores
+
+BLOCK_SIZE = 32  # tokens; the only size that the CPU plugin's paged attention takes
+_DTYPES: Mapping[Precision, npt.DTypeLike] = {
+    "f32": np.float32,
+    "bf16": ml_dtypes.bfloat16,
+    "f16": np.float16,
+}
+_CAPABILITIES: Mapping[Precision, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
+
+
+def default_precision() -> Precision:
+    """bf16 or f16 where the processor computes in them, otherwise f32."""
+    return next(p for p in ("bf16", "f16", "f32") if p in supported_precisions())
+
+
+def supported_precisions() -> tuple[Precision, ...]:
+    capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return tuple(p for p, capability in _CAPABILITIES.items() if capability in capabilities)
+
+
+def choose_precisions(
+    precision: Precision | None, kv_precision: KvPrecision | None
+) -> tuple[Precision, KvPrecision]:
+    """Those of weights and computation, and of the cache; None for the fastest, and the same.
+
+    Raises:
+        ExecutorError: the processor lacks the one, or cannot combine it with the other.
+    """
+    supported = supported_precisions()
+    precision = precision or default_precision()
+    if precision not in supported:
+        raise ExecutorError(
+            f"this processor does not compute in {precision}, only in {', '.join(supported)}"
+        )
+    kv_precision = kv_precision or precision
+    if kv_precision not in (precision, "u8"):
+        raise ExecutorError(
+            f"with {precision} weights the KV cache can be {precision} or u8, not {kv_precision}"
+        )
+    return precision, kv_precision
+
+
+class OpenVinoExecutor:
+    """A compiled model. `allocate` gives it a KV cache, then `execute` runs steps.
+
+    Raises:
+        ExecutorError: the processor lacks the precision, or cannot combine it with the cache's.
+        ModelError: the checkpoint does not hold what its configuration says.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        *,
+        stage: Stage | None = None,
+        max_position: int,
+        precision: Precision | None = None,
+        kv_precision: KvPrecision | None = None,
+        num_threads: int | None = None,
+        deterministic: bool = False,
+        bind_threads: bool = True,
+    ) -> None:
+        """Compile the model.
+
+        Args:
+            stage: the layers to compute; None for all.
+            max_position: tokens, prompt and output together, of the longest sequence.
+            precision: None for the fastest that the processor computes in.
+            kv_precision: None for the same.
+            num_threads: None for one a core.
+            deterministic: whether logits must not depend on what else is in a step.
+            bind_threads: whether each thread may be bound to a core, if there is one for each
+                core; otherwise they run where the calling thread may.
+        """
+        self.config = config
+        self.stage = stage or whole(config)
+        self.block_size = BLOCK_SIZE
+        self.max_position = max_position
+        self.precision, self.kv_precision = choose_precisions(precision, kv_precision)
+        self.deterministic = deterministic
+        self.num_blocks = 0
+        # The compiled model reads the constants in place: they live as long as it does.
+        shapes = expected_shapes(config, self.stage)
+        self.constants = WeightStore(weights, shapes, _DTYPES[self.precision])
+        self._compiled = self._compile(num_threads, bind_threads)
+        self._request = self._compiled.create_infer_request()
+        self._used = [n for port in self._compiled.inputs for n in port.names if n in INPUTS]
+        self._caches: list[ov.Tensor] = []
+        self._inputs: dict[str, Array] = {}  # the memory of the input tensors
+
+    def _compile(self, num_threads: int | None, bind_threads: bool) -> ov.CompiledModel:
+        graph = build_graph(self.config, self.stage, self.constants, self.max_position)
+        num_threads = num_threads or usable_cores()
+        properties = {
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "KV_CACHE_PRECISION": self.kv_precision,
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": num_threads,
+            # It binds threads to the first cores, in every process to the same ones: those with
+            # less than all cores would share them and leave others idle.
+            "ENABLE_CPU_PINNING": bind_threads and num_threads >= usable_cores(),
+            # Activations keep their precision; int8 ones would need compressed weights to pay.
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        }
+        with self.constants.dropping_pages():
+            return ov.Core().compile_model(graph, "CPU", properties)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes that one KV block occupies over all layers, scales of quantised ones included."""
+        return sum(
+            int(np.prod(shape)) * dtype.bitwidth // 8 for _, dtype, shape in self._cache_layouts()
+        )
+
+    def allocate(self, num_blocks: int) -> None:
+        """Make room for `num_blocks` KV blocks, and warm up. The pages fill as they are used."""
+        self._caches = []
+        with_spare = num_blocks + self.deterministic
+        for name, dtype, shape in self._cache_layouts():
+            # Zeroed, since a NaN that happens to lie there would survive masking.
+            room = np.zeros(int(np.prod(shape)) * with_spare * dtype.bitwidth // 8, np.uint8)
+            cache = ov.Tensor(room, ov.Shape([with_spare, *shape]), dtype)
+            self._request.set_tensor(name, cache)
+            self._caches.append(cache)
+        self.num_blocks = num_blocks
+
+    def check(self) -> None:
+        """See `Executor`."""
+        check_model(self, self.constants)
+        if self.deterministic:
+            check_deterministic(self)
+
+    def warming_up(self) -> AbstractContextManager[None]:
+        """See `Executor`: kernels pack their weights at their first use."""
+        return self.constants.dropping_pages()
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.constants.num_bytes
+
+    def make_sampler(self) -> Sampler:
+        """See `Executor`."""
+        return Sampler(self.config.vocab_size)
+
+    def logits(self, step: Step, received: Array | None = None) -> npt.NDArray[np.float32]:
+        """See `Executor`."""
+        return self.execute(step, received).copy()
+
+    def execute(self, step: Step, received: Array | None = None) -> npt.NDArray[np.float32]:
+        """Run a step; see `Executor`."""
+        check_step(
+            step,
+            num_blocks=self.num_blocks,
+            block_size=BLOCK_SIZE,
+            vocab_size=self.config.vocab_size,
+            max_position=self.max_position,
+        )
+        num_tokens = len(step.token_ids)
+        if self.deterministic and num_tokens == 1:
+            # A token alone takes other kernels, whose sums round differently.
+            step = beside(step, self.num_blocks)
+            if received is not None:
+                received = np.concatenate([received, received])
+        for name in self._used:
+            value = received if name == HIDDEN else getattr(step, name)
+            self._set_input(name, np.asarray(value, INPUTS[name][0]))
+        self._request.infer()
+        output: npt.NDArray[np.float32] = self._request.get_output_tensor(0).data
+        return output if self.stage.last else output[:num_tokens]
+
+    def _set_input(self, name: str, value: Array) -> None:
+        """Write into the tensor of the step before where the shape is the same: decodes mostly."""
+        held = self._inputs.get(name)
+        if held is not None and held.shape == value.shape:
+            held[...] = value
+            return
+        held = self._inputs[name] = value.copy()
+        self._request.set_tensor(name, ov.Tensor(held, shared_memory=True))
+
+    def _cache_layouts(self) -> list[tuple[str, ov.Type, tuple[int, ...]]]:
+        """Name, element type and shape of one block, for the keys and values of every layer."""
+        layouts = []
+        for layer in self.stage.layers:
+            for name in (key_cache(layer), value_cache(layer)):
+                port = self._compiled.input(name)
+                dims = list(port.get_partial_shape())[1:]
+                shape = tuple(dim.get_length() for dim in dims)
+                layouts.append((name, port.get_element_type(), shape))
+        return layouts

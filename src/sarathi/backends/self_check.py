@@ -1,0 +1,168 @@
+"""Before anyone is served: does the executor compute what the decoder says?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from sarathi.backends.executor import Executor
+from sarathi.backends.options import KvPrecision, Precision
+from sarathi.backends.reference import F32, reference
+from sarathi.backends.step import StepPart, join_parts
+from sarathi.errors import ExecutorError
+from sarathi.models.model_config import ModelConfig
+from sarathi.models.stage import Stage
+from sarathi.models.tensor_layout import expected_shapes
+from sarathi.models.weights import Array, Tensors
+
+# Largest accepted distance of the logits from the reference, relative to their length. Trained
+# models stay below a tenth of it, random ones, which amplify rounding, below a half; logits of
+# the wrong tokens are 1 or more away.
+_TOLERANCE: Mapping[Precision | KvPrecision, float] = {
+    "f32": 0.005,
+    "f16": 0.05,
+    "bf16": 0.25,
+    "u8": 0.25,
+}
+# (tokens in the cache, new tokens) of three sequences, in three steps: a long chunk, then its
+# rest, in a second block of 32, together with a whole prompt, then two decodes beside another
+# prompt.
+_LONG = 31
+_STEPS = (
+    ((0, _LONG),),
+    ((_LONG, 4), (0, 9)),
+    ((_LONG + 4, 1), (9, 1), (0, 5)),
+)
+_LENGTHS = (_LONG + 5, 10, 5)
+_TABLES = ((3, 0), (2,), (1,))  # permuted on purpose
+NUM_BLOCKS = 4
+_MOST_WEIGHTS = 4 * 10**8  # of layers; numpy takes some seconds for them on a few cores
+_MANY = 64  # blocks: half of them for a long context, half for a large batch
+MAX_POSITION = max(_LENGTHS)
+
+
+def check_model(executor: Executor, weights: Tensors) -> None:
+    """Run a small hybrid batch and compare its output with the plain reference.
+
+    The operation behind paged attention is private to its library and changes between releases;
+    a wrong guess about it gives fluent nonsense. Needs `NUM_BLOCKS` KV blocks, whose content is
+    lost, and positions up to `MAX_POSITION`.
+
+    Args:
+        weights: as the executor serves them.
+
+    Raises:
+        ExecutorError: the logits differ by more than rounding explains.
+    """
+    config, stage, block_size = executor.config, executor.stage, executor.block_size
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(0, config.vocab_size, length).tolist() for length in _LENGTHS]
+    received: list[F32 | None] = [None] * len(sequences)
+    if not stage.first:
+        received = [_made_up(rng, length, config.hidden_size) for length in _LENGTHS]
+    hidden = [rows for rows in received if rows is not None]
+    # All at once: reading and widening the weights is what takes time.
+    rows = reference(
+        config,
+        stage,
+        weights,
+        [token for tokens in sequences for token in tokens],
+        np.concatenate(hidden) if hidden else None,
+        _LENGTHS,
+    )
+    expected = np.split(rows, np.cumsum(_LENGTHS)[:-1])
+    distances = []
+    for parts in _STEPS:
+        step = join_parts(
+            [
+                StepPart(sequences[i][past : past + new], past, _TABLES[i], samples=True)
+                for i, (past, new) in enumerate(parts)
+            ],
+            block_size,
+        )
+        hidden = [
+            rows[past : past + new]
+            for rows, (past, new) in zip(received, parts, strict=False)
+            if rows is not None
+        ]
+        output = executor.execute(step, np.concatenate(hidden) if hidden else None)
+        # Logits come of the last token of each sequence, activations of all.
+        ends = np.arange(len(parts)) if stage.last else step.query_starts[1:] - 1
+        for i, (past, new) in enumerate(parts):
+            distances.append(_distance(output[ends[i]], expected[i][past + new - 1]))
+    worst = np.max(distances)  # unlike max(), gives NaN if there is one
+    tolerance = max(_TOLERANCE[executor.precision], _TOLERANCE[executor.kv_precision])
+    if not worst <= tolerance:
+        raise ExecutorError(
+            f"self-check failed: logits are {worst:.3f} away from the reference, more than the "
+            f"{tolerance} that {executor.precision} weights and a {executor.kv_precision} cache "
+            "explain; not serving wrong answers. Are these the supported versions of openvino and "
+            "torch?"
+        )
+
+
+def checked_part(config: ModelConfig, stage: Stage) -> Stage:
+    """Return the stage, or its first layers where numpy would take long for all of them.
+
+    The others run the same code on weights that were loaded by the same code.
+    """
+    layer = Stage(range(1), first=False, last=False)
+    weights = sum(map(math.prod, expected_shapes(config, layer).values()))
+    most = max(1, _MOST_WEIGHTS // weights)
+    return stage if len(stage.layers) <= most else replace(stage, layers=stage.layers[:most])
+
+
+def check_deterministic(executor: Executor) -> None:
+    """See whether a sequence's logits depend on what else is in its step.
+
+    Uses KV blocks, whose content is lost: better many, since long contexts and large batches may
+    take other kernels.
+
+    Raises:
+        ExecutorError: they do.
+    """
+    num_blocks, block_size = min(executor.num_blocks, _MANY), executor.block_size
+    shared = min(num_blocks // 2, (executor.max_position - 1) // block_size)
+    own = range(shared, num_blocks)
+    context = shared * block_size
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, executor.config.vocab_size, context + 1).tolist()
+    received = _made_up(rng, len(tokens), executor.config.hidden_size)
+
+    def decode(block: int) -> StepPart:
+        """One of several equal sequences, each with a last block of its own."""
+        return StepPart(tokens[context:], context, [*range(shared), block], samples=True)
+
+    def first_row(parts: list[StepPart]) -> Array:
+        """The output of the first token of the first sequence."""
+        hidden = None
+        if not executor.stage.first:
+            hidden = np.concatenate(
+                [received[part.past : part.past + len(part.token_ids)] for part in parts]
+            )
+        output: Array = executor.execute(join_parts(parts, block_size), hidden)[0].copy()
+        return output
+
+    if shared:
+        first_row([StepPart(tokens[:context], 0, range(shared), samples=True)])
+    watched, *others = own
+    alone = first_row([decode(watched)])
+    chunk = StepPart(tokens[: len(others) * block_size], 0, others, samples=True)
+    for mates in ([decode(b) for b in others[:1]], [decode(b) for b in others], [chunk]):
+        if not np.array_equal(first_row([decode(watched), *mates]), alone):
+            raise ExecutorError(
+                "on this processor logits depend on what else is in an iteration: "
+                "--deterministic is not possible"
+            )
+
+
+def _made_up(rng: np.random.Generator, length: int, hidden_size: int) -> F32:
+    """Activations such as a stage before could have computed."""
+    return rng.standard_normal((length, hidden_size), np.float32)
+
+
+def _distance(a: Array, b: Array) -> float:
+    return float(np.linalg.norm(np.subtract(a, b)) / np.linalg.norm(b))

@@ -1,0 +1,142 @@
+"""Steps on a GPU that is never waited for: the host prepares the next one while it computes.
+
+A step is launched with all that follows it, sampling included, and its token ids stay on the
+device, where the next step reads them (`Step.token_ids` below 0 name the slot that a token was
+sampled for). So a second step can be launched before the host has seen the tokens of the first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import NamedTuple, Protocol
+
+import torch
+
+from sarathi.backends.runner import NO_SLOTS, NOTHING_SAMPLED, StepResult
+from sarathi.backends.step import I64, Step, StepError
+from sarathi.backends.torch.torch_executor import TorchExecutor
+from sarathi.backends.torch.torch_sampler import PendingSample, TorchSampler
+from sarathi.sampling.sampler import RequestSlots
+from sarathi.telemetry.stages import StageTime
+
+_POLL = 50e-6  # seconds between two looks at an event
+
+
+class Mark(Protocol):
+    """A point in the work of a device."""
+
+    def done(self) -> bool:
+        """Whether the device has come to it."""
+
+    def wait(self) -> None:
+        """Return once the device has come to it."""
+
+    def since(self, other: Mark) -> float:
+        """Seconds of the device's clock from another mark to this one; both must be done."""
+
+
+class CudaMark:
+    """An event on the current stream."""
+
+    def __init__(self) -> None:
+        self.event = torch.cuda.Event(enable_timing=True)
+        self.event.record()
+
+    def done(self) -> bool:
+        return bool(self.event.query())
+
+    def wait(self) -> None:
+        self.event.synchronize()
+
+    def since(self, other: Mark) -> float:
+        assert isinstance(other, CudaMark)
+        return float(other.event.elapsed_time(self.event)) / 1e3
+
+
+class HostMark:
+    """On a CPU whatever has been launched has been computed."""
+
+    def __init__(self) -> None:
+        self.at = time.monotonic()
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        pass
+
+    def since(self, other: Mark) -> float:
+        assert isinstance(other, HostMark)
+        return self.at - other.at
+
+
+class _Launched(NamedTuple):
+    sample: PendingSample | None
+    start: Mark
+    end: Mark
+
+
+class OverlappedRunner:
+    """See `Runner`. Two steps may be under way: one that computes, one that waits behind it."""
+
+    depth = 2
+    looks_ahead = True
+
+    def __init__(self, executor: TorchExecutor, sampler: TorchSampler) -> None:
+        """
+        Args:
+            executor: has the whole model.
+            sampler: on the executor's device.
+        """
+        self._executor = executor
+        self._sampler = sampler
+        self._mark = CudaMark if executor.device.type == "cuda" else HostMark
+        self._under_way: deque[_Launched] = deque()
+        self._ended: Mark | None = None  # of the step whose result was taken last
+
+    @property
+    def slots(self) -> RequestSlots:
+        return self._sampler
+
+    @property
+    def is_free(self) -> bool:
+        return len(self._under_way) < self.depth
+
+    def submit(self, step: Step, slots: I64 = NO_SLOTS) -> None:
+        if not self.is_free:
+            raise StepError(f"{self.depth} steps are under way already, no more can be")
+        with self._executor.computing():
+            start = self._mark()
+            logits = self._executor.launch(step, last_tokens=self._sampler.last_tokens)
+            sample = self._sampler.launch(logits, slots) if len(slots) else None
+            self._under_way.append(_Launched(sample, start, self._mark()))
+
+    def wait(self, seconds: float) -> bool:
+        if not self._under_way:
+            return False
+        end = time.monotonic() + seconds
+        while not self._under_way[0].end.done():
+            if time.monotonic() >= end:
+                return False
+            time.sleep(_POLL)
+        return True
+
+    def result(self) -> StepResult:
+        sample, start, end = self._under_way.popleft()
+        end.wait()
+        sampled = NOTHING_SAMPLED if sample is None else sample.result()
+        waited = 0.0 if self._ended is None else max(0.0, start.since(self._ended))
+        self._ended = end
+        return StepResult(sampled, (StageTime(waited, end.since(start)),))
+
+    def abandon(self) -> None:
+        for launched in self._under_way:
+            launched.end.wait()
+        self._under_way.clear()
+
+    def check(self) -> None:
+        """See `Runner`: nothing else takes part."""
+
+    def close(self) -> None:
+        """See `Runner`: there are no processes."""

@@ -1,0 +1,129 @@
+"""The weights of one rank on its device."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from sarathi.backends.torch.arrays import as_array, as_tensor
+from sarathi.backends.torch.dummy_parameters import fill_dummy
+from sarathi.models.decoder import GATED_PROJECTIONS, QKV_PROJECTIONS
+from sarathi.models.dummy_weights import random_tensor
+from sarathi.models.weights import Array, Weights
+from sarathi.system.machine import usable_cores
+
+# Modules whose weights are stored as one matrix, rows one after the other, and their parts.
+QKV = "qkv_proj"
+GATE_UP = "gate_up_proj"
+_JOINED: Mapping[str, tuple[str, ...]] = {QKV: QKV_PROJECTIONS, GATE_UP: GATED_PROJECTIONS}
+
+
+class Parameters:
+    """Tensors by name, in the served precision.
+
+    Projections of the same input are joined, so that one matrix product computes them: `qkv_proj`
+    and `gate_up_proj` stand beside their parts in every layer. A joined tensor is allocated once
+    and each part is a view of its rows.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: torch.dtype,
+        device: torch.device,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        """Convert and copy the tensors that `shapes` names, on all cores.
+
+        Beside the tensors themselves this takes the memory of one part for every core, and none
+        where the device is the CPU and the checkpoint is not quantised.
+
+        Args:
+            progress: called with the share of the bytes that have been copied.
+
+        Raises:
+            ModelError: the checkpoint lacks one.
+        """
+        self._vectors: dict[str, torch.Tensor] = {}
+        self._tensors, self.num_bytes = _allocate(shapes, dtype, device)
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        total, done = sum(sizes.values()), 0
+
+        def read(name: str) -> None:
+            source = random_tensor(weights, name)
+            if source is not None:
+                fill_dummy(self._tensors[name], source)
+                return
+            _copy(weights[name], self._tensors[name])
+            # The pages of the file that have been copied are not needed again.
+            for mapping in weights.mappings:
+                mapping.madvise(mmap.MADV_DONTNEED)
+
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            for name, _ in zip(shapes, pool.map(read, shapes), strict=True):
+                done += sizes[name]
+                if progress is not None:
+                    progress(done / total)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+    def vector(self, name: str) -> torch.Tensor:
+        """Return a norm's scale or bias in float32."""
+        if name not in self._vectors:
+            self._vectors[name] = self._tensors[name].float()
+        return self._vectors[name]
+
+
+class Served:
+    """The same as arrays, for what computes in numpy."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._parameters = parameters
+
+    def __getitem__(self, name: str) -> Array:
+        return as_array(self._parameters[name].cpu())
+
+
+def joined_tensors(names: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Map the name of each joined tensor to the names of its parts, in the order of their rows."""
+    found = {}
+    for name in names:
+        module, _, kind = name.rpartition(".")
+        parent, _, projection = module.rpartition(".")
+        for joined, projections in _JOINED.items():
+            parts = tuple(f"{parent}.{part}.{kind}" for part in projections)
+            if projection == projections[0] and all(part in names for part in parts):
+                found[f"{parent}.{joined}.{kind}"] = parts
+    return found
+
+
+def _allocate(
+    shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device
+) -> tuple[dict[str, torch.Tensor], int]:
+    """Allocate all tensors; return them with the joined ones, and their bytes in all."""
+    tensors: dict[str, torch.Tensor] = {}
+    num_bytes = 0
+    for joined, parts in joined_tensors(shapes).items():
+        rows = [shapes[part][0] for part in parts]
+        shape = (sum(rows), *shapes[parts[0]][1:])
+        tensors[joined] = torch.empty(shape, dtype=dtype, device=device)
+        num_bytes += tensors[joined].nbytes
+        tensors.update(zip(parts, tensors[joined].split(rows), strict=True))
+    for name in shapes.keys() - tensors.keys():
+        tensors[name] = torch.empty(shapes[name], dtype=dtype, device=device)
+        num_bytes += tensors[name].nbytes
+    return tensors, num_bytes
+
+
+def _copy(array: Array, target: torch.Tensor) -> None:
+    """Convert an array into a tensor's own memory."""
+    if target.device.type == "cpu":
+        as_array(target)[...] = array
+    else:
+        target.copy_(as_tensor(array, target.dtype))

@@ -1,0 +1,192 @@
+"""Attention on CPUs, in torch's own operations: blocks are gathered, softmax is in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from sarathi.backends.step import I32, I64
+from sarathi.backends.torch.attention_backend import Cache
+from sarathi.backends.torch.step_inputs import Inputs, StepArrays
+from sarathi.models.model_config import ModelConfig
+
+_MAX_ROWS = 512  # of a prompt at a time: bounds the mask
+# Bytes of keys that decodes gather at a time: what stays in a processor's cache until it is used,
+# and is not taken from the system anew every time.
+_GATHERED = 2 << 20
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Sequences with equally many new tokens, padded to equally many cached ones."""
+
+    rows: slice | torch.Tensor  # of their tokens
+    queries: int  # of each sequence
+    blocks: torch.Tensor  # [sequences, blocks]
+    context: int  # tokens
+    mask: torch.Tensor | None  # [sequences, 1, queries, context], -inf where nothing is seen
+    causal: bool  # whether that is all up to the query
+
+    def attention(self, query: torch.Tensor, cache: Cache) -> torch.Tensor:
+        _, heads, size = query.shape
+        queries = query[self.rows].view(-1, self.queries, heads, size)
+        mixed: torch.Tensor = functional.scaled_dot_product_attention(
+            queries.transpose(1, 2),
+            self._gather(cache.keys),
+            self._gather(cache.values),
+            attn_mask=self.mask,
+            is_causal=self.causal,
+            enable_gqa=True,
+        )
+        return mixed.transpose(1, 2).reshape(-1, heads, size)
+
+    def _gather(self, cached: torch.Tensor) -> torch.Tensor:
+        """[sequences, key heads, context, head_dim]."""
+        tokens = cached[self.blocks].flatten(1, 2)
+        return tokens[:, : self.context].transpose(1, 2)
+
+
+class PlainAttention:
+    block_size = 32
+    supports_graphs = False
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        *,
+        one_by_one: bool = False,
+    ) -> None:
+        """
+        Args:
+            config: with the heads of one rank.
+            dtype: of queries, keys and values.
+            one_by_one: whether decodes are computed apart: padding changes how sums are rounded.
+        """
+        self._dtype = dtype
+        block = self.block_size * config.num_kv_heads * config.head_dim * dtype.itemsize
+        self._most = 1 if one_by_one else _GATHERED // block
+
+    def prepare(self, arrays: StepArrays, *, fixed_shape: bool = False) -> StepArrays:
+        return arrays
+
+    def plan(self, arrays: StepArrays, inputs: Inputs) -> _PlainPlan:
+        return _PlainPlan(arrays, self.block_size, self._most, self._dtype)
+
+
+class _PlainPlan:
+    def __init__(self, arrays: StepArrays, block_size: int, most: int, dtype: torch.dtype) -> None:
+        self._arrays = arrays
+        self._block_size = block_size
+        self._most = most  # blocks that are gathered for decodes at a time
+        self._dtype = dtype
+        self._queries = np.diff(arrays.query_starts)
+        self._parts: dict[int, list[_Part]] = {}  # by window: models have one or two
+
+    def attention(self, query: torch.Tensor, cache: Cache, window: int) -> torch.Tensor:
+        if window not in self._parts:
+            self._parts[window] = [*self._decodes(window), *self._prompts(window)]
+        parts = self._parts[window]
+        if len(parts) == 1 and isinstance(parts[0].rows, slice):
+            return parts[0].attention(query, cache)
+        mixed = torch.empty_like(query)
+        for part in parts:
+            mixed[part.rows] = part.attention(query, cache)
+        return mixed
+
+    def _decodes(self, window: int) -> Iterator[_Part]:
+        """Together where they are of similar length, so that little is padding."""
+        chosen = np.flatnonzero(self._queries == 1)
+        positions = self._arrays.contexts[chosen].astype(np.int64) - 1
+        firsts = self._first_blocks(positions, window)
+        blocks = positions // self._block_size - firsts + 1
+        for group in _similar(blocks, self._most):
+            group.sort()
+            sequences, most = chosen[group], int(blocks[group].max())
+            ids = firsts[group, None] + np.arange(most)
+            # What is past the end of a table is masked.
+            ids = np.minimum(ids, self._arrays.tables.shape[1] - 1)
+            tables = self._arrays.tables[sequences[:, None], ids]
+            yield self._part(
+                self._arrays.query_starts[sequences],
+                positions[group, None],
+                firsts[group],
+                tables,
+                window,
+            )
+
+    def _prompts(self, window: int) -> Iterator[_Part]:
+        """One by one, long ones in pieces."""
+        for sequence in np.flatnonzero(self._queries > 1):
+            first_row = int(self._arrays.query_starts[sequence])
+            past = int(self._arrays.contexts[sequence] - self._queries[sequence])
+            for start in range(0, int(self._queries[sequence]), _MAX_ROWS):
+                stop = min(start + _MAX_ROWS, int(self._queries[sequence]))
+                positions = np.arange(past + start, past + stop)
+                first = self._first_blocks(positions[:1], window)
+                last = int(positions[-1]) // self._block_size
+                tables = self._arrays.tables[sequence, None, int(first[0]) : last + 1]
+                rows = np.arange(first_row + start, first_row + stop)
+                yield self._part(rows, positions[None], first, tables, window)
+
+    def _first_blocks(self, positions: I64, window: int) -> I64:
+        """The first block of which a token at each position sees anything."""
+        oldest = positions - window + 1 if window else np.zeros_like(positions)
+        return np.maximum(oldest, 0) // self._block_size
+
+    def _part(
+        self, rows: I32 | I64, positions: I64, first_blocks: I64, tables: I32, window: int
+    ) -> _Part:
+        """
+        Args:
+            positions: of the queries, [sequences, queries].
+            first_blocks: where the tables begin in each sequence, [sequences].
+        """
+        first_keys = first_blocks * self._block_size
+        ends = positions[:, -1] - first_keys + 1
+        context = int(ends.max())
+        keys = first_keys[:, None] + np.arange(context)
+        distance = positions[:, :, None] - keys[:, None, :]
+        seen = distance >= 0
+        if window:
+            seen &= distance < window
+        mask = None
+        causal = len(rows) == context and len(positions) == 1 and not first_keys[0]
+        causal = causal and (not window or context <= window)
+        if not causal and not seen.all():
+            mask = torch.zeros(seen.shape, dtype=self._dtype)
+            mask = mask.masked_fill_(torch.from_numpy(~seen), -torch.inf)
+            mask = mask.unsqueeze(1)
+        return _Part(
+            rows=_as_slice(rows),
+            queries=positions.shape[1],
+            blocks=torch.from_numpy(tables.astype(np.int64)),
+            context=context,
+            mask=mask,
+            causal=causal,
+        )
+
+
+def _similar(sizes: I64, most: int) -> Iterator[I64]:
+    """Groups of indices: no size is more than twice another, nor are several more than `most`."""
+    order = np.argsort(sizes, kind="stable")
+    start = 0
+    for index in range(1, len(order) + 1):
+        count = index - start
+        if index < len(order):
+            size = sizes[order[index]]
+            if size <= 2 * sizes[order[start]] and size * (count + 1) <= most:
+                continue
+        yield order[start:index]
+        start = index
+
+
+def _as_slice(rows: I32 | I64) -> slice | torch.Tensor:
+    """Consecutive rows as a slice, which is not a copy."""
+    if rows[-1] - rows[0] == len(rows) - 1:
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return torch.from_numpy(rows.astype(np.int64))

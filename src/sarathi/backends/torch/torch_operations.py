@@ -1,0 +1,168 @@
+"""The decoder's operations on the tensors of one step, and of one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from sarathi.backends.rope_tables import rope_tables
+from sarathi.backends.torch.attention_backend import Cache, PlannedAttention
+from sarathi.backends.torch.elementwise import (
+    ACTIVATIONS,
+    ElementwiseKernels,
+    HeadNorms,
+    NormWeights,
+    TokenRows,
+)
+from sarathi.backends.torch.parameters import GATE_UP, QKV, Parameters
+from sarathi.backends.torch.process_group import ProcessGroup
+from sarathi.backends.torch.step_inputs import Inputs
+from sarathi.models.decoder import attention_module
+from sarathi.models.model_config import ModelConfig
+
+# Rows of a matrix product whose rounding does not depend on how many there are (measured for MKL,
+# from 8 on).
+_ROWS = 16
+
+
+@dataclass(frozen=True)
+class TensorParallelRank:
+    """What stays the same from step to step."""
+
+    config: ModelConfig  # with this rank's heads and features
+    vocabulary: range  # token ids whose embeddings are here
+    parameters: Parameters
+    rotary: Rotary
+    kernels: ElementwiseKernels
+    group: ProcessGroup
+    deterministic: bool = False  # whether rows must not depend on how many there are
+
+
+class Rotary:
+    """Cosines and sines of the rotary embedding's angles, by position."""
+
+    def __init__(self, config: ModelConfig, max_position: int, device: torch.device) -> None:
+        cos, sin = rope_tables(config.inv_freq, max_position)
+        self._cos = torch.from_numpy(cos).to(device)
+        self._sin = torch.from_numpy(sin).to(device)
+
+    def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the rows of both, [tokens, head_dim / 2] each."""
+        return self._cos[positions], self._sin[positions]
+
+
+class TorchOperations:
+    """See `models.decoder.Operations`. Activations are in the served precision."""
+
+    def __init__(
+        self,
+        rank: TensorParallelRank,
+        inputs: Inputs,
+        planned: PlannedAttention,
+        caches: Mapping[int, Cache],
+        hidden: torch.Tensor | None,
+    ) -> None:
+        self._rank = rank
+        self._config = rank.config
+        self._parameters = rank.parameters
+        self._inputs = inputs
+        self._planned = planned
+        self._caches = caches
+        self._hidden = hidden
+        self._tokens = TokenRows(*rank.rotary.at(inputs.positions), inputs.slots)
+
+    def embed(self, weight: str) -> torch.Tensor:
+        ids, here = self._inputs.token_ids, self._rank.vocabulary
+        if self._rank.group.size == 1:
+            return functional.embedding(ids, self._parameters[weight])
+        missing = (ids < here.start) | (ids >= here.stop)
+        rows = (ids - here.start).masked_fill_(missing, 0)
+        found = functional.embedding(rows, self._parameters[weight])
+        return self.reduce(found.masked_fill_(missing.unsqueeze(1), 0))
+
+    def recv_hidden(self) -> torch.Tensor:
+        assert self._hidden is not None
+        return self._rank.group.broadcast(self._hidden)
+
+    def linear(self, x: torch.Tensor, name: str, bias: bool = False) -> torch.Tensor:
+        return self._product(x, f"{name}.weight", f"{name}.bias" if bias else None)
+
+    def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return self._rank.kernels.norm(x, self._norm_weights(name))
+
+    def add_norm(
+        self, residual: torch.Tensor, delta: torch.Tensor, name: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._rank.kernels.add_norm(residual, delta, self._norm_weights(name))
+
+    def qkv(
+        self, x: torch.Tensor, name: str, bias: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One product, whose columns the three are: their rows are apart in memory."""
+        config = self._config
+        queries, keys = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
+        query, key, value = self.linear(x, f"{name}.{QKV}", bias).split(
+            (queries, keys, keys), dim=-1
+        )
+        return query, key, value
+
+    def attention(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int
+    ) -> torch.Tensor:
+        cache = self._caches[layer]
+        heads = self._rank.kernels.rope_and_cache(
+            self._heads(query),
+            self._heads(key),
+            self._heads(value),
+            self._tokens,
+            cache,
+            self._head_norms(layer) if self._config.qk_norm else None,
+        )
+        window = self._config.sliding_windows[layer]
+        return self._planned.attention(heads, cache, window).flatten(1)
+
+    def gated(self, x: torch.Tensor, name: str, bias: bool) -> torch.Tensor:
+        return self._rank.kernels.gated(self.linear(x, f"{name}.{GATE_UP}", bias))
+
+    def activate(self, x: torch.Tensor) -> torch.Tensor:
+        return ACTIVATIONS[self._config.activation](x)
+
+    def add(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a + b
+
+    def reduce(self, x: torch.Tensor) -> torch.Tensor:
+        return self._rank.group.all_reduce(x)
+
+    def sampled_rows(self, x: torch.Tensor) -> torch.Tensor:
+        return x[self._inputs.sample_rows]
+
+    def logits(self, x: torch.Tensor, weight: str) -> torch.Tensor:
+        """Float32; of all ranks on rank 0, its own on any other."""
+        own = self._product(x, weight).float()
+        # The ranks' matrices are of equal size: rows of zeros follow the last token's.
+        return self._rank.group.gather(own)[:, : self._config.vocab_size]
+
+    def _product(self, x: torch.Tensor, weight: str, bias: str | None = None) -> torch.Tensor:
+        added = None if bias is None else self._parameters[bias]
+        missing = -len(x) % _ROWS if self._rank.deterministic else 0
+        padded = functional.pad(x, (0, 0, 0, missing)) if missing else x
+        return functional.linear(padded, self._parameters[weight], added)[: len(x)]
+
+    def _norm_weights(self, name: str) -> NormWeights:
+        weight = self._parameters.vector(f"{name}.weight")
+        has_bias = self._config.norm == "layer"
+        return NormWeights(weight, self._parameters.vector(f"{name}.bias") if has_bias else None)
+
+    def _head_norms(self, layer: int) -> HeadNorms:
+        name = attention_module(layer)
+        query, key = (
+            NormWeights(self._parameters.vector(f"{name}.{norm}.weight"))
+            for norm in ("q_norm", "k_norm")
+        )
+        return HeadNorms(query, key)
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (-1, self._config.head_dim))

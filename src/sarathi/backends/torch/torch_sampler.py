@@ -1,0 +1,411 @@
+"""Samples tokens on the device that computed the logits, without waiting for it.
+
+Imported only where Triton kernels are used (`kernels.uses_triton`): elsewhere the logits are in
+the host's memory, which is what `sampling.sampler.Sampler` is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+from numpy.typing import NDArray
+
+from sarathi.backends.torch.arrays import to_device, to_host
+from sarathi.backends.torch.kernels import MASS_BITS, check_vocabulary
+from sarathi.backends.torch.kernels import sampling_kernels as kernels
+from sarathi.backends.torch.kernels.sampling_kernels import (
+    LOGPROBS_RESULT,
+    LOGPROBS_ROW,
+    ROW,
+    Tiles,
+)
+from sarathi.sampling.logprobs import TokenLogprobs, assemble
+from sarathi.sampling.params import MAX_LOGPROBS, SamplingParams
+from sarathi.sampling.penalties import Edits
+from sarathi.sampling.sampler import NO_TOKEN, SamplerOutput
+from sarathi.sampling.slots import CHANGED, CLOSED, LOGPROBS, RANDOM, Slots
+from sarathi.sampling.truncation import NO_TOP_K
+from sarathi.sampling.uniforms import uniforms
+
+I64 = NDArray[np.int64]
+
+_EDIT_BLOCK = 1024
+
+# What the device has of a slot's edits, by slot.
+_EDITS = np.dtype(
+    [
+        ("marks", np.int64),  # rows of the tables, -1 for none
+        ("biases", np.int64),
+        ("repetition", np.float32),
+        ("frequency", np.float32),
+        ("presence", np.float32),
+    ]
+)
+_WARM_UP = (
+    SamplingParams(temperature=0),
+    SamplingParams(temperature=0, presence_penalty=1.0),
+    SamplingParams(temperature=0, logprobs=1),
+)
+_NO_EDITS = np.array((-1, -1, 1, 0, 0), _EDITS)
+
+
+class TorchSampler:
+    """Samples one token for each row of logits on the device; see `sampling.sampler.RequestSlots`.
+
+    Results are those of `sampling.sampler.Sampler` up to rounding: the same seed gives the same
+    tokens wherever a draw or a truncation does not fall on a boundary. A row's token and log
+    probabilities depend only on its logits, its parameters and the tokens generated before.
+
+    All calls use the current stream, which must be the same one. `launch` never waits for the
+    device, so the next one may follow before the first result is read.
+
+    Memory on the device: 4 bytes * vocab_size for each open slot with penalties or with tokens
+    barred by min_tokens, and again for each one with a logit_bias (tables double when they are
+    full, and do not shrink); while a launch runs, 4 bytes * vocab_size for each row with edits and
+    32 KiB for each row that truncates or lists log probabilities.
+    """
+
+    def __init__(self, vocab_size: int, device: torch.device, tiles: Tiles | None = None) -> None:
+        """Allocate nothing yet: memory grows with the requests.
+
+        Args:
+            tiles: how the kernels work on a row; None for what suits GPUs.
+
+        Raises:
+            ExecutorError: the vocabulary is larger than the kernels' sums allow.
+            ValueError: the block is too small for the log probabilities that may be asked for.
+        """
+        check_vocabulary(vocab_size)
+        self._tiles = tiles or Tiles()
+        if self._tiles.block < MAX_LOGPROBS:
+            raise ValueError(f"block is {self._tiles.block}, expected at least {MAX_LOGPROBS}")
+        self.vocab_size = vocab_size
+        self._device = device
+        self._slots = Slots()
+        self._edits: NDArray[Any] = np.zeros(0, _EDITS)
+        self._marks = _RowTable(vocab_size, torch.int32, device)
+        self._biases = _RowTable(vocab_size, torch.float32, device)
+        self.last_tokens = torch.zeros(0, dtype=torch.int64, device=device)
+        """[slots], int64, the token sampled last for each slot; 0 where there was none.
+
+        `open` may replace the tensor by a longer one with the same content.
+        """
+
+    def open(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        eos_ids: Sequence[int],
+        output_ids: Sequence[int] = (),
+    ) -> int:
+        """See `RequestSlots`."""
+        edits = Edits(params, prompt_ids, output_ids, eos_ids, self.vocab_size)
+        slot = self._slots.open(params, edits, self.vocab_size, len(output_ids))
+        with _computing(self._device):
+            self._grow(len(self._slots.records))
+            if self._slots.records[slot]["needs"] & CHANGED:
+                self._edits[slot] = (
+                    self._marks.add(_token_marks(edits, self.vocab_size)),
+                    self._biases.add(_dense_bias(edits, self.vocab_size)),
+                    edits.repetition,
+                    edits.frequency,
+                    edits.presence,
+                )
+        return slot
+
+    def close(self, slot: int) -> None:
+        """See `RequestSlots`."""
+        self._slots.close(slot)
+        self._marks.remove(int(self._edits[slot]["marks"]))
+        self._biases.remove(int(self._edits[slot]["biases"]))
+        self._edits[slot] = _NO_EDITS
+
+    def warm_up(self) -> None:
+        """Compile all kernels, with requests of every kind that no client has sent."""
+        logits = torch.zeros((len(_WARM_UP), self.vocab_size), device=self._device)
+        slots = np.array([self.open(params, (), ()) for params in _WARM_UP])
+        self.sample(logits, slots)
+        for slot in slots.tolist():
+            self.close(slot)
+
+    def sample(self, logits: torch.Tensor, slots: I64) -> SamplerOutput:
+        """Launch, and wait for the result."""
+        return self.launch(logits, slots).result()
+
+    def launch(self, logits: torch.Tensor, slots: I64) -> PendingSample:
+        """Begin to sample one token for each row, which from then on counts as generated.
+
+        A row for which no token can be chosen counts as generated, too.
+
+        Args:
+            logits: [rows, vocab_size], float32, on the device; rows may be any number of
+                elements apart. Never written to, and read until the result is there.
+            slots: [rows], the open slot of each row, no slot twice.
+
+        Raises:
+            ValueError: the logits are not as described, or a slot is not open.
+        """
+        self._check(logits, slots)
+        state = self._slots.records.take(slots)  # much faster than indexing, of structures
+        needs: I64 = state["needs"]
+        if (needs & CLOSED).any():
+            raise ValueError("a slot is not open")
+        changed = (needs & CHANGED) != 0
+        num_changed = int(np.count_nonzero(changed))
+        # Rows with edits come last: they are sampled from edited copies.
+        order = np.argsort(changed, kind="stable")
+        table = self._table(state.take(order), slots[order], order, num_changed)
+        asked = np.flatnonzero(needs & LOGPROBS)
+        requests = np.zeros(len(asked), LOGPROBS_ROW)
+        requests["row"] = asked
+        requests["alternatives"] = np.minimum(state["alternatives"][asked], self.vocab_size)
+        with _computing(self._device):
+            uploaded = to_device(
+                np.concatenate([table.view(np.int64), requests.view(np.int64)]), self._device
+            )
+            rows = uploaded[: table.nbytes // 8].view(len(table), ROW.itemsize // 8)
+            tokens = torch.empty(len(slots), dtype=torch.int64, device=self._device)
+            plain = len(slots) - num_changed
+            self._sample(logits, rows[:plain], tokens, bool((needs[~changed] & RANDOM).any()))
+            if num_changed:
+                edited = self._edit(logits, rows[plain:])
+                self._sample(edited, rows[plain:], tokens, True)
+            results = None
+            if len(asked):
+                width = int(requests["alternatives"].max())
+                results = self._logprobs(logits, uploaded[table.nbytes // 8 :], tokens, width)
+            self._slots.advance(slots, needs)
+            return PendingSample(
+                to_host(tokens),
+                None if results is None else to_host(results),
+                requests,
+                _record_event(self._device),
+            )
+
+    def _check(self, logits: torch.Tensor, slots: I64) -> None:
+        if tuple(logits.shape) != (len(slots), self.vocab_size):
+            raise ValueError(
+                f"logits have the shape {tuple(logits.shape)}, "
+                f"expected {(len(slots), self.vocab_size)}: a row per slot"
+            )
+        if logits.dtype != torch.float32 or logits.device.type != self._device.type:
+            raise ValueError(
+                f"logits are {logits.dtype} on {logits.device}, "
+                f"expected torch.float32 on {self._device}"
+            )
+        if len(slots) and logits.stride(1) != 1:
+            raise ValueError(f"logits have elements {logits.stride(1)} apart in a row, expected 1")
+
+    def _table(self, state: NDArray[Any], slots: I64, order: I64, num_changed: int) -> NDArray[Any]:
+        """Make what the kernels read of each row, [rows] of `ROW`."""
+        table = np.zeros(len(slots), ROW)
+        table["source"] = table["row"] = order
+        table["slot"] = slots
+        table["needs"] = state["needs"]
+        table["marks"] = table["biases"] = -1
+        if (state["needs"] & RANDOM).any():
+            table["uniform"] = uniforms(state["key"], state["generated"])
+            table["sharpness"] = state["sharpness"]
+            table["top_k"] = np.where(state["top_k"] == NO_TOP_K, 0, state["top_k"])
+            table["top_p"] = state["top_p"]
+            with np.errstate(divide="ignore"):
+                table["max_gap"] = np.log(1.0 / state["min_p"])
+        if num_changed:
+            last = table[len(table) - num_changed :]
+            last["source"] = np.arange(num_changed)
+            edits = self._edits.take(last["slot"])
+            for name in _EDITS.names or ():
+                last[name] = edits[name]
+        return table
+
+    def _edit(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Make edited copies of the logits, [rows, vocab_size]."""
+        edited = torch.empty((len(rows), self.vocab_size), dtype=torch.float32, device=self._device)
+        kernels.edit[len(rows), triton.cdiv(self.vocab_size, _EDIT_BLOCK)](
+            logits,
+            logits.stride(0),
+            rows,
+            self._marks.rows,
+            self._biases.rows,
+            edited,
+            VOCAB=self.vocab_size,
+            BLOCK=_EDIT_BLOCK,
+            enable_fp_fusion=False,  # so that edits are those of numpy
+        )
+        return edited
+
+    def _sample(
+        self, logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor, random: bool
+    ) -> None:
+        if not len(rows):
+            return
+        kernels.sample[(len(rows),)](
+            logits,
+            logits.stride(0),
+            rows,
+            self._marks.rows,
+            *self._scratch(len(rows) if random else 0),
+            tokens,
+            self.last_tokens,
+            VOCAB=self.vocab_size,
+            BLOCK=self._tiles.block,
+            WAYS=self._tiles.ways,
+            num_warps=self._tiles.num_warps,
+            enable_fp_fusion=False,
+        )
+
+    def _logprobs(
+        self, logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor, width: int
+    ) -> torch.Tensor:
+        """Compute the results of `kernels.logprobs`."""
+        count = len(rows) // (LOGPROBS_ROW.itemsize // 8)
+        # Zeros, since rows have fewer alternatives than others.
+        results = torch.zeros(
+            (count, len(LOGPROBS_RESULT) + 2 * width), dtype=torch.float64, device=self._device
+        )
+        kernels.logprobs[(count,)](
+            logits,
+            logits.stride(0),
+            rows,
+            tokens,
+            *self._scratch(count if width else 0),
+            results,
+            width,
+            VOCAB=self.vocab_size,
+            BLOCK=self._tiles.block,
+            WAYS=self._tiles.ways,
+            num_warps=self._tiles.num_warps,
+            enable_fp_fusion=False,
+        )
+        return results
+
+    def _scratch(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Allocate the candidates of each row, values and columns."""
+        shape = (rows, self._tiles.block)
+        return (
+            torch.empty(shape, dtype=torch.float32, device=self._device),
+            torch.empty(shape, dtype=torch.int32, device=self._device),
+        )
+
+    def _grow(self, size: int) -> None:
+        """Extend the arrays that are indexed by slot to `size` slots."""
+        more = size - len(self._edits)
+        if more:
+            self._edits = np.concatenate([self._edits, np.full(more, _NO_EDITS)])
+            self.last_tokens = torch.cat([self.last_tokens, self.last_tokens.new_zeros(more)])
+
+
+@dataclass(frozen=True)
+class PendingSample:
+    """Holds the result of a launch while it is copied to the host."""
+
+    _tokens: torch.Tensor  # [rows]
+    _results: torch.Tensor | None  # of the rows that asked for log probabilities
+    _requests: NDArray[Any]  # [rows that asked] of `LOGPROBS_ROW`
+    _event: torch.cuda.Event | None  # None on a CPU, where nothing is under way
+
+    def done(self) -> bool:
+        """Return whether `result` would return at once."""
+        return self._event is None or bool(self._event.query())
+
+    def result(self) -> SamplerOutput:
+        """Wait for the tokens, and for the log probabilities of rows that asked for them."""
+        if self._event is not None:
+            self._event.synchronize()
+        tokens: I64 = self._tokens.numpy()
+        logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
+        asked = self._requests["row"]
+        sampled = tokens[asked] != NO_TOKEN
+        if self._results is None or not sampled.any():
+            return SamplerOutput(tokens, None)
+        entries = _logprobs(self._results.numpy()[sampled], self._requests["alternatives"][sampled])
+        for row, entry in zip(asked[sampled].tolist(), entries, strict=True):
+            logprobs[row] = entry
+        return SamplerOutput(tokens, logprobs)
+
+
+class _RowTable:
+    """Allocates the rows of one tensor on the device to slots."""
+
+    def __init__(self, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.rows = torch.empty((0, width), dtype=dtype, device=device)
+        self._free: list[int] = []
+
+    def add(self, values: NDArray[Any] | None) -> int:
+        """Copy values of the table's type, [width], into a row.
+
+        Returns:
+            The row, -1 if there are no values.
+        """
+        if values is None:
+            return -1
+        if not self._free:
+            size = len(self.rows)
+            more = max(size, 4)
+            added = self.rows.new_empty((more, self.rows.shape[1]))
+            self.rows = torch.cat([self.rows, added])
+            self._free.extend(reversed(range(size, size + more)))
+        row = self._free.pop()
+        self.rows[row] = to_device(values, self.rows.device)
+        return row
+
+    def remove(self, row: int) -> None:
+        """Let a row be used again; harmless for -1."""
+        if row >= 0:
+            self._free.append(row)
+
+
+def _token_marks(edits: Edits, vocab_size: int) -> NDArray[np.int32] | None:
+    """Make the marks of each token, see `kernels.SEEN`; None where edits need none."""
+    if not (edits.counts_tokens or len(edits.barred_ids)):
+        return None
+    marks = np.zeros(vocab_size, np.int32)
+    counts = edits.seen_counts.astype(np.int32)
+    marks[edits.seen_ids] = (counts << kernels.COUNT_SHIFT) | kernels.SEEN
+    marks[edits.barred_ids] |= kernels.ENDS
+    return marks
+
+
+def _dense_bias(edits: Edits, vocab_size: int) -> NDArray[np.float32] | None:
+    """Make the bias of each token; None where there is none."""
+    if not len(edits.bias_ids):
+        return None
+    bias = np.zeros(vocab_size, np.float32)
+    bias[edits.bias_ids] = edits.bias
+    return bias
+
+
+def _logprobs(results: NDArray[np.float64], alternatives: I64) -> list[TokenLogprobs]:
+    """Make the entries of rows out of what the kernel computed of each."""
+    logit, peak, mass, rank = results.T[: len(LOGPROBS_RESULT)]
+    top_ids, top_logits = np.split(results[:, len(LOGPROBS_RESULT) :], 2, axis=1)
+    normaliser = peak + np.log(mass * 2.0**-MASS_BITS)
+    return assemble(
+        logit - normaliser,
+        rank.astype(np.int64),
+        top_ids.astype(np.int64),
+        top_logits - normaliser[:, None],
+        alternatives,
+    )
+
+
+@contextmanager
+def _computing(device: torch.device) -> Iterator[None]:
+    """Make the device the current one, in inference mode: both are settings of a thread."""
+    on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with torch.inference_mode(), on_device:
+        yield
+
+
+def _record_event(device: torch.device) -> torch.cuda.Event | None:
+    if device.type == "cpu":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event

@@ -1,0 +1,139 @@
+"""Attention by Triton kernels: any hybrid batch in one launch per layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from sarathi.backends.torch.attention_backend import Cache
+from sarathi.backends.torch.attention_plan import (
+    BLOCK_SIZE,
+    HEAD_MULTIPLE,
+    LARGEST_HEAD,
+    AttentionPlanner,
+    AttentionShape,
+    AttentionWork,
+)
+from sarathi.backends.torch.kernels.attention_kernel import Workspace, launch_attention
+from sarathi.backends.torch.step_inputs import Inputs, StepArrays
+from sarathi.errors import ExecutorError
+from sarathi.models.model_config import ModelConfig
+
+_INTERPRETER_SMS = 8  # multiprocessors to plan for where there is no GPU
+
+
+class TritonAttention:
+    """See `attention.Attention`. The kernels are in `kernels.attention`."""
+
+    block_size = BLOCK_SIZE
+    supports_graphs = True
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        deterministic: bool = False,
+    ) -> None:
+        """Choose kernels for a model.
+
+        Args:
+            config: with the heads of one rank.
+            dtype: of queries, keys and values.
+            device: a GPU, or the CPU under Triton's interpreter.
+            deterministic: whether a sequence's output must not depend on the rest of the batch.
+
+        Raises:
+            ExecutorError: the kernels do not accept the head size, or the precision.
+        """
+        if config.head_dim % HEAD_MULTIPLE or config.head_dim > LARGEST_HEAD:
+            raise ExecutorError(
+                f"head size {config.head_dim}: attention on GPUs takes multiples of "
+                f"{HEAD_MULTIPLE} up to {LARGEST_HEAD}"
+            )
+        if device.type == "cpu" and dtype is torch.bfloat16:
+            raise ExecutorError(
+                "precision bf16: Triton's interpreter multiplies bfloat16 matrices as integers; "
+                "it takes f32 and f16"
+            )
+        self._shape = AttentionShape(config.num_heads, config.num_kv_heads, config.head_dim)
+        self._planner = AttentionPlanner.make(
+            self._shape,
+            dtype.itemsize,
+            _num_sms(device),
+            deterministic=deterministic,
+            max_context=config.max_position,
+        )
+        self._windows = sorted(set(config.sliding_windows))
+        self._device = device
+        self._workspace = Workspace.make(0, self._shape, device)
+
+    def prepare(self, arrays: StepArrays, *, fixed_shape: bool = False) -> StepArrays:
+        """See `Attention.prepare`. One work list per distinct window serves all layers."""
+        if fixed_shape:
+            max_context = arrays.tables.shape[1] * self.block_size
+            work = [
+                self._planner.plan_decodes(arrays.contexts, window, max_context)
+                for window in self._windows
+            ]
+        else:
+            work = [
+                self._planner.plan(arrays.query_starts, arrays.contexts, window)
+                for window in self._windows
+            ]
+        return replace(arrays, work=tuple(work))
+
+    def plan(self, arrays: StepArrays, inputs: Inputs) -> TritonPlan:
+        """See `Attention.plan`."""
+        assert len(inputs.work) == len(self._windows), "the arrays have not been prepared"
+        num_rows = max(work.num_partial_rows for work in arrays.work)
+        return TritonPlan(self._shape, arrays.work, inputs, self._rows(num_rows))
+
+    def _rows(self, count: int) -> Workspace:
+        """Workspace of so many rows, shared by all plans: steps run one after the other.
+
+        One that has become too small stays with the plans that were made with it.
+        """
+        if len(self._workspace.lse) < count:
+            self._workspace = Workspace.make(count, self._shape, self._device)
+        return self._workspace
+
+
+class TritonPlan:
+    """See `attention.Planned`."""
+
+    def __init__(
+        self,
+        shape: AttentionShape,
+        work: tuple[AttentionWork, ...],
+        inputs: Inputs,
+        workspace: Workspace,
+    ) -> None:
+        self._shape = shape
+        self._tables = inputs.tables
+        self._work = {
+            each.window: (each, tensors) for each, tensors in zip(work, inputs.work, strict=True)
+        }
+        self._workspace = workspace
+
+    def attention(self, query: torch.Tensor, cache: Cache, window: int) -> torch.Tensor:
+        work, tensors = self._work[window]
+        return launch_attention(
+            query,
+            cache.keys,
+            cache.values,
+            self._tables,
+            work,
+            tensors.items,
+            tensors.merges,
+            self._workspace,
+            self._shape,
+        )
+
+
+def _num_sms(device: torch.device) -> int:
+    if device.type == "cpu":
+        return _INTERPRETER_SMS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

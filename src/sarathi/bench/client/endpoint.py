@@ -1,0 +1,131 @@
+"""Where requests go."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import quote, urlsplit
+
+from sarathi.errors import BenchmarkError
+
+Api = Literal["completions", "chat"]
+
+_PATHS: dict[Api, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
+_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One API of one server."""
+
+    scheme: str  # "http" or "https"
+    host: str  # an IPv6 address has no brackets here
+    port: int
+    prefix: str = ""  # of all paths, without a slash at its end
+    model: str | None = None  # None: the request names no model
+    api_key: str | None = field(default=None, repr=False)
+    api: Api = "completions"
+
+    @classmethod
+    def parse(
+        cls,
+        url: str,
+        *,
+        model: str | None = None,
+        api_key: str | None = None,
+        api: Api = "completions",
+    ) -> Endpoint:
+        """
+        Args:
+            url: such as http://localhost:8000; `/v1` at its end makes no difference.
+
+        Raises:
+            BenchmarkError: the URL is no address, or the key cannot be sent.
+        """
+        if any(character.isspace() or not character.isprintable() for character in url):
+            raise _no_address(url, "it holds a space or a control character")
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise _no_address(url, str(error)) from None
+        if parts.scheme not in _PORTS:
+            raise _no_address(url, "it does not begin with http:// or https://")
+        if parts.username is not None or parts.query or parts.fragment:
+            raise _no_address(url, "a user, a query or a fragment has no place in it")
+        if port == 0:
+            raise _no_address(url, "ports are 1 to 65535")
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise BenchmarkError("the API key holds characters that no HTTP header can")
+        return cls(
+            scheme=parts.scheme,
+            host=_host(url, parts.hostname or ""),
+            port=port or _PORTS[parts.scheme],
+            prefix=_prefix(parts.path),
+            model=model,
+            api_key=api_key,
+            api=api,
+        )
+
+    @property
+    def path(self) -> str:
+        """Where generation requests go."""
+        return self.prefix + _PATHS[self.api]
+
+    @property
+    def authority(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The server's address, as it is shown to people and given to HTTP clients."""
+        return f"{self.scheme}://{self.authority}{self.prefix}"
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The header that carries the key, if there is one."""
+        return {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
+
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """With the machine's own certificates; None for plain HTTP."""
+        return ssl.create_default_context() if self.scheme == "https" else None
+
+    def post(self, body: bytes) -> bytes:
+        """A whole HTTP request with a JSON body, after which the server closes the connection."""
+        headers = {
+            "Host": self.authority,
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+            **self.authorization,
+        }
+        lines = [f"POST {self.path} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items())]
+        return "\r\n".join([*lines, "", ""]).encode("ascii") + body
+
+
+def _prefix(path: str) -> str:
+    return quote(path.rstrip("/").removesuffix("/v1").rstrip("/"), safe="/%:@!$&'()*+,;=~")
+
+
+def _host(url: str, host: str) -> str:
+    if ":" in host:
+        try:
+            return str(ipaddress.IPv6Address(host))
+        except ValueError as error:
+            raise _no_address(url, str(error)) from None
+    try:
+        encoded = host.encode("idna").decode("ascii")
+    except UnicodeError as error:
+        raise _no_address(url, str(error)) from None
+    if not encoded:
+        raise _no_address(url, "it names no host")
+    return encoded
+
+
+def _no_address(url: str, reason: str) -> BenchmarkError:
+    return BenchmarkError(
+        f"{url!r} is no address of a server ({reason}); one looks like http://localhost:8000"
+    )

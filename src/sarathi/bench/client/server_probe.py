@@ -1,0 +1,188 @@
+"""What a server is, found out by asking it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
+import msgspec
+
+from sarathi.bench.client.endpoint import Endpoint
+from sarathi.bench.client.open_loop import play
+from sarathi.bench.client.request_format import Call, Dialect
+from sarathi.bench.client.sse_events import error_message, quoted
+from sarathi.errors import BenchmarkError
+from sarathi.telemetry import RequestRecord
+
+# From the one that tells most. A server that refuses an optional field does so at once.
+DIALECTS = (
+    Dialect(),
+    Dialect(continuous_usage=False),
+    Dialect(ignore_eos=False),
+    Dialect(ignore_eos=False, continuous_usage=False),
+    Dialect(usage=False, continuous_usage=False),
+    Dialect(ignore_eos=False, usage=False, continuous_usage=False),
+)
+
+# Where the answer ends before its eighth token, the server does not heed `ignore_eos`. Most models
+# would end it there, but not all: a long answer does not tell that the server does.
+_QUESTION = Call(
+    at=0, prompt="Answer yes or no: is the sky blue?", prompt_tokens=9, output_tokens=8
+)
+_POLL_INTERVAL = 0.5  # seconds
+_GET_TIMEOUT = 10.0  # seconds
+_NAMES_SHOWN = 10
+_UNAUTHORISED = (401, 403)
+_REFUSED = ("status_400", "status_422", "short")
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """What there is to know before a run."""
+
+    model: str  # its name at the server
+    max_model_len: int | None  # tokens; None where the server does not tell
+    dialect: Dialect
+    tells_delay: bool  # the scheduling delay, in a `Server-Timing` header
+
+
+class ModelEntry(msgspec.Struct, frozen=True):
+    id: str
+    max_model_len: Any = None
+
+
+class ServedModels(msgspec.Struct, frozen=True):
+    data: list[ModelEntry]
+
+
+class _LoadingError(Exception):
+    """The server asks for patience; the message is its own."""
+
+
+def probe(
+    endpoint: Endpoint, *, patience: float = 0.0, timeout: float = 60.0, ignore_eos: bool = True
+) -> ServerFacts:
+    """Ask for the models, then for a few tokens, in the very way in which a run will.
+
+    It runs an event loop of its own, hence not from within one.
+
+    Args:
+        endpoint: its model must be among those served; without one it is the first served.
+        patience: seconds to wait for a server that is still loading.
+        timeout: seconds to wait for each token.
+        ignore_eos: ask the server for answers of an exact length, if it takes that.
+
+    Raises:
+        BenchmarkError: there is no server, or none that can be measured.
+    """
+    dialects = [dialect for dialect in DIALECTS if ignore_eos or not dialect.ignore_eos]
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return _ask(endpoint, dialects, timeout)
+        except _LoadingError as error:
+            if time.monotonic() + _POLL_INTERVAL > deadline:
+                waited = f" after {patience:g} s" if patience else ""
+                raise BenchmarkError(
+                    f"{endpoint.url} is not ready{waited} (status 503: {error})"
+                ) from None
+        time.sleep(_POLL_INTERVAL)
+
+
+def _ask(endpoint: Endpoint, dialects: Sequence[Dialect], timeout: float) -> ServerFacts:
+    model = _model(endpoint, _models(endpoint))
+    named = replace(endpoint, model=model.id)
+    dialect, record = _first_accepted(named, dialects, timeout)
+    length = model.max_model_len
+    return ServerFacts(
+        model=model.id,
+        max_model_len=length if type(length) is int and length > 0 else None,
+        dialect=dialect,
+        tells_delay=record.scheduling_delay is not None,
+    )
+
+
+def _models(endpoint: Endpoint) -> list[ModelEntry]:
+    url = f"{endpoint.url}/v1/models"
+    try:
+        response = httpx.get(
+            url,
+            headers=endpoint.authorization,
+            timeout=_GET_TIMEOUT,
+            verify=endpoint.ssl_context() or True,
+            trust_env=False,  # the client does not go through proxies either
+        )
+    except httpx.TimeoutException:
+        raise BenchmarkError(f"GET {url} was not answered within {_GET_TIMEOUT:g} s") from None
+    except httpx.TransportError as error:
+        raise BenchmarkError(f"there is no server at {endpoint.url} ({error})") from None
+    told = error_message(response.content) or quoted(response.content)
+    if response.status_code == 503:
+        raise _LoadingError(told)
+    if response.status_code in _UNAUTHORISED:
+        raise _unauthorised(endpoint, response.status_code, told)
+    reason = f"status {response.status_code}"
+    if response.status_code == 200:
+        try:
+            return msgspec.json.decode(response.content, type=ServedModels).data
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            reason = str(error)
+    raise BenchmarkError(
+        f"{endpoint.url} is not an OpenAI-compatible server: GET {url} gives no list of models "
+        f"({reason})"
+    )
+
+
+def _model(endpoint: Endpoint, served: list[ModelEntry]) -> ModelEntry:
+    if not served:
+        raise BenchmarkError(f"{endpoint.url} serves no model")
+    if endpoint.model is None:
+        return served[0]
+    for entry in served:
+        if entry.id == endpoint.model:
+            return entry
+    names = ", ".join(entry.id for entry in served[:_NAMES_SHOWN])
+    more = f" and {len(served) - _NAMES_SHOWN} more" if len(served) > _NAMES_SHOWN else ""
+    raise BenchmarkError(f"{endpoint.url} has no model {endpoint.model!r}, only {names}{more}")
+
+
+def _first_accepted(
+    endpoint: Endpoint, dialects: Sequence[Dialect], timeout: float
+) -> tuple[Dialect, RequestRecord]:
+    """The first dialect that the server takes and heeds, and its answer."""
+    refusals = []
+    for dialect in dialects:
+        played = asyncio.run(play(endpoint, dialect, [_QUESTION], timeout=timeout))
+        record = played.records[0]
+        if record.failure not in _REFUSED:
+            _check(endpoint, record)
+            return dialect, record
+        refusals.append(record.detail)
+    raise BenchmarkError(
+        f"{endpoint.url} refuses even a plain request to {endpoint.path}: {refusals[-1]}"
+    )
+
+
+def _check(endpoint: Endpoint, record: RequestRecord) -> None:
+    told = record.detail or ""
+    if record.failure == "status_503":
+        raise _LoadingError(told)
+    for status in _UNAUTHORISED:
+        if record.failure == f"status_{status}":
+            raise _unauthorised(endpoint, status, told)
+    if record.failure is not None:
+        raise BenchmarkError(
+            f"{endpoint.url} does not stream an answer from {endpoint.path} "
+            f"({record.failure.replace('_', ' ')}: {told})"
+        )
+
+
+def _unauthorised(endpoint: Endpoint, status: int, told: str) -> BenchmarkError:
+    what = "is missing" if endpoint.api_key is None else "is not accepted"
+    return BenchmarkError(
+        f"{endpoint.url} wants a key that {what}; give it with --api-key (status {status}: {told})"
+    )

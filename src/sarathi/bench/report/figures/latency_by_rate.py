@@ -1,0 +1,230 @@
+"""TTFT and TBT at each rate, or side by side where each label has one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from sarathi.bench.number_format import milliseconds, number, rate, seconds
+from sarathi.bench.report.colors import INK, MUTED, SURFACE, colour, marker
+from sarathi.bench.report.figures.figure_parts import (
+    Dashes,
+    draw_targets,
+    key,
+    legend,
+    logarithmic,
+    short,
+    words,
+)
+from sarathi.bench.report.measured import LoadGroup, ReportData
+from sarathi.bench.report.render import Drawing
+from sarathi.telemetry import Distribution, Summary
+
+_P50_DASHES: Dashes = (0, (3, 2))
+_WIDE_RANGE = 12.0  # of rates, from which on their axis is logarithmic
+
+
+@dataclass(frozen=True)
+class _Latency:
+    title: str
+    of: Callable[[Summary], Distribution]
+    factor: float  # from seconds to the unit of the axis
+    unit: str
+    shown: Callable[[float | None], str]
+
+
+_LATENCIES = (
+    _Latency("Time to first token", lambda summary: summary.ttft, 1, "s", seconds),
+    _Latency("Time between tokens", lambda summary: summary.tbt, 1000, "ms", milliseconds),
+)
+
+
+def latencies(measured: ReportData) -> Drawing | None:
+    loads = [load for load in measured.loads if load.summary.ttft.count and not load.stopped]
+    if len(loads) < 2:
+        return None
+    if len({(load.label, load.rate) for load in loads}) > len({load.label for load in loads}):
+        return _by_rate(measured, loads)
+    return _side_by_side(measured, loads)
+
+
+def _panels(figure: Figure, narrow: bool, sharey: bool = False) -> list[Axes]:
+    rows, columns = (2, 1) if narrow else (1, 2)
+    panels: list[Axes] = (
+        figure.subplots(rows, columns, sharey=sharey, squeeze=False).ravel().tolist()
+    )
+    return panels
+
+
+def _by_rate(measured: ReportData, loads: list[LoadGroup]) -> Drawing:
+    labels = list(dict.fromkeys(load.label for load in loads))
+    hollow = any(_is_hollow(load) for load in loads)
+
+    def draw(figure: Figure, narrow: bool) -> None:
+        panels = _panels(figure, narrow)
+        for axes, latency in zip(panels, _LATENCIES, strict=True):
+            axes.set_yscale("log")
+            for label in labels:
+                own = [load for load in loads if load.label == label]
+                _draw_label(axes, latency, own, measured.labels.index(label))
+            _rate_axis(axes, [load.rate for load in loads])
+            if latency.unit == "ms":
+                draw_targets(axes, measured.targets, vertical=False)
+            logarithmic(axes.yaxis)
+            axes.set_title(f"{latency.title} ({latency.unit})")
+        entries = [
+            (key(index, with_marker=True), short(label, narrow))
+            for index, label in enumerate(measured.labels)
+            if label in labels
+        ]
+        entries.append((Line2D([], [], color=MUTED), "P99"))
+        entries.append((Line2D([], [], color=MUTED, linestyle=_P50_DASHES), "P50"))
+        if hollow:
+            dot = Line2D([], [], color=MUTED, marker="o", linestyle="none", mfc=SURFACE)
+            entries.append((dot, "missed the target, or invalid"))
+        legend(figure, entries, narrow)
+
+    return Drawing(
+        name="latency-by-rate",
+        title="Latency against load",
+        caption=(
+            "Where a line turns upwards, the server begins to be overloaded. Bars are 95 % "
+            "intervals: what other requests of the same kind would have given. Runs that were "
+            "stopped are left out: their longest requests had not ended."
+        ),
+        alternative=(
+            f"TTFT and TBT, P50 and P99, against the request rate for {', '.join(labels)}; "
+            "the figures are in the table of all loads."
+        ),
+        draw=draw,
+        height=4.4,
+        narrow_height=6.6 + 0.2 * len(labels),
+    )
+
+
+def _draw_label(axes: Axes, latency: _Latency, loads: Sequence[LoadGroup], index: int) -> None:
+    for name, dashes, width in (("p99", "-", 1.8), ("p50", _P50_DASHES, 1.3)):
+        found = [
+            (load, latency.factor * value, getattr(latency.of(load.summary), f"{name}_interval"))
+            for load in loads
+            if (value := getattr(latency.of(load.summary), name))
+        ]
+        if not found:
+            continue
+        x = [load.rate for load, _, _ in found]
+        y = [value for _, value, _ in found]
+        style: dict[str, Any] = {"color": colour(index), "linewidth": width}
+        axes.plot(x, y, linestyle=dashes, **style)
+        _whiskers(axes, x, y, [interval for _, _, interval in found], latency, index)
+        for load, value, _ in found:
+            face = SURFACE if _is_hollow(load) else colour(index)
+            size = 6 if name == "p99" else 4
+            axes.plot([load.rate], [value], marker(index), color=colour(index), mfc=face, ms=size)
+
+
+def _whiskers(
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    intervals: Sequence[tuple[float, float] | None],
+    latency: _Latency,
+    index: int,
+    horizontal: bool = False,
+) -> None:
+    """At the points that have an interval."""
+    known = [
+        (place, at, latency.factor * ends[0], latency.factor * ends[1])
+        for place, at, ends in zip(x, y, intervals, strict=True)
+        if ends is not None
+    ]
+    if not known:
+        return
+    x, y = [place for place, *_ in known], [at for _, at, *_ in known]
+    below = [max(0.0, at - low) for _, at, low, _ in known]
+    above = [max(0.0, high - at) for _, at, _, high in known]
+    style: dict[str, Any] = {
+        "fmt": "none",
+        "ecolor": colour(index),
+        "elinewidth": 1,
+        "capsize": 2.5,
+    }
+    if horizontal:
+        axes.errorbar(y, x, xerr=[below, above], **style)
+    else:
+        axes.errorbar(x, y, yerr=[below, above], **style)
+
+
+def _rate_axis(axes: Axes, rates: Sequence[float]) -> None:
+    axes.set_xlabel("requests per second")
+    if min(rates) > 0 and max(rates) > _WIDE_RANGE * min(rates):
+        axes.set_xscale("log")
+        logarithmic(axes.xaxis)
+    else:
+        axes.set_xlim(0, 1.06 * max(rates) or 1)
+
+
+def _is_hollow(load: LoadGroup) -> bool:
+    return load.state in ("missed", "invalid")
+
+
+def _side_by_side(measured: ReportData, loads: list[LoadGroup]) -> Drawing:
+    def draw(figure: Figure, narrow: bool) -> None:
+        panels = _panels(figure, narrow, sharey=not narrow)
+        names = [
+            f"{short(load.label, True)}\n{rate(load.rate)}"
+            + (f", {load.state}" if load.state else "")
+            for load in loads
+        ]
+        for axes, latency in zip(panels, _LATENCIES, strict=True):
+            axes.set_xscale("log")
+            for row, load in enumerate(loads):
+                index = measured.labels.index(load.label)
+                _draw_row(axes, latency, latency.of(load.summary), row, index)
+            axes.set_ylim(len(loads) - 0.4, -0.6)
+            axes.set_yticks(range(len(loads)), names)
+            axes.tick_params(axis="y", length=0, labelcolor=INK)
+            axes.grid(axis="y", visible=False)
+            axes.margins(x=0.14)
+            if latency.unit == "ms":
+                draw_targets(axes, measured.targets, vertical=True)
+            logarithmic(axes.xaxis)
+            axes.set_title(f"{latency.title} ({latency.unit})", pad=20 if measured.targets else 6)
+
+    values = [
+        f"{load.label}: TTFT P50 {seconds(load.summary.ttft.p50)}, P99 "
+        f"{seconds(load.summary.ttft.p99)}, TBT P50 {milliseconds(load.summary.tbt.p50)}, P99 "
+        f"{milliseconds(load.summary.tbt.p99)}"
+        for load in loads
+    ]
+    return Drawing(
+        name="latency",
+        title="Latencies side by side",
+        caption=(
+            "Each bar goes from P50 (left) to P99 (right): further to the left is better, and "
+            "shorter is steadier. Thin lines are 95 % intervals."
+        ),
+        alternative="; ".join(values) + ".",
+        draw=draw,
+        height=1.3 + 0.62 * len(loads),
+        narrow_height=2.2 + 1.25 * len(loads),
+    )
+
+
+def _draw_row(axes: Axes, latency: _Latency, values: Distribution, row: int, index: int) -> None:
+    if values.p50 is None or values.p99 is None or values.p99 <= 0:
+        words(axes, (0.02, row), "no value", (0, 0), axes.get_yaxis_transform(), MUTED)
+        return
+    ends = [(values.p50, values.p50_interval), (values.p99, values.p99_interval)]
+    points = [latency.factor * value for value, _ in ends if value > 0]
+    axes.plot(points, [row] * len(points), color=colour(index), linewidth=7, alpha=0.35)
+    for (value, interval), align in zip(ends, ("right", "left"), strict=True):
+        at = latency.factor * value
+        if at > 0:
+            _whiskers(axes, [row], [at], [interval], latency, index, horizontal=True)
+            axes.plot([at], [row], marker(index), color=colour(index), ms=7)
+            words(axes, (at, row), number(at), (4 if align == "right" else -4, 12), align=align)

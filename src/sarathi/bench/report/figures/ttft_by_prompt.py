@@ -1,0 +1,75 @@
+"""What long prompts wait for."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from sarathi.bench.report.colors import colour, marker
+from sarathi.bench.report.figures.figure_parts import key, legend, logarithmic, name
+from sarathi.bench.report.measured import ReportData
+from sarathi.bench.report.render import Drawing
+from sarathi.bench.report.thinning import spread
+from sarathi.bench.results import Run
+
+_MOST = 300  # requests of one run
+_SPREAD = 1.2  # of prompt lengths, below which there is nothing to see
+
+
+def ttft_by_prompt(measured: ReportData) -> Drawing | None:
+    several = len({run.label for run in measured.shown}) > 1
+    runs = measured.shown if several else measured.shown[-1:]
+    points = [(run, found) for run in runs if len(found := _points(run)) > 2]
+    lengths = [length for _, found in points for length, _ in found]
+    if not lengths or max(lengths) < _SPREAD * min(lengths):
+        return None
+
+    def draw(figure: Figure, narrow: bool) -> None:
+        axes = figure.add_subplot()
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for run, found in points:
+            index = measured.labels.index(run.label)
+            axes.plot(
+                [length for length, _ in found],
+                [ttft for _, ttft in found],
+                marker(index),
+                color=colour(index),
+                markersize=4,
+                alpha=0.55,
+                markeredgewidth=0,
+            )
+        logarithmic(axes.xaxis)
+        logarithmic(axes.yaxis)
+        axes.set_xlabel("prompt (tokens)")
+        axes.set_ylabel("time to first token (s)")
+        if len(points) > 1:
+            entries = []
+            for run, _ in points:
+                handle = key(measured.labels.index(run.label), with_marker=True)
+                handle.set_linestyle("none")
+                entries.append((handle, name(measured, run, narrow)))
+            legend(figure, entries, narrow)
+
+    thinned = any(len(found) == _MOST for _, found in points)
+    return Drawing(
+        name="ttft-by-prompt",
+        title="Time to first token against prompt length",
+        caption=(
+            "Each point is a request. Computing a prompt takes time, which makes the lower edge; "
+            "what is above it is waiting."
+            + (f" Of longer runs, {_MOST} requests are drawn, evenly by TTFT." if thinned else "")
+        ),
+        alternative=f"Scatter plot of TTFT for prompts of {min(lengths)} to {max(lengths)} tokens.",
+        draw=draw,
+        height=3.8,
+        narrow_height=3.7 + 0.2 * len(points),
+    )
+
+
+def _points(run: Run) -> list[tuple[int, float]]:
+    found = [
+        (record.prompt_tokens, record.ttft)
+        for record in run.records
+        if record.failure is None and record.prompt_tokens and record.ttft
+    ]
+    return [found[i] for i in spread([ttft for _, ttft in found], _MOST)]

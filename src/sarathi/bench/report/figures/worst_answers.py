@@ -1,0 +1,140 @@
+"""The answers with the longest gap, token by token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sarathi.bench.number_format import milliseconds
+from sarathi.bench.report.colors import INK, STALL, colour
+from sarathi.bench.report.figures.figure_parts import boxes, name, words
+from sarathi.bench.report.measured import ReportData
+from sarathi.bench.report.render import Drawing
+from sarathi.bench.report.thinning import Array
+from sarathi.bench.results import Run
+from sarathi.telemetry import RequestRecord
+
+_FACTOR = 5  # times the median gap: a stall where no target is known
+_MOST_TOKENS = 1200
+_MOST_STALLS = 300
+_MOST_PANELS = 6
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """Times are seconds from when the request was sent."""
+
+    run: Run
+    times: Array
+    limit: float  # of a gap; longer ones are stalls
+
+    @property
+    def gaps(self) -> Array:
+        return np.diff(self.times)
+
+    @property
+    def stalls(self) -> list[int]:
+        """Positions of the tokens before them, the longest first."""
+        gaps = self.gaps
+        found = np.flatnonzero(gaps > self.limit)
+        order = found[np.argsort(-gaps[found], kind="stable")]
+        return [int(position) for position in order[:_MOST_STALLS]]
+
+    @property
+    def longest(self) -> int:
+        return int(np.argmax(self.gaps))
+
+
+def tokens(measured: ReportData) -> Drawing | None:
+    several = len({run.label for run in measured.shown}) > 1
+    runs = measured.shown[:_MOST_PANELS] if several else measured.shown[-1:]
+    answers = [answer for run in runs if (answer := _worst(run, measured)) is not None]
+    if not answers:
+        return None
+
+    end = max(float(answer.times[-1]) for answer in answers)
+
+    def draw(figure: Figure, narrow: bool) -> None:
+        panels = figure.subplots(len(answers), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, answer in zip(panels, answers, strict=True):
+            _draw(axes, answer, measured.labels.index(answer.run.label), end)
+            axes.set_title(name(measured, answer.run, narrow))
+            axes.set_ylabel("tokens")
+        panels[-1].set_xlim(0, 1.02 * end or 1)
+        panels[-1].set_xlabel("time since the request was sent (s)")
+
+    return Drawing(
+        name="tokens",
+        title="The worst answer as its reader saw it",
+        caption=(
+            f"Tokens that had come by each time, for the request with the longest gap"
+            f"{_each(answers)}. Shaded are its stalls: gaps above {_limits(measured)}."
+        ),
+        alternative="; ".join(
+            f"{measured.name(answer.run)}: {len(answer.times)} tokens, {len(answer.stalls)} "
+            f"stalls, the longest gap {milliseconds(float(answer.gaps.max()))}"
+            for answer in answers
+        )
+        + ".",
+        draw=draw,
+        height=0.8 + 1.65 * len(answers),
+        narrow_height=0.8 + 1.6 * len(answers),
+    )
+
+
+def _each(answers: list[_Answer]) -> str:
+    return " of each" if len(answers) > 1 else ""
+
+
+def _limits(measured: ReportData) -> str:
+    if not measured.targets:
+        return f"{_FACTOR} times its median gap"
+    return "the target" if len(measured.targets) == 1 else "the strictest target"
+
+
+def _worst(run: Run, measured: ReportData) -> _Answer | None:
+    """A complete answer if there is one."""
+    candidates = [record for record in run.records if len(record.tokens) > 1]
+    record = max(candidates, key=_badness, default=None)
+    if record is None:
+        return None
+    times = np.array(record.tokens) - record.arrival
+    gaps = np.diff(times)
+    positive = gaps[gaps > 0]  # tokens that came together are no sign of speed
+    usual = float(np.median(positive)) if len(positive) else 0.0
+    return _Answer(run, times, measured.target_of(run.label) or _FACTOR * usual)
+
+
+def _badness(record: RequestRecord) -> tuple[bool, float]:
+    return record.failure is None, record.max_gap or 0.0
+
+
+def _draw(axes: Axes, answer: _Answer, index: int, end: float) -> None:
+    times, count = answer.times, len(answer.times)
+    top = 1.08 * count
+    boxes(axes, [(times[i], times[i + 1], 0, top) for i in answer.stalls], STALL, 0.6)
+    kept = _kept(answer)
+    axes.plot(times[kept], kept + 1, color=colour(index), drawstyle="steps-post")
+    axes.set_ylim(0, top)
+    left, right = float(times[answer.longest]), float(times[answer.longest + 1])
+    boxes(axes, [(left, right, 0, top)], STALL)
+    text = f"{milliseconds(right - left)} without a token"
+    # Where the curve is not: after its end, or beside the gap, above or below.
+    height = (0.13 if answer.longest >= 0.5 * count else 0.87) * top
+    if times[-1] < 0.65 * end:
+        words(axes, (float(times[-1]), answer.longest + 1), text, (8, 0), colour=INK)
+    elif right < 0.6 * end:
+        words(axes, (right, height), text, colour=INK)
+    else:
+        words(axes, (left, height), text, (-6, 0), colour=INK, align="right")
+
+
+def _kept(answer: _Answer) -> Array:
+    """Positions of tokens that are drawn: some of many, and both ends of every stall."""
+    count = len(answer.times)
+    some = np.linspace(0, count - 1, min(count, _MOST_TOKENS)).round()
+    stalls = np.array(answer.stalls, np.int64)
+    return np.unique(np.concatenate([some, stalls, stalls + 1])).astype(np.int64)

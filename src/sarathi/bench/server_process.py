@@ -1,0 +1,245 @@
+"""A server started by a user's command line, and stopped at the end."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+
+import httpx
+
+from sarathi.bench import process_guard as guard
+from sarathi.bench.client.endpoint import Endpoint
+from sarathi.bench.masked_command import shown_command
+from sarathi.errors import BenchmarkError
+
+DEFAULT_PORT = 8000
+
+_KILLING = 15.0  # seconds for the system to end a process that was killed
+_POLL_INTERVAL = 0.1  # seconds
+_GET_TIMEOUT = 5.0  # seconds
+_CONNECT_TIMEOUT = 2.0  # seconds
+_LINES_SHOWN = 20
+_BYTES_SHOWN = 8192
+_ANY_ADDRESS = ("0.0.0.0", "::")
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+_UNAUTHORISED = (401, 403)  # the server is up; that a key is missing is told by the probe
+
+
+class Launched:
+    """A server process. Entering the context starts it, without waiting for the model.
+
+    A small process of its own stands between (`guard`), which ends the server and all that it has
+    started as soon as this process leaves the context or dies, even of SIGKILL.
+    """
+
+    def __init__(self, command: str, url: str | None, log: Path, grace: float = 15.0) -> None:
+        """
+        Args:
+            command: a command line without what only a shell can do.
+            url: where it will listen; None: as `--host` and `--port` of the command say.
+            log: a file for what it prints, emptied before.
+            grace: seconds between SIGTERM and SIGKILL.
+
+        Raises:
+            BenchmarkError: there is no such command, or the URL is none.
+        """
+        self._command = shown_command(command)  # as messages have it
+        self._arguments = _split(command)
+        self._endpoint = Endpoint.parse(url or url_of(self._arguments))
+        self._log = log
+        self._grace = grace
+        # `sarathi` is to be that of the same installation.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        self._environment = os.environ | {"PATH": path}
+        if shutil.which(self._arguments[0], path=path) is None:
+            raise BenchmarkError(f"there is no command {self._arguments[0]!r} to start")
+
+    @property
+    def url(self) -> str:
+        return self._endpoint.url
+
+    def __enter__(self) -> Launched:
+        """
+        Raises:
+            BenchmarkError: something listens there already, or the log cannot be written.
+        """
+        self._check_free()
+        try:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            with self._log.open("wb") as log:
+                self._guard = subprocess.Popen(
+                    [sys.executable, "-IS", guard.__file__, str(self._grace), *self._arguments],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    env=self._environment,
+                    start_new_session=True,  # Ctrl-C in the terminal is for us alone
+                )
+        except OSError as error:
+            raise BenchmarkError(
+                f"{self._command!r} cannot be started with its output in {self._log}: "
+                f"{error.strerror or error}"
+            ) from None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
+        with suppress(subprocess.TimeoutExpired):  # the guard goes on with what is hard to kill
+            self._guard.wait(self._grace + _KILLING)
+
+    def check(self) -> None:
+        """
+        Raises:
+            BenchmarkError: the server has ended; with the last lines it printed.
+        """
+        code = self._guard.poll()
+        if code is not None:
+            ending = _ending(code)
+            raise BenchmarkError(f"{self._command!r} has ended ({ending}){self._last_lines()}")
+
+    def wait_ready(self, patience: float = 600.0) -> None:
+        """Ask for its models, and for its health if it tells that, until both are there.
+
+        Args:
+            patience: seconds.
+
+        Raises:
+            BenchmarkError: the server ended, or is not ready in time.
+        """
+        deadline = time.monotonic() + patience
+        context = self._endpoint.ssl_context()
+        with httpx.Client(timeout=_GET_TIMEOUT, trust_env=False, verify=context or True) as client:
+            while True:
+                self.check()
+                reason = self._unready(client)
+                if reason is None:
+                    return
+                if time.monotonic() > deadline:
+                    raise BenchmarkError(
+                        f"{self._command!r} is not ready after {patience:g} s: {reason}"
+                        f"{self._last_lines()}"
+                    )
+                time.sleep(_POLL_INTERVAL)
+
+    def _unready(self, client: httpx.Client) -> str | None:
+        """Why it cannot be measured yet."""
+        url = f"{self.url}/v1/models"
+        try:
+            status = client.get(url).status_code
+            if status in _UNAUTHORISED:
+                return None
+            if status == 200:
+                url = f"{self.url}/health"
+                status = client.get(url).status_code
+                if status < 500:  # many servers have no such page
+                    return None
+        except httpx.HTTPError as error:
+            return f"GET {url} fails ({error})"
+        return f"GET {url} gives status {status}"
+
+    def _check_free(self) -> None:
+        address = (self._endpoint.host, self._endpoint.port)
+        try:
+            socket.create_connection(address, _CONNECT_TIMEOUT).close()
+        except OSError:
+            return
+        raise BenchmarkError(
+            f"something already answers at {self.url}: stop it, or choose another port for "
+            f"{self._command!r}"
+        )
+
+    def _last_lines(self) -> str:
+        try:
+            with self._log.open("rb") as log:
+                log.seek(max(0, self._log.stat().st_size - _BYTES_SHOWN))
+                lines = log.read().decode(errors="replace").splitlines()[-_LINES_SHOWN:]
+        except OSError:
+            lines = []
+        if not lines:
+            return f"; it printed nothing to {self._log}"
+        return "\n".join([f"; the last lines of {self._log}:", *(f"  {line}" for line in lines)])
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """A process that is asked to end does so as after Ctrl-C, so that servers are stopped.
+
+    SIGTERM and SIGHUP raise KeyboardInterrupt, whose argument is the signal. For the main thread.
+    A SIGHUP that is ignored, as under `nohup`, stays so.
+    """
+    found = {number: signal.getsignal(number) for number in _ENDING}
+    before = {n: handler for n, handler in found.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number))
+
+
+def url_of(arguments: Sequence[str]) -> str:
+    """Where a server will listen, by the `--host` and `--port` (or `-p`) of its command line.
+
+    Raises:
+        BenchmarkError: the port is no number.
+    """
+    host = _option(arguments, "--host") or "localhost"
+    port = _option(arguments, "--port", "-p")
+    if port is None:
+        port = str(DEFAULT_PORT)
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise BenchmarkError(
+            f"the port of the command is {port!r}, expected 1 to 65535, or the URL beside it"
+        )
+    if host in _ANY_ADDRESS:
+        host = "localhost"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _option(arguments: Sequence[str], *names: str) -> str | None:
+    """The value that is given last, as argparse takes it."""
+    found = None
+    for at, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in names:
+            found = value if equals else next(iter(arguments[at + 1 :]), "")
+    return found
+
+
+def _split(command: str) -> list[str]:
+    try:
+        arguments = shlex.split(command)
+    except ValueError as error:
+        raise BenchmarkError(f"the command {command!r} cannot be read: {error}") from None
+    if not arguments:
+        raise BenchmarkError("the command to start is empty")
+    return arguments
+
+
+def _ending(code: int) -> str:
+    if code == 0:
+        return "exit code 0: it must stay in the foreground"
+    if code - 128 in set(signal.Signals):
+        return signal.Signals(code - 128).name
+    return f"exit code {code}"

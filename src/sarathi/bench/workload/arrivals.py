@@ -1,0 +1,101 @@
+"""When requests arrive: processes that have a rate, and the times of a trace."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sarathi.errors import BenchmarkError
+
+Times = npt.NDArray[np.float64]
+
+TRACE = "trace"
+FORMS = "poisson, gamma:CV, constant and trace"
+
+_MAX_VARIATION = 10.0
+_REGULAR = 1e-6  # below it the variation of gaps is as good as none
+
+
+@dataclass(frozen=True)
+class ArrivalProcess:
+    """Independent gaps of a gamma distribution.
+
+    `variation` is the coefficient of variation of the gaps: 1 makes a Poisson process, less is more
+    regular (0: constant gaps), more comes in bursts.
+    """
+
+    text: str  # as it was typed
+    variation: float
+
+    def times(self, count: int, rate: float, rng: np.random.Generator) -> Times:
+        """Times in seconds of `count` requests, the last exactly at `count / rate`.
+
+        The gaps are drawn, then rescaled, so that no luck of the draw changes the load. A Poisson
+        process stays one for which the time of the last arrival is given: the others are uniform
+        in that time, as sums of exponential gaps over their total are.
+        """
+        if not count:
+            return np.empty(0)
+        gaps = np.ones(count)
+        if self.variation > _REGULAR:
+            drawn = rng.gamma(1 / self.variation**2, size=count)
+            # A few very irregular gaps may all be too small for a number.
+            gaps = drawn if drawn.sum() > 0 else gaps
+        times: Times = np.cumsum(gaps)
+        times *= count / rate / times[-1]
+        times[-1] = count / rate
+        return times
+
+
+def process_from(text: str) -> ArrivalProcess | None:
+    """None for the times of a trace.
+
+    Raises:
+        BenchmarkError: the text has none of the forms.
+    """
+    name, colon, argument = text.partition(":")
+    if not colon and name == TRACE:
+        return None
+    if not colon and name in ("poisson", "constant"):
+        return ArrivalProcess(text, 1.0 if name == "poisson" else 0.0)
+    if colon and name == "gamma":
+        return ArrivalProcess(text, _variation(text, argument))
+    raise BenchmarkError(f"--arrivals {text!r} is unknown; accepted are {FORMS}")
+
+
+def stretched(times: Times, warm_up: int, rate: float | None) -> tuple[Times, float]:
+    """The times of a trace from 0 on, those after the warm-up at a mean rate if one is given.
+
+    Returns:
+        The times, and for how long measuring lasts. It begins with the last request of the warm-up,
+        so that each measured request comes with the gap before it.
+
+    Raises:
+        BenchmarkError: all requests arrive at once, which no stretching gives a rate.
+    """
+    times = times - times[0]
+    span = float(times[-1] - times[max(warm_up - 1, 0)])
+    if rate is None:
+        return times, span
+    if not span > 0:
+        raise BenchmarkError(
+            f"--rate {rate:g} cannot be kept: the requests of the trace all arrive at once"
+        )
+    measured = (len(times) - warm_up) / rate
+    return times * (measured / span), measured
+
+
+def _variation(text: str, argument: str) -> float:
+    try:
+        variation = float(argument)
+    except ValueError:
+        variation = math.nan
+    if not 0 < variation <= _MAX_VARIATION:
+        raise BenchmarkError(
+            f"--arrivals {text!r}: the coefficient of variation must be above 0 and at most "
+            f"{_MAX_VARIATION:g}"
+        )
+    return variation

@@ -1,0 +1,119 @@
+"""How many tokens a server will make of a prompt."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import httpx
+import msgspec
+
+from sarathi.bench.client.endpoint import Endpoint
+from sarathi.errors import BenchmarkError, ModelError
+from sarathi.models.locate import locate
+from sarathi.models.model import open_tokenizer
+
+_TIMEOUT = 30.0  # seconds
+_MAX_SHOWN = 200  # characters of an answer
+
+
+class TokenCounter(Protocol):
+    """Counts the tokens of a prompt, with all that the server adds to its text."""
+
+    def count(self, text: str) -> int: ...
+
+
+class LocalTokens:
+    """Counts with a tokenizer on this machine.
+
+    Args:
+        model: a folder, a .gguf file, a hub id or a known name.
+        chat: whether texts are sent as messages, which the model's chat template wraps.
+
+    Raises:
+        BenchmarkError: there is no such model, or it has no chat template and `chat` needs one.
+    """
+
+    def __init__(self, model: str, chat: bool) -> None:
+        try:
+            self._tokenizer = open_tokenizer(locate(model).path)
+        except ModelError as error:
+            raise BenchmarkError(f"--tokenizer {model}: {error}") from error
+        self._template = self._tokenizer.chat_template if chat else None
+        if chat and self._template is None:
+            raise BenchmarkError(f"--tokenizer {model} has no chat template")
+
+    def count(self, text: str) -> int:
+        if self._template is None:
+            return len(self._tokenizer.encode(text))
+        try:
+            prompt = self._template.render(_messages(text))
+        except ValueError as error:
+            raise BenchmarkError(f"--tokenizer: {error}") from error
+        return len(self._tokenizer.encode(prompt, add_special_tokens=False))
+
+
+class _Counted(msgspec.Struct):
+    count: int
+
+
+class ServerTokens:
+    """Asks the server itself: POST /tokenize, as vLLM and Sarathi have it.
+
+    Args:
+        endpoint: with the name of a model.
+        transport: in place of the network.
+    """
+
+    def __init__(self, endpoint: Endpoint, transport: httpx.BaseTransport | None = None) -> None:
+        self._url = f"{endpoint.url}/tokenize"
+        self._model = endpoint.model
+        self._chat = endpoint.api == "chat"
+        self._client = httpx.Client(
+            headers={"Content-Type": "application/json", **endpoint.authorization},
+            timeout=_TIMEOUT,
+            transport=transport,
+            verify=endpoint.ssl_context() or True,
+            trust_env=False,  # the client does not go through proxies either
+        )
+
+    def count(self, text: str) -> int:
+        """
+        Raises:
+            BenchmarkError: the server cannot be reached, has no such endpoint, or refuses.
+        """
+        body = {"model": self._model} | (
+            {"messages": _messages(text)} if self._chat else {"prompt": text}
+        )
+        try:
+            response = self._client.post(self._url, content=msgspec.json.encode(body))
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = str(error) or type(error).__name__
+            raise BenchmarkError(f"{self._url} cannot be reached: {reason}") from error
+        if response.status_code in (404, 405, 501):
+            raise BenchmarkError(
+                f"{self._url} answers {response.status_code}, so that the server cannot count "
+                f"tokens of {self._model}: {_shown(response)}. Where it has no such endpoint, "
+                "--tokenizer PATH names a copy of the model's tokenizer to count with instead"
+            )
+        if response.status_code != 200:
+            raise BenchmarkError(f"{self._url} answers {response.status_code}: {_shown(response)}")
+        try:
+            return msgspec.json.decode(response.content, type=_Counted).count
+        except msgspec.DecodeError as error:
+            raise BenchmarkError(
+                f"{self._url} answers without a count of tokens: {_shown(response)}. Count with "
+                "--tokenizer PATH instead"
+            ) from error
+
+    def close(self) -> None:
+        """Lets go of the connections."""
+        self._client.close()
+
+
+def _messages(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def _shown(response: httpx.Response) -> str:
+    text = " ".join(response.text.split())
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."

@@ -1,0 +1,242 @@
+"""What is sent, and when: requests as lengths and times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from sarathi.bench.workload.arrivals import TRACE, ArrivalProcess, Times, process_from, stretched
+from sarathi.bench.workload.conversations import converse
+from sarathi.bench.workload.length_pairs import Pairs, pairs_from
+from sarathi.bench.workload.lengths import Tokens, whole
+from sarathi.bench.workload.token_counter import TokenCounter
+from sarathi.bench.workload.traces import LengthTrace
+from sarathi.errors import BenchmarkError
+
+_MAX_SCALE = 1000.0
+_PIECE = 4096  # requests that are made at a time
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRequest:
+    """A request to be sent."""
+
+    at: float  # seconds after the run begins
+    prompt_tokens: int
+    output_tokens: int
+    conversation: int  # requests of one conversation share a prefix
+    turn: int  # counts from 0
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All requests of a run, those of the warm-up first. A request takes 40 bytes."""
+
+    times: Times
+    prompts: Tokens
+    outputs: Tokens
+    conversations: Tokens
+    turns: Tokens
+    num_warm_up: int
+    measured_seconds: float  # in which the requests after the warm-up arrive
+    num_shortened: int  # requests cut, prompt and output in proportion, to fit the longest total
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def __iter__(self) -> Iterator[PlannedRequest]:
+        columns = (self.times, self.prompts, self.outputs, self.conversations, self.turns)
+        for begin in range(0, len(self), _PIECE):
+            pieces = (column[begin : begin + _PIECE].tolist() for column in columns)
+            yield from map(PlannedRequest, *pieces)
+
+    @property
+    def requests(self) -> tuple[PlannedRequest, ...]:
+        return tuple(self)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Lengths and arrivals, from which plans are made.
+
+    With `turns` above 1, requests are turns of conversations that are mixed at random. The length
+    drawn for a prompt is then that of what the turn adds; the prompt itself is all that was said
+    before in the conversation, and that. Arrivals never wait for answers, since a slow server would
+    otherwise be sent less: earlier answers in a prompt are therefore scripted, of the lengths drawn
+    for them. A conversation that would grow too long begins anew.
+    """
+
+    pairs: Pairs
+    arrivals: ArrivalProcess | None  # None: the trace's own times
+    prompt_scale: float = 1.0
+    output_scale: float = 1.0
+    max_prompt: int | None = None  # tokens; longer ones are cut
+    max_output: int | None = None
+    turns: int = 1
+
+    def __post_init__(self) -> None:
+        for name, scale in (("prompt", self.prompt_scale), ("output", self.output_scale)):
+            if not 0 < scale <= _MAX_SCALE:
+                raise BenchmarkError(
+                    f"--{name}-scale {scale:g} must be above 0 and at most {_MAX_SCALE:g}"
+                )
+        for name, limit in (("max-prompt", self.max_prompt), ("max-output", self.max_output)):
+            if limit is not None and limit < 1:
+                raise BenchmarkError(f"--{name} {limit} must be at least 1")
+        if self.turns < 1:
+            raise BenchmarkError(f"--turns {self.turns} must be at least 1")
+        if self.arrivals is None and _times(self.pairs) is None:
+            raise BenchmarkError(
+                f"--arrivals {TRACE} needs --workload FILE.csv with a column arrived_at"
+            )
+
+    @classmethod
+    def from_options(
+        cls,
+        *,
+        workload: str | None = None,
+        prompt_lengths: str | None = None,
+        output_lengths: str | None = None,
+        arrivals: str = "poisson",
+        prompt_scale: float = 1.0,
+        output_scale: float = 1.0,
+        max_prompt: int | None = None,
+        max_output: int | None = None,
+        turns: int = 1,
+        tokens: TokenCounter | None = None,
+    ) -> Workload:
+        """
+        Args:
+            workload: a preset, FILE.csv or FILE.json; else both kinds of lengths must be given.
+            tokens: counts the tokens of a JSON file; needed for such files alone.
+
+        Raises:
+            BenchmarkError: an option is wrong, missing, or one too many.
+        """
+        pairs = pairs_from(workload, prompt_lengths, output_lengths, tokens)
+        return cls(
+            pairs,
+            process_from(arrivals),
+            prompt_scale,
+            output_scale,
+            max_prompt,
+            max_output,
+            turns,
+        )
+
+    def describe(self) -> dict[str, str]:
+        """The options that make this workload, without their dashes and those left at defaults."""
+        arrivals = TRACE if self.arrivals is None else self.arrivals.text
+        options = self.pairs.options() | {"arrivals": arrivals}
+        for name, value, default in (
+            ("prompt-scale", self.prompt_scale, 1.0),
+            ("output-scale", self.output_scale, 1.0),
+            ("max-prompt", self.max_prompt, None),
+            ("max-output", self.max_output, None),
+            ("turns", self.turns, 1),
+        ):
+            if value != default:
+                options[name] = f"{value}"
+        return options
+
+    def plan(
+        self, rate: float | None, num_requests: int, warm_up: int, seed: int, max_total: int | None
+    ) -> Plan:
+        """The requests of one run.
+
+        The same seed gives the same requests at every rate, and as the first ones of more. Of as
+        many, it gives the same times up to scale.
+
+        Args:
+            rate: requests per second, which those after the warm-up have exactly; None for the
+                times of a trace as they are.
+            num_requests: to be measured; `warm_up` more come before, at the same rate.
+            max_total: tokens of prompt and output together, at most.
+
+        Raises:
+            BenchmarkError: a number is out of range, the trace has too few requests, or no
+                conversation has room for a second turn.
+        """
+        self._check(rate, num_requests, warm_up, seed, max_total)
+        streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(3)]
+        for_times, for_lengths, for_turns = streams
+        total = warm_up + num_requests
+        if self.arrivals is None:
+            times, seconds, pairs = self._from_trace(total, warm_up, rate)
+        else:
+            assert rate is not None
+            begin, seconds = warm_up / rate, num_requests / rate
+            before = self.arrivals.times(warm_up, rate, for_times)
+            after = begin + self.arrivals.times(num_requests, rate, for_times)
+            times, pairs = np.concatenate([before, after]), self.pairs.draw(total, for_lengths)
+        prompts = _capped(whole(pairs[0].astype(np.float64) * self.prompt_scale), self.max_prompt)
+        outputs = _capped(whole(pairs[1].astype(np.float64) * self.output_scale), self.max_output)
+        prompts, outputs, num_shortened = _shortened(prompts, outputs, max_total)
+        conversations, numbers = np.arange(total), np.zeros(total, np.int64)
+        if self.turns > 1:
+            turns = converse(prompts, outputs, self.turns, self.max_prompt, max_total, for_turns)
+            prompts = np.array([turn.prompt_tokens for turn in turns])
+            conversations = np.array([turn.conversation for turn in turns])
+            numbers = np.array([turn.number for turn in turns])
+        return Plan(
+            times, prompts, outputs, conversations, numbers, warm_up, seconds, num_shortened
+        )
+
+    def _from_trace(
+        self, total: int, warm_up: int, rate: float | None
+    ) -> tuple[Times, float, tuple[Tokens, Tokens]]:
+        trace = self.pairs
+        assert isinstance(trace, LengthTrace)
+        assert trace.arrived_at is not None
+        if total > len(trace.prompts):
+            raise BenchmarkError(
+                f"--num-requests {total - warm_up} with a warm-up of {warm_up} is more than the "
+                f"{len(trace.prompts)} requests that {trace.path} has times for"
+            )
+        times, seconds = stretched(trace.arrived_at[:total], warm_up, rate)
+        return times, seconds, (trace.prompts[:total], trace.outputs[:total])
+
+    def _check(
+        self, rate: float | None, num_requests: int, warm_up: int, seed: int, max_total: int | None
+    ) -> None:
+        if rate is None and self.arrivals is not None:
+            raise BenchmarkError(
+                f"--rate is missing: only --arrivals {TRACE} does without, not {self.arrivals.text}"
+            )
+        if rate is not None and not (rate > 0 and math.isfinite(rate)):
+            raise BenchmarkError(f"--rate {rate:g} must be a number above 0")
+        if num_requests < 1:
+            raise BenchmarkError(f"--num-requests {num_requests} must be at least 1")
+        if warm_up < 0:
+            raise BenchmarkError(f"--warm-up {warm_up} must be at least 0")
+        if seed < 0:
+            raise BenchmarkError(f"--seed {seed} must be at least 0")
+        if max_total is not None and max_total < 2:
+            raise BenchmarkError(f"a longest total of {max_total} tokens holds no request")
+
+
+def _times(pairs: Pairs) -> Times | None:
+    return pairs.arrived_at if isinstance(pairs, LengthTrace) else None
+
+
+def _capped(lengths: Tokens, limit: int | None) -> Tokens:
+    return lengths if limit is None else np.minimum(lengths, limit)
+
+
+def _shortened(
+    prompts: Tokens, outputs: Tokens, max_total: int | None
+) -> tuple[Tokens, Tokens, int]:
+    """With prompts and outputs cut in proportion where they are too long together."""
+    if max_total is None:
+        return prompts, outputs, 0
+    totals = prompts + outputs
+    long = totals > max_total
+    cut = np.clip(prompts * max_total // totals, 1, max_total - 1)
+    return (
+        np.where(long, cut, prompts),
+        np.where(long, max_total - cut, outputs),
+        int(np.count_nonzero(long)),
+    )

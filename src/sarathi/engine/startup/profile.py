@@ -1,0 +1,269 @@
+"""What iterations cost on this machine, measured before anyone is served."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from sarathi.backends.runner import Runner
+from sarathi.backends.step import Step, StepPart, join_parts
+from sarathi.engine.latency_observer import stage_share
+from sarathi.engine.scheduler_factory import TypicalDecodes
+from sarathi.engine.startup.kv_cache_size import KvCache
+from sarathi.scheduler.budget.latency_model import LatencyModel, Work
+from sarathi.system.cpu_contention import CpuTimes, cpu_times, undisturbed, was_quiet
+from sarathi.telemetry.stages import StageTime
+
+_LIMIT = 2.0  # seconds of measuring that no further kind of iteration should exceed
+_REPEATING = 1.6  # seconds of measuring until which all kinds are repeated
+_MOST_RUNS = 8
+NUM_BLOCKS = 64  # that are used on a CPU, where the cache has as many
+
+
+class _Kind(NamedTuple):
+    """An iteration: decodes of equal length beside one chunk of a prompt."""
+
+    decodes: int
+    context: int  # tokens that each decode has in the cache
+    chunk: int = 0
+    past: int = 0  # tokens of the prompt before the chunk
+
+
+# The first two are indispensable. Decodes with a context never share blocks and come after what
+# writes to them, be it one token of each: shared blocks would be read from the processor's cache,
+# and so would pages never written, which are all one and the same. Real contexts are not.
+_INDISPENSABLE = 2
+_KINDS = (
+    _Kind(1, 1),
+    _Kind(0, 0, 16),
+    _Kind(0, 0, 64),
+    _Kind(0, 0, 256),
+    _Kind(NUM_BLOCKS, 1),
+    _Kind(16, 120),
+    _Kind(8, 250),
+    _Kind(32, 20),
+    _Kind(0, 0, 256, 768),
+    _Kind(8, 90, 64),
+    _Kind(0, 0, 64, 960),
+)
+# Small chunks take no longer than reading the weights does, which says little of large ones.
+_GPU_KINDS = (
+    _Kind(1, 1),
+    _Kind(0, 0, 16),
+    _Kind(0, 0, 256),
+    _Kind(0, 0, 1024),
+    _Kind(32, 2048),
+    _Kind(128, 256),
+    _Kind(64, 1024),
+    _Kind(0, 0, 512, 3584),
+    _Kind(32, 1024, 512, 512),
+    _Kind(0, 0, 2048),
+    _Kind(16, 512, 1024, 2048),
+)
+
+
+class Clocks(NamedTuple):
+    """Where times come from."""
+
+    wall: Callable[[], float] = time.perf_counter
+    own: Callable[[], float] = time.process_time  # of all threads of this process
+    machine: Callable[[], CpuTimes] = cpu_times
+
+
+_CLOCKS = Clocks()
+
+
+class Profile(NamedTuple):
+    """What was found out of the speed of this machine."""
+
+    model: LatencyModel  # of iterations as they are now, whatever else the machine does
+    decodes: float  # seconds of typical decodes, had nobody else computed
+    quiet: bool  # whether indeed nobody did; otherwise that is an estimate
+
+
+class _Runs(NamedTuple):
+    """The shortest run of each kind, in seconds."""
+
+    now: dict[Work, float]
+    undisturbed: dict[Work, float]
+    typical: Work | None  # None where there was no time for it
+    quiet: bool
+
+
+def profile(
+    runner: Runner,
+    cache: KvCache,
+    report: Callable[[str], None],
+    typical: TypicalDecodes,
+    threads: int | None = None,
+    clocks: Clocks = _CLOCKS,
+    *,
+    gpu: bool = False,
+) -> Profile:
+    """Measure a few kinds of iterations and fit a model to them.
+
+    Takes one or two seconds; a model that is slow on this machine, the time of two decodes and two
+    chunks of 16 tokens at least. Sampling is not in it: what that takes is learnt from real
+    iterations. The content of the first KV blocks is lost.
+
+    Args:
+        runner: with nothing under way. With several stages, the times are those of one; see
+            `stage_seconds`.
+        cache: what it has allocated, and the longest sequence that it takes.
+        report: called with a line about what begins.
+        typical: the decodes that a latency target follows from.
+        threads: of this process that compute; None where others compute, too, or a GPU, so that
+            the time of this process tells nothing.
+        gpu: whether it computes on GPUs, and the whole cache may be used.
+    """
+    report("measuring the speed of this machine")
+    runs = measure(runner, cache, typical, threads, clocks, gpu=gpu)
+    # Threads that wait for each other make the estimate too short: it is for a busy machine alone.
+    times = runs.now if runs.quiet else runs.undisturbed
+    if runs.typical is not None:
+        decodes = times[runs.typical]
+    else:
+        decodes = LatencyModel.fit(_observations(times, None)).predict(typical.work)
+    return Profile(LatencyModel.fit(_observations(runs.now, runs.typical)), decodes, runs.quiet)
+
+
+def _observations(times: dict[Work, float], typical: Work | None) -> list[tuple[Work, float]]:
+    """What a model is fitted to.
+
+    Typical decodes share blocks, which makes reading their contexts too cheap. On a slow machine
+    nothing else may have contexts.
+    """
+    others = [work for work in times if work != typical]
+    known = any(work.context for work in others)
+    return [(work, times[work]) for work in (others if known else times)]
+
+
+def stage_seconds(took: float, stages: Sequence[StageTime]) -> float:
+    """What a step that is alone adds to the time between two tokens; see `stage_share`.
+
+    Args:
+        took: seconds from its beginning to its result.
+    """
+    if len(stages) == 1:
+        return took
+    return stage_share(stages, max(0.0, took - sum(stage.busy for stage in stages)))
+
+
+def measure(
+    runner: Runner,
+    cache: KvCache,
+    typical: TypicalDecodes,
+    threads: int | None = None,
+    clocks: Clocks = _CLOCKS,
+    *,
+    gpu: bool = False,
+) -> _Runs:
+    """Iterations of different kinds and their seconds; see `profile`."""
+    clock = clocks.wall
+    if not gpu:
+        cache = replace(cache, num_blocks=min(cache.num_blocks, NUM_BLOCKS))
+    steps: dict[Work, Step] = {}
+    now: dict[Work, list[float]] = {}
+    alone: dict[Work, list[float]] = {}
+    spent: dict[Work, float] = {}  # by the clock
+
+    def run(work: Work) -> None:
+        own, start = clocks.own(), clock()
+        runner.submit(steps[work])
+        stages = runner.result().stages
+        took = clock() - start
+        spent[work] = spent.get(work, 0.0) + took
+        seconds = stage_seconds(took, stages)
+        now.setdefault(work, []).append(seconds)
+        if threads is not None:
+            seconds = undisturbed(seconds, clocks.own() - own, threads)
+        alone.setdefault(work, []).append(seconds)
+
+    before, begin = clocks.machine(), clock()
+    largest = Work(0, 0.0, 0, 0)
+    all_typical = _typical_parts(typical, cache)
+    kinds = [_fitting_parts(kind, cache) for kind in (_GPU_KINDS if gpu else _KINDS)]
+    kinds.insert(_INDISPENSABLE, all_typical)
+    for index, parts in enumerate(kinds):
+        work = _work(parts)
+        if not parts or work in steps:  # the same as another kind, once made to fit
+            continue
+        if index >= _INDISPENSABLE:
+            # In proportion to the largest, which overestimates; each runs twice.
+            expected = 2 * spent[largest] * max(1.0, work.tokens / largest.tokens)
+            if clock() - begin + expected > _LIMIT:
+                continue
+        steps[work] = join_parts(parts, cache.block_size)
+        runner.submit(steps[work])  # prepares kernels for the shape
+        runner.result()
+        run(work)
+        largest = max(largest, work)
+    # In turns, each kind getting the same time: a spell in which the machine is slow, by another
+    # process or another tenant, then hits all kinds alike, and the shortest run of each misses it.
+    while clock() - begin < _REPEATING:
+        unsure = [work for work, runs in now.items() if len(runs) < _MOST_RUNS]
+        if not unsure:
+            break
+        run(min(unsure, key=lambda work: spent[work]))
+    found = _work(all_typical)
+    return _Runs(
+        {work: min(runs) for work, runs in now.items()},
+        {work: min(runs) for work, runs in alone.items()},
+        found if found in now else None,
+        threads is None or was_quiet(before, clocks.machine(), threads),
+    )
+
+
+def _typical_parts(typical: TypicalDecodes, cache: KvCache) -> list[StepPart]:
+    """Decodes as they are on a machine that is well used; none where a context does not fit.
+
+    They share blocks: writing all that they would have takes much longer than reading it. So they
+    are a little too fast, by a fifth where keys and values are as large as weights.
+    """
+    blocks = cache.num_blocks
+    each = -(-(typical.context + 1) // cache.block_size)
+    if each > blocks or typical.context >= cache.max_model_len:
+        return []
+    places = blocks // each
+    return [
+        StepPart([0], typical.context, range(first, first + each), samples=True)
+        for first in (each * (number % places) for number in range(typical.requests))
+    ]
+
+
+def _fitting_parts(kind: _Kind, cache: KvCache) -> list[StepPart]:
+    """An iteration of a kind, smaller where the cache or the model's length asks for it."""
+    block_size, longest = cache.block_size, cache.max_model_len
+    blocks = cache.num_blocks
+    for_decodes = blocks - 1 if kind.chunk else blocks
+    decodes = min(kind.decodes, for_decodes)
+    each = 0  # blocks
+    parts = []
+    if decodes:
+        each = min(-(-(kind.context + 1) // block_size), for_decodes // decodes)
+        context = min(kind.context, each * block_size - 1, longest - 1)
+        for first in range(0, decodes * each, each):
+            parts.append(StepPart([0], context, range(first, first + each), samples=True))
+    if kind.chunk:
+        rest = range(decodes * each, blocks)
+        room = min(len(rest) * block_size, longest)
+        past = min(kind.past, room // 2)
+        parts.append(StepPart([0] * min(kind.chunk, room - past), past, rest, samples=True))
+    return parts
+
+
+def _work(parts: Sequence[StepPart]) -> Work:
+    """One token is a decode, as the scheduler sees it."""
+    tokens, attention, context = 0, 0.0, 0
+    for part in parts:
+        length = len(part.token_ids)
+        tokens += length
+        if length == 1:
+            # One token of context takes no time that could be told from that of the decode. If it
+            # is all that is measured, on a slow machine, contexts would be given all of it.
+            context += part.past if part.past > 1 else 0
+        else:
+            attention += length * (part.past + length / 2)
+    return Work(tokens, attention, context, sum(part.samples for part in parts))

@@ -1,0 +1,30 @@
+"""Errors that a user of the command line can mend; `sarathi` prints their message and exits with 2.
+
+Every message names the option, field, file or server that is wrong, and what is accepted.
+"""
+
+from __future__ import annotations
+
+
+class UsageError(ValueError):
+    """An argument of a command is wrong in a way that argparse does not find."""
+
+
+class ConfigError(ValueError):
+    """An option of the engine is out of range."""
+
+
+class ModelError(ValueError):
+    """A model cannot be read, or is of a kind that is not supported."""
+
+
+class ExecutorError(RuntimeError):
+    """This machine cannot run the model as asked; the message says what would help."""
+
+
+class BenchmarkError(ValueError):
+    """A measurement cannot be made."""
+
+
+class SimulationError(ValueError):
+    """Something cannot be simulated; for lack of memory, the message shows the arithmetic."""

@@ -1,0 +1,128 @@
+"""What the processes of engines need of a cluster's machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from sarathi.backends.parallel.rank_layout import ParallelLayout
+from sarathi.engine.config import EngineConfig
+from sarathi.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster."""
+
+    address: str
+    cpus: float  # that the cluster counts, used or not
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One replica: a bundle for each stage, so that the ranks of a stage are on one machine.
+
+    They add up their parts several times a layer, which a network would be too slow for; between
+    stages go hidden states alone.
+    """
+
+    layout: ParallelLayout
+    cpus: int  # of each rank
+    gpus: int  # of each rank
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """What Ray has to find on one machine each, stage by stage."""
+        ranks = self.layout.tp
+        bundle = {"CPU": float(self.cpus * ranks), "GPU": float(self.gpus * ranks)}
+        return [{name: amount for name, amount in bundle.items() if amount}] * self.layout.pp
+
+    def __str__(self) -> str:
+        ranks, stages = self.layout.tp, self.layout.pp
+        each = amounts(self.cpus * ranks, self.gpus * ranks)
+        return each if stages == 1 else f"{stages} times {each}"
+
+
+def amounts(cpus: float, gpus: float) -> str:
+    """In words; what there is none of is left out, unless there is nothing."""
+    named = [(cpus, "CPU"), (gpus, "GPU")]
+    parts = [f"{count:g} {name}{'' if count == 1 else 's'}" for count, name in named if count]
+    return " and ".join(parts) or "no CPU"
+
+
+def place(
+    config: EngineConfig,
+    replicas: int,
+    nodes: Sequence[Node],
+    *,
+    cpus_per_rank: int | None = None,
+    gpus_per_rank: int | None = None,
+) -> tuple[Placement, EngineConfig]:
+    """Say what each rank gets, and how it has to compute with that.
+
+    Without `cpus_per_rank` a rank gets as many CPUs as `config.threads` says, or else all CPUs of
+    the cluster are shared out, unless GPUs compute.
+
+    Raises:
+        ConfigError: the options do not go together, or the cluster has no GPU.
+    """
+    layout = ParallelLayout(config.pp, config.tp)
+    gpus = _gpus(config, nodes, gpus_per_rank)
+    cpus = cpus_per_rank or config.threads
+    if cpus is None:
+        bundles = replicas * layout.pp
+        cpus = 1 if gpus else equal_share([node.cpus for node in nodes], bundles, layout.tp)
+    # Ray does not keep a process from using more than it was given: the executor must know.
+    device, threads = config.device, config.threads
+    if config.executor == "torch":
+        device = "cuda" if gpus else "cpu"
+    if not gpus and threads is None:
+        threads = cpus
+    # A GPU is one rank's alone, but the memory of a machine is shared by all that run there.
+    neighbours = 1 if gpus else min(replicas, _most_on_one(nodes, cpus * layout.tp))
+    config = msgspec.structs.replace(
+        config, device=device, threads=threads, engines_here=max(1, neighbours)
+    )
+    return Placement(layout, cpus, gpus), config
+
+
+def equal_share(cpus: Sequence[float], bundles: int, ranks: int) -> int:
+    """The most CPUs that each of `ranks` in each of `bundles` can have, at least 1.
+
+    Args:
+        cpus: of each machine; a bundle has to fit on one.
+    """
+    most = max((int(count) // ranks for count in cpus), default=0)
+    for share in range(most, 1, -1):
+        if sum(int(count) // (share * ranks) for count in cpus) >= bundles:
+            return share
+    return 1
+
+
+def _most_on_one(nodes: Sequence[Node], cpus: int) -> int:
+    """Bundles of so many CPUs."""
+    return max((int(node.cpus) // cpus for node in nodes), default=0)
+
+
+def _gpus(config: EngineConfig, nodes: Sequence[Node], wanted: int | None) -> int:
+    if config.executor != "torch":
+        if wanted:
+            raise ConfigError("--ray-gpus-per-rank needs --executor torch")
+        return 0
+    if config.device == "cpu":
+        if wanted:
+            raise ConfigError(f"--ray-gpus-per-rank {wanted} has no use with --device cpu")
+        return 0
+    has = any(node.gpus for node in nodes)
+    if wanted == 0 and config.device == "cuda":
+        raise ConfigError("--device cuda needs --ray-gpus-per-rank 1 or more")
+    if not has and (wanted or config.device == "cuda"):
+        raise ConfigError(
+            "no machine of the Ray cluster has a GPU: use --device cpu, or start one with one"
+        )
+    if wanted is not None:
+        return wanted
+    return 1 if has else 0

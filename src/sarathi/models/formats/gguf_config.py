@@ -1,0 +1,166 @@
+"""Model configuration from the metadata of a GGUF file."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from sarathi.errors import ModelError
+from sarathi.models.formats.gguf_file import GgufFile
+from sarathi.models.formats.gguf_names import supported_architecture
+from sarathi.models.formats.gguf_weights import ROPE_FACTORS, read_tensor
+from sarathi.models.formats.harmless_fields import is_harmless_key
+from sarathi.models.model_config import (
+    MAX_HEAD_DIM,
+    MAX_LAYERS,
+    MAX_NUMBER,
+    MIN_NUMBER,
+    ModelConfig,
+)
+from sarathi.models.rope import Frequencies, default_inv_freq, linear_scaled
+
+_MINUS_ONE = 2**32 - 1  # as converters write -1 for none
+_LONG_ROPE_FACTORS = "rope_factors_long.weight"
+
+
+def read_config(file: GgufFile) -> ModelConfig:
+    """The configuration in the metadata of `file`; `ModelError` for what is not supported."""
+    if (kind := file.text("general.type", "model")) != "model":
+        raise ModelError(
+            f"{file.path}: general.type is {kind!r}, expected a model"
+            + (": merge an adapter into its base model" if kind == "adapter" else "")
+        )
+    if (file.integer("split.count", 1) or 1) > 1:
+        raise ModelError(
+            f"{file.path} is one part of a split GGUF file, which is not supported: "
+            "merge the parts with `llama-gguf-split --merge`"
+        )
+    arch = supported_architecture(file)
+    if file.integer(f"{arch}.expert_count", 0):
+        raise ModelError(
+            f"{file.path}: {arch}.expert_count is set, only dense models are supported"
+        )
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise ModelError(f"{file.path} has no matrix token_embd.weight")
+    hidden_size = _size(file, f"{arch}.embedding_length")
+    num_layers = _size(file, f"{arch}.block_count", maximum=MAX_LAYERS)
+    num_heads = _size(file, f"{arch}.attention.head_count")
+    head_dim = _size(
+        file, f"{arch}.attention.key_length", hidden_size // num_heads, maximum=MAX_HEAD_DIM
+    )
+    if _size(file, f"{arch}.attention.value_length", head_dim) != head_dim:
+        raise ModelError(f"{file.path}: keys and values of different length are not supported")
+    scale = file.number(f"{arch}.attention.scale", 0.0)
+    if scale and not math.isclose(scale, head_dim**-0.5, rel_tol=1e-5):
+        raise ModelError(
+            f"{file.path}: {arch}.attention.scale is {scale:g}, supported is 1 / sqrt({head_dim})"
+        )
+    falcon = arch == "falcon"
+    norm_eps = "layer_norm_epsilon" if falcon else "layer_norm_rms_epsilon"
+    config = ModelConfig(
+        architecture=arch,
+        vocab_size=embedding.shape[0],
+        hidden_size=hidden_size,
+        intermediate_size=_size(file, f"{arch}.feed_forward_length"),
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=_size(file, f"{arch}.attention.head_count_kv", num_heads),
+        head_dim=head_dim,
+        norm_eps=file.number(f"{arch}.attention.{norm_eps}", 1e-6),
+        max_position=_size(file, f"{arch}.context_length"),
+        inv_freq=tuple(_inv_freq(file, arch, head_dim).tolist()),
+        sliding_windows=_sliding_windows(file, arch, num_layers),
+        qkv_bias=not {"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"}.isdisjoint(file.tensors),
+        output_bias="blk.0.attn_output.bias" in file.tensors,
+        mlp_bias="blk.0.ffn_up.bias" in file.tensors,
+        qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
+        norm="layer" if falcon else "rms",
+        activation="gelu" if falcon else "silu",
+        gated_mlp=not falcon,
+        parallel=falcon,
+        mlp_norm=not falcon or "blk.0.attn_norm_2.weight" in file.tensors,
+        tie_word_embeddings="output.weight" not in file.tensors,
+    )
+    for name, value in file.unread(f"{arch}.").items():
+        if not is_harmless_key(arch, name, value):
+            shown = "a list" if value is None else repr(value)
+            raise ModelError(
+                f"{file.path}: {arch}.{name} is {shown}, which is not supported: it may change the "
+                "model"
+            )
+    return config
+
+
+def _size(file: GgufFile, key: str, default: int | None = None, *, maximum: int = 2**31 - 1) -> int:
+    values = file.numbers(key)
+    if values is None:
+        if default is None:
+            raise ModelError(f"{file.path}: {key} is missing")
+        return default
+    distinct = set(values.tolist())
+    if len(distinct) != 1:
+        raise ModelError(f"{file.path}: {key} differs between layers, which is not supported")
+    (value,) = distinct
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
+        raise ModelError(f"{file.path}: {key} is {value}, expected an integer from 1 to {maximum}")
+    return value
+
+
+def _inv_freq(file: GgufFile, arch: str, head_dim: int) -> Frequencies:
+    rotated = _size(file, f"{arch}.rope.dimension_count", head_dim, maximum=MAX_HEAD_DIM)
+    theta = file.number(f"{arch}.rope.freq_base", 10000.0)
+    # Files older than rope.scaling.type have the factor of linear scaling alone.
+    factor = file.number(
+        f"{arch}.rope.scaling.factor", file.number(f"{arch}.rope.scale_linear", 1.0)
+    )
+    # A factor of 0 is none.
+    if not all(MIN_NUMBER <= number <= MAX_NUMBER for number in (theta, factor or 1.0)):
+        raise ModelError(
+            f"{file.path}: rope.freq_base is {theta:g} and rope.scaling.factor {factor:g}, "
+            f"expected numbers from {MIN_NUMBER:g} to {MAX_NUMBER:g}"
+        )
+    scaling = file.text(f"{arch}.rope.scaling.type", "linear")
+    if scaling not in ("none", "linear"):
+        raise ModelError(
+            f"{file.path}: {arch}.rope.scaling.type is {scaling!r}, supported are none, linear "
+            "and frequency factors (llama3)"
+        )
+    if _LONG_ROPE_FACTORS in file.tensors:
+        raise ModelError(
+            f"{file.path} has {_LONG_ROPE_FACTORS}: frequencies that depend on the length of the "
+            "prompt (longrope) are not supported"
+        )
+    inv_freq = default_inv_freq(rotated, theta)
+    if scaling == "linear" and factor not in (0.0, 1.0):
+        inv_freq = linear_scaled(inv_freq, factor)
+    if ROPE_FACTORS in file.tensors:
+        factors = read_tensor(file, ROPE_FACTORS).astype(np.float32)
+        if factors.shape != inv_freq.shape or not (factors > 0).all():
+            raise ModelError(
+                f"{file.path}: {ROPE_FACTORS} must hold {inv_freq.size} positive factors"
+            )
+        inv_freq = inv_freq / factors
+    return inv_freq
+
+
+def _sliding_windows(file: GgufFile, arch: str, num_layers: int) -> tuple[int, ...]:
+    """One window a layer; the pattern is a list of booleans, or one number n for n - 1 of n."""
+    window = file.integer(f"{arch}.attention.sliding_window") or 0
+    key = f"{arch}.attention.sliding_window_pattern"
+    pattern = file.numbers(key)
+    if window < 1 or window == _MINUS_ONE:
+        return (0,) * num_layers
+    if pattern is None:
+        return (window,) * num_layers
+    slides = pattern.tolist()
+    if pattern.dtype.kind in "iu" and not file.is_array(key):
+        period = slides[0]
+        slides = [period < 1 or layer % period < period - 1 for layer in range(num_layers)]
+    if len(slides) != num_layers or not set(slides) <= {0, 1}:
+        raise ModelError(
+            f"{file.path}: {key} must be a list of {num_layers} booleans, or the number of layers "
+            "of which the last one does not slide"
+        )
+    return tuple(window if each else 0 for each in slides)

@@ -1,0 +1,171 @@
+"""The tensors of a GGUF file, dequantised and put in order as they are asked for."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Set
+
+import gguf.quants
+import ml_dtypes
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from sarathi.errors import ModelError
+from sarathi.models.formats.gguf_file import GgufFile, TensorPlace
+from sarathi.models.formats.mapped_file import mapped, read_part
+from sarathi.models.model_config import ModelConfig
+from sarathi.models.weights import ALL, Array
+
+ROPE_FACTORS = "rope_freqs.weight"  # what frequencies are divided by, a part of the configuration
+
+_UNQUANTISED = {
+    GGMLQuantizationType.F32: np.dtype(np.float32),
+    GGMLQuantizationType.F16: np.dtype(np.float16),
+    GGMLQuantizationType.BF16: np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def read_tensor(
+    file: GgufFile, name: str, rows: slice = ALL, columns: slice = ALL, interleaved: int = 0
+) -> Array:
+    """A part of a tensor by its name in the file, read now: as float32 if it is quantised.
+
+    With `interleaved`, every head of so many rows is put from the order of rotation pairs (0, 1),
+    (2, 3) ... into that of halves (0, d/2), (1, d/2 + 1) ...
+    Of a matrix, only the heads and blocks of quantised values that hold the part are read.
+    """
+    place = file.tensors[name]
+    shape = place.shape or (1,)
+    kind = _quantisation(file, name, place)
+    dtype = _UNQUANTISED.get(kind)
+    block, width = (1, 1) if dtype is not None else GGML_QUANT_SIZES[kind]
+    if shape[-1] % block:
+        raise ModelError(
+            f"{file.path}: tensor {name} has rows of {shape[-1]} values, {kind.name} has blocks "
+            f"of {block}"
+        )
+    part = [len(range(size)[wanted]) for size, wanted in zip(shape, (rows, columns), strict=False)]
+    if 0 in part:
+        return np.empty(part, dtype or np.float32)
+    stored_shape = (*shape[:-1], shape[-1] // block * width)
+    read: tuple[slice, slice] = (ALL, ALL)
+    cut: tuple[slice, ...] = (rows,)
+    if len(shape) == 2:
+        heads, rows = _units(shape[0], rows, interleaved or 1)
+        blocks, columns = _units(shape[1], columns, block)
+        read = (heads, slice(blocks.start // block * width, blocks.stop // block * width))
+        cut = (rows, columns)
+    stored = _stored(file, name, place.offset, stored_shape, dtype or np.dtype(np.uint8), *read)
+    # Rows are quantised one by one, so they may be moved before they are dequantised.
+    if interleaved:
+        pairs = stored.reshape(-1, interleaved // 2, 2, *stored.shape[1:])
+        stored = pairs.swapaxes(1, 2).reshape(stored.shape)
+    values = stored if dtype is not None else _dequantised(file, name, kind, stored)
+    return np.ascontiguousarray(values[cut])
+
+
+def _units(size: int, wanted: slice, unit: int) -> tuple[slice, slice]:
+    """Whole units that hold `wanted` of `size` things, and where among these it is."""
+    part = range(size)[wanted]
+    first = part.start // unit * unit
+    return slice(first, -(-part.stop // unit) * unit), slice(part.start - first, part.stop - first)
+
+
+def _dequantised(file: GgufFile, name: str, kind: GGMLQuantizationType, stored: Array) -> Array:
+    try:
+        values: Array = gguf.quants.dequantize(stored, kind)
+    except NotImplementedError as error:
+        raise ModelError(
+            f"{file.path}: tensor {name} has the quantisation type {kind.name}, "
+            "which cannot be dequantised"
+        ) from error
+    return values
+
+
+def _quantisation(file: GgufFile, name: str, place: TensorPlace) -> GGMLQuantizationType:
+    try:
+        return GGMLQuantizationType(place.kind)
+    except ValueError:
+        raise ModelError(
+            f"{file.path}: tensor {name} has the unknown quantisation type {place.kind}"
+        ) from None
+
+
+def _stored(
+    file: GgufFile,
+    name: str,
+    offset: int,
+    shape: tuple[int, ...],
+    dtype: np.dtype[np.generic],
+    rows: slice,
+    columns: slice,
+) -> Array:
+    end = offset + math.prod(shape) * dtype.itemsize
+    if end > len(file.mapping):
+        raise ModelError(
+            f"{file.path} is truncated: tensor {name} ends at byte {end} of {len(file.mapping)}"
+        )
+    return read_part(file.mapping, offset, shape, dtype, rows, columns)
+
+
+class GgufWeights:
+    """The tensors of a GGUF file under their names there.
+
+    Raises `ModelError` on construction if the file ends before its last tensor does.
+    """
+
+    def __init__(self, file: GgufFile, config: ModelConfig) -> None:
+        self._file = file
+        # Converters to GGUF reorder queries and keys of this architecture alone.
+        self._interleaved = config.head_dim if config.architecture == "llama" else 0
+        for name, place in file.tensors.items():
+            block, size = GGML_QUANT_SIZES[_quantisation(file, name, place)]
+            bytes_needed = math.prod(place.shape) // block * size
+            if place.offset + bytes_needed > len(file.mapping):
+                raise ModelError(
+                    f"{file.path} is truncated: tensor {name} ends at byte "
+                    f"{place.offset + bytes_needed} of {len(file.mapping)}"
+                )
+
+    @property
+    def mappings(self) -> tuple[mmap.mmap, ...]:
+        """The mapped file, for advice to the kernel about its pages."""
+        return (self._file.mapping,)
+
+    @property
+    def names(self) -> Set[str]:
+        """All but the factors that are a part of the configuration."""
+        return self._file.tensors.keys() - {ROPE_FACTORS}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file.tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._place(name).shape
+
+    def stored_dtype(self, name: str) -> np.dtype[np.generic] | None:
+        if self._rows_of_heads(name):
+            return None
+        return _UNQUANTISED.get(_quantisation(self._file, name, self._place(name)))
+
+    def __getitem__(self, name: str) -> Array:
+        dtype = self.stored_dtype(name)
+        if dtype is None:
+            return self.part(name)
+        place = self._place(name)
+        return mapped(self._file.mapping, place.offset, place.shape, dtype)
+
+    def part(self, name: str, rows: slice = ALL, columns: slice = ALL) -> Array:
+        self._place(name)
+        return read_tensor(self._file, name, rows, columns, self._rows_of_heads(name))
+
+    def _rows_of_heads(self, name: str) -> int:
+        """How many rows a head has that is to be put in order; 0 where there is none."""
+        return self._interleaved if ".attn_q." in name or ".attn_k." in name else 0
+
+    def _place(self, name: str) -> TensorPlace:
+        try:
+            return self._file.tensors[name]
+        except KeyError:
+            raise ModelError(f"{self._file.path} has no tensor {name}") from None

@@ -1,0 +1,150 @@
+"""Typed access to the fields of a JSON object, with errors that name file, field and value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sarathi.errors import ModelError
+from sarathi.models.formats.file_kind import lfs_hint
+from sarathi.models.model_config import MAX_NUMBER, MIN_NUMBER
+
+_LARGEST = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Fields:
+    """One JSON object and the place it came from (for messages).
+
+    A field that is null counts as absent, as it does in Hugging Face configurations. Getters
+    return `default` for an absent field and raise `ModelError` for a field of the wrong type. They
+    remember which fields were asked for, so that none is overlooked (`refuse_unread`).
+    """
+
+    data: Mapping[str, Any]
+    origin: str
+    _read: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+
+    @classmethod
+    def read(cls, path: Path) -> Fields:
+        """The object in a JSON file; `ModelError` if it is missing, unreadable or no object."""
+        try:
+            data = json.loads(path.read_bytes())
+        except OSError as error:
+            raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"{path} is not valid JSON: {error}{lfs_hint(path)}") from error
+        if not isinstance(data, dict):
+            raise ModelError(f"{path} holds a JSON {type(data).__name__}, expected an object")
+        return cls(data, path.name)
+
+    @classmethod
+    def read_optional(cls, path: Path) -> Fields:
+        """As `read`, with no fields where there is no such file."""
+        return cls.read(path) if path.is_file() else cls({}, path.name)
+
+    def __contains__(self, name: str) -> bool:
+        return self._get(name) is not None
+
+    def refuse_unread(self, is_harmless: Callable[[str, Any], bool]) -> None:
+        """Raises `ModelError` for a field that nobody asked for, unless it is known to be harmless.
+
+        It may change what the model computes, which would then be something else.
+        """
+        for name, value in self.data.items():
+            if name not in self._read and not is_harmless(name, value):
+                raise ModelError(
+                    f"{self._describe(name)}, which is not supported; if it is known not to change "
+                    "the model, remove it from the file"
+                )
+
+    def is_null(self, name: str) -> bool:
+        """Whether the field is there and null, where that differs from an absent one."""
+        return name in self.data and self._get(name) is None
+
+    def value(self, name: str, default: Any = None) -> Any:
+        """Return the field as it is, where no typed getter fits."""
+        value = self._get(name)
+        return default if value is None else value
+
+    def wrong(self, name: str, expected: str) -> ModelError:
+        return ModelError(f"{self._describe(name)}, expected {expected}")
+
+    def _describe(self, name: str) -> str:
+        value = repr(self.data.get(name))
+        shown = value if len(value) <= 80 else value[:77] + "..."
+        # Any text can be a name; half a surrogate pair could not be printed.
+        return f"{self.origin}: {name.encode('utf-8', 'backslashreplace').decode()} is {shown}"
+
+    def _get(self, name: str, default: Any = None) -> Any:
+        self._read.add(name)
+        return self.data.get(name, default)
+
+    def required(self, name: str, maximum: int = _LARGEST) -> int:
+        if name not in self:
+            raise ModelError(f"{self.origin}: {name} is missing")
+        return self.integer(name, 0, maximum)
+
+    def integer(self, name: str, default: int, maximum: int = _LARGEST) -> int:
+        value = self._get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
+            raise self.wrong(name, f"an integer from 1 to {maximum}")
+        return value
+
+    def optional_size(self, name: str, default: int) -> int:
+        """A size, or 0 for none: null, 0 and -1 are the spellings of it that are published."""
+        value = self._get(name, default)
+        if value is None or (value in (0, -1) and not isinstance(value, bool)):
+            return 0
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
+            raise self.wrong(name, f"an integer from 1 to {_LARGEST}, or null, 0 or -1 for none")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        value = self._get(name)
+        if value is None and default is not None:
+            return default
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not MIN_NUMBER <= value <= MAX_NUMBER
+        ):
+            raise self.wrong(name, f"a number from {MIN_NUMBER:g} to {MAX_NUMBER:g}")
+        return float(value)
+
+    def boolean(self, name: str, default: bool) -> bool:
+        value = self._get(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.wrong(name, "true or false")
+        return value
+
+    def text(self, name: str, default: str) -> str:
+        value = self._get(name)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise self.wrong(name, "a string")
+        return value
+
+    def object(self, name: str) -> Fields | None:
+        value = self._get(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.wrong(name, "an object")
+        return Fields(value, f"{self.origin}: {name}")
+
+    def token_ids(self, name: str) -> tuple[int, ...]:
+        """A token id or a list of token ids; empty if absent. -1 stands for none."""
+        value = self._get(name)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= -1 for i in ids):
+            raise self.wrong(name, "a token id or a list of token ids")
+        return tuple(i for i in ids if i >= 0)

@@ -1,0 +1,161 @@
+"""Where a checkpoint keeps the decoder's tensors: under which name, in which rows of it."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sarathi.errors import ModelError
+from sarathi.models.weights import ALL, Array, StoredWeights
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows `start` to `stop` of each of the `groups` groups, `size` rows each, of a tensor."""
+
+    groups: int
+    size: int
+    start: int
+    stop: int
+
+    def take(self, tensor: Array) -> Array:
+        """Those rows: a view where they lie together, a copy otherwise."""
+        rest = tensor.shape[1:]
+        grouped = tensor.reshape(self.groups, self.size, *rest)
+        return grouped[:, self.start : self.stop].reshape(-1, *rest)
+
+    def pieces(self, wanted: slice) -> list[slice]:
+        """Where the tensor has the `wanted` ones of those rows: a piece for each group."""
+        each = self.stop - self.start
+        rows = range(self.groups * each)[wanted]
+        pieces = []
+        last = max(rows.start, rows.stop - 1) // each  # of no rows, one empty piece
+        for group in range(rows.start // each, last + 1):
+            begin, end = max(rows.start, group * each), min(rows.stop, (group + 1) * each)
+            # What is in front of this group's rows in the tensor and is none of ours.
+            skipped = group * (self.size - each) + self.start
+            pieces.append(slice(begin + skipped, end + skipped))
+        return pieces
+
+    def shape(self, name: str, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of `take` of a tensor of shape `stored`."""
+        rows = self.groups * self.size
+        if not stored or stored[0] != rows:
+            raise ModelError(
+                f"tensor {name} has shape {stored}, the model's configuration asks for {rows} rows"
+            )
+        return (self.groups * (self.stop - self.start), *stored[1:])
+
+    @property
+    def together(self) -> bool:
+        return self.groups == 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor or a module of a checkpoint by its name there, or some rows of it."""
+
+    name: str
+    rows: Rows | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NameMap:
+    """From the decoder's names (`models/tensor_layout.py`) to a checkpoint's.
+
+    A module that is not listed has the same name in both.
+    """
+
+    outside: Mapping[str, str] = field(default_factory=dict)  # modules outside the layers
+    layers: str = "model.layers."  # what the names of all modules in layers begin with
+    inside: Mapping[str, Source] = field(default_factory=dict)  # modules of a layer
+
+    def find(self, name: str) -> Source:
+        """The tensor that holds `name`, and its rows."""
+        module, _, kind = name.rpartition(".")
+        parts = module.split(".", 3)
+        if len(parts) < 4 or parts[:2] != ["model", "layers"]:
+            return Source(f"{self.outside.get(module, module)}.{kind}")
+        source = self.inside.get(parts[3], Source(parts[3]))
+        return Source(f"{self.layers}{parts[2]}.{source.name}.{kind}", source.rows)
+
+
+def renamed(modules: Mapping[str, str]) -> dict[str, Source]:
+    """Modules that differ in name alone."""
+    return {ours: Source(theirs) for ours, theirs in modules.items()}
+
+
+def fused(module: str, parts: Mapping[str, int], groups: int = 1) -> dict[str, Source]:
+    """Modules stacked in one: each of `groups` has that many rows of every part, in this order."""
+    sources = {}
+    size = sum(parts.values())
+    start = 0
+    for part, rows in parts.items():
+        sources[part] = Source(module, Rows(groups, size, start, start + rows))
+        start += rows
+    return sources
+
+
+class NamedWeights:
+    """The tensors of a checkpoint under the decoder's names, found when they are asked for."""
+
+    def __init__(self, stored: StoredWeights, names: NameMap) -> None:
+        self._stored = stored
+        self._names = names
+
+    def layer_of(self, stored_name: str) -> int | None:
+        """The layer that a tensor of the checkpoint belongs to; None for one outside the layers."""
+        prefix = self._names.layers
+        if not stored_name.startswith(prefix):
+            return None
+        number = stored_name[len(prefix) :].partition(".")[0]
+        return int(number) if number.isdecimal() and len(number) < 10 else None
+
+    @property
+    def stored_names(self) -> Set[str]:
+        """What the checkpoint has, under its own names."""
+        return self._stored.names
+
+    def stored_name(self, name: str) -> str:
+        """The name of the tensor in the checkpoint that holds `name`."""
+        return self._names.find(name).name
+
+    def is_zero_bias(self, stored_name: str) -> bool:
+        """Whether the tensor of that name in the checkpoint is a bias, and adds nothing."""
+        return stored_name.endswith(".bias") and not np.any(self._stored[stored_name])
+
+    @property
+    def mappings(self) -> tuple[mmap.mmap, ...]:
+        """The mapped files, for advice to the kernel about their pages."""
+        return self._stored.mappings
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._names.find(name).name in self._stored
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        source = self._names.find(name)
+        stored = self._stored.shape(source.name)
+        return source.rows.shape(source.name, stored) if source.rows else stored
+
+    def stored_dtype(self, name: str) -> np.dtype[np.generic] | None:
+        source = self._names.find(name)
+        if source.rows and not source.rows.together:
+            return None
+        return self._stored.stored_dtype(source.name)
+
+    def __getitem__(self, name: str) -> Array:
+        source = self._names.find(name)
+        if source.rows is None:
+            return self._stored[source.name]
+        if self._stored.stored_dtype(source.name) is None:
+            return self.part(name)  # the rows that are not ours need not be made
+        return source.rows.take(self._stored[source.name])
+
+    def part(self, name: str, rows: slice = ALL, columns: slice = ALL) -> Array:
+        source = self._names.find(name)
+        pieces = [rows] if source.rows is None else source.rows.pieces(rows)
+        parts = [self._stored.part(source.name, piece, columns) for piece in pieces]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -1,0 +1,119 @@
+"""The tensors a decoder needs, so that a checkpoint is checked before it is served."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from sarathi.errors import ModelError
+from sarathi.models.decoder import EMBEDDING, HEAD, NORM, head_of
+from sarathi.models.formats.harmless_fields import is_harmless_tensor
+from sarathi.models.model_config import ModelConfig
+from sarathi.models.name_map import NamedWeights
+from sarathi.models.stage import Stage, whole
+
+# What the formats of quantised safetensors add to the names of matrices.
+_QUANTISED = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|weight_packed|weight_scale(_inv)?|weight\.absmax|SCB)$"
+)
+_COMPARED = 1 << 22  # values at a time
+
+
+def expected_shapes(config: ModelConfig, stage: Stage) -> Mapping[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a stage of `config` must have."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    queries = config.num_heads * config.head_dim
+    keys = config.num_kv_heads * config.head_dim
+    attention = (
+        ("q_proj", queries, hidden, config.qkv_bias),
+        ("k_proj", keys, hidden, config.qkv_bias),
+        ("v_proj", keys, hidden, config.qkv_bias),
+        ("o_proj", hidden, queries, config.output_bias),
+    )
+    mlp = (
+        *((("gate_proj", inner, hidden, config.mlp_bias),) if config.gated_mlp else ()),
+        ("up_proj", inner, hidden, config.mlp_bias),
+        ("down_proj", hidden, inner, config.mlp_bias),
+    )
+    kinds = ("weight", "bias") if config.norm == "layer" else ("weight",)
+    norms = ("input_layernorm", *(("post_attention_layernorm",) if config.mlp_norm else ()))
+    layer: dict[str, tuple[int, ...]] = {
+        f"{norm}.{kind}": (hidden,) for norm in norms for kind in kinds
+    }
+    for block, projections in (("self_attn", attention), ("mlp", mlp)):
+        for name, rows, columns, bias in projections:
+            layer[f"{block}.{name}.weight"] = (rows, columns)
+            if bias:
+                layer[f"{block}.{name}.bias"] = (rows,)
+    if config.qk_norm:
+        layer["self_attn.q_norm.weight"] = (config.head_dim,)
+        layer["self_attn.k_norm.weight"] = (config.head_dim,)
+    matrix = (config.vocab_size, hidden)
+    shapes: dict[str, tuple[int, ...]] = {}
+    if stage.first:
+        shapes[EMBEDDING] = matrix
+    if stage.last:
+        shapes.update({f"{NORM}.{kind}": (hidden,) for kind in kinds})
+        shapes[head_of(config)] = matrix
+    for index in stage.layers:
+        shapes.update({f"model.layers.{index}.{name}": size for name, size in layer.items()})
+    return shapes
+
+
+def has_own_head(weights: NamedWeights) -> bool:
+    """Whether there is a head that is not the embedding again; reads both as far as they agree."""
+    if HEAD not in weights or EMBEDDING not in weights:
+        return False
+    shape, dtype = weights.shape(HEAD), weights.stored_dtype(HEAD)
+    if shape != weights.shape(EMBEDDING) or dtype != weights.stored_dtype(EMBEDDING):
+        return True
+    rows = max(1, _COMPARED // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0] if shape else 0, rows):
+        part = slice(start, start + rows)
+        if weights.part(HEAD, part).tobytes() != weights.part(EMBEDDING, part).tobytes():
+            return True
+    return False
+
+
+def check_layout(config: ModelConfig, weights: NamedWeights) -> tuple[str, ...]:
+    """Check that a checkpoint has the tensors of `config`, and return what is remarkable of it.
+
+    Biases that are zero make no difference. Layers beyond those that the configuration counts are
+    left out, as in `transformers`, which is remarkable.
+
+    Raises:
+        ModelError: a tensor is missing, has another shape, or is left over: then it belongs to
+            another model than the configuration describes.
+    """
+    quantised = [name for name in weights.stored_names if _QUANTISED.search(name)]
+    if quantised:
+        raise ModelError(
+            f"the checkpoint has tensor {min(quantised)} of a quantisation that is not supported "
+            "(GPTQ, AWQ, bitsandbytes, ...): give unquantised safetensors or a GGUF file"
+        )
+    used = set()
+    for name, expected in expected_shapes(config, whole(config)).items():
+        used.add(weights.stored_name(name))
+        found = weights.shape(name)
+        if found != expected:
+            raise ModelError(
+                f"tensor {name} has shape {found}, the model's configuration asks for {expected}"
+            )
+    if config.tie_word_embeddings:
+        used.add(weights.stored_name(HEAD))  # known to be the embedding
+    left = [name for name in weights.stored_names - used if not is_harmless_tensor(name)]
+    beyond = {name for name in left if (weights.layer_of(name) or 0) >= config.num_layers}
+    left = sorted(name for name in left if not (name in beyond or weights.is_zero_bias(name)))
+    if left:
+        more = f" (and {len(left) - 1} others)" if len(left) > 1 else ""
+        raise ModelError(
+            f"the checkpoint has tensor {left[0]}{more}, for which a model as its configuration "
+            "describes it has no use: this may be another model, or another part of one"
+        )
+    if beyond:
+        return (
+            f"the checkpoint has more layers than the {config.num_layers} of its configuration: "
+            "those beyond are left out",
+        )
+    return ()

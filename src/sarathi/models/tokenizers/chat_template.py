@@ -1,0 +1,214 @@
+"""Chat templates: from messages to the text of a prompt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, LoopControlExtension
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from sarathi.errors import ModelError
+from sarathi.models.tokenizers.work_limit import WorkCancelledError, WorkLimit, WorkLimitError
+
+RENDER_SECONDS = 2.0  # of one prompt; thousands of messages take less
+_MAX_LENGTH = 16 * 2**20  # characters of a prompt, or of what one multiplication makes
+_MAX_POWER_BITS = 4096
+_WORK_LIMIT = "sarathi.work_limit"  # no template can name, and so replace, such a variable
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A Jinja template in the dialect of Hugging Face models.
+
+    `tool_source` is what some models use instead of `source` when tools are offered. Raises
+    `ModelError` if a template is no valid Jinja.
+    """
+
+    source: str
+    bos_token: str = ""
+    eos_token: str = ""
+    tool_source: str | None = None
+    special_tokens: Mapping[str, str] = field(default_factory=dict)  # further ones, by their name
+
+    def __post_init__(self) -> None:
+        try:
+            _ = self._template, self._tool_template
+        except jinja2.TemplateError as error:
+            raise ModelError(f"the model's chat template is invalid: {error}") from error
+
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        return _environment().limited(self.source)
+
+    @cached_property
+    def _tool_template(self) -> jinja2.Template:
+        if self.tool_source is None:
+            return self._template
+        return _environment().limited(self.tool_source)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        /,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **extra: Any,
+    ) -> str:
+        """Render the prompt for `messages`: encode it without adding special tokens again.
+
+        `extra` reaches the template as variables (`enable_thinking`, ...). Raises `ValueError`
+        with the template's own message if it refuses the messages, fails on them, or does not come
+        to an end within `RENDER_SECONDS`.
+        """
+        limit = WorkLimit(RENDER_SECONDS)
+        return self.render_within(limit, messages, add_generation_prompt, tools, **extra)
+
+    def render_within(
+        self,
+        limit: WorkLimit,
+        messages: Sequence[Mapping[str, Any]],
+        /,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **extra: Any,
+    ) -> str:
+        """As `render`, with a limit that the caller may cancel: `WorkCancelledError` then."""
+        named = {"bos_token": self.bos_token, "eos_token": self.eos_token, **self.special_tokens}
+        variables = {
+            **{name: token for name, token in named.items() if token},
+            "documents": None,
+            **extra,
+            "messages": messages,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+            _WORK_LIMIT: limit,
+        }
+        template = self._tool_template if tools else self._template
+        try:
+            limit.check()
+            return _joined(template.generate(variables), limit)
+        except WorkCancelledError:
+            raise
+        except Exception as error:
+            # A template is a program of the model's author, which may fail in any way.
+            raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _joined(pieces: Iterable[str], limit: WorkLimit) -> str:
+    """The text of `pieces`, which may be endless."""
+    kept, length = [], 0
+    for piece in pieces:
+        length += len(piece)
+        if length > _MAX_LENGTH:
+            raise WorkLimitError(f"it makes more than {_MAX_LENGTH} characters")
+        limit.check()
+        kept.append(piece)
+    return "".join(kept)
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %}` marks the assistant's words for training; here its content is rendered."""
+
+    tags = {"generation"}  # noqa: RUF012 - as the base class declares it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, with bounds on time and on the size of what operators make.
+
+    Whatever repeats (loops, their conditions, macros) first checks the limit of the rendering.
+    """
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**":
+            self._check_power(left, right)
+        else:
+            for sequence, times in ((left, right), (right, left)):
+                if isinstance(times, int) and isinstance(sequence, str | list | tuple):
+                    _check_length(len(sequence) * times)
+        return super().call_binop(context, operator, left, right)
+
+    @staticmethod
+    def _check_power(base: Any, exponent: Any) -> None:
+        if isinstance(base, int) and isinstance(exponent, int):
+            bits = base.bit_length() * max(0, exponent)
+            if bits > _MAX_POWER_BITS:
+                raise WorkLimitError(f"a power has more than {_MAX_POWER_BITS} bits")
+
+    def check_work(self, context: Context) -> bool:
+        """Called by templates; see `limited`. True, to be a condition beside others."""
+        limit: WorkLimit = context.parent[_WORK_LIMIT]
+        limit.check()
+        return True
+
+    def limited(self, source: str) -> jinja2.Template:
+        """Compile `source` with calls of `check_work` wherever it repeats something."""
+        tree = self.parse(source)
+
+        def check() -> nodes.Call:
+            method = nodes.EnvironmentAttribute("check_work")
+            return nodes.Call(method, [nodes.ContextReference()], [], None, None)
+
+        for macro in tree.find_all(nodes.Macro):
+            macro.body.insert(0, nodes.ExprStmt(check()))
+        for loop in tree.find_all(nodes.For):
+            loop.body.insert(0, nodes.ExprStmt(check()))
+            if loop.test is not None:
+                loop.test = nodes.And(check(), loop.test)
+        tree.set_environment(self)
+        return jinja2.Template.from_code(self, self.compile(tree), self.make_globals(None))
+
+
+def _check_length(length: int) -> None:
+    if length > _MAX_LENGTH:
+        raise WorkLimitError(
+            f"a product has a length of {length}, at most {_MAX_LENGTH} is allowed"
+        )
+
+
+def _environment() -> _Environment:
+    environment = _Environment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_GenerationBlock, LoopControlExtension],
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes HTML characters, which models were not trained on.
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(date_format: str) -> str:
+    return datetime.now().strftime(date_format)

@@ -1,0 +1,197 @@
+"""The tokenizer in a GGUF file: byte-level BPE (`gpt2`) or SentencePiece BPE (`llama`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence, Set
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers
+
+from sarathi.errors import ModelError
+from sarathi.models.formats.gguf_file import GgufFile
+from sarathi.models.tokenizers.end_of_turn import end_of_turn_ids, is_control, is_known_end
+from sarathi.models.tokenizers.huggingface_tokenizer import bos_eos_processor
+from sarathi.models.tokenizers.named_templates import DEFAULT, choose_templates
+from sarathi.models.tokenizers.pre_tokenization import (
+    BOS_BY_DEFAULT,
+    KNOWN_PRE_TOKENIZERS,
+    WHOLE_WORDS_FIRST,
+    pre_tokenizer,
+)
+from sarathi.models.tokenizers.tokenizer import Tokenizer
+
+_TEMPLATE, _PRE = "tokenizer.chat_template", "tokenizer.ggml.pre"
+_NO_PRE = (
+    f" does not say how its tokenizer cuts text into words ({_PRE}), as files of old converters: a "
+    "general rule is used, which may be another than the model's own and cost quality"
+)
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # of the format's token types
+_ENDS = ("eos", "eot", "eom")  # of a sequence, a turn, a message that calls a tool
+_NAMED = ("bos", *_ENDS)
+# Files do not say that a token swallows the white space behind it. With its SentencePiece
+# vocabulary, those of Phi-3 do, all but these.
+_PHI3_KEEPS_SPACE = ("<unk>", "<s>", "<|endoftext|>")
+_MARKUP = re.compile(r"[<\[].+[>\]]")
+
+
+def read_tokenizer(file: GgufFile) -> Tokenizer:
+    """The tokenizer and chat template in the metadata of `file`.
+
+    Raises `ModelError` for a vocabulary that is incomplete or of an unknown kind.
+    """
+    tokens = file.texts("tokenizer.ggml.tokens")
+    if not tokens:
+        raise ModelError(f"{file.path} has no vocabulary (tokenizer.ggml.tokens)")
+    # Padding entries of some files repeat a text; the first one keeps it, as in llama.cpp.
+    vocab: dict[str, int] = {}
+    for index, token in enumerate(tokens):
+        vocab.setdefault(token, index)
+    types = _numbers(file, "tokenizer.ggml.token_type", len(tokens))
+    match kind := file.text("tokenizer.ggml.model"):
+        case "gpt2":
+            inner, add_bos = _byte_level(file, vocab)
+        case "llama":
+            inner, add_bos = _sentencepiece(file, vocab, tokens), True
+        case _:
+            raise ModelError(
+                f"{file.path}: tokenizer.ggml.model is {kind!r}, supported are gpt2 "
+                "(byte-level BPE) and llama (SentencePiece BPE)"
+            )
+    ids = {name: file.integer(f"tokenizer.ggml.{name}_token_id") for name in _NAMED}
+    named = {name: i for name, i in ids.items() if i is not None and 0 <= i < len(tokens)}
+    phi3 = kind == "llama" and file.text("general.architecture") == "phi3"
+    # One call for all: the library rebuilds its matcher after each.
+    inner.add_tokens(
+        _added_tokens(tokens, types or [_NORMAL] * len(tokens), set(named.values()), phi3)
+    )
+    bos, eos = (tokens[named[name]] if name in named else None for name in ("bos", "eos"))
+    inner.post_processor = bos_eos_processor(
+        inner,
+        bos if file.boolean("tokenizer.ggml.add_bos_token", add_bos) else None,
+        eos if file.boolean("tokenizer.ggml.add_eos_token", False) else None,
+    )
+    template = choose_templates(_template_sources(file), bos, eos)
+    ends = [named[name] for name in _ENDS if name in named]
+    return Tokenizer(
+        inner,
+        eos_ids=end_of_turn_ids(inner, ends, template),
+        chat_template=template,
+        warnings=() if kind != "gpt2" or _PRE in file else (f"{file.path}{_NO_PRE}",),
+    )
+
+
+def _template_sources(file: GgufFile) -> dict[str, str]:
+    """The chat templates by name; the one without a name is the default."""
+    sources = {}
+    for key in file.keys():  # noqa: SIM118 - it is no mapping
+        if key == _TEMPLATE or key.startswith(f"{_TEMPLATE}."):
+            name = key.removeprefix(_TEMPLATE).removeprefix(".") or DEFAULT
+            sources[name] = file.text(key) or ""
+    return sources
+
+
+def _byte_level(file: GgufFile, vocab: dict[str, int]) -> tuple[tokenizers.Tokenizer, bool]:
+    name = file.text(_PRE) or "default"
+    splitter = pre_tokenizer(name)
+    if splitter is None:
+        raise ModelError(
+            f"{file.path}: tokenizer.ggml.pre is {name!r}, known are "
+            f"{', '.join(KNOWN_PRE_TOKENIZERS)}"
+        )
+    # A merge is two tokens with a space between them; tokens write spaces as another letter.
+    parts = [merge.partition(" ") for merge in file.texts("tokenizer.ggml.merges") or []]
+    merges = [(left, right) for left, _, right in parts]
+    inner = _build(file, vocab, merges, ignore_merges=name in WHOLE_WORDS_FIRST)
+    inner.pre_tokenizer = splitter
+    inner.decoder = decoders.ByteLevel()
+    return inner, name in BOS_BY_DEFAULT
+
+
+def _sentencepiece(
+    file: GgufFile, vocab: dict[str, int], tokens: list[str]
+) -> tokenizers.Tokenizer:
+    scores = _numbers(file, "tokenizer.ggml.scores", len(tokens))
+    if scores is None:
+        raise ModelError(f"{file.path} has no tokenizer.ggml.scores")
+    unknown = file.integer("tokenizer.ggml.unknown_token_id", 0) or 0
+    inner = _build(
+        file,
+        vocab,
+        merges_from_scores(vocab, scores),
+        unk_token=tokens[unknown] if unknown < len(tokens) else None,
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    add_space = file.boolean("tokenizer.ggml.add_space_prefix", True)
+    spaces = normalizers.Replace(" ", "▁")
+    inner.normalizer = (
+        normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if add_space else spaces
+    )
+    strip = [decoders.Strip(" ", 1, 0)] if add_space else []
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    return inner
+
+
+def merges_from_scores(vocab: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """The merges that make BPE with ranks join what SentencePiece joins by score.
+
+    SentencePiece joins the adjacent pair whose union has the highest score, so each way to cut a
+    token into two tokens is a merge, ranked by the score of the whole.
+    """
+    merges = []
+    for token, index in vocab.items():
+        cuts = [
+            (vocab[token[:at]], vocab[token[at:]])
+            for at in range(1, len(token))
+            if token[:at] in vocab and token[at:] in vocab
+        ]
+        merges += [(-scores[index], index, *cut) for cut in cuts]
+    merges.sort()
+    texts = {index: token for token, index in vocab.items()}
+    return [(texts[left], texts[right]) for _, _, left, right in merges]
+
+
+def _build(
+    file: GgufFile, vocab: dict[str, int], merges: list[tuple[str, str]], **options: object
+) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, **options))
+    except Exception as error:  # the library raises nothing more specific
+        raise ModelError(f"{file.path}: invalid vocabulary or merges: {error}") from error
+
+
+def _added_tokens(
+    tokens: Sequence[str], types: Sequence[float], named: Set[int], phi3: bool
+) -> list[tokenizers.AddedToken]:
+    """The tokens that are found in text as a whole.
+
+    Old converters called all tokens normal. Then a control token is recognised by its looks, which
+    are judged less strictly where the file names the token.
+    """
+    added = []
+    for index, (token, kind) in enumerate(zip(tokens, types, strict=True)):
+        if not token or kind not in (_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED):
+            continue
+        looks_special = token[0] in "<[" and (
+            is_control(token) or (index in named and _MARKUP.fullmatch(token) is not None)
+        )
+        if kind == _NORMAL and not looks_special:
+            continue
+        special = kind != _USER_DEFINED or (looks_special and is_known_end(token))
+        rstrip = phi3 and token not in _PHI3_KEEPS_SPACE
+        added.append(tokenizers.AddedToken(token, rstrip=rstrip, normalized=False, special=special))
+    return added
+
+
+def _numbers(file: GgufFile, key: str, count: int) -> list[float] | None:
+    values = file.numbers(key)
+    if values is None:
+        return None
+    if values.size != count:
+        raise ModelError(f"{file.path}: {key} has {values.size} entries for {count} tokens")
+    finite: list[float] = np.nan_to_num(values.astype(np.float64)).tolist()
+    return finite

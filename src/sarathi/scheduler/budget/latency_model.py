@@ -1,0 +1,204 @@
+"""How long an iteration takes: learnt at start-up, corrected by every iteration that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import hypot, sqrt
+from typing import NamedTuple
+
+from sarathi.scheduler.budget.accuracy import Accuracy, AccuracyWindow
+from sarathi.scheduler.budget.least_squares import fit_relative
+
+Row = tuple[float, float, float, float, float]
+
+
+class Work(NamedTuple):
+    """What of an iteration takes time. Adds up over its slices."""
+
+    tokens: int  # all of the batch, decodes included
+    attention: float  # sum over prompt slices of n * (tokens before the slice + n / 2)
+    context: int  # sum over decodes of their tokens in the KV cache
+    samples: int  # rows that give a token
+
+
+MAX_TOKENS = 2**20  # that `prompt_tokens` gives, where tokens seem to cost nothing
+_SHORTEST, _LONGEST = 1e-7, 1e5  # seconds; an iteration out of this range is a fault of the clock
+
+# What a feature amounts to in a typical iteration; gives a scale to those never observed.
+_TYPICAL: Row = (1.0, 128.0, 128.0 * 512, 16.0 * 512, 16.0)
+_LEAST_SIZE = 1e-4  # of that, below which the fit cannot know
+_LEAST_SHARE = 0.05  # of an iteration, that a feature is taken to explain when sizing its scale
+
+# All of these are relative: standard deviations as shares of the coefficient or of the time.
+_NOISE = 0.1  # of one iteration's time
+_CLIP = 0.3  # error of a prediction from which on an iteration counts less
+_PRIOR, _PRIOR_COMMON = 0.25, 0.2  # how wrong the fit may be, by coefficient and as a whole
+_DRIFT, _DRIFT_COMMON = 0.001, 0.015  # change from one iteration to the next, likewise
+_MOST_UNCERTAIN = 0.5
+_LEAST_WIDTH = 0.2  # of the mean coefficient, so that one that is 0 can come back
+
+
+class LatencyModel:
+    """`T = c0 + c1 tokens + c2 attention + c3 context + c4 samples`, no coefficient negative.
+
+    Prompt attention reads every cached token once for each new one, a decode's reads them once;
+    everything else takes time by the token. `observe` is a Kalman filter whose state is the
+    coefficients. They drift together (another process takes half of a core) and, less, each for
+    itself. So iterations with nothing but decodes also correct what prompts are thought to cost.
+    An iteration far off its prediction is a less certain measurement, in proportion to how far:
+    its pull is bounded, as under the loss of Huber ("Robust Estimation of a Location Parameter",
+    1964), yet a lasting change widens the uncertainty and is then followed the faster.
+
+    Any input is safe: predictions are finite and above 0.
+    """
+
+    def __init__(self, coefficients: Sequence[float], scales: Sequence[float] = ()) -> None:
+        """
+        Args:
+            coefficients: c0 to c4, seconds by unit of `Work`, at least 0.
+            scales: what changes of a coefficient are measured by; needed where one is 0.
+        """
+        s0, s1, s2, s3, s4 = [
+            scale or coefficient or _LEAST_SHARE / typical
+            for scale, coefficient, typical in zip(
+                scales or (0.0,) * 5, coefficients, _TYPICAL, strict=True
+            )
+        ]
+        self._scales: Row = s0, s1, s2, s3, s4
+        c0, c1, c2, c3, c4 = coefficients
+        self._coefficients: Row = c0, c1, c2, c3, c4
+        # The filter's state: coefficients in units of their scales, and their covariance.
+        self._state = [c / s for c, s in zip(coefficients, self._scales, strict=True)]
+        widths = self._widths()
+        self._covariance = [
+            [
+                _PRIOR_COMMON**2 * a * b + (_PRIOR**2 * widths[i] ** 2 if i == j else 0.0)
+                for j, b in enumerate(self._state)
+            ]
+            for i, a in enumerate(self._state)
+        ]
+        self._window = AccuracyWindow()
+
+    @classmethod
+    def fit(cls, observations: Sequence[tuple[Work, float]]) -> LatencyModel:
+        """The model with the least relative errors on iterations and their seconds.
+
+        Raises:
+            ValueError: there is no observation with a time above 0.
+        """
+        usable = [(work, t) for work, t in observations if _SHORTEST <= t <= _LONGEST]
+        if not usable:
+            raise ValueError("no iteration to fit a latency model to")
+        rows = [(1.0, *map(float, work)) for work, _ in usable]
+        times = [t for _, t in usable]
+        coefficients = fit_relative(rows, times)
+        mean = sum(times) / len(times)
+        scales = []
+        for column, coefficient in enumerate(coefficients):
+            size = sum(row[column] for row in rows) / len(rows)
+            if size < _LEAST_SIZE * _TYPICAL[column]:
+                size = _TYPICAL[column]
+            scales.append(max(coefficient, _LEAST_SHARE * mean / size))
+        return cls(coefficients, scales)
+
+    @property
+    def coefficients(self) -> Row:
+        """c0 to c4, in seconds."""
+        return self._coefficients
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """Of predictions made before their iterations corrected the model."""
+        return self._window.accuracy
+
+    def predict(self, work: Work) -> float:
+        """Seconds of an iteration, its fixed part included."""
+        c0, c1, c2, c3, c4 = self._coefficients
+        tokens, attention, context, samples = work
+        return max(c0 + c1 * tokens + c2 * attention + c3 * context + c4 * samples, _SHORTEST)
+
+    def prompt_cost(self, tokens: int, context: int, samples: bool) -> float:
+        """Seconds that a slice of a prompt adds to an iteration.
+
+        Args:
+            context: tokens of the prompt before the slice.
+            samples: whether the slice ends the prompt.
+        """
+        _, c1, c2, _, c4 = self._coefficients
+        return tokens * (c1 + c2 * (context + tokens / 2)) + (c4 if samples else 0.0)
+
+    def prompt_tokens(self, seconds: float, context: int) -> int:
+        """The most tokens of one slice, not sampling, that add at most `seconds`; 0 or more."""
+        if not seconds > 0:
+            return 0
+        if self.prompt_cost(MAX_TOKENS, context, False) <= seconds:
+            return MAX_TOKENS
+        # n (slope + bend n / 2) = seconds, in the form that does not cancel where bend is small.
+        _, slope, bend, _, _ = self._coefficients
+        slope += bend * context
+        tokens = int(2 * seconds / (slope + hypot(slope, sqrt(2 * bend) * sqrt(seconds))))
+        while tokens > 0 and self.prompt_cost(tokens, context, False) > seconds:
+            tokens -= 1
+        while self.prompt_cost(tokens + 1, context, False) <= seconds:
+            tokens += 1
+        return tokens
+
+    def observe(self, work: Work, seconds: float) -> None:
+        """Learn from an iteration; ignored where it was empty or its time makes no sense."""
+        if not _SHORTEST <= seconds <= _LONGEST or work.tokens < 1:
+            return
+        predicted = self.predict(work)
+        self._window.add(predicted, seconds, with_prompt=work.attention > 0)
+        self._drift()
+        s0, s1, s2, s3, s4 = self._scales
+        # By the prediction: errors are relative, and state changes are shares of the time.
+        h0 = s0 / predicted
+        h1 = s1 * work.tokens / predicted
+        h2 = s2 * work.attention / predicted
+        h3 = s3 * work.context / predicted
+        h4 = s4 * work.samples / predicted
+        error = seconds / predicted - 1
+        covariance = self._covariance
+        gain = [a * h0 + b * h1 + c * h2 + d * h3 + e * h4 for a, b, c, d, e in covariance]
+        g0, g1, g2, g3, g4 = gain
+        uncertainty = g0 * h0 + g1 * h1 + g2 * h2 + g3 * h3 + g4 * h4
+        noise = _NOISE**2 * max(1.0, abs(error) / _CLIP)
+        weight = 1 / (max(0.0, uncertainty) + noise)
+        pull = error * weight
+        self._state = [max(0.0, x + g * pull) for x, g in zip(self._state, gain, strict=True)]
+        for row, g in zip(covariance, gain, strict=True):
+            a, b, c, d, e = row
+            # g * gain first: products in the same order keep the matrix exactly symmetric.
+            row[:] = (
+                a - g * g0 * weight,
+                b - g * g1 * weight,
+                c - g * g2 * weight,
+                d - g * g3 * weight,
+                e - g * g4 * weight,
+            )
+        x0, x1, x2, x3, x4 = self._state
+        self._coefficients = x0 * s0, x1 * s1, x2 * s2, x3 * s3, x4 * s4
+
+    def _drift(self) -> None:
+        """The machine may have changed since the iteration before; less is certain, to a limit."""
+        state = self._state
+        x0, x1, x2, x3, x4 = [_DRIFT_COMMON * x for x in state]
+        shrink = []
+        for i, width in enumerate(self._widths()):
+            row = self._covariance[i]
+            a, b, c, d, e = row
+            x = _DRIFT_COMMON * state[i]
+            row[:] = a + x * x0, b + x * x1, c + x * x2, d + x * x3, e + x * x4
+            row[i] += (_DRIFT * width) ** 2
+            # Only what is not observed gets there: without a limit it would grow for ever.
+            limit = (_MOST_UNCERTAIN * width) ** 2
+            shrink.append(sqrt(limit / row[i]) if row[i] > limit else 1.0)
+        if min(shrink) < 1:
+            for row, r in zip(self._covariance, shrink, strict=True):
+                row[:] = [value * (r * s) for value, s in zip(row, shrink, strict=True)]
+
+    def _widths(self) -> list[float]:
+        """What the uncertainty of each coefficient is relative to, in units of its scale."""
+        state = self._state
+        least = _LEAST_WIDTH * sum(state) / 5
+        return [x if x > least else least for x in state]

@@ -1,0 +1,59 @@
+"""The latency model that an engine on simulated hardware begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sarathi.scheduler import LatencyModel, Work
+from sarathi.simulator.cost_model import BatchShape, CostModel
+
+_CHUNKS = (1, 16, 64, 128, 256, 512, 1024, 2048)
+_DECODES = (1, 8, 32, 64, 128)
+_DEPTHS = (0.0, 0.25, 0.5)  # of the longest request
+
+
+def profile_latency(cost: CostModel, max_batch_size: int, max_model_len: int) -> LatencyModel:
+    """Fit a model to iterations of many kinds, as an engine does before it serves anyone.
+
+    With several pipeline stages it is one of a stage, since each has its part of the time between
+    two tokens.
+    """
+    shapes = []
+    for depth in _DEPTHS:
+        past = int(depth * max_model_len)
+        for length in _CHUNKS:
+            if past + length <= max_model_len:
+                shapes.append(BatchShape(0, 0, ((past, length),), 1, length))
+        for decodes in {min(number, max_batch_size) for number in _DECODES}:
+            context = decodes * max(past, 1)
+            shapes.append(BatchShape(decodes, context, (), decodes, decodes))
+            for length in (128, 512):
+                if past + length <= max_model_len:
+                    shapes.append(
+                        BatchShape(
+                            decodes, context, ((past, length),), decodes + 1, decodes + length
+                        )
+                    )
+    return LatencyModel.fit([(_work(shape), seconds(cost, shape)) for shape in shapes])
+
+
+def seconds(cost: CostModel, shape: BatchShape) -> float:
+    """Of an iteration, as `stage_seconds` has it."""
+    return stage_seconds(cost.overhead(shape), cost.stages(shape), cost.hop(shape))
+
+
+def stage_seconds(overhead: float, stages: Sequence[float], hop: float) -> float:
+    """What a batch adds to the time between two tokens for each stage that it passes.
+
+    The slowest stage keeps the others waiting; the engine's own time comes before the first, and
+    the messages between stages are shared out among them.
+    """
+    first, *others = stages
+    if not others:
+        return overhead + first
+    return max(overhead + first, *others) + hop * len(others) / len(stages)
+
+
+def _work(shape: BatchShape) -> Work:
+    attention = sum(length * (start + length / 2) for start, length in shape.chunks)
+    return Work(shape.tokens, attention, shape.context, shape.samples)

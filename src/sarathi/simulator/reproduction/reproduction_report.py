@@ -1,0 +1,127 @@
+"""The report on experiments: a page with all figures and tables, the figures, and all values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sarathi.bench.report import check_reports_can_be_made
+from sarathi.errors import BenchmarkError
+from sarathi.simulator.engine_overhead import OVERHEADS
+from sarathi.simulator.reproduction.experiment import Experiment, comparison_table
+from sarathi.simulator.reproduction.settings import DATASETS, Options, trace_file
+
+_TITLE = "The evaluation of Sarathi-Serve, simulated"
+_PAPER = (
+    "Agrawal et al., Taming Throughput-Latency Tradeoff in LLM Inference with Sarathi-Serve, "
+    "OSDI 2024"
+)
+_CAPTION = (
+    "The ratio is ours to the published value. Where it is more than 25 % from 1, the last column "
+    "says why, or that we do not know."
+)
+_TERMS = {
+    "TTFT": "Time from the arrival of a request to its first token.",
+    "TBT": "Time between two consecutive tokens of an answer.",
+    "P50, P99": "The least value that so many percent of all do not exceed.",
+    "Scheduling delay": "Time from the arrival of a request to the iteration that first computes "
+    "something of it.",
+    "Capacity": "The highest rate at which P99 TBT is within the target and the median scheduling "
+    "delay at most 2 s.",
+    "Gain": "How many times as much load Sarathi takes as another scheduler, both within the "
+    "target.",
+    "Budget": "The most tokens that Sarathi computes in an iteration, decodes included.",
+    "Accuracy": "The error of the cost model on measurements that nothing was fitted to: that of "
+    "kernels. How far the paper's engine is from the sum of its kernels, the tables show.",
+}
+
+
+def fields(experiments: Sequence[Experiment], options: Options, took: float) -> dict[str, Any]:
+    """All that was found, as JSON has it.
+
+    Args:
+        took: seconds.
+    """
+    return {
+        "paper": _PAPER,
+        "requests": options.requests,
+        "seed": options.seed,
+        "workloads": {dataset.name: _source(dataset.name, options) for dataset in DATASETS},
+        "took": took,
+        "experiments": {one.name: one.fields() for one in experiments},
+    }
+
+
+def write(
+    folder: Path, experiments: Sequence[Experiment], options: Options, took: float
+) -> list[Path]:
+    """Write `index.html`, which needs nothing else, `results.json`, and figures as PNG.
+
+    Files of the same names are replaced.
+
+    Returns:
+        What was written, the page first.
+
+    Raises:
+        BenchmarkError: matplotlib is missing, or a file cannot be written.
+    """
+    check_reports_can_be_made()
+    # Imported here: matplotlib takes half a second and is an extra.
+    from sarathi.bench.report.notes import Fact
+    from sarathi.bench.report.page import Section, html
+    from sarathi.bench.report.render import render
+    from sarathi.simulator.reproduction.drawing import drawing
+
+    rendered = {one.name: [render(drawing(chart)) for chart in one.charts] for one in experiments}
+    facts = [
+        Fact("Paper", [("", _PAPER)]),
+        Fact("Requests", [("", f"{options.requests:,} a point, seed {options.seed}")]),
+        Fact("Workloads", [(d.name, _source(d.name, options)) for d in DATASETS]),
+        Fact("Engine overhead", [("", OVERHEADS["paper"].source)]),
+        Fact("Took", [("", f"{took / 60:.1f} minutes")]),
+    ]
+    headline = [one for experiment in experiments for one in experiment.headline]
+    sections = []
+    if headline:
+        text = (
+            "Gains in capacity that the abstract tells: the largest of all targets and datasets, "
+            "which is named below each."
+        )
+        sections.append(
+            Section(
+                "Headline gains", [comparison_table("Gains", _CAPTION, headline)], [], [], [text]
+            )
+        )
+    for one in experiments:
+        first = []
+        if one.comparisons:
+            first.append(comparison_table("Ours beside the published", _CAPTION, one.comparisons))
+        notes = [*one.remarks, *(f"Accuracy: {text}." for text in one.accuracy)]
+        texts = [f"{one.of}. {one.text}"]
+        sections.append(Section(one.title, first, rendered[one.name], one.tables, texts, notes))
+    page = folder / "index.html"
+    written = [page, folder / "results.json"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        page.write_bytes(html(_TITLE, [], facts, sections, _TERMS).encode("utf-8", "replace"))
+        content = msgspec.json.encode(fields(experiments, options, took))
+        written[1].write_bytes(msgspec.json.format(content, indent=1) + b"\n")
+        figures = folder / "figures"
+        figures.mkdir(exist_ok=True)
+        for figure in (figure for own in rendered.values() for figure in own):
+            written.append(figures / f"{figure.drawing.name}.png")
+            written[-1].write_bytes(figure.png)
+    except OSError as error:
+        raise BenchmarkError(f"the report cannot be written to {folder}: {error}") from None
+    return written
+
+
+def _source(name: str, options: Options) -> str:
+    [dataset] = [dataset for dataset in DATASETS if dataset.name == name]
+    file = trace_file(dataset, options.traces)
+    if file is not None:
+        return f"the paper's trace {file.name}, of {dataset.title}"
+    return f"lengths with the published statistics of {dataset.title}, as the preset has them"

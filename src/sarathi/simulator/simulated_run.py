@@ -1,0 +1,94 @@
+"""One simulated run, as if a benchmark had measured it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from sarathi.bench.results import Lag, Run, Simulation
+from sarathi.bench.workload.workload import Workload
+from sarathi.simulator.request_recording import Record, Watcher
+from sarathi.simulator.setup import Setup
+from sarathi.simulator.simulation import Tell, simulate
+from sarathi.telemetry import Summary, Targets
+
+_NO_LAG = Lag(p50=0.0, p99=0.0, max=0.0, cpu=0.0)  # the client is on the virtual clock, too
+_HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class SimulatedLoad:
+    """What is sent, beside its rate."""
+
+    workload: Workload
+    num_requests: int  # to be measured
+    warm_up: int  # requests before them
+    seed: int
+
+
+def simulated_run(
+    setup: Setup,
+    load: SimulatedLoad,
+    rate: float | None,
+    label: str,
+    *,
+    targets: Targets | None = None,
+    most_records: int = 4096,
+    tell: Tell | None = None,
+    watcher: Watcher | None = None,
+    record: Record | None = None,
+) -> Run:
+    """
+    Args:
+        rate: requests per second, of all replicas together; None for a trace's own times.
+        targets: for goodput.
+        watcher: is told of every batch.
+        record: is told of every iteration of the first replica.
+
+    Raises:
+        BenchmarkError: the workload cannot be had at this rate or from this file.
+    """
+    workload = load.workload
+    plan = workload.plan(rate, load.num_requests, load.warm_up, load.seed, setup.max_model_len)
+    began = time.time()
+    outcome = simulate(
+        setup,
+        plan,
+        seed=load.seed,
+        targets=targets,
+        most_records=most_records,
+        tell=tell,
+        watcher=watcher,
+        record=record,
+    )
+    devices = setup.num_replicas * setup.devices_per_replica
+    description = setup.description
+    return Run(
+        label=label,
+        server="simulated: " + " ".join(f"--{name} {v}" for name, v in description.items()),
+        model=description["model"],
+        workload=workload.describe(),
+        machine=f"simulated: {devices} x {description['device']}",
+        began=began,
+        rate=rate,
+        seed=load.seed,
+        salt="",
+        num_shortened=plan.num_shortened,
+        records=sorted(outcome.records, key=lambda record: record.arrival),
+        summary=outcome.summary,
+        lag=_NO_LAG,
+        targets=targets,
+        simulation=Simulation(
+            deployment=description,
+            num_devices=devices,
+            replicas=outcome.replicas,
+            cost_per_million_tokens=_cost(setup.price, devices, outcome.summary),
+            records_every=outcome.every,
+            accuracy=setup.accuracy,
+        ),
+    )
+
+
+def _cost(price: float | None, devices: int, summary: Summary) -> float | None:
+    tokens = summary.total_tokens_per_second
+    return None if price is None or not tokens else price * devices / _HOUR / tokens * 1e6

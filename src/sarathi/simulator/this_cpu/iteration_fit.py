@@ -1,0 +1,160 @@
+"""From the iteration log of a server under load to what its iterations cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import msgspec
+
+from sarathi.errors import SimulationError
+from sarathi.scheduler.budget.least_squares import fit_relative
+from sarathi.simulator.cost_model import BatchShape
+from sarathi.simulator.this_cpu.measured_cost import (
+    NUM_KINDS,
+    MeasuredCost,
+    MeasuredNoise,
+    kind,
+    pieces,
+)
+from sarathi.telemetry.iteration_log import IterationLine
+
+WANTED = 200  # iterations, of all kinds
+_LEAST = 50  # below which a fit says nothing
+_SEGMENT = 50  # iterations that are held out together: neighbours are alike
+_SEGMENTS = 4  # at least
+_LONGEST_GAP = 0.05  # seconds between two iterations; beyond, the engine was idle
+
+
+class FitError(msgspec.Struct, frozen=True):
+    """Of predictions of iterations that were not used to make them: |predicted - real| / real."""
+
+    count: int
+    median: float
+    p90: float
+
+    def __str__(self) -> str:
+        return (
+            f"off by {self.median:.0%} in the median and {self.p90:.0%} at P90 "
+            f"({self.count} iterations that were held out)"
+        )
+
+
+@dataclass(frozen=True)
+class _Observed:
+    shape: BatchShape
+    model: float  # seconds
+    engine: float  # seconds of the rest of the iteration, until the next one
+    changed: bool  # other tokens than the iteration before
+
+    @property
+    def whole(self) -> float:
+        return self.model + self.engine
+
+
+def fit(logs: Sequence[Sequence[IterationLine]]) -> tuple[MeasuredNoise, FitError]:
+    """
+    The cost, within the noise around it, and how far its predictions were off.
+
+    Args:
+        logs: of servers on the same machine with the same model, each from its start to its end.
+
+    Raises:
+        SimulationError: there are too few iterations.
+    """
+    observed = [found for log in logs for found in _observed(log)]
+    if len(observed) < _LEAST:
+        counts = " and ".join(str(num_iterations(log)) for log in logs) or "0"
+        raise SimulationError(
+            f"{counts} iterations were measured, expected at least {_LEAST} altogether: measure "
+            "for longer, with --seconds, or when the machine does less else"
+        )
+    cost, change = _fit(observed)
+    size = min(_SEGMENT, len(observed) // _SEGMENTS)
+    segments = [observed[at : at + size] for at in range(0, len(observed), size)]
+    errors = []
+    for own, others in ((0, 1), (1, 0)):
+        used = [one for segment in segments[own::2] for one in segment]
+        part, part_change = _fit(used)
+        for segment in segments[others::2]:
+            errors += [abs(_expected(part, part_change, one) / one.whole - 1) for one in segment]
+    errors.sort()
+    noise = MeasuredNoise(
+        change=change,
+        factors=tuple(
+            [_factor(cost, change, one) for one in observed if kind(one.shape) == number]
+            for number in range(NUM_KINDS)
+        ),
+        cost=cost,
+    )
+    return noise, FitError(len(errors), errors[len(errors) // 2], errors[-len(errors) // 10])
+
+
+def num_iterations(log: Sequence[IterationLine]) -> int:
+    """Those that computed anything."""
+    return sum(line.tokens > 0 for line in log)
+
+
+def _observed(log: Sequence[IterationLine]) -> list[_Observed]:
+    found = []
+    before = 0
+    for line, after in pairwise([*log, None]):
+        if line is None or not line.tokens:
+            continue
+        model = line.parts["execute"]
+        engine = line.duration - model
+        if after is not None:
+            gap = after.offset - line.offset - line.duration
+            engine += gap if gap <= _LONGEST_GAP else 0.0
+        shape = BatchShape(
+            len(line.decodes),
+            line.context,
+            tuple((part.start, part.length) for part in line.prompts),
+            line.samples,
+            line.tokens,
+        )
+        found.append(_Observed(shape, model, engine, line.tokens != before))
+        before = line.tokens
+    return found
+
+
+def _fit(observed: Sequence[_Observed]) -> tuple[MeasuredCost, float]:
+    """The cost, and what a change of the number of tokens adds to it."""
+    rows = [
+        (
+            1.0,
+            *map(float, pieces(one.shape.tokens)),
+            sum(length * (start + length / 2) for start, length in one.shape.chunks),
+            float(one.shape.context),
+            float(one.shape.samples),
+            float(one.changed),
+        )
+        for one in observed
+    ]
+    fixed, *slopes, attention, context, samples, change = fit_relative(
+        rows, [one.model for one in observed]
+    )
+    engine, engine_samples = fit_relative(
+        [(1.0, float(one.shape.samples)) for one in observed],
+        [max(one.engine, 1e-6) for one in observed],
+    )
+    cost = MeasuredCost(
+        fixed=fixed,
+        slopes=tuple(slopes),
+        attention=attention,
+        context=context,
+        samples=samples,
+        engine=engine,
+        engine_samples=engine_samples,
+    )
+    return cost, change
+
+
+def _expected(cost: MeasuredCost, change: float, one: _Observed) -> float:
+    whole = cost.overhead(one.shape) + cost.stages(one.shape)[0]
+    return whole + (change if one.changed else 0.0)
+
+
+def _factor(cost: MeasuredCost, change: float, one: _Observed) -> float:
+    return round(one.whole / _expected(cost, change, one), 4)

@@ -1,0 +1,205 @@
+"""A server of this machine under load, with its iteration log."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from sarathi.bench.client.run_listener import RunListener
+from sarathi.bench.machine_info import describe_machine
+from sarathi.bench.measure import Load, RunOptions, measure, prepare
+from sarathi.bench.result_files import load_iterations
+from sarathi.bench.target import Credentials, Subject, Target, answering
+from sarathi.bench.workload.token_counter import ServerTokens
+from sarathi.bench.workload.workload import Workload
+from sarathi.errors import BenchmarkError, SimulationError
+from sarathi.simulator.this_cpu.iteration_fit import WANTED, fit, num_iterations
+from sarathi.simulator.this_cpu.machine_file import MeasuredMachine
+from sarathi.system.cpu_contention import cpu_times
+from sarathi.telemetry.iteration_log import IterationLine
+
+_BLOCK_SIZE = 32  # tokens, of the executor on processors
+# Whole prompts beside chunks, so that iterations of all sizes are seen.
+_POLICIES = ("sarathi", "vllm")
+_ROUNDS = 4  # of the load at most, where a busy machine gets little done in one
+_FLUSHING = 1.0  # seconds until an idle server has written its log
+_WARM_UP = 2
+_TIMEOUT = 120.0  # seconds
+_ANY_LAG = 10.0  # seconds; times are the server's own here
+
+Follow = Callable[[str, int], AbstractContextManager[RunListener]]
+
+
+def measure_machine(
+    model: str,
+    workload: Workload,
+    *,
+    rate: float,
+    seconds: float,
+    options: str,
+    patience: float,
+    follow: Follow,
+    api_key: str | None = None,
+    on_progress: Callable[[str], None] = lambda line: None,
+) -> MeasuredMachine:
+    """Start a server for each of two policies, load it, and fit a cost to its iterations.
+
+    The client runs on the same machine, as it does when a server is measured there. Where the load
+    gives too few iterations, as on a busy machine, it is sent again some times; what has been
+    measured is kept, whatever happens afterwards.
+
+    Args:
+        model: as `sarathi serve` takes it.
+        rate: requests per second.
+        seconds: of load, for each policy.
+        options: further ones of `sarathi serve`.
+        patience: seconds for a server to load the model.
+        follow: shows a run of so many requests with a title.
+        api_key: of the servers, where `options` or the environment gives them one.
+        on_progress: called with a line about what does not go as planned.
+
+    Raises:
+        BenchmarkError: a server cannot be started or measured, and nothing was before.
+        SimulationError: too little came of it.
+    """
+    logs: list[list[IterationLine]] = []
+    session = _Session(
+        model, workload, rate, seconds, options, patience, follow, on_progress, api_key
+    )
+    with tempfile.TemporaryDirectory(prefix="sarathi-") as folder:
+        for policy in _POLICIES:
+            log = Path(folder) / f"{policy}.jsonl"
+            try:
+                session.measure(policy, log)
+            except BenchmarkError as error:
+                lines = load_iterations(log) if log.exists() else []
+                if not any(map(num_iterations, [*logs, lines])):
+                    raise
+                on_progress(f"policy {policy}: {error}; what has been measured is kept")
+            if log.exists():
+                logs.append(load_iterations(log))
+    noise, fit_error = fit(logs)
+    blocks = max((line.free_blocks for log in logs for line in log), default=0)
+    if not (blocks and session.longest):
+        raise SimulationError("the server does not tell the length of its model")
+    return MeasuredMachine(
+        model=model,
+        machine=describe_machine(),
+        measured=time.strftime("%Y-%m-%d"),
+        num_blocks=blocks,
+        block_size=_BLOCK_SIZE,
+        max_model_len=session.longest,
+        noise=noise,
+        error=fit_error,
+        others=session.others.share,
+    )
+
+
+class _Others:
+    """What everybody else has of the processors while a server is loaded."""
+
+    def __init__(self) -> None:
+        self._took = self._available = 0.0  # seconds
+
+    @property
+    def share(self) -> float | None:
+        """Of all processors; None before anything was counted."""
+        return self._took / self._available if self._available > 0 else None
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        before, own = cpu_times(), _own_seconds()
+        try:
+            yield
+        finally:
+            after = cpu_times()
+            took = after.busy - before.busy - (_own_seconds() - own)
+            self._took += max(0.0, took)
+            self._available += (after.clock - before.clock) * after.processors
+
+
+@dataclass
+class _Session:
+    """Servers that are measured one after the other; see `measure_machine`."""
+
+    model: str
+    workload: Workload
+    rate: float
+    seconds: float
+    options: str
+    patience: float
+    follow: Follow
+    on_progress: Callable[[str], None]
+    api_key: str | None = None
+    longest: int = 0  # tokens of a request, once a server has told it
+    others: _Others = field(default_factory=_Others)
+
+    def measure(self, policy: str, log: Path) -> None:
+        """Start a server with a policy, and load it until its log is long enough.
+
+        Raises:
+            BenchmarkError: it cannot be started or measured.
+        """
+        port = _free_port()
+        command = (
+            f"sarathi serve {shlex.quote(self.model)} --port {port} --policy {policy} "
+            f"--iteration-log {shlex.quote(str(log))} {self.options}"
+        )
+        access = Credentials(None, "completions", self.api_key, self.patience)
+        printed = log.with_suffix(".out")
+        with answering(Target(policy, command=command), access, printed) as subject:
+            self.longest = subject.facts.max_model_len or 0
+            tokens = ServerTokens(subject.endpoint)
+            try:
+                for number in range(_ROUNDS):
+                    self._send(subject, tokens, policy, number)
+                    time.sleep(_FLUSHING)
+                    if self._enough(policy, log, number):
+                        break
+            finally:
+                tokens.close()
+
+    def _send(self, subject: Subject, tokens: ServerTokens, policy: str, number: int) -> None:
+        count = max(1, round(self.rate * self.seconds))
+        # Prompts of every round are others, or the prefix cache would have them.
+        load = Load(self.workload, count, _WARM_UP, number, f"{policy}/{number}")
+        requests = prepare(load, self.rate, tokens, subject.facts.max_model_len)
+        again = f", round {number + 1}" if number else ""
+        title = f"{self.model}, policy {policy}{again}"
+        with self.follow(title, len(requests.calls)) as watch, self.others.counted():
+            measure(subject, requests, RunOptions(_TIMEOUT, _ANY_LAG), watch)
+
+    def _enough(self, policy: str, log: Path, number: int) -> bool:
+        found, wanted = num_iterations(load_iterations(log)), WANTED // len(_POLICIES)
+        if found >= wanted:
+            return True
+        last = number == _ROUNDS - 1
+        then = "that has to do" if last else "the load is sent again"
+        self.on_progress(f"policy {policy}: {found} iterations by now, {wanted} are wanted: {then}")
+        return False
+
+
+def _own_seconds() -> float:
+    """That this process and those it has started have computed."""
+    total = 0.0
+    here = psutil.Process()
+    for process in [here, *here.children(recursive=True)]:
+        with suppress(psutil.Error):  # it has just ended
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

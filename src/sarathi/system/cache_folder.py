@@ -1,0 +1,135 @@
+"""The folder for what may be lost and made anew: scratch files and measurements."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import shutil
+import stat
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from sarathi.errors import ModelError
+
+_NAME = "sarathi"
+_ADVICE = "set XDG_CACHE_HOME to a folder that can be written"
+
+logger = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Find the folder that this project writes to, and make it where it is missing.
+
+    It is `sarathi` in XDG_CACHE_HOME, or else in `.cache` of the home folder. A user id without an
+    account has no home, and a container may be read-only: then a private temporary folder takes
+    its place, which is logged once.
+
+    Raises:
+        ModelError: there is no folder for temporary files either.
+    """
+    usual = _usual_folder()
+    reason = "there is no home folder" if usual is None else _obstacle(usual)
+    if usual is not None and reason is None:
+        return usual
+    folder = _temporary_folder()
+    _log_once(f"{reason}: the cache is in {folder}; {_ADVICE} to have it there")
+    return folder
+
+
+def cached_file(name: str) -> Path:
+    """Where to read a file of the cache from.
+
+    The usual folder may be read-only and yet have it, as in the image of a container. What lies
+    in the temporary folder that takes its place has been written since.
+
+    Args:
+        name: relative to the folder.
+
+    Raises:
+        ModelError: as `cache_folder`.
+    """
+    path, usual = cache_folder() / name, _usual_folder()
+    if usual is not None and not path.exists() and (usual / name).exists():
+        return usual / name
+    return path
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file at once: a reader, such as another process, finds the old or the new one.
+
+    The folder is made where it is missing.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(partial).replace(path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def _usual_folder() -> Path | None:
+    given = os.environ.get("XDG_CACHE_HOME")
+    if given:
+        return Path(given) / _NAME
+    if os.environ.get("HOME") == "":  # which would pass for the root folder
+        return None
+    try:
+        return Path.home() / ".cache" / _NAME
+    except RuntimeError:  # neither HOME nor an account
+        return None
+
+
+def _obstacle(folder: Path) -> str | None:
+    """Say why a folder cannot be written, having made it where it was missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"{folder} cannot be made ({error.strerror})"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"{folder} cannot be written"
+    return None
+
+
+def _temporary_folder() -> Path:
+    user = os.geteuid() if hasattr(os, "geteuid") else "user"
+    try:
+        folder = Path(tempfile.gettempdir()) / f"{_NAME}-cache-{user}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        # Anybody can make a folder of that name where all may write.
+        return folder if _is_private(folder) else _new_folder()
+    except FileExistsError:  # a file, or a link that leads nowhere
+        return _new_folder()
+    except OSError as error:
+        raise ModelError(
+            f"no folder for scratch files can be had ({error.strerror}); {_ADVICE}"
+        ) from error
+
+
+@cache
+def _new_folder() -> Path:
+    """One for this process alone."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{_NAME}-cache-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether it is a folder of this user that nobody else can look into."""
+    if not hasattr(os, "geteuid"):
+        return True  # the folder for temporary files is the user's own there
+    found = folder.lstat()
+    others = stat.S_IMODE(found.st_mode) & 0o077
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not others
+
+
+@cache
+def _log_once(line: str) -> None:
+    logger.warning("%s: %s", _NAME, line)

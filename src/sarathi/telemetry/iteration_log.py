@@ -1,0 +1,168 @@
+"""The iteration log: one line of JSON for every iteration of an engine."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from sarathi.scheduler import Request, Slice
+from sarathi.telemetry.recorder import BudgetUnit, IterationRecord, RecordFile
+
+
+class Start(msgspec.Struct, array_like=True, frozen=True):
+    """A request whose first tokens were computed."""
+
+    id: int
+    prompt_tokens: int
+    cached_tokens: int  # of those, found in the prefix cache
+    delay: float  # seconds from its arrival to the begin of the iteration: the scheduling delay
+
+
+class PromptSlice(msgspec.Struct, array_like=True, frozen=True):
+    """`length` tokens of a request from position `start`."""
+
+    id: int
+    start: int
+    length: int
+
+
+class StageSpan(msgspec.Struct, array_like=True, frozen=True):
+    """What one pipeline stage did for an iteration, in seconds on its own clock."""
+
+    busy: float
+    waited: float  # since it had finished the iteration before
+
+
+class IterationLine(msgspec.Struct, frozen=True, kw_only=True):
+    """What a line says, field by field; `msgspec.json.decode(line, type=Line)` reads it.
+
+    Times are seconds. Requests are named by their id in the engine. With several pipeline stages,
+    as many iterations are under way at a time, and lines come in the order in which they end.
+    """
+
+    iteration: int  # counts from 1; those that only preempted requests count, too
+    time: float  # of its begin, since the Unix epoch
+    offset: float  # of its begin, since the log was opened; never jumps
+    duration: float
+    predicted: float | None  # duration foreseen by the latency model; None without one
+    budget: float | None  # what prompts were given to spend; None: the policy has no budget
+    budget_unit: BudgetUnit | None
+    tokens: int  # computed, decodes included
+    attention: float  # sum over prompt slices of length * (start + length / 2)
+    context: int  # sum over decodes of their tokens in the KV cache
+    samples: int  # rows that a token was sampled from
+    decodes: list[int]  # requests that computed one token each
+    prompts: list[PromptSlice]  # recomputation after a preemption included
+    started: list[Start]
+    finished: list[int]
+    cancelled: list[int]  # since the line before; some may never have started
+    preempted: list[int]  # gave up their blocks, will be computed again
+    running: int  # requests, as all of the following after the iteration
+    waiting: int
+    free_blocks: int  # those that hold cached prefixes included
+    cached_blocks: int  # hold prefixes that nobody uses at the moment
+    parts: dict[str, float]  # of the duration
+    stages: list[StageSpan] = []  # first to last; none where nothing was computed
+
+
+class IterationLog:
+    """A `Recorder` that writes a `IterationLine` for every iteration."""
+
+    def __init__(self, path: str, start: float, budget_unit: BudgetUnit | None) -> None:
+        """Empty the file at `path`.
+
+        Args:
+            start: the time.monotonic that offsets count from.
+            budget_unit: that of `Batch.allowed`; None where the policy has no budget.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        self._file = RecordFile(path, "--iteration-log")
+        self._budget_unit = budget_unit
+        self._start = start
+        self._cancelled: list[int] = []
+
+    def arrived(self, request: Request) -> None:
+        pass  # a line tells of a request when something of it is computed
+
+    def record(self, record: IterationRecord) -> None:
+        if not self._file.is_open:
+            return
+        # Anew each time: the wall clock may be set while the engine runs.
+        wall = time.time() - (time.monotonic() - record.begin)
+        line = line_of(record, wall, self._start, self._budget_unit, self._cancelled)
+        self._file.append(line, after=b"\n")
+        self._cancelled.clear()
+        self._file.flush_if_due()
+
+    def cancelled(self, request_id: int, now: float) -> None:
+        if self._file.is_open:
+            self._cancelled.append(request_id)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def line_of(
+    record: IterationRecord,
+    wall: float,
+    start: float,
+    budget_unit: BudgetUnit | None,
+    cancelled: list[int],
+) -> IterationLine:
+    """
+    Args:
+        wall: the time since the Unix epoch at which the iteration began.
+        start: what offsets count from, on the clock of the record.
+        budget_unit: that of `Batch.allowed`; None where the policy has no budget.
+        cancelled: requests, since the iteration before.
+    """
+    batch, begin = record.batch, record.begin
+    split = batch.num_decodes
+    prompts = batch.slices[split:]
+    return IterationLine(
+        iteration=batch.id,
+        time=round(wall, 6),
+        offset=round(begin - start, 6),
+        duration=round(record.end - begin, 6),
+        predicted=None if batch.predicted is None else round(batch.predicted, 6),
+        budget=None if budget_unit is None else round(batch.allowed, 6),
+        budget_unit=budget_unit,
+        tokens=batch.work.tokens,
+        attention=batch.work.attention,
+        context=batch.work.context,
+        samples=batch.work.samples,
+        decodes=[part.request.id for part in batch.slices[:split]],
+        prompts=[PromptSlice(p.request.id, p.start, p.length) for p in prompts],
+        started=[_start(part, begin) for part in prompts if part.request.begun == begin],
+        finished=[output.id for output in record.outputs if output.finish_reason],
+        cancelled=cancelled,
+        preempted=[request.id for request in batch.preempted],
+        running=record.running,
+        waiting=record.waiting,
+        free_blocks=record.free_blocks,
+        cached_blocks=record.cached_blocks,
+        parts=_durations(record),
+        stages=[StageSpan(round(s.busy, 6), round(s.waited, 6)) for s in record.stages],
+    )
+
+
+def _start(part: Slice, begin: float) -> Start:
+    """Of the first slice of a request, which begins where the cached prefix ends."""
+    request = part.request
+    delay = round(begin - request.arrival, 6)
+    return Start(request.id, len(request.prompt_ids), part.start, delay)
+
+
+def _durations(record: IterationRecord) -> dict[str, float]:
+    durations = {}
+    begin = record.begin
+    for name, end in record.parts:
+        durations[name] = round(end - begin, 6)
+        begin = end
+    return durations

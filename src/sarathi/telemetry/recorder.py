@@ -1,0 +1,160 @@
+"""What is told of an iteration to those who write it down, and the file that they write."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import msgspec
+
+from sarathi.errors import ConfigError
+from sarathi.scheduler import Batch, FinishReason, Request
+from sarathi.telemetry.stages import StageTime
+
+BudgetUnit = Literal["tokens", "seconds"]
+
+FLUSH_INTERVAL = 1.0  # seconds that a line may stay in memory while iterations go on
+_FLUSH_SIZE = 1 << 18  # bytes
+
+logger = logging.getLogger(__name__)
+
+
+class RecordedOutput(Protocol):
+    """A token that was published, as far as recorders read it."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def finish_reason(self) -> FinishReason | None: ...
+    @property
+    def cached_tokens(self) -> int: ...
+    @property
+    def scheduling_delay(self) -> float | None: ...
+
+
+class IterationRecord(NamedTuple):
+    """One iteration, after the scheduler has completed its batch. Times: time.monotonic.
+
+    With several stages, others begin before it ends; they end in the order in which they began.
+    """
+
+    batch: Batch
+    outputs: Sequence[RecordedOutput]  # what was published: no cancelled and no failed requests
+    begin: float
+    end: float
+    parts: Sequence[tuple[str, float]]  # name and end of each, in order; the first starts at begin
+    running: int  # requests, as all of the following after the iteration
+    waiting: int
+    free_blocks: int  # those that hold cached prefixes included
+    cached_blocks: int  # hold prefixes that nobody uses at the moment
+    total_blocks: int
+    stages: Sequence[StageTime] = ()  # first to last; empty where nothing was computed
+    fresh: bool = False  # there was no work before it, which is what the stages waited for
+
+
+class Recorder(Protocol):
+    """Writes down what an engine does. No call raises, whatever becomes of the file."""
+
+    def arrived(self, request: Request) -> None:
+        """The scheduler has taken in a request that nothing has been computed of."""
+
+    def record(self, record: IterationRecord) -> None: ...
+
+    def cancelled(self, request_id: int, now: float) -> None:
+        """A request ended before its time: by its caller, or because it cannot go on."""
+
+    def flush(self) -> None:
+        """Hand everything to the operating system; for when the engine falls idle."""
+
+    def close(self) -> None: ...
+
+
+class RecordFile:
+    """A file of JSON values that is written in large pieces and never gets in the way of serving.
+
+    Values stay in memory for up to `FLUSH_INTERVAL` or until `flush`. Only whole values are
+    written, so a process that is killed leaves a file that ends after one of them. Where writing
+    fails, such as on a full disk, a warning is logged and all that follows is dropped.
+    """
+
+    def __init__(self, path: str, flag: str) -> None:
+        """Create the file, or empty the one that is there.
+
+        Args:
+            flag: the option that gave the path, for messages.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        self._name = f"{flag} {path}"
+        # Non-blocking: a pipe that nobody reads must neither hang the start nor the iterations.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            self._file: int | None = os.open(path, flags, 0o644)
+        except (OSError, ValueError) as error:  # ValueError: a null character in the path
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"{self._name} cannot be written: {reason}") from error
+        self._encoder = msgspec.json.Encoder()
+        self._buffer = bytearray()
+        self._size = 0  # bytes of the file that are known to be there
+        self._flushed = time.monotonic()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it makes sense to append: False after `close` and after a failure."""
+        return self._file is not None
+
+    def append(self, value: object, *, before: bytes = b"", after: bytes = b"") -> None:
+        """Add a JSON value between two pieces of text."""
+        if self._file is None:
+            return
+        self._buffer += before
+        self._encoder.encode_into(value, self._buffer, -1)
+        self._buffer += after
+
+    def append_text(self, text: bytes) -> None:
+        if self._file is not None:
+            self._buffer += text
+
+    def flush_if_due(self) -> None:
+        now = time.monotonic()
+        if now - self._flushed >= FLUSH_INTERVAL or len(self._buffer) >= _FLUSH_SIZE:
+            self.flush()
+
+    def flush(self) -> None:
+        self._flushed = time.monotonic()
+        if self._file is None or not self._buffer:
+            return
+        try:
+            _write_all(self._file, self._buffer)
+            self._size += len(self._buffer)
+        except OSError as error:
+            reason = error.strerror or error
+            logger.warning("%s cannot be written any more and ends here: %s", self._name, reason)
+            with contextlib.suppress(OSError):  # what is not a file cannot be cut
+                os.ftruncate(self._file, self._size)
+            self._release()
+        self._buffer.clear()
+
+    def close(self) -> None:
+        self.flush()
+        self._release()
+
+    def _release(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            try:
+                os.close(file)
+            except OSError as error:  # file systems over a network tell of a full disk only now
+                logger.warning("%s may be incomplete: %s", self._name, error.strerror or error)
+
+
+def _write_all(file: int, data: bytearray) -> None:
+    with memoryview(data) as view:
+        done = 0
+        while done < len(view):
+            done += os.write(file, view[done:])

@@ -1,0 +1,45 @@
+"""Times as people write them: 100ms, 1.5s, 2m, or a number of seconds."""
+
+from __future__ import annotations
+
+import re
+
+MAX_DURATION = 86_400.0  # seconds; beyond a day it is a slip of the pen
+FORMS = "seconds as a number, or a text with a unit such as 100ms, 1.5s or 2m"
+
+_UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PATTERN = re.compile(r"([0-9]*\.?[0-9]+)\s*([a-z]*)", re.ASCII)
+_MAX_TEXT = 32  # characters
+
+
+def parse_duration(duration: float | str) -> float:
+    """A time in seconds.
+
+    Raises:
+        ValueError: it is no time, not above 0, or more than a day. The message goes on after the
+            name of what was given.
+    """
+    seconds = _parsed(duration) if isinstance(duration, str) else float(duration)
+    if not 0 < seconds <= MAX_DURATION:
+        raise ValueError(f"is {_shown(duration)}, expected a time above 0 and of at most a day")
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """For people: in milliseconds below a second."""
+    milliseconds = 1000 * seconds
+    if milliseconds >= 1000:
+        return f"{round(seconds, 2):g} s"
+    return f"{milliseconds:.3g} ms" if milliseconds < 100 else f"{milliseconds:.0f} ms"
+
+
+def _parsed(text: str) -> float:
+    match = _PATTERN.fullmatch(text.strip().lower()) if len(text) <= _MAX_TEXT else None
+    if match is None or match[2] not in _UNITS:
+        raise ValueError(f"is {_shown(text)}, expected {FORMS}")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _shown(duration: float | str) -> str:
+    shown = repr(duration)
+    return shown if len(shown) <= _MAX_TEXT + 2 else shown[:_MAX_TEXT] + "..."

@@ -1,0 +1,124 @@
+"""The executor by itself: precisions, memory, and its refusal to compute nonsense."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+from engines import NUM_BLOCKS, load
+
+from sarathi.backends.openvino.openvino_executor import supported_precisions
+from sarathi.backends.step import Step, StepError
+from sarathi.errors import ExecutorError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_models.save_tiny("mistral-sliding", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def falcon(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_models.save_tiny("falcon-40b", folder)
+    return folder
+
+
+@pytest.mark.parametrize("kv_precision", ["u8", None])
+@pytest.mark.parametrize("precision", supported_precisions())
+def test_every_precision_passes_the_self_check(
+    folder: Path, precision: str, kv_precision: str | None
+) -> None:
+    executor = load(folder, precision=precision, kv_precision=kv_precision)
+    assert executor.precision == precision
+    assert executor.kv_precision == (kv_precision or precision)
+    executor.check()
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_a_precision_that_the_processor_lacks_is_refused(
+    folder: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "sarathi.backends.openvino.openvino_executor.supported_precisions", lambda: ("f16",)
+    )
+    with pytest.raises(ExecutorError, match=f"does not compute in {precision}, only in f16"):
+        load(folder, precision=precision)
+
+
+def test_weights_and_cache_of_different_floats_are_refused(folder: Path) -> None:
+    with pytest.raises(ExecutorError, match="the KV cache can be f32 or u8, not bf16"):
+        load(folder, precision="f32", kv_precision="bf16")
+
+
+def test_a_smaller_cache_element_makes_a_smaller_block(folder: Path) -> None:
+    wide, narrow = (load(folder, kv_precision=kv).block_bytes for kv in ("f32", "u8"))
+    layers, heads, tokens, dim = 3, 2, 32, 16
+    assert wide == 2 * layers * heads * tokens * dim * 4
+    assert narrow < wide / 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"sliding_windows": (0, 0, 0)}, {"norm_eps": 1.0}, {"inv_freq": (0.5,) * 8}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_the_self_check_notices_a_graph_that_is_not_the_model(
+    folder: Path, wrong: dict[str, object]
+) -> None:
+    executor = load(folder)
+    executor.config = replace(executor.config, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ExecutorError, match="self-check failed"):
+        executor.check()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"norm": "rms"}, {"parallel": False}, {"activation": "silu"}, {"norm_eps": 1.0}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_the_self_check_notices_a_graph_that_is_not_falcon(
+    falcon: Path, wrong: dict[str, object]
+) -> None:
+    executor = load(falcon)
+    executor.check()
+    executor.config = replace(executor.config, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ExecutorError, match="self-check failed"):
+        executor.check()
+
+
+@pytest.mark.parametrize("precision", supported_precisions())
+@pytest.mark.parametrize("kv_precision", [None, "u8"])
+def test_falcon_passes_the_self_check(
+    falcon: Path, precision: str, kv_precision: str | None
+) -> None:
+    load(falcon, precision=precision, kv_precision=kv_precision).check()
+
+
+def test_the_self_check_notices_nan(folder: Path) -> None:
+    executor = load(folder)
+    good = executor.execute
+    executor.execute = lambda *given: good(*given) * np.float32(np.nan)  # type: ignore[method-assign]
+    with pytest.raises(ExecutorError, match="self-check failed"):
+        executor.check()
+
+
+def test_a_malformed_step_never_reaches_native_code(folder: Path) -> None:
+    executor = load(folder)
+    step = Step(
+        token_ids=np.array([1]),
+        positions=np.array([0]),
+        query_starts=np.array([0, 1], np.int32),
+        past_lens=np.array([0], np.int32),
+        block_ids=np.array([NUM_BLOCKS], np.int32),
+        block_starts=np.array([0, 1], np.int32),
+        sample_rows=np.array([0]),
+    )
+    with pytest.raises(StepError, match=f"block_ids holds {NUM_BLOCKS}"):
+        executor.execute(step)
+    executor.execute(replace(step, block_ids=np.array([0], np.int32)))
