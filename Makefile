@@ -4,7 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: serve test test-kernels lint format benchmark bench-policies report gpu-check gpu-wheels clean
+.PHONY: help serve test test-kernels lint format benchmark bench-policies report gpu-check gpu-wheels clean
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | sort -u | \
+	  while IFS='|' read -r name text; do printf '  %-16s %s\n' "$$name" "$$text"; done
 
 serve: $(VENV)/.serve  ## serve SmolLM2-135M-Instruct on port 8000
 	$(BIN)/sarathi serve smollm2-135m --port 8000 $(ARGS)
@@ -22,7 +26,7 @@ lint: $(VENV)/.lint  ## check format, style, types
 	$(BIN)/ruff check src tests perf
 	$(BIN)/mypy
 
-format: $(VENV)/.lint
+format: $(VENV)/.lint  ## format the code and fix what can be fixed
 	$(BIN)/ruff check --fix src tests perf
 	$(BIN)/ruff format src tests perf
 
@@ -85,7 +89,7 @@ GPU_WHEELS := \
   pytest pytest-timeout pluggy iniconfig packaging hypothesis sortedcontainers \
   exceptiongroup tomli
 
-gpu-wheels:  ## download them for GPU_PYTHON (3.10 to 3.13) on Linux x86-64
+gpu-wheels:  ## download what `make gpu-check` needs on a machine without network, for GPU_PYTHON (3.10 to 3.13) on Linux x86-64
 	rm -rf $(WHEELS)
 	mkdir $(WHEELS)
 	sed -n 's/^    "\([a-z_-]*[<=>][^";]*\)",.*/\1/p' pyproject.toml > $(WHEELS)/constraints.txt
@@ -95,5 +99,5 @@ gpu-wheels:  ## download them for GPU_PYTHON (3.10 to 3.13) on Linux x86-64
 	  --constraint $(WHEELS)/constraints.txt --dest $(WHEELS) $(GPU_WHEELS)
 	@cat $(WHEELS)/*.whl | wc -c | awk '{ printf "%.1f MB in $(WHEELS)\n", $$1 / 1e6 }'
 
-clean:
+clean:  ## remove the virtual environment
 	rm -rf $(VENV)
