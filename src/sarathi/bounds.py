@@ -30,7 +30,9 @@ from msgspec import inspect
 class Bounds:
     """The values that a type accepts."""
 
-    accepted: str  # such as "an integer at least 1 and at most 128"
+    accepted: (
+        str  # such as "an integer at least 1 and at most 128"; of a Literal, its values sorted
+    )
     admits: Callable[[Any], bool]
     # What is wrong with a value that is not admitted: "is 0, expected an integer at least 1"
     explain: Callable[[Any], str]
