@@ -1,4 +1,4 @@
-"""What a request asks of sampling, validated once where it enters the system."""
+"""The sampling parameters of a request, validated where they enter a process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sarathi.bounds import check_bounds
 
 MAX_LOGPROBS = 20
 MAX_N = 128
-# Every choice is checked where it enters each process, and others wait meanwhile.
+# These are checked in every process that a request passes through, one request at a time.
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_TOKEN_IDS = 1024
 
@@ -73,10 +73,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     @property
     def greedy(self) -> bool:
+        """Whether every token is the argmax."""
         return self.temperature == 0
 
     def choices(self) -> list[SamplingParams]:
-        """One for each of the n outputs; seeded ones differ by their seed."""
+        """Return the parameters of each of the n outputs; seeded ones differ in their seed."""
         if self.n == 1:
             return [self]
         if self.seed is None:
