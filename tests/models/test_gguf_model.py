@@ -13,10 +13,10 @@ from tiny_gguf import GGUF_FAMILIES, write_gguf
 from tiny_models import overwrite_u64, save_tiny, truncate
 
 from sarathi.errors import ModelError
+from sarathi.models.decoder import whole_model
 from sarathi.models.formats.gguf_file import GgufFile
 from sarathi.models.locate import locate
 from sarathi.models.model import open_model, open_tokenizer
-from sarathi.models.stage import whole
 from sarathi.models.tensor_layout import expected_shapes
 
 _DEQUANTISED = (
@@ -60,7 +60,7 @@ def test_gguf_describes_the_same_model_as_the_folder(
     family_name = expected.pop("architecture").removesuffix("ForCausalLM").lower()
     assert found.pop("architecture") == family_name.replace("mistral", "llama")
     assert found == expected
-    for name in expected_shapes(original.config, whole(original.config)):
+    for name in expected_shapes(original.config, whole_model(original.config)):
         np.testing.assert_array_equal(converted.weights[name], original.weights[name])
 
 

@@ -18,8 +18,11 @@ from tokenizers import normalizers, pre_tokenizers, trainers
 from sarathi.errors import ModelError
 from sarathi.models.locate import locate
 from sarathi.models.model import open_tokenizer
-from sarathi.models.tokenizers.gguf_tokenizer import merges_from_scores
-from sarathi.models.tokenizers.pre_tokenization import KNOWN_PRE_TOKENIZERS, pre_tokenizer
+from sarathi.models.tokenizers.gguf_tokenizer import (
+    KNOWN_PRE_TOKENIZERS,
+    merges_from_scores,
+    pre_tokenizer,
+)
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sarathi.errors import ModelError
+from sarathi.models.decoder import whole_model
 from sarathi.models.model_config import ModelConfig
-from sarathi.models.stage import whole
 from sarathi.models.tensor_layout import expected_shapes
 from sarathi.models.weights import ALL, Array
 
@@ -105,7 +105,7 @@ class DummyWeights:
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
-        self._shapes = expected_shapes(config, whole(config))
+        self._shapes = expected_shapes(config, whole_model(config))
         self._seed = seed
         self._block = random_block(max(shape[-1] for shape in self._shapes.values()), seed)
 

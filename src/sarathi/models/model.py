@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sarathi.errors import ModelError
-from sarathi.models.formats.file_kind import is_gguf, lfs_hint
-from sarathi.models.load_format import RANDOM_WEIGHTS, LoadFormat
+from sarathi.models.formats.checkpoint_files import is_gguf, lfs_hint
+from sarathi.models.locate import RANDOM_WEIGHTS, LoadFormat
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.models.weights import Weights
@@ -37,9 +37,8 @@ def open_model(path: Path, load_format: LoadFormat = "auto") -> Model:
     from sarathi.models.tensor_layout import check_layout, has_own_head
 
     if _is_gguf(path):
-        from sarathi.models.formats.gguf_config import read_config
+        from sarathi.models.formats.gguf_config import name_map, read_config
         from sarathi.models.formats.gguf_file import GgufFile
-        from sarathi.models.formats.gguf_names import name_map
         from sarathi.models.formats.gguf_weights import GgufWeights
 
         file = GgufFile(path)
@@ -78,8 +77,8 @@ def open_tokenizer(path: Path, load_format: LoadFormat = "auto") -> Tokenizer:
 
         return dummy_tokenizer(huggingface.read_config(path).vocab_size)
     if _is_gguf(path):
+        from sarathi.models.formats.gguf_config import supported_architecture
         from sarathi.models.formats.gguf_file import GgufFile
-        from sarathi.models.formats.gguf_names import supported_architecture
         from sarathi.models.tokenizers.gguf_tokenizer import read_tokenizer
 
         file = GgufFile(path)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sarathi.errors import ModelError
+from sarathi.models.model_config import ModelConfig
 from sarathi.models.weights import ALL, Array, StoredWeights
 
 
@@ -97,6 +98,14 @@ def fused(module: str, parts: Mapping[str, int], groups: int = 1) -> dict[str, S
         sources[part] = Source(module, Rows(groups, size, start, start + rows))
         start += rows
     return sources
+
+
+def fused_qkv(module: str, config: ModelConfig) -> dict[str, Source]:
+    """Return the attention's projections in one module: all queries, then keys, then values."""
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return fused(
+        module, {"self_attn.q_proj": queries, "self_attn.k_proj": keys, "self_attn.v_proj": keys}
+    )
 
 
 class NamedWeights:

@@ -9,6 +9,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from sarathi.errors import ModelError
+from sarathi.models.formats.harmless_fields import is_harmless_rotary_field
+from sarathi.models.json_fields import Fields
+from sarathi.models.model_config import MAX_HEAD_DIM
+
 Frequencies = npt.NDArray[np.float32]
 
 
@@ -44,3 +49,61 @@ def llama3_scaled(
     is_short = wavelength < original_max_position / high_freq_factor
     selected: Frequencies = np.where(is_long, scaled, np.where(is_short, inv_freq, blended))
     return selected
+
+
+def read_inv_freq(fields: Fields, head_dim: int, max_position: int) -> Frequencies:
+    """Of rotary embeddings over the whole head, with the scaling that `fields` ask for.
+
+    Where a value is given twice, the one counts that `transformers` takes: a `rope_scaling` that
+    is not empty replaces `rope_parameters` altogether; a base or a rotated part in the object
+    counts before one beside it; but the length before scaling is the one beside it.
+    """
+    rope = _parameters(fields)
+    partial = rope if "partial_rotary_factor" in rope else fields
+    if partial.number("partial_rotary_factor", 1.0) != 1.0:
+        raise partial.wrong("partial_rotary_factor", "1 (the whole head is rotated)")
+    theta = rope.number("rope_theta", fields.number("rope_theta", 10000.0))
+    length = "original_max_position_embeddings"
+    original = fields.number(length, rope.number(length, max_position))
+    if head_dim % 2 or head_dim > MAX_HEAD_DIM:
+        raise ModelError(
+            f"heads have {head_dim} dimensions, expected an even number up to {MAX_HEAD_DIM}"
+        )
+    plain = default_inv_freq(head_dim, theta)
+    old_type = rope.text("type", "default")
+    type_field = "rope_type" if "rope_type" in rope else "type"
+    match rope.text("rope_type", old_type):
+        case "default":
+            inv_freq = plain
+        case "linear":
+            inv_freq = linear_scaled(plain, rope.number("factor"))
+        case "llama3":
+            low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+            if low >= high:
+                raise rope.wrong("low_freq_factor", f"less than high_freq_factor ({high:g})")
+            inv_freq = llama3_scaled(
+                plain,
+                factor=rope.number("factor"),
+                low_freq_factor=low,
+                high_freq_factor=high,
+                original_max_position=original,
+            )
+        case _:
+            raise rope.wrong(type_field, "one of default, linear, llama3")
+    rope.refuse_unread(is_harmless_rotary_field)
+    return inv_freq
+
+
+def _parameters(fields: Fields) -> Fields:
+    """The object that describes the rotation; an empty one if there is none."""
+    scaling, parameters = fields.object("rope_scaling"), fields.object("rope_parameters")
+    name, rope = (
+        ("rope_scaling", scaling)
+        if scaling is not None and scaling.data
+        else ("rope_parameters", parameters or Fields({}, fields.origin))
+    )
+    if any(isinstance(value, dict) for value in rope.data.values()):
+        raise fields.wrong(
+            name, "one description for all layers: one for each kind of layer is not supported"
+        )
+    return rope

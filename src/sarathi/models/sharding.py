@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sarathi.errors import ModelError
-from sarathi.models.decoder import EMBEDDING, head_of
+from sarathi.models.decoder import EMBEDDING, Stage, head_of, whole_model
 from sarathi.models.dummy_weights import RandomTensor, random_tensor
 from sarathi.models.model_config import ModelConfig
-from sarathi.models.stage import Stage, whole
 from sarathi.models.tensor_layout import expected_shapes
 from sarathi.models.weights import ALL, Array, Weights
 
@@ -95,7 +94,7 @@ class ShardedWeights:
     def __init__(self, weights: Weights, config: ModelConfig, shard: Shard) -> None:
         self._weights = weights
         self._shard = shard
-        self._shapes = shard_shapes(config, whole(config), shard)
+        self._shapes = shard_shapes(config, whole_model(config), shard)
         self._vocabulary = vocabulary(config, shard)
         self._over_vocabulary = (EMBEDDING, head_of(config))
 

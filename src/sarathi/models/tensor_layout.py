@@ -7,11 +7,10 @@ import re
 from collections.abc import Mapping
 
 from sarathi.errors import ModelError
-from sarathi.models.decoder import EMBEDDING, HEAD, NORM, head_of
+from sarathi.models.decoder import EMBEDDING, HEAD, NORM, Stage, head_of, whole_model
 from sarathi.models.formats.harmless_fields import is_harmless_tensor
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.name_map import NamedWeights
-from sarathi.models.stage import Stage, whole
 
 # What the formats of quantised safetensors add to the names of matrices.
 _QUANTISED = re.compile(
@@ -93,7 +92,7 @@ def check_layout(config: ModelConfig, weights: NamedWeights) -> tuple[str, ...]:
             "(GPTQ, AWQ, bitsandbytes, ...): give unquantised safetensors or a GGUF file"
         )
     used = set()
-    for name, expected in expected_shapes(config, whole(config)).items():
+    for name, expected in expected_shapes(config, whole_model(config)).items():
         used.add(weights.stored_name(name))
         found = weights.shape(name)
         if found != expected:

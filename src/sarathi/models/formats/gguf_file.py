@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sarathi.errors import ModelError
-from sarathi.models.formats.file_kind import GGUF_MAGIC, lfs_hint
-from sarathi.models.formats.mapped_file import map_file
+from sarathi.models.formats.checkpoint_files import GGUF_MAGIC, lfs_hint, map_file
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS: Mapping[int, np.dtype[np.generic]] = {

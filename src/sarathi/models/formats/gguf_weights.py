@@ -12,8 +12,9 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from sarathi.errors import ModelError
+from sarathi.models.families import GGUF_ARCHITECTURES
+from sarathi.models.formats.checkpoint_files import mapped_array, read_part
 from sarathi.models.formats.gguf_file import GgufFile, TensorPlace
-from sarathi.models.formats.mapped_file import mapped, read_part
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.weights import ALL, Array
 
@@ -117,8 +118,8 @@ class GgufWeights:
 
     def __init__(self, file: GgufFile, config: ModelConfig) -> None:
         self._file = file
-        # Converters to GGUF reorder queries and keys of this architecture alone.
-        self._interleaved = config.head_dim if config.architecture == "llama" else 0
+        family = GGUF_ARCHITECTURES[config.architecture]
+        self._interleaved = config.head_dim if family.interleaved_heads else 0
         for name, place in file.tensors.items():
             block, size = GGML_QUANT_SIZES[_quantisation(file, name, place)]
             bytes_needed = math.prod(place.shape) // block * size
@@ -154,7 +155,7 @@ class GgufWeights:
         if dtype is None:
             return self.part(name)
         place = self._place(name)
-        return mapped(self._file.mapping, place.offset, place.shape, dtype)
+        return mapped_array(self._file.mapping, place.offset, place.shape, dtype)
 
     def part(self, name: str, rows: slice = ALL, columns: slice = ALL) -> Array:
         self._place(name)

@@ -20,8 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sarathi.errors import ModelError
-from sarathi.models.formats.file_kind import lfs_hint
-from sarathi.models.formats.mapped_file import map_file, mapped, read_part, request
+from sarathi.models.formats.checkpoint_files import (
+    lfs_hint,
+    map_file,
+    mapped_array,
+    read_part,
+    request,
+)
 from sarathi.models.json_fields import Fields
 from sarathi.models.weights import ALL, Array
 
@@ -94,7 +99,7 @@ class SafetensorsWeights:
 
     def __getitem__(self, name: str) -> Array:
         entry = self._entry(name)
-        return mapped(entry.mapping, entry.start, entry.shape, self.stored_dtype(name))
+        return mapped_array(entry.mapping, entry.start, entry.shape, self.stored_dtype(name))
 
     def part(self, name: str, rows: slice = ALL, columns: slice = ALL) -> Array:
         entry = self._entry(name)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import jinja2
@@ -19,6 +20,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from sarathi.errors import ModelError
 from sarathi.models.tokenizers.work_limit import WorkCancelledError, WorkLimit, WorkLimitError
 
+DEFAULT, TOOLS = "default", "tool_use"  # names of templates that `transformers` looks for
+_NONE: Mapping[str, str] = MappingProxyType({})
 RENDER_SECONDS = 2.0  # of one prompt; thousands of messages take less
 _MAX_LENGTH = 16 * 2**20  # characters of a prompt, or of what one multiplication makes
 _MAX_POWER_BITS = 4096
@@ -113,6 +116,37 @@ def _joined(pieces: Iterable[str], limit: WorkLimit) -> str:
         limit.check()
         kept.append(piece)
     return "".join(kept)
+
+
+def choose_templates(
+    sources: Mapping[str, str],
+    bos_token: str | None,
+    eos_token: str | None,
+    special_tokens: Mapping[str, str] = _NONE,
+) -> ChatTemplate | None:
+    """The templates of `sources`, by name; None if there is none.
+
+    Where none is the default one, whichever is there was made for something else: then messages
+    without tools are refused. `special_tokens` are those with other names than bos and eos.
+    """
+    sources = {name: source for name, source in sources.items() if source}
+    if not sources:
+        return None
+    return ChatTemplate(
+        sources.get(DEFAULT) or _refusal(sources),
+        bos_token=bos_token or "",
+        eos_token=eos_token or "",
+        tool_source=sources.get(TOOLS),
+        special_tokens=special_tokens,
+    )
+
+
+def _refusal(sources: Mapping[str, str]) -> str:
+    message = (
+        "the model has several chat templates and none is named default: it has "
+        f"{', '.join(sources)}"
+    )
+    return f"{{{{ raise_exception({json.dumps(message)}) }}}}"
 
 
 class _GenerationBlock(Extension):

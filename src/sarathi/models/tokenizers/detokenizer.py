@@ -10,9 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from sarathi.errors import ModelError
-from sarathi.models.tokenizers.byte_letters import letter_bytes
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def byte_letters() -> tuple[str, ...]:
+    """For each byte a printable letter: itself where visible in Latin-1, else from U+0100 on."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = [byte for byte in range(256) if byte not in visible]
+    stand_ins = {byte: chr(256 + index) for index, byte in enumerate(hidden)}
+    return tuple(stand_ins.get(byte, chr(byte)) for byte in range(256))
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ def _flatten(decoder: dict[str, Any]) -> list[dict[str, Any]]:
 def _byte_level(steps: list[dict[str, Any]]) -> TokenDecoder | None:
     if [step["type"] for step in steps] != ["ByteLevel"]:
         return None
-    letters = letter_bytes()
+    letters = {letter: byte for byte, letter in enumerate(byte_letters())}
 
     def to_bytes(token: str) -> bytes:
         try:

@@ -16,8 +16,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Inner
 
 from sarathi.errors import ModelError
-from sarathi.models.tokenizers.byte_letters import byte_letters
 from sarathi.models.tokenizers.chat_template import ChatTemplate
+from sarathi.models.tokenizers.detokenizer import byte_letters
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 
 BOS, EOS = "<s>", "</s>"

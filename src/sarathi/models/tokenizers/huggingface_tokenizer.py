@@ -9,12 +9,11 @@ import tokenizers
 from tokenizers import processors
 
 from sarathi.errors import ModelError
-from sarathi.models.formats.file_kind import lfs_hint
+from sarathi.models.formats.checkpoint_files import lfs_hint
 from sarathi.models.json_fields import Fields
 from sarathi.models.tokenizers.added_tokens import add_tokens
-from sarathi.models.tokenizers.chat_template import ChatTemplate
+from sarathi.models.tokenizers.chat_template import DEFAULT, ChatTemplate, choose_templates
 from sarathi.models.tokenizers.end_of_turn import end_of_turn_ids
-from sarathi.models.tokenizers.named_templates import DEFAULT, choose_templates
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 
 

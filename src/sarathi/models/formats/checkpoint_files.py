@@ -1,4 +1,4 @@
-"""Files mapped into memory, and the arrays in them."""
+"""The files of checkpoints: what kind they are, and the arrays in them, mapped into memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,37 @@ import numpy as np
 from sarathi.errors import ModelError
 from sarathi.models.weights import Array
 
+GGUF_MAGIC = b"GGUF"
+_GIT_LFS = b"version https://git-lfs.github.com/spec/"
 # Of one request to read ahead, the kernel may do no more than this (the default of Linux).
 _REQUEST = 128 << 10  # bytes
 _PAGE = mmap.PAGESIZE
 _BATCH = 1 << 24  # bytes that are requested before the first of them is used
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether `path` is a file in the format GGUF, or at least called so.
+
+    The latter may be truncated or something else altogether, which its reader finds out.
+    """
+    return path.is_file() and (
+        path.suffix.lower() == ".gguf" or _beginning(path, len(GGUF_MAGIC)) == GGUF_MAGIC
+    )
+
+
+def lfs_hint(path: Path) -> str:
+    """What to say of a file that cannot be read as what it should be: nothing, or the reason."""
+    if _beginning(path, len(_GIT_LFS)) == _GIT_LFS:
+        return "; it is a pointer of git-lfs, run `git lfs pull` to fetch the file itself"
+    return ""
+
+
+def _beginning(path: Path, size: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError:
+        return b""
 
 
 def map_file(path: Path) -> mmap.mmap:
@@ -26,7 +53,7 @@ def map_file(path: Path) -> mmap.mmap:
         raise ModelError(f"cannot read {path}: {error}") from error
 
 
-def mapped(
+def mapped_array(
     mapping: mmap.mmap, offset: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]
 ) -> Array:
     """The array that begins `offset` bytes into a mapped file: a read-only view."""
