@@ -60,7 +60,7 @@ def llama(tmp_path: Path) -> ModelConfig:
     return config_of(tmp_path, LLAMA)
 
 
-def test_every_tensor_of_the_configuration_is_there(llama: ModelConfig) -> None:
+def test_every_tensor_of_the_configuration_exists(llama: ModelConfig) -> None:
     weights = DummyWeights(llama)
     for name, shape in expected_shapes(llama, whole_model(llama)).items():
         assert name in weights
@@ -70,7 +70,7 @@ def test_every_tensor_of_the_configuration_is_there(llama: ModelConfig) -> None:
         weights["q_proj"]
 
 
-def test_values_depend_on_name_and_seed_alone(llama: ModelConfig) -> None:
+def test_values_depend_only_on_name_and_seed(llama: ModelConfig) -> None:
     first, again, other = DummyWeights(llama), DummyWeights(llama), DummyWeights(llama, seed=1)
     assert np.array_equal(first[Q], again[Q])
     assert not np.array_equal(first[Q], other[Q])
@@ -89,7 +89,7 @@ def test_distributions(llama: ModelConfig) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(data=st.data(), name=st.sampled_from([Q, Q.replace("weight", "bias"), "model.norm.weight"]))
-def test_a_part_is_what_the_whole_has_there(
+def test_a_part_equals_that_slice_of_the_whole(
     data: st.DataObject, name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     weights = DummyWeights(config_of(tmp_path_factory.mktemp("llama"), LLAMA))

@@ -163,7 +163,7 @@ def _add_window_pattern(writer: gguf.GGUFWriter) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "add", "said"),
+    ("arch", "add", "message"),
     [
         ("gemma", lambda w: None, "general.architecture is 'gemma', supported are llama"),
         ("llama", lambda w: w.add_uint16("split.count", 2), "split GGUF"),
@@ -187,10 +187,10 @@ def _add_window_pattern(writer: gguf.GGUFWriter) -> None:
     ],
 )
 def test_metadata_that_cannot_be_served_is_named(
-    arch: str, add: Callable[[gguf.GGUFWriter], None], said: str, tmp_path: Path
+    arch: str, add: Callable[[gguf.GGUFWriter], None], message: str, tmp_path: Path
 ) -> None:
     path = _write_metadata(tmp_path / "m.gguf", arch, add)
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         open_model(path)
 
 

@@ -156,7 +156,7 @@ def test_rows_are_views_and_columns_are_not(checkpoints: Checkpoints) -> None:
                 assert share.stored_dtype(name) == (np.float32 if plain else None)
 
 
-def test_a_single_rank_has_what_there_is(checkpoints: Checkpoints) -> None:
+def test_a_single_rank_has_all_tensors_unchanged(checkpoints: Checkpoints) -> None:
     model = checkpoints("llama-biases", "safetensors")
     (share,) = ranks(model, 1)
     assert vocabulary(model.config, Shard()) == range(256)
@@ -315,7 +315,7 @@ def test_opening_reads_no_tensor(
         raise AssertionError("a tensor is read")
 
     for module in (safetensors_weights, gguf_weights):
-        monkeypatch.setattr(module, "mapped", refuse)
+        monkeypatch.setattr(module, "mapped_array", refuse)
         monkeypatch.setattr(module, "read_part", refuse)
     model = checkpoints(family, stored)
     for share in ranks(model, 2):

@@ -80,7 +80,7 @@ class Operations(Protocol[X]):
         """Compute `x @ weight.T`, plus the bias if there is one."""
 
     def norm(self, x: X, name: str) -> X:
-        """Normalise over the features: RMSNorm or LayerNorm, as the configuration says."""
+        """Normalise over the features: RMSNorm or LayerNorm, by the configuration."""
 
     def add_norm(self, residual: X, delta: X, name: str) -> tuple[X, X]:
         """Return `residual + delta` and its `norm`."""
@@ -108,7 +108,7 @@ class Operations(Protocol[X]):
     def activate(self, x: X) -> X:
         """Apply the activation: SiLU, `x * sigmoid(x)`, or GELU, `x * (1 + erf(x / sqrt(2))) / 2`.
 
-        The configuration says which.
+        The configuration has which.
         """
 
     def add(self, a: X, b: X) -> X:

@@ -1,7 +1,7 @@
 """Inverse frequencies of rotary position embeddings and their published scalings.
 
 Computed in float32 in the order of operations of the `transformers` library, because one unit in
-the last place of a frequency is visible in the logits of long prompts.
+the last digit of a frequency is visible in the logits of long prompts.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Frequencies = npt.NDArray[np.float32]
 
 
 def default_inv_freq(head_dim: int, theta: float) -> Frequencies:
-    """`theta ** (-2 i / head_dim)` for i in 0 .. head_dim / 2 (Su et al., RoFormer, 2021)."""
+    """Compute `theta ** (-2 i / head_dim)`, i in 0 .. head_dim / 2 (Su et al., RoFormer, 2021)."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     powers: Frequencies = np.float32(theta) ** exponents
     return np.float32(1) / powers
 
 
 def linear_scaled(inv_freq: Frequencies, factor: float) -> Frequencies:
-    """Position interpolation: positions divided by `factor` (Chen et al., 2023)."""
+    """Apply position interpolation: divide positions by `factor` (Chen et al., 2023)."""
     return inv_freq / np.float32(factor)
 
 
@@ -37,8 +37,11 @@ def llama3_scaled(
     high_freq_factor: float,
     original_max_position: float,
 ) -> Frequencies:
-    """Llama 3.1's scaling: wavelengths that the original context covers well stay as they are,
-    very long ones are interpolated by `factor`, and those in between blend the two."""
+    """Apply Llama 3.1's scaling.
+
+    Wavelengths that the original context covers well stay as they are, very long ones are
+    interpolated by `factor`, and those in between blend the two.
+    """
     wavelength = np.float32(2 * np.pi) / inv_freq
     scaled = inv_freq / np.float32(factor)
     smooth = (np.float32(original_max_position) / wavelength - np.float32(low_freq_factor)) / (
@@ -52,11 +55,11 @@ def llama3_scaled(
 
 
 def read_inv_freq(fields: Fields, head_dim: int, max_position: int) -> Frequencies:
-    """Of rotary embeddings over the whole head, with the scaling that `fields` ask for.
+    """Read the inverse frequencies of a config.json of any family, with its scaling.
 
-    Where a value is given twice, the one counts that `transformers` takes: a `rope_scaling` that
-    is not empty replaces `rope_parameters` altogether; a base or a rotated part in the object
-    counts before one beside it; but the length before scaling is the one beside it.
+    Where a value is given twice, the one that `transformers` uses counts: a `rope_scaling` that
+    is not empty replaces `rope_parameters` entirely; a base or a rotated part in the object
+    counts before one outside it; but the length before scaling is the one outside it.
     """
     rope = _parameters(fields)
     partial = rope if "partial_rotary_factor" in rope else fields
@@ -95,7 +98,7 @@ def read_inv_freq(fields: Fields, head_dim: int, max_position: int) -> Frequenci
 
 
 def _parameters(fields: Fields) -> Fields:
-    """The object that describes the rotation; an empty one if there is none."""
+    """Return the object that describes the rotation; an empty one if there is none."""
     scaling, parameters = fields.object("rope_scaling"), fields.object("rope_parameters")
     name, rope = (
         ("rope_scaling", scaling)

@@ -119,7 +119,7 @@ def top_k_floor(values: NDArray[np.float32], k: NDArray[np.int64]) -> NDArray[np
     """Return a bound at or below each row's k-th largest value (k at least 1), close to it.
 
     With the columns divided into groups, the k-th largest of the group maxima has at least k
-    values at or above it, and hardly more where k is small beside the number of groups. For
+    values at or above it, and hardly more where k is small against the number of groups. For
     larger k the value itself is found by partition. For a k beyond the width it is -inf.
     """
     rows, width = values.shape

@@ -19,10 +19,11 @@ from sarathi.sampling.params import SamplingError, SamplingParams
 
 _LARGEST = np.finfo(np.float32).max
 _NO_IDS = np.empty(0, np.int64)
+_NO_VALUES = np.empty(0, np.float32)
 
 
 class RequestTokens(NamedTuple):
-    """What a processor may need of a request beside its parameters."""
+    """What a processor may need of a request besides its parameters."""
 
     prompt_ids: Sequence[int]
     output_ids: Sequence[int]  # that it has already, if it is resumed
@@ -40,7 +41,7 @@ class LogitsEdits:
 
     def __init__(self, params: SamplingParams, tokens: RequestTokens) -> None:
         self.bias_ids = _NO_IDS
-        self.bias = np.empty(0, np.float32)  # of each of `bias_ids`, for all tokens of the output
+        self.bias = _NO_VALUES  # of each of `bias_ids`, for all tokens of the output
         # [vocab_size], added to the logits of the next token; -inf excludes a token. Replace the
         # array to change it.
         self.token_bias: NDArray[np.float32] | None = None
@@ -52,7 +53,7 @@ class LogitsEdits:
 
     @property
     def lasting(self) -> bool:
-        """Whether there is anything to do beside barring tokens at the start."""
+        """Whether there is anything to do besides barring tokens at the start."""
         return bool(
             len(self.bias_ids)
             or self.penalties is not None
@@ -110,8 +111,9 @@ class Penalties:
 def logit_bias(params: SamplingParams, tokens: RequestTokens, edits: LogitsEdits) -> None:
     """Add the request's `logit_bias`."""
     _check_vocabulary("logit_bias", params.logit_bias, tokens.vocab_size)
-    edits.bias_ids = np.array(list(params.logit_bias), np.int64)
-    edits.bias = np.array(list(params.logit_bias.values()), np.float32)
+    if params.logit_bias:
+        edits.bias_ids = np.array(list(params.logit_bias), np.int64)
+        edits.bias = np.array(list(params.logit_bias.values()), np.float32)
 
 
 def min_tokens(params: SamplingParams, tokens: RequestTokens, edits: LogitsEdits) -> None:

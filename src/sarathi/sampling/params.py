@@ -56,7 +56,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
-    # alternatives beside the sampled token; None for no logprobs
+    # alternatives besides the sampled token; None for no logprobs
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_N)] = 1
 

@@ -46,7 +46,7 @@ _INSIDE: Mapping[str, str] = {
 
 
 def read_config(file: GgufFile) -> ModelConfig:
-    """The configuration in the metadata of `file`; `ModelError` for what is not supported."""
+    """Return the configuration in the metadata of `file`; `ModelError` if it is not supported."""
     if (kind := file.text("general.type", "model")) != "model":
         raise ModelError(
             f"{file.path}: general.type is {kind!r}, expected a model"
@@ -154,7 +154,7 @@ def _inv_freq(file: GgufFile, arch: str, head_dim: int) -> Frequencies:
     factor = file.number(
         f"{arch}.rope.scaling.factor", file.number(f"{arch}.rope.scale_linear", 1.0)
     )
-    # A factor of 0 is none.
+    # A factor of 0 means none.
     if not all(MIN_NUMBER <= number <= MAX_NUMBER for number in (theta, factor or 1.0)):
         raise ModelError(
             f"{file.path}: rope.freq_base is {theta:g} and rope.scaling.factor {factor:g}, "
@@ -185,7 +185,7 @@ def _inv_freq(file: GgufFile, arch: str, head_dim: int) -> Frequencies:
 
 
 def _sliding_windows(file: GgufFile, arch: str, num_layers: int) -> tuple[int, ...]:
-    """One window a layer; the pattern is a list of booleans, or one number n for n - 1 of n."""
+    """Return one window a layer; the pattern is a list of booleans, or n for n - 1 of n layers."""
     window = file.integer(f"{arch}.attention.sliding_window") or 0
     key = f"{arch}.attention.sliding_window_pattern"
     pattern = file.numbers(key)

@@ -14,7 +14,7 @@ _BY_MODEL_TYPE = {family.model_type: name for name, family in ARCHITECTURES.item
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The model that the `config.json` of `folder` describes.
+    """Return the model that the `config.json` of `folder` describes.
 
     Absent fields take the defaults of the `transformers` library. Raises `ModelError` naming the
     field for anything that is missing, of the wrong type, not supported, or not known.
@@ -31,7 +31,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def name_map(config: ModelConfig) -> NameMap:
-    """How checkpoints of `config` name their tensors."""
+    """Return where checkpoints of `config` keep their tensors."""
     named = ARCHITECTURES[config.architecture].name_map
     return NameMap() if named is None else named(config)
 
@@ -47,7 +47,7 @@ def _architecture(fields: Fields) -> str:
         raise fields.wrong(field, f"one of {', '.join(supported)}")
     name = str(names[0])
     if model_type and _BY_MODEL_TYPE.get(model_type) != name:
-        # By this one transformers chooses the class, whatever the other says.
+        # transformers selects the class by this one.
         raise fields.wrong(
             "model_type", f"{ARCHITECTURES[name].model_type}, for architectures {name}"
         )

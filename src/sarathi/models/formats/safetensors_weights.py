@@ -1,4 +1,4 @@
-"""Weights of a Hugging Face folder: safetensors files, mapped and never copied.
+"""The weights of a Hugging Face folder: safetensors files, mapped and never copied.
 
 The safetensors library copies each tensor when asked for numpy arrays, so the format (an 8-byte
 header length, a JSON header, then the data; https://huggingface.co/docs/safetensors) is read here.
@@ -114,7 +114,7 @@ class SafetensorsWeights:
 
 
 def _files(folder: Path) -> tuple[Mapping[str, str], list[str]]:
-    """Which tensor is in which file where an index says so, and all files, within `folder`."""
+    """Return the file of each tensor, if there is an index, and all files of `folder`."""
     if (folder / _WHOLE).is_file():
         return {}, [_WHOLE]
     index = folder / f"{_WHOLE}.index.json"
@@ -143,7 +143,7 @@ def _stays_within(name: object) -> bool:
 
 
 def _no_safetensors(folder: Path) -> ModelError:
-    """Says what there is instead, and what may be done about it."""
+    """Return the error with what there is instead, and what can be done about it."""
     names = sorted(path.name for path in folder.iterdir())
     shards = [name for name in names if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]
     others = [name for name in names if name.endswith(".safetensors")]

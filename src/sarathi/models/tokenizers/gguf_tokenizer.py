@@ -24,8 +24,8 @@ _NO_PRE = (
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # of the format's token types
 _ENDS = ("eos", "eot", "eom")  # of a sequence, a turn, a message that calls a tool
 _NAMED = ("bos", *_ENDS)
-# Files do not say that a token swallows the white space behind it. With its SentencePiece
-# vocabulary, those of Phi-3 do, all but these.
+# Files do not record that a token includes the white space after it. With its SentencePiece
+# vocabulary, the special tokens of Phi-3 do, all but these.
 _PHI3_KEEPS_SPACE = ("<unk>", "<s>", "<|endoftext|>")
 _MARKUP = re.compile(r"[<\[].+[>\]]")
 
@@ -71,20 +71,20 @@ _RULES: Mapping[tuple[str, ...], tuple[str, ...]] = {
 _EXPRESSIONS = {name: rules for names, rules in _RULES.items() for name in names}
 KNOWN_PRE_TOKENIZERS = tuple(_EXPRESSIONS)
 
-# These look a whole word up in the vocabulary before they apply merges, and expect a first <s>.
+# With these, whole words are looked up in the vocabulary before merges apply, and <s> comes first.
 WHOLE_WORDS_FIRST = frozenset({"llama-bpe", "llama-v3", "llama3", "falcon3", "tekken"})
 BOS_BY_DEFAULT = WHOLE_WORDS_FIRST
 
 
 def read_tokenizer(file: GgufFile) -> Tokenizer:
-    """The tokenizer and chat template in the metadata of `file`.
+    """Read the tokenizer and chat template in the metadata of `file`.
 
     Raises `ModelError` for a vocabulary that is incomplete or of an unknown kind.
     """
     tokens = file.texts("tokenizer.ggml.tokens")
     if not tokens:
         raise ModelError(f"{file.path} has no vocabulary (tokenizer.ggml.tokens)")
-    # Padding entries of some files repeat a text; the first one keeps it, as in llama.cpp.
+    # Padding entries of some files repeat a text; the first one counts, as in llama.cpp.
     vocab: dict[str, int] = {}
     for index, token in enumerate(tokens):
         vocab.setdefault(token, index)
@@ -123,7 +123,7 @@ def read_tokenizer(file: GgufFile) -> Tokenizer:
 
 
 def _template_sources(file: GgufFile) -> dict[str, str]:
-    """The chat templates by name; the one without a name is the default."""
+    """Return the chat templates by name; the one without a name is the default."""
     sources = {}
     for key in file.keys():  # noqa: SIM118 - it is no mapping
         if key == _TEMPLATE or key.startswith(f"{_TEMPLATE}."):
@@ -177,10 +177,10 @@ def _sentencepiece(
 
 
 def merges_from_scores(vocab: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """The merges that make BPE with ranks join what SentencePiece joins by score.
+    """Return the merges with which BPE joins by rank what SentencePiece joins by score.
 
-    SentencePiece joins the adjacent pair whose union has the highest score, so each way to cut a
-    token into two tokens is a merge, ranked by the score of the whole.
+    SentencePiece joins the adjacent pair whose union has the highest score, so each way to split
+    a token into two tokens is a merge, ranked by the score of the whole.
     """
     merges = []
     for token, index in vocab.items():
@@ -207,10 +207,10 @@ def _build(
 def _added_tokens(
     tokens: Sequence[str], types: Sequence[float], named: Set[int], phi3: bool
 ) -> list[tokenizers.AddedToken]:
-    """The tokens that are found in text as a whole.
+    """Return the tokens that are matched in text before it is split.
 
-    Old converters called all tokens normal. Then a control token is recognised by its looks, which
-    are judged less strictly where the file names the token.
+    Old converters marked all tokens as normal. A control token is then recognised by its form, for
+    which there are fewer conditions if the file names the token.
     """
     added = []
     for index, (token, kind) in enumerate(zip(tokens, types, strict=True)):
@@ -238,7 +238,7 @@ def _numbers(file: GgufFile, key: str, count: int) -> list[float] | None:
 
 
 def pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer | None:
-    """The pre-tokenizer called `name` in GGUF files, or None if it is unknown."""
+    """Return the pre-tokenizer called `name` in GGUF files, or None if it is unknown."""
     expressions = _EXPRESSIONS.get(name)
     if expressions is None:
         return None
