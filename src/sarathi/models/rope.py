@@ -98,7 +98,7 @@ def read_inv_freq(fields: Fields, head_dim: int, max_position: int) -> Frequenci
 
 
 def _parameters(fields: Fields) -> Fields:
-    """Return the object that describes the rotation; an empty one if there is none."""
+    """Return the object that describes the rotary embedding; an empty one if there is none."""
     scaling, parameters = fields.object("rope_scaling"), fields.object("rope_parameters")
     name, rope = (
         ("rope_scaling", scaling)

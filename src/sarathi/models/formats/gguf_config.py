@@ -148,7 +148,7 @@ def _size(file: GgufFile, key: str, default: int | None = None, *, maximum: int 
 
 
 def _inv_freq(file: GgufFile, arch: str, head_dim: int) -> Frequencies:
-    rotated = _size(file, f"{arch}.rope.dimension_count", head_dim, maximum=MAX_HEAD_DIM)
+    rotary_dims = _size(file, f"{arch}.rope.dimension_count", head_dim, maximum=MAX_HEAD_DIM)
     theta = file.number(f"{arch}.rope.freq_base", 10000.0)
     # Files older than rope.scaling.type have the factor of linear scaling alone.
     factor = file.number(
@@ -171,7 +171,7 @@ def _inv_freq(file: GgufFile, arch: str, head_dim: int) -> Frequencies:
             f"{file.path} has {_LONG_ROPE_FACTORS}: frequencies that depend on the length of the "
             "prompt (longrope) are not supported"
         )
-    inv_freq = default_inv_freq(rotated, theta)
+    inv_freq = default_inv_freq(rotary_dims, theta)
     if scaling == "linear" and factor not in (0.0, 1.0):
         inv_freq = linear_scaled(inv_freq, factor)
     if ROPE_FACTORS in file.tensors:
