@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from perf.report import Figure, rounds, show
-from sarathi.models.formats import mapped_file as files
+from sarathi.models.decoder import whole_model
+from sarathi.models.formats import checkpoint_files as files
 from sarathi.models.formats.huggingface_config import read_config
 from sarathi.models.model import open_model
 from sarathi.models.sharding import Shard, ShardedWeights, shard_shapes
-from sarathi.models.stage import whole
 from sarathi.models.tensor_layout import expected_shapes
 
 _RANKS = 2
@@ -63,7 +63,7 @@ def write_checkpoint(folder: Path) -> int:
     (folder / "config.json").write_text(json.dumps(_CONFIG))
     config = read_config(folder)
     header, end = {}, 0
-    for name, shape in expected_shapes(config, whole(config)).items():
+    for name, shape in expected_shapes(config, whole_model(config)).items():
         start, end = end, end + int(np.prod(shape)) * _WIDTH
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
@@ -117,7 +117,7 @@ def read_share(folder: Path, rank: int, requests: bool) -> None:
     shard = Shard(rank, _RANKS)
     share = ShardedWeights(model.weights, model.config, shard)
     needed = 0
-    for name in shard_shapes(model.config, whole(model.config), shard):
+    for name in shard_shapes(model.config, whole_model(model.config), shard):
         needed += share[name].copy().nbytes
     seconds = time.perf_counter() - begin
     held = mmap.PAGESIZE * int(pages.sum())

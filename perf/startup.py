@@ -18,9 +18,9 @@ from perf.report import MODEL, Figure, rounds, show
 from perf.server import Server
 from sarathi.backends.openvino.openvino_executor import BLOCK_SIZE
 from sarathi.engine.startup.profile import NUM_BLOCKS
+from sarathi.models.decoder import whole_model
 from sarathi.models.locate import locate
 from sarathi.models.model import open_model
-from sarathi.models.stage import whole
 from sarathi.models.tensor_layout import expected_shapes
 
 SECONDS = 6.0  # from the command to the first token answered
@@ -73,7 +73,7 @@ def main() -> None:
     bare = 1024 * int(subprocess.check_output([sys.executable, "-c", _BARE], text=True))
     model = open_model(locate(MODEL).path)
     config = model.config
-    shapes = expected_shapes(config, whole(config))
+    shapes = expected_shapes(config, whole_model(config))
     num_weights = sum(int(np.prod(shape)) for shape in shapes.values())
     for way, (_, width) in _WAYS.items():
         weights = num_weights * width

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import strategies as st
 from sampling_reference import choose, edited_logits
 
+from sarathi.sampling import logits_processors
+from sarathi.sampling.logits_processors import LogitsEdits, RequestTokens
 from sarathi.sampling.params import SamplingError, SamplingParams
 from sarathi.sampling.sampler import NO_TOKEN, RequestSlots, SamplerOutput
 
@@ -62,19 +64,19 @@ def requests(draw: st.DrawFn, vocab: int) -> tuple[SamplingParams, list[int], li
 
 
 def check_agreement(ours: AnySampler, data: st.DataObject, max_rows: int, steps: int) -> None:
-    """Hold several steps of drawn requests against the reference."""
+    """Compare several steps of random requests with the reference."""
     vocab = ours.vocab_size
-    drawn = data.draw(st.lists(requests(vocab), min_size=1, max_size=max_rows))
+    chosen = data.draw(st.lists(requests(vocab), min_size=1, max_size=max_rows))
     size = max(2, vocab // 4)
     values = data.draw(st.lists(logit_values, min_size=size, max_size=size))
     generator = np.random.default_rng(data.draw(st.integers(0, 1000)))
     pool = np.array(values, np.float32)
     eos = (vocab // 2,)
-    slots = np.array([ours.open(params, prompt, eos, out) for params, prompt, out in drawn])
+    slots = np.array([ours.open(params, prompt, eos, out) for params, prompt, out in chosen])
     for _ in range(steps):
-        logits = rows(*generator.choice(pool, (len(drawn), vocab)))
+        logits = rows(*generator.choice(pool, (len(chosen), vocab)))
         sampled = ours.sample(logits, slots)
-        for row, (params, prompt, output) in enumerate(drawn):
+        for row, (params, prompt, output) in enumerate(chosen):
             token = int(sampled.tokens[row])
             edited = edited_logits(logits[row], params, prompt, output, eos)
             if max(edited) == -math.inf:
@@ -127,11 +129,11 @@ MIXED = [
 def check_independence(make: Any, vocab: int, num_rows: int, steps: int) -> None:
     """A row is the same bits alone, in another order and with fewer others."""
     logits = [random_rows(num_rows, vocab, seed=step) for step in range(steps)]
-    wishes = [MIXED[row % len(MIXED)] for row in range(num_rows)]
+    params = [MIXED[row % len(MIXED)] for row in range(num_rows)]
 
     def run(order: Sequence[int]) -> dict[int, list[Any]]:
         mine = make(vocab)
-        slots = np.array([mine.open(wishes[row], [1, 2, 2], EOS) for row in order])
+        slots = np.array([mine.open(params[row], [1, 2, 2], EOS) for row in order])
         texts: dict[int, list[Any]] = {row: [] for row in order}
         for matrix in logits:
             sampled = mine.sample(matrix[list(order)], slots)
@@ -160,12 +162,12 @@ class SamplerContract:
         return int(one.sample(rows(logits), np.array([slot])).tokens[0])
 
     def possible(
-        self, params: SamplingParams, logits: Sequence[float], draws: int = 400
+        self, params: SamplingParams, logits: Sequence[float], samples: int = 400
     ) -> set[int]:
-        """The tokens that come up among many draws from the same logits."""
+        """Return the tokens that come up among many samples from the same logits."""
         many = self.make(len(logits))
         slot = np.array([many.open(params, (), EOS)])
-        return {int(many.sample(rows(logits), slot).tokens[0]) for _ in range(draws)}
+        return {int(many.sample(rows(logits), slot).tokens[0]) for _ in range(samples)}
 
 
 class Resumption(SamplerContract):
@@ -277,7 +279,7 @@ class Edits(SamplerContract):
         assert self.sample_one(params, [30.0, 1.0, 0, 0], prompt=[1]) == 1
 
     @pytest.mark.parametrize("temperature", [0.0, 0.5])
-    def test_min_tokens_bars_eos_and_stop_tokens_until_served(self, temperature: float) -> None:
+    def test_min_tokens_bars_eos_and_stop_tokens_until_then(self, temperature: float) -> None:
         one = self.make(5)
         params = SamplingParams(
             temperature=temperature, seed=1, min_tokens=2, stop_token_ids=(1,), max_tokens=9
@@ -296,12 +298,12 @@ class Edits(SamplerContract):
         assert self.sample_one(params, [0, 0, 0, 9.0]) == 3
 
     @pytest.mark.parametrize(
-        "wishes", [{"logit_bias": {10: 1.0}}, {"stop_token_ids": (10,)}], ids=str
+        "fields", [{"logit_bias": {10: 1.0}}, {"stop_token_ids": (10,)}], ids=str
     )
-    def test_token_ids_outside_the_vocabulary_are_refused(self, wishes: dict[str, Any]) -> None:
+    def test_token_ids_outside_the_vocabulary_are_refused(self, fields: dict[str, Any]) -> None:
         with pytest.raises(SamplingError, match="token id 10, expected at most 9") as caught:
-            self.make(10).open(SamplingParams(**wishes), (), EOS)
-        assert caught.value.field in wishes
+            self.make(10).open(SamplingParams(**fields), (), EOS)
+        assert caught.value.field in fields
 
     def test_a_penalised_prompt_outside_the_vocabulary_is_refused(self) -> None:
         with pytest.raises(ValueError, match="outside the vocabulary of 10"):
@@ -313,10 +315,75 @@ class Edits(SamplerContract):
         assert one.sample(rows([0, 1, 0, 0]), np.array([slot])).tokens.tolist() == [1]
 
 
-class UnsoundLogits(SamplerContract):
-    def test_spoiled_rows_get_no_token_and_the_others_theirs(self) -> None:
-        wishes, vocab = [*MIXED, SamplingParams(seed=1)], 100
-        count = len(wishes)
+class Processors(SamplerContract):
+    def use(self, monkeypatch: pytest.MonkeyPatch, process: logits_processors.LogitsProcessor):
+        added = (*logits_processors.PROCESSORS, process)
+        monkeypatch.setattr(logits_processors, "PROCESSORS", added)
+
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    def test_a_processor_may_allow_other_tokens_after_each_one(
+        self, monkeypatch: pytest.MonkeyPatch, temperature: float
+    ) -> None:
+        """A grammar that counts up: after the token t only t + 1 and t + 2 may come."""
+        vocab = 50
+
+        def count_up(params: SamplingParams, tokens: RequestTokens, edits: LogitsEdits) -> Any:
+            if params.seed != 7:
+                return None
+
+            def allow_after(token: int) -> None:
+                bias = np.full(vocab, -np.inf, np.float32)
+                bias[token + 1 : token + 3] = 0
+                edits.token_bias = bias
+
+            allow_after(tokens.output_ids[-1] if tokens.output_ids else -1)
+            return allow_after
+
+        self.use(monkeypatch, count_up)
+        one = self.make(vocab)
+        grammar = SamplingParams(seed=7, temperature=temperature, frequency_penalty=0.5)
+        free = SamplingParams(temperature=temperature, seed=8)
+        slots = np.array([one.open(grammar, [9], EOS), one.open(free, [9], EOS)])
+        resumed = one.open(grammar, [9], EOS, [20])
+        plain = self.make(vocab)
+        plain_slot = np.array([plain.open(free, [9], EOS)])
+        last, counted = -1, []
+        for step in range(4):
+            logits = random_rows(3, vocab, seed=step)
+            taken = one.sample(logits[:2], slots).tokens.tolist()
+            assert last < taken[0] <= last + 2
+            assert taken[1] == plain.sample(logits[1:2], plain_slot).tokens[0]
+            last = taken[0]
+            counted.append(int(one.sample(logits[2:], np.array([resumed])).tokens[0]))
+        assert all(0 < b - a <= 2 for a, b in zip([20, *counted], counted, strict=False))
+
+    def test_a_processor_may_begin_to_bias_after_a_token_and_end(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def boost_after_four(
+            params: SamplingParams, tokens: RequestTokens, edits: LogitsEdits
+        ) -> Any:
+            def observe(token: int) -> None:
+                boosted = np.zeros(6, np.float32)
+                boosted[2] = 9
+                edits.token_bias = boosted if token == 4 else None
+
+            return observe
+
+        self.use(monkeypatch, boost_after_four)
+        one = self.make(6)
+        slot = np.array([one.open(SamplingParams(temperature=0, logit_bias={4: 1.5}), (), EOS)])
+        logits = rows([0, 1, 1, 0, 0, 0])
+        assert [int(one.sample(logits, slot).tokens[0]) for _ in range(4)] == [4, 2, 4, 2]
+        one.close(int(slot[0]))
+        again = np.array([one.open(GREEDY, (), EOS)])
+        assert one.sample(logits, again).tokens.tolist() == [1]
+
+
+class InvalidLogits(SamplerContract):
+    def test_invalid_rows_get_no_token_and_the_others_theirs(self) -> None:
+        params, vocab = [*MIXED, SamplingParams(seed=1)], 100
+        count = len(params)
         good = random_rows(count, vocab)
         nan, infinite = good.copy(), good.copy()
         nan[:, 77] = np.nan
@@ -324,8 +391,8 @@ class UnsoundLogits(SamplerContract):
         bad = np.concatenate([good, nan, infinite, np.full_like(good, -np.inf)])
 
         tried, untried = self.make(vocab), self.make(vocab)
-        slots = np.array([tried.open(params, (), EOS) for params in wishes * 4])
-        same = np.array([untried.open(params, (), EOS) for params in wishes])
+        slots = np.array([tried.open(each, (), EOS) for each in params * 4])
+        same = np.array([untried.open(each, (), EOS) for each in params])
         for logits, taken in ((bad, slots), (good, slots[:count])):
             found = tried.sample(logits, taken)
             expected = untried.sample(good, same)
@@ -336,7 +403,9 @@ class UnsoundLogits(SamplerContract):
             assert found.logprobs[count:] == [None] * (len(taken) - count)
 
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
-    def test_rows_spoiled_by_the_model_and_by_bars_get_no_token(self, temperature: float) -> None:
+    def test_rows_that_the_model_or_bars_make_invalid_get_no_token(
+        self, temperature: float
+    ) -> None:
         one = self.make(3)
         barring = SamplingParams(temperature=temperature, min_tokens=1, stop_token_ids=(0, 1, 2))
         plain = SamplingParams(temperature=temperature)
@@ -344,7 +413,7 @@ class UnsoundLogits(SamplerContract):
         found = one.sample(rows([1, 2, 3], [1, 2, 3], [1, math.nan, 3], [math.nan] * 3), slots)
         assert (found.tokens == NO_TOKEN).tolist() == [False, True, True, True]
 
-    def test_tokens_at_minus_infinity_are_never_drawn(self) -> None:
+    def test_tokens_at_minus_infinity_are_never_sampled(self) -> None:
         logits = [-math.inf, 1.0, -math.inf, 0.0, -math.inf]
         for params in ({}, {"top_k": 4}, {"top_p": 0.999}, {"min_p": 0.001}):
             assert self.possible(SamplingParams(seed=1, **params), logits) == {1, 3}
@@ -355,10 +424,10 @@ class UnsoundLogits(SamplerContract):
         self, temperature: float, truncation: dict[str, Any]
     ) -> None:
         params = SamplingParams(seed=1, temperature=temperature, **truncation)
-        assert self.possible(params, [1.0, 1.001, -3e38, 0.0], draws=20) == {1}
+        assert self.possible(params, [1.0, 1.001, -3e38, 0.0], samples=20) == {1}
 
     def test_huge_logits_do_not_overflow(self) -> None:
-        assert self.possible(SamplingParams(seed=1), [3e38, -3e38, 3e38], draws=40) == {0, 2}
+        assert self.possible(SamplingParams(seed=1), [3e38, -3e38, 3e38], samples=40) == {0, 2}
 
 
 class Slots(SamplerContract):

@@ -1,4 +1,4 @@
-"""A slow, obvious sampler of one row, to hold the real one against."""
+"""A slow, obvious sampler of one row, to compare the real one with."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def edited_logits(
 
 
 def distribution(row: Sequence[float], params: SamplingParams) -> tuple[dict[int, float], float]:
-    """The probability of each token that can be drawn, in the order in which mass is laid out.
+    """The probability of each token that can be sampled, in the order in which mass is laid out.
 
     Also the least distance of any truncation decision from tipping, in units of mass.
     """
@@ -74,12 +74,12 @@ def distribution(row: Sequence[float], params: SamplingParams) -> tuple[dict[int
 
 
 def choose(row: Sequence[float], params: SamplingParams, position: int) -> tuple[int, float]:
-    """The token, and how far the draw is from giving another one."""
+    """Return the token, and how far the uniform is from giving another one."""
     if params.temperature == 0:
         return int(np.argmax(row)), 1.0
     assert params.seed is not None
     probabilities, margin = distribution(row, params)
-    drawn = uniform(params.seed, position)
+    point = uniform(params.seed, position)
     edges = np.cumsum(list(probabilities.values()))
-    token = list(probabilities)[min(int((edges <= drawn).sum()), len(edges) - 1)]
-    return token, min(margin, float(np.abs(edges - drawn).min()))
+    token = list(probabilities)[min(int((edges <= point).sum()), len(edges) - 1)]
+    return token, min(margin, float(np.abs(edges - point).min()))

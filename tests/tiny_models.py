@@ -150,8 +150,8 @@ def _save_random(name: str, settings: dict[str, Any], folder: Path) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
+    from sarathi.models.decoder import whole_model
     from sarathi.models.formats import huggingface_config as huggingface
-    from sarathi.models.stage import whole
     from sarathi.models.tensor_layout import expected_shapes
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ def _save_random(name: str, settings: dict[str, Any], folder: Path) -> None:
     names = huggingface.name_map(config)
     rng = np.random.default_rng(0)
     tensors = {}
-    for own_name, shape in expected_shapes(config, whole(config)).items():
+    for own_name, shape in expected_shapes(config, whole_model(config)).items():
         source = names.find(own_name)
         rows = shape[0] if source.rows is None else source.rows.groups * source.rows.size
         spread = settings["initializer_range"] if source.name.endswith("weight") else 0.3

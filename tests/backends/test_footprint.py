@@ -16,9 +16,9 @@ from sarathi.backends.openvino.openvino_executor import (
 )
 from sarathi.backends.options import KvPrecision, Precision
 from sarathi.backends.torch.torch_executor import TorchExecutor
+from sarathi.models.decoder import Stage, pipeline_stages, whole_model
 from sarathi.models.model import Model, open_model
 from sarathi.models.sharding import Shard
-from sarathi.models.stage import Stage, split, whole
 
 WHOLE = Shard()
 
@@ -53,7 +53,7 @@ def test_openvino_takes_what_was_reckoned(
     if precision not in supported_precisions():
         pytest.skip(f"this processor does not compute in {precision}")
     model = saved(family)
-    stage = split(model.config, num_stages)[0]
+    stage = pipeline_stages(model.config, num_stages)[0]
     executor = OpenVinoExecutor(
         model.config,
         model.weights,
@@ -81,7 +81,7 @@ def test_torch_takes_what_was_reckoned(
     precision: Precision, shard: Shard, saved: Callable[[str], Model]
 ) -> None:
     model = saved("falcon-180b")
-    stage = split(model.config, 3)[2]
+    stage = pipeline_stages(model.config, 3)[2]
     executor = TorchExecutor(
         model.config,
         model.weights,
@@ -115,15 +115,15 @@ def test_stages_have_all_layers_between_them_and_a_tied_matrix_at_both_ends(
         )
         return found.weight_bytes, found.block_bytes
 
-    weights, block = reckon(whole(config))
-    parts = [reckon(stage) for stage in split(config, 3)]
+    weights, block = reckon(whole_model(config))
+    parts = [reckon(stage) for stage in pipeline_stages(config, 3)]
     assert weights == 4 * num_parameters(config)
     matrix = 4 * config.vocab_size * config.hidden_size
     assert sum(part[0] for part in parts) == weights + matrix
     assert sum(part[1] for part in parts) == block
     # Two ranks have half of every matrix and of the keys, and each its copy of the norms.
     norms = 4 * config.hidden_size * (2 * config.num_layers + 1)
-    assert reckon(whole(config), Shard(0, 2)) == ((weights + norms) // 2, block // 2)
+    assert reckon(whole_model(config), Shard(0, 2)) == ((weights + norms) // 2, block // 2)
 
 
 def test_ranks_that_share_a_key_head_each_keep_its_keys(saved: Callable[[str], Model]) -> None:
@@ -132,7 +132,7 @@ def test_ranks_that_share_a_key_head_each_keep_its_keys(saved: Callable[[str], M
     for count in (1, 2, 4):
         found = footprint(
             config,
-            whole(config),
+            whole_model(config),
             Shard(0, count),
             precision="bf16",
             kv_precision="bf16",

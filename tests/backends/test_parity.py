@@ -18,7 +18,7 @@ from sarathi.backends.openvino.openvino_executor import OpenVinoExecutor
 from sarathi.backends.reference import reference
 from sarathi.backends.step import Step
 from sarathi.backends.torch.torch_executor import TorchExecutor
-from sarathi.models.stage import whole
+from sarathi.models.decoder import whole_model
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler import POLICIES
 
@@ -80,7 +80,7 @@ class TestEveryFamily:
     def test_the_reference_equals_transformers(self, family: Tiny) -> None:
         config, weights = family.executor.config, family.executor.constants
         for prompt in family.prompts:
-            found = reference(config, whole(config), weights, prompt)
+            found = reference(config, whole_model(config), weights, prompt)
             np.testing.assert_allclose(found, logits(family.model, prompt), atol=2e-3)
 
     @pytest.mark.parametrize("library", ["openvino", "torch"])

@@ -19,8 +19,8 @@ from sarathi.backends.step import StepError, StepPart, join_parts
 from sarathi.backends.torch import elementwise
 from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.errors import ExecutorError
+from sarathi.models.decoder import Stage, pipeline_stages, whole_model
 from sarathi.models.model import open_model
-from sarathi.models.stage import Stage, split, whole
 from sarathi.models.tensor_layout import expected_shapes
 
 BLOCK_SIZE = 32
@@ -62,14 +62,14 @@ def test_of_a_large_model_some_layers_are_checked(
         monkeypatch.setattr(self_check, "_MOST_WEIGHTS", most)
         executor.check()
     assert checked == [range(3), range(2), range(1)]
-    assert executor.stage == whole(executor.config)
+    assert executor.stage == whole_model(executor.config)
 
 
 class TestStages:
     def test_chained_they_give_the_same_to_the_last_bit(
         self, path: Path, executor: TorchExecutor, prompts: list[list[int]]
     ) -> None:
-        stages = [load_torch(path, stage=stage) for stage in split(executor.config, 3)]
+        stages = [load_torch(path, stage=stage) for stage in pipeline_stages(executor.config, 3)]
         for start, stop in ((0, 45), (45, 46), (46, 100)):
             step = chunk(prompts[2], start, stop)
             expected = executor.execute(step)
@@ -81,7 +81,7 @@ class TestStages:
     def test_each_has_its_share_and_checks_itself(
         self, path: Path, executor: TorchExecutor
     ) -> None:
-        stages = [load_torch(path, stage=stage) for stage in split(executor.config, 3)]
+        stages = [load_torch(path, stage=stage) for stage in pipeline_stages(executor.config, 3)]
         assert [3 * stage.block_bytes for stage in stages] == [executor.block_bytes] * 3
         for stage in stages:
             assert stage.weight_bytes < executor.weight_bytes
@@ -90,7 +90,7 @@ class TestStages:
     def test_hidden_states_travel_in_the_served_precision(self, path: Path) -> None:
         config = open_model(path).config
         first, second, third = (
-            load_torch(path, stage=stage, precision="bf16") for stage in split(config, 3)
+            load_torch(path, stage=stage, precision="bf16") for stage in pipeline_stages(config, 3)
         )
         step = chunk([5, 6, 7], 0, 3)
         hidden = second.execute(step, first.execute(step))
@@ -141,9 +141,9 @@ def test_a_prompt_longer_than_what_is_computed_at_a_time(tmp_path: Path) -> None
     tiny_models.save_tiny("mistral-sliding", tmp_path)
     executor = load_torch(tmp_path, max_position=1300)
     prompt = np.random.default_rng(0).integers(2, 256, 1300).tolist()
-    whole = executor.execute(chunk(prompt, 0, 1300)).copy()
+    whole_model = executor.execute(chunk(prompt, 0, 1300)).copy()
     parts = [executor.execute(chunk(prompt, i, i + 100)).copy() for i in range(0, 1300, 100)]
-    np.testing.assert_allclose(whole, np.concatenate(parts), atol=1e-3)
+    np.testing.assert_allclose(whole_model, np.concatenate(parts), atol=1e-3)
 
 
 def test_deterministic_logits_do_not_depend_on_the_batch(path: Path) -> None:

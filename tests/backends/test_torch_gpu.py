@@ -16,9 +16,9 @@ from sarathi.backends.torch.arrays import DTYPES
 from sarathi.backends.torch.attention_backend import choose
 from sarathi.backends.torch.attention_check import check_attention
 from sarathi.backends.torch.torch_executor import TorchExecutor
+from sarathi.models.decoder import pipeline_stages
 from sarathi.models.model import open_model
 from sarathi.models.model_config import ModelConfig
-from sarathi.models.stage import split
 
 pytestmark = [
     pytest.mark.gpu,
@@ -135,7 +135,8 @@ def test_graphs_change_nothing(path: Path) -> None:
 def test_stages_chained(path: Path) -> None:
     whole = load_gpu(path, precision="f16")
     stages = [
-        load_gpu(path, precision="f16", stage=stage) for stage in split(open_model(path).config, 3)
+        load_gpu(path, precision="f16", stage=stage)
+        for stage in pipeline_stages(open_model(path).config, 3)
     ]
     for step in steps(whole):
         passed = None

@@ -14,9 +14,9 @@ from tiny_gguf import write_gguf
 from sarathi.backends.torch import parameters as module
 from sarathi.backends.torch.arrays import as_tensor
 from sarathi.backends.torch.parameters import Parameters, Served, joined_tensors
+from sarathi.models.decoder import whole_model
 from sarathi.models.model import open_model
 from sarathi.models.sharding import Shard, ShardedWeights, shard_shapes
-from sarathi.models.stage import whole
 from sarathi.models.weights import Array
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ MLP = "model.layers.1.mlp"
 
 def open_share(path: Path, shard: Shard) -> tuple[ShardedWeights, dict[str, tuple[int, ...]]]:
     model = open_model(path)
-    shapes = dict(shard_shapes(model.config, whole(model.config), shard))
+    shapes = dict(shard_shapes(model.config, whole_model(model.config), shard))
     return ShardedWeights(model.weights, model.config, shard), shapes
 
 

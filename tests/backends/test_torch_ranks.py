@@ -22,9 +22,9 @@ from sarathi.backends.torch.process_group import (
     interface_towards,
 )
 from sarathi.errors import ExecutorError, ModelError
+from sarathi.models.decoder import pipeline_stages
 from sarathi.models.model import open_model
 from sarathi.models.sharding import Shard
-from sarathi.models.stage import split
 from sarathi.sampling.params import SamplingParams
 
 # Families and numbers of ranks: with key heads for each rank and fewer, one norm and two, biases,
@@ -78,7 +78,10 @@ def test_more_ranks_than_can_share_the_heads(tmp_path: Path) -> None:
 def test_hidden_states_reach_the_other_ranks(crew: Crew, tmp_path: Path) -> None:
     """Of a later stage only the first rank is given them, and the check needs no weights."""
     tiny_models.save_tiny("falcon-180b", tmp_path)
-    alone = [load_torch(tmp_path, stage=stage) for stage in split(open_model(tmp_path).config, 3)]
+    alone = [
+        load_torch(tmp_path, stage=stage)
+        for stage in pipeline_stages(open_model(tmp_path).config, 3)
+    ]
     step = chunk([5, 6, 7, 8], 0, 4)
     hidden = alone[0].execute(step).copy()
     expected = alone[1].execute(step, hidden).copy()

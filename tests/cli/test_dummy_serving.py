@@ -22,8 +22,7 @@ from sarathi.engine.llm import LLM
 from sarathi.engine.startup.load import load_engine
 from sarathi.errors import ConfigError, ExecutorError
 from sarathi.models.formats.huggingface_config import read_config
-from sarathi.models.load_format import RANDOM_WEIGHTS
-from sarathi.models.locate import locate_config
+from sarathi.models.locate import RANDOM_WEIGHTS, locate_config
 from sarathi.simulator.model_shape import MODELS
 from sarathi.simulator.published_config import config_folder
 from sarathi.simulator.shape_from_config import shape_from_config

@@ -17,10 +17,11 @@ from sampler_contract import (
     MIXED,
     Edits,
     Greedy,
+    InvalidLogits,
+    Processors,
     Resumption,
     Slots,
     Truncation,
-    UnsoundLogits,
     check_agreement,
     check_independence,
     random_rows,
@@ -54,7 +55,7 @@ class ArraySampler(TorchSampler):
         return super().sample(torch.tensor(logits).to(self._to), slots)
 
 
-class TestTorchSampler(Greedy, Truncation, Edits, UnsoundLogits, Slots, Resumption):
+class TestTorchSampler(Greedy, Truncation, Edits, Processors, InvalidLogits, Slots, Resumption):
     steps = 2
     cuts = (1,)
 
@@ -66,12 +67,12 @@ class TestTorchSampler(Greedy, Truncation, Edits, UnsoundLogits, Slots, Resumpti
         return ArraySampler(vocab_size, self._device)
 
     def possible(
-        self, params: SamplingParams, logits: Sequence[float], draws: int = 400
+        self, params: SamplingParams, logits: Sequence[float], samples: int = 400
     ) -> set[int]:
-        """What the draws give at which the host's sampler finds each token first."""
+        """Return what this gives where the host's sampler finds each token first."""
         host = Sampler(len(logits))
         slot = np.array([host.open(params, (), EOS)])
-        tokens = [int(host.sample(rows(logits), slot).tokens[0]) for _ in range(draws)]
+        tokens = [int(host.sample(rows(logits), slot).tokens[0]) for _ in range(samples)]
         _, first = np.unique(tokens, return_index=True)
         mine = self.make(len(logits))
         slots = np.array([mine.open(params, (), EOS, [0] * position) for position in first])
@@ -110,16 +111,16 @@ def test_the_tiles_change_nothing(device: torch.device) -> None:
     assert run(TINY) == run(Tiles(block=128, ways=16))
 
 
-@pytest.mark.parametrize(("draws", "wishes"), [(20, {}), (4, {"top_p": 0.9}), (4, {"top_k": 20})])
+@pytest.mark.parametrize(("samples", "fields"), [(20, {}), (4, {"top_p": 0.9}), (4, {"top_k": 20})])
 def test_the_same_seed_gives_the_tokens_of_the_host(
-    device: torch.device, draws: int, wishes: dict[str, Any]
+    device: torch.device, samples: int, fields: dict[str, Any]
 ) -> None:
     vocab = 500
-    logits = np.tile(random_rows(1, vocab), (draws, 1))
+    logits = np.tile(random_rows(1, vocab), (samples, 1))
     samplers = (Sampler(vocab), ArraySampler(vocab, device))
     found = []
     for one in samplers:
-        params = [SamplingParams(seed=seed, **wishes) for seed in range(draws)]
+        params = [SamplingParams(seed=seed, **fields) for seed in range(samples)]
         slots = np.array([one.open(each, (), EOS) for each in params])
         found.append(one.sample(logits, slots).tokens.tolist())
     assert found[0] == found[1]

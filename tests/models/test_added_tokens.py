@@ -142,7 +142,7 @@ def test_tokens_of_the_companions_list_may_be_objects(tmp_path: Path) -> None:
     assert tokenizer.decode([VOCAB_SIZE, VOCAB_SIZE + 1]) == ""
 
 
-def test_names_of_the_models_own_reach_its_template(tmp_path: Path) -> None:
+def test_named_tokens_of_the_model_reach_its_template(tmp_path: Path) -> None:
     fields = {"chat_template": "{{ image_token }}", "extra_special_tokens": {"image_token": "<a>"}}
     _write(tmp_path, {"tokenizer_config.json": fields})
     template = open_tokenizer(tmp_path).chat_template
@@ -151,7 +151,7 @@ def test_names_of_the_models_own_reach_its_template(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "fields", "said"),
+    ("name", "fields", "message"),
     [
         ("tokenizer_config.json", {"extra_special_tokens": "<a>"}, "extra_special_tokens is '<a>'"),
         ("tokenizer_config.json", {"extra_special_tokens": [3]}, "extra_special_tokens is"),
@@ -170,8 +170,8 @@ def test_names_of_the_models_own_reach_its_template(tmp_path: Path) -> None:
     ],
 )
 def test_descriptions_that_cannot_be_used_are_named(
-    name: str, fields: dict[str, Any], said: str, tmp_path: Path
+    name: str, fields: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     _write(tmp_path, {name: fields})
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         open_tokenizer(tmp_path)

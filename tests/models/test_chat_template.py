@@ -73,7 +73,7 @@ def test_dates() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{{ messages[0].content + 3 }}", "can only concatenate"),
@@ -83,9 +83,9 @@ def test_dates() -> None:
         ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"),
     ],
 )
-def test_failures_become_value_errors_with_the_message(source: str, said: str) -> None:
+def test_failures_become_value_errors_with_the_message(source: str, message: str) -> None:
     template = ChatTemplate(source)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         template.render(_MESSAGES)
 
 

@@ -36,7 +36,7 @@ class Counter:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_id_has_a_text_of_its_own(size: int) -> None:
+def test_every_id_has_a_different_text(size: int) -> None:
     tokenizer = TOKENIZERS[size]
     assert tokenizer.vocab_size == size
     texts = [tokenizer.token_bytes(id_) for id_ in range(size)]
@@ -67,7 +67,7 @@ def test_tokens_beyond_the_pairs_of_pairs_are_numbered(monkeypatch: pytest.Monke
     assert tokenizer.decode(tokenizer.encode("<999>")) == "<999>"
 
 
-def test_a_vocabulary_without_room_for_all_bytes_is_refused() -> None:
+def test_a_vocabulary_too_small_for_all_bytes_is_refused() -> None:
     with pytest.raises(ModelError, match=r"vocab_size is 244, expected at least 245"):
         dummy_tokenizer(LEAST - 1)
 

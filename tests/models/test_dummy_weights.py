@@ -18,12 +18,12 @@ from sarathi.backends.torch.arrays import as_array, as_tensor
 from sarathi.backends.torch.dummy_parameters import fill_dummy
 from sarathi.backends.torch.parameters import Parameters
 from sarathi.errors import ModelError
+from sarathi.models.decoder import whole_model
 from sarathi.models.dummy_weights import BLOCK_SIZE, DummyWeights, random_tensor
 from sarathi.models.formats.huggingface_config import read_config
 from sarathi.models.model import open_model
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.sharding import Shard, ShardedWeights, shard_shapes
-from sarathi.models.stage import whole
 from sarathi.models.tensor_layout import expected_shapes
 
 LLAMA = {
@@ -60,9 +60,9 @@ def llama(tmp_path: Path) -> ModelConfig:
     return config_of(tmp_path, LLAMA)
 
 
-def test_every_tensor_of_the_configuration_is_there(llama: ModelConfig) -> None:
+def test_every_tensor_of_the_configuration_exists(llama: ModelConfig) -> None:
     weights = DummyWeights(llama)
-    for name, shape in expected_shapes(llama, whole(llama)).items():
+    for name, shape in expected_shapes(llama, whole_model(llama)).items():
         assert name in weights
         assert weights.shape(name) == weights[name].shape == shape
         assert weights.stored_dtype(name) is None
@@ -70,7 +70,7 @@ def test_every_tensor_of_the_configuration_is_there(llama: ModelConfig) -> None:
         weights["q_proj"]
 
 
-def test_values_depend_on_name_and_seed_alone(llama: ModelConfig) -> None:
+def test_values_depend_only_on_name_and_seed(llama: ModelConfig) -> None:
     first, again, other = DummyWeights(llama), DummyWeights(llama), DummyWeights(llama, seed=1)
     assert np.array_equal(first[Q], again[Q])
     assert not np.array_equal(first[Q], other[Q])
@@ -89,7 +89,7 @@ def test_distributions(llama: ModelConfig) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(data=st.data(), name=st.sampled_from([Q, Q.replace("weight", "bias"), "model.norm.weight"]))
-def test_a_part_is_what_the_whole_has_there(
+def test_a_part_equals_that_slice_of_the_whole(
     data: st.DataObject, name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     weights = DummyWeights(config_of(tmp_path_factory.mktemp("llama"), LLAMA))
@@ -118,7 +118,7 @@ def test_tensors_are_filled_with_the_values_that_numpy_makes(
     for rank in range(count):
         shard = Shard(rank, count)
         weights = ShardedWeights(DummyWeights(config), config, shard)
-        shapes = shard_shapes(config, whole(config), shard)
+        shapes = shard_shapes(config, whole_model(config), shard)
         parameters = Parameters(weights, shapes, dtype, torch.device("cpu"))
         for name in shapes:
             assert torch.equal(parameters[name], as_tensor(weights[name], dtype)), name
@@ -159,7 +159,7 @@ def test_weights_of_a_checkpoint_are_not_random(llama: ModelConfig) -> None:
 def test_activations_stay_small_through_many_layers(tmp_path: Path, fields: dict[str, Any]) -> None:
     config = config_of(tmp_path, fields, num_hidden_layers=80)
     weights = DummyWeights(config)
-    stage = whole(config)
+    stage = whole_model(config)
     hidden = reference(config, type(stage)(stage.layers, last=False), weights, range(9))
     assert 0 < np.abs(hidden).max() < 1000  # float16 goes to 65504
     logits = reference(config, stage, weights, range(9))

@@ -13,10 +13,10 @@ from tiny_gguf import GGUF_FAMILIES, write_gguf
 from tiny_models import overwrite_u64, save_tiny, truncate
 
 from sarathi.errors import ModelError
+from sarathi.models.decoder import whole_model
 from sarathi.models.formats.gguf_file import GgufFile
 from sarathi.models.locate import locate
 from sarathi.models.model import open_model, open_tokenizer
-from sarathi.models.stage import whole
 from sarathi.models.tensor_layout import expected_shapes
 
 _DEQUANTISED = (
@@ -60,7 +60,7 @@ def test_gguf_describes_the_same_model_as_the_folder(
     family_name = expected.pop("architecture").removesuffix("ForCausalLM").lower()
     assert found.pop("architecture") == family_name.replace("mistral", "llama")
     assert found == expected
-    for name in expected_shapes(original.config, whole(original.config)):
+    for name in expected_shapes(original.config, whole_model(original.config)):
         np.testing.assert_array_equal(converted.weights[name], original.weights[name])
 
 
@@ -163,7 +163,7 @@ def _add_window_pattern(writer: gguf.GGUFWriter) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "add", "said"),
+    ("arch", "add", "message"),
     [
         ("gemma", lambda w: None, "general.architecture is 'gemma', supported are llama"),
         ("llama", lambda w: w.add_uint16("split.count", 2), "split GGUF"),
@@ -187,10 +187,10 @@ def _add_window_pattern(writer: gguf.GGUFWriter) -> None:
     ],
 )
 def test_metadata_that_cannot_be_served_is_named(
-    arch: str, add: Callable[[gguf.GGUFWriter], None], said: str, tmp_path: Path
+    arch: str, add: Callable[[gguf.GGUFWriter], None], message: str, tmp_path: Path
 ) -> None:
     path = _write_metadata(tmp_path / "m.gguf", arch, add)
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         open_model(path)
 
 

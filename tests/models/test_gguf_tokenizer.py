@@ -18,8 +18,11 @@ from tokenizers import normalizers, pre_tokenizers, trainers
 from sarathi.errors import ModelError
 from sarathi.models.locate import locate
 from sarathi.models.model import open_tokenizer
-from sarathi.models.tokenizers.gguf_tokenizer import merges_from_scores
-from sarathi.models.tokenizers.pre_tokenization import KNOWN_PRE_TOKENIZERS, pre_tokenizer
+from sarathi.models.tokenizers.gguf_tokenizer import (
+    KNOWN_PRE_TOKENIZERS,
+    merges_from_scores,
+    pre_tokenizer,
+)
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 
 
@@ -341,7 +344,7 @@ def test_llama3_looks_up_whole_words_and_begins_with_bos(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("model", "fields", "said"),
+    ("model", "fields", "message"),
     [
         ("gpt2", {"pre": "unheard-of"}, "pre is 'unheard-of', known are default"),
         ("bert", {}, "model is 'bert', supported are gpt2"),
@@ -354,8 +357,8 @@ def test_llama3_looks_up_whole_words_and_begins_with_bos(tmp_path: Path) -> None
     ],
 )
 def test_gguf_vocabularies_that_cannot_be_used(
-    model: str, fields: dict[str, Any], said: str, tmp_path: Path
+    model: str, fields: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     path = write_tokenizer_gguf(tmp_path / "m.gguf", model, byte_letters(), **fields)
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         open_tokenizer(path)

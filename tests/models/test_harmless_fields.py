@@ -1,4 +1,4 @@
-"""What nobody reads: every field, key and tensor is read, known to be harmless, or refused."""
+"""Every field, key and tensor is read, known to be harmless, or refused."""
 
 from __future__ import annotations
 
@@ -299,9 +299,11 @@ def test_architecture_and_model_type_that_contradict_each_other(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("head_dim", "ff_factor"), [(16, 3), (8, 4)])
-def test_what_falcon_says_twice(head_dim: int, ff_factor: int, tmp_path: Path) -> None:
-    said = "head_dim is 8" if head_dim == 8 else "ff_factor is 3"
-    with pytest.raises(ModelError, match=said):
+def test_fields_that_falcon_has_twice_must_agree(
+    head_dim: int, ff_factor: int, tmp_path: Path
+) -> None:
+    message = "head_dim is 8" if head_dim == 8 else "ff_factor is 3"
+    with pytest.raises(ModelError, match=message):
         _read(tmp_path, {**_sizes("falcon"), "head_dim": head_dim, "ff_factor": ff_factor})
 
 
@@ -455,7 +457,7 @@ def test_tensors_that_are_left_over(family: str, name: str, tmp_path: Path) -> N
         ("falcon-7b", "transformer.h.12.ln_mlp.weight"),
     ],
 )
-def test_layers_beyond_the_configured_ones_are_left_out_and_said(
+def test_layers_beyond_the_configured_ones_are_left_out_with_a_warning(
     family: str, name: str, tmp_path: Path
 ) -> None:
     _save_with(tmp_path, family, **{name: np.ones(64, np.float32)})
@@ -487,7 +489,7 @@ def test_what_is_left_over_is_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("family", ["llama-tied", "falcon-7b"])
-def test_a_head_of_its_own_counts_though_the_configuration_ties_it(
+def test_a_separate_head_counts_though_the_configuration_ties_it(
     family: str, same: bool, tmp_path: Path
 ) -> None:
     save_tiny(family, tmp_path)

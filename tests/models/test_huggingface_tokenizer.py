@@ -121,7 +121,7 @@ def _as_files(folder: Path) -> None:
         (_as_files, "jinja <s>"),
     ],
 )
-def test_places_of_chat_templates(
+def test_chat_templates_are_read_from_every_file(
     store: Callable[[Path], None], expected: str, folder: Path
 ) -> None:
     store(folder)
@@ -198,7 +198,7 @@ def test_a_folder_may_have_no_chat_template(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"chat_template": "{% for %}"}, "chat template is invalid"),
         ({"chat_template": [{"name": "default"}]}, "chat_template"),
@@ -210,10 +210,10 @@ def test_a_folder_may_have_no_chat_template(folder: Path) -> None:
     ],
 )
 def test_tokenizer_config_that_cannot_be_used(
-    changes: dict[str, Any], said: str, folder: Path
+    changes: dict[str, Any], message: str, folder: Path
 ) -> None:
     _configure(folder, **changes)
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         open_tokenizer(folder)
 
 

@@ -71,7 +71,7 @@ _DIGEST = "sha256-" + "0123456789abcdef" * 4
         (_DIGEST[7:], "A", "A"),
     ],
 )
-def test_gguf_files_are_told_by_how_they_begin(
+def test_gguf_files_are_recognised_by_how_they_begin(
     name: str, title: str | None, served: str, tmp_path: Path
 ) -> None:
     path = tmp_path / name
@@ -90,7 +90,7 @@ def test_digest_of_what_is_no_gguf_after_all(tmp_path: Path) -> None:
     assert locate(str(tmp_path / _DIGEST)).served_name == _DIGEST
 
 
-def test_adapters_are_told(tmp_path: Path) -> None:
+def test_adapters_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"LoRA adapter.*merge it into its base model"):
         locate(str(tmp_path))
@@ -150,7 +150,7 @@ def test_without_a_home_folder_downloads_go_to_the_cache(
 
 
 @pytest.mark.parametrize("name", ["~/model", "~/model.gguf"])
-def test_a_home_folder_that_is_not_known_is_no_traceback(
+def test_an_unknown_home_folder_gives_no_traceback(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unknown(path: Path) -> Path:
@@ -165,7 +165,7 @@ _REQUEST = httpx.Request("GET", "https://huggingface.co")
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (LocalEntryNotFoundError("offline"), "cannot be reached"),
         (httpx.ConnectError("no route"), "cannot be reached"),
@@ -174,12 +174,12 @@ _REQUEST = httpx.Request("GET", "https://huggingface.co")
         (RepositoryNotFoundError("x", response=httpx.Response(401, request=_REQUEST)), "HF_TOKEN"),
     ],
 )
-def test_failed_downloads_say_why(
-    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+def test_the_error_of_a_failed_download_has_the_reason(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(repo_id: str, allow_patterns: list[str]) -> str:
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         locate("org/name")

@@ -259,7 +259,7 @@ def test_a_window_that_is_switched_off_is_none(architecture: str, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"layer_types": ["full_attention"]}, "layer_types is .*each of 4 layers"),
         ({"layer_types": ["chunked_attention"] * 4}, "layer_types is .*each of 4 layers"),
@@ -277,22 +277,22 @@ def test_a_window_that_is_switched_off_is_none(architecture: str, tmp_path: Path
 )
 @pytest.mark.parametrize("architecture", _SLIDING)
 def test_windows_that_cannot_be_served_are_named(
-    changes: dict[str, Any], said: str, architecture: str, tmp_path: Path
+    changes: dict[str, Any], message: str, architecture: str, tmp_path: Path
 ) -> None:
     _write(tmp_path, **{**_WINDOWED, **changes, "architectures": [architecture]})
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         read_config(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"layer_types": ["sliding_attention"] * 4}, "layer_types is .*Llama has no sliding"),
         ({}, "sliding_window is 9.*Llama has no sliding window"),
     ],
 )
-def test_llama_does_not_slide(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=said):
+def test_llama_does_not_slide(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=message):
         read_config(_write(tmp_path, **{**_WINDOWED, **changes}))
 
 
@@ -302,7 +302,7 @@ def test_a_window_as_long_as_the_context_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "architectures.*GPT2LMHeadModel.*Llama"),
         ({"architectures": None, "model_type": "bert"}, "model_type.*bert.*llama"),
@@ -354,9 +354,11 @@ def test_a_window_as_long_as_the_context_is_none(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_served_is_named(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_fields_that_cannot_be_served_are_named(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     _write(tmp_path, **changes)
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         read_config(tmp_path)
 
 
@@ -408,7 +410,7 @@ def test_switches_of_falcon(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"vocab_size": None}, "vocab_size is missing"),
@@ -423,15 +425,15 @@ def test_switches_of_falcon(
     ],
 )
 def test_what_cannot_be_served_of_falcon_is_named(
-    changes: dict[str, Any], said: str, tmp_path: Path
+    changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**_FALCON, **changes}))
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         read_config(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "type is 'longrope'"),
         ({"partial_rotary_factor": 0.75}, "partial_rotary_factor is 0.75"),
@@ -439,14 +441,14 @@ def test_what_cannot_be_served_of_falcon_is_named(
     ],
 )
 def test_what_cannot_be_served_of_phi3_is_named(
-    changes: dict[str, Any], said: str, tmp_path: Path
+    changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     _write(tmp_path, architectures=["Phi3ForCausalLM"], **changes)
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         read_config(tmp_path)
 
 
-def test_phi3_has_defaults_of_its_own(tmp_path: Path) -> None:
+def test_phi3_has_different_defaults(tmp_path: Path) -> None:
     config = read_config(_write(tmp_path, architectures=["Phi3ForCausalLM"]))
     assert (config.max_position, config.norm_eps, config.sliding_windows) == (4096, 1e-5, (0, 0))
 

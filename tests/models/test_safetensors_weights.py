@@ -143,7 +143,7 @@ def test_pytorch_files_alone_are_refused_with_advice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (["model-00001-of-00002.safetensors"], r"but no model\.safetensors\.index\.json"),
         (["model.fp16.safetensors"], r"it has model\.fp16\.safetensors: supported is"),
@@ -155,10 +155,12 @@ def test_pytorch_files_alone_are_refused_with_advice(tmp_path: Path) -> None:
         ([], r"has no model\.safetensors$"),
     ],
 )
-def test_what_a_folder_has_instead_is_said(names: list[str], said: str, tmp_path: Path) -> None:
+def test_the_error_has_what_a_folder_has_instead(
+    names: list[str], message: str, tmp_path: Path
+) -> None:
     for name in names:
         (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         SafetensorsWeights(tmp_path)
 
 
@@ -169,7 +171,7 @@ def test_what_a_folder_has_instead_is_said(names: list[str], said: str, tmp_path
         *("weight_scale_inv", "weight.absmax", "SCB"),
     ],
 )
-def test_quantised_tensors_are_told(name: str, llama: Path) -> None:
+def test_quantised_tensors_are_refused_by_name(name: str, llama: Path) -> None:
     path = llama / "model.safetensors"
     tensors = load_file(path)
     values = tensors.pop("model.layers.0.mlp.up_proj.weight").astype(np.int32)
@@ -182,7 +184,7 @@ _POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "m.gguf"])
-def test_pointers_of_git_lfs_are_told(name: str, llama: Path) -> None:
+def test_the_error_about_a_git_lfs_pointer_has_the_remedy(name: str, llama: Path) -> None:
     (llama / name).write_bytes(_POINTER)
     read = open_tokenizer if name == "tokenizer.json" else open_model
     with pytest.raises(ModelError, match="pointer of git-lfs, run `git lfs pull`"):
@@ -227,14 +229,14 @@ def test_forged_header_size(size: int, llama: Path) -> None:
         SafetensorsWeights(llama)
 
 
-def test_weights_of_another_shape_than_the_config_says(llama: Path) -> None:
+def test_weights_of_another_shape_than_in_the_config_are_refused(llama: Path) -> None:
     config = json.loads((llama / "config.json").read_text())
     (llama / "config.json").write_text(json.dumps({**config, "intermediate_size": 128}))
     with pytest.raises(ModelError, match=r"gate_proj\.weight has shape \(96, 64\).*\(128, 64\)"):
         open_model(llama)
 
 
-def test_weights_of_another_architecture_than_the_config_says(llama: Path) -> None:
+def test_weights_of_another_architecture_than_in_the_config_are_refused(llama: Path) -> None:
     config = json.loads((llama / "config.json").read_text())
     changed = {**config, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
     (llama / "config.json").write_text(json.dumps(changed))

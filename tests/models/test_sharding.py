@@ -16,14 +16,13 @@ from tiny_models import FAMILIES, save_tiny
 
 from sarathi.backends.reference import F32, I64, _NumpyOperations, reference
 from sarathi.errors import ModelError
-from sarathi.models.decoder import EMBEDDING, forward, head_of
+from sarathi.models.decoder import EMBEDDING, forward, head_of, pipeline_stages, whole_model
+from sarathi.models.formats import checkpoint_files as mapping
 from sarathi.models.formats import gguf_weights, safetensors_weights
-from sarathi.models.formats import mapped_file as mapping
 from sarathi.models.locate import locate
 from sarathi.models.model import Model, open_model
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.sharding import Shard, ShardedWeights, shard_config, shard_shapes, vocabulary
-from sarathi.models.stage import split, whole
 from sarathi.models.tensor_layout import expected_shapes
 from sarathi.models.weights import Array
 
@@ -103,10 +102,10 @@ def test_the_shares_of_all_ranks_are_the_whole(
     assert counts(config)
     for count in counts(config):
         shares = ranks(model, count)
-        for name, expected in expected_shapes(config, whole(config)).items():
+        for name, expected in expected_shapes(config, whole_model(config)).items():
             parts = [share[name] for share in shares]
             for rank, (share, part) in enumerate(zip(shares, parts, strict=True)):
-                local = shard_shapes(config, whole(config), Shard(rank, count))[name]
+                local = shard_shapes(config, whole_model(config), Shard(rank, count))[name]
                 assert part.shape == share.shape(name) == local
             tensor = model.weights[name]
             assert tensor.shape == expected
@@ -117,7 +116,9 @@ def test_the_shares_of_all_ranks_are_the_whole(
 def test_three_ranks_of_the_demo_model() -> None:
     model = open_model(locate("smollm2-135m").path)
     shares = ranks(model, 3)
-    names = [name for name in expected_shapes(model.config, whole(model.config)) if ".7." in name]
+    names = [
+        name for name in expected_shapes(model.config, whole_model(model.config)) if ".7." in name
+    ]
     for name in names:
         parts = [share[name] for share in shares]
         np.testing.assert_array_equal(joined(model.config, name, parts), model.weights[name])
@@ -132,7 +133,7 @@ def test_parts_of_tensors(family: str, stored: str, checkpoints: Checkpoints) ->
     share = ShardedWeights(model.weights, model.config, Shard(1, 2))
     random = np.random.default_rng(0)
     for weights in (model.weights, share):
-        for name in expected_shapes(model.config, whole(model.config)):
+        for name in expected_shapes(model.config, whole_model(model.config)):
             tensor = weights[name]
             for _ in range(8):
                 ranges = [sorted(random.integers(0, size + 1, 2)) for size in tensor.shape]
@@ -149,17 +150,17 @@ def test_rows_are_views_and_columns_are_not(checkpoints: Checkpoints) -> None:
         model = checkpoints("phi3", stored)
         file = np.frombuffer(model.weights.mappings[0], np.uint8)
         for share in ranks(model, 2):
-            for name in expected_shapes(model.config, whole(model.config)):
+            for name in expected_shapes(model.config, whole_model(model.config)):
                 plain = not name.endswith(("o_proj.weight", "down_proj.weight"))
                 assert np.shares_memory(share[name], file) == plain
                 assert share.stored_dtype(name) == (np.float32 if plain else None)
 
 
-def test_a_single_rank_has_what_there_is(checkpoints: Checkpoints) -> None:
+def test_a_single_rank_has_all_tensors_unchanged(checkpoints: Checkpoints) -> None:
     model = checkpoints("llama-biases", "safetensors")
     (share,) = ranks(model, 1)
     assert vocabulary(model.config, Shard()) == range(256)
-    for name in expected_shapes(model.config, whole(model.config)):
+    for name in expected_shapes(model.config, whole_model(model.config)):
         assert name in share
         assert np.shares_memory(share[name], model.weights[name])
         assert share.stored_dtype(name) == np.float32
@@ -179,7 +180,7 @@ def test_vocabulary_that_cannot_be_shared_out_equally(
     shards = [Shard(rank, count) for rank in range(count)]
     ids = [token for shard in shards for token in vocabulary(config, shard)]
     assert ids == list(range(vocab_size))
-    rows = {shard_shapes(config, whole(config), shard)[EMBEDDING][0] for shard in shards}
+    rows = {shard_shapes(config, whole_model(config), shard)[EMBEDDING][0] for shard in shards}
     assert rows == {-(-vocab_size // count)}
 
 
@@ -188,7 +189,7 @@ def test_ranks_that_cannot_share_the_heads(checkpoints: Checkpoints) -> None:
     with pytest.raises(ModelError, match="4 heads cannot be shared out equally to 3 ranks"):
         ShardedWeights(model.weights, model.config, Shard(0, 3))
     with pytest.raises(ModelError, match="to 8 ranks"):
-        shard_shapes(model.config, whole(model.config), Shard(0, 8))
+        shard_shapes(model.config, whole_model(model.config), Shard(0, 8))
 
 
 class _Meeting:
@@ -238,7 +239,7 @@ class _RankOperations(_NumpyOperations):
 def computed_together(model: Model, count: int, num_stages: int = 1) -> list[F32]:
     """The logits that each rank has in the end."""
     found: list[F32 | None] = [None] * count
-    for stage in split(model.config, num_stages):
+    for stage in pipeline_stages(model.config, num_stages):
         meeting = _Meeting(count)
         operations = [
             _RankOperations(model, Shard(rank, count), meeting, found[rank])
@@ -253,7 +254,7 @@ def computed_together(model: Model, count: int, num_stages: int = 1) -> list[F32
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ranks_compute_the_whole_model_together(family: str, checkpoints: Checkpoints) -> None:
     model = checkpoints(family, "safetensors")
-    expected = reference(model.config, whole(model.config), model.weights, _IDS)
+    expected = reference(model.config, whole_model(model.config), model.weights, _IDS)
     for count in counts(model.config):
         for logits in computed_together(model, count):
             np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.ptp(expected))
@@ -264,7 +265,7 @@ def test_ranks_of_every_stage_of_a_pipeline(
     family: str, stored: str, checkpoints: Checkpoints
 ) -> None:
     model = checkpoints(family, stored)
-    expected = reference(model.config, whole(model.config), model.weights, _IDS)
+    expected = reference(model.config, whole_model(model.config), model.weights, _IDS)
     for logits in computed_together(model, 2, num_stages=3):
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.ptp(expected))
 
@@ -285,7 +286,7 @@ def test_ranks_ask_for_no_byte_twice(
     monkeypatch.setattr(mapping, "request", request)
     monkeypatch.setattr(mapping, "_PAGE", 1)  # rows that share a page are requested together
     monkeypatch.setattr(mapping, "_BATCH", 1000)
-    shapes = expected_shapes(model.config, whole(model.config))
+    shapes = expected_shapes(model.config, whole_model(model.config))
     names = [name for name in shapes if "norm" not in name and not name.endswith(".bias")]
     for name in names:
         model.weights.part(name)
@@ -314,7 +315,7 @@ def test_opening_reads_no_tensor(
         raise AssertionError("a tensor is read")
 
     for module in (safetensors_weights, gguf_weights):
-        monkeypatch.setattr(module, "mapped", refuse)
+        monkeypatch.setattr(module, "mapped_array", refuse)
         monkeypatch.setattr(module, "read_part", refuse)
     model = checkpoints(family, stored)
     for share in ranks(model, 2):

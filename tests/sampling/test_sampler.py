@@ -12,22 +12,23 @@ from sampler_contract import (
     GREEDY,
     Edits,
     Greedy,
+    InvalidLogits,
+    Processors,
     Resumption,
     Slots,
     Truncation,
-    UnsoundLogits,
     check_agreement,
     check_independence,
     random_rows,
 )
 from sampling_reference import distribution, uniform
 
-from sarathi.sampling import sampler, truncation, uniforms
+from sarathi.sampling import categorical, sampler
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import Sampler
 
 
-class TestSampler(Greedy, Truncation, Edits, UnsoundLogits, Slots, Resumption):
+class TestSampler(Greedy, Truncation, Edits, Processors, InvalidLogits, Slots, Resumption):
     def make(self, vocab_size: int) -> Sampler:
         return Sampler(vocab_size)
 
@@ -48,7 +49,7 @@ def test_the_top_k_floor_is_never_above_the_kth_value(
     values = np.random.default_rng(seed).normal(size=(3, width)).astype(np.float32)
     values = np.round(values) if coarse else values
     ks = np.array([k, 1, max(1, k // 7)])
-    floor = truncation.top_k_floor(values, ks)
+    floor = categorical.top_k_floor(values, ks)
     for row in range(3):
         kth = np.sort(values[row])[::-1][min(ks[row], width) - 1]
         assert floor[row] <= kth
@@ -67,8 +68,8 @@ def test_agrees_with_the_reference(data: st.DataObject, vocab: int) -> None:
 @example(seed=2**63 - 1, positions=[0])
 @example(seed=-1, positions=[2**40])
 def test_uniforms_are_those_of_the_counter_based_generator(seed: int, positions: list[int]) -> None:
-    keys = np.full(len(positions), uniforms.stream_key(seed), np.uint64)
-    found = uniforms.uniforms(keys, np.array(positions, np.int64))
+    keys = np.full(len(positions), categorical.stream_key(seed), np.uint64)
+    found = categorical.uniforms(keys, np.array(positions, np.int64))
     assert found.tolist() == [uniform(seed, position) for position in positions]
 
 
@@ -82,7 +83,7 @@ def test_uniforms_are_those_of_the_counter_based_generator(seed: int, positions:
         {"top_k": 9, "top_p": 0.9, "min_p": 0.02},
     ],
 )
-def test_draws_follow_the_distribution(params: dict[str, Any]) -> None:
+def test_samples_follow_the_distribution(params: dict[str, Any]) -> None:
     logits = random_rows(1, 24, seed=5, scale=1.5)[0]
     seeds, steps = 2000, 10
     many = Sampler(24)
@@ -112,12 +113,12 @@ def test_without_a_seed_requests_differ() -> None:
     assert len(set(many.sample(flat, slots).tokens.tolist())) > 60
 
 
-def test_different_seeds_and_positions_give_different_draws() -> None:
+def test_different_seeds_and_positions_give_different_tokens() -> None:
     flat = np.zeros((32, 50_000), np.float32)
     many = Sampler(50_000)
     slots = np.array([many.open(SamplingParams(seed=s), (), EOS) for s in range(32)])
-    drawn = [t for _ in range(4) for t in many.sample(flat, slots).tokens.tolist()]
-    assert len(set(drawn)) > 120
+    tokens = [t for _ in range(4) for t in many.sample(flat, slots).tokens.tolist()]
+    assert len(set(tokens)) > 120
 
 
 def test_chunks_cover_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,16 +131,16 @@ def test_chunks_cover_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
         return sampled.tokens.tolist(), sampled.logprobs
 
     whole = run()
-    monkeypatch.setattr(sampler, "_CHUNK_ELEMENTS", 2 * uniforms.BLOCK)
+    monkeypatch.setattr(sampler, "_CHUNK_ELEMENTS", 2 * categorical.BLOCK)
     assert run() == whole
 
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=600), st.floats(0, 1))
 @example(values=[0.0, 1.0], point=0.0)
 @settings(deadline=None)
-def test_a_column_without_weight_is_never_drawn(values: list[float], point: float) -> None:
+def test_a_column_without_weight_is_never_sampled(values: list[float], point: float) -> None:
     assume(sum(values) > 0)
     padded = np.zeros((1, 768), np.float32)
     padded[0, : len(values)] = values
-    column = uniforms.draw(padded, np.array([min(point, 1 - 2**-53)]))[0]
+    column = categorical.sample_whole(padded, np.array([min(point, 1 - 2**-53)]))[0]
     assert padded[0, column] > 0

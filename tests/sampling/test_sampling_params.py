@@ -121,7 +121,7 @@ def test_min_tokens_has_no_upper_limit_without_max_tokens() -> None:
     assert SamplingParams(max_tokens=None, min_tokens=10**6).min_tokens == 10**6
 
 
-def test_the_message_tells_the_accepted_range() -> None:
+def test_the_message_has_the_accepted_range() -> None:
     message = str(refused("top_p", 1.5))
     assert message == "top_p is 1.5, expected a number greater than 0.0 and at most 1.0"
 

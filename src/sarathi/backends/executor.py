@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from sarathi.backends.options import KvPrecision, Precision
 from sarathi.backends.step import Step
+from sarathi.models.decoder import Stage
 from sarathi.models.model_config import ModelConfig
-from sarathi.models.stage import Stage
 from sarathi.models.weights import Array
 from sarathi.sampling.sampler import StepSampler
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from sarathi.backends.options import KvPrecision, Precision
 from sarathi.errors import ExecutorError
+from sarathi.models.decoder import Stage, whole_model
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.sharding import Shard, shard_config, shard_shapes
-from sarathi.models.stage import Stage, whole
 from sarathi.models.tensor_layout import expected_shapes
 
 ITEM_BYTES: Mapping[Precision, int] = {"f32": 4, "bf16": 2, "f16": 2}
@@ -86,4 +86,4 @@ def kv_block_bytes(
 
 def num_parameters(config: ModelConfig) -> int:
     """Weights of the whole model; a head that is the embedding is counted once."""
-    return sum(map(math.prod, expected_shapes(config, whole(config)).values()))
+    return sum(map(math.prod, expected_shapes(config, whole_model(config)).values()))

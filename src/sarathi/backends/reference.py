@@ -10,11 +10,11 @@ import numpy.typing as npt
 from sarathi.models.decoder import (
     GATED_PROJECTIONS,
     QKV_PROJECTIONS,
+    Stage,
     attention_module,
     forward,
 )
 from sarathi.models.model_config import ModelConfig
-from sarathi.models.stage import Stage
 from sarathi.models.weights import Tensors
 
 F32 = npt.NDArray[np.float32]

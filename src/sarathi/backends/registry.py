@@ -16,7 +16,7 @@ from sarathi.backends.options import Device, ExecutorName, KvPrecision, Precisio
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.runner import InlineRunner, Runner
 from sarathi.errors import ExecutorError
-from sarathi.models.load_format import LoadFormat
+from sarathi.models.locate import LoadFormat
 from sarathi.models.model import Model
 from sarathi.models.tensor_layout import expected_shapes
 from sarathi.sampling.sampler import Sampler

@@ -13,8 +13,8 @@ from sarathi.backends.options import KvPrecision, Precision
 from sarathi.backends.reference import F32, reference
 from sarathi.backends.step import StepPart, join_parts
 from sarathi.errors import ExecutorError
+from sarathi.models.decoder import Stage
 from sarathi.models.model_config import ModelConfig
-from sarathi.models.stage import Stage
 from sarathi.models.tensor_layout import expected_shapes
 from sarathi.models.weights import Array, Tensors
 

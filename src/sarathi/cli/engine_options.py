@@ -21,7 +21,7 @@ from sarathi.engine.config import (
     FairBy,
 )
 from sarathi.errors import UsageError
-from sarathi.models.load_format import LoadFormat
+from sarathi.models.locate import LoadFormat
 from sarathi.scheduler import ORDERS, POLICIES
 from sarathi.units import parse_duration
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sarathi.errors import ModelError, UsageError
-from sarathi.models.load_format import LoadFormat
-from sarathi.models.locate import Located
+from sarathi.models.locate import LoadFormat, Located
 
 
 def locate_model(name: str, load_format: LoadFormat) -> Located:

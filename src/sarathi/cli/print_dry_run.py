@@ -11,7 +11,7 @@ from sarathi.engine.startup.dry_run import Checkpoint, DryRun, Share
 from sarathi.engine.startup.kv_cache_size import gigabytes
 from sarathi.fleet.ray.placement import Node, Placement, place
 from sarathi.fleet.ray.ray_launch import RayOptions
-from sarathi.models.load_format import RANDOM_WEIGHTS
+from sarathi.models.locate import RANDOM_WEIGHTS
 from sarathi.system.machine import usable_cores
 
 _TOKENS = 1000  # for which the memory of keys and values is shown

@@ -11,7 +11,7 @@ import msgspec
 
 from sarathi.backends.options import Device, ExecutorName, KvPrecision, Precision
 from sarathi.errors import ConfigError
-from sarathi.models.load_format import LoadFormat
+from sarathi.models.locate import LoadFormat
 from sarathi.scheduler import ORDERS, POLICIES
 from sarathi.system.machine import usable_cores
 

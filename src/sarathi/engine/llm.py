@@ -15,8 +15,7 @@ from sarathi.engine.config import EngineConfig
 from sarathi.engine.messages import ModelInfo
 from sarathi.engine.output_processor import Delta, OutputText
 from sarathi.engine.startup.load import load_engine
-from sarathi.models.load_format import RANDOM_WEIGHTS
-from sarathi.models.locate import locate, locate_config
+from sarathi.models.locate import RANDOM_WEIGHTS, locate, locate_config
 from sarathi.models.model import open_tokenizer
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams

@@ -12,10 +12,11 @@ has some of the heads and of the MLP's inner features: its configuration counts 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from sarathi.errors import ModelError
 from sarathi.models.model_config import ModelConfig
-from sarathi.models.stage import Stage
 
 EMBEDDING = "model.embed_tokens.weight"
 NORM = "model.norm"
@@ -25,6 +26,40 @@ QKV_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 GATED_PROJECTIONS = ("gate_proj", "up_proj")
 
 X = TypeVar("X")  # activations of all tokens of a step, [tokens, features]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Consecutive layers of the decoder: all of them, or those of one pipeline stage."""
+
+    layers: range
+    first: bool = True  # embeds the tokens; otherwise it receives hidden states
+    last: bool = True  # computes logits; otherwise it returns hidden states
+
+
+def whole_model(config: ModelConfig) -> Stage:
+    """Return the stage that has all layers."""
+    return Stage(range(config.num_layers))
+
+
+def pipeline_stages(config: ModelConfig, num_stages: int) -> tuple[Stage, ...]:
+    """Return stages of equally many layers.
+
+    Raises:
+        ModelError: the number of layers is not a multiple of `num_stages`.
+    """
+    num_layers = config.num_layers
+    if num_layers % num_stages:
+        possible = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
+        raise ModelError(
+            f"{num_layers} layers cannot be shared out equally to {num_stages} pipeline stages, "
+            f"only to {', '.join(map(str, possible))}"
+        )
+    each = num_layers // num_stages
+    return tuple(
+        Stage(range(i * each, (i + 1) * each), first=i == 0, last=i == num_stages - 1)
+        for i in range(num_stages)
+    )
 
 
 class Operations(Protocol[X]):
@@ -45,7 +80,7 @@ class Operations(Protocol[X]):
         """Compute `x @ weight.T`, plus the bias if there is one."""
 
     def norm(self, x: X, name: str) -> X:
-        """Normalise over the features: RMSNorm or LayerNorm, as the configuration says."""
+        """Normalise over the features: RMSNorm or LayerNorm, by the configuration."""
 
     def add_norm(self, residual: X, delta: X, name: str) -> tuple[X, X]:
         """Return `residual + delta` and its `norm`."""
@@ -73,7 +108,7 @@ class Operations(Protocol[X]):
     def activate(self, x: X) -> X:
         """Apply the activation: SiLU, `x * sigmoid(x)`, or GELU, `x * (1 + erf(x / sqrt(2))) / 2`.
 
-        The configuration says which.
+        The configuration has which.
         """
 
     def add(self, a: X, b: X) -> X:

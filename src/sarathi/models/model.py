@@ -1,4 +1,4 @@
-"""Opening a model, whichever format its path holds."""
+"""Open a model: configuration, weights and tokenizer, in either format."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sarathi.errors import ModelError
-from sarathi.models.formats.file_kind import is_gguf, lfs_hint
-from sarathi.models.load_format import RANDOM_WEIGHTS, LoadFormat
+from sarathi.models.formats.checkpoint_files import is_gguf, lfs_hint
+from sarathi.models.locate import RANDOM_WEIGHTS, LoadFormat
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.models.weights import Weights
@@ -15,31 +15,30 @@ from sarathi.models.weights import Weights
 
 @dataclass(frozen=True)
 class Model:
-    """What an executor needs of a checkpoint."""
+    """The configuration and the weights of a checkpoint."""
 
     config: ModelConfig
     weights: Weights
-    warnings: tuple[str, ...] = ()  # remarks on its files for the operator
+    warnings: tuple[str, ...] = ()  # about its files, for the operator
 
 
 def open_model(path: Path, load_format: LoadFormat = "auto") -> Model:
-    """Configuration and mapped weights of a Hugging Face folder or a GGUF file.
+    """Open configuration and mapped weights of a Hugging Face folder or a GGUF file.
 
-    All tensors are known to be present, complete and of the right shape, and none but a head that
-    may be the embedding is read yet. With the format `dummy`, the path is a folder of which only
-    config.json is read, and the weights are random.
-    Raises `ModelError` for whatever cannot be served.
+    All tensors are checked to be present, complete and of the right shape, and none but a head
+    that may equal the embedding is read. With the format `dummy`, the path is a folder of which
+    only config.json is read, and the weights are random.
+    Raises `ModelError` for anything that cannot be served.
     """
     if load_format == "dummy":
         return _dummy_model(path)
-    # Both formats are imported when asked for: each costs start-up time the other does not need.
+    # Either format is imported where it is used: both take start-up time.
     from sarathi.models.name_map import NamedWeights
     from sarathi.models.tensor_layout import check_layout, has_own_head
 
     if _is_gguf(path):
-        from sarathi.models.formats.gguf_config import read_config
+        from sarathi.models.formats.gguf_config import name_map, read_config
         from sarathi.models.formats.gguf_file import GgufFile
-        from sarathi.models.formats.gguf_names import name_map
         from sarathi.models.formats.gguf_weights import GgufWeights
 
         file = GgufFile(path)
@@ -68,9 +67,9 @@ def _dummy_model(folder: Path) -> Model:
 
 
 def open_tokenizer(path: Path, load_format: LoadFormat = "auto") -> Tokenizer:
-    """The tokenizer and chat template of a Hugging Face folder or a GGUF file; reads no weights.
+    """Open tokenizer and chat template of a Hugging Face folder or a GGUF file; read no weights.
 
-    With the format `dummy`, a folder without a tokenizer.json gets one made for its vocabulary.
+    With the format `dummy`, a folder without a tokenizer.json gets one for its vocabulary.
     """
     if load_format == "dummy" and not (path / "tokenizer.json").is_file():
         from sarathi.models.formats import huggingface_config as huggingface
@@ -78,15 +77,15 @@ def open_tokenizer(path: Path, load_format: LoadFormat = "auto") -> Tokenizer:
 
         return dummy_tokenizer(huggingface.read_config(path).vocab_size)
     if _is_gguf(path):
+        from sarathi.models.formats.gguf_config import supported_architecture
         from sarathi.models.formats.gguf_file import GgufFile
-        from sarathi.models.formats.gguf_names import supported_architecture
         from sarathi.models.tokenizers.gguf_tokenizer import read_tokenizer
 
         file = GgufFile(path)
         try:
             return read_tokenizer(file)
         except ModelError:
-            supported_architecture(file)  # otherwise this is what there is to say
+            supported_architecture(file)  # an unsupported model is the better error
             raise
 
     from sarathi.models.tokenizers import huggingface_tokenizer

@@ -1,4 +1,4 @@
-"""What a model is: the sizes and switches of one decoder-only transformer."""
+"""The configuration of a model: sizes and switches of one decoder-only transformer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sarathi.errors import ModelError
 # Deep enough for every published model; keeps a corrupt count from filling the memory.
 MAX_LAYERS = 4096
 MAX_HEAD_DIM = 65536
-# Of numbers that frequencies are computed with, so that these stay within float32.
+# For numbers that frequencies are computed from, so that these stay within float32.
 MIN_NUMBER, MAX_NUMBER = 1e-30, 1e30
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder, whichever file format described it.
+    """A decoder, independent of the format of its checkpoint.
 
     Everything that differs between the families (Llama, Mistral, Yi, Qwen, Phi-3, Falcon) is data
     here, so that the decoder itself is written once. The defaults are those of Llama.
@@ -42,7 +42,7 @@ class ModelConfig:
     activation: Literal["silu", "gelu"] = "silu"  # gelu is the exact one, by the error function
     gated_mlp: bool = True  # down(act(gate(x)) * up(x)), otherwise down(act(up(x)))
     parallel: bool = False  # attention and MLP both read the layer's input, and are added to it
-    mlp_norm: bool = True  # the MLP has a norm of its own, otherwise it reads what attention reads
+    mlp_norm: bool = True  # the MLP has its own norm, otherwise it reads what attention reads
     qk_norm: bool = False  # RMSNorm on every query and key head (Qwen3)
     tie_word_embeddings: bool = False
 

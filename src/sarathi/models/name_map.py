@@ -1,4 +1,4 @@
-"""Where a checkpoint keeps the decoder's tensors: under which name, in which rows of it."""
+"""Where a checkpoint keeps the decoder's tensors: under which names, in which of their rows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sarathi.errors import ModelError
+from sarathi.models.model_config import ModelConfig
 from sarathi.models.weights import ALL, Array, StoredWeights
 
 
@@ -22,26 +23,26 @@ class Rows:
     stop: int
 
     def take(self, tensor: Array) -> Array:
-        """Those rows: a view where they lie together, a copy otherwise."""
-        rest = tensor.shape[1:]
-        grouped = tensor.reshape(self.groups, self.size, *rest)
-        return grouped[:, self.start : self.stop].reshape(-1, *rest)
+        """Return those rows: a view where they are contiguous, a copy otherwise."""
+        row_shape = tensor.shape[1:]
+        grouped = tensor.reshape(self.groups, self.size, *row_shape)
+        return grouped[:, self.start : self.stop].reshape(-1, *row_shape)
 
     def pieces(self, wanted: slice) -> list[slice]:
-        """Where the tensor has the `wanted` ones of those rows: a piece for each group."""
+        """Return the slices of the tensor with the `wanted` ones of those rows, one a group."""
         each = self.stop - self.start
         rows = range(self.groups * each)[wanted]
         pieces = []
         last = max(rows.start, rows.stop - 1) // each  # of no rows, one empty piece
         for group in range(rows.start // each, last + 1):
             begin, end = max(rows.start, group * each), min(rows.stop, (group + 1) * each)
-            # What is in front of this group's rows in the tensor and is none of ours.
+            # The tensor's rows before this group's that are not of these.
             skipped = group * (self.size - each) + self.start
             pieces.append(slice(begin + skipped, end + skipped))
         return pieces
 
     def shape(self, name: str, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of `take` of a tensor of shape `stored`."""
+        """Return the shape of `take` of a tensor of shape `stored`."""
         rows = self.groups * self.size
         if not stored or stored[0] != rows:
             raise ModelError(
@@ -50,7 +51,8 @@ class Rows:
         return (self.groups * (self.stop - self.start), *stored[1:])
 
     @property
-    def together(self) -> bool:
+    def contiguous(self) -> bool:
+        """Whether the rows are one piece of the tensor."""
         return self.groups == 1
 
 
@@ -74,7 +76,7 @@ class NameMap:
     inside: Mapping[str, Source] = field(default_factory=dict)  # modules of a layer
 
     def find(self, name: str) -> Source:
-        """The tensor that holds `name`, and its rows."""
+        """Return the tensor with `name`, and its rows."""
         module, _, kind = name.rpartition(".")
         parts = module.split(".", 3)
         if len(parts) < 4 or parts[:2] != ["model", "layers"]:
@@ -84,12 +86,12 @@ class NameMap:
 
 
 def renamed(modules: Mapping[str, str]) -> dict[str, Source]:
-    """Modules that differ in name alone."""
+    """Return modules that differ only in their name."""
     return {ours: Source(theirs) for ours, theirs in modules.items()}
 
 
 def fused(module: str, parts: Mapping[str, int], groups: int = 1) -> dict[str, Source]:
-    """Modules stacked in one: each of `groups` has that many rows of every part, in this order."""
+    """Return modules stacked in one: each of `groups` has so many rows of every part, in order."""
     sources = {}
     size = sum(parts.values())
     start = 0
@@ -99,15 +101,23 @@ def fused(module: str, parts: Mapping[str, int], groups: int = 1) -> dict[str, S
     return sources
 
 
+def fused_qkv(module: str, config: ModelConfig) -> dict[str, Source]:
+    """Return the attention's projections in one module: all queries, then keys, then values."""
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return fused(
+        module, {"self_attn.q_proj": queries, "self_attn.k_proj": keys, "self_attn.v_proj": keys}
+    )
+
+
 class NamedWeights:
-    """The tensors of a checkpoint under the decoder's names, found when they are asked for."""
+    """The tensors of a checkpoint under the decoder's names; see `Weights`."""
 
     def __init__(self, stored: StoredWeights, names: NameMap) -> None:
         self._stored = stored
         self._names = names
 
     def layer_of(self, stored_name: str) -> int | None:
-        """The layer that a tensor of the checkpoint belongs to; None for one outside the layers."""
+        """Return the layer of a tensor of the checkpoint; None for one outside the layers."""
         prefix = self._names.layers
         if not stored_name.startswith(prefix):
             return None
@@ -116,15 +126,15 @@ class NamedWeights:
 
     @property
     def stored_names(self) -> Set[str]:
-        """What the checkpoint has, under its own names."""
+        """The checkpoint's own names of its tensors."""
         return self._stored.names
 
     def stored_name(self, name: str) -> str:
-        """The name of the tensor in the checkpoint that holds `name`."""
+        """Return the checkpoint's name of the tensor that contains `name`."""
         return self._names.find(name).name
 
     def is_zero_bias(self, stored_name: str) -> bool:
-        """Whether the tensor of that name in the checkpoint is a bias, and adds nothing."""
+        """Return whether a tensor of the checkpoint is a bias of zeros."""
         return stored_name.endswith(".bias") and not np.any(self._stored[stored_name])
 
     @property
@@ -142,7 +152,7 @@ class NamedWeights:
 
     def stored_dtype(self, name: str) -> np.dtype[np.generic] | None:
         source = self._names.find(name)
-        if source.rows and not source.rows.together:
+        if source.rows and not source.rows.contiguous:
             return None
         return self._stored.stored_dtype(source.name)
 
@@ -151,7 +161,7 @@ class NamedWeights:
         if source.rows is None:
             return self._stored[source.name]
         if self._stored.stored_dtype(source.name) is None:
-            return self.part(name)  # the rows that are not ours need not be made
+            return self.part(name)  # without computing the other rows
         return source.rows.take(self._stored[source.name])
 
     def part(self, name: str, rows: slice = ALL, columns: slice = ALL) -> Array:

@@ -1,4 +1,4 @@
-"""The share of every layer that one of several ranks has (tensor parallelism).
+"""Tensor parallelism: the share of every layer that one of several ranks has.
 
 Attention is split by heads, the MLP by inner features: the matrices that lead into them by rows,
 those that lead out of them by columns, so that one sum over the ranks completes a block (Shoeybi
@@ -14,14 +14,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sarathi.errors import ModelError
-from sarathi.models.decoder import EMBEDDING, head_of
+from sarathi.models.decoder import EMBEDDING, Stage, head_of, whole_model
 from sarathi.models.dummy_weights import RandomTensor, random_tensor
 from sarathi.models.model_config import ModelConfig
-from sarathi.models.stage import Stage, whole
 from sarathi.models.tensor_layout import expected_shapes
 from sarathi.models.weights import ALL, Array, Weights
 
-# Their inputs are shared out: what is added to their output must be added once.
+# Their inputs are split over the ranks: what is added to the output must be added once.
 _ADDED_ONCE = ("self_attn.o_proj.bias", "mlp.down_proj.bias")
 
 
@@ -34,12 +33,12 @@ class Shard:
 
 
 def shard_config(config: ModelConfig, count: int) -> ModelConfig:
-    """The heads and inner features that each of `count` ranks has.
+    """Return the configuration of each of `count` ranks: its heads and inner features.
 
-    Ranks that are more than the key heads have one each, several of them the same.
+    If there are more ranks than key heads, several ranks have the same one.
 
     Raises:
-        ModelError: they cannot be shared out equally.
+        ModelError: they cannot be divided equally.
     """
     for name, number in (("heads", config.num_heads), ("MLP features", config.intermediate_size)):
         if number % count:
@@ -56,10 +55,10 @@ def shard_config(config: ModelConfig, count: int) -> ModelConfig:
 
 
 def vocabulary(config: ModelConfig, shard: Shard) -> range:
-    """The token ids whose rows of embedding and head a rank has.
+    """Return the token ids whose rows of embedding and head a rank has.
 
     All but the last ranks have equally many, and the matrices of all ranks are of equal size: rows
-    of zeros follow where there are fewer ids.
+    of zeros pad those with fewer ids.
     """
     each = _padded_vocabulary(config, shard)
     first, stop = (min(rank * each, config.vocab_size) for rank in (shard.rank, shard.rank + 1))
@@ -67,7 +66,9 @@ def vocabulary(config: ModelConfig, shard: Shard) -> range:
 
 
 def shard_shapes(config: ModelConfig, stage: Stage, shard: Shard) -> Mapping[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a rank has of a stage of `config`, the whole model's.
+    """Return name and shape of every tensor that a rank has of a stage.
+
+    `config` is that of the whole model.
 
     Raises:
         ModelError: as `shard_config`.
@@ -83,7 +84,7 @@ def _padded_vocabulary(config: ModelConfig, shard: Shard) -> int:
 
 
 class ShardedWeights:
-    """The share that one rank has of every tensor; of the rest of the checkpoint nothing is read.
+    """The share of every tensor that one rank has; nothing else of the checkpoint is read.
 
     Names and everything else are as in `weights`, the whole model's. Tensors that all ranks need,
     such as norms, are whole; biases that are added to a sum over the ranks are zeros but on rank 0.
@@ -95,7 +96,7 @@ class ShardedWeights:
     def __init__(self, weights: Weights, config: ModelConfig, shard: Shard) -> None:
         self._weights = weights
         self._shard = shard
-        self._shapes = shard_shapes(config, whole(config), shard)
+        self._shapes = shard_shapes(config, whole_model(config), shard)
         self._vocabulary = vocabulary(config, shard)
         self._over_vocabulary = (EMBEDDING, head_of(config))
 
@@ -111,7 +112,7 @@ class ShardedWeights:
         return self._shapes[name] if name in self._shapes else self._weights.shape(name)
 
     def stored_dtype(self, name: str) -> np.dtype[np.generic] | None:
-        rows, *columns = self._ours(name)
+        rows, *columns = self._ranges(name)
         padded = len(rows) < self.shape(name)[0]
         cut = bool(columns) and len(columns[0]) < self._weights.shape(name)[1]
         return None if padded or cut else self._weights.stored_dtype(name)
@@ -121,9 +122,9 @@ class ShardedWeights:
 
     def part(self, name: str, rows: slice = ALL, columns: slice = ALL) -> Array:
         wanted = range(self.shape(name)[0])[rows]
-        ours, *matrix = self._ours(name)
-        present = ours[wanted.start : wanted.stop]
-        of_rows = matrix[0][columns] if matrix else range(0)
+        own_rows, *own_columns = self._ranges(name)
+        present = own_rows[wanted.start : wanted.stop]
+        of_rows = own_columns[0][columns] if own_columns else range(0)
         found = self._weights.part(
             name, slice(present.start, present.stop), slice(of_rows.start, of_rows.stop)
         )
@@ -133,28 +134,28 @@ class ShardedWeights:
         return np.concatenate((found, np.zeros((missing, *found.shape[1:]), found.dtype)))
 
     def random(self, name: str) -> RandomTensor | None:
-        """See `RandomTensors`. Rows of zeros that fill up a vocabulary are left out."""
+        """See `RandomTensors`. The rows of zeros that pad a vocabulary are left out."""
         source = random_tensor(self._weights, name)
         if source is None:
             return None
-        return source.part(*(slice(axis.start, axis.stop) for axis in self._ours(name)))
+        return source.part(*(slice(axis.start, axis.stop) for axis in self._ranges(name)))
 
-    def _ours(self, name: str) -> list[range]:
-        """What we have of each axis of the whole tensor. Fewer rows than `shape` says: zeros."""
+    def _ranges(self, name: str) -> list[range]:
+        """Return the rank's range of each axis of the whole tensor, without padding."""
         sizes = self._weights.shape(name)
         rank, count = self._shard.rank, self._shard.count
-        ours = [
+        ranges = [
             _block(size, local, rank, count)
             for size, local in zip(sizes, self.shape(name), strict=True)
         ]
         if name in self._over_vocabulary:
-            ours[0] = self._vocabulary
+            ranges[0] = self._vocabulary
         if name.endswith(_ADDED_ONCE) and rank:
-            ours[0] = range(0)
-        return ours
+            ranges[0] = range(0)
+        return ranges
 
 
 def _block(size: int, local: int, rank: int, count: int) -> range:
-    """The block of `local` of `size` things that a rank has, several neighbours maybe the same."""
+    """Return the rank's block of `local` of `size` items; adjacent ranks may share one."""
     block = rank * (size // local) // count
     return range(block * local, (block + 1) * local)

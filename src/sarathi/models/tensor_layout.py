@@ -1,4 +1,4 @@
-"""The tensors a decoder needs, so that a checkpoint is checked before it is served."""
+"""The tensors that a decoder needs, and the check that a checkpoint has these."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import re
 from collections.abc import Mapping
 
 from sarathi.errors import ModelError
-from sarathi.models.decoder import EMBEDDING, HEAD, NORM, head_of
+from sarathi.models.decoder import EMBEDDING, HEAD, NORM, Stage, head_of, whole_model
 from sarathi.models.formats.harmless_fields import is_harmless_tensor
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.name_map import NamedWeights
-from sarathi.models.stage import Stage, whole
 
-# What the formats of quantised safetensors add to the names of matrices.
+# Suffixes of the names of matrices in quantised safetensors.
 _QUANTISED = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|weight_packed|weight_scale(_inv)?|weight\.absmax|SCB)$"
 )
@@ -21,7 +20,7 @@ _COMPARED = 1 << 22  # values at a time
 
 
 def expected_shapes(config: ModelConfig, stage: Stage) -> Mapping[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a stage of `config` must have."""
+    """Return name and shape of every tensor that a stage of `config` needs."""
     hidden, inner = config.hidden_size, config.intermediate_size
     queries = config.num_heads * config.head_dim
     keys = config.num_kv_heads * config.head_dim
@@ -62,7 +61,7 @@ def expected_shapes(config: ModelConfig, stage: Stage) -> Mapping[str, tuple[int
 
 
 def has_own_head(weights: NamedWeights) -> bool:
-    """Whether there is a head that is not the embedding again; reads both as far as they agree."""
+    """Return whether there is a head that differs from the embedding; read both until they do."""
     if HEAD not in weights or EMBEDDING not in weights:
         return False
     shape, dtype = weights.shape(HEAD), weights.stored_dtype(HEAD)
@@ -77,13 +76,13 @@ def has_own_head(weights: NamedWeights) -> bool:
 
 
 def check_layout(config: ModelConfig, weights: NamedWeights) -> tuple[str, ...]:
-    """Check that a checkpoint has the tensors of `config`, and return what is remarkable of it.
+    """Check that a checkpoint has the tensors of `config`, and return warnings about it.
 
-    Biases that are zero make no difference. Layers beyond those that the configuration counts are
-    left out, as in `transformers`, which is remarkable.
+    Biases that are zero make no difference. Layers beyond the number in the configuration are
+    ignored with a warning, as in `transformers`.
 
     Raises:
-        ModelError: a tensor is missing, has another shape, or is left over: then it belongs to
+        ModelError: a tensor is missing, has another shape, or is not used: then it belongs to
             another model than the configuration describes.
     """
     quantised = [name for name in weights.stored_names if _QUANTISED.search(name)]
@@ -93,7 +92,7 @@ def check_layout(config: ModelConfig, weights: NamedWeights) -> tuple[str, ...]:
             "(GPTQ, AWQ, bitsandbytes, ...): give unquantised safetensors or a GGUF file"
         )
     used = set()
-    for name, expected in expected_shapes(config, whole(config)).items():
+    for name, expected in expected_shapes(config, whole_model(config)).items():
         used.add(weights.stored_name(name))
         found = weights.shape(name)
         if found != expected:
@@ -101,14 +100,14 @@ def check_layout(config: ModelConfig, weights: NamedWeights) -> tuple[str, ...]:
                 f"tensor {name} has shape {found}, the model's configuration asks for {expected}"
             )
     if config.tie_word_embeddings:
-        used.add(weights.stored_name(HEAD))  # known to be the embedding
-    left = [name for name in weights.stored_names - used if not is_harmless_tensor(name)]
-    beyond = {name for name in left if (weights.layer_of(name) or 0) >= config.num_layers}
-    left = sorted(name for name in left if not (name in beyond or weights.is_zero_bias(name)))
-    if left:
-        more = f" (and {len(left) - 1} others)" if len(left) > 1 else ""
+        used.add(weights.stored_name(HEAD))  # it equals the embedding
+    unused = [name for name in weights.stored_names - used if not is_harmless_tensor(name)]
+    beyond = {name for name in unused if (weights.layer_of(name) or 0) >= config.num_layers}
+    unknown = sorted(name for name in unused if not (name in beyond or weights.is_zero_bias(name)))
+    if unknown:
+        more = f" (and {len(unknown) - 1} others)" if len(unknown) > 1 else ""
         raise ModelError(
-            f"the checkpoint has tensor {left[0]}{more}, for which a model as its configuration "
+            f"the checkpoint has tensor {unknown[0]}{more}, for which a model as its configuration "
             "describes it has no use: this may be another model, or another part of one"
         )
     if beyond:

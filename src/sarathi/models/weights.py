@@ -1,4 +1,4 @@
-"""The weights of a checkpoint by name, whichever file format holds them."""
+"""The weights of a checkpoint by name, independent of its format."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ class Weights(Tensors, Protocol):
     """Tensors under the names that Hugging Face checkpoints use (`model.layers.0...`).
 
     An array is float32, float16 or `ml_dtypes.bfloat16`. Unquantised tensors are views of the
-    mapped file. Quantised ones are dequantised anew to float32 at every access, and those that do
-    not lie in one piece in the file are gathered anew, so a caller keeps what it needs and nothing
-    else stays in memory.
+    mapped file. At every access, quantised ones are dequantised to float32 and those that are not
+    contiguous in the file are gathered, so a caller keeps what it needs and nothing else stays in
+    memory.
     """
 
     def __getitem__(self, name: str) -> Array:
-        """The tensor, or `ModelError` naming the tensor that the checkpoint lacks."""
+        """Return the tensor; `ModelError` with its name if the checkpoint lacks it."""
 
     def part(self, name: str, rows: slice = ALL, columns: slice = ALL) -> Array:
-        """Consecutive rows of a tensor and, of a matrix, consecutive columns of them.
+        """Return consecutive rows of a tensor and, of a matrix, consecutive columns of them.
 
-        They are read at once and nothing else of the file is, so ask when they are needed. A view
-        where they lie in one piece in the file. `ModelError` as for the whole tensor.
+        They are read immediately, and nothing else of the file is. A view where they are
+        contiguous in the file. `ModelError` as for the whole tensor.
         """
 
     def __contains__(self, name: object) -> bool: ...
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Its shape, without reading it. Raises `ModelError` where it is missing."""
+        """Return its shape, without reading it. Raises `ModelError` if it is missing."""
 
     def stored_dtype(self, name: str) -> np.dtype[np.generic] | None:
-        """The type in which the file holds it, None where every access makes it anew."""
+        """Return its type in the file; None if every access computes it."""
 
     @property
     def mappings(self) -> tuple[mmap.mmap, ...]:
@@ -52,7 +52,7 @@ class Weights(Tensors, Protocol):
 
 
 class StoredWeights(Weights, Protocol):
-    """Tensors under the names of the checkpoint, all of which are known."""
+    """Tensors under the names of the checkpoint, with a list of these."""
 
     @property
     def names(self) -> Set[str]: ...

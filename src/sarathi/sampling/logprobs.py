@@ -6,8 +6,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from sarathi.sampling.truncation import select, top_k_floor
-from sarathi.sampling.uniforms import running_mass
+from sarathi.sampling.categorical import running_mass, select, top_k_floor
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True, frozen=True):
@@ -26,7 +25,9 @@ def token_logprobs(
     tokens: NDArray[np.int64],
     alternatives: NDArray[np.int64],
 ) -> list[TokenLogprobs]:
-    """The log-softmax of each row at its token and at the most probable ones, ties by token id.
+    """Compute the log-softmax of each row at its token and its most probable ones.
+
+    Ties go by token id.
 
     Args:
         logits: [rows, vocabulary], as the model gave them.
@@ -55,7 +56,7 @@ def assemble(
     top_logprobs: NDArray[np.float64],
     alternatives: NDArray[np.int64],
 ) -> list[TokenLogprobs]:
-    """Make one entry of each row of arrays.
+    """Make an entry of each row of arrays.
 
     Args:
         logprobs: [rows], of the sampled tokens; likewise `ranks`.
@@ -83,9 +84,9 @@ def assemble(
 def _largest(
     logits: NDArray[np.float32], counts: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Columns and values of each row's largest elements, [rows, max(counts)], ties by column.
+    """Return columns and values of the largest elements, [rows, max(counts)], ties by column.
 
-    Of a row only the first `counts[row]` are meant.
+    Only the first `counts[row]` of a row are valid.
     """
     most = int(counts.max())
     if most == 0:
@@ -93,5 +94,5 @@ def _largest(
     candidates = select(logits, top_k_floor(logits, np.maximum(counts, 1)))
     negated = candidates.padded()
     order = np.argsort(negated, axis=1, kind="stable")[:, :most]
-    places = np.minimum(candidates.starts[:-1, None] + order, len(candidates.columns) - 1)
-    return candidates.columns[places], -np.take_along_axis(negated, order, axis=1)
+    indices = np.minimum(candidates.starts[:-1, None] + order, len(candidates.columns) - 1)
+    return candidates.columns[indices], -np.take_along_axis(negated, order, axis=1)

@@ -1,4 +1,4 @@
-"""One token for each row of logits, for many requests with different wishes at once."""
+"""Sample one token for each row of logits, for requests with different parameters at once."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sarathi.models.weights import Array
+from sarathi.sampling.categorical import (
+    BLOCK,
+    TruncationLimits,
+    nucleus_floor,
+    sample_truncated,
+    sample_whole,
+    select,
+    short_floor,
+    uniforms,
+)
+from sarathi.sampling.logits_processors import LogitsEdits, RequestTokens, apply_edits
 from sarathi.sampling.logprobs import TokenLogprobs, token_logprobs
 from sarathi.sampling.params import SamplingParams
-from sarathi.sampling.penalties import Edits, apply
 from sarathi.sampling.slots import (
     BARRED,
     CHANGED,
@@ -24,30 +34,21 @@ from sarathi.sampling.slots import (
     WHOLE,
     Slots,
 )
-from sarathi.sampling.truncation import (
-    TruncationLimits,
-    draw_truncated,
-    nucleus_floor,
-    select,
-    short_floor,
-)
-from sarathi.sampling.uniforms import BLOCK, draw, uniforms
 
 _CHUNK_ELEMENTS = 1 << 19  # two float32 buffers of this size stay in a core's cache
-
 
 NO_TOKEN = -1  # of a row whose logits are NaN or infinite, or that has every token barred
 
 
 class SamplerOutput(NamedTuple):
-    """The outcome of one call, by row."""
+    """The result of one call, by row."""
 
     tokens: NDArray[np.int64]  # [rows], `NO_TOKEN` where none can be chosen
     logprobs: list[TokenLogprobs | None] | None  # None if no row asked for them
 
 
 class RequestSlots(Protocol):
-    """What a sampler must know of each open request, by slot."""
+    """The requests that a sampler has open, each in a slot."""
 
     vocab_size: int
 
@@ -58,7 +59,10 @@ class RequestSlots(Protocol):
         eos_ids: Sequence[int],
         output_ids: Sequence[int] = (),
     ) -> int:
-        """Take up a request, with the tokens it has already if it goes on after a break.
+        """Add a request.
+
+        Args:
+            output_ids: tokens that it has already, if it is resumed.
 
         Returns:
             The request's slot, an index below the largest number of requests open at a time.
@@ -69,7 +73,7 @@ class RequestSlots(Protocol):
         """
 
     def close(self, slot: int) -> None:
-        """Forget a request; its slot is used again.
+        """Remove a request; its slot is used again.
 
         Raises:
             ValueError: the slot is not open.
@@ -80,7 +84,7 @@ class StepSampler(RequestSlots, Protocol):
     """Samples from the logits of one kind of executor."""
 
     def sample(self, logits: Any, slots: NDArray[np.int64]) -> SamplerOutput:
-        """One token for each row, which from then on counts as generated.
+        """Sample one token for each row, which from then on counts as generated.
 
         Args:
             logits: [rows, vocabulary], as the executor gives them; never written to.
@@ -94,13 +98,13 @@ class Sampler:
     A row's token and log probabilities depend only on its logits, its parameters and the tokens
     generated before: the other rows, their order and resuming a request change no bit.
     Temperature, then top_k, top_p and min_p shape the distribution. Ties go to the lower token
-    id. A draw uses one uniform, a function of the seed and the number of tokens generated.
+    id. A random token uses one uniform, a function of the seed and the number of tokens generated.
     """
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
         self._slots = Slots()
-        self._edits: dict[int, Edits] = {}
+        self._edits: dict[int, LogitsEdits] = {}
         self._buffers: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
     def open(
@@ -111,7 +115,8 @@ class Sampler:
         output_ids: Sequence[int] = (),
     ) -> int:
         """See `RequestSlots`."""
-        edits = Edits(params, prompt_ids, output_ids, eos_ids, self.vocab_size)
+        tokens = RequestTokens(prompt_ids, output_ids, eos_ids, self.vocab_size)
+        edits = LogitsEdits(params, tokens)
         slot = self._slots.open(params, edits, self.vocab_size, len(output_ids))
         if self._slots.records[slot]["needs"] & CHANGED:
             self._edits[slot] = edits
@@ -123,7 +128,7 @@ class Sampler:
         self._edits.pop(slot, None)
 
     def sample(self, logits: Array, slots: NDArray[np.int64]) -> SamplerOutput:
-        """One token for each row, which from then on counts as generated.
+        """Sample one token for each row; see `StepSampler`.
 
         Args:
             logits: [rows, vocabulary], float32; never written to.
@@ -139,25 +144,25 @@ class Sampler:
                 f"expected {(len(slots), self.vocab_size)}: a row per slot"
             )
         needs = self._slots.records["needs"][slots]
-        # NaN wins an argmax, so the chosen logit alone shows whether a row is sound.
+        # NaN wins an argmax, so the chosen logit alone shows whether a row is valid.
         tokens = values.argmax(axis=1)
         peaks = values[np.arange(len(slots)), tokens]
         finite = np.isfinite(peaks)
-        spoiled = np.flatnonzero(~finite).tolist()
-        if spoiled:
-            # Go on with zeros to find the rows that edits spoil: one error names them all.
+        invalid = np.flatnonzero(~finite).tolist()
+        if invalid:
+            # Go on with zeros to find the rows that edits make invalid, too: one error names all.
             values = np.where(finite[:, None], values, np.float32(0))
             peaks = np.where(finite, peaks, np.float32(0))
         logprobs = None
-        if spoiled or needs.any():
+        if invalid or needs.any():
             if (needs & CLOSED).any():
                 raise ValueError("a slot is not open")
-            batch = _Batch(values, slots, self._slots.records[slots], spoiled)
-            # Weights may underflow to 0 and edited logits overflow; both are meant.
+            batch = _Batch(values, slots, self._slots.records[slots], invalid)
+            # Weights may underflow to 0 and edited logits overflow; both are intended.
             with np.errstate(all="ignore"):
                 logprobs = self._refine(batch, peaks, tokens)
-            if batch.spoiled:
-                tokens[batch.spoiled] = NO_TOKEN
+            if batch.invalid:
+                tokens[batch.invalid] = NO_TOKEN
                 sampled = tokens != NO_TOKEN
                 self._count(slots[sampled], needs[sampled], tokens[sampled])
                 return SamplerOutput(tokens, logprobs)
@@ -170,14 +175,14 @@ class Sampler:
         """Replace the tokens of rows that need more than an argmax; return log probabilities."""
         needs = batch.state["needs"]
         greedy = (needs & RANDOM) == 0
-        for rows in self._chunks(greedy & ((needs & (CHANGED)) != 0)):
+        for rows in self._chunks(greedy & ((needs & CHANGED) != 0)):
             edited, _ = self._edited(batch, rows)
             tokens[rows] = edited.argmax(axis=1)
         for method in (WHOLE, NUCLEUS, SHORT):
             for rows in self._chunks((needs & method) != 0):
-                tokens[rows] = self._draw(method, batch, rows, peaks)
+                tokens[rows] = self._sample_random(method, batch, rows, peaks)
         asked = (needs & LOGPROBS) != 0
-        asked[batch.spoiled] = False
+        asked[batch.invalid] = False
         if not asked.any():
             return None
         logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
@@ -193,18 +198,18 @@ class Sampler:
                 logprobs[row] = entry
         return logprobs
 
-    def _draw(
+    def _sample_random(
         self,
         method: int,
         batch: _Batch,
         rows: NDArray[np.int64],
         peaks: NDArray[np.float32],
     ) -> NDArray[np.int64]:
-        """Random tokens for rows that draw by the same method."""
+        """Sample random tokens for rows of the same method."""
         state = batch.state[rows]
         scaled, weights = self._work(len(rows))
         inside = scaled[:, : self.vocab_size]
-        if (state["needs"] & (CHANGED)).any():
+        if (state["needs"] & CHANGED).any():
             _, highest = self._edited(batch, rows)
             np.subtract(inside, highest[:, None], out=inside)
         else:
@@ -214,35 +219,35 @@ class Sampler:
         uniform = uniforms(state["key"], state["generated"])
         if method == WHOLE:
             np.exp(scaled, out=weights)
-            return draw(weights, uniform)
+            return sample_whole(weights, uniform)
         limits = TruncationLimits(state["top_k"], state["top_p"], state["min_p"])
         if method == NUCLEUS:
             np.exp(scaled, out=weights)
             floor, total = nucleus_floor(weights, self.vocab_size, limits)
-            return draw_truncated(select(scaled, floor), limits, total, uniform)
+            return sample_truncated(select(scaled, floor), limits, total, uniform)
         floor = short_floor(scaled, limits)
-        return draw_truncated(select(scaled, floor), limits, None, uniform)
+        return sample_truncated(select(scaled, floor), limits, None, uniform)
 
     def _edited(
         self, batch: _Batch, rows: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The rows' logits with bias, bars and penalties, in the first buffer, and their maxima."""
+        """Return the rows' edited logits, in the first buffer, and their maxima."""
         copies, _ = self._work(len(rows))
         copies[:, : self.vocab_size] = _take(batch.logits, rows)
         needs = batch.state["needs"][rows]
-        some = np.flatnonzero(needs & (CHANGED))
+        some = np.flatnonzero(needs & CHANGED)
         slots = batch.slots[rows[some]].tolist()
-        apply(
+        apply_edits(
             [self._edits[slot] for slot in slots],
             (needs[some] & BARRED) != 0,
             some * copies.shape[1],
             copies.reshape(-1),
         )
         highest = copies.max(axis=1)
-        spoiled = ~np.isfinite(highest)
-        if spoiled.any():
-            copies[spoiled] = highest[spoiled] = 0.0
-            batch.spoiled.extend(rows[spoiled].tolist())
+        invalid = ~np.isfinite(highest)
+        if invalid.any():
+            copies[invalid] = highest[invalid] = 0.0
+            batch.invalid.extend(rows[invalid].tolist())
         return copies, highest
 
     def _count(
@@ -252,17 +257,21 @@ class Sampler:
         self._slots.advance(slots, needs)
         edited = np.flatnonzero(needs & EDITED)
         for slot, token in zip(slots[edited].tolist(), tokens[edited].tolist(), strict=True):
-            self._edits[slot].add(token)
+            edits = self._edits[slot]
+            if edits.penalties is not None:
+                edits.penalties.append(token)
+            for observe in edits.observers:
+                observe(token)
 
     def _chunks(self, wanted: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
-        """The indices of the wanted rows, as many at a time as the buffers hold."""
+        """Yield the indices of the wanted rows, as many at a time as the buffers hold."""
         rows = np.flatnonzero(wanted)
         step = _rows_per_chunk(self.vocab_size)
         for start in range(0, len(rows), step):
             yield rows[start : start + step]
 
     def _work(self, rows: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Two buffers [rows, vocabulary rounded up]; in the first the padding stays -inf."""
+        """Return two buffers, [rows, vocabulary rounded up]; the first has -inf as padding."""
         if self._buffers is None:
             shape = _rows_per_chunk(self.vocab_size), _padded(self.vocab_size)
             self._buffers = np.full(shape, -np.inf, np.float32), np.empty(shape, np.float32)
@@ -274,7 +283,7 @@ class _Batch(NamedTuple):
     logits: NDArray[np.float32]  # [rows, vocabulary]
     slots: NDArray[np.int64]  # [rows]
     state: NDArray[Any]  # [rows] of Slots.records, as before the call
-    spoiled: list[int]  # rows found to have no token to choose
+    invalid: list[int]  # rows found to have no token to choose
 
 
 def _rows_per_chunk(vocab_size: int) -> int:

@@ -1,4 +1,4 @@
-"""What the sampler must know of each open request, as arrays indexed by slot."""
+"""The state of each open request of a sampler, as arrays indexed by slot."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sarathi.sampling.categorical import NO_TOP_K, stream_key
+from sarathi.sampling.logits_processors import LogitsEdits
 from sarathi.sampling.params import SamplingParams
-from sarathi.sampling.penalties import Edits
-from sarathi.sampling.truncation import NO_TOP_K
-from sarathi.sampling.uniforms import stream_key
 
-# What a row needs beside the argmax of its logits, as bits; 0 for nothing.
+# What a row needs besides the argmax of its logits, as bits; 0 for nothing.
 CLOSED, EDITED, BARRED, LOGPROBS = 1, 2, 4, 8
 CHANGED = EDITED | BARRED  # its logits are not those of the model
-WHOLE, NUCLEUS, SHORT = 16, 32, 64  # how to draw, if at random
+WHOLE, NUCLEUS, SHORT = (
+    16,
+    32,
+    64,
+)  # the method, if it is random: without truncation, by top_p, by top_k or min_p
 RANDOM = WHOLE | NUCLEUS | SHORT
 
 _FIELDS = np.dtype(
@@ -42,8 +45,10 @@ class Slots:
         self.records: NDArray[Any] = np.zeros(0, _FIELDS)
         self._free: list[int] = []
 
-    def open(self, params: SamplingParams, edits: Edits, vocab_size: int, generated: int) -> int:
-        """Take a slot for a request that has generated `generated` tokens before."""
+    def open(
+        self, params: SamplingParams, edits: LogitsEdits, vocab_size: int, generated: int
+    ) -> int:
+        """Return a slot for a request that has generated `generated` tokens before."""
         if not self._free:
             self._grow()
         slot = self._free.pop()
@@ -51,7 +56,7 @@ class Slots:
         has_k = 0 < params.top_k < vocab_size
         barred = generated < params.min_tokens and len(edits.barred_ids) > 0
         record["needs"] = (
-            _how_to_draw(params, has_k)
+            _method(params, has_k)
             | (EDITED if edits.lasting else 0)
             | (BARRED if barred else 0)
             | (LOGPROBS if params.logprobs is not None else 0)
@@ -67,10 +72,10 @@ class Slots:
         return slot
 
     def close(self, slot: int) -> None:
-        """Let the slot be used again.
+        """Free the slot.
 
         Raises:
-            ValueError: it is not open.
+            ValueError: the slot is not open.
         """
         if not 0 <= slot < len(self.records) or self.records[slot]["needs"] & CLOSED:
             raise ValueError(f"slot {slot} is not open")
@@ -78,7 +83,7 @@ class Slots:
         self._free.append(slot)
 
     def advance(self, slots: NDArray[np.int64], needs: NDArray[np.int64]) -> None:
-        """Count one more token for each slot, and lift the bars of outputs that are long enough.
+        """Count one more token for each slot, and end the barring of outputs of `min_tokens`.
 
         Args:
             needs: [len(slots)], of the slots' records.
@@ -87,8 +92,8 @@ class Slots:
         barred = slots[(needs & BARRED) != 0]
         if len(barred):
             records = self.records[barred]
-            served = barred[records["generated"] >= records["min_tokens"]]
-            self.records["needs"][served] &= ~BARRED
+            done = barred[records["generated"] >= records["min_tokens"]]
+            self.records["needs"][done] &= ~BARRED
 
     def _grow(self) -> None:
         size = len(self.records)
@@ -98,7 +103,7 @@ class Slots:
         self._free.extend(reversed(range(size, len(self.records))))
 
 
-def _how_to_draw(params: SamplingParams, has_k: bool) -> int:
+def _method(params: SamplingParams, has_k: bool) -> int:
     if params.greedy:
         return 0
     if has_k:

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sarathi.fleet.engine_api import Engine, by_state
-from sarathi.models.load_format import RANDOM_WEIGHTS
+from sarathi.models.locate import RANDOM_WEIGHTS
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.server.access import AccessControl, AccessRules, AdminOnly, key_name
 from sarathi.server.openai.api_errors import ApiError, unknown_model

@@ -13,11 +13,11 @@ from sarathi.backends.weight_store import WeightStore
 from sarathi.models.decoder import (
     GATED_PROJECTIONS,
     QKV_PROJECTIONS,
+    Stage,
     attention_module,
     forward,
 )
 from sarathi.models.model_config import ModelConfig
-from sarathi.models.stage import Stage
 from sarathi.models.weights import Array
 
 HIDDEN = "hidden"

@@ -22,8 +22,8 @@ from sarathi.backends.self_check import check_deterministic, check_model
 from sarathi.backends.step import Step, beside, check_step
 from sarathi.backends.weight_store import WeightStore
 from sarathi.errors import ExecutorError
+from sarathi.models.decoder import Stage, whole_model
 from sarathi.models.model_config import ModelConfig
-from sarathi.models.stage import Stage, whole
 from sarathi.models.tensor_layout import expected_shapes
 from sarathi.models.weights import Array, Weights
 from sarathi.sampling.sampler import Sampler
@@ -104,7 +104,7 @@ class OpenVinoExecutor:
                 core; otherwise they run where the calling thread may.
         """
         self.config = config
-        self.stage = stage or whole(config)
+        self.stage = stage or whole_model(config)
         self.block_size = BLOCK_SIZE
         self.max_position = max_position
         self.precision, self.kv_precision = choose_precisions(precision, kv_precision)

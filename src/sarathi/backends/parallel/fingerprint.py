@@ -8,8 +8,8 @@ import json
 from importlib import metadata
 
 import sarathi
+from sarathi.models.decoder import whole_model
 from sarathi.models.model import Model
-from sarathi.models.stage import whole
 from sarathi.models.tensor_layout import expected_shapes
 
 
@@ -20,7 +20,7 @@ def fingerprint(model: Model) -> str:
     config["inv_freq"] = [f"{value:.9g}" for value in config["inv_freq"]]
     tensors = {
         name: (shape, str(model.weights.stored_dtype(name)))
-        for name, shape in expected_shapes(model.config, whole(model.config)).items()
+        for name, shape in expected_shapes(model.config, whole_model(model.config)).items()
     }
     text = json.dumps([config, tensors], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

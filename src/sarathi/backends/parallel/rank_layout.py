@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sarathi.errors import ModelError
+from sarathi.models.decoder import Stage, pipeline_stages
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.sharding import Shard, shard_config
-from sarathi.models.stage import Stage, split
 
 
 class RankId(NamedTuple):
@@ -55,7 +55,7 @@ class ParallelLayout:
         Raises:
             ModelError: the layers cannot be shared out equally; the message says what is possible.
         """
-        return split(config, self.pp)
+        return pipeline_stages(config, self.pp)
 
     def check(self, config: ModelConfig) -> None:
         """

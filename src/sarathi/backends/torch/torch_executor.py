@@ -34,10 +34,9 @@ from sarathi.backends.torch.torch_devices import default_precision, find_device
 from sarathi.backends.torch.torch_operations import Rotary, TensorParallelRank, TorchOperations
 from sarathi.backends.torch.warm_up import warm_up_steps
 from sarathi.errors import ExecutorError
-from sarathi.models.decoder import forward
+from sarathi.models.decoder import Stage, forward, whole_model
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.sharding import Shard, ShardedWeights, shard_config, shard_shapes, vocabulary
-from sarathi.models.stage import Stage, whole
 from sarathi.models.weights import Array, Weights
 from sarathi.sampling.sampler import Sampler, StepSampler
 from sarathi.system.machine import usable_cores
@@ -88,7 +87,7 @@ class TorchExecutor:
             progress: called with the share of the weights that has been read.
         """
         self.config = config
-        self.stage = stage or whole(config)
+        self.stage = stage or whole_model(config)
         self.shard = shard or Shard()
         self.max_position = max_position
         self.device = find_device(device, device_index)

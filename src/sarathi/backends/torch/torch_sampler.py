@@ -25,13 +25,12 @@ from sarathi.backends.torch.kernels.sampling_kernels import (
     ROW,
     Tiles,
 )
+from sarathi.sampling.categorical import NO_TOP_K, uniforms
+from sarathi.sampling.logits_processors import LogitsEdits, RequestTokens
 from sarathi.sampling.logprobs import TokenLogprobs, assemble
 from sarathi.sampling.params import MAX_LOGPROBS, SamplingParams
-from sarathi.sampling.penalties import Edits
 from sarathi.sampling.sampler import NO_TOKEN, SamplerOutput
 from sarathi.sampling.slots import CHANGED, CLOSED, LOGPROBS, RANDOM, Slots
-from sarathi.sampling.truncation import NO_TOP_K
-from sarathi.sampling.uniforms import uniforms
 
 I64 = NDArray[np.int64]
 
@@ -63,7 +62,8 @@ class TorchSampler:
     probabilities depend only on its logits, its parameters and the tokens generated before.
 
     All calls use the current stream, which must be the same one. `launch` never waits for the
-    device, so the next one may follow before the first result is read.
+    device, so the next one may follow before the first result is read; only the requests whose
+    logits processors observe the tokens wait for their last one.
 
     Memory on the device: 4 bytes * vocab_size for each open slot with penalties or with tokens
     barred by min_tokens, and again for each one with a logit_bias (tables double when they are
@@ -89,6 +89,7 @@ class TorchSampler:
         self._device = device
         self._slots = Slots()
         self._edits: NDArray[Any] = np.zeros(0, _EDITS)
+        self._observing: dict[int, _Observed] = {}
         self._marks = _RowTable(vocab_size, torch.int32, device)
         self._biases = _RowTable(vocab_size, torch.float32, device)
         self.last_tokens = torch.zeros(0, dtype=torch.int64, device=device)
@@ -105,23 +106,30 @@ class TorchSampler:
         output_ids: Sequence[int] = (),
     ) -> int:
         """See `RequestSlots`."""
-        edits = Edits(params, prompt_ids, output_ids, eos_ids, self.vocab_size)
+        tokens = RequestTokens(prompt_ids, output_ids, eos_ids, self.vocab_size)
+        edits = LogitsEdits(params, tokens)
         slot = self._slots.open(params, edits, self.vocab_size, len(output_ids))
         with _computing(self._device):
             self._grow(len(self._slots.records))
             if self._slots.records[slot]["needs"] & CHANGED:
+                penalties = edits.penalties
                 self._edits[slot] = (
                     self._marks.add(_token_marks(edits, self.vocab_size)),
                     self._biases.add(_dense_bias(edits, self.vocab_size)),
-                    edits.repetition,
-                    edits.frequency,
-                    edits.presence,
+                    *(
+                        (1, 0, 0)
+                        if penalties is None
+                        else (penalties.repetition, penalties.frequency, penalties.presence)
+                    ),
                 )
+        if edits.observers:
+            self._observing[slot] = _Observed(edits, len(output_ids))
         return slot
 
     def close(self, slot: int) -> None:
         """See `RequestSlots`."""
         self._slots.close(slot)
+        self._observing.pop(slot, None)
         self._marks.remove(int(self._edits[slot]["marks"]))
         self._biases.remove(int(self._edits[slot]["biases"]))
         self._edits[slot] = _NO_EDITS
@@ -152,6 +160,8 @@ class TorchSampler:
             ValueError: the logits are not as described, or a slot is not open.
         """
         self._check(logits, slots)
+        if self._observing:
+            self._observe(slots)
         state = self._slots.records.take(slots)  # much faster than indexing, of structures
         needs: I64 = state["needs"]
         if (needs & CLOSED).any():
@@ -187,6 +197,25 @@ class TorchSampler:
                 requests,
                 _record_event(self._device),
             )
+
+    def _observe(self, slots: I64) -> None:
+        """Give logits processors the tokens sampled last, and copy their biases to the device."""
+        for slot in slots.tolist():
+            observed = self._observing.get(slot)
+            if observed is None or observed.count == self._slots.records["generated"][slot]:
+                continue
+            token = int(self.last_tokens[slot])  # waits for it
+            observed.count += 1
+            for observe in observed.edits.observers:
+                observe(token)
+            bias = _dense_bias(observed.edits, self.vocab_size)
+            row = int(self._edits[slot]["biases"])
+            with _computing(self._device):
+                if row < 0 or bias is None:
+                    self._biases.remove(row)
+                    self._edits["biases"][slot] = self._biases.add(bias)
+                else:
+                    self._biases.rows[row] = to_device(bias, self._device)
 
     def _check(self, logits: torch.Tensor, slots: I64) -> None:
         if tuple(logits.shape) != (len(slots), self.vocab_size):
@@ -301,6 +330,14 @@ class TorchSampler:
             self.last_tokens = torch.cat([self.last_tokens, self.last_tokens.new_zeros(more)])
 
 
+@dataclass
+class _Observed:
+    """The edits of a request whose logits processors observe the tokens."""
+
+    edits: LogitsEdits
+    count: int  # tokens of the output that the processors have got
+
+
 @dataclass(frozen=True)
 class PendingSample:
     """Holds the result of a launch while it is copied to the host."""
@@ -361,23 +398,27 @@ class _RowTable:
             self._free.append(row)
 
 
-def _token_marks(edits: Edits, vocab_size: int) -> NDArray[np.int32] | None:
+def _token_marks(edits: LogitsEdits, vocab_size: int) -> NDArray[np.int32] | None:
     """Make the marks of each token, see `kernels.SEEN`; None where edits need none."""
-    if not (edits.counts_tokens or len(edits.barred_ids)):
+    if edits.penalties is None and not len(edits.barred_ids):
         return None
     marks = np.zeros(vocab_size, np.int32)
-    counts = edits.seen_counts.astype(np.int32)
-    marks[edits.seen_ids] = (counts << kernels.COUNT_SHIFT) | kernels.SEEN
+    if edits.penalties is not None:
+        counts = edits.penalties.seen_counts.astype(np.int32)
+        marks[edits.penalties.seen_ids] = (counts << kernels.COUNT_SHIFT) | kernels.SEEN
     marks[edits.barred_ids] |= kernels.ENDS
     return marks
 
 
-def _dense_bias(edits: Edits, vocab_size: int) -> NDArray[np.float32] | None:
+def _dense_bias(edits: LogitsEdits, vocab_size: int) -> NDArray[np.float32] | None:
     """Make the bias of each token; None where there is none."""
-    if not len(edits.bias_ids):
+    if edits.token_bias is not None:
+        bias = edits.token_bias.copy()
+    elif len(edits.bias_ids):
+        bias = np.zeros(vocab_size, np.float32)
+    else:
         return None
-    bias = np.zeros(vocab_size, np.float32)
-    bias[edits.bias_ids] = edits.bias
+    bias[edits.bias_ids] += edits.bias
     return bias
 
 

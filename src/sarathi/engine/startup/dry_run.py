@@ -17,11 +17,11 @@ from sarathi.engine.config import EngineConfig, share_of_machine
 from sarathi.engine.startup.kv_cache_size import KvCache, kv_cache, memories, wanted_length
 from sarathi.engine.startup.load import executor_options
 from sarathi.errors import ConfigError, ExecutorError
+from sarathi.models.decoder import whole_model
 from sarathi.models.dummy_weights import DummyWeights
 from sarathi.models.model import Model, open_model
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.sharding import shard_config
-from sarathi.models.stage import whole
 from sarathi.models.tensor_layout import expected_shapes
 from sarathi.system.machine import available_memory, usable_cores
 
@@ -222,7 +222,7 @@ def _checkpoint(model: Model) -> Checkpoint:
     if isinstance(model.weights, DummyWeights):
         return Checkpoint(num_parameters(model.config), 0, ())
     counts: dict[str, int] = {}
-    for name, shape in expected_shapes(model.config, whole(model.config)).items():
+    for name, shape in expected_shapes(model.config, whole_model(model.config)).items():
         dtype = model.weights.stored_dtype(name)
         kind = "quantised" if dtype is None else dtype.name
         counts[kind] = counts.get(kind, 0) + math.prod(shape)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from sarathi.models.families.rope_config import read_inv_freq
 from sarathi.models.json_fields import Fields
 from sarathi.models.model_config import MAX_LAYERS, ModelConfig
-from sarathi.models.name_map import NameMap, fused, renamed
+from sarathi.models.name_map import NameMap, Source, fused, fused_qkv, renamed
+from sarathi.models.rope import read_inv_freq
 
 
-def config(fields: Fields, architecture: str) -> ModelConfig:
+def read_config(fields: Fields, architecture: str) -> ModelConfig:
+    """Return the configuration that a config.json describes; see `Family`."""
     if fields.boolean("alibi", False):
         # `transformers` rounds these biases to bfloat16, which paged attention cannot imitate.
         raise fields.wrong("alibi", "false (rotary position embeddings)")
@@ -61,8 +62,11 @@ def config(fields: Fields, architecture: str) -> ModelConfig:
     )
 
 
-def names(config: ModelConfig) -> NameMap:
-    """Queries, keys and values are one matrix: for each key head its query heads, it, its value."""
+def name_map(config: ModelConfig) -> NameMap:
+    """Return where checkpoints keep the decoder's tensors.
+
+    Queries, keys and values are one matrix: for each key head its query heads, it, its value head.
+    """
     head = config.head_dim
     queries = config.num_heads // config.num_kv_heads * head
     two_norms = config.parallel and config.mlp_norm
@@ -92,3 +96,14 @@ def names(config: ModelConfig) -> NameMap:
             ),
         },
     )
+
+
+def gguf_modules(config: ModelConfig) -> dict[str, Source]:
+    """Return where GGUF files differ from Llama's: converters reorder the rows of `attn_qkv`."""
+    modules = fused_qkv("attn_qkv", config)
+    if config.mlp_norm:
+        # The first norm is the MLP's here.
+        modules |= renamed(
+            {"input_layernorm": "attn_norm_2", "post_attention_layernorm": "attn_norm"}
+        )
+    return modules

@@ -1,14 +1,14 @@
-"""Llama and those that differ from it in sizes, biases, windows and norms on heads."""
+"""Llama, and the families that differ in sizes, biases, windows, head norms: Mistral to Phi-3."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sarathi.models.families.rope_config import read_inv_freq
 from sarathi.models.json_fields import Fields
 from sarathi.models.model_config import MAX_HEAD_DIM, MAX_LAYERS, ModelConfig
-from sarathi.models.name_map import NameMap, fused
+from sarathi.models.name_map import NameMap, Source, fused, fused_qkv
+from sarathi.models.rope import read_inv_freq
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,8 @@ _DEFAULTS: Mapping[str, _Defaults] = {
 }
 
 
-def config(fields: Fields, architecture: str) -> ModelConfig:
+def read_config(fields: Fields, architecture: str) -> ModelConfig:
+    """Return the configuration that a config.json describes; see `Family`."""
     if fields.text("hidden_act", "silu") != "silu":
         raise fields.wrong("hidden_act", "silu")
     hidden_size = fields.required("hidden_size")
@@ -70,25 +71,28 @@ def config(fields: Fields, architecture: str) -> ModelConfig:
     )
 
 
-def phi3_names(config: ModelConfig) -> NameMap:
-    """Phi-3 stacks queries, keys and values in one matrix, gate and up in another."""
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+def phi3_name_map(config: ModelConfig) -> NameMap:
+    """Return where Phi-3 has its tensors: queries, keys, values in one matrix, as gate and up."""
+    return NameMap(inside=_fused_modules(config, "self_attn.qkv_proj", "mlp.gate_up_proj"))
+
+
+def phi3_gguf_modules(config: ModelConfig) -> dict[str, Source]:
+    """Return the same for GGUF files."""
+    return _fused_modules(config, "attn_qkv", "ffn_up")
+
+
+def _fused_modules(config: ModelConfig, qkv: str, gate_up: str) -> dict[str, Source]:
     inner = config.intermediate_size
-    return NameMap(
-        inside={
-            **fused(
-                "self_attn.qkv_proj",
-                {"self_attn.q_proj": queries, "self_attn.k_proj": keys, "self_attn.v_proj": keys},
-            ),
-            **fused("mlp.gate_up_proj", {"mlp.gate_proj": inner, "mlp.up_proj": inner}),
-        }
-    )
+    return {
+        **fused_qkv(qkv, config),
+        **fused(gate_up, {"mlp.gate_proj": inner, "mlp.up_proj": inner}),
+    }
 
 
 def _sliding_windows(
     fields: Fields, architecture: str, num_layers: int, max_position: int
 ) -> tuple[int, ...]:
-    """One window a layer: `layer_types` decides which layers slide, whichever family it is.
+    """Return one window a layer: `layer_types` decides which layers slide, in every family.
 
     `transformers` reads the list for Qwen alone, and lets all layers of Mistral and Phi-3 slide;
     but a file that has it was made for a program that reads it.

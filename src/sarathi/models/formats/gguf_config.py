@@ -1,14 +1,15 @@
-"""Model configuration from the metadata of a GGUF file."""
+"""Model configuration from the metadata of a GGUF file, and the names of its tensors."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
 from sarathi.errors import ModelError
+from sarathi.models.families import GGUF_ARCHITECTURES
 from sarathi.models.formats.gguf_file import GgufFile
-from sarathi.models.formats.gguf_names import supported_architecture
 from sarathi.models.formats.gguf_weights import ROPE_FACTORS, read_tensor
 from sarathi.models.formats.harmless_fields import is_harmless_key
 from sarathi.models.model_config import (
@@ -18,14 +19,34 @@ from sarathi.models.model_config import (
     MIN_NUMBER,
     ModelConfig,
 )
+from sarathi.models.name_map import NameMap, renamed
 from sarathi.models.rope import Frequencies, default_inv_freq, linear_scaled
 
 _MINUS_ONE = 2**32 - 1  # as converters write -1 for none
 _LONG_ROPE_FACTORS = "rope_factors_long.weight"
 
+_OUTSIDE: Mapping[str, str] = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+_INSIDE: Mapping[str, str] = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
 
 def read_config(file: GgufFile) -> ModelConfig:
-    """The configuration in the metadata of `file`; `ModelError` for what is not supported."""
+    """Return the configuration in the metadata of `file`; `ModelError` if it is not supported."""
     if (kind := file.text("general.type", "model")) != "model":
         raise ModelError(
             f"{file.path}: general.type is {kind!r}, expected a model"
@@ -57,8 +78,8 @@ def read_config(file: GgufFile) -> ModelConfig:
         raise ModelError(
             f"{file.path}: {arch}.attention.scale is {scale:g}, supported is 1 / sqrt({head_dim})"
         )
-    falcon = arch == "falcon"
-    norm_eps = "layer_norm_epsilon" if falcon else "layer_norm_rms_epsilon"
+    family = GGUF_ARCHITECTURES[arch]
+    norm_eps = "layer_norm_epsilon" if family.norm == "layer" else "layer_norm_rms_epsilon"
     config = ModelConfig(
         architecture=arch,
         vocab_size=embedding.shape[0],
@@ -76,11 +97,11 @@ def read_config(file: GgufFile) -> ModelConfig:
         output_bias="blk.0.attn_output.bias" in file.tensors,
         mlp_bias="blk.0.ffn_up.bias" in file.tensors,
         qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
-        norm="layer" if falcon else "rms",
-        activation="gelu" if falcon else "silu",
-        gated_mlp=not falcon,
-        parallel=falcon,
-        mlp_norm=not falcon or "blk.0.attn_norm_2.weight" in file.tensors,
+        norm=family.norm,
+        activation=family.activation,
+        gated_mlp=family.gated_mlp,
+        parallel=family.parallel,
+        mlp_norm=not family.parallel or "blk.0.attn_norm_2.weight" in file.tensors,
         tie_word_embeddings="output.weight" not in file.tensors,
     )
     for name, value in file.unread(f"{arch}.").items():
@@ -91,6 +112,24 @@ def read_config(file: GgufFile) -> ModelConfig:
                 "model"
             )
     return config
+
+
+def supported_architecture(file: GgufFile) -> str:
+    """Return the architecture of a file; `ModelError` if it is not supported."""
+    arch = file.text("general.architecture")
+    if arch not in GGUF_ARCHITECTURES:
+        raise ModelError(
+            f"{file.path}: general.architecture is {arch!r}, "
+            f"supported are {', '.join(GGUF_ARCHITECTURES)}"
+        )
+    return str(arch)
+
+
+def name_map(config: ModelConfig) -> NameMap:
+    """Return where GGUF files keep the tensors of `config`."""
+    modules = GGUF_ARCHITECTURES[config.architecture].modules
+    inside = {**renamed(_INSIDE), **(modules(config) if modules else {})}
+    return NameMap(outside=_OUTSIDE, layers="blk.", inside=inside)
 
 
 def _size(file: GgufFile, key: str, default: int | None = None, *, maximum: int = 2**31 - 1) -> int:
@@ -109,13 +148,13 @@ def _size(file: GgufFile, key: str, default: int | None = None, *, maximum: int 
 
 
 def _inv_freq(file: GgufFile, arch: str, head_dim: int) -> Frequencies:
-    rotated = _size(file, f"{arch}.rope.dimension_count", head_dim, maximum=MAX_HEAD_DIM)
+    rotary_dims = _size(file, f"{arch}.rope.dimension_count", head_dim, maximum=MAX_HEAD_DIM)
     theta = file.number(f"{arch}.rope.freq_base", 10000.0)
     # Files older than rope.scaling.type have the factor of linear scaling alone.
     factor = file.number(
         f"{arch}.rope.scaling.factor", file.number(f"{arch}.rope.scale_linear", 1.0)
     )
-    # A factor of 0 is none.
+    # A factor of 0 means none.
     if not all(MIN_NUMBER <= number <= MAX_NUMBER for number in (theta, factor or 1.0)):
         raise ModelError(
             f"{file.path}: rope.freq_base is {theta:g} and rope.scaling.factor {factor:g}, "
@@ -132,7 +171,7 @@ def _inv_freq(file: GgufFile, arch: str, head_dim: int) -> Frequencies:
             f"{file.path} has {_LONG_ROPE_FACTORS}: frequencies that depend on the length of the "
             "prompt (longrope) are not supported"
         )
-    inv_freq = default_inv_freq(rotated, theta)
+    inv_freq = default_inv_freq(rotary_dims, theta)
     if scaling == "linear" and factor not in (0.0, 1.0):
         inv_freq = linear_scaled(inv_freq, factor)
     if ROPE_FACTORS in file.tensors:
@@ -146,7 +185,7 @@ def _inv_freq(file: GgufFile, arch: str, head_dim: int) -> Frequencies:
 
 
 def _sliding_windows(file: GgufFile, arch: str, num_layers: int) -> tuple[int, ...]:
-    """One window a layer; the pattern is a list of booleans, or one number n for n - 1 of n."""
+    """Return one window a layer; the pattern is a list of booleans, or n for n - 1 of n layers."""
     window = file.integer(f"{arch}.attention.sliding_window") or 0
     key = f"{arch}.attention.sliding_window_pattern"
     pattern = file.numbers(key)

@@ -1,8 +1,8 @@
-"""The container format GGUF: metadata and the places of tensors, read lazily from the mapped file.
+"""The container format GGUF: metadata and tensor descriptions, read lazily from the mapped file.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, little-endian versions 2 and 3.
 The reader of the `gguf` package makes several array objects for each of some hundred thousand
-vocabulary strings; here strings are skipped at first and decoded when asked for.
+vocabulary strings; here strings are skipped at first and decoded when they are read.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sarathi.errors import ModelError
-from sarathi.models.formats.file_kind import GGUF_MAGIC, lfs_hint
-from sarathi.models.formats.mapped_file import map_file
+from sarathi.models.formats.checkpoint_files import GGUF_MAGIC, lfs_hint, map_file
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS: Mapping[int, np.dtype[np.generic]] = {
@@ -49,8 +48,8 @@ class _Value:
 
 
 @dataclass(frozen=True)
-class TensorPlace:
-    """Where the data of one tensor begins; `shape` in numpy order (rows first)."""
+class TensorInfo:
+    """Shape, type and position of one tensor; `shape` in numpy order (rows first)."""
 
     shape: tuple[int, ...]
     kind: int  # GGMLQuantizationType
@@ -61,7 +60,7 @@ class GgufFile:
     """One mapped GGUF file.
 
     Getters return `default` for an absent key and raise `ModelError` naming key and type if the
-    value has another type. Construction raises `ModelError` for whatever is no complete header.
+    value has another type. Construction raises `ModelError` for anything but a complete header.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +69,7 @@ class GgufFile:
         self._values: dict[str, _Value] = {}
         self._read: set[str] = set()
         try:
-            self.tensors: Mapping[str, TensorPlace] = self._parse()
+            self.tensors: Mapping[str, TensorInfo] = self._parse()
         except (struct.error, OverflowError, UnicodeDecodeError) as error:
             raise self._invalid("its header is truncated or corrupt") from error
 
@@ -93,7 +92,7 @@ class GgufFile:
         return self._strings(value)[0]
 
     def number(self, key: str, default: float) -> float:
-        """A finite number of any numeric type."""
+        """Return a finite number of any numeric type."""
         if key not in self:
             return default
         number = float(self._scalar(key, "a number"))
@@ -118,7 +117,7 @@ class GgufFile:
         return bool(array)
 
     def texts(self, key: str) -> list[str] | None:
-        """A list of strings; bytes that are not UTF-8 are replaced."""
+        """Return a list of strings; bytes that are not UTF-8 are replaced."""
         value = self._get(key)
         if value is None:
             return None
@@ -127,7 +126,7 @@ class GgufFile:
         return self._strings(value)
 
     def numbers(self, key: str) -> npt.NDArray[np.generic] | None:
-        """A list of numbers or booleans; a single number is a list of one."""
+        """Return a list of numbers or booleans; a single number is a list of one."""
         value = self._get(key)
         if value is None:
             return None
@@ -136,7 +135,7 @@ class GgufFile:
         return np.frombuffer(self.mapping, _SCALARS[value.kind], value.count, value.offset)
 
     def unread(self, prefix: str) -> dict[str, Any]:
-        """The keys that nobody asked for, without the `prefix` they have; None for a list."""
+        """Return the keys that were not read, without the `prefix` they have; None for a list."""
         return {
             key.removeprefix(prefix): None if value.is_array else self._shown(key, value)
             for key, value in self._values.items()
@@ -165,7 +164,7 @@ class GgufFile:
             at = end
         return strings
 
-    def _parse(self) -> dict[str, TensorPlace]:
+    def _parse(self) -> dict[str, TensorInfo]:
         if self.mapping[: len(GGUF_MAGIC)] != GGUF_MAGIC:
             raise self._invalid(f"it does not begin with GGUF{lfs_hint(self.path)}")
         (version,) = _U32.unpack_from(self.mapping, 4)
@@ -181,19 +180,19 @@ class GgufFile:
             if key in self._values:
                 raise self._invalid(f"it gives {key} twice")
             self._values[key], at = self._value(at)
-        places: dict[str, TensorPlace] = {}
+        tensors: dict[str, TensorInfo] = {}
         for _ in range(tensor_count):
             name, at = self._string(at)
-            if name in places:
+            if name in tensors:
                 raise self._invalid(f"it gives tensor {name} twice")
-            places[name], at = self._place(name, at)
+            tensors[name], at = self._tensor_info(name, at)
         alignment = self.integer("general.alignment", _DEFAULT_ALIGNMENT) or 0
         if alignment < 1 or alignment & (alignment - 1):
             raise self._invalid(f"general.alignment is {alignment}, expected a power of two")
         data = -(-at // alignment) * alignment
         return {
-            name: TensorPlace(place.shape, place.kind, place.offset + data)
-            for name, place in places.items()
+            name: TensorInfo(info.shape, info.kind, info.offset + data)
+            for name, info in tensors.items()
         }
 
     def _string(self, at: int) -> tuple[str, int]:
@@ -222,13 +221,13 @@ class GgufFile:
         self._check_end(at)
         return value, at
 
-    def _place(self, name: str, at: int) -> tuple[TensorPlace, int]:
+    def _tensor_info(self, name: str, at: int) -> tuple[TensorInfo, int]:
         (dimensions,) = _U32.unpack_from(self.mapping, at)
         if dimensions > _MAX_DIMENSIONS:
             raise self._invalid(f"tensor {name} has {dimensions} dimensions")
         layout = struct.Struct(f"<{dimensions}QIQ")
         *shape, kind, offset = layout.unpack_from(self.mapping, at + 4)
-        return TensorPlace(tuple(reversed(shape)), kind, offset), at + 4 + layout.size
+        return TensorInfo(tuple(reversed(shape)), kind, offset), at + 4 + layout.size
 
     def _check_end(self, end: int) -> None:
         if end > len(self.mapping):

@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file, dequantised and put in order as they are asked for."""
+"""The tensors of a GGUF file, dequantised and reordered when they are read."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from sarathi.errors import ModelError
-from sarathi.models.formats.gguf_file import GgufFile, TensorPlace
-from sarathi.models.formats.mapped_file import mapped, read_part
+from sarathi.models.families import GGUF_ARCHITECTURES
+from sarathi.models.formats.checkpoint_files import mapped_array, read_part
+from sarathi.models.formats.gguf_file import GgufFile, TensorInfo
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.weights import ALL, Array
 
-ROPE_FACTORS = "rope_freqs.weight"  # what frequencies are divided by, a part of the configuration
+ROPE_FACTORS = "rope_freqs.weight"  # divisors of the frequencies, a part of the configuration
 
 _UNQUANTISED = {
     GGMLQuantizationType.F32: np.dtype(np.float32),
@@ -29,15 +30,15 @@ _UNQUANTISED = {
 def read_tensor(
     file: GgufFile, name: str, rows: slice = ALL, columns: slice = ALL, interleaved: int = 0
 ) -> Array:
-    """A part of a tensor by its name in the file, read now: as float32 if it is quantised.
+    """Read a part of a tensor by its name in the file, as float32 if it is quantised.
 
-    With `interleaved`, every head of so many rows is put from the order of rotation pairs (0, 1),
-    (2, 3) ... into that of halves (0, d/2), (1, d/2 + 1) ...
+    With `interleaved`, heads have so many rows, which are reordered from rotation pairs (0, 1),
+    (2, 3) ... to pairs (0, d/2), (1, d/2 + 1) ...
     Of a matrix, only the heads and blocks of quantised values that hold the part are read.
     """
-    place = file.tensors[name]
-    shape = place.shape or (1,)
-    kind = _quantisation(file, name, place)
+    info = file.tensors[name]
+    shape = info.shape or (1,)
+    kind = _quantisation(file, name, info)
     dtype = _UNQUANTISED.get(kind)
     block, width = (1, 1) if dtype is not None else GGML_QUANT_SIZES[kind]
     if shape[-1] % block:
@@ -56,8 +57,8 @@ def read_tensor(
         blocks, columns = _units(shape[1], columns, block)
         read = (heads, slice(blocks.start // block * width, blocks.stop // block * width))
         cut = (rows, columns)
-    stored = _stored(file, name, place.offset, stored_shape, dtype or np.dtype(np.uint8), *read)
-    # Rows are quantised one by one, so they may be moved before they are dequantised.
+    stored = _stored(file, name, info.offset, stored_shape, dtype or np.dtype(np.uint8), *read)
+    # Rows are quantised separately, so they can be reordered before they are dequantised.
     if interleaved:
         pairs = stored.reshape(-1, interleaved // 2, 2, *stored.shape[1:])
         stored = pairs.swapaxes(1, 2).reshape(stored.shape)
@@ -66,7 +67,7 @@ def read_tensor(
 
 
 def _units(size: int, wanted: slice, unit: int) -> tuple[slice, slice]:
-    """Whole units that hold `wanted` of `size` things, and where among these it is."""
+    """Return the whole units that contain `wanted` of `size` items, and its slice of these."""
     part = range(size)[wanted]
     first = part.start // unit * unit
     return slice(first, -(-part.stop // unit) * unit), slice(part.start - first, part.stop - first)
@@ -83,12 +84,12 @@ def _dequantised(file: GgufFile, name: str, kind: GGMLQuantizationType, stored: 
     return values
 
 
-def _quantisation(file: GgufFile, name: str, place: TensorPlace) -> GGMLQuantizationType:
+def _quantisation(file: GgufFile, name: str, info: TensorInfo) -> GGMLQuantizationType:
     try:
-        return GGMLQuantizationType(place.kind)
+        return GGMLQuantizationType(info.kind)
     except ValueError:
         raise ModelError(
-            f"{file.path}: tensor {name} has the unknown quantisation type {place.kind}"
+            f"{file.path}: tensor {name} has the unknown quantisation type {info.kind}"
         ) from None
 
 
@@ -117,15 +118,15 @@ class GgufWeights:
 
     def __init__(self, file: GgufFile, config: ModelConfig) -> None:
         self._file = file
-        # Converters to GGUF reorder queries and keys of this architecture alone.
-        self._interleaved = config.head_dim if config.architecture == "llama" else 0
-        for name, place in file.tensors.items():
-            block, size = GGML_QUANT_SIZES[_quantisation(file, name, place)]
-            bytes_needed = math.prod(place.shape) // block * size
-            if place.offset + bytes_needed > len(file.mapping):
+        family = GGUF_ARCHITECTURES[config.architecture]
+        self._interleaved = config.head_dim if family.interleaved_heads else 0
+        for name, info in file.tensors.items():
+            block, size = GGML_QUANT_SIZES[_quantisation(file, name, info)]
+            bytes_needed = math.prod(info.shape) // block * size
+            if info.offset + bytes_needed > len(file.mapping):
                 raise ModelError(
                     f"{file.path} is truncated: tensor {name} ends at byte "
-                    f"{place.offset + bytes_needed} of {len(file.mapping)}"
+                    f"{info.offset + bytes_needed} of {len(file.mapping)}"
                 )
 
     @property
@@ -135,36 +136,36 @@ class GgufWeights:
 
     @property
     def names(self) -> Set[str]:
-        """All but the factors that are a part of the configuration."""
+        """All names but that of the factors that are a part of the configuration."""
         return self._file.tensors.keys() - {ROPE_FACTORS}
 
     def __contains__(self, name: object) -> bool:
         return name in self._file.tensors
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._place(name).shape
+        return self._info(name).shape
 
     def stored_dtype(self, name: str) -> np.dtype[np.generic] | None:
         if self._rows_of_heads(name):
             return None
-        return _UNQUANTISED.get(_quantisation(self._file, name, self._place(name)))
+        return _UNQUANTISED.get(_quantisation(self._file, name, self._info(name)))
 
     def __getitem__(self, name: str) -> Array:
         dtype = self.stored_dtype(name)
         if dtype is None:
             return self.part(name)
-        place = self._place(name)
-        return mapped(self._file.mapping, place.offset, place.shape, dtype)
+        info = self._info(name)
+        return mapped_array(self._file.mapping, info.offset, info.shape, dtype)
 
     def part(self, name: str, rows: slice = ALL, columns: slice = ALL) -> Array:
-        self._place(name)
+        self._info(name)
         return read_tensor(self._file, name, rows, columns, self._rows_of_heads(name))
 
     def _rows_of_heads(self, name: str) -> int:
-        """How many rows a head has that is to be put in order; 0 where there is none."""
+        """Return the rows of each head that is to be reordered; 0 if there is none."""
         return self._interleaved if ".attn_q." in name or ".attn_k." in name else 0
 
-    def _place(self, name: str) -> TensorPlace:
+    def _info(self, name: str) -> TensorInfo:
         try:
             return self._file.tensors[name]
         except KeyError:

@@ -1,8 +1,8 @@
-"""What may stand in a model's files without being read: why it cannot change what is computed.
+"""Fields, keys and tensors that cannot change what is computed, and need not be read.
 
-Files describe more than the decoder knows. Whatever is not read and not listed here is refused by
-name: it may be the one switch that makes a model another one (a scale of its logits, a cap, a
-mixture of experts).
+Files describe more than the decoder has. Anything that is neither read nor listed here is refused
+by name: it may be a switch that changes the model (a scale of its logits, a cap, a mixture of
+experts).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BOOKKEEPING = frozenset(
         *("model_max_length", "max_sequence_length", "seq_length"),
     }
 )
-# What is random, or left out, in training alone.
+# Of training alone.
 _TRAINING = frozenset(
     {
         *("initializer_range", "attention_dropout", "hidden_dropout", "classifier_dropout"),
@@ -43,7 +43,7 @@ _IMPLEMENTATION = frozenset(
         "cache_implementation",
     }
 )
-# Defaults of requests, which say themselves how to sample.
+# Defaults of sampling, which requests have themselves.
 _GENERATION = frozenset(
     {
         *("max_length", "max_new_tokens", "max_time", "min_length", "min_new_tokens", "do_sample"),
@@ -61,7 +61,7 @@ _GENERATION = frozenset(
 _HARMLESS = _BOOKKEEPING | _TRAINING | _IMPLEMENTATION | _GENERATION
 _PREFIXES = ("_", "unsloth_")
 
-# What would change something, were it not for its value: one that leaves all as it is.
+# What would change something with another value than this.
 _NEUTRAL: Mapping[str, Any] = {
     **dict.fromkeys(("logit_scale", "logits_scaling", "residual_multiplier"), 1),
     **dict.fromkeys(("embedding_multiplier", "attention_factor", "rotary_pct"), 1),
@@ -73,7 +73,7 @@ _NEUTRAL: Mapping[str, Any] = {
 
 
 def is_harmless_field(name: str, value: Any) -> bool:
-    """Of `config.json`. Null, false and nothing at all mean that something is not there."""
+    """Return whether a field of config.json is harmless. Null, false and empty mean absence."""
     if name in _NEUTRAL:
         return value is None or value == _NEUTRAL[name]
     absent = value is None or value is False or value in ("", [], {})
@@ -81,7 +81,7 @@ def is_harmless_field(name: str, value: Any) -> bool:
 
 
 def is_harmless_rotary_field(name: str, value: Any) -> bool:
-    """Of the object in `config.json` that describes the rotary embedding."""
+    """Return the same of the object that describes the rotary embedding."""
     # The length before scaling, and whether training went on after it: for types that are refused.
     return name in ("original_max_position_embeddings", "finetuned") or (
         is_harmless_field(name, value) and name not in _HARMLESS
@@ -91,7 +91,7 @@ def is_harmless_rotary_field(name: str, value: Any) -> bool:
 # The same for the keys of a GGUF file that follow the name of the architecture.
 _GGUF_HARMLESS = frozenset(
     {
-        "vocab_size",  # the embedding's rows say so
+        "vocab_size",  # follows from the embedding
         "pooling_type",  # of embeddings
         *("rope.scaling.original_context_length", "rope.scaling.finetuned"),
     }
@@ -111,7 +111,7 @@ _GGUF_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 
 
 def is_harmless_key(architecture: str, name: str, value: Any) -> bool:
-    """Of a GGUF file, without the architecture in front. `value` is None for a list."""
+    """Return the same of a key of a GGUF file, without its prefix; `value` is None for a list."""
     neutral = _GGUF_NEUTRAL.get(name) or _GGUF_NEUTRAL.get(f"{architecture}.{name}")
     if neutral is not None:
         return value in neutral
@@ -123,5 +123,5 @@ _HARMLESS_TENSOR = re.compile(r"(.*\.)?(inv_freq|position_ids|masked_bias|attn_r
 
 
 def is_harmless_tensor(name: str) -> bool:
-    """Of any format: what is computed from the configuration anyway."""
+    """Return whether a tensor, of any format, is computed from the configuration anyway."""
     return _HARMLESS_TENSOR.fullmatch(name) is not None

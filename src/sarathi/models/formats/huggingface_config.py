@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from sarathi.models.families import falcon, llama
+from sarathi.models.families import ARCHITECTURES
 from sarathi.models.formats.harmless_fields import is_harmless_field
 from sarathi.models.json_fields import Fields
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.name_map import NameMap
 
-
-@dataclass(frozen=True)
-class Family:
-    """What `config.json` means for one architecture, and how its checkpoints name tensors."""
-
-    model_type: str
-    config: Callable[[Fields, str], ModelConfig]
-    names: Callable[[ModelConfig], NameMap] | None = (
-        None  # None: those of `models/tensor_layout.py`
-    )
-
-
-_FAMILIES: Mapping[str, Family] = {
-    "LlamaForCausalLM": Family("llama", llama.config),
-    "MistralForCausalLM": Family("mistral", llama.config),
-    "Qwen2ForCausalLM": Family("qwen2", llama.config),
-    "Qwen3ForCausalLM": Family("qwen3", llama.config),
-    "Phi3ForCausalLM": Family("phi3", llama.config, llama.phi3_names),
-    "FalconForCausalLM": Family("falcon", falcon.config, falcon.names),
-}
-_BY_MODEL_TYPE = {family.model_type: name for name, family in _FAMILIES.items()}
+_BY_MODEL_TYPE = {family.model_type: name for name, family in ARCHITECTURES.items()}
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The model that the `config.json` of `folder` describes.
+    """Return the model that the `config.json` of `folder` describes.
 
     Absent fields take the defaults of the `transformers` library. Raises `ModelError` naming the
     field for anything that is missing, of the wrong type, not supported, or not known.
@@ -47,15 +25,15 @@ def read_config(folder: Path) -> ModelConfig:
         raise fields.wrong(
             "quantization_config", "none: unquantised safetensors or a GGUF file are supported"
         )
-    config = _FAMILIES[architecture].config(fields, architecture)
+    config = ARCHITECTURES[architecture].read_config(fields, architecture)
     fields.refuse_unread(is_harmless_field)
     return config
 
 
 def name_map(config: ModelConfig) -> NameMap:
-    """How checkpoints of `config` name their tensors."""
-    names = _FAMILIES[config.architecture].names
-    return NameMap() if names is None else names(config)
+    """Return where checkpoints of `config` keep their tensors."""
+    named = ARCHITECTURES[config.architecture].name_map
+    return NameMap() if named is None else named(config)
 
 
 def _architecture(fields: Fields) -> str:
@@ -63,12 +41,14 @@ def _architecture(fields: Fields) -> str:
     model_type = fields.text("model_type", "")
     if not names:
         names = [_BY_MODEL_TYPE.get(model_type, model_type)]
-    if not isinstance(names, list) or names[0] not in tuple(_FAMILIES):
+    if not isinstance(names, list) or names[0] not in tuple(ARCHITECTURES):
         field = "architectures" if fields.data.get("architectures") else "model_type"
-        supported = _FAMILIES if field == "architectures" else _BY_MODEL_TYPE
+        supported = ARCHITECTURES if field == "architectures" else _BY_MODEL_TYPE
         raise fields.wrong(field, f"one of {', '.join(supported)}")
     name = str(names[0])
     if model_type and _BY_MODEL_TYPE.get(model_type) != name:
-        # By this one transformers chooses the class, whatever the other says.
-        raise fields.wrong("model_type", f"{_FAMILIES[name].model_type}, for architectures {name}")
+        # transformers selects the class by this one.
+        raise fields.wrong(
+            "model_type", f"{ARCHITECTURES[name].model_type}, for architectures {name}"
+        )
     return name

@@ -1,4 +1,4 @@
-"""Weights of a Hugging Face folder: safetensors files, mapped and never copied.
+"""The weights of a Hugging Face folder: safetensors files, mapped and never copied.
 
 The safetensors library copies each tensor when asked for numpy arrays, so the format (an 8-byte
 header length, a JSON header, then the data; https://huggingface.co/docs/safetensors) is read here.
@@ -20,8 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sarathi.errors import ModelError
-from sarathi.models.formats.file_kind import lfs_hint
-from sarathi.models.formats.mapped_file import map_file, mapped, read_part, request
+from sarathi.models.formats.checkpoint_files import (
+    lfs_hint,
+    map_file,
+    mapped_array,
+    read_part,
+    request,
+)
 from sarathi.models.json_fields import Fields
 from sarathi.models.weights import ALL, Array
 
@@ -94,7 +99,7 @@ class SafetensorsWeights:
 
     def __getitem__(self, name: str) -> Array:
         entry = self._entry(name)
-        return mapped(entry.mapping, entry.start, entry.shape, self.stored_dtype(name))
+        return mapped_array(entry.mapping, entry.start, entry.shape, self.stored_dtype(name))
 
     def part(self, name: str, rows: slice = ALL, columns: slice = ALL) -> Array:
         entry = self._entry(name)
@@ -109,7 +114,7 @@ class SafetensorsWeights:
 
 
 def _files(folder: Path) -> tuple[Mapping[str, str], list[str]]:
-    """Which tensor is in which file where an index says so, and all files, within `folder`."""
+    """Return the file of each tensor, if there is an index, and all files of `folder`."""
     if (folder / _WHOLE).is_file():
         return {}, [_WHOLE]
     index = folder / f"{_WHOLE}.index.json"
@@ -138,7 +143,7 @@ def _stays_within(name: object) -> bool:
 
 
 def _no_safetensors(folder: Path) -> ModelError:
-    """Says what there is instead, and what may be done about it."""
+    """Return the error with what there is instead, and what can be done about it."""
     names = sorted(path.name for path in folder.iterdir())
     shards = [name for name in names if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]
     others = [name for name in names if name.endswith(".safetensors")]

@@ -1,8 +1,8 @@
 """The tokens that the files beside a tokenizer.json add to it.
 
-Several generations of files describe them, and repeat and contradict each other. Which of them
-counts, and in which order the tokens are numbered, is what `PreTrainedTokenizerBase` and
-`TokenizersBackend` of `transformers` do.
+Several generations of files describe them, and repeat and contradict each other. The order of
+precedence and the numbering are those of `PreTrainedTokenizerBase` and `TokenizersBackend` in
+`transformers`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ID = re.compile(r"[0-9]{1,10}")
 
 
 def add_tokens(inner: tokenizers.Tokenizer, folder: Path, config: Fields) -> dict[str, str]:
-    """Adds them to `inner`, and gives the text of each token that has a name (`bos_token`, ...).
+    """Add them to `inner`, and return the text of each token with a name (`bos_token`, ...).
 
     `config` is `tokenizer_config.json`. Where it describes the added tokens itself, the older files
     `special_tokens_map.json` and `added_tokens.json` do not count; where it does not, the former
@@ -62,7 +62,7 @@ def add_tokens(inner: tokenizers.Tokenizer, folder: Path, config: Fields) -> dic
 
 
 def _named(sources: Iterable[Fields]) -> dict[str, AddedToken]:
-    """The tokens that have a name: the well-known ones first, then those of the model's own."""
+    """Return the tokens with a name: the well-known ones first, then the model's own."""
     values: dict[str, tuple[Fields, Any]] = {}
     own: dict[str, tuple[Fields, Any]] = {}
     for fields in sources:
@@ -81,20 +81,22 @@ def _named(sources: Iterable[Fields]) -> dict[str, AddedToken]:
         *own.items(),
     ]:
         if value is not None:
-            place = name if name in fields.data else _EXTRA
-            tokens[name] = _as_special(_token(fields, place, value, special=True))
+            field = name if name in fields.data else _EXTRA
+            tokens[name] = _as_special(_token(fields, field, value, special=True))
     return tokens
 
 
 def _extra(config: Fields, companion: Fields) -> Iterator[AddedToken]:
-    """The tokens of the lists: those of the configuration under the new name or else the old one,
-    then those of the companion under the new name; where there are none, those under the old."""
+    """Yield the tokens of the lists.
+
+    First those of the configuration under the new name or else the old one, then those of the
+    companion under the new name; if there are none, those under the old.
+    """
     own = _EXTRA if config.data.get(_EXTRA) else _OLD_EXTRA
-    places = [(config, own), (companion, _EXTRA)]
-    places = [place for place in places if _is_list(*place)]
-    if not places:
-        places = [(companion if _OLD_EXTRA in companion else config, _OLD_EXTRA)]
-    for fields, name in places:
+    lists = [each for each in ((config, own), (companion, _EXTRA)) if _is_list(*each)]
+    if not lists:
+        lists = [(companion if _OLD_EXTRA in companion else config, _OLD_EXTRA)]
+    for fields, name in lists:
         for value in fields.value(name, []) if _is_list(fields, name) else []:
             yield _token(fields, name, value, special=True)
 
@@ -109,7 +111,7 @@ def _is_list(fields: Fields, name: str) -> bool:
 
 
 def _from_ids(fields: Fields, special: Iterable[str]) -> Iterator[tuple[int, AddedToken]]:
-    """The tokens of `added_tokens.json`, which has an id for each text."""
+    """Yield the tokens of `added_tokens.json`, which has an id for each text."""
     for text, index in fields.data.items():
         if isinstance(index, bool) or not isinstance(index, int):
             raise fields.wrong(text, "a token id")
@@ -127,7 +129,7 @@ def _from_descriptions(
 
 
 def _token(fields: Fields, name: str, value: Any, special: bool) -> AddedToken:
-    """The token that a field describes; `special` unless it says so itself."""
+    """Return the token that a field describes; `special` is its default for that flag."""
     content = value.get("content") if isinstance(value, Mapping) else value
     if not isinstance(content, str):
         raise fields.wrong(name, "a string or an object with the field content")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import jinja2
@@ -19,10 +20,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from sarathi.errors import ModelError
 from sarathi.models.tokenizers.work_limit import WorkCancelledError, WorkLimit, WorkLimitError
 
+DEFAULT, TOOLS = "default", "tool_use"  # names of templates that `transformers` looks for
+_NONE: Mapping[str, str] = MappingProxyType({})
 RENDER_SECONDS = 2.0  # of one prompt; thousands of messages take less
-_MAX_LENGTH = 16 * 2**20  # characters of a prompt, or of what one multiplication makes
+_MAX_LENGTH = 16 * 2**20  # characters of a prompt, or of the result of one multiplication
 _MAX_POWER_BITS = 4096
-_WORK_LIMIT = "sarathi.work_limit"  # no template can name, and so replace, such a variable
+_WORK_LIMIT = "sarathi.work_limit"  # templates cannot name, and so not replace, such a variable
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class ChatTemplate:
     bos_token: str = ""
     eos_token: str = ""
     tool_source: str | None = None
-    special_tokens: Mapping[str, str] = field(default_factory=dict)  # further ones, by their name
+    special_tokens: Mapping[str, str] = field(default_factory=dict)  # others, by name
 
     def __post_init__(self) -> None:
         try:
@@ -81,7 +84,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **extra: Any,
     ) -> str:
-        """As `render`, with a limit that the caller may cancel: `WorkCancelledError` then."""
+        """Render within a limit that the caller may cancel, which raises `WorkCancelledError`."""
         named = {"bos_token": self.bos_token, "eos_token": self.eos_token, **self.special_tokens}
         variables = {
             **{name: token for name, token in named.items() if token},
@@ -104,7 +107,7 @@ class ChatTemplate:
 
 
 def _joined(pieces: Iterable[str], limit: WorkLimit) -> str:
-    """The text of `pieces`, which may be endless."""
+    """Join `pieces`, which may be endless."""
     kept, length = [], 0
     for piece in pieces:
         length += len(piece)
@@ -113,6 +116,37 @@ def _joined(pieces: Iterable[str], limit: WorkLimit) -> str:
         limit.check()
         kept.append(piece)
     return "".join(kept)
+
+
+def choose_templates(
+    sources: Mapping[str, str],
+    bos_token: str | None,
+    eos_token: str | None,
+    special_tokens: Mapping[str, str] = _NONE,
+) -> ChatTemplate | None:
+    """Return the template of `sources`, which are by name; None if there is none.
+
+    If none is the default one, messages without tools are refused: the others have another use.
+    `special_tokens` are those with other names than bos and eos.
+    """
+    sources = {name: source for name, source in sources.items() if source}
+    if not sources:
+        return None
+    return ChatTemplate(
+        sources.get(DEFAULT) or _refusal(sources),
+        bos_token=bos_token or "",
+        eos_token=eos_token or "",
+        tool_source=sources.get(TOOLS),
+        special_tokens=special_tokens,
+    )
+
+
+def _refusal(sources: Mapping[str, str]) -> str:
+    message = (
+        "the model has several chat templates and none is named default: it has "
+        f"{', '.join(sources)}"
+    )
+    return f"{{{{ raise_exception({json.dumps(message)}) }}}}"
 
 
 class _GenerationBlock(Extension):
@@ -127,9 +161,9 @@ class _GenerationBlock(Extension):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, with bounds on time and on the size of what operators make.
+    """Jinja's sandbox, with bounds on time and on the size of results of operators.
 
-    Whatever repeats (loops, their conditions, macros) first checks the limit of the rendering.
+    Everything that repeats (loops, their conditions, macros) first checks the limit.
     """
 
     intercepted_binops = frozenset({"*", "**"})
@@ -151,7 +185,7 @@ class _Environment(ImmutableSandboxedEnvironment):
                 raise WorkLimitError(f"a power has more than {_MAX_POWER_BITS} bits")
 
     def check_work(self, context: Context) -> bool:
-        """Called by templates; see `limited`. True, to be a condition beside others."""
+        """Check the limit; templates call this, see `limited`. True, for use in conditions."""
         limit: WorkLimit = context.parent[_WORK_LIMIT]
         limit.check()
         return True

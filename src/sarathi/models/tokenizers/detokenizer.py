@@ -1,4 +1,4 @@
-"""From tokens to bytes, and from bytes to text as it becomes certain."""
+"""Incremental detokenization: from tokens to bytes, and to text as soon as it is certain."""
 
 from __future__ import annotations
 
@@ -10,14 +10,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from sarathi.errors import ModelError
-from sarathi.models.tokenizers.byte_letters import letter_bytes
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
+def byte_letters() -> tuple[str, ...]:
+    """Return the letter that byte-level BPE vocabularies write for each byte (GPT-2, 2019).
+
+    It is the byte itself where visible in Latin-1, otherwise a letter from U+0100 on.
+    """
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = [byte for byte in range(256) if byte not in visible]
+    stand_ins = {byte: chr(256 + index) for index, byte in enumerate(hidden)}
+    return tuple(stand_ins.get(byte, chr(byte)) for byte in range(256))
+
+
 @dataclass(frozen=True)
 class TokenDecoder:
-    """How the tokens of a vocabulary spell bytes.
+    """Decodes the tokens of a vocabulary to bytes.
 
     `leading_spaces` is how many spaces at the beginning of a text are dropped, because the
     tokenizer adds them when it encodes.
@@ -28,7 +38,7 @@ class TokenDecoder:
 
     @classmethod
     def from_json(cls, state: bytes | str | None) -> TokenDecoder:
-        """From the `decoder` of a tokenizer.json; `ModelError` for one that is not supported.
+        """Read the `decoder` of a tokenizer.json; `ModelError` for one that is not supported.
 
         Text is made from the bytes of all tokens, where the tokenizers library makes it from
         strings. They agree on all valid text; a run of byte tokens that is not valid UTF-8 has
@@ -41,7 +51,7 @@ class TokenDecoder:
             raise ModelError(f"the tokenizer's decoder is not supported: {state!r:.200}") from error
 
     def strip(self, text: str, leading_spaces: int) -> tuple[str, int]:
-        """`text` without leading spaces, and how many more may be dropped from what follows."""
+        """Return `text` without leading spaces, and how many may be dropped from the next text."""
         kept = text.lstrip(" ")
         dropped = min(len(text) - len(kept), leading_spaces)
         return text[dropped:], leading_spaces - dropped if dropped == len(text) else 0
@@ -56,7 +66,7 @@ def _flatten(decoder: dict[str, Any]) -> list[dict[str, Any]]:
 def _byte_level(steps: list[dict[str, Any]]) -> TokenDecoder | None:
     if [step["type"] for step in steps] != ["ByteLevel"]:
         return None
-    letters = letter_bytes()
+    letters = {letter: byte for byte, letter in enumerate(byte_letters())}
 
     def to_bytes(token: str) -> bytes:
         try:
@@ -102,7 +112,7 @@ def _sentencepiece(steps: list[dict[str, Any]]) -> TokenDecoder:
 
 
 class TextStream:
-    """Text of one sequence of tokens, piece by piece.
+    """The text of one sequence of tokens, piece by piece.
 
     The pieces of `push` and `flush` together are exactly `Tokenizer.decode` of all the tokens. A
     piece ends with a whole character: bytes that may still become one are held back.
@@ -123,12 +133,12 @@ class TextStream:
         self.push(prompt_ids)
 
     def push(self, ids: Iterable[int]) -> str:
-        """The text that `ids` make certain, often empty."""
+        """Return the text that is certain with `ids`, often empty."""
         text = self._decode(b"".join(map(self._token_bytes, ids)))
         return self._strip(text) if self._leading_spaces and text else text
 
     def flush(self) -> str:
-        """The rest: a replacement character if the last character is incomplete, else nothing."""
+        """Return a replacement character if the last character is incomplete, otherwise nothing."""
         return self._decode(b"", True)
 
     def _strip(self, text: str) -> str:

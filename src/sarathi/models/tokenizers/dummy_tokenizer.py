@@ -1,4 +1,4 @@
-"""A tokenizer for random weights that come without one, made in code.
+"""A tokenizer for random weights, built in code.
 
 It is a byte-level BPE (Sennrich et al., 2016) whose merges are not learnt but enumerated: common
 words letter by letter, then pairs of letters, then pairs of pairs, frequent letters first. So
@@ -16,8 +16,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Inner
 
 from sarathi.errors import ModelError
-from sarathi.models.tokenizers.byte_letters import byte_letters
 from sarathi.models.tokenizers.chat_template import ChatTemplate
+from sarathi.models.tokenizers.detokenizer import byte_letters
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 
 BOS, EOS = "<s>", "</s>"
@@ -47,7 +47,7 @@ def dummy_tokenizer(vocab_size: int) -> Tokenizer:
     """Build a tokenizer of exactly `vocab_size` tokens.
 
     Raises:
-        ModelError: that is less than one for each byte of UTF-8 and the special ones.
+        ModelError: that is too few for every byte of UTF-8 and the special ones.
     """
     letters = byte_letters()
     alphabet = [letters[byte] for byte in range(256) if byte not in _IMPOSSIBLE]
@@ -59,7 +59,7 @@ def dummy_tokenizer(vocab_size: int) -> Tokenizer:
         )
     merges = list(islice(_merges(letters[ord(" ")]), vocab_size - least))
     tokens = [*_SPECIAL, *alphabet, *(first + second for first, second in merges)]
-    # Nothing is cut into these; only a vocabulary beyond all known ones has any.
+    # No text has these; only a vocabulary larger than all known ones needs any.
     tokens += [f"<{index}>" for index in range(len(tokens), vocab_size)]
     inner = Inner(models.BPE({token: id_ for id_, token in enumerate(tokens)}, merges))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -73,10 +73,10 @@ def dummy_tokenizer(vocab_size: int) -> Tokenizer:
 
 
 def _merges(space: str) -> Iterator[tuple[str, str]]:
-    """What BPE joins, by rank, each with another result.
+    """Yield what BPE joins, by rank, each with another result.
 
     Args:
-        space: the letter that stands for it in byte-level vocabularies.
+        space: the letter for a space in byte-level vocabularies.
     """
     known: set[str] = set()
     begins = [space + letter for letter in _LETTERS]
@@ -92,7 +92,7 @@ def _merges(space: str) -> Iterator[tuple[str, str]]:
 
 
 def _interleaved(few: Sequence[str], many: Sequence[str]) -> list[str]:
-    """Both, one of the `few` before every second of the `many` as long as there are any."""
+    """Merge both, with one of the `few` before every second of the `many`."""
     mixed: list[str] = []
     left = iter(few)
     for index, item in enumerate(many):
@@ -103,7 +103,7 @@ def _interleaved(few: Sequence[str], many: Sequence[str]) -> list[str]:
 
 
 def _frequent_first(firsts: Sequence[T], seconds: Sequence[T]) -> Iterator[tuple[T, T]]:
-    """All pairs, those of items that come early in both first."""
+    """Yield all pairs, those of early items of both first."""
     for total in range(len(firsts) + len(seconds) - 1):
         for index in range(max(0, total - len(seconds) + 1), min(total + 1, len(firsts))):
             yield firsts[index], seconds[total - index]

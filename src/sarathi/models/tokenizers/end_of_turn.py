@@ -1,8 +1,8 @@
-"""Which tokens end a turn of the model, recognised by what they mean.
+"""The tokens that end a turn of the model.
 
-Files name one such token, or some, or the one of the base model; the answer to a chat then runs
-on into further turns. So the names in the files are put together with what the
-model's own chat template writes after an answer, and with the ends that are well known.
+Files name one such token, or some, or that of the base model; the answer to a chat would then
+continue into further turns. So the tokens that the files name are combined with the one that the
+model's chat template writes after an answer, and with those that are well known.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import tokenizers
 from sarathi.models.tokenizers.chat_template import ChatTemplate
 from sarathi.models.tokenizers.work_limit import WorkLimit
 
-# As people write text, nobody writes this: what looks so is a token of the model's own, however a
-# file describes it. The bars of DeepSeek are U+FF5C.
+# Texts do not contain this form: it is a special token, however a file describes it. The bars of
+# DeepSeek are U+FF5C.
 _CONTROL_SHAPE = re.compile(r"<([|\uff5c])[^<>|\uff5c\s]+\1>")
 
 _KNOWN_ENDS = frozenset(
@@ -40,21 +40,21 @@ _PROBE_SECONDS = 0.25  # templates take a hundredth of that
 
 
 def is_control(text: str) -> bool:
-    """Whether a token's text alone tells that it is no text, as in `<|im_end|>`."""
+    """Return whether a token's form shows that it is a control token, as `<|im_end|>`."""
     return _CONTROL_SHAPE.fullmatch(text) is not None
 
 
 def is_known_end(text: str) -> bool:
+    """Return whether a token's text is well known as the end of a turn."""
     return text in _KNOWN_ENDS
 
 
 def end_of_turn_ids(
     inner: tokenizers.Tokenizer, named: Iterable[int], template: ChatTemplate | None
 ) -> tuple[int, ...]:
-    """Ids after which the model's turn is complete: the `named` ones first.
+    """Return the ids that complete the model's turn, the `named` ones first.
 
-    A well-known end counts where it is a special token or looks like nothing else: `</s>` may be
-    text as well.
+    A well-known end counts if it is a special token or has the form of one: `</s>` may be text.
     """
     special = {
         token.content: index
@@ -76,7 +76,7 @@ def end_of_turn_ids(
 
 
 def _token_after_answer(template: ChatTemplate, special: Iterable[str]) -> str | None:
-    """The special token that the template writes right after what the model has said."""
+    """Return the special token that the template writes after the model's answer."""
     messages = [
         {"role": "user", "content": _QUESTION},
         {"role": "assistant", "content": _ANSWER},
@@ -85,6 +85,6 @@ def _token_after_answer(template: ChatTemplate, special: Iterable[str]) -> str |
         text = template.render_within(WorkLimit(_PROBE_SECONDS), messages, False)
     except ValueError:  # made for other messages than these
         return None
-    _, answered, rest = text.rpartition(_ANSWER)
-    following = [token for token in special if answered and token and rest.startswith(token)]
+    _, found, after = text.rpartition(_ANSWER)
+    following = [token for token in special if found and token and after.startswith(token)]
     return max(following, key=len, default=None)

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from sarathi.errors import ModelError
 from sarathi.models.formats.gguf_file import GgufFile
+from sarathi.models.tokenizers.chat_template import DEFAULT, choose_templates
 from sarathi.models.tokenizers.end_of_turn import end_of_turn_ids, is_control, is_known_end
 from sarathi.models.tokenizers.huggingface_tokenizer import bos_eos_processor
-from sarathi.models.tokenizers.named_templates import DEFAULT, choose_templates
-from sarathi.models.tokenizers.pre_tokenization import (
-    BOS_BY_DEFAULT,
-    KNOWN_PRE_TOKENIZERS,
-    WHOLE_WORDS_FIRST,
-    pre_tokenizer,
-)
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 
 _TEMPLATE, _PRE = "tokenizer.chat_template", "tokenizer.ggml.pre"
@@ -30,21 +24,67 @@ _NO_PRE = (
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # of the format's token types
 _ENDS = ("eos", "eot", "eom")  # of a sequence, a turn, a message that calls a tool
 _NAMED = ("bos", *_ENDS)
-# Files do not say that a token swallows the white space behind it. With its SentencePiece
-# vocabulary, those of Phi-3 do, all but these.
+# Files do not record that a token includes the white space after it. With its SentencePiece
+# vocabulary, the special tokens of Phi-3 do, all but these.
 _PHI3_KEEPS_SPACE = ("<unk>", "<s>", "<|endoftext|>")
 _MARKUP = re.compile(r"[<\[].+[>\]]")
 
 
+# How byte-level BPE vocabularies split text into words. A GGUF file only names its rule in
+# `tokenizer.ggml.pre`; the expressions are those that the models' own tokenizer.json files have.
+# Each expression splits every piece that the ones before it left.
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+
+
+def _words(digits: str) -> str:
+    return (
+        rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
+        rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
+    )
+
+
+_RULES: Mapping[tuple[str, ...], tuple[str, ...]] = {
+    ("default",): (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
+    ("falcon",): (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]"),
+    ("gpt-2", "mpt", "olmo", "jais", "trillion"): (_GPT2,),
+    ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"): (
+        r"\p{N}",
+        _GPT2,
+    ),
+    ("llama-bpe", "llama-v3", "llama3", "falcon3", "dbrx", "smaug-bpe"): (_words(r"\p{N}{1,3}"),),
+    ("qwen2", "stablelm2", "hunyuan", "megrez", "deepseek-r1-qwen"): (_words(r"\p{N}"),),
+    ("tekken",): (
+        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+        rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}",
+    ),
+    ("deepseek-coder",): (
+        r"[\r\n]",
+        r"\s?\p{L}+",
+        r"\s?\p{P}+",
+        "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+",
+        r"\p{N}",
+    ),
+}
+_EXPRESSIONS = {name: rules for names, rules in _RULES.items() for name in names}
+KNOWN_PRE_TOKENIZERS = tuple(_EXPRESSIONS)
+
+# With these, whole words are looked up in the vocabulary before merges apply, and <s> comes first.
+WHOLE_WORDS_FIRST = frozenset({"llama-bpe", "llama-v3", "llama3", "falcon3", "tekken"})
+BOS_BY_DEFAULT = WHOLE_WORDS_FIRST
+
+
 def read_tokenizer(file: GgufFile) -> Tokenizer:
-    """The tokenizer and chat template in the metadata of `file`.
+    """Read the tokenizer and chat template in the metadata of `file`.
 
     Raises `ModelError` for a vocabulary that is incomplete or of an unknown kind.
     """
     tokens = file.texts("tokenizer.ggml.tokens")
     if not tokens:
         raise ModelError(f"{file.path} has no vocabulary (tokenizer.ggml.tokens)")
-    # Padding entries of some files repeat a text; the first one keeps it, as in llama.cpp.
+    # Padding entries of some files repeat a text; the first one counts, as in llama.cpp.
     vocab: dict[str, int] = {}
     for index, token in enumerate(tokens):
         vocab.setdefault(token, index)
@@ -83,7 +123,7 @@ def read_tokenizer(file: GgufFile) -> Tokenizer:
 
 
 def _template_sources(file: GgufFile) -> dict[str, str]:
-    """The chat templates by name; the one without a name is the default."""
+    """Return the chat templates by name; the one without a name is the default."""
     sources = {}
     for key in file.keys():  # noqa: SIM118 - it is no mapping
         if key == _TEMPLATE or key.startswith(f"{_TEMPLATE}."):
@@ -137,10 +177,10 @@ def _sentencepiece(
 
 
 def merges_from_scores(vocab: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """The merges that make BPE with ranks join what SentencePiece joins by score.
+    """Return the merges with which BPE joins by rank what SentencePiece joins by score.
 
-    SentencePiece joins the adjacent pair whose union has the highest score, so each way to cut a
-    token into two tokens is a merge, ranked by the score of the whole.
+    SentencePiece joins the adjacent pair whose union has the highest score, so each way to split
+    a token into two tokens is a merge, ranked by the score of the whole.
     """
     merges = []
     for token, index in vocab.items():
@@ -167,10 +207,10 @@ def _build(
 def _added_tokens(
     tokens: Sequence[str], types: Sequence[float], named: Set[int], phi3: bool
 ) -> list[tokenizers.AddedToken]:
-    """The tokens that are found in text as a whole.
+    """Return the tokens that are matched in text before it is split.
 
-    Old converters called all tokens normal. Then a control token is recognised by its looks, which
-    are judged less strictly where the file names the token.
+    Old converters marked all tokens as normal. A control token is then recognised by its form, for
+    which there are fewer conditions if the file names the token.
     """
     added = []
     for index, (token, kind) in enumerate(zip(tokens, types, strict=True)):
@@ -195,3 +235,13 @@ def _numbers(file: GgufFile, key: str, count: int) -> list[float] | None:
         raise ModelError(f"{file.path}: {key} has {values.size} entries for {count} tokens")
     finite: list[float] = np.nan_to_num(values.astype(np.float64)).tolist()
     return finite
+
+
+def pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer | None:
+    """Return the pre-tokenizer called `name` in GGUF files, or None if it is unknown."""
+    expressions = _EXPRESSIONS.get(name)
+    if expressions is None:
+        return None
+    splits = [pre_tokenizers.Split(Regex(each), "isolated") for each in expressions]
+    to_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([*splits, to_letters])

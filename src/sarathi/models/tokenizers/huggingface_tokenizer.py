@@ -1,4 +1,4 @@
-"""The tokenizer of a folder in the Hugging Face layout."""
+"""Read the tokenizer of a folder in the Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import tokenizers
 from tokenizers import processors
 
 from sarathi.errors import ModelError
-from sarathi.models.formats.file_kind import lfs_hint
+from sarathi.models.formats.checkpoint_files import lfs_hint
 from sarathi.models.json_fields import Fields
 from sarathi.models.tokenizers.added_tokens import add_tokens
-from sarathi.models.tokenizers.chat_template import ChatTemplate
+from sarathi.models.tokenizers.chat_template import DEFAULT, ChatTemplate, choose_templates
 from sarathi.models.tokenizers.end_of_turn import end_of_turn_ids
-from sarathi.models.tokenizers.named_templates import DEFAULT, choose_templates
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """`tokenizer.json` with what `tokenizer_config.json` and its companions add to it.
+    """Read `tokenizer.json` and what `tokenizer_config.json` and its companions add to it.
 
     Raises `ModelError` if a file is missing, invalid or of a kind that is not supported.
     """
@@ -34,7 +33,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _named_ends(folder: Path) -> Iterator[int]:
-    """What `config.json` and `generation_config.json` name; often only the latter names all."""
+    """Yield what `config.json` and `generation_config.json` name; often only the latter has all."""
     for name in ("config.json", "generation_config.json"):
         yield from Fields.read_optional(folder / name).token_ids("eos_token_id")
 
@@ -73,7 +72,7 @@ def _set_post_processor(
 def bos_eos_processor(
     inner: tokenizers.Tokenizer, bos: str | None, eos: str | None
 ) -> processors.PostProcessor:
-    """Puts `bos` before and `eos` after every text, where given."""
+    """Return what adds `bos` before and `eos` after every text, where given."""
     pieces = [token for token in (bos, "$A", eos) if token is not None]
     named = {token: inner.token_to_id(token) for token in (bos, eos) if token is not None}
     try:
@@ -95,7 +94,7 @@ def _chat_template(folder: Path, config: Fields, special: Mapping[str, str]) -> 
 
 
 def _template_files(folder: Path) -> dict[str, str]:
-    """Templates in files of their own, by name; where there are any, no field counts."""
+    """Return the templates in separate files, by name; if there are any, no field counts."""
     files = {path.stem: path for path in sorted(folder.glob("additional_chat_templates/*.jinja"))}
     if (folder / "chat_template.jinja").is_file():
         files[DEFAULT] = folder / "chat_template.jinja"
@@ -109,7 +108,7 @@ def _template_files(folder: Path) -> dict[str, str]:
 
 
 def _template_field(fields: Fields) -> dict[str, str]:
-    """One template as a string, or several: a list of objects, or an object by name."""
+    """Return the templates in a field: a string, a list of objects, or an object by name."""
     value = fields.value("chat_template")
     if isinstance(value, str):
         return {DEFAULT: value}

@@ -22,9 +22,9 @@ _SHRINKS = {None: 1, "NFC": 4}
 class Tokenizer:
     """Encodes with the `tokenizers` library; decodes through the bytes of each token.
 
-    `eos_ids` are all ids after which a sequence is complete; those of added tokens are no part of
-    the text, whether they are called special or not. `chat_template` is None if the model has none.
-    `warnings` are remarks on its files for the operator.
+    `eos_ids` are all ids that complete a sequence; those of added tokens are not part of the text,
+    even if they are not marked as special. `chat_template` is None if the model has none.
+    `warnings` are about its files, for the operator.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Tokenizer:
         chat_template: ChatTemplate | None = None,
         warnings: tuple[str, ...] = (),
     ) -> None:
-        # Some files ask for the truncation or padding that their training used.
+        # Some files have the truncation or padding of their training.
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
@@ -58,14 +58,14 @@ class Tokenizer:
         return int(self._inner.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`; special tokens written in it become their ids.
+        """Return the token ids of `text`; special tokens written in it become their ids.
 
         `add_special_tokens` adds what the model expects around a text (often a first `<s>`). Pass
         False for the output of a chat template, which has written them. Raises `ValueError` for
         text that is not valid Unicode (lone surrogates).
         """
         try:
-            # Unlike `encode`, this lets other threads run meanwhile: long prompts come in one.
+            # Unlike `encode`, this lets other threads run meanwhile, of use for long prompts.
             [encoding] = self._inner.encode_batch_fast(
                 [text], add_special_tokens=add_special_tokens
             )
@@ -75,10 +75,10 @@ class Tokenizer:
         return ids
 
     def least_tokens(self, text: str) -> int:
-        """A lower bound on the length of `encode(text)`, found without encoding.
+        """Return a lower bound on the length of `encode(text)`, without encoding.
 
-        No token stands for more characters than it has. Not known, and 0, where the text is
-        rewritten before it is cut, other than by composing characters.
+        No token is for more characters than it has. The bound is unknown, and 0, if the text is
+        normalised before it is split, other than by composing characters.
         """
         shrinks = _SHRINKS.get(_normalizer_type(self._inner))
         return 0 if shrinks is None else len(text) // (shrinks * self._longest_token)
@@ -88,19 +88,19 @@ class Tokenizer:
         return max(map(len, self._inner.get_vocab(with_added_tokens=True)), default=1)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of `ids`; bytes that are no valid UTF-8 become U+FFFD, unknown ids nothing."""
+        """Return the text of `ids`; invalid UTF-8 becomes U+FFFD, unknown ids nothing."""
         token_bytes = self._visible_bytes if skip_special_tokens else self.token_bytes
         text = b"".join(map(token_bytes, ids)).decode("utf-8", "replace")
         return self._decoder.strip(text, self._decoder.leading_spaces)[0]
 
     def token(self, token_id: int) -> str:
-        """Text of one token, with U+FFFD for bytes that are no character by themselves."""
+        """Return the text of one token, with U+FFFD for bytes that are no whole character."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Bytes one token contributes to a text; none for an id outside the vocabulary.
+        """Return the bytes of one token in a text; none for an id outside the vocabulary.
 
-        Raises `ValueError` for what can be no token id.
+        Raises `ValueError` for anything that cannot be a token id.
         """
         known = self._bytes.get(token_id)
         if known is not None:
@@ -110,14 +110,14 @@ class Tokenizer:
         except (OverflowError, TypeError) as error:
             raise ValueError(f"{token_id!r} is no token id") from error
         found = b"" if token is None else self._decoder.to_bytes(token)
-        if token is not None:  # unknown ids are endless and must not fill the memory
+        if token is not None:  # there is no end of unknown ids, which must not fill the memory
             self._bytes[token_id] = found
         return found
 
     def stream(
         self, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()
     ) -> TextStream:
-        """A detokeniser for tokens that arrive one by one.
+        """Return a detokenizer for tokens that arrive one by one.
 
         With `prompt_ids`, the text continues theirs: the space before a first word is kept, and a
         character that the prompt began is completed. Without, the text stands alone, as in

@@ -13,13 +13,13 @@ class WorkLimitError(ValueError):
 
 
 class WorkCancelledError(Exception):
-    """Nobody waits for the result any more."""
+    """The work was cancelled: its result is no longer needed."""
 
 
 class WorkLimit:
-    """Seconds of work from the first `check` on, and a way to end it earlier from another thread.
+    """A limit in seconds from the first `check` on, which another thread can end earlier.
 
-    The work has to call `check` often. That also pauses now and then, so that pure Python work
+    The work has to call `check` often, which also pauses now and then, so that pure Python work
     does not hold the interpreter lock against the event loop for its switch interval of 5 ms.
     """
 
@@ -30,23 +30,16 @@ class WorkLimit:
         self._cancelled = False
 
     def cancel(self) -> None:
-        """Make the next `check` raise `WorkCancelledError`. For any thread."""
+        """Make the next `check` raise `WorkCancelledError`; any thread may call this."""
         self._cancelled = True
 
     def check_cancelled(self) -> None:
-        """
-        Raises:
-            WorkCancelledError: `cancel` was called.
-        """
+        """Raise `WorkCancelledError` if `cancel` was called."""
         if self._cancelled:
             raise WorkCancelledError
 
     def check(self) -> None:
-        """
-        Raises:
-            WorkLimitError: the time is up.
-            WorkCancelledError: `cancel` was called.
-        """
+        """Raise `WorkLimitError` if the time is over, `WorkCancelledError` after `cancel`."""
         self.check_cancelled()
         now = time.perf_counter()
         if self._deadline is None:

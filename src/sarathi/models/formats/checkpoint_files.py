@@ -1,4 +1,4 @@
-"""Files mapped into memory, and the arrays in them."""
+"""The files of checkpoints: what kind they are, and the arrays in them, mapped into memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,41 @@ import numpy as np
 from sarathi.errors import ModelError
 from sarathi.models.weights import Array
 
-# Of one request to read ahead, the kernel may do no more than this (the default of Linux).
+GGUF_MAGIC = b"GGUF"
+_GIT_LFS = b"version https://git-lfs.github.com/spec/"
+# The most that the kernel reads ahead for one request (the default of Linux).
 _REQUEST = 128 << 10  # bytes
 _PAGE = mmap.PAGESIZE
 _BATCH = 1 << 24  # bytes that are requested before the first of them is used
 
 
+def is_gguf(path: Path) -> bool:
+    """Return whether `path` is a file in the format GGUF, or has the suffix .gguf.
+
+    The latter may be truncated or something else, which its reader finds out.
+    """
+    return path.is_file() and (
+        path.suffix.lower() == ".gguf" or _beginning(path, len(GGUF_MAGIC)) == GGUF_MAGIC
+    )
+
+
+def lfs_hint(path: Path) -> str:
+    """Return what to add to the error about a file that cannot be read, if it is known why."""
+    if _beginning(path, len(_GIT_LFS)) == _GIT_LFS:
+        return "; it is a pointer of git-lfs, run `git lfs pull` to fetch the file itself"
+    return ""
+
+
+def _beginning(path: Path, size: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError:
+        return b""
+
+
 def map_file(path: Path) -> mmap.mmap:
-    """`path` mapped for reading; `ModelError` if that is impossible (missing, empty, folder)."""
+    """Map `path` for reading; `ModelError` if that is impossible (missing, empty, folder)."""
     try:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -26,10 +53,10 @@ def map_file(path: Path) -> mmap.mmap:
         raise ModelError(f"cannot read {path}: {error}") from error
 
 
-def mapped(
+def mapped_array(
     mapping: mmap.mmap, offset: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]
 ) -> Array:
-    """The array that begins `offset` bytes into a mapped file: a read-only view."""
+    """Return the array `offset` bytes into a mapped file, as a read-only view."""
     view = np.frombuffer(mapping, dtype, math.prod(shape), offset).reshape(shape)
     # Formats do not promise alignment, and native code reads these pointers.
     return np.require(view, requirements="A")
@@ -43,10 +70,10 @@ def read_part(
     rows: slice,
     columns: slice,
 ) -> Array:
-    """Rows and columns of the array that begins `offset` bytes into a mapped file, read now.
+    """Read rows and columns of the array `offset` bytes into a mapped file.
 
-    A read-only view where they lie in one piece, otherwise a copy. No page is read that holds
-    nothing of them: each is requested by itself, for a page fault would read megabytes around it.
+    Returns a read-only view where they are contiguous, otherwise a copy. No other page is read:
+    each is requested explicitly, since a page fault would read megabytes around it.
     """
     view = np.frombuffer(mapping, dtype, math.prod(shape), offset).reshape(shape)
     part = np.asarray(view[(rows, columns)[: view.ndim]])
@@ -67,13 +94,13 @@ def read_part(
 
 
 def request(mapping: mmap.mmap, start: int, size: int) -> None:
-    """Have the kernel begin to read so many bytes, unless it has them, and nothing around them."""
+    """Request that the kernel reads these bytes, unless it has them, and none around them."""
     for at in range(start // _PAGE * _PAGE, start + size, _REQUEST):
         mapping.madvise(mmap.MADV_WILLNEED, at, min(_REQUEST, start + size - at))
 
 
 def _request_rows(mapping: mmap.mmap, start: int, size: int, stride: int, count: int) -> None:
-    """Request so many rows of `size` bytes, those together between which there is no whole page."""
+    """Request rows of `size` bytes, in one piece where there is no whole page between them."""
     end = start
     for row in range(start, start + count * stride, stride):
         if row // _PAGE > (end - 1) // _PAGE + 1:

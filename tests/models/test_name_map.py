@@ -69,12 +69,12 @@ def test_heads_of_falcon_come_out_of_their_groups(tmp_path: Path) -> None:
         full = f"{LAYER}self_attn.{name}.weight"
         assert full in model.weights
         np.testing.assert_array_equal(model.weights[full], expected.reshape(-1, 128))
-        # To whoever keeps the tensors: not as it lies in the file, do not hold it in memory.
+        # The array differs from the file: a caller that stores weights must not keep it in memory.
         assert model.weights.stored_dtype(full) is None
 
 
 @pytest.mark.parametrize(
-    ("family", "name", "shape", "said"),
+    ("family", "name", "shape", "message"),
     [
         ("phi3", "model.layers.0.self_attn.qkv_proj.weight", (127, 64), "qkv_proj.*128 rows"),
         ("falcon-7b", "transformer.h.0.self_attention.query_key_value.weight", None, "no tensor"),
@@ -82,8 +82,8 @@ def test_heads_of_falcon_come_out_of_their_groups(tmp_path: Path) -> None:
         ("falcon-7b", "transformer.ln_f.bias", (9,), r"model.norm.bias has shape \(9,\)"),
     ],
 )
-def test_a_checkpoint_that_is_not_what_its_configuration_says(
-    family: str, name: str, shape: tuple[int, ...] | None, said: str, tmp_path: Path
+def test_a_checkpoint_that_does_not_match_its_configuration_is_refused(
+    family: str, name: str, shape: tuple[int, ...] | None, message: str, tmp_path: Path
 ) -> None:
     save_tiny(family, tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -91,5 +91,5 @@ def test_a_checkpoint_that_is_not_what_its_configuration_says(
     if shape is not None:
         tensors[name] = np.zeros(shape, np.float32)
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         open_model(tmp_path)
