@@ -123,7 +123,7 @@ def instrument(core: Any, watch: Stopwatch) -> None:
     scheduler.complete = watch.timed("complete", scheduler.complete)
     sampler.sample = watch.timed("sample", sampler.sample)
     core._publish = watch.timed("publish", core._publish)
-    core._pace.learn = watch.timed("learn", core._pace.learn)
+    core._latency_observer.observe = watch.timed("learn", core._latency_observer.observe)
     executor._request = TimedRequest(executor._request, watch)
     executor.execute = watch.timed("set inputs", executor.execute)
     for module, name in (

@@ -12,7 +12,7 @@ from successor import EOS, VOCAB, Successor, drain, greedy, tokens
 from sarathi.backends.runner import NO_SLOTS, InlineRunner, StepResult
 from sarathi.backends.step import I64, Step
 from sarathi.engine.core import EngineCore
-from sarathi.engine.look_ahead import LookAhead
+from sarathi.engine.iteration_timing import LookAhead
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import Sampler
 from sarathi.scheduler import POLICIES, BlockPool, FixedBudget, LatencyModel, Scheduler, Work
@@ -190,7 +190,7 @@ def test_a_row_of_nan_fails_its_own_request_only() -> None:
     core.submit(1, [1], greedy(max_tokens=5), arrival=0.0)
     core.submit(2, [20], greedy(max_tokens=5), arrival=0.0)
     executor.spoil = spoil
-    core._fill()
+    core._schedule_ahead()
     executor.spoil = lambda logits: None
     found: dict[int, list[int]] = {}
     failed = []
@@ -221,14 +221,14 @@ class TestWhen:
     def test_a_batch_is_made_shortly_before_the_one_before_it_ends(self) -> None:
         timing = LookAhead()
         for _ in range(200):
-            timing.made(began=10.0, submitted=10.001, prompts=False)
-        timing.started(20.0, predicted=0.020)
+            timing.batch_submitted(began=10.0, submitted=10.001, prompts=False)
+        timing.batch_started(20.0, predicted=0.020)
         assert timing.seconds_left(20.0) == pytest.approx(0.015)
         assert timing.seconds_left(20.016) < 0
 
     def test_it_is_made_at_once_where_nothing_is_predicted(self) -> None:
         timing = LookAhead()
-        timing.started(20.0, None)
+        timing.batch_started(20.0, None)
         assert timing.seconds_left(20.0) == 0
 
     def test_who_comes_meanwhile_is_in_the_next_batch(

@@ -97,7 +97,7 @@ def test_a_request_cancelled_in_flight_leaves_the_others_alone() -> None:
         core.submit(name, [10 * name], greedy(max_tokens=4), arrival=float(name))
     first = core.step().outputs
     assert tokens(first) == [11, 21, 31, 41]
-    core._fill()
+    core._schedule_ahead()
     assert [len(step.token_ids) for step in pipeline.steps[1:]] == [2, 2]
     before = core.stats.free_blocks
     core.cancel(1)

@@ -178,7 +178,7 @@ def test_a_closed_stream_leaves_nothing_under_way(
     monkeypatch.setattr(llm, "_core", core)
     stream = llm.stream_chat([{"role": "user", "content": "hello " * 8}], GREEDY)
     next(stream)
-    core._fill()
+    core._schedule_ahead()
     assert any(request.in_flight for request in scheduler._requests.values())
     stream.close()
     assert not core.has_work

@@ -11,8 +11,12 @@ import msgspec
 import pytest
 
 from sarathi.engine.scheduler_factory import TypicalDecodes, derived_target
-from sarathi.engine.startup.latency_cache import Conditions, MeasuredLatency, keep_fastest
-from sarathi.engine.startup.latency_target import promised_target
+from sarathi.engine.startup.latency_target import (
+    Conditions,
+    MeasuredLatency,
+    keep_fastest,
+    promised_target,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -98,7 +98,7 @@ class EngineCore:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         arrival: float,
-        scheduling: SchedulingParams = _DEFAULT_SCHEDULING,
+        scheduling_params: SchedulingParams = _DEFAULT_SCHEDULING,
         output_ids: Sequence[int] = (),
     ) -> None:
         """Queue a request.
@@ -129,7 +129,9 @@ class EngineCore:
             min_tokens=params.min_tokens,
             stop_ids=stop_ids if params.ignore_eos else stop_ids.union(self._eos_ids),
         )
-        request = Request(request_id, prompt_ids, criteria, arrival, scheduling, list(output_ids))
+        request = Request(
+            request_id, prompt_ids, criteria, arrival, scheduling_params, list(output_ids)
+        )
         if request.finish_reason() is not None:
             raise AdmissionError("the output to go on with has ended already")
         self.scheduler.add(request)
@@ -261,7 +263,7 @@ class EngineCore:
             self._latency_observer.on_idle()
 
     def on_idle(self) -> None:
-        """Note that there is no work: the pause does not count as latency, and records are flushed."""
+        """Flush the records, and do not count the pause as latency; for when there is no work."""
         self._fresh = True
         self._latency_observer.on_idle()
         for recorder in self._recorders:

@@ -132,7 +132,7 @@ class EngineProcess:
                 message.prompt_ids,
                 message.params,
                 message.arrival,
-                message.scheduling,
+                message.scheduling_params,
                 message.output_ids,
             )
         except AdmissionError as error:

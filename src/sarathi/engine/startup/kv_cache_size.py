@@ -1,4 +1,4 @@
-"""How many KV blocks fit, and how long a request may be."""
+"""How many KV blocks fit into memory, and how long a request may be."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sarathi.engine.config import EngineConfig
 from sarathi.errors import ConfigError
 from sarathi.models.model_config import ModelConfig
 
-_SHARE_OF_FREE = 0.5  # of the memory that is free once the model is loaded
+_FREE_MEMORY_SHARE = 0.5  # of the memory that is free once the model is loaded
 
 
 class MemoryPart(Protocol):
-    """What one process has loaded; see `executors.ensemble.Part`."""
+    """What one process has loaded; see `backends.model_instance.InstancePart`."""
 
     @property
     def memory(self) -> str: ...
@@ -28,12 +28,12 @@ class MemoryPart(Protocol):
 
 @dataclass(frozen=True)
 class Memory:
-    """A machine's, or a device's."""
+    """The memory of a machine or a device."""
 
     name: str
     free: int  # bytes, once the weights are loaded
     block_bytes: int  # of one KV block, over the layers and heads of all processes that use it
-    shared: bool = True  # whether others take from it, too, so that not all of it is to be had
+    shared: bool = True  # with other processes, so that not all of it can be used
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,16 @@ class KvCache:
 
     num_blocks: int
     block_size: int  # tokens
-    max_model_len: int  # tokens of the longest request: as wanted, or as many as there is room for
+    max_model_len: int  # tokens of the longest request: as requested, or as many as fit
 
     @property
     def tokens(self) -> int:
+        """Tokens that all blocks hold."""
         return self.num_blocks * self.block_size
 
 
-def wanted_length(config: EngineConfig, model: ModelConfig) -> int:
-    """Tokens of the longest request, if memory allows.
+def requested_length(config: EngineConfig, model: ModelConfig) -> int:
+    """Return the tokens of the longest request, if memory allows.
 
     Raises:
         ConfigError: more than the model was made for.
@@ -66,13 +67,13 @@ def wanted_length(config: EngineConfig, model: ModelConfig) -> int:
 
 
 def memories(parts: Iterable[MemoryPart]) -> tuple[Memory, ...]:
-    """Those that the processes of an engine use, some of them the same."""
+    """Return the memories that the processes of an engine use; several may use the same one."""
     found: dict[str, Memory] = {}
     for part in parts:
         before = found.get(part.memory, Memory(part.memory, part.free, 0, part.shared))
         found[part.memory] = Memory(
             part.memory,
-            min(before.free, part.free),  # who looked last has seen what the others took
+            min(before.free, part.free),  # the last to look sees what the others use
             before.block_bytes + part.block_bytes,
             part.shared,
         )
@@ -82,21 +83,21 @@ def memories(parts: Iterable[MemoryPart]) -> tuple[Memory, ...]:
 def kv_cache(
     config: EngineConfig, max_model_len: int, memories: Sequence[Memory], block_size: int
 ) -> KvCache:
-    """What to allocate: as many blocks everywhere as the memory with the least room has.
+    """Return what to allocate: as many blocks everywhere as the smallest memory can hold.
 
     Args:
-        max_model_len: what `wanted_length` says.
+        max_model_len: the result of `requested_length`.
         memories: all that the engine uses, at least one.
         block_size: tokens of one block.
 
     Raises:
         ConfigError: not even one block fits, or less than one request of the length asked for.
     """
-    found = [_blocks(config, max_model_len, memory, block_size) for memory in memories]
-    num_blocks = min(found)
+    fitting = [_fitting_blocks(config, max_model_len, memory, block_size) for memory in memories]
+    num_blocks = min(fitting)
     capacity = num_blocks * block_size
     if capacity < max_model_len and config.max_model_len is not None:
-        num_bytes = num_blocks * memories[found.index(num_blocks)].block_bytes
+        num_bytes = num_blocks * memories[fitting.index(num_blocks)].block_bytes
         raise ConfigError(
             f"a KV cache of {capacity} tokens ({num_bytes / 1e6:.0f} MB) is too small for one "
             f"request of max_model_len {max_model_len}; give more with --kv-cache-memory or lower "
@@ -105,19 +106,22 @@ def kv_cache(
     return KvCache(num_blocks, block_size, min(max_model_len, capacity))
 
 
-def _blocks(config: EngineConfig, max_model_len: int, memory: Memory, block_size: int) -> int:
+def _fitting_blocks(
+    config: EngineConfig, max_model_len: int, memory: Memory, block_size: int
+) -> int:
     given = config.kv_cache_memory
-    share = _SHARE_OF_FREE / config.engines_here if memory.shared else 1.0
-    room = int(memory.free * share) if given is None else given
-    if room < memory.block_bytes:
+    share = _FREE_MEMORY_SHARE / config.engines_here if memory.shared else 1.0
+    num_bytes = int(memory.free * share) if given is None else given
+    if num_bytes < memory.block_bytes:
         raise ConfigError(
-            f"a KV cache of {room / 1e6:.1f} MB holds no block of {block_size} tokens, which takes "
-            f"{memory.block_bytes / 1e6:.1f} MB on {memory.name}; give more with --kv-cache-memory"
+            f"a KV cache of {num_bytes / 1e6:.1f} MB holds no block of {block_size} tokens, which "
+            f"takes {memory.block_bytes / 1e6:.1f} MB on {memory.name}; give more with "
+            "--kv-cache-memory"
         )
-    useful = -(-config.max_batch_size * max_model_len // block_size)  # more would lie idle
-    return min(room // memory.block_bytes, useful)
+    useful = -(-config.max_batch_size * max_model_len // block_size)  # more would never be used
+    return min(num_bytes // memory.block_bytes, useful)
 
 
 def gigabytes(num_bytes: float) -> str:
-    """As people write it."""
+    """Return a number of bytes as text, in GB."""
     return f"{num_bytes / 1e9:.3f} GB" if num_bytes < 1e10 else f"{num_bytes / 1e9:.1f} GB"
