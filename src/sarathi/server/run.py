@@ -103,7 +103,7 @@ async def _serve(
     # More engines than cores would only take turns.
     most = max(usable_cores(), config.replicas) if spawner.host is None else MAX_REPLICAS
     launch = EngineLauncher(path, engine, spawner)
-    fleet = Fleet(launch, config.replicas, most_replicas=most, report=say)
+    fleet = Fleet(launch, config.replicas, max_replicas=most, log=say)
     try:
         fleet.start()  # engines load in their own processes while this one reads the tokenizer
         tokenizer = await asyncio.to_thread(open_tokenizer, path, engine.load_format)
