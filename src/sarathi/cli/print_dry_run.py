@@ -9,7 +9,7 @@ from rich.table import Table
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.startup.dry_run import Checkpoint, DryRun, ProcessShare
 from sarathi.engine.startup.kv_cache_size import gigabytes
-from sarathi.fleet.ray.placement import Node, Placement, place
+from sarathi.fleet.ray.placement import Node, Placement, place_replicas
 from sarathi.fleet.ray.ray_launch import RayOptions
 from sarathi.models.load_format import RANDOM_WEIGHTS
 from sarathi.system.machine import usable_cores
@@ -32,7 +32,7 @@ def placed(
     """
     wanted = options.gpus_per_rank or int(config.device == "cuda")
     here = Node("", usable_cores(), wanted * config.tp)
-    return place(
+    return place_replicas(
         config,
         replicas,
         [here] * (replicas * config.pp),

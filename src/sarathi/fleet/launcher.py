@@ -64,7 +64,7 @@ class EngineLauncher:
 
 
 def _with_separate_files(config: EngineConfig, count: int) -> EngineConfig:
-    """Number the files of every engine but the first: `log.jsonl`, `log.1.jsonl` and so on.
+    """Return `config` with numbered files for every engine but the first, such as `log.1.jsonl`.
 
     An engine empties its files when it starts.
     """

@@ -20,7 +20,7 @@ def ray_cluster() -> Iterator[Cluster]:
         pytest.skip("needs Ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setattr("sarathi.fleet.ray.cluster._begun_here", lambda: None)
+        patch.setattr("sarathi.fleet.ray.cluster._local_address", lambda: None)
         # The processes of actors inherit it from those that are started now.
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         stack = ExitStack()
