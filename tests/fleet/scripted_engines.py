@@ -28,7 +28,6 @@ from sarathi.engine.messages import (
 )
 from sarathi.fleet.fleet import Fleet
 from sarathi.fleet.generation import Generation
-from sarathi.fleet.launcher import EngineLauncher
 from sarathi.fleet.replica import RestartPolicy
 from sarathi.sampling.params import SamplingParams
 from sarathi.telemetry.stats import Stats
@@ -163,8 +162,10 @@ class World:
         self.spawner = ScriptedSpawner(host)
         self.lines: list[str] = []
         self.fleet = Fleet(
-            EngineLauncher(Path("model"), config or EngineConfig(), self.spawner),
+            Path("model"),
+            config or EngineConfig(),
             replicas,
+            spawner=self.spawner,
             max_replicas=max_replicas,
             log=self.lines.append,
             restart_policy=restart_policy,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sarathi.fleet.engine_client import EngineClient
 from sarathi.fleet.generation import EngineError, Generation
-from sarathi.fleet.replica import EngineHandle
 from sarathi.fleet.router import Assignment, LeastWork
 from sarathi.scheduler import LatencyModel
 from sarathi.scheduler.kv.block_hashes import block_hashes
@@ -18,12 +18,12 @@ class Dispatcher:
 
     def __init__(self) -> None:
         self._waiting: dict[int, Generation] = {}  # by id, until an engine takes requests
-        self._engines: dict[int, EngineHandle] = {}
+        self._engines: dict[int, EngineClient] = {}
         self._paused: set[int] = set()
         self._router = LeastWork()
         self._assigned: dict[int, Assignment] = {}  # by id of the request
 
-    def add(self, number: int, engine: EngineHandle) -> None:
+    def add(self, number: int, engine: EngineClient) -> None:
         """Send requests to an engine that has become ready, first those that wait."""
         assert engine.info is not None
         info = engine.info
@@ -92,11 +92,9 @@ class Dispatcher:
             generation.fail(error)
 
     def on_first_token(self, generation: Generation) -> None:
-        """Update the work of its engine; see `EngineCallbacks`."""
         self._router.started(self._assigned[generation.id])
 
     def on_finished(self, generation: Generation) -> None:
-        """Forget a request that its engine has ended; see `EngineCallbacks`."""
         self._router.ended(self._assigned.pop(generation.id), len(generation.output_ids))
 
     def _hashes(self, prompt_ids: Sequence[int]) -> Sequence[bytes]:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from sarathi.engine.config import MAX_REPLICAS
+from sarathi.engine.config import MAX_REPLICAS, EngineConfig, share_of_machine
 from sarathi.engine.messages import ModelInfo
 from sarathi.fleet.dispatcher import Dispatcher
+from sarathi.fleet.engine_client import EngineClient
 from sarathi.fleet.generation import (
     EngineError,
     Generation,
     RequestLostError,
     ShuttingDownError,
 )
-from sarathi.fleet.launcher import Launcher, LaunchSpec
-from sarathi.fleet.replica import EngineHandle, Replica, ReplicaState, ReplicaStatus, RestartPolicy
+from sarathi.fleet.replica import Replica, ReplicaState, ReplicaStatus, RestartPolicy
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler import SchedulingParams
+from sarathi.system.processes import LOCAL, Spawner
 from sarathi.telemetry.request_latencies import Latencies, Stopwatch
 from sarathi.telemetry.stats import Stats, at_start, done, total
 
@@ -83,9 +86,11 @@ class Fleet:
 
     def __init__(
         self,
-        launch: Launcher,
+        path: Path,
+        config: EngineConfig,
         replicas: int = 1,
         *,
+        spawner: Spawner = LOCAL,
         max_replicas: int = MAX_REPLICAS,
         log: Callable[[str], None] = lambda line: None,
         restart_policy: RestartPolicy | None = None,
@@ -93,6 +98,9 @@ class Fleet:
         """Prepare a fleet; `start` launches the engines.
 
         Args:
+            path: the model, as `open_model` takes it.
+            config: of one engine that has the machine for itself.
+            spawner: starts the engine processes.
             max_replicas: that `scale` accepts.
             log: called with a line about what the engines do.
         """
@@ -103,7 +111,9 @@ class Fleet:
         self.restarts = 0
         self.resumed = 0
         self.max_replicas = max_replicas
-        self._launch = launch
+        self._path = path
+        self._config = config
+        self._spawner = spawner
         self._wanted = replicas
         self._log = log
         self._restart_policy = restart_policy or RestartPolicy()
@@ -183,12 +193,10 @@ class Fleet:
 
     @property
     def replicas(self) -> Sequence[ReplicaStatus]:
-        """The state of each replica, by number."""
         return [self._replicas[number].status for number in sorted(self._replicas)]
 
     @property
     def stats(self) -> Stats | None:
-        """The statistics of all engines since the start, summed; None before one is ready."""
         parts = list(self._past)
         for replica in self._replicas.values():
             parts += _stats_of(replica)
@@ -225,7 +233,6 @@ class Fleet:
     # -- ReplicaCallbacks -------------------------------------------------------------------
 
     def on_ready(self, replica: Replica) -> None:
-        """Let a new engine take requests."""
         engine = replica.engine
         assert engine is not None
         assert engine.info is not None
@@ -263,7 +270,6 @@ class Fleet:
             )
 
     def gives_up(self, replica: Replica) -> bool:
-        """Return whether a replica is given up after its latest failure to start."""
         assert replica.engine is not None
         if not replica.was_ready and replica.engine.bad_input:
             return True  # neither the model nor the options will change
@@ -272,7 +278,6 @@ class Fleet:
         return replica.failures >= self._restart_policy.max_failed_starts
 
     def on_failed(self, replica: Replica) -> None:
-        """Fail all requests if no replica is left."""
         assert replica.engine is not None
         never = self.info is None
         self.bad_input = never and replica.engine.bad_input
@@ -282,7 +287,6 @@ class Fleet:
             self._log_of(replica, f"error: given up: {replica.reason}")
 
     def on_drained(self, replica: Replica) -> None:
-        """Continue the requests that are left in other engines."""
         for generation in self._dispatcher.remove(replica.number):
             self._continue(generation)
 
@@ -306,22 +310,40 @@ class Fleet:
 
     def _add(self) -> None:
         number = next(n for n in count() if n not in self._replicas)
-        replica = Replica(number, self._launch_engine, self, self._restart_policy)
+        replica = Replica(number, self._launch, self, self._restart_policy)
         self._replicas[number] = replica
         replica.start()
 
-    def _launch_engine(self, replica: Replica) -> EngineHandle:
+    def _launch(self, replica: Replica) -> EngineClient:
         if replica.engine is not None:
             self._keep_past(replica)
             self.restarts += 1
-        spec = LaunchSpec(
-            number=replica.number,
-            count=next(self._launches),
-            replicas=self._wanted,
-            max_model_len=None if self.info is None else self.info.max_model_len,
-            tbt_target=None if self.info is None else self.info.tbt_target,
+        config = self._engine_config(replica.number, next(self._launches))
+        log = partial(self._log_of, replica)
+        return EngineClient(self._path, config, self._dispatcher, spawner=self._spawner, log=log)
+
+    def _engine_config(self, number: int, launches: int) -> EngineConfig:
+        """Return the configuration of an engine.
+
+        Its files are numbered, since an engine empties its files when it starts; it keeps the
+        limits that requests rely on; and it gets its share of the machine.
+
+        Args:
+            number: of its replica.
+            launches: of engines before.
+        """
+        config = msgspec.structs.replace(
+            self._config,
+            iteration_log=_numbered(self._config.iteration_log, launches),
+            trace=_numbered(self._config.trace, launches),
         )
-        return self._launch(spec, self._dispatcher, lambda line: self._log_of(replica, line))
+        if self.info is not None:
+            config = msgspec.structs.replace(config, max_model_len=self.info.max_model_len)
+            if self.info.tbt_target is not None and config.latency_budget:
+                config = msgspec.structs.replace(config, tbt_target=self.info.tbt_target)
+        if self._spawner.host is None and self._wanted > 1:
+            config = share_of_machine(config, self._wanted, number)
+        return config
 
     def _keep_past(self, replica: Replica) -> None:
         """Keep the counters of an engine that is about to be forgotten."""
@@ -351,3 +373,11 @@ def _stats_of(replica: Replica) -> list[Stats]:
         return []
     stats = engine.stats or at_start(engine.info.num_blocks, engine.info.num_stages)
     return [stats if engine.error is None else done(stats)]
+
+
+def _numbered(name: str | None, number: int) -> str | None:
+    """Return `log.1.jsonl` for `log.jsonl` and 1; the name itself for 0."""
+    if name is None or not number:
+        return name
+    path = Path(name)
+    return str(path.with_name(f"{path.stem}.{number}{path.suffix}"))

@@ -9,9 +9,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from sarathi.engine.messages import ModelInfo
-from sarathi.fleet.generation import EngineError, Generation
-from sarathi.telemetry.stats import Stats
+from sarathi.fleet.engine_client import EngineClient
+from sarathi.fleet.generation import EngineError
 
 _DRAIN_POLL = 0.05  # seconds
 
@@ -54,33 +53,6 @@ class RestartPolicy:
         return min(self.max_delay, self.initial_delay * 2.0**doublings)
 
 
-class EngineHandle(Protocol):
-    """One engine from its start to its death; see `EngineClient`."""
-
-    info: ModelInfo | None
-    latency: tuple[float, ...]
-    error: str | None
-    stats: Stats | None
-    bad_input: bool
-
-    @property
-    def num_open(self) -> int: ...
-
-    def start(self) -> None: ...
-
-    async def loaded(self) -> ModelInfo: ...
-
-    async def died(self) -> str: ...
-
-    def submit(self, generation: Generation) -> None: ...
-
-    def cancel(self, generation: Generation) -> None: ...
-
-    def take_open(self) -> list[Generation]: ...
-
-    async def stop(self) -> None: ...
-
-
 class ReplicaCallbacks(Protocol):
     """Receives the changes of a replica, and gives it requests; see `Fleet`."""
 
@@ -108,7 +80,7 @@ class Replica:
     def __init__(
         self,
         number: int,
-        launch: Callable[[Replica], EngineHandle],
+        launch: Callable[[Replica], EngineClient],
         callbacks: ReplicaCallbacks,
         policy: RestartPolicy,
     ) -> None:
@@ -123,7 +95,7 @@ class Replica:
         self.was_ready = False  # once at least
         self.restarts = 0
         self.reason: str | None = None  # of the latest death
-        self.engine: EngineHandle | None = None
+        self.engine: EngineClient | None = None
         self._launch = launch
         self._callbacks = callbacks
         self._policy = policy

@@ -17,7 +17,6 @@ from sarathi.engine.config import EngineConfig
 from sarathi.engine.llm import LLM
 from sarathi.fleet.fleet import Fleet
 from sarathi.fleet.generation import Generation
-from sarathi.fleet.launcher import EngineLauncher
 from sarathi.fleet.ray.cluster import Cluster
 from sarathi.fleet.ray.placement import place_replicas
 from sarathi.fleet.ray.spawners import EngineSpawner
@@ -62,7 +61,7 @@ class RayFleet:
         )
         spawner = EngineSpawner(cluster, placement, None, timeout=20.0)
         self.lines: list[str] = []
-        self.fleet = Fleet(EngineLauncher(model, config, spawner), REPLICAS, log=self.lines.append)
+        self.fleet = Fleet(model, config, REPLICAS, spawner=spawner, log=self.lines.append)
         self._loop = asyncio.new_event_loop()
 
     def run(self, work: Awaitable[T]) -> T:
