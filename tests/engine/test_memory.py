@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.startup.kv_cache_size import Memory, kv_cache, memories
+from sarathi.engine.startup.memory_plan import Memory, kv_cache, memories
 from sarathi.errors import ConfigError
 
 BLOCK_SIZE = 32

@@ -9,18 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from sarathi.backends.footprint import check_room, footprint, num_parameters
+from sarathi.backends.footprint import check_room, num_parameters
 from sarathi.backends.options import KvPrecision, Precision
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.registry import ExecutorOptions, choose_precisions, on_gpu
 from sarathi.engine.config import EngineConfig, share_of_machine
-from sarathi.engine.startup.kv_cache_size import KvCache, kv_cache, memories, requested_length
 from sarathi.engine.startup.load import executor_options
+from sarathi.engine.startup.memory_plan import (
+    KvCache,
+    ProcessShare,
+    kv_cache,
+    memories,
+    process_shares,
+    requested_length,
+)
 from sarathi.errors import ConfigError, ExecutorError
 from sarathi.models.dummy_weights import DummyWeights
 from sarathi.models.model import Model, open_model
 from sarathi.models.model_config import ModelConfig
-from sarathi.models.sharding import shard_config
 from sarathi.models.stage import whole
 from sarathi.models.tensor_layout import expected_shapes
 from sarathi.system.machine import available_memory, usable_cores
@@ -42,18 +48,6 @@ class Machine:
     cores: int
     free: int  # bytes
     gpus: tuple[int, ...] = ()  # free bytes of each that would be used
-
-
-@dataclass(frozen=True)
-class ProcessShare:
-    """The part of a model that one process holds."""
-
-    rank_id: RankId
-    layers: range
-    num_heads: int
-    num_kv_heads: int
-    weight_bytes: int
-    block_bytes: int  # of one KV block, over its layers and heads
 
 
 @dataclass(frozen=True)
@@ -108,7 +102,7 @@ def dry_run(path: Path, config: EngineConfig, *, replicas: int = 1, spread: bool
     precision, kv_precision = choose_precisions(options)
     machine = Machine(usable_cores(), available_memory(), _gpus(options))
     block_size = _block_size(options)
-    shares = _process_shares(model.config, layout, precision, kv_precision, block_size)
+    shares = process_shares(model.config, layout, precision, kv_precision, block_size)
     cache, refusal = None, None
     try:
         parts = _parts(shares, machine, 1 if spread else replicas, spread)
@@ -189,38 +183,6 @@ def _block_size(options: ExecutorOptions) -> int:
     from sarathi.backends.torch.torch_devices import block_size
 
     return block_size(gpu=on_gpu(options))
-
-
-def _process_shares(
-    config: ModelConfig,
-    layout: ParallelLayout,
-    precision: Precision,
-    kv_precision: KvPrecision,
-    block_size: int,
-) -> tuple[ProcessShare, ...]:
-    stages = layout.stages(config)
-    local = shard_config(config, layout.tp)
-
-    def share(rank_id: RankId) -> ProcessShare:
-        stage = stages[rank_id.stage]
-        size = footprint(
-            config,
-            stage,
-            layout.shard(rank_id),
-            precision=precision,
-            kv_precision=kv_precision,
-            block_size=block_size,
-        )
-        return ProcessShare(
-            rank_id=rank_id,
-            layers=stage.layers,
-            num_heads=local.num_heads,
-            num_kv_heads=local.num_kv_heads,
-            weight_bytes=size.weight_bytes,
-            block_bytes=size.block_bytes,
-        )
-
-    return tuple(map(share, layout.places))
 
 
 def _checkpoint(model: Model) -> Checkpoint:

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sarathi.backends import self_check
-from sarathi.backends.footprint import footprint
 from sarathi.backends.model_instance import InstancePart, ModelInstance, SingleProcess
 from sarathi.backends.parallel.pipeline import CONNECTING, Pipeline
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
@@ -23,17 +22,18 @@ from sarathi.engine.scheduler_factory import (
     make_budget,
     make_scheduler,
 )
-from sarathi.engine.startup.kv_cache_size import (
-    KvCache,
-    gigabytes,
-    kv_cache,
-    memories,
-    requested_length,
-)
 from sarathi.engine.startup.latency_target import (
     MeasuredLatency,
     measuring_conditions,
     promised_target,
+)
+from sarathi.engine.startup.memory_plan import (
+    KvCache,
+    gigabytes,
+    kv_cache,
+    memories,
+    process_shares,
+    requested_length,
 )
 from sarathi.engine.startup.profile import NUM_BLOCKS, profile
 from sarathi.models.model import Model, open_model, open_tokenizer
@@ -194,37 +194,26 @@ class _LoadLog:
     """Progress lines about the processes of one engine."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        layout: ParallelLayout,
-        on_progress: Callable[[str], None],
+        self, model: ModelConfig, layout: ParallelLayout, on_progress: Callable[[str], None]
     ) -> None:
-        self._config = config
+        self._model = model
         self._layout = layout
-        self._stages = layout.stages(config)
+        self._stages = layout.stages(model)
         self._on_progress = on_progress
         self._logged = dict.fromkeys(layout.places, time.monotonic())
 
     def layout(self, options: ExecutorOptions) -> None:
-        """Log which process will hold what, before anything is loaded.
+        """Log what each process will hold, before anything is loaded.
 
         Raises:
             ExecutorError: this machine does not compute in the precision asked for.
         """
-        precision, kv_precision = choose_precisions(options)
-        for rank_id in self._layout.places:
-            size = footprint(
-                self._config,
-                self._stages[rank_id.stage],
-                self._layout.shard(rank_id),
-                precision=precision,
-                kv_precision=kv_precision,
-                block_size=_AVERAGED_TOKENS,
-            )
+        precisions = choose_precisions(options)
+        for share in process_shares(self._model, self._layout, *precisions, _AVERAGED_TOKENS):
             self._on_progress(
-                f"{self._name(rank_id)}: {self._layers(rank_id)}, "
-                f"{gigabytes(size.weight_bytes)} of weights in {precision}, "
-                f"{size.block_bytes / _AVERAGED_TOKENS / 1e3:.1f} kB of keys and values a token"
+                f"{self._name(share.rank_id)}: {self._layers(share.rank_id)}, "
+                f"{gigabytes(share.weight_bytes)} of weights in {precisions[0]}, "
+                f"{share.block_bytes / _AVERAGED_TOKENS / 1e3:.1f} kB of keys and values a token"
             )
 
     def progress(self, rank_id: RankId, share: float) -> None:

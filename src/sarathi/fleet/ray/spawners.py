@@ -6,7 +6,6 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -23,14 +22,6 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.1  # between checks that a placement group is ready
 _UNKNOWN_REASON = "its actor has died"
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """A part of a placement group: the resources of one or several actors on one machine."""
-
-    group: PlacementGroup
-    index: int
 
 
 class ActorRunner:
@@ -63,7 +54,8 @@ class ActorProcess:
     def __init__(
         self,
         name: str,
-        bundle: Bundle,
+        group: PlacementGroup,
+        stage: int,
         placement: Placement,
         module: str,
         arguments: Sequence[str],
@@ -74,11 +66,12 @@ class ActorProcess:
 
         Args:
             name: of the process in the system's list of processes, after "ray::".
+            stage: whose bundle of the placement group it uses.
         """
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        strategy = PlacementGroupSchedulingStrategy(bundle.group, bundle.index)
+        strategy = PlacementGroupSchedulingStrategy(group, stage)
         actor_class: Any = ray.remote(ActorRunner)
         # After the loss of a process the whole engine has to restart: Ray must not restart parts.
         self._actor = actor_class.options(
@@ -93,7 +86,6 @@ class ActorProcess:
         self._end: str | None = None
 
     def ended(self) -> str | None:
-        """Return None while it runs or waits for its machine, otherwise how it ended."""
         import ray
         from ray.exceptions import RayError
 
@@ -105,7 +97,6 @@ class ActorProcess:
         return self._end
 
     def kill(self) -> None:
-        """End it at once. Does nothing if it has ended."""
         import ray
 
         if self._end is None:
@@ -146,13 +137,13 @@ class WorkerSpawner:
         self._count = 0  # an engine starts them in the order of `ParallelLayout.workers`
 
     def spawn(self, module: str, arguments: Sequence[str]) -> Process:
-        """Start the next worker in the bundle of its stage; see `Spawner`."""
         placement = self._placement
         rank_id = placement.layout.workers[self._count]
         self._count += 1
         name = f"sarathi-stage-{rank_id.stage}-rank-{rank_id.rank}"
-        bundle = Bundle(self._group, rank_id.stage)
-        return ActorProcess(name, bundle, placement, module, arguments, self._hub_id)
+        return ActorProcess(
+            name, self._group, rank_id.stage, placement, module, arguments, self._hub_id
+        )
 
 
 class EngineSpawner:
@@ -196,7 +187,6 @@ class EngineSpawner:
         self._reserved = []
 
     def spawn(self, module: str, arguments: Sequence[str]) -> Process:
-        """Start an engine, in a reserved placement group if one is left; see `Spawner`."""
         reservation = self._reserved.pop() if self._reserved else self._reservation()
         worker_host = self.host if self._cluster.own else None
         return PlacedEngine(reservation, module, arguments, self._hub_id, worker_host)
@@ -272,7 +262,8 @@ class PlacedEngine:
         self._reservation = reservation
         self._actor = ActorProcess(
             "sarathi-engine",
-            Bundle(reservation.group, placement.layout.engine.stage),
+            reservation.group,
+            placement.layout.engine.stage,
             placement,
             module,
             arguments,
@@ -282,7 +273,6 @@ class PlacedEngine:
         self._end: str | None = None
 
     def ended(self) -> str | None:
-        """Return None while it runs or waits for resources, otherwise how it ended."""
         if self._end is None:
             end = self._actor.ended()
             if end is None and not self._reservation.ready() and self._reservation.timed_out:
@@ -292,7 +282,6 @@ class PlacedEngine:
         return self._end
 
     def kill(self) -> None:
-        """End it and its workers at once. Does nothing if it has ended."""
         if self._end is None:
             self._finish("killed")
 

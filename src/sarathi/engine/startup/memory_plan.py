@@ -1,4 +1,4 @@
-"""How many KV blocks fit into memory, and how long a request may be."""
+"""What each process holds, how many KV blocks fit beside it, and how long a request may be."""
 
 from __future__ import annotations
 
@@ -6,11 +6,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from sarathi.backends.footprint import footprint
+from sarathi.backends.options import KvPrecision, Precision
+from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import ConfigError
 from sarathi.models.model_config import ModelConfig
+from sarathi.models.sharding import shard_config
 
 _FREE_MEMORY_SHARE = 0.5  # of the memory that is free once the model is loaded
+
+
+@dataclass(frozen=True)
+class ProcessShare:
+    """The part of a model that one process holds."""
+
+    rank_id: RankId
+    layers: range
+    num_heads: int
+    num_kv_heads: int
+    weight_bytes: int
+    block_bytes: int  # of one KV block, over its layers and heads
 
 
 class MemoryPart(Protocol):
@@ -64,6 +80,43 @@ def requested_length(config: EngineConfig, model: ModelConfig) -> int:
             f"{model.max_position} tokens"
         )
     return config.max_model_len
+
+
+def process_shares(
+    config: ModelConfig,
+    layout: ParallelLayout,
+    precision: Precision,
+    kv_precision: KvPrecision,
+    block_size: int,
+) -> tuple[ProcessShare, ...]:
+    """Return what each process of an engine will hold, in the order of the layout's ranks.
+
+    Raises:
+        ModelError: the layers cannot be divided like that.
+    """
+    stages = layout.stages(config)
+    local = shard_config(config, layout.tp)
+
+    def share(rank_id: RankId) -> ProcessShare:
+        stage = stages[rank_id.stage]
+        size = footprint(
+            config,
+            stage,
+            layout.shard(rank_id),
+            precision=precision,
+            kv_precision=kv_precision,
+            block_size=block_size,
+        )
+        return ProcessShare(
+            rank_id=rank_id,
+            layers=stage.layers,
+            num_heads=local.num_heads,
+            num_kv_heads=local.num_kv_heads,
+            weight_bytes=size.weight_bytes,
+            block_bytes=size.block_bytes,
+        )
+
+    return tuple(map(share, layout.places))
 
 
 def memories(parts: Iterable[MemoryPart]) -> tuple[Memory, ...]:
