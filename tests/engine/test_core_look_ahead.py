@@ -1,4 +1,4 @@
-"""Batches that compute tokens which the batch before them still samples."""
+"""Batches whose input tokens the previous batch is still sampling."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def scheduler(look_ahead: bool, blocks: int, policy: str) -> Scheduler:
 
 
 def params(rng: random.Random) -> SamplingParams:
-    """Of every kind that depends on what has been sampled before."""
+    """Parameters of every kind that depends on earlier tokens."""
     return rng.choice(
         [
             greedy(max_tokens=rng.randint(1, 12)),
@@ -152,7 +152,7 @@ def test_a_decode_is_in_every_batch_and_its_token_stays_on_the_device() -> None:
     assert [step.positions.tolist() for step in steps] == [[0, 1, 2], [3], [4], [5], [6]]
 
 
-def test_what_follows_the_end_of_an_output_is_dropped() -> None:
+def test_tokens_after_the_end_of_an_output_are_dropped() -> None:
     """The end is known one batch late; blocks and slot are given back after that batch."""
     core = looking_ahead(Successor())
     core.submit(1, [EOS - 2], greedy(max_tokens=9), arrival=0.0)
@@ -166,7 +166,7 @@ def test_what_follows_the_end_of_an_output_is_dropped() -> None:
     assert tokens(drain(core)[2]) == [6, 7]
 
 
-def test_a_request_cancelled_between_two_batches_says_nothing_more() -> None:
+def test_a_request_cancelled_between_two_batches_has_no_more_output() -> None:
     core = looking_ahead(Successor())
     core.submit(1, [1], greedy(max_tokens=40), arrival=0.0)
     core.submit(2, [20], greedy(max_tokens=6), arrival=0.0)
@@ -231,7 +231,7 @@ class TestWhen:
         timing.batch_started(20.0, None)
         assert timing.seconds_left(20.0) == 0
 
-    def test_who_comes_meanwhile_is_in_the_next_batch(
+    def test_a_request_that_arrives_meanwhile_is_in_the_next_batch(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         now = [0.0]

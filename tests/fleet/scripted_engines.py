@@ -1,4 +1,4 @@
-"""Engine processes that do what a test says, at the other end of real sockets."""
+"""Scripted engine processes at the other end of real sockets."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_tokens_that_are_not_read_yet_are_not_computed_again() -> None:
     play(scene)
 
 
-def test_what_goes_on_counts_as_work_until_its_next_token() -> None:
+def test_a_resumed_request_counts_as_work_until_its_next_token() -> None:
     async def scene(world: World) -> None:
         [engine] = await world.ready(0)
         answer = world.submit(1, length=900)
@@ -219,7 +219,7 @@ def test_while_one_engine_lives_another_may_be_given_up() -> None:
 
 
 @pytest.mark.parametrize("bad_input", [True, False])
-def test_what_cannot_be_loaded_at_first_fails_at_once(bad_input: bool) -> None:
+def test_a_model_that_cannot_be_loaded_at_first_fails_at_once(bad_input: bool) -> None:
     async def scene(world: World) -> None:
         with pytest.raises(EngineError, match="still loading"):
             world.submit(1)
@@ -288,7 +288,7 @@ def test_a_refused_request_fails_alone() -> None:
     play(scene)
 
 
-def test_stopping_fails_what_is_open_and_ends_the_engines() -> None:
+def test_stopping_fails_open_requests_and_ends_the_engines() -> None:
     async def scene(world: World) -> None:
         engines = await world.ready(0, 1)
         answer = world.submit(1)

@@ -28,7 +28,7 @@ def test_one_more_engine_takes_its_share() -> None:
     play(scene)
 
 
-def test_one_less_is_the_one_with_the_least_work_and_ends_what_it_has() -> None:
+def test_the_replica_with_the_least_work_ends_after_its_requests() -> None:
     async def scene(world: World) -> None:
         busy, idle = await world.ready(0, 1)
         world.submit(1, length=500)

@@ -37,14 +37,16 @@ def test_ray_is_imported_only_when_it_is_used() -> None:
     assert found.stdout.strip() == "False"
 
 
-def test_without_ray_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_message_explains_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)
     assert refused(None) == "--ray needs Ray: pip install 'sarathi-serve[ray]'"
 
 
 @needs_ray
 @pytest.mark.parametrize("address", ["nonsense", "ray://10.0.0.1:10001", "10.0.0.1", ":6379"])
-def test_what_is_no_address_of_a_cluster(address: str) -> None:
+def test_an_invalid_address_of_a_cluster(address: str) -> None:
     assert f"the Ray address is {address!r}, expected host:port" in refused(address)
 
 

@@ -52,7 +52,7 @@ def test_all_cpus_of_the_cluster_compute_by_default() -> None:
     assert (placement.cpus, config.threads) == (4, 4)
 
 
-def test_threads_say_how_many_cpus_a_rank_needs() -> None:
+def test_a_rank_gets_as_many_cpus_as_threads() -> None:
     placement, config = place_replicas(EngineConfig(threads=3), 1, CPU_NODES)
     assert (placement.cpus, config.threads) == (3, 3)
 

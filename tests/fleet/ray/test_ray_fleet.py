@@ -47,7 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(model: Path) -> list[list[int]]:
-    """What the single process answers."""
+    """The answers of a single process."""
     outputs = LLM(str(model), config=configuration(1)).generate(PROMPTS, PARAMS)
     return [output.outputs[0].token_ids for output in outputs]
 

@@ -50,7 +50,7 @@ def spawner(cluster: Cluster, stages: int = 1, cpus: int = 1, **kwargs: float) -
 
 @pytest.fixture(autouse=True)
 def nothing_left(ray_cluster: Cluster) -> Iterator[None]:
-    """Asserts that no placement group outlives what it was for."""
+    """Assert that no placement group outlives its engine."""
     yield
     until(lambda: all_free(ray_cluster), 10)
 
