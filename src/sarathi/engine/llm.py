@@ -124,13 +124,11 @@ class LLM:
         """
         tasks = _tasks(prompts, params)
         results: list[RequestOutput] = []
-        num_open: list[int] = []  # outputs of each prompt that have not ended
         for prompt, task_params in tasks:
-            is_text = isinstance(prompt, str)
-            ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+            text = prompt if isinstance(prompt, str) else None
+            ids = self.tokenizer.encode(text) if text is not None else [*prompt]
             outputs = [CompletionOutput(index) for index in range(task_params.n)]
-            results.append(RequestOutput(str(prompt) if is_text else None, ids, outputs))
-            num_open.append(task_params.n)
+            results.append(RequestOutput(text, ids, outputs))
         jobs = [
             (result.prompt_token_ids, choice, (index, output))
             for index, (result, (_, task_params)) in enumerate(zip(results, tasks, strict=True))
@@ -138,10 +136,9 @@ class LLM:
         ]
         for (index, output), delta in self._run(jobs):
             output.add(delta)
-            if delta.finish_reason is not None:
-                num_open[index] -= 1
-                if not num_open[index]:
-                    on_finish(index, results[index])
+            outputs = results[index].outputs
+            if delta.finish_reason and all(one.finish_reason for one in outputs):
+                on_finish(index, results[index])
         return results
 
     def chat(

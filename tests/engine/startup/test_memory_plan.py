@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
 
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.startup.memory_plan import Memory, kv_cache, memories
+from sarathi.engine.startup.memory_plan import Memory, kv_cache, merge_memories
 from sarathi.errors import ConfigError
 
 BLOCK_SIZE = 32
 HERE = Memory("here", 50_000, 1000)
-
-
-class Part(NamedTuple):
-    memory: str
-    free: int
-    block_bytes: int
-    shared: bool = True
 
 
 def blocks(
@@ -60,8 +51,8 @@ def test_the_smallest_memory_decides() -> None:
 
 
 def test_processes_share_the_memory_of_their_machine() -> None:
-    parts = [Part("a", 900, 10), Part("b", 700, 20), Part("a", 800, 30)]
-    assert memories(parts) == (Memory("a", 800, 40), Memory("b", 700, 20))
+    used = [Memory("a", 900, 10), Memory("b", 700, 20), Memory("a", 800, 30)]
+    assert merge_memories(used) == (Memory("a", 800, 40), Memory("b", 700, 20))
 
 
 def test_requests_are_as_long_as_memory_allows() -> None:

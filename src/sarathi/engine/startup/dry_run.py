@@ -7,7 +7,6 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from sarathi.backends.footprint import check_room, num_parameters
 from sarathi.backends.options import KvPrecision, Precision
@@ -17,9 +16,10 @@ from sarathi.engine.config import EngineConfig, share_of_machine
 from sarathi.engine.startup.load import executor_options
 from sarathi.engine.startup.memory_plan import (
     KvCache,
+    Memory,
     ProcessShare,
     kv_cache,
-    memories,
+    merge_memories,
     process_shares,
     requested_length,
 )
@@ -105,8 +105,8 @@ def dry_run(path: Path, config: EngineConfig, *, replicas: int = 1, spread: bool
     shares = process_shares(model.config, layout, precision, kv_precision, block_size)
     cache, refusal = None, None
     try:
-        parts = _parts(shares, machine, 1 if spread else replicas, spread)
-        cache = kv_cache(config, max_model_len, memories(parts), block_size)
+        used = _memories(shares, machine, 1 if spread else replicas, spread)
+        cache = kv_cache(config, max_model_len, merge_memories(used), block_size)
     except (ConfigError, ExecutorError) as error:
         refusal = error
     return DryRun(
@@ -126,19 +126,10 @@ def dry_run(path: Path, config: EngineConfig, *, replicas: int = 1, spread: bool
     )
 
 
-class _Part(NamedTuple):
-    """A process, as `memories` takes it."""
-
-    memory: str
-    free: int
-    shared: bool
-    block_bytes: int
-
-
-def _parts(
+def _memories(
     shares: Sequence[ProcessShare], machine: Machine, engines: int, spread: bool
-) -> Sequence[_Part]:
-    """Return the processes of one replica as they are once they have their weights.
+) -> Sequence[Memory]:
+    """Return the memory of each process of one replica, as it is once it has its weights.
 
     Args:
         engines: that share the memory.
@@ -161,7 +152,7 @@ def _parts(
     for name, free in found:
         check_room(taken[name], free)
     return [
-        _Part(name, free - taken[name], not machine.gpus, share.block_bytes)
+        Memory(name, free - taken[name], share.block_bytes, shared=not machine.gpus)
         for (name, free), share in zip(found, shares, strict=True)
     ]
 

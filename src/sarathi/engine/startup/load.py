@@ -29,9 +29,10 @@ from sarathi.engine.startup.latency_target import (
 )
 from sarathi.engine.startup.memory_plan import (
     KvCache,
+    Memory,
     gigabytes,
     kv_cache,
-    memories,
+    merge_memories,
     process_shares,
     requested_length,
 )
@@ -87,9 +88,9 @@ def load_engine(
         eos_ids = pool.submit(lambda: open_tokenizer(path, config.load_format).eos_ids)
         instance = _load(path, model, options, layout, spawner, log, connecting)
     try:
-        cache = kv_cache(
-            config, max_model_len, memories(instance.parts), instance.parts[0].block_size
-        )
+        used = [Memory(one.memory, one.free, one.block_bytes, one.shared) for one in instance.parts]
+        block_size = instance.parts[0].block_size
+        cache = kv_cache(config, max_model_len, merge_memories(used), block_size)
         if cache.max_model_len < max_model_len:
             on_progress(
                 f"the KV cache limits requests to {cache.max_model_len} tokens, the model to "

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 from sarathi.backends.footprint import footprint
 from sarathi.backends.options import KvPrecision, Precision
@@ -27,19 +26,6 @@ class ProcessShare:
     num_kv_heads: int
     weight_bytes: int
     block_bytes: int  # of one KV block, over its layers and heads
-
-
-class MemoryPart(Protocol):
-    """What one process has loaded; see `backends.model_instance.InstancePart`."""
-
-    @property
-    def memory(self) -> str: ...
-    @property
-    def free(self) -> int: ...
-    @property
-    def shared(self) -> bool: ...
-    @property
-    def block_bytes(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -119,18 +105,16 @@ def process_shares(
     return tuple(map(share, layout.places))
 
 
-def memories(parts: Iterable[MemoryPart]) -> tuple[Memory, ...]:
-    """Return the memories that the processes of an engine use; several may use the same one."""
-    found: dict[str, Memory] = {}
-    for part in parts:
-        before = found.get(part.memory, Memory(part.memory, part.free, 0, part.shared))
-        found[part.memory] = Memory(
-            part.memory,
-            min(before.free, part.free),  # the last to look sees what the others use
-            before.block_bytes + part.block_bytes,
-            part.shared,
-        )
-    return tuple(found.values())
+def merge_memories(used: Iterable[Memory]) -> tuple[Memory, ...]:
+    """Merge the memories that each process of an engine uses; several may use the same one."""
+    merged: dict[str, Memory] = {}
+    for memory in used:
+        if (other := merged.get(memory.name)) is not None:
+            free = min(other.free, memory.free)  # the last to look sees what the others use
+            block_bytes = other.block_bytes + memory.block_bytes
+            memory = replace(memory, free=free, block_bytes=block_bytes)
+        merged[memory.name] = memory
+    return tuple(merged.values())
 
 
 def kv_cache(
