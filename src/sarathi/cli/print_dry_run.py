@@ -8,7 +8,7 @@ from rich.table import Table
 
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.startup.dry_run import Checkpoint, DryRun
-from sarathi.engine.startup.memory_plan import ProcessShare, gigabytes
+from sarathi.engine.startup.kv_cache_size import ProcessShare, gigabytes
 from sarathi.fleet.ray.placement import Node, Placement, place_replicas
 from sarathi.fleet.ray.ray_launch import RayOptions
 from sarathi.models.load_format import RANDOM_WEIGHTS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -11,8 +11,6 @@ from sarathi.engine.messages import TokenOutput
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler import FinishReason
-
-DeltaKind = Literal["content", "reasoning", "tool_call"]
 
 
 class TextDecoder(Protocol):
@@ -35,16 +33,15 @@ class Delta(msgspec.Struct, frozen=True):
     """What one or several tokens added to a request.
 
     `text` lags behind `token_ids` while it may be the beginning of a stop string or of a
-    character, and never holds anything that a stop string cuts off. `OutputText` yields deltas of
-    the kind "content"; an output parser may split their text into deltas of several kinds.
+    character, and never holds anything that a stop string cuts off. It is plain text: a server's
+    output parser may split it by meaning, into a subclass with more fields.
     """
 
-    text: str = ""
-    token_ids: list[int] = []
-    logprobs: list[TokenLogprobs] = []  # one a token, empty unless asked for
-    offsets: list[int] = []  # where each token's text begins, in characters; empty as `logprobs` is
-    finish_reason: FinishReason | None = None
-    kind: DeltaKind = "content"
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs]  # one a token, empty unless asked for
+    offsets: list[int]  # where each token's text begins, in characters; empty as `logprobs` is
+    finish_reason: FinishReason | None
 
 
 class StopStrings:

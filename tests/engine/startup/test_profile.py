@@ -12,7 +12,7 @@ from sarathi.backends.openvino.openvino_executor import BLOCK_SIZE, OpenVinoExec
 from sarathi.backends.runner import NOTHING_SAMPLED, InlineRunner, StepResult
 from sarathi.backends.step import Step, check_step
 from sarathi.engine.scheduler_factory import PAPER_DECODES, TYPICAL_DECODES, TypicalDecodes
-from sarathi.engine.startup.memory_plan import KvCache
+from sarathi.engine.startup.kv_cache_size import KvCache
 from sarathi.engine.startup.profile import Clocks, measure, profile, stage_seconds
 from sarathi.models.model import open_model
 from sarathi.sampling.sampler import Sampler

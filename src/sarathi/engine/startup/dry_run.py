@@ -13,8 +13,7 @@ from sarathi.backends.options import KvPrecision, Precision
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.registry import ExecutorOptions, choose_precisions, on_gpu
 from sarathi.engine.config import EngineConfig, share_of_machine
-from sarathi.engine.startup.load import executor_options
-from sarathi.engine.startup.memory_plan import (
+from sarathi.engine.startup.kv_cache_size import (
     KvCache,
     Memory,
     ProcessShare,
@@ -23,6 +22,7 @@ from sarathi.engine.startup.memory_plan import (
     process_shares,
     requested_length,
 )
+from sarathi.engine.startup.load import executor_options
 from sarathi.errors import ConfigError, ExecutorError
 from sarathi.models.dummy_weights import DummyWeights
 from sarathi.models.model import Model, open_model

@@ -22,12 +22,7 @@ from sarathi.engine.scheduler_factory import (
     make_budget,
     make_scheduler,
 )
-from sarathi.engine.startup.latency_target import (
-    MeasuredLatency,
-    measuring_conditions,
-    promised_target,
-)
-from sarathi.engine.startup.memory_plan import (
+from sarathi.engine.startup.kv_cache_size import (
     KvCache,
     Memory,
     gigabytes,
@@ -35,6 +30,11 @@ from sarathi.engine.startup.memory_plan import (
     merge_memories,
     process_shares,
     requested_length,
+)
+from sarathi.engine.startup.latency_target import (
+    MeasuredLatency,
+    measuring_conditions,
+    promised_target,
 )
 from sarathi.engine.startup.profile import NUM_BLOCKS, profile
 from sarathi.models.model import Model, open_model, open_tokenizer

@@ -11,7 +11,7 @@ from sarathi.backends.runner import Runner
 from sarathi.backends.step import Step, StepPart, join_parts
 from sarathi.engine.iteration_timing import stage_share
 from sarathi.engine.scheduler_factory import TypicalDecodes
-from sarathi.engine.startup.memory_plan import KvCache
+from sarathi.engine.startup.kv_cache_size import KvCache
 from sarathi.scheduler.budget.latency_model import LatencyModel, Work
 from sarathi.system.cpu_contention import CpuTimes, cpu_times, undisturbed, was_quiet
 from sarathi.telemetry.stages import StageTime

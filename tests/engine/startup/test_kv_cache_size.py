@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.startup.memory_plan import Memory, kv_cache, merge_memories
+from sarathi.engine.startup.kv_cache_size import Memory, kv_cache, merge_memories
 from sarathi.errors import ConfigError
 
 BLOCK_SIZE = 32
