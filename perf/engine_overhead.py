@@ -1,7 +1,7 @@
-"""How much of an iteration is not the model? Everything but `InferRequest.infer` counts.
+"""The share of an iteration outside the model: everything but `InferRequest.infer` counts.
 
-The real loop of the engine process runs here, against a real socket with a process that reads
-at the other end. What is timed is wrapped from outside.
+The real loop of the engine process runs here, with a real socket and a process that reads at the
+other end. The timed functions are wrapped from outside.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sarathi.scheduler import Batch
 TARGETS = {32: 0.05, 128: 0.10}  # by running requests
 _PROMPT, _OUTPUT = 68, 65  # tokens: contexts of 69 to 132 while all decode
 _ROUNDS = 3
-_MODEL_PART, _REST, _ALL = "model", "rest (loop, statistics)", "iteration"
+_MODEL_PART, _OTHER, _ALL = "model", "other (loop, statistics)", "iteration"
 _PARAMS = {
     "greedy": SamplingParams(max_tokens=_OUTPUT, temperature=0, ignore_eos=True),
     "temperature 0.8, top_p 0.95": SamplingParams(
@@ -47,13 +47,13 @@ class Stopwatch:
     def __init__(self) -> None:
         self.iterations: list[dict[str, float]] = []
         self._parts: defaultdict[str, float] = defaultdict(float)
-        self._inner = 0.0  # seconds in timed calls within the one under way
+        self._inner = 0.0  # seconds in timed calls within the present one
         self._began = time.perf_counter()
-        self._wanted = 0
+        self._num_requests = 0
         self._decodes = 0
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, its time added to `part`, without that of timed calls within it."""
+        """Wrap `function` so that its time, without timed calls within it, is added to `part`."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             outer, self._inner = self._inner, 0.0
@@ -61,36 +61,37 @@ class Stopwatch:
             try:
                 return function(*args, **kwargs)
             finally:
-                took = time.perf_counter() - began
-                self._parts[part] += took - self._inner
-                self._inner = outer + took
+                seconds = time.perf_counter() - began
+                self._parts[part] += seconds - self._inner
+                self._inner = outer + seconds
 
         return call
 
     def watch(self, num_requests: int) -> None:
-        """Start anew, keeping iterations with so many decodes and nothing else."""
+        """Start again, and keep iterations with so many decodes and nothing else."""
         self.iterations = []
-        self._wanted = num_requests
+        self._num_requests = num_requests
 
-    def see(self, batch: Batch | None) -> Batch | None:
+    def on_batch(self, batch: Batch | None) -> Batch | None:
+        """Note the batch of the present iteration."""
         full = batch is not None and len(batch.slices) == batch.num_decodes
         self._decodes = batch.num_decodes if batch is not None and full else 0
         return batch
 
     def lap(self) -> None:
-        """End an iteration: it lasts from one message to the next."""
+        """End an iteration, which lasts from one message to the next."""
         now = time.perf_counter()
-        if self._decodes == self._wanted:
-            took = now - self._began
-            rest = took - sum(self._parts.values())
-            self.iterations.append({**self._parts, _REST: rest, _ALL: took})
+        if self._decodes == self._num_requests:
+            seconds = now - self._began
+            other = seconds - sum(self._parts.values())
+            self.iterations.append({**self._parts, _OTHER: other, _ALL: seconds})
         self._decodes = 0
         self._parts.clear()
         self._began = now
 
 
 class TimedRequest:
-    """Stands in for the executor's infer request."""
+    """Replaces the executor's infer request."""
 
     def __init__(self, request: Any, watch: Stopwatch) -> None:
         self._request = request
@@ -102,7 +103,7 @@ class TimedRequest:
 
 
 class TimedProcess(EngineProcess):
-    """The real loop, which ends an iteration with each message sent."""
+    """The real loop; an iteration ends with each message sent."""
 
     def __init__(self, socket: Any, watch: Stopwatch) -> None:
         super().__init__(socket)
@@ -116,14 +117,15 @@ class TimedProcess(EngineProcess):
 
 
 def instrument(core: Any, watch: Stopwatch) -> None:
+    """Wrap the parts of an iteration."""
     runner = core._runner
     scheduler, executor, sampler = core.scheduler, runner._executor, runner._sampler
     schedule = watch.timed("schedule", scheduler.schedule)
-    scheduler.schedule = lambda now: watch.see(schedule(now))
+    scheduler.schedule = lambda now: watch.on_batch(schedule(now))
     scheduler.complete = watch.timed("complete", scheduler.complete)
     sampler.sample = watch.timed("sample", sampler.sample)
     core._publish = watch.timed("publish", core._publish)
-    core._pace.learn = watch.timed("learn", core._pace.learn)
+    core._latency_observer.observe = watch.timed("learn", core._latency_observer.observe)
     executor._request = TimedRequest(executor._request, watch)
     executor.execute = watch.timed("set inputs", executor.execute)
     for module, name in (
@@ -134,7 +136,7 @@ def instrument(core: Any, watch: Stopwatch) -> None:
 
 
 def other_end(endpoint: str, jobs: Any, finished: Any) -> None:
-    """The HTTP process's part: submits what it is told and reads every message."""
+    """Act as the HTTP process: submit the requests of each job and read every message."""
     context = zmq.Context()
     socket = context.socket(zmq.PAIR)
     socket.bind(endpoint)
@@ -143,23 +145,24 @@ def other_end(endpoint: str, jobs: Any, finished: Any) -> None:
     next_id = 0
     while (job := jobs.get()) is not None:
         count, params = job
-        # Every job has prompts of its own: the prefix cache must not know them.
+        # Every job has different prompts, so that none is in the prefix cache.
         for prompt in text_prompts(count, _PROMPT, seed=next_id):
             socket.send(encoder.encode(Submit(next_id, prompt, params, time.monotonic())))
             next_id += 1
-        left = count
-        while left:
+        num_open = count
+        while num_open:
             message = decoder.decode(socket.recv())
             if isinstance(message, Iteration):
-                left -= sum(output.finish_reason is not None for output in message.outputs)
+                num_open -= sum(output.finish_reason is not None for output in message.outputs)
         finished.put(count)
         socket.send(encoder.encode(Shutdown()))
     context.destroy(linger=0)
 
 
 def main() -> None:
-    # All that is on by default runs: the latency model and the prefix cache. The target is far
-    # away, so that all prompts run in one iteration and the contexts of decodes are equal.
+    """Measure and print the shares."""
+    # With the defaults: the latency model and the prefix cache are on. The target is long, so that
+    # all prompts run in one iteration and the contexts of decodes are equal.
     config = EngineConfig(tbt_target=60.0)
     core, _ = load_engine(locate(MODEL).path, config, lambda line: None)
     watch = Stopwatch()

@@ -1,7 +1,7 @@
-"""How soon does a server answer, and how much memory does it take to get there?
+"""Start-up time of a server, and the peak memory of its engine.
 
-From outside: the command is started and asked for one token until it answers, and the memory of
-its engine process is read from /proc.
+The command is started and a token is requested until it answers; the memory of its engine process
+is read from /proc.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from sarathi.models.tensor_layout import expected_shapes
 SECONDS = 6.0  # from the command to the first token answered
 WEIGHTS = 1.5  # times the weights as served may be in memory while they are loaded
 _ROUNDS = 3
-_WAYS: dict[str, tuple[list[str], int]] = {  # options, and bytes a weight
+_CONFIGURATIONS: dict[str, tuple[list[str], int]] = {  # options, and bytes of a weight
     "default precision": ([], 2),
     "--precision f32": (["--precision", "f32"], 4),
 }
-# What the engine's libraries take without a model: everything is imported, the plugin is loaded
-# and has compiled and run something small.
-_BARE = """
+# The memory of the engine's libraries without a model: everything is imported, the plugin is loaded
+# and has compiled and run a small model.
+_LIBRARIES = """
 import numpy as np, openvino as ov
 from openvino import opset13 as op
 import sarathi.engine.process
@@ -46,12 +46,15 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 
 @dataclass(frozen=True)
 class Start:
+    """One start of a server."""
+
     seconds: float
-    peak: int  # bytes of the engine process: most of what was resident at once
+    peak: int  # bytes of the engine process: the largest resident size
     resident: int  # bytes, when the first token was answered
 
 
 def start(options: Sequence[str]) -> Start:
+    """Start a server and wait for its first token."""
     with Server(options) as server:
         seconds = server.wait_for_token() - server.started
         assert server.engine_pid is not None
@@ -61,48 +64,49 @@ def start(options: Sequence[str]) -> Start:
 
 
 def main() -> None:
+    """Measure and print start-up time and memory."""
     if not sys.platform.startswith("linux"):
         print("Start-up: the memory of a process can only be read on Linux")
         return
-    starts: dict[str, list[Start]] = {way: [] for way in _WAYS}
+    starts: dict[str, list[Start]] = {name: [] for name in _CONFIGURATIONS}
     for number in rounds(range(_ROUNDS + 1), "starting servers"):
-        for way, (options, _) in _WAYS.items():
+        for name, (options, _) in _CONFIGURATIONS.items():
             one = start(options)
             if number:  # the first fills the page cache
-                starts[way].append(one)
-    bare = 1024 * int(subprocess.check_output([sys.executable, "-c", _BARE], text=True))
+                starts[name].append(one)
+    libraries = 1024 * int(subprocess.check_output([sys.executable, "-c", _LIBRARIES], text=True))
     model = open_model(locate(MODEL).path)
     config = model.config
     shapes = expected_shapes(config, whole_model(config))
     num_weights = sum(int(np.prod(shape)) for shape in shapes.values())
-    for way, (_, width) in _WAYS.items():
+    for name, (_, width) in _CONFIGURATIONS.items():
         weights = num_weights * width
         token = 2 * width * config.num_layers * config.num_kv_heads * config.head_dim
-        # Self-check and prompt write to a handful of those that measuring the machine does.
+        # Self-check and prompt write to a few of the blocks that profiling writes to.
         written = NUM_BLOCKS * BLOCK_SIZE * token
-        allowed = WEIGHTS * weights + written + bare
-        peak = float(np.median([one.peak for one in starts[way]]))
+        allowed = WEIGHTS * weights + written + libraries
+        peak = float(np.median([one.peak for one in starts[name]]))
         show(
-            f"Start of `sarathi serve {MODEL}`, {way}",
+            f"Start of `sarathi serve {MODEL}`, {name}",
             [
                 Figure(
                     "command to first token, median",
-                    float(np.median([one.seconds for one in starts[way]])),
+                    float(np.median([one.seconds for one in starts[name]])),
                     "s",
-                    SECONDS if way == "default precision" else None,
+                    SECONDS if name == "default precision" else None,
                 ),
-                Figure("  slowest", max(one.seconds for one in starts[way]), "s"),
+                Figure("  slowest", max(one.seconds for one in starts[name]), "s"),
                 Figure("peak memory of the engine", peak / 1e6, "MB", allowed / 1e6),
                 Figure(f"  {WEIGHTS} x weights as served", WEIGHTS * weights / 1e6, "MB"),
                 Figure(f"  KV cache written to, {NUM_BLOCKS} blocks", written / 1e6, "MB"),
-                Figure("  libraries without a model", bare / 1e6, "MB"),
+                Figure("  libraries without a model", libraries / 1e6, "MB"),
                 Figure(
                     "  peak without libraries and KV, times the weights",
-                    (peak - bare - written) / weights,
+                    (peak - libraries - written) / weights,
                 ),
                 Figure(
                     "memory once it answers",
-                    float(np.median([one.resident for one in starts[way]])) / 1e6,
+                    float(np.median([one.resident for one in starts[name]])) / 1e6,
                     "MB",
                 ),
             ],
@@ -110,7 +114,7 @@ def main() -> None:
 
 
 def _status(pid: int, field: str) -> int:
-    """Bytes, of a field of /proc/PID/status."""
+    """Return a field of /proc/PID/status, in bytes."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return 1024 * int(line.split()[1])

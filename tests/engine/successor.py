@@ -1,4 +1,4 @@
-"""An executor that counts, and what to do with an engine over it."""
+"""An executor that counts up, and helpers for an engine that uses it."""
 
 from __future__ import annotations
 

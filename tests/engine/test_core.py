@@ -1,4 +1,4 @@
-"""The loop around an executor that says whatever a test wants."""
+"""The loop around a scripted executor."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_without_max_tokens_an_output_fills_the_models_length(core: EngineCore) 
 
 
 @pytest.mark.parametrize("length", [60, 61])
-def test_a_prompt_that_leaves_no_room_is_refused(core: EngineCore, length: int) -> None:
+def test_a_prompt_without_space_for_output_is_refused(core: EngineCore, length: int) -> None:
     with pytest.raises(AdmissionError, match="leaves no room"):
         core.submit(1, [1] * length, greedy(), arrival=0.0)
 
@@ -73,7 +73,7 @@ def test_a_token_outside_the_vocabulary_is_refused_and_forgotten(core: EngineCor
     assert not core.has_work
 
 
-def test_a_cancelled_request_says_nothing_more(core: EngineCore) -> None:
+def test_a_cancelled_request_has_no_more_output(core: EngineCore) -> None:
     core.submit(1, [1], greedy(max_tokens=40), arrival=0.0)
     core.submit(2, [1], greedy(max_tokens=2), arrival=0.0)
     core.step()
@@ -104,7 +104,7 @@ def test_a_row_of_nan_fails_its_own_request_only(core: EngineCore, executor: Suc
     assert core.stats.free_blocks == core.stats.total_blocks
 
 
-def test_the_state_is_told(core: EngineCore) -> None:
+def test_stats_show_the_state(core: EngineCore) -> None:
     for name in range(6):
         core.submit(name, [1] * 4, greedy(max_tokens=4), arrival=float(name))
     core.step()
@@ -113,7 +113,7 @@ def test_the_state_is_told(core: EngineCore) -> None:
     assert stats.free_blocks == stats.total_blocks - 4
 
 
-def test_tokens_found_in_the_prefix_cache_are_told_once(core: EngineCore) -> None:
+def test_tokens_found_in_the_prefix_cache_are_reported_once(core: EngineCore) -> None:
     prompt = list(range(1, 12))
     core.submit(1, prompt, greedy(max_tokens=2), arrival=0.0)
     assert [output.cached_tokens for output in drain(core)[1]] == [0, 0]
@@ -162,7 +162,7 @@ def test_a_late_caller_is_not_taken_for_a_slow_machine(
     assert observed == pytest.approx([1.0, 1.05, 1.1, 1.0])
 
 
-def test_recorders_are_told_of_everything(executor: Successor) -> None:
+def test_recorders_receive_every_event(executor: Successor) -> None:
     events: list[object] = []
 
     class Spy:
@@ -208,8 +208,8 @@ def test_recorders_are_told_of_everything(executor: Successor) -> None:
     ]
 
 
-def test_what_the_loop_takes_is_a_bubble_of_the_only_stage(executor: Successor) -> None:
-    """An idle time is none."""
+def test_the_time_of_the_loop_is_a_bubble_of_the_only_stage(executor: Successor) -> None:
+    """Idle time is none."""
     now = [0.0]
     executor.spoil = lambda logits: now.__setitem__(0, now[0] + 1.0)
     scheduler = Scheduler(BlockPool(20, 4), FixedBudget(16), max_batch_size=4, max_model_len=60)

@@ -1,4 +1,4 @@
-"""Batches that compute tokens which the batch before them still samples."""
+"""Batches whose input tokens the previous batch is still sampling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from successor import EOS, VOCAB, Successor, drain, greedy, tokens
 from sarathi.backends.runner import NO_SLOTS, InlineRunner, StepResult
 from sarathi.backends.step import I64, Step
 from sarathi.engine.core import EngineCore
-from sarathi.engine.look_ahead import LookAhead
+from sarathi.engine.iteration_timing import LookAhead
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import Sampler
 from sarathi.scheduler import POLICIES, BlockPool, FixedBudget, LatencyModel, Scheduler, Work
@@ -97,7 +97,7 @@ def scheduler(look_ahead: bool, blocks: int, policy: str) -> Scheduler:
 
 
 def params(rng: random.Random) -> SamplingParams:
-    """Of every kind that depends on what has been sampled before."""
+    """Parameters of every kind that depends on earlier tokens."""
     return rng.choice(
         [
             greedy(max_tokens=rng.randint(1, 12)),
@@ -152,7 +152,7 @@ def test_a_decode_is_in_every_batch_and_its_token_stays_on_the_device() -> None:
     assert [step.positions.tolist() for step in steps] == [[0, 1, 2], [3], [4], [5], [6]]
 
 
-def test_what_follows_the_end_of_an_output_is_dropped() -> None:
+def test_tokens_after_the_end_of_an_output_are_dropped() -> None:
     """The end is known one batch late; blocks and slot are given back after that batch."""
     core = looking_ahead(Successor())
     core.submit(1, [EOS - 2], greedy(max_tokens=9), arrival=0.0)
@@ -166,7 +166,7 @@ def test_what_follows_the_end_of_an_output_is_dropped() -> None:
     assert tokens(drain(core)[2]) == [6, 7]
 
 
-def test_a_request_cancelled_between_two_batches_says_nothing_more() -> None:
+def test_a_request_cancelled_between_two_batches_has_no_more_output() -> None:
     core = looking_ahead(Successor())
     core.submit(1, [1], greedy(max_tokens=40), arrival=0.0)
     core.submit(2, [20], greedy(max_tokens=6), arrival=0.0)
@@ -190,7 +190,7 @@ def test_a_row_of_nan_fails_its_own_request_only() -> None:
     core.submit(1, [1], greedy(max_tokens=5), arrival=0.0)
     core.submit(2, [20], greedy(max_tokens=5), arrival=0.0)
     executor.spoil = spoil
-    core._fill()
+    core._schedule_ahead()
     executor.spoil = lambda logits: None
     found: dict[int, list[int]] = {}
     failed = []
@@ -221,17 +221,17 @@ class TestWhen:
     def test_a_batch_is_made_shortly_before_the_one_before_it_ends(self) -> None:
         timing = LookAhead()
         for _ in range(200):
-            timing.made(began=10.0, submitted=10.001, prompts=False)
-        timing.started(20.0, predicted=0.020)
+            timing.batch_submitted(began=10.0, submitted=10.001, prompts=False)
+        timing.batch_started(20.0, predicted=0.020)
         assert timing.seconds_left(20.0) == pytest.approx(0.015)
         assert timing.seconds_left(20.016) < 0
 
     def test_it_is_made_at_once_where_nothing_is_predicted(self) -> None:
         timing = LookAhead()
-        timing.started(20.0, None)
+        timing.batch_started(20.0, None)
         assert timing.seconds_left(20.0) == 0
 
-    def test_who_comes_meanwhile_is_in_the_next_batch(
+    def test_a_request_that_arrives_meanwhile_is_in_the_next_batch(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         now = [0.0]

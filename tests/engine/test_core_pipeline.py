@@ -1,4 +1,4 @@
-"""The loop with several batches under way."""
+"""The loop with several batches in flight."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_next_chunk_follows_before_the_one_before_is_computed() -> None:
     ]
 
 
-def test_whoever_comes_while_the_engine_waits_is_put_under_way() -> None:
+def test_a_request_that_arrives_while_the_engine_waits_is_scheduled() -> None:
     pipeline = Pipeline(Successor(), 2)
     pipeline.hurries = False
     core = engine(pipeline)
@@ -97,7 +97,7 @@ def test_a_request_cancelled_in_flight_leaves_the_others_alone() -> None:
         core.submit(name, [10 * name], greedy(max_tokens=4), arrival=float(name))
     first = core.step().outputs
     assert tokens(first) == [11, 21, 31, 41]
-    core._fill()
+    core._schedule_ahead()
     assert [len(step.token_ids) for step in pipeline.steps[1:]] == [2, 2]
     before = core.stats.free_blocks
     core.cancel(1)
@@ -116,7 +116,7 @@ def test_a_request_cancelled_in_flight_leaves_the_others_alone() -> None:
     assert core.stats.free_blocks == core.stats.total_blocks
 
 
-def test_everybody_can_be_cancelled_in_flight() -> None:
+def test_all_requests_can_be_cancelled_in_flight() -> None:
     pipeline = Pipeline(Successor(), 2)
     core = engine(pipeline)
     core.submit(1, [1] * 40, greedy(max_tokens=4), arrival=0.0)
@@ -173,7 +173,7 @@ def test_after_an_exception_nothing_is_under_way_and_all_can_go_on(
     assert {name: tokens(found[name]) for name in found} == {1: [2, 3, 4], 2: [11, 12, 13]}
 
 
-def test_what_was_cancelled_is_forgotten_with_what_is_under_way() -> None:
+def test_a_cancelled_request_is_forgotten_with_the_batches_in_flight() -> None:
     pipeline = Pipeline(Successor(), 2)
     core = engine(pipeline)
     core.submit(1, [1] * 20, greedy(max_tokens=3), arrival=0.0)
@@ -214,7 +214,7 @@ def test_a_pause_after_the_last_request_was_cancelled_is_no_bubble() -> None:
 
 
 def test_the_model_learns_what_a_stage_adds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The slowest stage, and a share of what the engine itself takes: not what others waited."""
+    """The slowest stage, and a share of the time of the engine itself, without waiting."""
     observed: list[float] = []
     model = LatencyModel.fit([(Work(1, 0.0, 0, 1), 0.1)])
     monkeypatch.setattr(model, "observe", lambda work, seconds: observed.append(seconds))
@@ -240,7 +240,7 @@ def test_the_model_learns_what_a_stage_adds(monkeypatch: pytest.MonkeyPatch) -> 
     assert observed == [3.5]
 
 
-def test_records_come_in_order_with_what_stages_did() -> None:
+def test_records_come_in_order_with_the_times_of_stages() -> None:
     seen: list[IterationRecord] = []
 
     class Spy:

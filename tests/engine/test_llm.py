@@ -114,7 +114,7 @@ def test_a_token_id_outside_the_vocabulary_is_refused(llm: LLM) -> None:
     assert not llm._core.has_work
 
 
-def test_an_unknown_model_is_an_error_that_says_what_is_accepted() -> None:
+def test_an_unknown_model_is_an_error_that_names_what_is_accepted() -> None:
     with pytest.raises(ModelError, match=r"\.gguf"):
         LLM("no-such-model")
 
@@ -136,10 +136,10 @@ def test_options_that_do_not_fit_are_refused(
 
 
 def test_a_small_cache_shortens_requests_rather_than_refusing_to_start(folder: Path) -> None:
-    said: list[str] = []
-    small = LLM(str(folder), kv_cache_memory=80_000, precision="f32", report=said.append)
+    lines: list[str] = []
+    small = LLM(str(folder), kv_cache_memory=80_000, precision="f32", on_progress=lines.append)
     assert small.info.max_model_len < 512
-    assert any("limits requests" in line for line in said)
+    assert any("limits requests" in line for line in lines)
     with pytest.raises(AdmissionError, match="leaves no room"):
         small.generate([[5] * small.info.max_model_len], GREEDY)
     room = SamplingParams(max_tokens=None, temperature=0, ignore_eos=True)
@@ -178,7 +178,7 @@ def test_a_closed_stream_leaves_nothing_under_way(
     monkeypatch.setattr(llm, "_core", core)
     stream = llm.stream_chat([{"role": "user", "content": "hello " * 8}], GREEDY)
     next(stream)
-    core._fill()
+    core._schedule_ahead()
     assert any(request.in_flight for request in scheduler._requests.values())
     stream.close()
     assert not core.has_work

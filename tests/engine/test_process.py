@@ -1,4 +1,4 @@
-"""What the engine process says to the server, and to a terminal."""
+"""The messages of the engine process to the server."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_statistics_come_every_second_while_there_is_no_token(
     assert last == Iteration([TokenOutput(0, 1)], [], core.stats)
 
 
-def test_a_line_about_how_it_goes() -> None:
+def test_the_log_line_about_the_load() -> None:
     stats = Stats(3, 12, 50, 10, 100, 0, 1000, 4000, 1000, 0, 0.031, 0.118)
     assert progress_line(stats) == (
         "3 running, 12 waiting; predicted iteration times are off by 3.1 % (median) and 11.8 % "

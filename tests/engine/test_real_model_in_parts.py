@@ -1,4 +1,4 @@
-"""A real model answers the same, whether one process computes it or several."""
+"""A real model answers the same in one process and in several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request goes on in another engine, with the tokens that it would have had in the first."""
+"""A request continues in another engine, with the tokens that the first would have generated."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ all_params = st.builds(
     chunk=st.sampled_from([None, 8]),
     mates=st.integers(0, 5),
 )
-def test_from_any_point_on_the_rest_is_the_same(
+def test_a_request_that_is_resumed_at_any_token_continues_the_same(
     prompt: list[int],
     params: SamplingParams,
     place: float,
@@ -127,7 +127,7 @@ def test_from_any_point_on_the_rest_is_the_same(
     assert engine.stats.free_blocks == engine.stats.total_blocks
 
 
-def test_what_comes_with_the_first_token_does_not_come_twice() -> None:
+def test_values_of_the_first_token_are_not_repeated() -> None:
     engine = core()
     prompt = list(range(12))
     engine.submit(1, prompt, SamplingParams(max_tokens=3, ignore_eos=True), arrival=0.0)
@@ -141,7 +141,7 @@ def test_what_comes_with_the_first_token_does_not_come_twice() -> None:
     assert engine.stats.prompt_tokens == len(prompt)
 
 
-def test_what_had_no_token_yet_begins_as_usual() -> None:
+def test_a_request_without_tokens_starts_as_usual() -> None:
     engine = core()
     engine.submit(1, [1, 2], SamplingParams(max_tokens=1), arrival=0.0, output_ids=[])
     [only] = drain(engine, 1)

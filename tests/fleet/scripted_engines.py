@@ -1,4 +1,4 @@
-"""Engine processes that do what a test says, at the other end of real sockets."""
+"""Scripted engine processes at the other end of real sockets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from sarathi.engine.messages import (
 )
 from sarathi.fleet.fleet import Fleet
 from sarathi.fleet.generation import Generation
-from sarathi.fleet.launcher import EngineLauncher
 from sarathi.fleet.replica import RestartPolicy
 from sarathi.sampling.params import SamplingParams
 from sarathi.telemetry.stats import Stats
@@ -36,21 +35,21 @@ from sarathi.telemetry.stats import Stats
 INFO = model_info(max_model_len=1000, vocab_size=100_000, num_blocks=500)
 LATENCY = (0.001, 0.001, 0.0, 0.0, 0.001)
 STATS = Stats(1, 2, 30, 10, 50, 3, 40, 200, 50, 4, 0.02, 0.08, [1.0], [0.5])
-HASTE = RestartPolicy(starts=5, first_wait=0.001, longest_wait=0.001)
-_PATIENCE = 20.0  # seconds; machines may be busy
+FAST = RestartPolicy(max_failed_starts=5, initial_delay=0.001, max_delay=0.001)
+_TIMEOUT = 20.0  # seconds; machines may be busy
 
 Result = TypeVar("Result")
 
 
 class ScriptedEngine:
-    """The token at a position says which request and position it is, whoever computes it."""
+    """Each token follows from its request and position, whichever engine computes it."""
 
     def __init__(self, endpoint: str, launch: Launch) -> None:
         self.launch = launch
         self.requests: dict[int, Submit] = {}
         self.submitted: list[Submit] = []
         self.cancelled: list[int] = []
-        self.told_to_end = False
+        self.was_shut_down = False
         self.is_ready = False
         self._how: str | None = None
         self._given: dict[int, int] = {}
@@ -67,7 +66,7 @@ class ScriptedEngine:
     def kill(self) -> None:
         self.die("killed")
 
-    # -- what a test says -------------------------------------------------------------------
+    # -- calls of the tests -------------------------------------------------------------------
 
     def ready(self, info: ModelInfo = INFO) -> None:
         self.is_ready = True
@@ -101,7 +100,7 @@ class ScriptedEngine:
         self.send(Iteration([], [Refusal(request_id, message)], STATS))
 
     def listen(self) -> None:
-        """Take in what has been sent."""
+        """Handle the messages that have arrived."""
         while self._how is None:
             try:
                 data = self._socket.recv(zmq.NOBLOCK)
@@ -117,7 +116,7 @@ class ScriptedEngine:
                 for request_id in message.ids:
                     self.requests.pop(request_id, None)
             elif isinstance(message, Shutdown):
-                self.told_to_end = True
+                self.was_shut_down = True
                 self.die("exit status 0")
 
     def send(self, message: FromEngine) -> None:
@@ -156,22 +155,24 @@ class World:
         replicas: int = 1,
         *,
         config: EngineConfig | None = None,
-        patience: RestartPolicy = HASTE,
+        restart_policy: RestartPolicy = FAST,
         host: str | None = None,
-        most_replicas: int = 8,
+        max_replicas: int = 8,
     ) -> None:
         self.spawner = ScriptedSpawner(host)
         self.lines: list[str] = []
         self.fleet = Fleet(
-            EngineLauncher(Path("model"), config or EngineConfig(), self.spawner),
+            Path("model"),
+            config or EngineConfig(),
             replicas,
-            most_replicas=most_replicas,
-            report=self.lines.append,
-            patience=patience,
+            spawner=self.spawner,
+            max_replicas=max_replicas,
+            log=self.lines.append,
+            restart_policy=restart_policy,
         )
 
     async def engine(self, index: int) -> ScriptedEngine:
-        """The one that is started at that place in order, once it is."""
+        """Wait for the engine that is started as number `index`, from 0."""
         await until(lambda: len(self.spawner.engines) > index)
         return self.spawner.engines[index]
 
@@ -210,14 +211,14 @@ def play(scene: Callable[[World], Awaitable[Result]], replicas: int = 1, **optio
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT
     while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
+        assert time.monotonic() < deadline, "the condition never held"
         await asyncio.sleep(0.001)
 
 
 async def received(engine: ScriptedEngine, count: int = 1) -> list[Submit]:
-    """The requests that an engine has got, once there are so many."""
+    """Wait until an engine has received so many requests, and return them."""
 
     def enough() -> bool:
         engine.listen()
@@ -228,10 +229,10 @@ async def received(engine: ScriptedEngine, count: int = 1) -> list[Submit]:
 
 
 async def read(generation: Generation, count: int | None = None) -> list[int]:
-    """So many tokens more, or all until the last."""
+    """Read so many more tokens, or all until the last."""
     tokens: list[int] = []
     while count is None or len(tokens) < count:
-        outputs = await asyncio.wait_for(generation.next(), _PATIENCE)
+        outputs = await asyncio.wait_for(generation.next(), _TIMEOUT)
         tokens += [output.token for output in outputs]
         if outputs[-1].finish_reason is not None:
             break

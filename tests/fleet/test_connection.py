@@ -1,4 +1,4 @@
-"""An engine on another machine: whether it is there, and what its clock shows."""
+"""An engine on another machine: its connection and its clock."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from scripted_engines import World, play, received, until
 
 from sarathi.engine import connection
-from sarathi.engine.connection import EngineConnection, Listener
+from sarathi.engine.connection import EngineConnection, EngineListener
 from sarathi.engine.messages import ClockReading
 from sarathi.fleet import engine_client as client
-from sarathi.fleet.clock_offset import ClockOffset
+from sarathi.fleet.engine_client import ClockOffset
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def test_a_connection_that_is_lost_is_a_death() -> None:
     play(scene, host="127.0.0.1")
 
 
-def test_the_arrival_is_told_in_the_time_of_the_engine() -> None:
+def test_the_arrival_is_sent_in_the_time_of_the_engine() -> None:
     async def scene(world: World) -> None:
         [engine] = await world.ready(0)
         for late in (0.5, 0.0, 0.3):
@@ -62,34 +62,34 @@ def test_the_arrival_is_told_in_the_time_of_the_engine() -> None:
     play(scene, host="127.0.0.1")
 
 
-def test_the_most_that_a_clock_was_told_to_be_ahead_is_nearest() -> None:
+def test_the_largest_difference_between_clocks_is_nearest() -> None:
     offset = ClockOffset()
     assert offset.seconds == 0.0
     for theirs, ours in ((90.0, 100.5), (91.0, 101.0), (92.0, 102.2)):
-        offset.tell(theirs, ours)
+        offset.add(theirs, ours)
     assert offset.seconds == -10.0
     for second in range(100):  # it has drifted
-        offset.tell(92.0 + second, 102.5 + second)
+        offset.add(92.0 + second, 102.5 + second)
     assert offset.seconds == -10.5
 
 
-def test_strangers_who_knock_and_go_are_not_the_engine() -> None:
+def test_others_that_connect_and_disconnect_are_not_the_engine() -> None:
     async def scene() -> None:
-        listener = Listener("127.0.0.1")
+        listener = EngineListener("127.0.0.1")
         parts = urlsplit(listener.endpoint)
         lost = asyncio.create_task(listener.lost())
-        knock(parts.hostname, parts.port)
+        connect_briefly(parts.hostname, parts.port)
         engine = EngineConnection(listener.endpoint)
-        assert await asyncio.to_thread(engine.reached)
+        assert await asyncio.to_thread(engine.wait_connected)
         engine.socket.send(b"hello")
         assert await listener.receive() == b"hello"
-        knock(parts.hostname, parts.port)
+        connect_briefly(parts.hostname, parts.port)
         second = EngineConnection(listener.endpoint)
         await asyncio.sleep(0.1)
         second.close()
         await asyncio.sleep(0.1)
         assert not lost.done()
-        assert not engine.lost()
+        assert not engine.is_lost()
         engine.close()
         await asyncio.wait_for(lost, 5)
         listener.close()
@@ -97,47 +97,47 @@ def test_strangers_who_knock_and_go_are_not_the_engine() -> None:
     asyncio.run(scene())
 
 
-def knock(host: str | None, port: int | None) -> None:
+def connect_briefly(host: str | None, port: int | None) -> None:
     with socket.create_connection((host, port)):
         time.sleep(0.05)
 
 
-def test_an_engine_notices_that_the_other_end_has_gone() -> None:
+def test_an_engine_notices_that_its_peer_has_disconnected() -> None:
     async def scene() -> None:
-        listener = Listener("127.0.0.1")
+        listener = EngineListener("127.0.0.1")
         engine = EngineConnection(listener.endpoint)
         assert engine.remote
-        assert await asyncio.to_thread(engine.reached)
-        assert not engine.lost()
+        assert await asyncio.to_thread(engine.wait_connected)
+        assert not engine.is_lost()
         listener.close()
         deadline = time.monotonic() + 5
-        while not engine.lost():
+        while not engine.is_lost():
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
-        assert engine.lost()
+        assert engine.is_lost()
         engine.close()
 
     asyncio.run(scene())
 
 
-def test_an_engine_does_not_wait_for_ever_for_the_other_end(
+def test_an_engine_does_not_wait_for_ever_for_its_peer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connection, "_CONNECT_SECONDS", 0.05)
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen
-        engine = EngineConnection(f"tcp://127.0.0.1:{nobody.getsockname()[1]}")
-        assert not engine.reached()
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and does not listen
+        engine = EngineConnection(f"tcp://127.0.0.1:{unused.getsockname()[1]}")
+        assert not engine.wait_connected()
         engine.close()
 
 
-def test_on_one_machine_nothing_is_asked_of_the_network() -> None:
+def test_on_one_machine_the_network_is_not_used() -> None:
     async def scene() -> None:
-        listener = Listener(None)
+        listener = EngineListener(None)
         engine = EngineConnection(listener.endpoint)
         assert listener.endpoint.startswith("ipc://")
-        assert engine.reached()
-        assert not engine.lost()
+        assert engine.wait_connected()
+        assert not engine.is_lost()
         engine.close()
         listener.close()
 

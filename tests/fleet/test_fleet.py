@@ -1,4 +1,4 @@
-"""Engines that die: what becomes of their requests, and of them."""
+"""Engines that die: their requests go on, and they are restarted."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_request_goes_on_after_the_engine_has_died() -> None:
     play(scene)
 
 
-def test_tokens_that_nobody_has_read_yet_are_not_computed_again() -> None:
+def test_tokens_that_are_not_read_yet_are_not_computed_again() -> None:
     async def scene(world: World) -> None:
         [engine] = await world.ready(0)
         answer = world.submit(7)
@@ -64,7 +64,7 @@ def test_tokens_that_nobody_has_read_yet_are_not_computed_again() -> None:
     play(scene)
 
 
-def test_what_goes_on_counts_as_work_until_its_next_token() -> None:
+def test_a_resumed_request_counts_as_work_until_its_next_token() -> None:
     async def scene(world: World) -> None:
         [engine] = await world.ready(0)
         answer = world.submit(1, length=900)
@@ -101,7 +101,7 @@ def test_requests_wait_while_the_only_engine_is_started_again() -> None:
     play(scene)
 
 
-def test_with_two_engines_nobody_waits_for_the_dead_one() -> None:
+def test_with_two_engines_no_request_waits_for_the_dead_one() -> None:
     async def scene(world: World) -> None:
         engines = await world.ready(0, 1)
         answers = [world.submit(n) for n in (1, 2)]
@@ -185,7 +185,7 @@ def test_an_engine_that_never_gets_ready_again_is_given_up() -> None:
     play(scene)
 
 
-def test_after_success_failures_are_counted_anew() -> None:
+def test_after_success_failures_are_counted_from_zero() -> None:
     async def scene(world: World) -> None:
         index = 0
         for _ in range(2):
@@ -219,7 +219,7 @@ def test_while_one_engine_lives_another_may_be_given_up() -> None:
 
 
 @pytest.mark.parametrize("bad_input", [True, False])
-def test_what_cannot_be_loaded_at_first_fails_at_once(bad_input: bool) -> None:
+def test_a_model_that_cannot_be_loaded_at_first_fails_at_once(bad_input: bool) -> None:
     async def scene(world: World) -> None:
         with pytest.raises(EngineError, match="still loading"):
             world.submit(1)
@@ -267,10 +267,10 @@ def test_an_engine_that_cannot_even_be_spawned() -> None:
     asyncio.run(run())
 
 
-def test_waiting_between_starts_grows_to_a_limit_and_the_first_death_costs_nothing() -> None:
-    patience = RestartPolicy(first_wait=0.5, longest_wait=30.0)
-    waits = [patience.wait(failures) for failures in (-1, 0, 1, 2, 3, 7, 100_000)]
-    assert waits == [0.0, 0.0, 0.5, 1.0, 2.0, 30.0, 30.0]
+def test_the_delay_between_starts_grows_to_a_limit_and_the_first_death_costs_nothing() -> None:
+    policy = RestartPolicy(initial_delay=0.5, max_delay=30.0)
+    delays = [policy.delay(failures) for failures in (-1, 0, 1, 2, 3, 7, 100_000)]
+    assert delays == [0.0, 0.0, 0.5, 1.0, 2.0, 30.0, 30.0]
 
 
 def test_a_refused_request_fails_alone() -> None:
@@ -288,14 +288,14 @@ def test_a_refused_request_fails_alone() -> None:
     play(scene)
 
 
-def test_stopping_fails_what_is_open_and_ends_the_engines() -> None:
+def test_stopping_fails_open_requests_and_ends_the_engines() -> None:
     async def scene(world: World) -> None:
         engines = await world.ready(0, 1)
         answer = world.submit(1)
         await world.fleet.stop()
         with pytest.raises(EngineError, match="shutting down"):
             await read(answer)
-        assert all(engine.told_to_end for engine in engines)
+        assert all(engine.was_shut_down for engine in engines)
 
     play(scene, 2)
 
@@ -315,7 +315,7 @@ events = st.one_of(
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # the same for all examples
 )
 @given(st.lists(events, max_size=40))
-def test_whatever_happens_no_token_is_lost_and_none_comes_twice(script: list) -> None:
+def test_no_token_is_lost_or_repeated_in_any_order_of_events(script: list) -> None:
     async def scene(world: World) -> None:
         await world.ready(0)
         answers, cancelled = [], set()
@@ -361,4 +361,4 @@ def test_whatever_happens_no_token_is_lost_and_none_comes_twice(script: list) ->
                     assert answer.deaths == 3
             assert answer.output_ids == whole[: len(answer.output_ids)]
 
-    play(scene, patience=RestartPolicy(1000, 0.001, 0.001))
+    play(scene, restart_policy=RestartPolicy(1000, 0.001, 0.001))

@@ -28,7 +28,7 @@ def test_one_more_engine_takes_its_share() -> None:
     play(scene)
 
 
-def test_one_less_is_the_one_with_the_least_work_and_ends_what_it_has() -> None:
+def test_the_replica_with_the_least_work_ends_after_its_requests() -> None:
     async def scene(world: World) -> None:
         busy, idle = await world.ready(0, 1)
         world.submit(1, length=500)
@@ -40,11 +40,11 @@ def test_one_less_is_the_one_with_the_least_work_and_ends_what_it_has() -> None:
         assert world.states == ["ready", "draining"]
         world.submit(3)
         await received(busy, 2)
-        assert not idle.told_to_end
+        assert not idle.was_shut_down
         idle.step()
         assert await read(answer) == tokens(2, 0, 2)
         await until(lambda: world.states == ["ready"])
-        assert idle.told_to_end
+        assert idle.was_shut_down
         assert len(idle.submitted) == 1
         assert (world.fleet.restarts, world.fleet.resumed) == (0, 0)
 
@@ -63,7 +63,7 @@ def test_an_engine_that_still_loads_goes_first() -> None:
     play(scene, 2)
 
 
-def test_what_outlasts_its_time_goes_on_elsewhere() -> None:
+def test_requests_that_outlast_the_drain_time_go_on_in_another_engine() -> None:
     async def scene(world: World) -> None:
         source, target = await world.ready(0, 1)
         answer = world.submit(1, max_tokens=3)
@@ -79,7 +79,7 @@ def test_what_outlasts_its_time_goes_on_elsewhere() -> None:
         target.step()
         assert await read(answer) == tokens(1, 0, 3)
         assert world.fleet.resumed == 1
-        await until(lambda: source.told_to_end)
+        await until(lambda: source.was_shut_down)
         assert source.cancelled == [again.id]
 
     play(scene, 2)
@@ -102,7 +102,7 @@ def test_an_engine_that_dies_while_it_drains_is_not_started_again() -> None:
     play(scene, 2)
 
 
-def test_who_is_wanted_again_goes_on() -> None:
+def test_an_engine_that_is_needed_again_goes_on() -> None:
     async def scene(world: World) -> None:
         await world.ready(0, 1)
         world.submit(1)
@@ -117,7 +117,7 @@ def test_who_is_wanted_again_goes_on() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 9])
-def test_how_many_there_may_be(count: int) -> None:
+def test_the_number_of_replicas_has_bounds(count: int) -> None:
     async def scene(world: World) -> None:
         with pytest.raises(ValueError, match=f"replicas is {count}, expected 1 to 8"):
             world.fleet.scale(count)

@@ -1,4 +1,4 @@
-"""What the engines of a fleet are told, and what is made of what they tell."""
+"""The configuration of engines in a fleet, and the sums of their statistics."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_counters_outlive_engines_and_states_do_not() -> None:
     play(scene, 2)
 
 
-def test_later_engines_keep_what_requests_were_promised() -> None:
+def test_later_engines_keep_the_limits_that_requests_rely_on() -> None:
     async def scene(world: World) -> None:
         first = await world.engine(0)
         assert first.launch.config.max_model_len is None
@@ -73,7 +73,7 @@ def test_the_shortest_length_holds() -> None:
 
 
 def test_the_first_target_holds() -> None:
-    """It has been told, with its reason, before the others knew how fast they are."""
+    """It was logged, with its reason, before the others had measured their speed."""
 
     async def scene(world: World) -> None:
         reasons = ((800, 0.1, "first"), (500, 0.2, "second"))

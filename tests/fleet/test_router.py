@@ -24,7 +24,7 @@ def hashes(tokens: list[int]) -> list[bytes]:
     return list(block_hashes(tokens, BLOCK))
 
 
-def test_equals_take_turns() -> None:
+def test_equal_engines_are_chosen_round_robin() -> None:
     one = router(3, 5, 9)
     chosen = []
     for _ in range(6):
@@ -53,7 +53,7 @@ def test_an_answer_counts_with_the_mean_length_so_far() -> None:
     assert one.work(1 - running.engine) == 0.0
 
 
-def test_what_is_taken_away_does_not_count_as_an_answer() -> None:
+def test_a_request_that_is_moved_does_not_count_as_an_answer() -> None:
     one = router(0)
     one.ended(one.assign(1), 10)
     one.ended(one.assign(1))
@@ -87,7 +87,7 @@ def test_work_weighs_more_than_a_short_common_beginning() -> None:
     assert one.assign(10, hashes([*prompt, 98, 99])).engine != first.engine
 
 
-def test_of_what_is_remembered_beginnings_are_forgotten_last() -> None:
+def test_beginnings_of_prompts_are_forgotten_last() -> None:
     one = router(0, 1, num_blocks=5)
     prompt = list(range(40))
     first = one.assign(40, hashes(prompt))
@@ -108,7 +108,7 @@ def test_only_those_asked_for_are_chosen() -> None:
     assert {one.assign(5, among=[1, 3]).engine for _ in range(10)} == {1, 3}
 
 
-def test_what_an_engine_had_is_forgotten_with_it() -> None:
+def test_the_work_of_an_engine_is_forgotten_with_it() -> None:
     one = router(0, 1, num_blocks=100)
     prompt = hashes(list(range(40)))
     assignment = one.assign(40, prompt)

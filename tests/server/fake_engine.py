@@ -12,8 +12,8 @@ import httpx
 from model_info import model_info
 
 from sarathi.engine.messages import ModelInfo, TokenOutput
-from sarathi.fleet.engine_api import ReplicaStatus
 from sarathi.fleet.generation import EngineError
+from sarathi.fleet.replica import ReplicaStatus
 from sarathi.models.tokenizers.work_limit import WorkLimit
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams

@@ -7,7 +7,7 @@ import pytest
 from fake_engine import INFO, FakeEngine, call, chat, complete, events
 from prometheus_client.parser import text_string_to_metric_families
 
-from sarathi.fleet.engine_api import ReplicaStatus
+from sarathi.fleet.replica import ReplicaStatus
 from sarathi.telemetry.stats import Stats
 
 STATS = Stats(

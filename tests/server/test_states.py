@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fake_engine import LIMIT, MODEL, VOCAB, FakeEngine, call, complete, error
 
-from sarathi.fleet.engine_api import ReplicaStatus
+from sarathi.fleet.replica import ReplicaStatus
 
 POSTS = {
     "/v1/completions": {"prompt": "p"},

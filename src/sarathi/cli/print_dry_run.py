@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.startup.dry_run import Checkpoint, DryRun, Share
-from sarathi.engine.startup.kv_cache_size import gigabytes
-from sarathi.fleet.ray.placement import Node, Placement, place
+from sarathi.engine.startup.dry_run import Checkpoint, DryRun
+from sarathi.engine.startup.kv_cache_size import ProcessShare, gigabytes
+from sarathi.fleet.ray.placement import Node, Placement, place_replicas
 from sarathi.fleet.ray.ray_launch import RayOptions
 from sarathi.models.locate import RANDOM_WEIGHTS
 from sarathi.system.machine import usable_cores
@@ -32,7 +32,7 @@ def placed(
     """
     wanted = options.gpus_per_rank or int(config.device == "cuda")
     here = Node("", usable_cores(), wanted * config.tp)
-    return place(
+    return place_replicas(
         config,
         replicas,
         [here] * (replicas * config.pp),
@@ -105,12 +105,12 @@ def _table(run: DryRun) -> Table:
     return table
 
 
-def _share(run: DryRun, share: Share) -> tuple[str, ...]:
-    engine = share.place == run.layout.engine
+def _share(run: DryRun, share: ProcessShare) -> tuple[str, ...]:
+    engine = share.rank_id == run.layout.engine
     return (
-        "engine" if engine else f"worker {run.layout.workers.index(share.place)}",
-        str(share.place.stage),
-        str(share.place.rank),
+        "engine" if engine else f"worker {run.layout.workers.index(share.rank_id)}",
+        str(share.rank_id.stage),
+        str(share.rank_id.rank),
         f"{share.layers.start} to {share.layers.stop - 1}",
         str(share.num_heads),
         str(share.num_kv_heads),

@@ -1,4 +1,9 @@
-"""The loop that everything serves: schedule, execute, sample, publish."""
+"""The loop at the centre: schedule, execute, sample, publish.
+
+`EngineCore.step` is one turn of it. `_schedule_ahead` asks the scheduler for batches and submits
+them to the runner, which executes and samples; `_complete` hands the tokens to the scheduler and
+publishes them.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +16,7 @@ import numpy as np
 
 from sarathi.backends.runner import NO_SLOTS, NOTHING_SAMPLED, Runner, StepResult
 from sarathi.backends.step import build_step
-from sarathi.engine.latency_observer import LatencyObserver
-from sarathi.engine.look_ahead import LookAhead
+from sarathi.engine.iteration_timing import LatencyObserver, LookAhead
 from sarathi.engine.messages import Refusal, TokenOutput
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
@@ -30,33 +34,35 @@ from sarathi.telemetry.recorder import IterationRecord, Recorder
 from sarathi.telemetry.stages import StageTotals
 from sarathi.telemetry.stats import Stats
 
-_NO_TERMS = SchedulingParams()
-_NO_TOKEN = "no token can be chosen: all are barred, or the model gave no finite logits"
-_NO_MODEL = Accuracy()
-_WAIT = 0.005  # seconds until a request may have come that could be scheduled
+_DEFAULT_SCHEDULING = SchedulingParams()
+_NO_TOKEN_MESSAGE = "no token can be chosen: all are barred, or the model gave no finite logits"
+_NO_ACCURACY = Accuracy()
+_POLL_SECONDS = 0.005  # until a request may have arrived that could be scheduled
 _NOT_COMPUTED = StepResult(NOTHING_SAMPLED, ())
 
 
 class StepOutcome(NamedTuple):
-    """What one iteration gave to the requests that took part."""
+    """What one iteration produced."""
 
     outputs: list[TokenOutput]
     failures: list[Refusal]  # requests that cannot go on; they have been forgotten
 
 
-class _UnderWay(NamedTuple):
-    """A batch whose result has not been taken. Times: time.monotonic."""
+class _InFlight(NamedTuple):
+    """A batch whose result has not been fetched. Times: time.monotonic."""
 
     batch: Batch
-    began: float  # when it was about to be scheduled
+    began: float  # before it was scheduled
     scheduled: float
     submitted: float
-    fresh: bool  # there was no work before it
+    fresh: bool  # the engine was idle before it
 
 
 class EngineCore:
-    """One model, one scheduler, as many batches under way as the runner takes. Not thread-safe;
-    every call returns soon, `step` when a batch has been computed at the latest."""
+    """One model, one scheduler, as many batches in flight as the runner takes.
+
+    Not thread-safe. No call blocks for longer than the runner takes for one batch.
+    """
 
     def __init__(
         self,
@@ -65,23 +71,25 @@ class EngineCore:
         eos_ids: Sequence[int],
         recorders: Sequence[Recorder] = (),
     ) -> None:
-        """
+        """Connect a runner and a scheduler.
+
         Args:
             runner: has a KV cache of as many blocks as the scheduler.
-            scheduler: made for as many micro-batches as the runner has under way.
-            recorders: are told of every iteration.
+            scheduler: made for as many micro-batches as the runner has in flight.
+            eos_ids: end a request, unless it ignores them.
+            recorders: get a record of every iteration.
         """
         self.scheduler = scheduler
         self._runner = runner
         self._eos_ids = tuple(eos_ids)
         self._recorders = recorders
         self._slots: dict[int, int] = {}  # of the sampler, by request id
-        self._under_way: deque[_UnderWay] = deque()
-        self._fresh = True  # there was no work before the next batch
-        self._exhausted = False  # nothing can be scheduled beside what is under way
-        self._pace = LatencyObserver(scheduler.model)
+        self._in_flight: deque[_InFlight] = deque()
+        self._fresh = True  # the engine is idle before the next batch
+        self._exhausted = False  # nothing can be scheduled beside what is in flight
+        self._latency_observer = LatencyObserver(scheduler.model)
         self._look_ahead = LookAhead()
-        self._executed = 0.0  # when the batch before had been computed
+        self._executed = 0.0  # when the previous batch had been computed
         self._stages = StageTotals()
 
     def submit(
@@ -90,20 +98,21 @@ class EngineCore:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         arrival: float,
-        terms: SchedulingParams = _NO_TERMS,
+        scheduling_params: SchedulingParams = _DEFAULT_SCHEDULING,
         output_ids: Sequence[int] = (),
     ) -> None:
         """Queue a request.
 
         Args:
             arrival: seconds, of time.monotonic.
-            output_ids: what has been generated of it before, by another engine perhaps.
+            output_ids: tokens generated before, perhaps by another engine; generation continues
+                after them.
 
         Raises:
             AdmissionError: it can never run; the message says why.
         """
-        room = self.scheduler.max_model_len - len(prompt_ids)
-        if room < 1:
+        max_output = self.scheduler.max_model_len - len(prompt_ids)
+        if max_output < 1:
             raise AdmissionError(
                 f"the prompt has {len(prompt_ids)} tokens, which leaves no room for output within "
                 f"the model's length of {self.scheduler.max_model_len} tokens"
@@ -115,12 +124,14 @@ class EngineCore:
                     f"the {name} holds a token id outside the vocabulary of 0 to {vocab_size - 1}"
                 )
         stop_ids = frozenset(params.stop_token_ids)
-        limits = StopCriteria(
-            max_tokens=params.max_tokens or room,
+        criteria = StopCriteria(
+            max_tokens=params.max_tokens or max_output,
             min_tokens=params.min_tokens,
             stop_ids=stop_ids if params.ignore_eos else stop_ids.union(self._eos_ids),
         )
-        request = Request(request_id, prompt_ids, limits, arrival, terms, list(output_ids))
+        request = Request(
+            request_id, prompt_ids, criteria, arrival, scheduling_params, list(output_ids)
+        )
         if request.finish_reason() is not None:
             raise AdmissionError("the output to go on with has ended already")
         self.scheduler.add(request)
@@ -136,60 +147,62 @@ class EngineCore:
             recorder.arrived(request)
 
     def cancel(self, request_id: int) -> None:
-        """Forget a request; harmless where it has ended or never was."""
+        """Forget a request; does nothing if it has ended or is unknown."""
         if self.scheduler.cancel(request_id):
             self._exhausted = False
             self._close_forgotten()
             for recorder in self._recorders:
                 recorder.cancelled(request_id, time.monotonic())
             if not self.scheduler.has_work:
-                self.rest()
+                self.on_idle()
 
     @property
     def runner(self) -> Runner:
-        """Runs the steps; another engine may use it while this one has no requests."""
+        """The runner of the steps; another engine may use it while this one has no requests."""
         return self._runner
 
     @property
     def has_work(self) -> bool:
+        """Whether there are requests that have not ended."""
         return self.scheduler.has_work
 
     def step(self) -> StepOutcome:
-        """Put a batch under way if the runner is free, and complete the oldest if it is computed.
+        """Submit a batch if the runner is free, and complete the oldest if it is computed.
 
         With one stage that is one iteration: at most one token for every running request. With
-        several, it may do nothing but wait a little, so that its caller can submit what has come.
+        several, it may only wait a little, so that its caller can submit new requests.
 
         Raises:
-            ExecutorError: a process that takes part has died or failed. As with any exception,
-                nothing is under way afterwards. A runner that looks ahead may have sampled tokens
-                that are given up: requests that go on draw others.
+            ExecutorError: a process of the engine has died or failed. As with any exception,
+                nothing is in flight afterwards. A runner that looks ahead may have sampled tokens
+                that are dropped: requests that go on sample others.
         """
         try:
-            self._fill()
-            if not (self._under_way and self._runner.wait(self._wait_seconds())):
+            self._schedule_ahead()
+            if not (self._in_flight and self._runner.wait(self._wait_seconds())):
                 return StepOutcome([], [])
-            computed = self._runner.result()
-            ended = time.monotonic()
-            completed = self._under_way.popleft()
-            if self._under_way:
-                self._look_ahead.started(ended, self._under_way[0].batch.predicted)
-            return self._complete(completed, computed, ended)
+            result = self._runner.result()
+            sampled = time.monotonic()
+            oldest = self._in_flight.popleft()
+            if self._in_flight:
+                self._look_ahead.batch_started(sampled, self._in_flight[0].batch.predicted)
+            return self._complete(oldest, result, sampled)
         except BaseException:  # Ctrl-C, in a process that goes on
             self._abandon()
             raise
 
     def _wait_seconds(self) -> float:
-        """How long to wait for a result before there may be something else to do."""
+        """Return how long to wait for a result before there may be something else to do."""
         if self._runner.looks_ahead and self._runner.is_free and not self._exhausted:
-            return min(max(0.0, self._look_ahead.seconds_left(time.monotonic())), _WAIT)
-        return _WAIT
+            return min(max(0.0, self._look_ahead.seconds_left(time.monotonic())), _POLL_SECONDS)
+        return _POLL_SECONDS
 
-    def _fill(self) -> None:
-        under_way, scheduler = self._under_way, self.scheduler
-        while self._runner.is_free and not (self._exhausted and under_way):
+    def _schedule_ahead(self) -> None:
+        """Schedule and submit batches until the runner is busy or nothing more can run."""
+        in_flight, scheduler = self._in_flight, self.scheduler
+        while self._runner.is_free and not (self._exhausted and in_flight):
             began = time.monotonic()
-            looks_ahead = self._runner.looks_ahead and bool(under_way)
+            looks_ahead = self._runner.looks_ahead and bool(in_flight)
             if looks_ahead and self._look_ahead.seconds_left(began) > 0:
                 break
             batch = scheduler.schedule(began)
@@ -197,8 +210,8 @@ class EngineCore:
                 self._exhausted = True
                 break
             scheduled = submitted = time.monotonic()
-            if not batch.slices:  # somebody was preempted, and nothing more
-                preempting = _UnderWay(batch, began, scheduled, submitted, self._fresh)
+            if not batch.slices:  # requests were preempted, and nothing more
+                preempting = _InFlight(batch, began, scheduled, submitted, self._fresh)
                 self._complete(preempting, _NOT_COMPUTED, submitted)
                 continue
             slots = [self._slots[request.id] for request in batch.sampling]
@@ -206,58 +219,58 @@ class EngineCore:
             self._runner.submit(step, np.array(slots, np.int64) if slots else NO_SLOTS)
             submitted = time.monotonic()
             has_prompts = batch.num_decodes < len(batch.slices)
-            self._look_ahead.made(began, submitted, prompts=has_prompts)
-            if not under_way:
-                self._look_ahead.started(submitted, batch.predicted)
-            under_way.append(_UnderWay(batch, began, scheduled, submitted, self._fresh))
+            self._look_ahead.batch_submitted(began, submitted, prompts=has_prompts)
+            if not in_flight:
+                self._look_ahead.batch_started(submitted, batch.predicted)
+            in_flight.append(_InFlight(batch, began, scheduled, submitted, self._fresh))
             self._fresh = False
 
-    def _complete(self, under_way: _UnderWay, computed: StepResult, sampled: float) -> StepOutcome:
-        batch = under_way.batch
-        executed = sampled - computed.sampling
+    def _complete(self, step: _InFlight, result: StepResult, sampled: float) -> StepOutcome:
+        batch = step.batch
+        executed = sampled - result.sampling
         self._exhausted = False
-        tokens: list[int] = computed.sampled.tokens.tolist()
-        failed = self._failed(batch, tokens)
+        tokens: list[int] = result.sampled.tokens.tolist()
+        failed = self._cancel_failed(batch, tokens)
         progressed = self.scheduler.complete(batch, tokens, sampled)
-        outputs = self._publish(progressed, _logprobs(batch, computed.sampled))
+        outputs = self._publish(progressed, _logprobs(batch, result.sampled))
         self._close_forgotten()
         ended = time.monotonic()
-        if computed.stages:
-            self._stages.add(computed.stages, under_way.fresh)
-            own = under_way.submitted - under_way.began + ended - executed
-            self._pace.learn(batch.work, under_way.began, ended, own, computed.stages)
+        if result.stages:
+            self._stages.add(result.stages, step.fresh)
+            own = step.submitted - step.began + ended - executed
+            self._latency_observer.observe(batch.work, step.began, ended, own, result.stages)
         if self._recorders:
-            parts = [("schedule", under_way.scheduled)]
-            if self._runner.looks_ahead and self._executed > under_way.scheduled:
-                parts.append(("queue", self._executed))  # behind the batch before
+            parts = [("schedule", step.scheduled)]
+            if self._runner.looks_ahead and self._executed > step.scheduled:
+                parts.append(("queue", self._executed))  # behind the previous batch
             parts += [("execute", executed), ("sample", sampled), ("publish", ended)]
-            self._record(under_way, computed, outputs, parts)
+            self._record(step, result, outputs, parts)
         self._executed = executed
         if not self.scheduler.has_work:
             self.scheduler.check()
-            self.rest()
-        return StepOutcome(outputs, [Refusal(request.id, _NO_TOKEN) for request in failed])
+            self.on_idle()
+        return StepOutcome(outputs, [Refusal(request.id, _NO_TOKEN_MESSAGE) for request in failed])
 
     def _abandon(self) -> None:
         try:
             self._runner.abandon()
         finally:
-            self._under_way.clear()
+            self._in_flight.clear()
             self.scheduler.abandon_batches()
             self._close_forgotten()
             self._exhausted = False
             self._fresh = True
-            self._pace.rest()
+            self._latency_observer.on_idle()
 
-    def rest(self) -> None:
-        """There is nothing to do for a while."""
+    def on_idle(self) -> None:
+        """Flush the records, and do not count the pause as latency; for when there is no work."""
         self._fresh = True
-        self._pace.rest()
+        self._latency_observer.on_idle()
         for recorder in self._recorders:
             recorder.flush()
 
     def check(self) -> None:
-        """Look whether all processes that take part are well; for when there is no work.
+        """Check that all processes of the engine are alive; for when there is no work.
 
         Raises:
             ExecutorError: one has died or failed.
@@ -265,7 +278,7 @@ class EngineCore:
         self._runner.check()
 
     def close(self) -> None:
-        """End the processes that take part, and finish what is written down."""
+        """End the other processes of the engine, and finish the recorded files."""
         try:
             self._runner.close()
         finally:
@@ -274,8 +287,9 @@ class EngineCore:
 
     @property
     def stats(self) -> Stats:
+        """The state of the scheduler and the counters since the start."""
         scheduler = self.scheduler
-        accuracy = _NO_MODEL if scheduler.model is None else scheduler.model.accuracy
+        accuracy = _NO_ACCURACY if scheduler.model is None else scheduler.model.accuracy
         return Stats(
             running=len(scheduler.running),
             waiting=len(scheduler.prompts),
@@ -295,20 +309,20 @@ class EngineCore:
 
     def _record(
         self,
-        under_way: _UnderWay,
-        computed: StepResult,
+        step: _InFlight,
+        result: StepResult,
         outputs: list[TokenOutput],
         parts: Sequence[tuple[str, float]],
     ) -> None:
         scheduler = self.scheduler
         record = IterationRecord(
-            batch=under_way.batch,
+            batch=step.batch,
             outputs=outputs,
-            begin=under_way.began,
+            begin=step.began,
             end=parts[-1][1],
             parts=parts,
-            stages=computed.stages,
-            fresh=under_way.fresh,
+            stages=result.stages,
+            fresh=step.fresh,
             running=len(scheduler.running),
             waiting=len(scheduler.prompts),
             free_blocks=scheduler.pool.num_free,
@@ -318,7 +332,7 @@ class EngineCore:
         for recorder in self._recorders:
             recorder.record(record)
 
-    def _failed(self, batch: Batch, tokens: Sequence[int]) -> list[Request]:
+    def _cancel_failed(self, batch: Batch, tokens: Sequence[int]) -> list[Request]:
         """Cancel the requests that no token can be sampled for, and return them."""
         if NO_TOKEN not in tokens:
             return []
@@ -344,15 +358,15 @@ class EngineCore:
         return outputs
 
     def _close_forgotten(self) -> None:
-        """Give up the slots of requests that no batch under way samples for any more."""
+        """Free the sampler slots of requests that no batch in flight samples for any more."""
         for request_id in self.scheduler.take_forgotten():
             slot = self._slots.pop(request_id, None)
-            if slot is not None:  # there is none where it could not be opened
+            if slot is not None:  # None if it could not be opened
                 self._runner.slots.close(slot)
 
 
 def _logprobs(batch: Batch, sampled: SamplerOutput) -> Mapping[int, TokenLogprobs]:
-    """By request id, of those that asked."""
+    """Return the log probabilities of the requests that asked for them, by request id."""
     if sampled.logprobs is None:
         return {}
     rows = zip(batch.sampling, sampled.logprobs, strict=True)

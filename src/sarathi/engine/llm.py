@@ -1,4 +1,4 @@
-"""Offline use: the same engine, in the caller's own process."""
+"""Offline use: the same engine loop, in the caller's process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Prompt = str | Sequence[int]  # text, or token ids
 
 
 class GenerationError(RuntimeError):
-    """A request that had begun cannot go on; the message says why."""
+    """A running request cannot go on; the message says why."""
 
 
 @dataclass
@@ -41,6 +41,7 @@ class CompletionOutput:
     finish_reason: FinishReason | None = None
 
     def add(self, delta: Delta) -> None:
+        """Append what `delta` has added."""
         self.text += delta.text
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs
@@ -70,7 +71,7 @@ class LLM:
         model: str,
         *,
         config: EngineConfig | None = None,
-        report: Callable[[str], None] = lambda line: None,
+        on_progress: Callable[[str], None] = lambda line: None,
         **options: Any,
     ) -> None:
         """Load a model.
@@ -79,14 +80,15 @@ class LLM:
             model: a folder in the Hugging Face layout, a .gguf file, a hub id or `smollm2-135m`;
                 with `load_format="dummy"`, a config.json, a folder with one, or a hub id.
             config: how to run it; None for the defaults.
-            report: called with a line about what is being done.
+            on_progress: called with a line about each step. `report` is its former name.
             options: fields of `EngineConfig` that differ from `config`, such as `token_budget`.
 
         Raises:
-            ModelError: there is no such model, or it cannot be read.
+            ModelError: the model does not exist or cannot be read.
             ConfigError: an option is out of range or does not fit the machine.
             ExecutorError: the processor cannot run the model.
         """
+        on_progress = options.pop("report", on_progress)
         config = msgspec.structs.replace(config or EngineConfig(), **options)
         dummy = config.load_format == "dummy"
         located = locate_config(model) if dummy else locate(model)
@@ -94,7 +96,7 @@ class LLM:
         self.tokenizer = open_tokenizer(located.path, config.load_format)
         for warning in (*((RANDOM_WEIGHTS,) if dummy else ()), *self.tokenizer.warnings):
             logger.warning("%s", warning)
-        core, info = load_engine(located.path, config, report)
+        core, info = load_engine(located.path, config, on_progress)
         self.info: ModelInfo = info
         self._core = core
         weakref.finalize(self, core.close)
@@ -107,10 +109,10 @@ class LLM:
         *,
         on_finish: Callable[[int, RequestOutput], None] = lambda index, output: None,
     ) -> list[RequestOutput]:
-        """Complete all prompts together, first come, first served.
+        """Complete all prompts together, in the order given.
 
         Args:
-            prompts: texts or lists of token ids; a single one is a list of one.
+            prompts: texts or lists of token ids; a single prompt counts as a list of one.
             params: for all prompts, or one a prompt.
             on_finish: called with the index of a prompt when all of its outputs are complete.
 
@@ -121,13 +123,11 @@ class LLM:
         """
         tasks = _tasks(prompts, params)
         results: list[RequestOutput] = []
-        left: list[int] = []  # outputs of each prompt that are still open
         for prompt, task_params in tasks:
-            is_text = isinstance(prompt, str)
-            ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+            text = prompt if isinstance(prompt, str) else None
+            ids = self.tokenizer.encode(text) if text is not None else [*prompt]
             outputs = [CompletionOutput(index) for index in range(task_params.n)]
-            results.append(RequestOutput(str(prompt) if is_text else None, ids, outputs))
-            left.append(task_params.n)
+            results.append(RequestOutput(text, ids, outputs))
         jobs = [
             (result.prompt_token_ids, choice, (index, output))
             for index, (result, (_, task_params)) in enumerate(zip(results, tasks, strict=True))
@@ -135,10 +135,9 @@ class LLM:
         ]
         for (index, output), delta in self._run(jobs):
             output.add(delta)
-            if delta.finish_reason is not None:
-                left[index] -= 1
-                if not left[index]:
-                    on_finish(index, results[index])
+            outputs = results[index].outputs
+            if delta.finish_reason and all(one.finish_reason for one in outputs):
+                on_finish(index, results[index])
         return results
 
     def chat(
@@ -147,10 +146,10 @@ class LLM:
         params: SamplingParams | None = None,
         **template: Any,
     ) -> RequestOutput:
-        """Answer a conversation, as the model's chat template writes it.
+        """Answer a conversation, rendered with the model's chat template.
 
         Raises:
-            ValueError: the model has no chat template, or it refuses the messages.
+            ValueError: the model has no chat template, or the template rejects the messages.
         """
         ids = self.render(messages, **template)
         return self.generate([ids], params)[0]
@@ -158,17 +157,17 @@ class LLM:
     def stream_chat(
         self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None
     ) -> Iterator[str]:
-        """The same, piece by piece. Closing the iterator cancels the request."""
+        """Yield the answer of `chat` piece by piece. Closing the iterator cancels the request."""
         jobs = [(self.render(messages), params or SamplingParams(), None)]
         for _, delta in self._run(jobs):
             if delta.text:
                 yield delta.text
 
     def render(self, messages: Sequence[Mapping[str, Any]], **template: Any) -> list[int]:
-        """The token ids of a conversation up to where the model's answer begins.
+        """Return the token ids of a conversation up to where the model's answer begins.
 
         Raises:
-            ValueError: the model has no chat template, or it refuses the messages.
+            ValueError: the model has no chat template, or the template rejects the messages.
         """
         if self.tokenizer.chat_template is None:
             raise ValueError(f"{self.served_name} has no chat template")
@@ -181,7 +180,7 @@ class LLM:
     def _run(
         self, jobs: Sequence[tuple[list[int], SamplingParams, Any]]
     ) -> Iterator[tuple[Any, Delta]]:
-        """Run (prompt, params, label) jobs together; yields what each gains, with its label."""
+        """Run (prompt, params, label) jobs together and yield the label and delta of each token."""
         if self._core.has_work:
             raise RuntimeError("a stream of this LLM is still open: read it to its end or close it")
         open_jobs: dict[int, tuple[OutputText, Any]] = {}
@@ -199,13 +198,13 @@ class LLM:
                     text, label = open_jobs[output.id]
                     delta = text.push([output])
                     if delta.finish_reason is not None:
-                        self._core.cancel(output.id)  # a stop string ended it
+                        self._core.cancel(output.id)  # in case a stop string ended it
                         del open_jobs[output.id]
                     yield label, delta
         finally:
             for request_id in open_jobs:
                 self._core.cancel(request_id)
-            while self._core.has_work:  # what is under way of them still writes to their blocks
+            while self._core.has_work:  # batches in flight still write to their blocks
                 self._core.step()
 
 

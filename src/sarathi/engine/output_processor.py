@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Protocol
 
 import msgspec
@@ -15,7 +14,7 @@ from sarathi.scheduler import FinishReason
 
 
 class TextDecoder(Protocol):
-    """Incremental detokenisation: text comes out once its bytes are complete."""
+    """Incremental detokenization: text comes out once its bytes are complete."""
 
     def push(self, ids: Sequence[int], /) -> str: ...
 
@@ -23,7 +22,7 @@ class TextDecoder(Protocol):
 
 
 class Detokenizer(Protocol):
-    """What assembling text needs of a tokenizer."""
+    """The part of a tokenizer that `OutputText` uses."""
 
     def stream(
         self, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()
@@ -34,7 +33,8 @@ class Delta(msgspec.Struct, frozen=True):
     """What one or several tokens added to a request.
 
     `text` lags behind `token_ids` while it may be the beginning of a stop string or of a
-    character, and never holds anything that a stop string cuts off.
+    character, and never holds anything that a stop string cuts off. It is plain text: a server's
+    output parser may split it by meaning, into a subclass with more fields.
     """
 
     text: str
@@ -45,46 +45,52 @@ class Delta(msgspec.Struct, frozen=True):
 
 
 class StopStrings:
-    """Finds stop strings in text that comes in pieces.
-
-    Knuth, Morris and Pratt's automaton, one a stop string: its state is the length of the
-    longest suffix of the text that begins the stop string, which is also what must be held back.
-    """
+    """Finds stop strings in text that comes in pieces, and holds back what may begin one."""
 
     def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = tuple((text, _failures(text)) for text in stop)
-        self._beginnings = frozenset(text[0] for text in stop)
-        self._states = [0] * len(self._stop)
+        self._stop = tuple(stop)
+        self._first_characters = frozenset(text[0] for text in stop)
+        # Of each stop string, the length of its longest proper prefix that ends the text so far.
+        self._partial = [0] * len(self._stop)
+        self._held = ""  # as long as the longest of them
 
-    @property
-    def pending(self) -> int:
-        """Characters at the end of the text that may be the beginning of a stop string."""
-        return max(self._states, default=0)
+    def push(self, piece: str, *, include: bool, ignore: bool) -> tuple[str, bool]:
+        """Return the text that can be released, and whether a stop string ended it.
 
-    def find(self, text: str, barred: bool) -> tuple[int, int] | None:
-        """The end within `text`, and the length, of the first stop string to be complete.
+        The stop string that is complete first ends the text; of several that end together, the
+        longest.
 
-        Of several that end together it is the longest. While `barred`, complete stop strings are
-        passed over.
+        Args:
+            include: whether the stop string itself is part of the text.
+            ignore: whether stop strings that `piece` completes do not end the text.
         """
-        states = self._states
-        if self._beginnings.isdisjoint(text) and not any(states):
-            return None
-        for end, character in enumerate(text, 1):
-            length = 0
-            for index, (stop, failures) in enumerate(self._stop):
-                state = states[index]
-                while state and stop[state] != character:
-                    state = failures[state - 1]
-                if stop[state] == character:
-                    state += 1
-                if state == len(stop):
-                    length = max(length, state)
-                    state = failures[state - 1]
-                states[index] = state
-            if length and not barred:
-                return end, length
-        return None
+        if not self._held and self._first_characters.isdisjoint(piece):
+            return piece, False
+        text = self._held + piece
+        first_end, longest = len(text) + 1, 0
+        held = 0
+        for index, stop in enumerate(self._stop):
+            # A match can begin no earlier than the prefix of it that the text already ended with.
+            start = len(self._held) - self._partial[index]
+            if not ignore and (at := text.find(stop, start)) >= 0:
+                end = at + len(stop)
+                if (end, -len(stop)) < (first_end, -longest):
+                    first_end, longest = end, len(stop)
+            at = max(start, len(text) - len(stop) + 1)
+            while (at := text.find(stop[0], at)) >= 0 and not stop.startswith(text[at:]):
+                at += 1
+            self._partial[index] = 0 if at < 0 else len(text) - at
+            held = max(held, self._partial[index])
+        if longest:
+            return text[: first_end if include else first_end - longest], True
+        certain = len(text) - held
+        self._held = text[certain:]
+        return text[:certain], False
+
+    def flush(self) -> str:
+        """Return what is held back, for text that ends otherwise."""
+        held, self._held = self._held, ""
+        return held
 
 
 class OutputText:
@@ -93,8 +99,8 @@ class OutputText:
     A stop string ends the text before itself (after itself with `include_stop_str_in_output`) as
     soon as it is complete, unless it is complete before `min_tokens` tokens. The token that
     completes it is the last that counts, and the caller is to cancel the request when
-    `finish_reason` is set. The token for which the engine itself says "stop" has no text. The text
-    continues that of `prompt_ids`, as to a first space for example.
+    `finish_reason` is set. The token that the engine returns with the finish reason "stop" has no
+    text. The text continues that of `prompt_ids`, which decides about a first space for example.
     """
 
     def __init__(
@@ -102,16 +108,15 @@ class OutputText:
     ) -> None:
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
-        self._stream = tokenizer.stream(params.skip_special_tokens, prompt_ids)
+        self._decoder = tokenizer.stream(params.skip_special_tokens, prompt_ids)
         self._stop = StopStrings(params.stop) if params.stop else None
         self._include_stop = params.include_stop_str_in_output
         self._min_tokens = params.min_tokens
         self._with_logprobs = params.logprobs is not None
-        self._held = ""
-        self._length = 0  # characters detokenised, the held ones included
+        self._length = 0  # characters decoded, those that are held back included
 
     def push(self, outputs: Sequence[TokenOutput]) -> Delta:
-        """Add tokens; those after the end are dropped."""
+        """Add tokens and return the delta; tokens after the end are dropped."""
         text = ""
         tokens: list[int] = []
         logprobs: list[TokenLogprobs] = []
@@ -124,40 +129,20 @@ class OutputText:
             if self._with_logprobs and output.logprobs is not None:
                 logprobs.append(output.logprobs)
                 offsets.append(self._length)
-            piece = "" if output.finish_reason == "stop" else self._stream.push([output.token])
+            piece = "" if output.finish_reason == "stop" else self._decoder.push([output.token])
             if output.finish_reason is not None:
                 self.finish_reason = output.finish_reason
-                piece += self._stream.flush()
+                piece += self._decoder.flush()
             self._length += len(piece)
-            text += piece if self._stop is None else self._release(piece, self._stop)
+            text += piece if self._stop is None else self._before_stop(piece, self._stop)
         return Delta(text, tokens, logprobs, offsets, self.finish_reason)
 
-    def _release(self, piece: str, stop: StopStrings) -> str:
-        """The text that `piece` makes certain to come before any stop string."""
-        text = self._held + piece
-        found = stop.find(piece, barred=self.num_tokens < self._min_tokens)
-        if found is not None:
-            end, length = found
+    def _before_stop(self, piece: str, stop: StopStrings) -> str:
+        """Return the text that is certain to come before any stop string."""
+        early = self.num_tokens < self._min_tokens
+        text, stopped = stop.push(piece, include=self._include_stop, ignore=early)
+        if stopped:
             self.finish_reason = "stop"
-            self._held = ""
-            return text[: len(text) - len(piece) + end - (0 if self._include_stop else length)]
-        if self.finish_reason is not None:
-            self._held = ""
-            return text
-        certain = len(text) - stop.pending
-        self._held = text[certain:]
-        return text[:certain]
-
-
-@lru_cache(maxsize=256)  # a thousand choices may have the same stop strings
-def _failures(text: str) -> Sequence[int]:
-    """For each prefix of `text`, the length of its longest proper prefix that is its suffix."""
-    failures = [0] * len(text)
-    state = 0
-    for index in range(1, len(text)):
-        while state and text[state] != text[index]:
-            state = failures[state - 1]
-        if text[state] == text[index]:
-            state += 1
-        failures[index] = state
-    return tuple(failures)
+        elif self.finish_reason is not None:
+            text += stop.flush()
+        return text

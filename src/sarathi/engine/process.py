@@ -1,7 +1,7 @@
 """The engine process.
 
-Started by `EngineClient` through a `Spawner`, never by hand. It owns the scheduler and the
-executor, computes, and speaks msgpack over one ZeroMQ socket.
+`EngineClient` starts it through a `Spawner`. It owns the scheduler and the executor, and exchanges
+msgpack messages with the HTTP process over one ZeroMQ socket.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from sarathi.scheduler import AdmissionError
 from sarathi.system.processes import LOCAL, Spawner, leave_signals_to_parent, parent_lives
 from sarathi.telemetry.stats import Stats
 
-_INTAKE = 0.005  # seconds of an iteration for reading messages
-_IDLE_POLL = 500  # milliseconds between looks at whether the parent lives
-_FRESH = 1.0  # seconds until statistics are sent without tokens, while there is work
-_TELL = 60.0  # seconds between lines about how it goes, while there is work
-_CLOCK = 10.0  # seconds between times told to another machine, whose clock drifts
+_RECEIVE_SECONDS = 0.005  # of an iteration, for reading messages
+_IDLE_POLL = 500  # milliseconds between checks that the parent is alive
+_STATS_INTERVAL = 1.0  # seconds until statistics are sent without tokens, while there is work
+_LOG_INTERVAL = 60.0  # seconds between log lines about the load, while there is work
+_CLOCK_INTERVAL = 10.0  # seconds between clock readings for another machine, whose clock drifts
 
 logger = logging.getLogger(__name__)
 
@@ -50,61 +50,67 @@ class EngineProcess:
     """Runs an engine for the process at the other end of a socket."""
 
     def __init__(self, socket: zmq.Socket[bytes], *, remote: bool = False) -> None:
-        """
+        """Serve the other end of `socket`; see `run`.
+
         Args:
-            remote: whether the other end is on another machine, with another clock.
+            remote: whether it is on another machine, with another clock.
         """
         self._socket = socket
         self._remote = remote
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
-        self._sending = threading.Lock()  # progress of loading is told by other threads, too
+        self._sending = threading.Lock()  # other threads send the progress of loading
         self._refusals: list[Refusal] = []
         self._stopping = False
-        self._sent = self._told = self._clock = time.monotonic()
+        self._sent = self._logged = self._clock = time.monotonic()
 
     def send(self, message: FromEngine) -> None:
+        """Send a message; may be called from any thread."""
         with self._sending:
             self._socket.send(self._encoder.encode(message))
 
-    def tell_clock(self) -> None:
+    def send_clock(self) -> None:
+        """Send this machine's time if the other end is on another machine."""
         if self._remote:
             self._clock = time.monotonic()
             self.send(ClockReading(self._clock))
 
-    def run(self, core: EngineCore, orphaned: Callable[[], bool] = lambda: False) -> None:
-        """Serve until the other end says so.
+    def run(self, core: EngineCore, is_orphaned: Callable[[], bool] = lambda: False) -> None:
+        """Serve until the other end sends `Shutdown`.
 
         Args:
-            orphaned: whether the other end has gone.
+            is_orphaned: whether the other end has died.
         """
-        while not (self._stopping or orphaned()):
+        while not (self._stopping or is_orphaned()):
             changed = self._receive(core, 0 if core.has_work else _IDLE_POLL)
-            works = core.has_work
-            if not works:
+            has_work = core.has_work
+            if not has_work:
                 core.check()
-            outputs, failures = core.step() if works else StepOutcome([], [])
+            outputs, failures = core.step() if has_work else StepOutcome([], [])
             now = time.monotonic()
-            stale = works and now >= self._sent + _FRESH
+            stale = has_work and now >= self._sent + _STATS_INTERVAL
             if outputs or failures or changed or stale:
                 self._sent = now
                 self.send(Iteration(outputs, self._refusals + failures, core.stats))
                 self._refusals = []
-            if outputs and now > self._told + _TELL:
-                self._told = now
+            if outputs and now > self._logged + _LOG_INTERVAL:
+                self._logged = now
                 self.send(LoadProgress(progress_line(core.stats)))
-            if now > self._clock + _CLOCK:
-                self.tell_clock()
+            if now > self._clock + _CLOCK_INTERVAL:
+                self.send_clock()
 
     def _receive(self, core: EngineCore, timeout: int) -> bool:
-        """Take in the messages that are there, waiting up to `timeout` ms for the first.
+        """Handle the messages that have arrived, waiting up to `timeout` ms for the first.
 
-        After `_INTAKE` the rest waits for the next iteration: a request with a thousand choices
-        must not make those that run wait until all of them have been read.
+        After `_RECEIVE_SECONDS` the rest waits for the next iteration: a request with a thousand
+        choices must not stop running requests until all of them have been read.
+
+        Returns:
+            Whether there was a message.
         """
         if not self._socket.poll(timeout):
             return False
-        end = time.monotonic() + _INTAKE
+        end = time.monotonic() + _RECEIVE_SECONDS
         while time.monotonic() < end:
             try:
                 message = self._decoder.decode(self._socket.recv(zmq.NOBLOCK))
@@ -126,7 +132,7 @@ class EngineProcess:
                 message.prompt_ids,
                 message.params,
                 message.arrival,
-                message.terms,
+                message.scheduling_params,
                 message.output_ids,
             )
         except AdmissionError as error:
@@ -134,7 +140,7 @@ class EngineProcess:
 
 
 def progress_line(stats: Stats) -> str:
-    """A line for whoever watches the server."""
+    """Return a line for the log about the load."""
     hits = 100 * stats.cached_tokens / max(1, stats.prompt_tokens)
     return (
         f"{stats.running} running, {stats.waiting} waiting; predicted iteration times are off by "
@@ -144,18 +150,18 @@ def progress_line(stats: Stats) -> str:
 
 
 def main(arguments: Sequence[str], spawner: Spawner = LOCAL) -> int:
-    """Run an engine to its end; returns an exit status.
+    """Run an engine until it is shut down; returns an exit status.
 
     Args:
         arguments: the endpoint to connect to, and a `Launch` as JSON.
-        spawner: starts the other processes of the engine, if it has any.
+        spawner: starts the other processes of the engine, if there are any.
     """
     endpoint, text = arguments
     launch = msgspec.json.decode(text, type=Launch)
     leave_signals_to_parent()
     connection = EngineConnection(endpoint)
     try:
-        if not connection.reached():
+        if not connection.wait_connected():
             logger.error("the HTTP process cannot be reached at %s", endpoint)
             return 1
         return _serve(launch, connection, spawner)
@@ -165,10 +171,10 @@ def main(arguments: Sequence[str], spawner: Spawner = LOCAL) -> int:
 
 def _serve(launch: Launch, connection: EngineConnection, spawner: Spawner) -> int:
     process = EngineProcess(connection.socket, remote=connection.remote)
-    process.tell_clock()
+    process.send_clock()
 
-    def orphaned() -> bool:
-        return connection.lost() or not parent_lives(launch.parent)
+    def is_orphaned() -> bool:
+        return connection.is_lost() or not parent_lives(launch.parent)
 
     try:
         try:
@@ -183,15 +189,15 @@ def _serve(launch: Launch, connection: EngineConnection, spawner: Spawner) -> in
             return 2
         try:
             model = core.scheduler.model
-            process.tell_clock()
+            process.send_clock()
             process.send(Ready(info, (0.0,) * 5 if model is None else model.coefficients))
-            process.run(core, orphaned)
+            process.run(core, is_orphaned)
         finally:
             core.close()
     except ExecutorError as error:
         process.send(EngineFailed(f"the engine died: {error}"))
         return 1
-    except Exception as error:  # the parent must learn of it, whatever it is
+    except Exception as error:  # the parent must learn of any error
         logger.exception("the engine died")
         process.send(EngineFailed(f"the engine died: {type(error).__name__}: {error}"))
         return 1

@@ -1,4 +1,4 @@
-"""Which recorders an engine has."""
+"""The recorders of iterations that a configuration asks for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sarathi.telemetry.trace import TraceRecorder
 
 
 def open_recorders(config: EngineConfig) -> tuple[Recorder, ...]:
-    """Those that the options ask for, often none. Files that exist are emptied.
+    """Open the iteration log and the trace that the options ask for. Files that exist are emptied.
 
     Raises:
         ConfigError: a file cannot be written.
@@ -28,7 +28,7 @@ def open_recorders(config: EngineConfig) -> tuple[Recorder, ...]:
 
 
 def budget_unit(config: EngineConfig) -> BudgetUnit | None:
-    """That of `Batch.allowed`; None where the policy has no budget."""
+    """Return the unit of `Batch.allowed`; None for a policy without a budget."""
     if config.latency_budget:
         return "seconds"
     return None if config.fixed_budget is None else "tokens"

@@ -1,10 +1,11 @@
-"""The HTTP process's end of the connection to one engine process, from its start to its end."""
+"""The client of one engine process: starts it, sends requests and receives their tokens."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from sarathi.engine.config import EngineConfig, Launch
-from sarathi.engine.connection import Listener
+from sarathi.engine.connection import EngineListener
 from sarathi.engine.messages import (
     Cancel,
     ClockReading,
@@ -27,64 +28,89 @@ from sarathi.engine.messages import (
     ToEngine,
 )
 from sarathi.errors import ConfigError, ExecutorError
-from sarathi.fleet.clock_offset import ClockOffset
 from sarathi.fleet.generation import EngineError, Generation
 from sarathi.system.processes import LOCAL, Process, Spawner
 from sarathi.telemetry.stats import Stats
 
 _SHUTDOWN_SECONDS = 5.0
 _LIVENESS_SECONDS = 0.2
+_CLOCK_READINGS = 32  # that are kept: so few that the clocks have not drifted meanwhile
 
 
 class EngineCallbacks(Protocol):
-    """Is told how far requests have got."""
+    """Receives the progress of requests."""
 
-    def started(self, generation: Generation) -> None:
-        """Its first token from this engine has come."""
+    def on_first_token(self, generation: Generation) -> None:
+        """Handle the first token of a request from this engine."""
 
-    def finished(self, generation: Generation) -> None:
-        """The engine has ended it: with its last token, or by refusing it."""
+    def on_finished(self, generation: Generation) -> None:
+        """Handle the end of a request: its last token, or its rejection."""
+
+
+class ClockOffset:
+    """How far another machine's clock is ahead of ours, from messages with its time.
+
+    A message takes time, by which the difference appears too small. So the largest difference of
+    the latest messages is the most accurate.
+    """
+
+    def __init__(self) -> None:
+        self._differences: deque[float] = deque(maxlen=_CLOCK_READINGS)
+
+    def add(self, theirs: float, ours: float) -> None:
+        """Add one message.
+
+        Args:
+            theirs: seconds of their clock when they sent it.
+            ours: seconds of our clock when we received it.
+        """
+        self._differences.append(theirs - ours)
+
+    @property
+    def seconds(self) -> float:
+        """To be added to a time of ours; 0 without messages, as if the clock were the same."""
+        return max(self._differences, default=0.0)
 
 
 class EngineClient:
     """Starts one engine process and talks to it. Belongs to one event loop.
 
-    When the process dies, the requests that it had stay with the client until somebody takes them.
+    When the process dies, its requests stay with the client until `take_open`.
     """
 
     def __init__(
         self,
         path: Path,
         config: EngineConfig,
-        watcher: EngineCallbacks,
+        callbacks: EngineCallbacks,
         *,
         spawner: Spawner = LOCAL,
-        report: Callable[[str], None] = lambda line: None,
+        log: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Nothing is started yet.
+        """Prepare a client; `start` starts the process.
 
         Args:
             path: the model, as `open_model` takes it.
             spawner: starts the process.
-            report: called with a line about what the engine does.
+            log: called with a line about what the engine does.
         """
         self.info: ModelInfo | None = None  # None until the model is loaded
         self.latency: tuple[float, ...] = ()  # coefficients of a `LatencyModel`; with info
-        self.error: str | None = None  # why the engine cannot answer any more
+        self.error: str | None = None  # why the engine has died
         self.stats: Stats | None = None  # after the latest iteration
-        self.bad_input = False  # the model or an option is to blame for the error
+        self.bad_input = False  # the model or an option is the cause of the error
         self._path = path
         self._config = config
-        self._watcher = watcher
+        self._callbacks = callbacks
         self._spawner = spawner
-        self._report = report
+        self._log = log
         self._open: dict[int, Generation] = {}
         self._offset = ClockOffset()
         self._encoder = msgspec.msgpack.Encoder()
         self._loaded = asyncio.Event()
         self._dead = asyncio.Event()
         self._process: Process | None = None
-        self._listener: Listener | None = None
+        self._listener: EngineListener | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -92,7 +118,7 @@ class EngineClient:
         local = self._spawner.host is None
         launch = Launch(str(self._path), self._config, os.getpid() if local else None)
         try:
-            self._listener = Listener(self._spawner.host)
+            self._listener = EngineListener(self._spawner.host)
             arguments = [self._listener.endpoint, msgspec.json.encode(launch).decode()]
             self._process = self._spawner.spawn("sarathi.engine.process", arguments)
         except (ConfigError, ExecutorError) as error:
@@ -101,11 +127,11 @@ class EngineClient:
         except OSError as error:  # ZeroMQ's are among them
             self._die(f"the engine process cannot be started: {error}")
         else:
-            work = (self._receive(), self._watch(), self._watch_connection())
-            self._tasks = [asyncio.create_task(one) for one in work]
+            loops = (self._receive(), self._watch_process(), self._watch_connection())
+            self._tasks = [asyncio.create_task(loop) for loop in loops]
 
     async def loaded(self) -> ModelInfo:
-        """Wait until the model can answer.
+        """Wait until the model is loaded.
 
         Raises:
             EngineError: it could not be loaded.
@@ -116,40 +142,40 @@ class EngineClient:
         return self.info
 
     async def died(self) -> str:
-        """Wait until the engine has died, and say why."""
+        """Wait until the engine has died, and return why."""
         await self._dead.wait()
         return self.error or "the engine has stopped"
 
     @property
     def num_open(self) -> int:
-        """Requests that it has and that have not ended."""
+        """Requests of this engine that have not ended."""
         return len(self._open)
 
     def submit(self, generation: Generation) -> None:
-        """Queue a request, which may have tokens already. The engine must be ready."""
+        """Send a request, which may have tokens already. The engine must be ready."""
         self._open[generation.id] = generation
-        generation.begun = False
+        generation.has_started = False
         self._send(
             Submit(
                 generation.id,
                 list(generation.prompt_ids),
                 generation.params,
                 generation.arrival + self._offset.seconds,
-                generation.terms,
+                generation.scheduling_params,
                 list(generation.output_ids),
             )
         )
 
     def cancel(self, generation: Generation) -> None:
-        """Forget a request and have the engine forget it; harmless where it has ended."""
+        """Cancel a request; does nothing if it has ended."""
         if self._open.pop(generation.id, None) is not None and self.error is None:
             self._send(Cancel([generation.id]))
 
     def take_open(self) -> list[Generation]:
-        """Hand over the requests that it has, in the order in which they came.
+        """Remove and return the open requests, in the order in which they were submitted.
 
-        An engine that lives is told to forget them. Tokens under way are dropped: whoever computes
-        the requests next gives them again.
+        An engine that is alive cancels them. Tokens in flight are dropped: the engine that computes
+        the requests next generates them again.
         """
         taken, self._open = list(self._open.values()), {}
         if taken and self.error is None:
@@ -161,7 +187,7 @@ class EngineClient:
         process = self._process
         if process is not None:
             if self.info is None or self.error is not None:
-                process.kill()  # deaf while it loads, and nothing is lost
+                process.kill()  # it reads no messages while it loads, and nothing is lost
             else:
                 self._send(Shutdown())
             self._die("the server is shutting down")
@@ -187,14 +213,14 @@ class EngineClient:
             try:
                 message = decoder.decode(await self._listener.receive())
             except msgspec.MsgspecError as error:
-                self._die(f"the engine process sent what cannot be read: {error}")
+                self._die(f"the engine process sent a message that cannot be read: {error}")
                 return
             if isinstance(message, Iteration):
                 self._deliver(message)
             elif isinstance(message, ClockReading):
-                self._offset.tell(message.now, time.monotonic())
+                self._offset.add(message.now, time.monotonic())
             elif isinstance(message, LoadProgress):
-                self._report(message.message)
+                self._log(message.message)
             elif isinstance(message, Ready):
                 self.info, self.latency = message.info, message.latency
                 self._loaded.set()
@@ -208,30 +234,30 @@ class EngineClient:
         for output in iteration.outputs:
             generation = self._open.get(output.id)
             if generation is None:
-                continue  # cancelled while this was under way
+                continue  # cancelled meanwhile
             generation.put(output, now)
-            if not generation.begun:
-                generation.begun = True
-                self._watcher.started(generation)
+            if not generation.has_started:
+                generation.has_started = True
+                self._callbacks.on_first_token(generation)
             if output.finish_reason is not None:
                 del self._open[output.id]
-                self._watcher.finished(generation)
+                self._callbacks.on_finished(generation)
         for refusal in iteration.refusals:
             generation = self._open.pop(refusal.id, None)
             if generation is not None:
                 generation.fail(EngineError(refusal.message))
-                self._watcher.finished(generation)
+                self._callbacks.on_finished(generation)
 
-    async def _watch(self) -> None:
-        """Notice a process that ended without a word."""
+    async def _watch_process(self) -> None:
+        """Detect a process that has ended without a message."""
         assert self._process is not None
         while (how := self._process.ended()) is None:
             await asyncio.sleep(_LIVENESS_SECONDS)
-        await asyncio.sleep(_LIVENESS_SECONDS)  # its last words may be under way
+        await asyncio.sleep(_LIVENESS_SECONDS)  # its last message may be in flight
         self._die(f"the engine process has ended: {how}")
 
     async def _watch_connection(self) -> None:
-        """Notice a machine that cannot be reached any more."""
+        """Detect a machine that cannot be reached any more."""
         assert self._listener is not None
         await self._listener.lost()
         await asyncio.sleep(_LIVENESS_SECONDS)

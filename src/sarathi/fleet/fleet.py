@@ -1,100 +1,130 @@
-"""Several engines as one: who gets a request, and what becomes of it when an engine dies."""
+"""Several engines as one: requests are shared among them, and outlive an engine that dies."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from sarathi.engine.config import MAX_REPLICAS
+from sarathi.engine.config import MAX_REPLICAS, EngineConfig, share_of_machine
 from sarathi.engine.messages import ModelInfo
 from sarathi.fleet.dispatcher import Dispatcher
-from sarathi.fleet.engine_api import ReplicaStatus
-from sarathi.fleet.engine_client import EngineCallbacks
+from sarathi.fleet.engine_client import EngineClient
 from sarathi.fleet.generation import (
     EngineError,
     Generation,
     RequestLostError,
     ShuttingDownError,
 )
-from sarathi.fleet.replica import EngineHandle, Replica, RestartPolicy
+from sarathi.fleet.replica import Replica, ReplicaState, ReplicaStatus, RestartPolicy
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler import SchedulingParams
+from sarathi.system.processes import LOCAL, Spawner
 from sarathi.telemetry.request_latencies import Latencies, Stopwatch
 from sarathi.telemetry.stats import Stats, at_start, done, total
 
-_MOST_DEATHS = 3  # of engines that had a request, until it is taken to be the cause
-_PLAIN = SchedulingParams()
+_MAX_DEATHS = 3  # of engines that computed a request, until it is taken to be the cause
+_DEFAULT_SCHEDULING = SchedulingParams()
 
 
-@dataclass(frozen=True)
-class LaunchSpec:
-    """What an engine is started for."""
+class Engine(Protocol):
+    """What the server uses: a `Fleet`, or a scripted one in tests."""
 
-    number: int  # of its replica
-    count: int  # engines started before, by any replica
-    replicas: int  # that there are to be
-    # What requests have been promised; None before the first is ready.
-    max_model_len: int | None
-    tbt_target: float | None  # seconds; None also where there is none
+    @property
+    def info(self) -> ModelInfo | None:
+        """None until the model is loaded."""
 
+    @property
+    def error(self) -> str | None:
+        """Why requests cannot be answered any more; None while they can."""
 
-class Launcher(Protocol):
-    def __call__(
-        self, order: LaunchSpec, watcher: EngineCallbacks, report: Callable[[str], None]
-    ) -> EngineHandle:
-        """An engine, not started yet."""
+    @property
+    def stats(self) -> Stats | None:
+        """The statistics of all engines, summed; None before the first is ready."""
+
+    @property
+    def latencies(self) -> Latencies:
+        """The latencies of all requests so far."""
+
+    @property
+    def replicas(self) -> Sequence[ReplicaStatus]:
+        """The state of each replica, by number."""
+
+    @property
+    def restarts(self) -> int:
+        """Engines that were started because an earlier one had died."""
+
+    @property
+    def resumed(self) -> int:
+        """How many times a request was continued by another engine."""
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        scheduling_params: SchedulingParams = ...,
+    ) -> Generation:
+        """Queue one request; raise `EngineError` if no engine can answer it."""
+
+    def scale(self, replicas: int, drain_seconds: float | None = None) -> None:
+        """Start or end engines until there are so many; see `Fleet.scale`."""
 
 
 class Fleet:
     """Engines that share the requests. Belongs to one event loop.
 
-    A request goes to the engine that would be done with it first. When an engine dies it is started
-    again, and what it had goes on elsewhere or waits for that: it is submitted with the tokens that
-    have come, so that none is lost and none comes twice.
+    A request goes to the engine that is predicted to finish it first. An engine that dies is
+    restarted, and another one, or the restarted one, continues its requests: they are submitted
+    with the tokens received so far, so that no token is lost or repeated.
     """
 
     def __init__(
         self,
-        launch: Launcher,
+        path: Path,
+        config: EngineConfig,
         replicas: int = 1,
         *,
-        most_replicas: int = MAX_REPLICAS,
-        report: Callable[[str], None] = lambda line: None,
-        patience: RestartPolicy | None = None,
+        spawner: Spawner = LOCAL,
+        max_replicas: int = MAX_REPLICAS,
+        log: Callable[[str], None] = lambda line: None,
+        restart_policy: RestartPolicy | None = None,
     ) -> None:
-        """Nothing is started yet.
+        """Prepare a fleet; `start` launches the engines.
 
         Args:
-            most_replicas: that `scale` accepts.
-            report: called with a line about what the engines do.
+            path: the model, as `open_model` takes it.
+            config: of one engine that has the machine for itself.
+            spawner: starts the engine processes.
+            max_replicas: that `scale` accepts.
+            log: called with a line about what the engines do.
         """
         self.info: ModelInfo | None = None  # None until an engine is ready for the first time
-        self.error: str | None = None  # why there is no engine any more, and will not be
-        self.bad_input = False  # the model or an option is to blame for the error
+        self.error: str | None = None  # why no engine is left and none will be started
+        self.bad_input = False  # the model or an option is the cause of the error
         self.latencies = Latencies()
         self.restarts = 0
         self.resumed = 0
-        self.most_replicas = most_replicas
-        self._launch = launch
+        self.max_replicas = max_replicas
+        self._path = path
+        self._config = config
+        self._spawner = spawner
         self._wanted = replicas
-        self._report = report
-        self._patience = patience or RestartPolicy()
+        self._log = log
+        self._restart_policy = restart_policy or RestartPolicy()
         self._replicas: dict[int, Replica] = {}
         self._dispatcher = Dispatcher()
-        self._refusal: EngineError | None = None  # of all requests, once they are not wanted
-        self._past: list[Stats] = []  # what engines that are gone have done, summed
+        self._refusal: EngineError | None = None  # of all requests, after `end_requests`
+        self._past: list[Stats] = []  # of engines that have ended, summed
         self._ids = count()
         self._launches = count()
         self._loaded = asyncio.Event()
         self._failed = asyncio.Event()
-
-    # -- the engines ------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the engines and return at once; `loaded` waits for the first."""
@@ -105,7 +135,7 @@ class Fleet:
         """Wait until an engine is ready.
 
         Raises:
-            EngineError: none can be started.
+            EngineError: no engine can be started.
         """
         await self._loaded.wait()
         if self.info is None or self.error is not None:
@@ -113,12 +143,12 @@ class Fleet:
         return self.info
 
     async def failed(self) -> str:
-        """Wait until there is no hope for any engine, and say why."""
+        """Wait until no engine is left and none will be started, and return why."""
         await self._failed.wait()
         return self.error or "the engines have stopped"
 
     def end_requests(self, error: EngineError) -> None:
-        """Fail all open requests and those to come with `error`; the engines stay."""
+        """Fail all open and all later requests with `error`; the engines stay."""
         self._refusal = error
         self._dispatcher.fail(error)
 
@@ -132,33 +162,33 @@ class Fleet:
     def scale(self, replicas: int, drain_seconds: float | None = None) -> None:
         """Start or end engines until there are so many; returns at once.
 
-        Those that end are the ones that serve nobody yet, then those with the least work. They
-        get no more requests, and end when what they have has ended.
+        Engines that are not ready end first, then those with the least work. They get no more
+        requests, and end when their open requests have ended.
 
         Args:
-            replicas: 1 to `most_replicas`.
-            drain_seconds: after which what has not ended goes on elsewhere; None: wait for it.
+            replicas: 1 to `max_replicas`.
+            drain_seconds: after which open requests continue in other engines; None: wait for them.
 
         Raises:
-            EngineError: there is no engine any more, and will not be.
+            EngineError: no engine is left and none will be started.
             ValueError: the number is out of range.
         """
-        if not 1 <= replicas <= self.most_replicas:
-            raise ValueError(f"replicas is {replicas}, expected 1 to {self.most_replicas}")
+        if not 1 <= replicas <= self.max_replicas:
+            raise ValueError(f"replicas is {replicas}, expected 1 to {self.max_replicas}")
         if self.error is not None:
             raise EngineError(self.error)
         self._wanted = replicas
         for replica in self._in_state("failed"):
-            self.ended(replica)
+            self.on_ended(replica)
         for replica in self._in_state("draining"):
-            if len(self._staying()) < replicas and replica.resume():
-                self._say(replica, "goes on")
-                self._dispatcher.open(replica.number)
-        while len(self._staying()) < replicas:
+            if len(self._active()) < replicas and replica.resume():
+                self._log_of(replica, "takes requests again")
+                self._dispatcher.resume(replica.number)
+        while len(self._active()) < replicas:
             self._add()
-        staying = sorted(self._staying(), key=self._worth)
-        for replica in staying[: len(staying) - replicas]:
-            self._dispatcher.close(replica.number)
+        active = sorted(self._active(), key=self._load)
+        for replica in active[: len(active) - replicas]:
+            self._dispatcher.pause(replica.number)
             replica.drain(drain_seconds)
 
     @property
@@ -172,15 +202,16 @@ class Fleet:
             parts += _stats_of(replica)
         return total(parts) if self.info is not None else None
 
-    # -- requests ---------------------------------------------------------------------------
-
     def submit(
-        self, prompt_ids: Sequence[int], params: SamplingParams, terms: SchedulingParams = _PLAIN
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        scheduling_params: SchedulingParams = _DEFAULT_SCHEDULING,
     ) -> Generation:
-        """Queue one request, which waits where all engines are being started again.
+        """Queue one request; it waits while all engines are being restarted.
 
         Raises:
-            EngineError: no engine is ready for the first time, or will ever be ready again.
+            EngineError: no engine has been ready yet, or will ever be ready again.
         """
         if self._refusal is not None:
             raise self._refusal
@@ -188,15 +219,20 @@ class Fleet:
             raise EngineError(self.error)
         if self.info is None:
             raise EngineError("the model is still loading")
-        stopwatch = Stopwatch(self.latencies, time.monotonic())
-        forget = self._dispatcher.forget
-        generation = Generation(next(self._ids), prompt_ids, params, terms, stopwatch, forget)
+        generation = Generation(
+            next(self._ids),
+            prompt_ids,
+            params,
+            scheduling_params,
+            Stopwatch(self.latencies, time.monotonic()),
+            self._dispatcher.cancel,
+        )
         self._dispatcher.send(generation)
         return generation
 
-    # -- what replicas tell -----------------------------------------------------------------
+    # -- ReplicaCallbacks -------------------------------------------------------------------
 
-    def became_ready(self, replica: Replica) -> None:
+    def on_ready(self, replica: Replica) -> None:
         engine = replica.engine
         assert engine is not None
         assert engine.info is not None
@@ -209,21 +245,22 @@ class Fleet:
                 tbt_target_reason=self.info.tbt_target_reason,
             )
         if replica.restarts:
-            self._say(replica, "the engine is ready again")
+            self._log_of(replica, "the engine is ready again")
         elif self._loaded.is_set():
-            self._say(replica, "ready")
+            self._log_of(replica, "ready")
         self._loaded.set()
         self._dispatcher.add(replica.number, engine)
 
-    def lost_engine(self, replica: Replica) -> None:
+    def on_engine_died(self, replica: Replica) -> None:
+        """Continue the requests of a dead engine in others, unless they may be the cause."""
         orphans = self._dispatcher.remove(replica.number)
         if replica.was_ready:
             again = f"starting it again, {len(orphans)} open requests go on"
-            self._say(replica, f"error: {replica.reason}; {again}")
+            self._log_of(replica, f"error: {replica.reason}; {again}")
         for generation in orphans:
             generation.deaths += 1
-            if generation.deaths < _MOST_DEATHS:
-                self._go_on(generation)
+            if generation.deaths < _MAX_DEATHS:
+                self._continue(generation)
                 continue
             generation.fail(
                 RequestLostError(
@@ -232,35 +269,36 @@ class Fleet:
                 )
             )
 
-    def is_hopeless(self, replica: Replica) -> bool:
+    def gives_up(self, replica: Replica) -> bool:
         assert replica.engine is not None
         if not replica.was_ready and replica.engine.bad_input:
             return True  # neither the model nor the options will change
         if self.info is None and len(self._replicas) == 1:
-            return True  # nobody is served: whoever starts it should know at once
-        return replica.failures >= self._patience.starts
+            return True  # there are no requests yet: the operator should know at once
+        return replica.failures >= self._restart_policy.max_failed_starts
 
-    def gave_up(self, replica: Replica) -> None:
+    def on_failed(self, replica: Replica) -> None:
         assert replica.engine is not None
         never = self.info is None
         self.bad_input = never and replica.engine.bad_input
-        if self.bad_input or not self._staying():
+        if self.bad_input or not self._active():
             self._fail(replica.reason or "the engine cannot be started")
         elif not never:
-            self._say(replica, f"error: given up: {replica.reason}")
+            self._log_of(replica, f"error: given up: {replica.reason}")
 
-    def drained(self, replica: Replica) -> None:
+    def on_drained(self, replica: Replica) -> None:
         for generation in self._dispatcher.remove(replica.number):
-            self._go_on(generation)
+            self._continue(generation)
 
-    def ended(self, replica: Replica) -> None:
+    def on_ended(self, replica: Replica) -> None:
+        """Forget a replica, but not its counters."""
         self._keep_past(replica)
         del self._replicas[replica.number]
-        self._say(replica, "ended")
+        self._log_of(replica, "ended")
 
     # ---------------------------------------------------------------------------------------
 
-    def _go_on(self, generation: Generation) -> None:
+    def _continue(self, generation: Generation) -> None:
         self.resumed += 1
         self._dispatcher.send(generation)
 
@@ -272,49 +310,74 @@ class Fleet:
 
     def _add(self) -> None:
         number = next(n for n in count() if n not in self._replicas)
-        replica = Replica(number, self._order, self, self._patience)
+        replica = Replica(number, self._launch, self, self._restart_policy)
         self._replicas[number] = replica
         replica.start()
 
-    def _order(self, replica: Replica) -> EngineHandle:
+    def _launch(self, replica: Replica) -> EngineClient:
         if replica.engine is not None:
             self._keep_past(replica)
             self.restarts += 1
-        order = LaunchSpec(
-            number=replica.number,
-            count=next(self._launches),
-            replicas=self._wanted,
-            max_model_len=None if self.info is None else self.info.max_model_len,
-            tbt_target=None if self.info is None else self.info.tbt_target,
+        config = self._engine_config(replica.number, next(self._launches))
+        log = partial(self._log_of, replica)
+        return EngineClient(self._path, config, self._dispatcher, spawner=self._spawner, log=log)
+
+    def _engine_config(self, number: int, launches: int) -> EngineConfig:
+        """Return the configuration of an engine.
+
+        Its files are numbered, since an engine empties its files when it starts; it keeps the
+        limits that requests rely on; and it gets its share of the machine.
+
+        Args:
+            number: of its replica.
+            launches: of engines before.
+        """
+        config = msgspec.structs.replace(
+            self._config,
+            iteration_log=_numbered(self._config.iteration_log, launches),
+            trace=_numbered(self._config.trace, launches),
         )
-        return self._launch(order, self._dispatcher, lambda line: self._say(replica, line))
+        if self.info is not None:
+            config = msgspec.structs.replace(config, max_model_len=self.info.max_model_len)
+            if self.info.tbt_target is not None and config.latency_budget:
+                config = msgspec.structs.replace(config, tbt_target=self.info.tbt_target)
+        if self._spawner.host is None and self._wanted > 1:
+            config = share_of_machine(config, self._wanted, number)
+        return config
 
     def _keep_past(self, replica: Replica) -> None:
-        """What its engine has done, which is about to be forgotten."""
+        """Keep the counters of an engine that is about to be forgotten."""
         if parts := _stats_of(replica):
             self._past = [total([*self._past, *map(done, parts)])]
 
-    def _staying(self) -> list[Replica]:
-        gone = ("failed", "draining")
-        return [replica for replica in self._replicas.values() if replica.state not in gone]
+    def _active(self) -> list[Replica]:
+        return self._in_state("starting") + self._in_state("ready")
 
-    def _in_state(self, state: str) -> list[Replica]:
+    def _in_state(self, state: ReplicaState) -> list[Replica]:
         return [replica for replica in self._replicas.values() if replica.state == state]
 
-    def _worth(self, replica: Replica) -> tuple[bool, float, int]:
-        """Least of the one that is missed least."""
+    def _load(self, replica: Replica) -> tuple[bool, float, int]:
+        """Return a key that sorts replicas by how much ending them would interrupt."""
         number = replica.number
         return replica.takes_requests, self._dispatcher.work(number), -number
 
-    def _say(self, replica: Replica, line: str) -> None:
+    def _log_of(self, replica: Replica, line: str) -> None:
         several = self._wanted > 1 or len(self._replicas) > 1
-        self._report(f"replica {replica.number}: {line}" if several else line)
+        self._log(f"replica {replica.number}: {line}" if several else line)
 
 
 def _stats_of(replica: Replica) -> list[Stats]:
-    """Those of its engine, if that has ever been ready."""
+    """Return the statistics of a replica's engine, if that has ever been ready."""
     engine = replica.engine
     if engine is None or engine.info is None:
         return []
     stats = engine.stats or at_start(engine.info.num_blocks, engine.info.num_stages)
     return [stats if engine.error is None else done(stats)]
+
+
+def _numbered(name: str | None, number: int) -> str | None:
+    """Return `log.1.jsonl` for `log.jsonl` and 1; the name itself for 0."""
+    if name is None or not number:
+        return name
+    path = Path(name)
+    return str(path.with_name(f"{path.stem}.{number}{path.suffix}"))

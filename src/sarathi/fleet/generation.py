@@ -1,4 +1,4 @@
-"""One submitted request, as whoever submitted it sees it."""
+"""A submitted request and the stream of its tokens, as the server sees it."""
 
 from __future__ import annotations
 
@@ -16,45 +16,46 @@ class EngineError(RuntimeError):
 
 
 class ShuttingDownError(EngineError):
-    """The server ends before the request does."""
+    """The server shuts down before the request has ended."""
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down")
 
 
 class RequestLostError(EngineError):
-    """The engine died too often while it had the request."""
+    """The engine died too often while it was computing the request."""
 
 
 class Generation:
     """A request and its tokens, as they come.
 
-    It outlives the engine that computes it: what another engine needs to go on is here.
+    It outlives the engine that computes it, and holds what another engine needs to continue.
     """
 
     def __init__(
         self,
-        number: int,
+        request_id: int,
         prompt_ids: Sequence[int],
         params: SamplingParams,
-        terms: SchedulingParams,
+        scheduling_params: SchedulingParams,
         stopwatch: Stopwatch,
-        forget: Callable[[Generation], None],
+        on_cancel: Callable[[Generation], None],
     ) -> None:
-        """
+        """Prepare the stream; `Fleet.submit` is what creates one.
+
         Args:
-            number: its id, among all that engines may know.
-            forget: called once where the caller ends the request before the engine does.
+            request_id: unique among the requests of all engines.
+            on_cancel: called once if the caller ends the request before the engine does.
         """
-        self.id = number
+        self.id = request_id
         self.prompt_ids = prompt_ids
         self.params = params
-        self.terms = terms
-        self.output_ids: list[int] = []  # that have come, read or not
-        self.begun = False  # the engine that has it now has given a token
-        self.deaths = 0  # engines that died while they had it
+        self.scheduling_params = scheduling_params
+        self.output_ids: list[int] = []  # received so far, read or not
+        self.has_started = False  # its present engine has generated a token
+        self.deaths = 0  # of engines that were computing it
         self._stopwatch = stopwatch
-        self._forget = forget
+        self._on_cancel = on_cancel
         self._ended = False
         self._outputs: list[TokenOutput] = []
         self._error: EngineError | None = None
@@ -62,7 +63,7 @@ class Generation:
 
     @property
     def arrival(self) -> float:
-        """Seconds, time.monotonic of this process."""
+        """When it was submitted; seconds, time.monotonic of this process."""
         return self._stopwatch.arrival
 
     @property
@@ -72,14 +73,14 @@ class Generation:
 
     @property
     def num_tokens(self) -> int:
-        """What an engine has to compute before the next token."""
+        """Tokens that an engine has to compute before it can generate the next one."""
         return len(self.prompt_ids) + len(self.output_ids)
 
     async def next(self) -> list[TokenOutput]:
-        """The tokens since the last call, at least one; the last has a finish reason.
+        """Wait for tokens and return those since the last call; the last one has a finish reason.
 
         Raises:
-            EngineError: the engine refused the request or died for good.
+            EngineError: the engine rejected the request, or has died and is not restarted.
         """
         if not self._outputs and self._error is None:
             self._waiter = asyncio.get_running_loop().create_future()
@@ -94,17 +95,18 @@ class Generation:
         return outputs
 
     def cancel(self) -> None:
-        """Stop computing and free the KV blocks. Harmless after the end, or twice."""
+        """Stop computing and free the KV blocks. Does nothing after the end."""
         self._end_early("cancelled")
 
     def stop(self) -> None:
-        """The same, for an answer that is complete because a stop string came."""
+        """Do the same as `cancel`, for an answer that a stop string has completed."""
         self._end_early("stop")
 
     def put(self, output: TokenOutput, now: float) -> None:
-        """
+        """Add a token of the engine.
+
         Args:
-            now: when it came, time.monotonic.
+            now: when it was received, time.monotonic.
         """
         self._stopwatch.token(now, output.scheduling_delay)
         self.output_ids.append(output.token)
@@ -115,6 +117,7 @@ class Generation:
         self._wake()
 
     def fail(self, error: EngineError) -> None:
+        """End the request with an error, which `next` raises after the tokens received."""
         self._ended = True
         self._stopwatch.end("failed")
         self._error = error
@@ -123,7 +126,7 @@ class Generation:
     def _end_early(self, outcome: Outcome) -> None:
         if not self._ended:
             self._ended = True
-            self._forget(self)
+            self._on_cancel(self)
             self._stopwatch.end(outcome)
 
     def _wake(self) -> None:

@@ -1,135 +1,139 @@
-"""One place among several for an engine, which is started again there when it dies."""
+"""A replica: keeps one engine running, and restarts it when it dies."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
-from sarathi.engine.messages import ModelInfo
-from sarathi.fleet.engine_api import ReplicaState, ReplicaStatus
-from sarathi.fleet.generation import EngineError, Generation
-from sarathi.telemetry.stats import Stats
+import msgspec
 
-_DRAIN_LOOK = 0.05  # seconds
+from sarathi.fleet.engine_client import EngineClient
+from sarathi.fleet.generation import EngineError
+
+_DRAIN_POLL = 0.05  # seconds
+
+ReplicaState = Literal["ready", "starting", "draining", "failed"]
+REPLICA_STATES: tuple[ReplicaState, ...] = ("ready", "starting", "draining", "failed")
+
+
+class ReplicaStatus(msgspec.Struct, frozen=True):
+    """The state of one replica."""
+
+    number: int
+    state: ReplicaState
+    requests: int  # that have not ended
+    restarts: int
+    reason: str | None = None  # why it failed, or was restarted the last time
+
+
+def by_state(replicas: Sequence[ReplicaStatus]) -> dict[ReplicaState, int]:
+    """Return the number of replicas in each state, 0 included."""
+    counts = dict.fromkeys(REPLICA_STATES, 0)
+    for replica in replicas:
+        counts[replica.state] += 1
+    return counts
 
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """With engines that die."""
+    """When an engine that has died is restarted, and when it is given up."""
 
-    starts: int = 5  # that fail in a row, until there is no hope
-    first_wait: float = 0.5  # seconds before a start that follows a failure; doubles each time
-    longest_wait: float = 30.0
-    stable: float = 60.0  # seconds that an engine must have lived for its death to be the first
+    max_failed_starts: int = 5  # in a row
+    initial_delay: float = 0.5  # seconds before a start that follows a failure; doubles each time
+    max_delay: float = 30.0
+    stable_after: float = 60.0  # seconds; an engine that lived longer starts a new row of failures
 
-    def wait(self, failures: int) -> float:
-        """Seconds before the next start, after so many early deaths in a row."""
+    def delay(self, failures: int) -> float:
+        """Return the seconds before the next start, after so many early deaths in a row."""
         if failures < 1:
             return 0.0
         doublings = min(failures - 1, 30)
-        return min(self.longest_wait, self.first_wait * 2.0**doublings)
-
-
-class EngineHandle(Protocol):
-    """An engine from its start to its death; see `EngineClient`."""
-
-    info: ModelInfo | None
-    latency: tuple[float, ...]
-    error: str | None
-    stats: Stats | None
-    bad_input: bool
-
-    @property
-    def num_open(self) -> int: ...
-
-    def start(self) -> None: ...
-
-    async def loaded(self) -> ModelInfo: ...
-
-    async def died(self) -> str: ...
-
-    def submit(self, generation: Generation) -> None: ...
-
-    def cancel(self, generation: Generation) -> None: ...
-
-    def take_open(self) -> list[Generation]: ...
-
-    async def stop(self) -> None: ...
+        return min(self.max_delay, self.initial_delay * 2.0**doublings)
 
 
 class ReplicaCallbacks(Protocol):
-    """Whoever gives requests to a replica."""
+    """Receives the changes of a replica, and gives it requests; see `Fleet`."""
 
-    def became_ready(self, replica: Replica) -> None: ...
+    def on_ready(self, replica: Replica) -> None: ...
 
-    def lost_engine(self, replica: Replica) -> None:
-        """The engine has died; the replica still has it, to take the requests from."""
+    def on_engine_died(self, replica: Replica) -> None:
+        """Take the requests of the dead engine, which the replica still has."""
 
-    def is_hopeless(self, replica: Replica) -> bool:
-        """Whether the latest failure to start is reason enough to give the replica up."""
+    def gives_up(self, replica: Replica) -> bool:
+        """Return whether the replica is given up after its latest failure to start."""
 
-    def gave_up(self, replica: Replica) -> None: ...
+    def on_failed(self, replica: Replica) -> None:
+        """Handle a replica that was given up."""
 
-    def drained(self, replica: Replica) -> None:
-        """It is about to end; requests that it still has are to be taken from it."""
+    def on_drained(self, replica: Replica) -> None:
+        """Take the requests that are left; the engine is about to end."""
 
-    def ended(self, replica: Replica) -> None:
-        """Its engine has ended, and there will be no other."""
+    def on_ended(self, replica: Replica) -> None:
+        """Forget a replica whose engine has ended on request."""
 
 
 class Replica:
-    """Keeps an engine running."""
+    """Keeps one engine running."""
 
     def __init__(
         self,
         number: int,
-        launch: Callable[[Replica], EngineHandle],
-        owner: ReplicaCallbacks,
-        patience: RestartPolicy,
+        launch: Callable[[Replica], EngineClient],
+        callbacks: ReplicaCallbacks,
+        policy: RestartPolicy,
     ) -> None:
+        """Prepare a replica; `start` launches its engine.
+
+        Args:
+            launch: returns a new engine that is not started yet.
+        """
         self.number = number
         self.state: ReplicaState = "starting"
-        self.failures = 0  # starts in a row that got nowhere
+        self.failures = 0  # failed starts in a row
         self.was_ready = False  # once at least
         self.restarts = 0
         self.reason: str | None = None  # of the latest death
-        self.engine: EngineHandle | None = None
+        self.engine: EngineClient | None = None
         self._launch = launch
-        self._owner = owner
-        self._patience = patience
+        self._callbacks = callbacks
+        self._policy = policy
         self._task: asyncio.Task[None] | None = None
         self._drain: asyncio.Task[None] | None = None
         self._ending = False
 
     @property
     def takes_requests(self) -> bool:
+        """Whether its engine is ready."""
         return self.state == "ready" and self.engine is not None and self.engine.error is None
 
     @property
     def num_open(self) -> int:
+        """Requests that have not ended."""
         return 0 if self.engine is None else self.engine.num_open
 
     @property
     def status(self) -> ReplicaStatus:
+        """What operators see of the replica."""
         return ReplicaStatus(self.number, self.state, self.num_open, self.restarts, self.reason)
 
     def start(self) -> None:
+        """Launch the engine and keep it running, in a task."""
         self._task = asyncio.create_task(self._keep_running())
 
     def drain(self, seconds: float | None) -> None:
-        """Let the requests end, then the engine.
+        """Wait for the open requests, then end the engine.
 
         Args:
-            seconds: after which the rest goes on elsewhere; None: wait for all.
+            seconds: after which the rest continues in other engines; None: wait for all.
         """
-        waits = self.takes_requests
+        seconds = seconds if self.takes_requests else 0.0
         self.state = "draining"
-        self._drain = asyncio.create_task(self._end(seconds if waits else 0.0))
+        self._drain = asyncio.create_task(self._end(seconds))
 
     def resume(self) -> bool:
-        """Go on after `drain`; False where it is too late."""
+        """Take requests again after `drain`; return False if it is too late."""
         alive = self.engine is not None and self.engine.error is None and self.was_ready
         if self._drain is None or self._ending or not alive:
             return False
@@ -139,7 +143,7 @@ class Replica:
         return True
 
     async def stop(self) -> None:
-        """End the engine at once. The requests that it has are left with it."""
+        """End the engine at once. Its requests stay with it."""
         tasks = [task for task in (self._drain, self._task) if task is not None]
         for task in tasks:
             task.cancel()
@@ -148,7 +152,7 @@ class Replica:
             await self.engine.stop()
 
     async def _keep_running(self) -> None:
-        early = 0  # deaths in a row, of engines that had not lived for long
+        early = 0  # deaths in a row of engines that had not lived for long
         clock = asyncio.get_running_loop().time
         while True:
             began = clock()
@@ -162,24 +166,24 @@ class Replica:
                 loaded = False
             else:
                 if self.state == "draining":
-                    return  # whoever drains it does the rest
+                    return  # `_end` does the rest
                 self.failures = 0
                 self.state = "ready"
                 self.was_ready = loaded = True
-                self._owner.became_ready(self)
+                self._callbacks.on_ready(self)
                 self.reason = await engine.died()
             if self.state == "draining":
                 return
             self.state = "starting"
-            self._owner.lost_engine(self)
+            self._callbacks.on_engine_died(self)
             await engine.stop()
-            if not loaded and self._owner.is_hopeless(self):
+            if not loaded and self._callbacks.gives_up(self):
                 self.state = "failed"
-                self._owner.gave_up(self)
+                self._callbacks.on_failed(self)
                 return
-            early = 0 if loaded and clock() - began >= self._patience.stable else early + 1
-            # The first death after a good life may be a chance; it costs no time.
-            await asyncio.sleep(self._patience.wait(early - loaded))
+            early = 0 if loaded and clock() - began >= self._policy.stable_after else early + 1
+            # A first death may be an accident: there is no delay after it.
+            await asyncio.sleep(self._policy.delay(early - loaded))
             self.restarts += 1
 
     async def _end(self, seconds: float | None) -> None:
@@ -188,12 +192,12 @@ class Replica:
         while self.engine is not None and self.engine.error is None and self.engine.num_open:
             if deadline is not None and loop.time() >= deadline:
                 break
-            await asyncio.sleep(_DRAIN_LOOK)
+            await asyncio.sleep(_DRAIN_POLL)
         self._ending = True
-        self._owner.drained(self)
+        self._callbacks.on_drained(self)
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         if self.engine is not None:
             await self.engine.stop()
-        self._owner.ended(self)
+        self._callbacks.on_ended(self)

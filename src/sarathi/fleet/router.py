@@ -1,4 +1,4 @@
-"""Which of several engines gets a request."""
+"""The choice of an engine for a request: the one with the least predicted work."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass, field
 
 from sarathi.scheduler.budget.latency_model import LatencyModel, Work
 
-_TYPICAL = Work(32, 0.0, 32 * 512, 32)  # of decodes
-_PRESUMED_OUTPUT = 256.0  # tokens, until the first answers have ended
+_TYPICAL_DECODES = Work(32, 0.0, 32 * 512, 32)
+_INITIAL_OUTPUT = 256.0  # tokens that an answer is taken to have until the first ones have ended
 
 
 @dataclass(eq=False, slots=True)
 class Assignment:
-    """One request and the engine that got it."""
+    """The engine of one request, and its predicted work."""
 
     engine: int
-    prompt: float  # seconds that its prompt was predicted to take; 0 once it has been computed
+    prompt: float  # predicted seconds of its prompt; 0 once it has been computed
 
 
 class LeastWork:
-    """The engine that would be done first with all it has and the request itself, as far as can
-    be foreseen. Among equals, it goes round.
+    """Chooses the engine that is predicted to finish its requests and the new one first.
 
-    A prompt counts with the time that the engine's latency model gives it, until its first token;
-    an answer with that of as many tokens as answers had on average so far. Of a prompt counts what
-    the engine has not computed for others that began alike, so far as is remembered.
+    Among equals it is round robin. A prompt counts with the time that the engine's latency model
+    predicts, until its first token; an answer with that of as many tokens as answers had on average
+    so far. The beginning of a prompt does not count if the engine has computed it for an earlier
+    one, as far as the router remembers.
     """
 
     def __init__(self) -> None:
@@ -38,29 +38,30 @@ class LeastWork:
     def add(
         self, engine: int, model: LatencyModel, *, block_size: int = 1, num_blocks: int = 0
     ) -> None:
-        """Let an engine take part, or anew after it has lost all it had.
+        """Add an engine without requests, or replace it by one.
 
         Args:
             block_size: tokens that a hash of `assign` stands for.
-            num_blocks: of a prompt's hashes, so many are remembered; 0: none.
+            num_blocks: hashes of prompts that are remembered; 0: none.
         """
         self._engines[engine] = _Engine(model, block_size, num_blocks)
 
     def remove(self, engine: int) -> None:
-        """Harmless where it takes no part."""
+        """Remove an engine; does nothing if it is unknown."""
         self._engines.pop(engine, None)
 
     def assign(
         self, tokens: int, hashes: Sequence[bytes] = (), among: Collection[int] | None = None
     ) -> Assignment:
-        """
+        """Choose an engine for a request and count the request as its work.
+
         Args:
             tokens: to compute before the first new one.
-            hashes: as `block_hashes` gives them, of the first of these tokens.
-            among: engines to choose from, at least one that takes part; None: all.
+            hashes: of the first of these tokens, see `block_hashes`.
+            among: engines to choose from, at least one of those added; None: all.
         """
         best, least, prompt = -1, float("inf"), 0.0
-        for number in self._in_turn():
+        for number in self._round_robin():
             if among is not None and number not in among:
                 continue
             own = self._engines[number].seconds(tokens, hashes)
@@ -75,23 +76,23 @@ class LeastWork:
         return Assignment(best, prompt)
 
     def work(self, engine: int) -> float:
-        """Seconds until an engine would be done with all that it has."""
-        per_answer = self._tokens / self._ended if self._ended else _PRESUMED_OUTPUT
+        """Return the predicted seconds until an engine has finished its requests."""
+        per_answer = self._tokens / self._ended if self._ended else _INITIAL_OUTPUT
         one = self._engines[engine]
         return one.prompts + per_answer * one.per_token * one.answers
 
     def started(self, assignment: Assignment) -> None:
-        """The first token has come."""
+        """Stop counting the prompt: its first token has come."""
         engine = self._engines.get(assignment.engine)
         if engine is not None:
             engine.prompts = max(0.0, engine.prompts - assignment.prompt)
         assignment.prompt = 0.0
 
     def ended(self, assignment: Assignment, output_tokens: int | None = None) -> None:
-        """The engine has it no more.
+        """Stop counting the request: the engine does not compute it any more.
 
         Args:
-            output_tokens: of the whole answer; None where it was not the end of it.
+            output_tokens: of the whole answer; None if it is not complete.
         """
         self.started(assignment)
         engine = self._engines.get(assignment.engine)
@@ -101,8 +102,8 @@ class LeastWork:
             self._ended += 1
             self._tokens += output_tokens
 
-    def _in_turn(self) -> list[int]:
-        """All engines, from the one after the latest that got something."""
+    def _round_robin(self) -> list[int]:
+        """Return all engines, beginning after the one that was chosen last."""
         numbers = sorted(self._engines)
         after = sum(number <= self._latest for number in numbers)
         return numbers[after:] + numbers[:after]
@@ -113,29 +114,30 @@ class _Engine:
     model: LatencyModel
     block_size: int
     num_blocks: int
-    prompts: float = 0.0  # seconds of those assigned that have no token yet
+    prompts: float = 0.0  # predicted seconds of those without a token
     answers: int = 0  # that have not ended
     per_token: float = 0.0  # seconds
     blocks: OrderedDict[bytes, None] = field(default_factory=OrderedDict)  # latest last
 
     def __post_init__(self) -> None:
-        self.per_token = self.model.predict(_TYPICAL) / _TYPICAL.tokens
+        self.per_token = self.model.predict(_TYPICAL_DECODES) / _TYPICAL_DECODES.tokens
 
     def seconds(self, tokens: int, hashes: Sequence[bytes]) -> float:
-        """What of a prompt this engine would have to compute."""
+        """Return the predicted seconds of the part of a prompt that this engine has to compute."""
         known = 0
         for name in hashes:
             if name not in self.blocks:
                 break
             known += self.block_size
-        known = min(known, tokens - 1)  # the last one is computed in any case
+        known = min(known, tokens - 1)  # the last token is always computed
         return self.model.prompt_cost(tokens - known, known, True)
 
     def remember(self, hashes: Sequence[bytes]) -> None:
+        """Note that the engine has the beginning of a prompt in its prefix cache."""
         if not self.num_blocks:
             return
         blocks = self.blocks
-        # Without its beginning, the rest of a prompt is worth nothing: that is forgotten last.
+        # The rest of a prompt is useless without its beginning, which is therefore forgotten last.
         for name in reversed(hashes):
             blocks[name] = None
             blocks.move_to_end(name)

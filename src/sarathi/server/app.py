@@ -15,7 +15,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sarathi.fleet.engine_api import Engine, by_state
+from sarathi.fleet.fleet import Engine
+from sarathi.fleet.replica import by_state
 from sarathi.models.locate import RANDOM_WEIGHTS
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.server.access import AccessControl, AccessRules, AdminOnly, key_name

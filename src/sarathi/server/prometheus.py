@@ -21,7 +21,8 @@ from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 from sarathi.engine.messages import ModelInfo
-from sarathi.fleet.engine_api import Engine, by_state
+from sarathi.fleet.fleet import Engine
+from sarathi.fleet.replica import by_state
 from sarathi.server.stats_endpoint import current_stats
 from sarathi.telemetry.histogram import Histogram
 from sarathi.telemetry.request_latencies import Latencies

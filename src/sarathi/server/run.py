@@ -22,7 +22,6 @@ from sarathi.engine.messages import ModelInfo
 from sarathi.errors import ConfigError
 from sarathi.fleet.fleet import Fleet
 from sarathi.fleet.generation import EngineError
-from sarathi.fleet.launcher import EngineLauncher
 from sarathi.models.model import open_tokenizer
 from sarathi.server.access import AccessRules
 from sarathi.server.app import create_app
@@ -102,8 +101,7 @@ async def _serve(
     url = f"http://{bracketed(host)}:{port}/v1"
     # More engines than cores would only take turns.
     most = max(usable_cores(), config.replicas) if spawner.host is None else MAX_REPLICAS
-    launch = EngineLauncher(path, engine, spawner)
-    fleet = Fleet(launch, config.replicas, most_replicas=most, report=say)
+    fleet = Fleet(path, engine, config.replicas, spawner=spawner, max_replicas=most, log=say)
     try:
         fleet.start()  # engines load in their own processes while this one reads the tokenizer
         tokenizer = await asyncio.to_thread(open_tokenizer, path, engine.load_format)

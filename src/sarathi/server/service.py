@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass, field
 
 from sarathi.engine.messages import ModelInfo
-from sarathi.fleet.engine_api import Engine
+from sarathi.fleet.fleet import Engine
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.models.tokenizers.work_limit import WorkLimit
 from sarathi.server.openai.api_errors import (

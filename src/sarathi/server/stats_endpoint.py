@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from sarathi.engine.messages import ModelInfo
-from sarathi.fleet.engine_api import Engine, by_state
+from sarathi.fleet.fleet import Engine
+from sarathi.fleet.replica import by_state
 from sarathi.server.openai.response_bodies import SchedulerStats
 from sarathi.telemetry.stats import Stats, at_start
 

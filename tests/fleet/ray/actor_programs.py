@@ -1,4 +1,4 @@
-"""What actors run in tests, in place of engines and their workers."""
+"""Programs that actors run in tests, instead of engines and their workers."""
 
 from __future__ import annotations
 

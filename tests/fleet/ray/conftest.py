@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -16,13 +17,13 @@ CPUS = 6  # that the cluster counts, whatever the machine has
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Cluster]:
-    if find_spec("ray") is None:  # looked for and not imported, as in the command
+    if find_spec("ray") is None:  # not imported, as in the command
         pytest.skip("needs Ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setattr("sarathi.fleet.ray.cluster._begun_here", lambda: None)
+        patch.setattr("sarathi.fleet.ray.cluster._local_address", lambda: None)
         # The processes of actors inherit it from those that are started now.
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         stack = ExitStack()
         cluster = stack.enter_context(connected(None, CPUS, print))
     with stack:

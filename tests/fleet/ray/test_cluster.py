@@ -1,4 +1,4 @@
-"""Clusters that are not there: refused at once, or within a bound."""
+"""Clusters that do not exist: rejected at once, or within a bound."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 from sarathi.errors import ConfigError, ModelError
 from sarathi.fleet.ray import cluster
-from sarathi.fleet.ray.actors import ActorRunner, cause
 from sarathi.fleet.ray.cluster import connected
+from sarathi.fleet.ray.spawners import ActorRunner, death_cause
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray")
 
@@ -31,20 +31,22 @@ def listener() -> Iterator[socket.socket]:
         yield one
 
 
-def test_ray_is_imported_only_when_it_is_asked_for() -> None:
+def test_ray_is_imported_only_when_it_is_used() -> None:
     look = "import sarathi.fleet.ray.ray_launch, sys; print('ray' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
 
 
-def test_without_ray_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_message_explains_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)
     assert refused(None) == "--ray needs Ray: pip install 'sarathi-serve[ray]'"
 
 
 @needs_ray
 @pytest.mark.parametrize("address", ["nonsense", "ray://10.0.0.1:10001", "10.0.0.1", ":6379"])
-def test_what_is_no_address_of_a_cluster(address: str) -> None:
+def test_an_invalid_address_of_a_cluster(address: str) -> None:
     assert f"the Ray address is {address!r}, expected host:port" in refused(address)
 
 
@@ -63,7 +65,7 @@ def test_the_address_may_come_from_the_environment(monkeypatch: pytest.MonkeyPat
 
 @needs_ray
 def test_a_port_that_stays_silent(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_HEALTH", 0.5)
+    monkeypatch.setattr(cluster, "_HEALTH_TIMEOUT", 0.5)
     address = f"127.0.0.1:{listener.getsockname()[1]}"
     assert refused(address) == f"no Ray cluster answers at {address} within 0.5 s"
 
@@ -72,13 +74,13 @@ def test_a_cluster_that_has_crashed_is_not_joined(
     tmp_path: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert cluster._begun_here() is None
+    assert cluster._local_address() is None
     (tmp_path / "ray").mkdir()
     address = f"127.0.0.1:{listener.getsockname()[1]}"
     (tmp_path / "ray" / "ray_current_cluster").write_text(f"{address}\n")
-    assert cluster._begun_here() == address
+    assert cluster._local_address() == address
     listener.close()
-    assert cluster._begun_here() is None
+    assert cluster._local_address() is None
 
 
 @pytest.mark.parametrize("error", [None, ModelError("no network")])
@@ -92,7 +94,7 @@ def test_a_hub_id_is_downloaded_where_the_actor_runs(
         if error is not None:
             raise error
 
-    monkeypatch.setattr("sarathi.fleet.ray.actors.locate", locate)
+    monkeypatch.setattr("sarathi.fleet.ray.spawners.locate", locate)
     assert ActorRunner().run("actor_programs", ["return", "3"], "org/name", None) == 3
     assert asked == ["org/name"]
     assert ActorRunner().run("actor_programs", ["return", "0"], None, None) == 0
@@ -119,4 +121,4 @@ def test_a_hub_id_is_downloaded_where_the_actor_runs(
     ],
 )
 def test_why_an_actor_died(message: str, expected: str) -> None:
-    assert cause(message) == expected
+    assert death_cause(message) == expected

@@ -1,4 +1,4 @@
-"""What replicas ask of a cluster's machines."""
+"""The resources of replicas on a cluster."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from sarathi.backends.parallel.rank_layout import ParallelLayout
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import ConfigError
-from sarathi.fleet.ray.placement import Node, Placement, equal_share, place
+from sarathi.fleet.ray.placement import Node, Placement, equal_share, place_replicas
 
 CPU_NODES = [Node("10.0.0.1", 8, 0), Node("10.0.0.2", 8, 0)]
 GPU_NODES = [Node("10.0.0.1", 16, 4), Node("10.0.0.2", 16, 4)]
@@ -43,49 +43,49 @@ def test_a_bundle_asks_for_no_gpus_where_none_compute() -> None:
         ([], 1, 1, 1),
     ],
 )
-def test_cpus_are_shared_out(cpus: list[float], bundles: int, ranks: int, share: int) -> None:
+def test_cpus_are_divided_equally(cpus: list[float], bundles: int, ranks: int, share: int) -> None:
     assert equal_share(cpus, bundles, ranks) == share
 
 
-def test_all_cpus_of_the_cluster_compute_unless_told_otherwise() -> None:
-    placement, config = place(EngineConfig(pp=2), 2, CPU_NODES)
+def test_all_cpus_of_the_cluster_compute_by_default() -> None:
+    placement, config = place_replicas(EngineConfig(pp=2), 2, CPU_NODES)
     assert (placement.cpus, config.threads) == (4, 4)
 
 
-def test_threads_say_how_many_cpus_a_rank_needs() -> None:
-    placement, config = place(EngineConfig(threads=3), 1, CPU_NODES)
+def test_a_rank_gets_as_many_cpus_as_threads() -> None:
+    placement, config = place_replicas(EngineConfig(threads=3), 1, CPU_NODES)
     assert (placement.cpus, config.threads) == (3, 3)
 
 
 def test_cpus_of_a_rank_can_be_other_than_its_threads() -> None:
-    placement, config = place(EngineConfig(threads=8), 1, CPU_NODES, cpus_per_rank=2)
+    placement, config = place_replicas(EngineConfig(threads=8), 1, CPU_NODES, cpus_per_rank=2)
     assert (placement.cpus, config.threads) == (2, 8)
 
 
 def test_torch_takes_a_gpu_for_each_rank_where_there_are_any() -> None:
-    placement, config = place(torch_config(tp=4, pp=2), 1, GPU_NODES)
+    placement, config = place_replicas(torch_config(tp=4, pp=2), 1, GPU_NODES)
     assert (placement.cpus, placement.gpus) == (1, 1)
     assert (config.device, config.threads) == ("cuda", None)
 
 
-def test_without_gpus_torch_is_told_to_compute_on_the_processor() -> None:
-    placement, config = place(torch_config(tp=2), 1, CPU_NODES)
+def test_without_gpus_torch_computes_on_the_processor() -> None:
+    placement, config = place_replicas(torch_config(tp=2), 1, CPU_NODES)
     assert (placement.cpus, placement.gpus) == (4, 0)
     assert (config.device, config.threads) == ("cpu", 4)
 
 
 def test_a_processor_can_be_asked_for_where_there_are_gpus() -> None:
-    placement, config = place(torch_config(device="cpu"), 2, GPU_NODES)
+    placement, config = place_replicas(torch_config(device="cpu"), 2, GPU_NODES)
     assert (placement.cpus, placement.gpus, config.device) == (16, 0, "cpu")
 
 
 @pytest.mark.parametrize(
     ("replicas", "cpus", "engines"), [(1, 2, 1), (4, 4, 2), (4, 2, 4), (4, 8, 1), (1, 16, 1)]
 )
-def test_engines_that_may_meet_on_a_machine_share_its_memory(
+def test_engines_that_may_be_on_one_machine_share_its_memory(
     replicas: int, cpus: int, engines: int
 ) -> None:
-    _, config = place(EngineConfig(), replicas, CPU_NODES, cpus_per_rank=cpus)
+    _, config = place_replicas(EngineConfig(), replicas, CPU_NODES, cpus_per_rank=cpus)
     assert config.engines_here == engines
 
 
@@ -103,4 +103,4 @@ def test_options_that_do_not_go_together(
     config: EngineConfig, nodes: list[Node], gpus: int | None, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        place(config, 1, nodes, gpus_per_rank=gpus)
+        place_replicas(config, 1, nodes, gpus_per_rank=gpus)

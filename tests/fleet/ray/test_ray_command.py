@@ -87,7 +87,7 @@ def serving(*args: object) -> Iterator[Server]:
         server.process.wait()
 
 
-def wait_for_room(cluster: Cluster) -> None:
+def wait_until_free(cluster: Cluster) -> None:
     deadline = time.monotonic() + SECONDS
     while cluster.free()[0] != cluster.nodes[0].cpus:
         assert time.monotonic() < deadline, cluster.free()
@@ -117,7 +117,7 @@ def test_a_server_joins_a_cluster_and_leaves_it_as_it_was(
         assert server.process.wait(20) == 0
     assert "joined the Ray cluster at" in server.log
     assert "each replica has 1 CPU" in server.log
-    wait_for_room(ray_cluster)
+    wait_until_free(ray_cluster)
 
 
 def test_a_server_that_is_killed_leaves_nothing_on_the_cluster(
@@ -127,14 +127,14 @@ def test_a_server_that_is_killed_leaves_nothing_on_the_cluster(
     with serving(model, tmp_path / "log", *options) as server:
         server.url()
         assert ray_cluster.free()[0] < ray_cluster.nodes[0].cpus
-    wait_for_room(ray_cluster)
+    wait_until_free(ray_cluster)
 
 
-def test_a_model_that_cannot_be_loaded_is_told_by_the_actor(
+def test_a_model_that_cannot_be_loaded_is_reported_by_the_actor(
     ray_cluster: Cluster, model: Path, tmp_path: Path
 ) -> None:
     options = ["--threads", "1", "--max-model-len", "100000"]
     with serving(model, tmp_path / "log", *options) as server:
         assert server.process.wait(SECONDS) == 2
     assert "max_model_len is 100000, but the model was made for at most" in server.log
-    wait_for_room(ray_cluster)
+    wait_until_free(ray_cluster)

@@ -1,4 +1,4 @@
-"""Two replicas of two stages each as actors: what a model answers, whatever dies meanwhile."""
+"""Two replicas of two stages each as actors: their answers, while actors are killed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from sarathi.engine.config import EngineConfig
 from sarathi.engine.llm import LLM
 from sarathi.fleet.fleet import Fleet
 from sarathi.fleet.generation import Generation
-from sarathi.fleet.launcher import EngineLauncher
 from sarathi.fleet.ray.cluster import Cluster
-from sarathi.fleet.ray.placement import place
+from sarathi.fleet.ray.placement import place_replicas
 from sarathi.fleet.ray.spawners import EngineSpawner
 from sarathi.sampling.params import SamplingParams
 
@@ -48,7 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(model: Path) -> list[list[int]]:
-    """What the single process answers."""
+    """The answers of a single process."""
     outputs = LLM(str(model), config=configuration(1)).generate(PROMPTS, PARAMS)
     return [output.outputs[0].token_ids for output in outputs]
 
@@ -57,12 +56,12 @@ class RayFleet:
     """A fleet on actors, and the event loop that it lives in."""
 
     def __init__(self, model: Path, cluster: Cluster) -> None:
-        placement, config = place(configuration(STAGES), REPLICAS, cluster.nodes, cpus_per_rank=1)
-        spawner = EngineSpawner(cluster, placement, None, patience=20.0)
-        self.lines: list[str] = []
-        self.fleet = Fleet(
-            EngineLauncher(model, config, spawner), REPLICAS, report=self.lines.append
+        placement, config = place_replicas(
+            configuration(STAGES), REPLICAS, cluster.nodes, cpus_per_rank=1
         )
+        spawner = EngineSpawner(cluster, placement, None, timeout=20.0)
+        self.lines: list[str] = []
+        self.fleet = Fleet(model, config, REPLICAS, spawner=spawner, log=self.lines.append)
         self._loop = asyncio.new_event_loop()
 
     def run(self, work: Awaitable[T]) -> T:
@@ -83,7 +82,7 @@ class RayFleet:
         """Wait until there are so many engines, all of them ready."""
         await until(lambda: [one.state for one in self.fleet.replicas] == ["ready"] * count)
 
-    async def begun(self) -> list[Generation]:
+    async def started(self) -> list[Generation]:
         """All prompts, well under way on every replica."""
         generations = [self.fleet.submit(prompt, PARAMS) for prompt in PROMPTS]
         await until(lambda: all(len(one.output_ids) > 20 for one in generations))
@@ -145,19 +144,19 @@ def test_stages_and_engines_are_actors(ray_fleet: RayFleet) -> None:
 def test_answers_are_those_of_the_single_process(
     ray_fleet: RayFleet, expected: list[list[int]]
 ) -> None:
-    generations = ray_fleet.run(ray_fleet.begun())
+    generations = ray_fleet.run(ray_fleet.started())
     assert ray_fleet.run(ended(generations)) == expected
     assert ray_fleet.fleet.resumed == 0
 
 
-@pytest.mark.parametrize("victim", ["stage-0-rank-0", "engine"])
+@pytest.mark.parametrize("target", ["stage-0-rank-0", "engine"])
 def test_streams_go_on_when_an_actor_is_killed(
-    ray_fleet: RayFleet, expected: list[list[int]], victim: str
+    ray_fleet: RayFleet, expected: list[list[int]], target: str
 ) -> None:
     fleet = ray_fleet.fleet
     restarts, resumed = fleet.restarts, fleet.resumed
-    generations = ray_fleet.run(ray_fleet.begun())
-    actors(victim)[0].kill()
+    generations = ray_fleet.run(ray_fleet.started())
+    actors(target)[0].kill()
     assert ray_fleet.run(ended(generations)) == expected
     assert fleet.resumed > resumed
     ray_fleet.run(ray_fleet.ready(REPLICAS))
@@ -169,7 +168,7 @@ def test_replicas_come_and_go_on_a_call(ray_fleet: RayFleet, expected: list[list
     ray_fleet.run(ray_fleet.scale(MOST_REPLICAS))
     ray_fleet.run(ray_fleet.ready(MOST_REPLICAS))
     assert len(actors()) == MOST_REPLICAS * STAGES
-    generations = ray_fleet.run(ray_fleet.begun())
+    generations = ray_fleet.run(ray_fleet.started())
     ray_fleet.run(ray_fleet.scale(1, drain_seconds=0.0))
     assert ray_fleet.run(ended(generations)) == expected
     ray_fleet.run(ray_fleet.ready(1))

@@ -1,4 +1,4 @@
-"""What a start would take, reckoned from the checkpoint's headers: nothing is loaded."""
+"""What a start would need, computed from the checkpoint's headers: nothing is loaded."""
 
 from __future__ import annotations
 
@@ -7,55 +7,53 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from sarathi.backends.footprint import check_room, footprint, num_parameters
+from sarathi.backends.footprint import check_room, num_parameters
 from sarathi.backends.options import KvPrecision, Precision
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.registry import ExecutorOptions, choose_precisions, on_gpu
 from sarathi.engine.config import EngineConfig, share_of_machine
-from sarathi.engine.startup.kv_cache_size import KvCache, kv_cache, memories, wanted_length
+from sarathi.engine.startup.kv_cache_size import (
+    KvCache,
+    Memory,
+    ProcessShare,
+    kv_cache,
+    merge_memories,
+    process_shares,
+    requested_length,
+)
 from sarathi.engine.startup.load import executor_options
 from sarathi.errors import ConfigError, ExecutorError
 from sarathi.models.decoder import whole_model
 from sarathi.models.dummy_weights import DummyWeights
 from sarathi.models.model import Model, open_model
 from sarathi.models.model_config import ModelConfig
-from sarathi.models.sharding import shard_config
 from sarathi.models.tensor_layout import expected_shapes
 from sarathi.system.machine import available_memory, usable_cores
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the files hold."""
+    """What the files of a model hold."""
 
     num_parameters: int
     num_bytes: int  # of the files
-    formats: tuple[str, ...]  # of the tensors, that of most parameters first; none: random ones
+    formats: tuple[str, ...]  # of the tensors, that of most parameters first; none: random weights
 
 
 @dataclass(frozen=True)
 class Machine:
+    """This machine, before anything is loaded."""
+
     cores: int
     free: int  # bytes
     gpus: tuple[int, ...] = ()  # free bytes of each that would be used
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one process has."""
-
-    place: RankId
-    layers: range
-    num_heads: int
-    num_kv_heads: int
-    weight_bytes: int
-    block_bytes: int  # of one KV block, over its layers and heads
-
-
-@dataclass(frozen=True)
 class DryRun:
+    """A start that was planned and not made."""
+
     model: ModelConfig
     checkpoint: Checkpoint
     layout: ParallelLayout
@@ -65,13 +63,13 @@ class DryRun:
     block_size: int  # tokens
     threads: int  # of each process
     replicas: int
-    shares: tuple[Share, ...]  # of one replica, in the order of the layout's places
-    cache: KvCache | None  # of each replica; None where the start is refused
-    refusal: ConfigError | ExecutorError | None  # why there will be no start
+    shares: tuple[ProcessShare, ...]  # of one replica, in the order of the layout's ranks
+    cache: KvCache | None  # of each replica; None if it cannot start
+    refusal: ConfigError | ExecutorError | None  # why it cannot start
 
     @property
     def weight_bytes(self) -> int:
-        """Of one replica; what several stages or ranks keep is counted for each."""
+        """Of one replica; weights that several stages or ranks keep count for each."""
         return sum(share.weight_bytes for share in self.shares)
 
     @property
@@ -81,7 +79,8 @@ class DryRun:
 
 
 def dry_run(path: Path, config: EngineConfig, *, replicas: int = 1, spread: bool = False) -> DryRun:
-    """
+    """Plan a start: the layout, the memory of each process and the KV cache.
+
     Args:
         path: a Hugging Face folder or a GGUF file.
         replicas: whole engines.
@@ -89,25 +88,25 @@ def dry_run(path: Path, config: EngineConfig, *, replicas: int = 1, spread: bool
             otherwise all of them are on this one.
 
     Raises:
-        ModelError: the model cannot be read, or its layers not be shared out like that.
+        ModelError: the model cannot be read, or its layers cannot be divided like that.
         ConfigError: an option does not fit the model, whatever the memory.
         ExecutorError: the machine does not compute in the precision, or lacks a library.
     """
     if replicas > 1 and not spread:
         config = share_of_machine(config, replicas)
     model = open_model(path, config.load_format)
-    max_model_len = wanted_length(config, model.config)
+    max_model_len = requested_length(config, model.config)
     layout = ParallelLayout(config.pp, config.tp)
     layout.check(model.config)
     options = executor_options(config, max_model_len)
     precision, kv_precision = choose_precisions(options)
     machine = Machine(usable_cores(), available_memory(), _gpus(options))
     block_size = _block_size(options)
-    shares = _shares(model.config, layout, precision, kv_precision, block_size)
+    shares = process_shares(model.config, layout, precision, kv_precision, block_size)
     cache, refusal = None, None
     try:
-        parts = _parts(shares, machine, 1 if spread else replicas, spread)
-        cache = kv_cache(config, max_model_len, memories(parts), block_size)
+        used = _memories(shares, machine, 1 if spread else replicas, spread)
+        cache = kv_cache(config, max_model_len, merge_memories(used), block_size)
     except (ConfigError, ExecutorError) as error:
         refusal = error
     return DryRun(
@@ -127,19 +126,10 @@ def dry_run(path: Path, config: EngineConfig, *, replicas: int = 1, spread: bool
     )
 
 
-class _Part(NamedTuple):
-    """What `memories` asks of a process."""
-
-    memory: str
-    free: int
-    shared: bool
-    block_bytes: int
-
-
-def _parts(
-    shares: Sequence[Share], machine: Machine, engines: int, spread: bool
-) -> Sequence[_Part]:
-    """The processes of one replica once they have their weights.
+def _memories(
+    shares: Sequence[ProcessShare], machine: Machine, engines: int, spread: bool
+) -> Sequence[Memory]:
+    """Return the memory of each process of one replica, as it is once it has its weights.
 
     Args:
         engines: that share the memory.
@@ -148,21 +138,21 @@ def _parts(
         ExecutorError: the weights do not fit.
     """
 
-    def memory(index: int, place: RankId) -> tuple[str, int]:
-        host = f"a machine with stage {place.stage}" if spread else platform.node()
+    def memory(index: int, rank_id: RankId) -> tuple[str, int]:
+        host = f"a machine with stage {rank_id.stage}" if spread else platform.node()
         if not machine.gpus:
             return host, machine.free
-        number = (place.rank if spread else index) % len(machine.gpus)
+        number = (rank_id.rank if spread else index) % len(machine.gpus)
         return f"GPU {number} of {host}", machine.gpus[number]
 
-    found = [memory(index, share.place) for index, share in enumerate(shares)]
+    found = [memory(index, share.rank_id) for index, share in enumerate(shares)]
     taken = dict.fromkeys((name for name, _ in found), 0)
     for (name, _), share in zip(found, shares, strict=True):
         taken[name] += engines * share.weight_bytes
     for name, free in found:
         check_room(taken[name], free)
     return [
-        _Part(name, free - taken[name], not machine.gpus, share.block_bytes)
+        Memory(name, free - taken[name], share.block_bytes, shared=not machine.gpus)
         for (name, free), share in zip(found, shares, strict=True)
     ]
 
@@ -176,7 +166,7 @@ def _gpus(options: ExecutorOptions) -> tuple[int, ...]:
 
 
 def _block_size(options: ExecutorOptions) -> int:
-    """Tokens of a KV block. The libraries are imported here: one of them is enough."""
+    """Return the tokens of a KV block. Only the library of the executor is imported."""
     if options.executor == "openvino":
         from sarathi.backends.openvino.openvino_executor import BLOCK_SIZE
 
@@ -184,38 +174,6 @@ def _block_size(options: ExecutorOptions) -> int:
     from sarathi.backends.torch.torch_devices import block_size
 
     return block_size(gpu=on_gpu(options))
-
-
-def _shares(
-    config: ModelConfig,
-    layout: ParallelLayout,
-    precision: Precision,
-    kv_precision: KvPrecision,
-    block_size: int,
-) -> tuple[Share, ...]:
-    stages = layout.stages(config)
-    local = shard_config(config, layout.tp)
-
-    def share(place: RankId) -> Share:
-        stage = stages[place.stage]
-        size = footprint(
-            config,
-            stage,
-            layout.shard(place),
-            precision=precision,
-            kv_precision=kv_precision,
-            block_size=block_size,
-        )
-        return Share(
-            place=place,
-            layers=stage.layers,
-            num_heads=local.num_heads,
-            num_kv_heads=local.num_kv_heads,
-            weight_bytes=size.weight_bytes,
-            block_bytes=size.block_bytes,
-        )
-
-    return tuple(map(share, layout.places))
 
 
 def _checkpoint(model: Model) -> Checkpoint:

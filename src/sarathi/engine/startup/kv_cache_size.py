@@ -1,39 +1,41 @@
-"""How many KV blocks fit, and how long a request may be."""
+"""What each process holds, how many KV blocks fit beside it, and how long a request may be."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
+from sarathi.backends.footprint import footprint
+from sarathi.backends.options import KvPrecision, Precision
+from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import ConfigError
 from sarathi.models.model_config import ModelConfig
+from sarathi.models.sharding import shard_config
 
-_SHARE_OF_FREE = 0.5  # of the memory that is free once the model is loaded
+_FREE_MEMORY_SHARE = 0.5  # of the memory that is free once the model is loaded
 
 
-class MemoryPart(Protocol):
-    """What one process has loaded; see `executors.ensemble.Part`."""
+@dataclass(frozen=True)
+class ProcessShare:
+    """The part of a model that one process holds."""
 
-    @property
-    def memory(self) -> str: ...
-    @property
-    def free(self) -> int: ...
-    @property
-    def shared(self) -> bool: ...
-    @property
-    def block_bytes(self) -> int: ...
+    rank_id: RankId
+    layers: range
+    num_heads: int
+    num_kv_heads: int
+    weight_bytes: int
+    block_bytes: int  # of one KV block, over its layers and heads
 
 
 @dataclass(frozen=True)
 class Memory:
-    """A machine's, or a device's."""
+    """The memory of a machine or a device."""
 
     name: str
     free: int  # bytes, once the weights are loaded
     block_bytes: int  # of one KV block, over the layers and heads of all processes that use it
-    shared: bool = True  # whether others take from it, too, so that not all of it is to be had
+    shared: bool = True  # with other processes, so that not all of it can be used
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,16 @@ class KvCache:
 
     num_blocks: int
     block_size: int  # tokens
-    max_model_len: int  # tokens of the longest request: as wanted, or as many as there is room for
+    max_model_len: int  # tokens of the longest request: as requested, or as many as fit
 
     @property
     def tokens(self) -> int:
+        """Tokens that all blocks hold."""
         return self.num_blocks * self.block_size
 
 
-def wanted_length(config: EngineConfig, model: ModelConfig) -> int:
-    """Tokens of the longest request, if memory allows.
+def requested_length(config: EngineConfig, model: ModelConfig) -> int:
+    """Return the tokens of the longest request, if memory allows.
 
     Raises:
         ConfigError: more than the model was made for.
@@ -65,38 +68,75 @@ def wanted_length(config: EngineConfig, model: ModelConfig) -> int:
     return config.max_model_len
 
 
-def memories(parts: Iterable[MemoryPart]) -> tuple[Memory, ...]:
-    """Those that the processes of an engine use, some of them the same."""
-    found: dict[str, Memory] = {}
-    for part in parts:
-        before = found.get(part.memory, Memory(part.memory, part.free, 0, part.shared))
-        found[part.memory] = Memory(
-            part.memory,
-            min(before.free, part.free),  # who looked last has seen what the others took
-            before.block_bytes + part.block_bytes,
-            part.shared,
+def process_shares(
+    config: ModelConfig,
+    layout: ParallelLayout,
+    precision: Precision,
+    kv_precision: KvPrecision,
+    block_size: int,
+) -> tuple[ProcessShare, ...]:
+    """Return what each process of an engine will hold, in the order of the layout's ranks.
+
+    Raises:
+        ModelError: the layers cannot be divided like that.
+    """
+    stages = layout.stages(config)
+    local = shard_config(config, layout.tp)
+
+    def share(rank_id: RankId) -> ProcessShare:
+        stage = stages[rank_id.stage]
+        size = footprint(
+            config,
+            stage,
+            layout.shard(rank_id),
+            precision=precision,
+            kv_precision=kv_precision,
+            block_size=block_size,
         )
-    return tuple(found.values())
+        return ProcessShare(
+            rank_id=rank_id,
+            layers=stage.layers,
+            num_heads=local.num_heads,
+            num_kv_heads=local.num_kv_heads,
+            weight_bytes=size.weight_bytes,
+            block_bytes=size.block_bytes,
+        )
+
+    return tuple(map(share, layout.places))
+
+
+def merge_memories(used: Iterable[Memory]) -> tuple[Memory, ...]:
+    """Merge the memories that each process of an engine uses; several may use the same one."""
+    merged: dict[str, Memory] = {}
+    for memory in used:
+        if (other := merged.get(memory.name)) is not None:
+            free = min(other.free, memory.free)  # the last to look sees what the others use
+            block_bytes = other.block_bytes + memory.block_bytes
+            memory = replace(memory, free=free, block_bytes=block_bytes)
+        merged[memory.name] = memory
+    return tuple(merged.values())
 
 
 def kv_cache(
-    config: EngineConfig, max_model_len: int, memories: Sequence[Memory], block_size: int
+    config: EngineConfig, max_model_len: int, merge_memories: Sequence[Memory], block_size: int
 ) -> KvCache:
-    """What to allocate: as many blocks everywhere as the memory with the least room has.
+    """Return what to allocate: as many blocks everywhere as the smallest memory can hold.
 
     Args:
-        max_model_len: what `wanted_length` says.
+        max_model_len: the result of `requested_length`.
         memories: all that the engine uses, at least one.
         block_size: tokens of one block.
 
     Raises:
         ConfigError: not even one block fits, or less than one request of the length asked for.
     """
-    found = [_blocks(config, max_model_len, memory, block_size) for memory in memories]
-    num_blocks = min(found)
+    fitting = [
+        _fitting_blocks(config, max_model_len, memory, block_size) for memory in merge_memories
+    ]
+    num_blocks = min(fitting)
     capacity = num_blocks * block_size
     if capacity < max_model_len and config.max_model_len is not None:
-        num_bytes = num_blocks * memories[found.index(num_blocks)].block_bytes
+        num_bytes = num_blocks * merge_memories[fitting.index(num_blocks)].block_bytes
         raise ConfigError(
             f"a KV cache of {capacity} tokens ({num_bytes / 1e6:.0f} MB) is too small for one "
             f"request of max_model_len {max_model_len}; give more with --kv-cache-memory or lower "
@@ -105,19 +145,22 @@ def kv_cache(
     return KvCache(num_blocks, block_size, min(max_model_len, capacity))
 
 
-def _blocks(config: EngineConfig, max_model_len: int, memory: Memory, block_size: int) -> int:
+def _fitting_blocks(
+    config: EngineConfig, max_model_len: int, memory: Memory, block_size: int
+) -> int:
     given = config.kv_cache_memory
-    share = _SHARE_OF_FREE / config.engines_here if memory.shared else 1.0
-    room = int(memory.free * share) if given is None else given
-    if room < memory.block_bytes:
+    share = _FREE_MEMORY_SHARE / config.engines_here if memory.shared else 1.0
+    num_bytes = int(memory.free * share) if given is None else given
+    if num_bytes < memory.block_bytes:
         raise ConfigError(
-            f"a KV cache of {room / 1e6:.1f} MB holds no block of {block_size} tokens, which takes "
-            f"{memory.block_bytes / 1e6:.1f} MB on {memory.name}; give more with --kv-cache-memory"
+            f"a KV cache of {num_bytes / 1e6:.1f} MB holds no block of {block_size} tokens, which "
+            f"takes {memory.block_bytes / 1e6:.1f} MB on {memory.name}; give more with "
+            "--kv-cache-memory"
         )
-    useful = -(-config.max_batch_size * max_model_len // block_size)  # more would lie idle
-    return min(room // memory.block_bytes, useful)
+    useful = -(-config.max_batch_size * max_model_len // block_size)  # more would never be used
+    return min(num_bytes // memory.block_bytes, useful)
 
 
 def gigabytes(num_bytes: float) -> str:
-    """As people write it."""
+    """Return a number of bytes as text, in GB."""
     return f"{num_bytes / 1e9:.3f} GB" if num_bytes < 1e10 else f"{num_bytes / 1e9:.1f} GB"

@@ -1,16 +1,17 @@
-"""From a path and options to an engine that has proven itself."""
+"""Load an engine: from a path and options to a loop that has been checked and profiled."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sarathi.backends import self_check
-from sarathi.backends.model_instance import ModelInstance, SingleProcess
+from sarathi.backends.model_instance import InstancePart, ModelInstance, SingleProcess
 from sarathi.backends.parallel.pipeline import CONNECTING, Pipeline
-from sarathi.backends.parallel.rank_layout import ParallelLayout
-from sarathi.backends.registry import ExecutorOptions, on_gpu
+from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
+from sarathi.backends.registry import ExecutorOptions, choose_precisions, on_gpu
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.core import EngineCore
 from sarathi.engine.messages import ModelInfo
@@ -18,68 +19,80 @@ from sarathi.engine.recorders import open_recorders
 from sarathi.engine.scheduler_factory import (
     PAPER_DECODES,
     TYPICAL_DECODES,
-    TypicalDecodes,
     make_budget,
     make_scheduler,
 )
-from sarathi.engine.startup.kv_cache_size import KvCache, kv_cache, memories, wanted_length
-from sarathi.engine.startup.latency_cache import MeasuredLatency
-from sarathi.engine.startup.latency_target import conditions, promised_target
-from sarathi.engine.startup.load_report import LoadReport
-from sarathi.engine.startup.profile import NUM_BLOCKS, Profile, profile
+from sarathi.engine.startup.kv_cache_size import (
+    KvCache,
+    Memory,
+    gigabytes,
+    kv_cache,
+    merge_memories,
+    process_shares,
+    requested_length,
+)
+from sarathi.engine.startup.latency_target import (
+    MeasuredLatency,
+    measuring_conditions,
+    promised_target,
+)
+from sarathi.engine.startup.profile import NUM_BLOCKS, profile
 from sarathi.models.model import Model, open_model, open_tokenizer
+from sarathi.models.model_config import ModelConfig
 from sarathi.scheduler import POLICIES, BlockPool, LatencyBudget, LatencyModel, Work
 from sarathi.system.machine import usable_cores
 from sarathi.system.processes import LOCAL, Spawner
 from sarathi.units import format_duration
 
 _TRIAL_BLOCKS = max(self_check.NUM_BLOCKS, NUM_BLOCKS)
+_LOG_INTERVAL = 2.0  # seconds between two lines about one process
+_AVERAGED_TOKENS = 1024  # over which a token's bytes are averaged: quantised tokens share scales
 
 
 def load_engine(
     path: Path,
     config: EngineConfig,
-    report: Callable[[str], None],
+    on_progress: Callable[[str], None],
     spawner: Spawner = LOCAL,
     *,
     connecting: float = CONNECTING,
 ) -> tuple[EngineCore, ModelInfo]:
-    """Open, start the other processes if there are any, load, allocate, check.
+    """Read the model, start the other processes if there are any, allocate, check and profile.
 
     Args:
         path: a Hugging Face folder or a GGUF file.
-        report: called with a line about what begins, mostly from this thread.
+        on_progress: called with a line about each step, mostly from this thread.
         spawner: starts the processes of other stages and ranks.
         connecting: seconds for them to start and connect.
 
     Raises:
-        ModelError: the model cannot be read or is of no supported kind, or its layers cannot be
-            shared out like that.
-        ConfigError: an option does not fit the model or the memory there is.
+        ModelError: the model cannot be read or is not supported, or its layers cannot be divided
+            like that.
+        ConfigError: an option does not fit the model or the memory.
         ExecutorError: a processor cannot run it, or runs it wrongly, or a process of the engine
             has failed, died or not connected.
     """
     recorders = open_recorders(config)
-    report(f"reading {path.name}")
+    on_progress(f"reading {path.name}")
     model = open_model(path, config.load_format)
     for warning in model.warnings:
-        report(f"warning: {warning}")
-    max_model_len = wanted_length(config, model.config)
+        on_progress(f"warning: {warning}")
+    max_model_len = requested_length(config, model.config)
     options = executor_options(config, max_model_len, own_cores=spawner.host is None)
     layout = ParallelLayout(config.pp, config.tp)
     layout.check(model.config)
-    lines = LoadReport(model.config, layout, report)
-    lines.layout(options)
-    # The tokenizer knows of ends that the configuration may not, such as the end of a chat turn.
-    with ThreadPoolExecutor(1) as beside:
-        eos_ids = beside.submit(lambda: open_tokenizer(path, config.load_format).eos_ids)
-        ensemble = _load(path, model, options, layout, spawner, lines, connecting)
+    log = _LoadLog(model.config, layout, on_progress)
+    log.layout(options)
+    # The tokenizer has end tokens that the configuration may lack, such as that of a chat turn.
+    with ThreadPoolExecutor(1) as pool:
+        eos_ids = pool.submit(lambda: open_tokenizer(path, config.load_format).eos_ids)
+        instance = _load(path, model, options, layout, spawner, log, connecting)
     try:
-        cache = kv_cache(
-            config, max_model_len, memories(ensemble.parts), ensemble.parts[0].block_size
-        )
+        used = [Memory(one.memory, one.free, one.block_bytes, one.shared) for one in instance.parts]
+        block_size = instance.parts[0].block_size
+        cache = kv_cache(config, max_model_len, merge_memories(used), block_size)
         if cache.max_model_len < max_model_len:
-            report(
+            on_progress(
                 f"the KV cache limits requests to {cache.max_model_len} tokens, the model to "
                 f"{max_model_len}"
             )
@@ -89,25 +102,31 @@ def load_engine(
         trial = cache
         if not (gpu and cache.num_blocks >= _TRIAL_BLOCKS):
             # Little memory, so that what only the first steps need fits beside it.
-            trial = KvCache(_TRIAL_BLOCKS, cache.block_size, ensemble.max_position)
+            trial = KvCache(_TRIAL_BLOCKS, cache.block_size, instance.max_position)
         if gpu:
-            report("compiling kernels and capturing graphs")
-        ensemble.allocate(trial.num_blocks)
-        found = _try_out(ensemble, trial, typical, _own_threads(layout, options), gpu, report)
+            on_progress("compiling kernels and capturing graphs")
+        instance.allocate(trial.num_blocks)
+        with instance.warming_up():
+            on_progress("checking against the reference")
+            instance.check_computing()
+            threads = _computing_threads(layout, options)
+            found = profile(instance.runner, trial, on_progress, typical, threads, gpu=gpu)
         latency_model, target = found.model, None
         if config.latency_budget and config.tbt_target is None:
-            here = spawner.host is None
-            known = conditions(model, options, config, ensemble.parts, typical, here=here)
-            target = promised_target(known, MeasuredLatency(found.decodes, found.quiet))
+            local = spawner.host is None
+            conditions = measuring_conditions(
+                model, options, config, instance.parts, typical, local=local
+            )
+            target = promised_target(conditions, MeasuredLatency(found.decodes, found.quiet))
         if trial is not cache:
-            ensemble.allocate(cache.num_blocks)
-        lines.cache(cache, ensemble.parts)
-        _warn(config, latency_model, report)
+            instance.allocate(cache.num_blocks)
+        log.cache(cache, instance.parts)
+        _warn(config, latency_model, on_progress)
         budget = make_budget(
             config, latency_model, None if target is None else target.seconds, config.pp
         )
         core = EngineCore(
-            ensemble.runner,
+            instance.runner,
             make_scheduler(
                 config,
                 budget,
@@ -115,7 +134,7 @@ def load_engine(
                 BlockPool(cache.num_blocks, cache.block_size),
                 cache.max_model_len,
                 micro_batches=config.pp,
-                look_ahead=ensemble.runner.looks_ahead,
+                look_ahead=instance.runner.looks_ahead,
                 # A GPU has memory for the step that was tried when its cache was sized.
                 max_step_tokens=options.max_tokens if gpu else None,
             ),
@@ -123,9 +142,9 @@ def load_engine(
             recorders,
         )
     except BaseException:
-        ensemble.close()
+        instance.close()
         raise
-    part = ensemble.parts[0]
+    part = instance.parts[0]
     info = ModelInfo(
         max_model_len=cache.max_model_len,
         vocab_size=model.config.vocab_size,
@@ -151,7 +170,7 @@ def load_engine(
 def executor_options(
     config: EngineConfig, max_model_len: int, *, own_cores: bool = False
 ) -> ExecutorOptions:
-    """What every process is told of how to compute.
+    """Return the options of the executors in all processes of an engine.
 
     Args:
         own_cores: whether all processes are on this machine, unless other engines are, too.
@@ -172,66 +191,104 @@ def executor_options(
     )
 
 
+class _LoadLog:
+    """Progress lines about the processes of one engine."""
+
+    def __init__(
+        self, model: ModelConfig, layout: ParallelLayout, on_progress: Callable[[str], None]
+    ) -> None:
+        self._model = model
+        self._layout = layout
+        self._stages = layout.stages(model)
+        self._on_progress = on_progress
+        self._logged = dict.fromkeys(layout.places, time.monotonic())
+
+    def layout(self, options: ExecutorOptions) -> None:
+        """Log what each process will hold, before anything is loaded.
+
+        Raises:
+            ExecutorError: this machine does not compute in the precision asked for.
+        """
+        precisions = choose_precisions(options)
+        for share in process_shares(self._model, self._layout, *precisions, _AVERAGED_TOKENS):
+            self._on_progress(
+                f"{self._name(share.rank_id)}: {self._layers(share.rank_id)}, "
+                f"{gigabytes(share.weight_bytes)} of weights in {precisions[0]}, "
+                f"{share.block_bytes / _AVERAGED_TOKENS / 1e3:.1f} kB of keys and values a token"
+            )
+
+    def progress(self, rank_id: RankId, share: float) -> None:
+        """Log, now and then, the share of its tensors that a process has read."""
+        now = time.monotonic()
+        if now > self._logged[rank_id] + _LOG_INTERVAL:
+            self._logged[rank_id] = now
+            layers = self._layers(rank_id)
+            self._on_progress(f"{self._name(rank_id)}: {share:.0%} of {layers} read")
+
+    def loaded(self, part: InstancePart) -> None:
+        """Log that a process has loaded its part."""
+        self._on_progress(
+            f"{self._name(part.place)}: {self._layers(part.place)} loaded, "
+            f"{gigabytes(part.weight_bytes)} in {part.seconds:.1f} s"
+        )
+
+    def cache(self, cache: KvCache, parts: tuple[InstancePart, ...]) -> None:
+        """Log the size of the KV cache and its memory in each process."""
+        each = ", ".join(
+            f"{gigabytes(cache.num_blocks * part.block_bytes)} in {self._name(part.place)}"
+            for part in parts
+        )
+        self._on_progress(f"keys and values of up to {cache.tokens} tokens: {each}")
+
+    def _name(self, rank_id: RankId) -> str:
+        return "one process" if self._layout == ParallelLayout() else str(rank_id)
+
+    def _layers(self, rank_id: RankId) -> str:
+        layers = self._stages[rank_id.stage].layers
+        return f"layers {layers.start} to {layers.stop - 1}"
+
+
 def _load(
     path: Path,
     model: Model,
     options: ExecutorOptions,
     layout: ParallelLayout,
     spawner: Spawner,
-    lines: LoadReport,
+    log: _LoadLog,
     connecting: float,
 ) -> ModelInstance:
     if layout == ParallelLayout():
-        sole = SingleProcess(model, options, lambda share: lines.progress(layout.engine, share))
-        lines.loaded(sole.parts[0])
-        return sole
+        instance = SingleProcess(model, options, lambda share: log.progress(layout.engine, share))
+        log.loaded(instance.parts[0])
+        return instance
     pipeline = Pipeline(path, model, options, layout, spawner)
     try:
-        pipeline.load(lines.progress, lines.loaded, connecting=connecting)
+        pipeline.load(log.progress, log.loaded, connecting=connecting)
     except BaseException:
         pipeline.close()
         raise
     return pipeline
 
 
-def _own_threads(layout: ParallelLayout, options: ExecutorOptions) -> int | None:
-    """Those of this process that compute; None where they are not all that does."""
+def _computing_threads(layout: ParallelLayout, options: ExecutorOptions) -> int | None:
+    """Return how many threads of this process compute; None if other processes or GPUs do, too."""
     if layout != ParallelLayout() or on_gpu(options):
         return None
     return options.threads or usable_cores()
 
 
-def _try_out(
-    ensemble: ModelInstance,
-    cache: KvCache,
-    typical: TypicalDecodes,
-    threads: int | None,
-    gpu: bool,
-    report: Callable[[str], None],
-) -> Profile:
-    """Find out whether it computes rightly and how fast.
-
-    Args:
-        cache: what has been allocated; its content is lost.
-    """
-    with ensemble.warming_up():
-        report("checking against the reference")
-        ensemble.check_computing()
-        return profile(ensemble.runner, cache, report, typical, threads, gpu=gpu)
-
-
-def _warn(config: EngineConfig, model: LatencyModel, report: Callable[[str], None]) -> None:
-    """Warn of options whose effect cannot be had."""
+def _warn(config: EngineConfig, model: LatencyModel, on_progress: Callable[[str], None]) -> None:
+    """Warn about options that cannot have the effect they promise."""
     shared = POLICIES[config.policy].hybrid
     if shared and config.token_budget is not None and config.token_budget < config.max_batch_size:
-        report(
+        on_progress(
             f"warning: with a token budget of {config.token_budget}, prompts get little while "
             f"{config.token_budget} or more of up to {config.max_batch_size} requests decode"
         )
     # A token passes all stages, and the model says what one of them takes.
     shortest = config.pp * model.predict(Work(1, 0.0, 0, 1))
     if config.tbt_target is not None and config.tbt_target < shortest:
-        report(
+        on_progress(
             f"warning: a target of {format_duration(config.tbt_target)} between tokens cannot be "
             f"met: a token alone takes {format_duration(shortest)}"
         )

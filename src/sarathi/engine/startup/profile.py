@@ -1,4 +1,4 @@
-"""What iterations cost on this machine, measured before anyone is served."""
+"""How long iterations take on this machine, measured before requests are served."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import NamedTuple
 
 from sarathi.backends.runner import Runner
 from sarathi.backends.step import Step, StepPart, join_parts
-from sarathi.engine.latency_observer import stage_share
+from sarathi.engine.iteration_timing import stage_share
 from sarathi.engine.scheduler_factory import TypicalDecodes
 from sarathi.engine.startup.kv_cache_size import KvCache
 from sarathi.scheduler.budget.latency_model import LatencyModel, Work
 from sarathi.system.cpu_contention import CpuTimes, cpu_times, undisturbed, was_quiet
 from sarathi.telemetry.stages import StageTime
 
-_LIMIT = 2.0  # seconds of measuring that no further kind of iteration should exceed
-_REPEATING = 1.6  # seconds of measuring until which all kinds are repeated
-_MOST_RUNS = 8
-NUM_BLOCKS = 64  # that are used on a CPU, where the cache has as many
+_MAX_SECONDS = 2.0  # of measuring: no further kind of iteration is started beyond
+_REPEAT_SECONDS = 1.6  # of measuring, until which all kinds are repeated
+_MAX_RUNS = 8  # of each kind
+NUM_BLOCKS = 64  # that are used on a CPU, if the cache has as many
 
 
 class _Kind(NamedTuple):
@@ -31,10 +31,10 @@ class _Kind(NamedTuple):
     past: int = 0  # tokens of the prompt before the chunk
 
 
-# The first two are indispensable. Decodes with a context never share blocks and come after what
-# writes to them, be it one token of each: shared blocks would be read from the processor's cache,
-# and so would pages never written, which are all one and the same. Real contexts are not.
-_INDISPENSABLE = 2
+# The first two are always measured. Decodes with a context never share blocks and come after kinds
+# that write to these, if only one token of each: shared blocks would be read from the processor's
+# cache, and so would pages never written, which are all the same page. Real contexts are not.
+_NUM_REQUIRED = 2
 _KINDS = (
     _Kind(1, 1),
     _Kind(0, 0, 16),
@@ -65,7 +65,7 @@ _GPU_KINDS = (
 
 
 class Clocks(NamedTuple):
-    """Where times come from."""
+    """The sources of times, in seconds."""
 
     wall: Callable[[], float] = time.perf_counter
     own: Callable[[], float] = time.process_time  # of all threads of this process
@@ -76,11 +76,11 @@ _CLOCKS = Clocks()
 
 
 class Profile(NamedTuple):
-    """What was found out of the speed of this machine."""
+    """The measured speed of this machine."""
 
-    model: LatencyModel  # of iterations as they are now, whatever else the machine does
-    decodes: float  # seconds of typical decodes, had nobody else computed
-    quiet: bool  # whether indeed nobody did; otherwise that is an estimate
+    model: LatencyModel  # of iterations as they are now, under the present load of the machine
+    decodes: float  # seconds of typical decodes without other processes
+    quiet: bool  # whether no other process computed; otherwise `decodes` is an estimate
 
 
 class _Runs(NamedTuple):
@@ -88,37 +88,37 @@ class _Runs(NamedTuple):
 
     now: dict[Work, float]
     undisturbed: dict[Work, float]
-    typical: Work | None  # None where there was no time for it
+    typical: Work | None  # None if there was no time for it
     quiet: bool
 
 
 def profile(
     runner: Runner,
     cache: KvCache,
-    report: Callable[[str], None],
+    on_progress: Callable[[str], None],
     typical: TypicalDecodes,
     threads: int | None = None,
     clocks: Clocks = _CLOCKS,
     *,
     gpu: bool = False,
 ) -> Profile:
-    """Measure a few kinds of iterations and fit a model to them.
+    """Measure a few kinds of iterations and fit a latency model to them.
 
-    Takes one or two seconds; a model that is slow on this machine, the time of two decodes and two
-    chunks of 16 tokens at least. Sampling is not in it: what that takes is learnt from real
-    iterations. The content of the first KV blocks is lost.
+    Takes one or two seconds, or at least the time of two decodes and two chunks of 16 tokens for a
+    model that is slow on this machine. Sampling is not included: the model learns its time from
+    real iterations. The content of the first KV blocks is lost.
 
     Args:
-        runner: with nothing under way. With several stages, the times are those of one; see
+        runner: with nothing in flight. With several stages, the times are those of one; see
             `stage_seconds`.
         cache: what it has allocated, and the longest sequence that it takes.
-        report: called with a line about what begins.
+        on_progress: called with a line about each step.
         typical: the decodes that a latency target follows from.
-        threads: of this process that compute; None where others compute, too, or a GPU, so that
-            the time of this process tells nothing.
+        threads: of this process that compute; None if other processes or a GPU compute, too, so
+            that the CPU time of this process is not all of it.
         gpu: whether it computes on GPUs, and the whole cache may be used.
     """
-    report("measuring the speed of this machine")
+    on_progress("measuring the speed of this machine")
     runs = measure(runner, cache, typical, threads, clocks, gpu=gpu)
     # Threads that wait for each other make the estimate too short: it is for a busy machine alone.
     times = runs.now if runs.quiet else runs.undisturbed
@@ -130,7 +130,7 @@ def profile(
 
 
 def _observations(times: dict[Work, float], typical: Work | None) -> list[tuple[Work, float]]:
-    """What a model is fitted to.
+    """Return the observations that a model is fitted to.
 
     Typical decodes share blocks, which makes reading their contexts too cheap. On a slow machine
     nothing else may have contexts.
@@ -140,15 +140,15 @@ def _observations(times: dict[Work, float], typical: Work | None) -> list[tuple[
     return [(work, times[work]) for work in (others if known else times)]
 
 
-def stage_seconds(took: float, stages: Sequence[StageTime]) -> float:
-    """What a step that is alone adds to the time between two tokens; see `stage_share`.
+def stage_seconds(seconds: float, stages: Sequence[StageTime]) -> float:
+    """Return what a step adds to the time between two tokens; see `stage_share`.
 
     Args:
-        took: seconds from its beginning to its result.
+        seconds: from its beginning to its result, with no other step in flight.
     """
     if len(stages) == 1:
-        return took
-    return stage_share(stages, max(0.0, took - sum(stage.busy for stage in stages)))
+        return seconds
+    return stage_share(stages, max(0.0, seconds - sum(stage.busy for stage in stages)))
 
 
 def measure(
@@ -160,7 +160,7 @@ def measure(
     *,
     gpu: bool = False,
 ) -> _Runs:
-    """Iterations of different kinds and their seconds; see `profile`."""
+    """Run iterations of different kinds and return their seconds; see `profile`."""
     clock = clocks.wall
     if not gpu:
         cache = replace(cache, num_blocks=min(cache.num_blocks, NUM_BLOCKS))
@@ -173,9 +173,9 @@ def measure(
         own, start = clocks.own(), clock()
         runner.submit(steps[work])
         stages = runner.result().stages
-        took = clock() - start
-        spent[work] = spent.get(work, 0.0) + took
-        seconds = stage_seconds(took, stages)
+        elapsed = clock() - start
+        spent[work] = spent.get(work, 0.0) + elapsed
+        seconds = stage_seconds(elapsed, stages)
         now.setdefault(work, []).append(seconds)
         if threads is not None:
             seconds = undisturbed(seconds, clocks.own() - own, threads)
@@ -185,25 +185,25 @@ def measure(
     largest = Work(0, 0.0, 0, 0)
     all_typical = _typical_parts(typical, cache)
     kinds = [_fitting_parts(kind, cache) for kind in (_GPU_KINDS if gpu else _KINDS)]
-    kinds.insert(_INDISPENSABLE, all_typical)
+    kinds.insert(_NUM_REQUIRED, all_typical)
     for index, parts in enumerate(kinds):
         work = _work(parts)
         if not parts or work in steps:  # the same as another kind, once made to fit
             continue
-        if index >= _INDISPENSABLE:
+        if index >= _NUM_REQUIRED:
             # In proportion to the largest, which overestimates; each runs twice.
             expected = 2 * spent[largest] * max(1.0, work.tokens / largest.tokens)
-            if clock() - begin + expected > _LIMIT:
+            if clock() - begin + expected > _MAX_SECONDS:
                 continue
         steps[work] = join_parts(parts, cache.block_size)
         runner.submit(steps[work])  # prepares kernels for the shape
         runner.result()
         run(work)
         largest = max(largest, work)
-    # In turns, each kind getting the same time: a spell in which the machine is slow, by another
-    # process or another tenant, then hits all kinds alike, and the shortest run of each misses it.
-    while clock() - begin < _REPEATING:
-        unsure = [work for work, runs in now.items() if len(runs) < _MOST_RUNS]
+    # Alternate, with the same time for each kind: when the machine is slow for a moment, by another
+    # process or another tenant, all kinds are affected alike, and the shortest run of each is not.
+    while clock() - begin < _REPEAT_SECONDS:
+        unsure = [work for work, runs in now.items() if len(runs) < _MAX_RUNS]
         if not unsure:
             break
         run(min(unsure, key=lambda work: spent[work]))
@@ -217,24 +217,24 @@ def measure(
 
 
 def _typical_parts(typical: TypicalDecodes, cache: KvCache) -> list[StepPart]:
-    """Decodes as they are on a machine that is well used; none where a context does not fit.
+    """Return decodes as on a well used machine; none if a context does not fit into the cache.
 
-    They share blocks: writing all that they would have takes much longer than reading it. So they
-    are a little too fast, by a fifth where keys and values are as large as weights.
+    They share blocks: writing separate ones takes much longer than reading them. So they are a
+    little too fast, by a fifth if keys and values are as large as weights.
     """
     blocks = cache.num_blocks
     each = -(-(typical.context + 1) // cache.block_size)
     if each > blocks or typical.context >= cache.max_model_len:
         return []
-    places = blocks // each
+    contexts = blocks // each
     return [
         StepPart([0], typical.context, range(first, first + each), samples=True)
-        for first in (each * (number % places) for number in range(typical.requests))
+        for first in (each * (number % contexts) for number in range(typical.requests))
     ]
 
 
 def _fitting_parts(kind: _Kind, cache: KvCache) -> list[StepPart]:
-    """An iteration of a kind, smaller where the cache or the model's length asks for it."""
+    """Return an iteration of a kind, smaller if the cache or the model's length requires it."""
     block_size, longest = cache.block_size, cache.max_model_len
     blocks = cache.num_blocks
     for_decodes = blocks - 1 if kind.chunk else blocks
@@ -247,22 +247,22 @@ def _fitting_parts(kind: _Kind, cache: KvCache) -> list[StepPart]:
         for first in range(0, decodes * each, each):
             parts.append(StepPart([0], context, range(first, first + each), samples=True))
     if kind.chunk:
-        rest = range(decodes * each, blocks)
-        room = min(len(rest) * block_size, longest)
-        past = min(kind.past, room // 2)
-        parts.append(StepPart([0] * min(kind.chunk, room - past), past, rest, samples=True))
+        free = range(decodes * each, blocks)
+        longest = min(len(free) * block_size, longest)
+        past = min(kind.past, longest // 2)
+        parts.append(StepPart([0] * min(kind.chunk, longest - past), past, free, samples=True))
     return parts
 
 
 def _work(parts: Sequence[StepPart]) -> Work:
-    """One token is a decode, as the scheduler sees it."""
+    """Return the work of an iteration; one token counts as a decode, as in the scheduler."""
     tokens, attention, context = 0, 0.0, 0
     for part in parts:
         length = len(part.token_ids)
         tokens += length
         if length == 1:
-            # One token of context takes no time that could be told from that of the decode. If it
-            # is all that is measured, on a slow machine, contexts would be given all of it.
+            # The time of one token of context cannot be separated from that of the decode. If it is
+            # all that is measured, on a slow machine, contexts would be given all of it.
             context += part.past if part.past > 1 else 0
         else:
             attention += length * (part.past + length / 2)

@@ -1,4 +1,4 @@
-"""A Ray cluster: one that runs already, or one on this machine for as long as this process."""
+"""The connection to a Ray cluster: a running one, or one that is started on this machine."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from sarathi.fleet.ray.placement import Node
 from sarathi.system.machine import usable_cores
 
 _INSTALL = "--ray needs Ray: pip install 'sarathi-serve[ray]'"
-_KNOCK = 5.0  # seconds for a port to answer
-_HEALTH = 20.0  # seconds for a cluster to say that it is well; it takes one
-_OBJECT_STORE = 80 * 2**20  # bytes, nearly the least that Ray takes; nothing of ours is kept there
+_CONNECT_TIMEOUT = 5.0  # seconds for a port to answer
+_HEALTH_TIMEOUT = 20.0  # seconds for a cluster to answer a health check, which takes one second
+_OBJECT_STORE = 80 * 2**20  # bytes, nearly the minimum of Ray; we keep nothing there
 _LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The one that this process is connected to."""
+    """The cluster that this process is connected to."""
 
-    host: str  # where the others reach this process
-    own: bool  # it is this machine alone, and ends with this process
+    host: str  # the address under which other machines reach this process
+    own: bool  # it was started by this process, on this machine, and ends with it
 
     @property
     def nodes(self) -> list[Node]:
+        """The machines that are alive."""
         import ray
 
         return [
@@ -47,7 +48,7 @@ class Cluster:
         ]
 
     def free(self) -> tuple[float, float]:
-        """CPUs and GPUs that no placement group has, over all machines."""
+        """Return the CPUs and GPUs that no placement group has reserved, over all machines."""
         import ray
 
         resources = ray.available_resources()
@@ -55,29 +56,33 @@ class Cluster:
 
 
 @contextmanager
-def connected(address: str | None, cpus: int, report: Callable[[str], None]) -> Iterator[Cluster]:
-    """Connect to the cluster at `address`, or named by RAY_ADDRESS, or begun on this machine with
-    `ray start`; where there is none, start one here.
+def connected(
+    address: str | None, cpus: int, on_progress: Callable[[str], None]
+) -> Iterator[Cluster]:
+    """Connect to a cluster, or start one on this machine.
+
+    The cluster is the one at `address`, or at RAY_ADDRESS, or the one that this machine has joined
+    with `ray start`. Without any of these, one is started here.
 
     Args:
         address: host:port, as `ray start --head` prints it.
-        cpus: that a cluster started here must count, even if the machine has fewer.
-        report: called with a line about which cluster it is.
+        cpus: that a cluster started here has to count, even if the machine has fewer.
+        on_progress: called with a line about which cluster it is.
 
     Raises:
-        ConfigError: there is no Ray, or no cluster at the address.
+        ConfigError: Ray is not installed, or no cluster answers at the address.
     """
     if find_spec("ray") is None:
         raise ConfigError(_INSTALL)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported
     if named := address or os.environ.get("RAY_ADDRESS"):
         _check(named)
-        cluster = _join(named, named, report)
-    elif begun := _begun_here():
-        # Ray takes its token for an address that it has found by itself, not for one it is told.
-        cluster = _join("auto", begun, report)
+        cluster = _join(named, named, on_progress)
+    elif local := _local_address():
+        # Ray uses its token for an address that it has found by itself, not for one it is given.
+        cluster = _join("auto", local, on_progress)
     else:
-        cluster = _start(cpus, report)
+        cluster = _start(cpus, on_progress)
     import ray
 
     try:
@@ -86,8 +91,8 @@ def connected(address: str | None, cpus: int, report: Callable[[str], None]) -> 
         ray.shutdown()
 
 
-def _begun_here() -> str | None:
-    """Where `ray start` says that its cluster is; None where none is, or it has gone."""
+def _local_address() -> str | None:
+    """Return the address of the cluster that `ray start` has joined; None if none answers."""
     linux = sys.platform.startswith("linux")
     folder = os.environ.get("RAY_TMPDIR") or (linux and os.environ.get("TMPDIR")) or "/tmp"
     try:
@@ -100,17 +105,17 @@ def _begun_here() -> str | None:
 def _answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _KNOCK).close()
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT).close()
     except (OSError, ValueError, OverflowError):
         return False
     return True
 
 
 def _check(address: str) -> None:
-    """Ray itself would wait for minutes.
+    """Check that a cluster answers; Ray itself would wait for minutes.
 
     Raises:
-        ConfigError: there is no cluster.
+        ConfigError: none does.
     """
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdecimal():
@@ -122,37 +127,41 @@ def _check(address: str) -> None:
         raise ConfigError(f"nothing answers at the Ray address {address}")
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_HEALTH)
+        completed = subprocess.run(command, capture_output=True, text=True, timeout=_HEALTH_TIMEOUT)
     except subprocess.TimeoutExpired:
-        raise ConfigError(f"no Ray cluster answers at {address} within {_HEALTH:g} s") from None
-    if done.returncode != 0:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        reason = lines[-1] if lines else f"exit status {done.returncode}"
+        raise ConfigError(
+            f"no Ray cluster answers at {address} within {_HEALTH_TIMEOUT:g} s"
+        ) from None
+    if completed.returncode != 0:
+        lines = (completed.stderr or completed.stdout).strip().splitlines()
+        reason = lines[-1] if lines else f"exit status {completed.returncode}"
         raise ConfigError(f"the Ray cluster at {address} is not well: {reason}")
 
 
-def _join(how: str, address: str, report: Callable[[str], None]) -> Cluster:
-    """
+def _join(ray_address: str, address: str, on_progress: Callable[[str], None]) -> Cluster:
+    """Join a cluster.
+
     Args:
-        how: what Ray takes for `address`.
+        ray_address: the address for Ray, which may be "auto".
+        address: the address for messages.
     """
     import ray
 
     try:
-        ray.init(address=how, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=ray_address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # of many kinds: ConnectionError, RuntimeError, ValueError, ...
         raise ConfigError(f"cannot join the Ray cluster at {address}: {error}") from error
-    report(f"joined the Ray cluster at {address}")
+    on_progress(f"joined the Ray cluster at {address}")
     return Cluster(ray.util.get_node_ip_address(), own=False)
 
 
-def _start(cpus: int, report: Callable[[str], None]) -> Cluster:
-    # Ray's ports listen on all interfaces, and whoever may talk to them may run code here. It reads
-    # this once, when it is imported.
+def _start(cpus: int, on_progress: Callable[[str], None]) -> Cluster:
+    # Ray's ports listen on all interfaces, and clients that may use them may run code here. It
+    # reads these variables once, when it is imported.
     if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    # By default anything else on the machine would go before its actors.
+    # By default all other processes on the machine would have priority over its actors.
     os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
@@ -168,7 +177,7 @@ def _start(cpus: int, report: Callable[[str], None]) -> Cluster:
         )
     except Exception as error:
         raise ConfigError(f"cannot start Ray on this machine: {error}") from error
-    report("started Ray on this machine")
+    on_progress("started Ray on this machine")
     if cpus > cores:
-        report(f"warning: {cpus} threads are to compute on the {cores} cores of this machine")
+        on_progress(f"warning: {cpus} threads are to compute on the {cores} cores of this machine")
     return Cluster(_LOOPBACK, own=True)

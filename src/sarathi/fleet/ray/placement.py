@@ -1,4 +1,4 @@
-"""What the processes of engines need of a cluster's machines."""
+"""The resources that the processes of engines need on the machines of a cluster."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Node:
 class Placement:
     """One replica: a bundle for each stage, so that the ranks of a stage are on one machine.
 
-    They add up their parts several times a layer, which a network would be too slow for; between
-    stages go hidden states alone.
+    The ranks add up their results several times a layer, for which a network would be too slow;
+    between stages only hidden states are sent.
     """
 
     layout: ParallelLayout
@@ -35,25 +35,25 @@ class Placement:
 
     @property
     def bundles(self) -> list[dict[str, float]]:
-        """What Ray has to find on one machine each, stage by stage."""
+        """The resources of each stage, which have to be on one machine."""
         ranks = self.layout.tp
         bundle = {"CPU": float(self.cpus * ranks), "GPU": float(self.gpus * ranks)}
         return [{name: amount for name, amount in bundle.items() if amount}] * self.layout.pp
 
     def __str__(self) -> str:
         ranks, stages = self.layout.tp, self.layout.pp
-        each = amounts(self.cpus * ranks, self.gpus * ranks)
+        each = describe_resources(self.cpus * ranks, self.gpus * ranks)
         return each if stages == 1 else f"{stages} times {each}"
 
 
-def amounts(cpus: float, gpus: float) -> str:
-    """In words; what there is none of is left out, unless there is nothing."""
+def describe_resources(cpus: float, gpus: float) -> str:
+    """Return numbers of CPUs and GPUs as text; a zero is left out, unless both are zero."""
     named = [(cpus, "CPU"), (gpus, "GPU")]
     parts = [f"{count:g} {name}{'' if count == 1 else 's'}" for count, name in named if count]
     return " and ".join(parts) or "no CPU"
 
 
-def place(
+def place_replicas(
     config: EngineConfig,
     replicas: int,
     nodes: Sequence[Node],
@@ -61,10 +61,10 @@ def place(
     cpus_per_rank: int | None = None,
     gpus_per_rank: int | None = None,
 ) -> tuple[Placement, EngineConfig]:
-    """Say what each rank gets, and how it has to compute with that.
+    """Return the resources of each rank, and the configuration that makes use of them.
 
-    Without `cpus_per_rank` a rank gets as many CPUs as `config.threads` says, or else all CPUs of
-    the cluster are shared out, unless GPUs compute.
+    Without `cpus_per_rank` a rank gets `config.threads` CPUs, or else an equal share of all CPUs of
+    the cluster; 1 if GPUs compute.
 
     Raises:
         ConfigError: the options do not go together, or the cluster has no GPU.
@@ -75,22 +75,22 @@ def place(
     if cpus is None:
         bundles = replicas * layout.pp
         cpus = 1 if gpus else equal_share([node.cpus for node in nodes], bundles, layout.tp)
-    # Ray does not keep a process from using more than it was given: the executor must know.
+    # Ray does not keep a process from using more CPUs than it has reserved: the executor must.
     device, threads = config.device, config.threads
     if config.executor == "torch":
         device = "cuda" if gpus else "cpu"
     if not gpus and threads is None:
         threads = cpus
-    # A GPU is one rank's alone, but the memory of a machine is shared by all that run there.
-    neighbours = 1 if gpus else min(replicas, _most_on_one(nodes, cpus * layout.tp))
+    # A GPU is used by one rank, but all engines on a machine share its memory.
+    engines_here = 1 if gpus else min(replicas, _max_bundles(nodes, cpus * layout.tp))
     config = msgspec.structs.replace(
-        config, device=device, threads=threads, engines_here=max(1, neighbours)
+        config, device=device, threads=threads, engines_here=max(1, engines_here)
     )
     return Placement(layout, cpus, gpus), config
 
 
 def equal_share(cpus: Sequence[float], bundles: int, ranks: int) -> int:
-    """The most CPUs that each of `ranks` in each of `bundles` can have, at least 1.
+    """Return the most CPUs that each of `ranks` in each of `bundles` can have, at least 1.
 
     Args:
         cpus: of each machine; a bundle has to fit on one.
@@ -102,8 +102,8 @@ def equal_share(cpus: Sequence[float], bundles: int, ranks: int) -> int:
     return 1
 
 
-def _most_on_one(nodes: Sequence[Node], cpus: int) -> int:
-    """Bundles of so many CPUs."""
+def _max_bundles(nodes: Sequence[Node], cpus: int) -> int:
+    """Return the most bundles of so many CPUs that fit on one machine."""
     return max((int(node.cpus) // cpus for node in nodes), default=0)
 
 
@@ -116,13 +116,13 @@ def _gpus(config: EngineConfig, nodes: Sequence[Node], wanted: int | None) -> in
         if wanted:
             raise ConfigError(f"--ray-gpus-per-rank {wanted} has no use with --device cpu")
         return 0
-    has = any(node.gpus for node in nodes)
+    has_gpus = any(node.gpus for node in nodes)
     if wanted == 0 and config.device == "cuda":
         raise ConfigError("--device cuda needs --ray-gpus-per-rank 1 or more")
-    if not has and (wanted or config.device == "cuda"):
+    if not has_gpus and (wanted or config.device == "cuda"):
         raise ConfigError(
             "no machine of the Ray cluster has a GPU: use --device cpu, or start one with one"
         )
     if wanted is not None:
         return wanted
-    return 1 if has else 0
+    return 1 if has_gpus else 0

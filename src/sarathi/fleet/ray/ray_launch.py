@@ -1,4 +1,4 @@
-"""From the options of `--ray` to what starts engines on a cluster."""
+"""The entry point of `--ray`: from its options to a spawner of engines on a cluster."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from dataclasses import dataclass
 
 from sarathi.engine.config import EngineConfig
 from sarathi.fleet.ray.cluster import connected
-from sarathi.fleet.ray.placement import place
+from sarathi.fleet.ray.placement import place_replicas
 from sarathi.fleet.ray.spawners import EngineSpawner
 from sarathi.system.processes import Spawner
 
-_PATIENCE = 30.0  # seconds that an engine waits for room: machines may be joining
+_RESERVE_TIMEOUT = 30.0  # seconds that an engine waits for resources: machines may be joining
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayOptions:
+    """The options of `--ray`."""
+
     address: str | None = None  # host:port; None: see `connected`
-    cpus_per_rank: int | None = None  # None: see `place`
+    cpus_per_rank: int | None = None  # None: see `place_replicas`
     gpus_per_rank: int | None = None
 
 
@@ -28,38 +30,38 @@ def on_ray(
     config: EngineConfig,
     replicas: int,
     hub_id: str | None,
-    report: Callable[[str], None],
+    on_progress: Callable[[str], None],
     *,
-    patience: float = _PATIENCE,
+    timeout: float = _RESERVE_TIMEOUT,
 ) -> Iterator[tuple[Spawner, EngineConfig]]:
-    """Room for the first engines on a cluster, as long as the context lasts.
+    """Connect to a cluster and reserve the resources of the first engines.
 
     Args:
         replicas: engines to begin with.
         hub_id: of the model, if it has one.
-        report: called with a line about what happens.
-        patience: seconds that an engine may wait for room.
+        on_progress: called with a line about each step.
+        timeout: seconds that an engine may wait for its resources.
 
-    Returns:
-        What starts engines, and the configuration that they have to be started with.
+    Yields:
+        The spawner of engines, and the configuration with which it has to start them.
 
     Raises:
-        ConfigError: there is no Ray, no cluster, or no room.
+        ConfigError: Ray is not installed, or the cluster does not exist or lacks the resources.
     """
     ranks = replicas * config.pp * config.tp
     cpus = ranks * (options.cpus_per_rank or config.threads or 1)
-    with connected(options.address, cpus, report) as cluster:
-        placement, config = place(
+    with connected(options.address, cpus, on_progress) as cluster:
+        placement, config = place_replicas(
             config,
             replicas,
             cluster.nodes,
             cpus_per_rank=options.cpus_per_rank,
             gpus_per_rank=options.gpus_per_rank,
         )
-        spawner = EngineSpawner(cluster, placement, hub_id, patience=patience)
+        spawner = EngineSpawner(cluster, placement, hub_id, timeout=timeout)
         try:
             spawner.reserve(replicas)
-            report(f"each replica has {placement}")
+            on_progress(f"each replica has {placement}")
             yield spawner, config
         finally:
             spawner.release()

@@ -1,38 +1,132 @@
-"""Start engines in placement groups, and their other processes beside them."""
+"""Processes of engines as Ray actors: an engine in a placement group, its workers beside it."""
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from sarathi.errors import ConfigError
-from sarathi.fleet.ray.actors import ActorProcess, Bundle
+from sarathi.errors import ConfigError, ModelError
 from sarathi.fleet.ray.cluster import Cluster
-from sarathi.fleet.ray.placement import Placement, amounts
+from sarathi.fleet.ray.placement import Placement, describe_resources
+from sarathi.models.locate import locate
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
-    from sarathi.system.processes import Process
+    from sarathi.system.processes import Process, Spawner
 
-_LOOK = 0.1  # seconds between looks at whether there is room
+_POLL_SECONDS = 0.1  # between checks that a placement group is ready
+_UNKNOWN_REASON = "its actor has died"
+
+
+class ActorRunner:
+    """The actor. Its own process computes, so that it ends with the process that started it."""
+
+    def run(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        hub_id: str | None,
+        workers: Callable[[], Spawner] | None,
+    ) -> int:
+        """Run `main` of a module, which returns an exit status.
+
+        Args:
+            hub_id: of the model, which is downloaded to this machine, too; None: it has none.
+            workers: for an engine: returns the spawner of its other processes.
+        """
+        main = import_module(module).main
+        if hub_id is not None:
+            # If that fails, the model may be in the cache, or `main` will report that it is not.
+            with contextlib.suppress(ModelError):
+                locate(hub_id)
+        return int(main(arguments) if workers is None else main(arguments, workers()))
+
+
+class ActorProcess:
+    """A `Process` that is an actor."""
+
+    def __init__(
+        self,
+        name: str,
+        group: PlacementGroup,
+        stage: int,
+        placement: Placement,
+        module: str,
+        arguments: Sequence[str],
+        hub_id: str | None,
+        workers: Callable[[], Spawner] | None = None,
+    ) -> None:
+        """Start the actor; the call returns at once. It ends when the calling process does.
+
+        Args:
+            name: of the process in the system's list of processes, after "ray::".
+            stage: whose bundle of the placement group it uses.
+        """
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        strategy = PlacementGroupSchedulingStrategy(group, stage)
+        actor_class: Any = ray.remote(ActorRunner)
+        # After the loss of a process the whole engine has to restart: Ray must not restart parts.
+        self._actor = actor_class.options(
+            num_cpus=placement.cpus,
+            num_gpus=placement.gpus,
+            max_restarts=0,
+            scheduling_strategy=strategy,
+        ).remote()
+        self._call = self._actor.run.options(name=name).remote(
+            module, list(arguments), hub_id, workers
+        )
+        self._end: str | None = None
+
+    def ended(self) -> str | None:
+        import ray
+        from ray.exceptions import RayError
+
+        if self._end is None and ray.wait([self._call], timeout=0)[0]:
+            try:
+                self._end = f"exit status {ray.get(self._call)}"
+            except RayError as error:
+                self._end = death_cause(str(error))
+        return self._end
+
+    def kill(self) -> None:
+        import ray
+
+        if self._end is None:
+            self._end = "killed"
+        ray.kill(self._actor)
+
+
+def death_cause(message: str) -> str:
+    """Return the part of Ray's message that gives the reason for an actor's death."""
+    lines = [line.strip() for line in message.strip().splitlines()]
+    last = lines[-1] if lines else ""
+    detail = re.search(r"Worker exit detail: (.*?)(?: Some common causes.*)?$", last)
+    reason = (detail[1] if detail else last).rstrip(".")
+    return re.sub(r"\bactor [0-9a-f]{32}\b", "actor", reason) or _UNKNOWN_REASON
 
 
 class WorkerSpawner:
-    """Starts the workers of one engine in its placement group; made in the engine's actor.
+    """Starts the workers of one engine in its placement group; created in the engine's actor.
 
-    The actors belong to that one: when it dies, Ray ends them.
+    The workers belong to that actor: when it dies, Ray ends them.
     """
 
     def __init__(
         self, group: PlacementGroup, placement: Placement, hub_id: str | None, host: str | None
     ) -> None:
-        """
+        """Prepare to start workers.
+
         Args:
             hub_id: of the model, if it has one.
-            host: the address under which others reach the engine; None: that of its machine.
+            host: the address under which workers reach the engine; None: that of its machine.
         """
         import ray
 
@@ -40,88 +134,87 @@ class WorkerSpawner:
         self._group = group
         self._placement = placement
         self._hub_id = hub_id
-        self._count = 0  # an engine starts them in the order of `Layout.workers`
+        self._count = 0  # an engine starts them in the order of `ParallelLayout.workers`
 
     def spawn(self, module: str, arguments: Sequence[str]) -> Process:
         placement = self._placement
-        place = placement.layout.workers[self._count]
+        rank_id = placement.layout.workers[self._count]
         self._count += 1
-        name = f"sarathi-stage-{place.stage}-rank-{place.rank}"
-        bundle = Bundle(self._group, place.stage)
-        return ActorProcess(name, bundle, placement, module, arguments, self._hub_id)
+        name = f"sarathi-stage-{rank_id.stage}-rank-{rank_id.rank}"
+        return ActorProcess(
+            name, self._group, rank_id.stage, placement, module, arguments, self._hub_id
+        )
 
 
 class EngineSpawner:
-    """Starts engines, each in a placement group of its own, made anew for every one: machines that
-    have died since are then left out."""
+    """Starts engines, each in a new placement group, which leaves out machines that have died."""
 
     def __init__(
-        self, cluster: Cluster, placement: Placement, hub_id: str | None, *, patience: float
+        self, cluster: Cluster, placement: Placement, hub_id: str | None, *, timeout: float
     ) -> None:
-        """
+        """Prepare to start engines.
+
         Args:
             hub_id: of the model, if it has one.
-            patience: seconds that an engine may wait for room.
+            timeout: seconds that an engine may wait for its resources.
         """
         self.host: str | None = cluster.host
         self._cluster = cluster
         self._placement = placement
         self._hub_id = hub_id
-        self._patience = patience
-        self._reserved: list[Room] = []
+        self._timeout = timeout
+        self._reserved: list[Reservation] = []
 
     def reserve(self, replicas: int) -> None:
-        """Make sure that there is room for the first engines.
+        """Reserve the resources of the first engines.
 
         Raises:
-            ConfigError: there is not, or not in time.
+            ConfigError: the cluster does not have them, or not in time.
         """
-        self._reserved = [self._room() for _ in range(replicas)]
-        for index, room in enumerate(self._reserved):
-            while not room.ready():
-                if room.late:
-                    message = room.explain(f"replica {index + 1} of {replicas}")
+        self._reserved = [self._reservation() for _ in range(replicas)]
+        for index, reservation in enumerate(self._reserved):
+            while not reservation.ready():
+                if reservation.timed_out:
+                    message = reservation.explain(f"replica {index + 1} of {replicas}")
                     self.release()
                     raise ConfigError(message)
-                time.sleep(_LOOK)
+                time.sleep(_POLL_SECONDS)
 
     def release(self) -> None:
-        """Give back what has been reserved and not used."""
-        for room in self._reserved:
-            room.leave()
+        """Release what has been reserved and not used."""
+        for reservation in self._reserved:
+            reservation.release()
         self._reserved = []
 
     def spawn(self, module: str, arguments: Sequence[str]) -> Process:
-        room = self._reserved.pop() if self._reserved else self._room()
-        return PlacedEngine(room, module, arguments, self._hub_id, self._worker_host)
+        reservation = self._reserved.pop() if self._reserved else self._reservation()
+        worker_host = self.host if self._cluster.own else None
+        return PlacedEngine(reservation, module, arguments, self._hub_id, worker_host)
 
-    @property
-    def _worker_host(self) -> str | None:
-        return self.host if self._cluster.own else None
-
-    def _room(self) -> Room:
-        return Room(self._cluster, self._placement, self._patience)
+    def _reservation(self) -> Reservation:
+        return Reservation(self._cluster, self._placement, self._timeout)
 
 
-class Room:
-    """A placement group: room for one replica, once the cluster has found it."""
+class Reservation:
+    """A placement group for one replica, which the cluster creates once it has the resources."""
 
-    def __init__(self, cluster: Cluster, placement: Placement, patience: float) -> None:
-        """
+    def __init__(self, cluster: Cluster, placement: Placement, timeout: float) -> None:
+        """Ask the cluster for the resources; the call returns at once.
+
         Args:
-            patience: seconds until finding it is late.
+            timeout: seconds to wait for them.
         """
         from ray.util.placement_group import placement_group
 
         self.placement = placement
         self.group = placement_group(placement.bundles, strategy="PACK")
         self._cluster = cluster
-        self._patience = patience
+        self._timeout = timeout
         self._began = time.monotonic()
         self._ready = False
 
     def ready(self) -> bool:
-        """Whether it has been found; never waits."""
+        """Return whether the placement group has been created; never blocks."""
         from ray.util.placement_group import placement_group_table
 
         if not self._ready:
@@ -129,58 +222,61 @@ class Room:
         return self._ready
 
     @property
-    def late(self) -> bool:
-        return time.monotonic() > self._began + self._patience
+    def timed_out(self) -> bool:
+        """Whether the time to wait is over."""
+        return time.monotonic() > self._began + self._timeout
 
-    def explain(self, whose: str) -> str:
-        """Why there is none."""
+    def explain(self, replica: str) -> str:
+        """Return an error message: what `replica` needs and what the cluster has."""
         nodes = self._cluster.nodes
-        has = "; ".join(amounts(node.cpus, node.gpus) for node in nodes)
+        has = "; ".join(describe_resources(node.cpus, node.gpus) for node in nodes)
         machines = f"{len(nodes)} machines" if len(nodes) > 1 else "one machine"
         spread = "" if self.placement.layout.pp == 1 else ", each on one machine"
         return (
-            f"the Ray cluster has found no room for {whose} within {self._patience:g} s: it needs "
+            f"the Ray cluster has found no room for {replica} within {self._timeout:g} s: it needs "
             f"{self.placement}{spread}. The cluster is {machines} ({has}), and free are "
-            f"{amounts(*self._cluster.free())}: lower --replicas, --pp, --tp or "
+            f"{describe_resources(*self._cluster.free())}: lower --replicas, --pp, --tp or "
             "--ray-cpus-per-rank, or add machines"
         )
 
-    def leave(self) -> None:
-        """Ends what still runs there. Harmless twice."""
+    def release(self) -> None:
+        """Remove the placement group and end what still runs in it. May be called twice."""
         from ray.util.placement_group import remove_placement_group
 
         remove_placement_group(self.group)
 
 
 class PlacedEngine:
-    """A `Process` that is an engine's actor. Its room is given back when it has ended."""
+    """A `Process` that is an engine's actor. Its reservation is released when it has ended."""
 
     def __init__(
         self,
-        room: Room,
+        reservation: Reservation,
         module: str,
         arguments: Sequence[str],
         hub_id: str | None,
         worker_host: str | None,
     ) -> None:
-        placement = room.placement
-        self._room = room
+        """Start the actor; it runs once its resources are reserved."""
+        placement = reservation.placement
+        self._reservation = reservation
         self._actor = ActorProcess(
             "sarathi-engine",
-            Bundle(room.group, placement.layout.engine.stage),
+            reservation.group,
+            placement.layout.engine.stage,
             placement,
             module,
             arguments,
             hub_id,
-            partial(WorkerSpawner, room.group, placement, hub_id, worker_host),
+            partial(WorkerSpawner, reservation.group, placement, hub_id, worker_host),
         )
         self._end: str | None = None
 
     def ended(self) -> str | None:
         if self._end is None:
             end = self._actor.ended()
-            if end is None and not self._room.ready() and self._room.late:
-                end = self._room.explain("a replica")
+            if end is None and not self._reservation.ready() and self._reservation.timed_out:
+                end = self._reservation.explain("a replica")
             if end is not None:
                 self._finish(end)
         return self._end
@@ -192,4 +288,4 @@ class PlacedEngine:
     def _finish(self, end: str) -> None:
         self._end = end
         self._actor.kill()
-        self._room.leave()
+        self._reservation.release()

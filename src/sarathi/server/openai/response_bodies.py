@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import UNSET, Struct, UnsetType
 
-from sarathi.fleet.engine_api import ReplicaState, ReplicaStatus
+from sarathi.fleet.replica import ReplicaState, ReplicaStatus
 
 
 class PromptTokensDetails(Struct, frozen=True):

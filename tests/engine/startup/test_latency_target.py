@@ -1,4 +1,4 @@
-"""The time between tokens that is promised where nobody states one, from start to start."""
+"""The derived time between tokens, from start to start."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ import msgspec
 import pytest
 
 from sarathi.engine.scheduler_factory import TypicalDecodes, derived_target
-from sarathi.engine.startup.latency_cache import Conditions, MeasuredLatency, keep_fastest
-from sarathi.engine.startup.latency_target import promised_target
+from sarathi.engine.startup.latency_target import (
+    Conditions,
+    MeasuredLatency,
+    keep_fastest,
+    promised_target,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +60,7 @@ class TestRule:
     def test_five_iterations_that_only_decode_up_to_what_readers_notice(
         self, iteration: float, target: float
     ) -> None:
-        """And two where decodes alone take more than half of that."""
+        """Two iterations if decodes alone take more than half of that."""
         assert derived_target(iteration).seconds == pytest.approx(target)
 
     @pytest.mark.parametrize(
@@ -71,12 +75,12 @@ class TestRule:
             (0.5, "2x a decode-only iteration of 500 ms"),
         ],
     )
-    def test_the_reason_is_told(self, iteration: float, reason: str) -> None:
+    def test_the_reason_is_given(self, iteration: float, reason: str) -> None:
         assert derived_target(iteration).reason == reason
 
 
 class TestFastest:
-    def test_a_slower_start_keeps_what_is_known(self) -> None:
+    def test_a_slower_start_keeps_the_fastest(self) -> None:
         assert keep_fastest(CONDITIONS, MeasuredLatency(0.04, True)) == MeasuredLatency(
             0.04, True, 1
         )
@@ -90,7 +94,7 @@ class TestFastest:
             0.03, True, 4
         )
 
-    def test_what_was_measured_counts_before_estimates(self) -> None:
+    def test_measurements_count_before_estimates(self) -> None:
         keep_fastest(CONDITIONS, MeasuredLatency(0.05, False))
         assert keep_fastest(CONDITIONS, MeasuredLatency(0.04, False)) == MeasuredLatency(
             0.04, False, 2
@@ -122,7 +126,7 @@ class TestFastest:
             b'{"format": 99}',
         ],
     )
-    def test_a_file_that_makes_no_sense_is_written_anew(self, text: bytes, folder: Path) -> None:
+    def test_a_corrupt_file_is_written_again(self, text: bytes, folder: Path) -> None:
         keep_fastest(CONDITIONS, MeasuredLatency(0.04, True))
         (path,) = folder.iterdir()
         path.write_bytes(text)
@@ -195,7 +199,7 @@ class TestPromise:
         assert {target.seconds for target in later} == {0.2}
         assert later[-1].reason == ("5x a decode-only iteration of 40 ms, the fastest of 4 starts")
 
-    def test_an_estimate_is_told_as_one(self) -> None:
+    def test_an_estimate_is_named_as_one(self) -> None:
         reason = promised_target(CONDITIONS, MeasuredLatency(0.04, False)).reason
         assert reason == "5x a decode-only iteration of 40 ms, estimated on a busy machine"
 

@@ -25,7 +25,7 @@ COEFFICIENTS = (9e-3, 3e-4, 1.5e-7, 2e-6, 1e-4)
 
 
 class KnownExecutor:
-    """Advances its own clock by what `COEFFICIENTS` say; the first run of a shape is slower.
+    """Advances its own clock as `COEFFICIENTS` predict; the first run of a shape is slower.
 
     Two threads compute, and others may take a share of their processors.
     """
@@ -107,7 +107,7 @@ class KnownStages(InlineRunner):
 
 
 def silent(line: str) -> None:
-    """Reports nothing."""
+    """Ignore a line."""
 
 
 def test_the_model_is_that_of_the_machine() -> None:
@@ -132,7 +132,7 @@ def test_on_a_gpu_contexts_and_chunks_are_long() -> None:
 
 
 def test_with_several_stages_it_is_that_of_the_slowest() -> None:
-    """What is in no stage is shared out among them."""
+    """Time outside the stages is divided among them."""
     executor = KnownExecutor()
     model, decodes, _ = profile(
         KnownStages(executor), executor.cache, silent, TYPICAL, None, executor.clocks
@@ -164,7 +164,7 @@ def test_a_slow_machine_measures_the_indispensable_only() -> None:
     assert found.decodes == found.model.predict(TYPICAL.work)
 
 
-def test_others_on_the_machine_do_not_make_a_target_longer() -> None:
+def test_other_processes_on_the_machine_do_not_make_a_target_longer() -> None:
     """The model is of iterations as they are now, the decodes are as they would be alone."""
     executor = KnownExecutor(others=0.75)
     found = profile(inline(executor), executor.cache, silent, TYPICAL, 2, executor.clocks)
@@ -182,7 +182,7 @@ def test_time_of_other_processes_and_gpus_is_not_estimated() -> None:
 
 def test_decodes_that_share_blocks_do_not_make_contexts_cheap() -> None:
     class Cached(KnownExecutor):
-        """Reads contexts at no cost where decodes share their blocks."""
+        """Reads contexts at no cost if decodes share their blocks."""
 
         def execute(self, step: Step) -> np.ndarray:
             first = step.block_ids[step.block_starts[:-1]]
@@ -198,7 +198,7 @@ def test_decodes_that_share_blocks_do_not_make_contexts_cheap() -> None:
 
 @pytest.mark.parametrize("typical", [TypicalDecodes(1, 0), TypicalDecodes(32, 4095)])
 def test_typical_decodes_of_any_size(typical: TypicalDecodes) -> None:
-    """Where a context does not fit into what is measured, its time is predicted."""
+    """If a context does not fit into the blocks that are used, its time is predicted."""
     executor = KnownExecutor()
     found = profile(inline(executor), executor.cache, silent, typical, 2, executor.clocks)
     expected = LatencyModel(COEFFICIENTS).predict(typical.work)

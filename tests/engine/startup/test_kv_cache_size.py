@@ -1,24 +1,15 @@
-"""How many KV blocks an engine gets, and what is refused for want of memory."""
+"""How many KV blocks an engine gets, and what is refused for lack of memory."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import pytest
 
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.startup.kv_cache_size import Memory, kv_cache, memories
+from sarathi.engine.startup.kv_cache_size import Memory, kv_cache, merge_memories
 from sarathi.errors import ConfigError
 
 BLOCK_SIZE = 32
 HERE = Memory("here", 50_000, 1000)
-
-
-class Part(NamedTuple):
-    memory: str
-    free: int
-    block_bytes: int
-    shared: bool = True
 
 
 def blocks(
@@ -32,7 +23,7 @@ def test_as_many_blocks_as_the_given_memory_holds() -> None:
     assert blocks(12_999) == 12
 
 
-def test_half_of_what_is_free_if_nothing_is_given() -> None:
+def test_half_of_the_free_memory_by_default() -> None:
     assert blocks(None) == 25
 
 
@@ -41,7 +32,7 @@ def test_engines_on_one_machine_share_it() -> None:
     assert kv_cache(config, 10**6, [HERE], BLOCK_SIZE).num_blocks == 5
 
 
-def test_all_of_a_memory_that_nobody_else_uses() -> None:
+def test_all_of_a_memory_that_is_not_shared() -> None:
     assert blocks(None, Memory("GPU 0", 50_000, 1000, shared=False)) == 50
 
 
@@ -54,17 +45,17 @@ def test_less_than_a_block_is_refused() -> None:
         blocks(999)
 
 
-def test_the_memory_with_the_least_room_decides() -> None:
+def test_the_smallest_memory_decides() -> None:
     assert blocks(None, HERE, Memory("there", 8_000, 500)) == 8
     assert blocks(4_000, HERE, Memory("there", 8_000, 500)) == 4
 
 
 def test_processes_share_the_memory_of_their_machine() -> None:
-    parts = [Part("a", 900, 10), Part("b", 700, 20), Part("a", 800, 30)]
-    assert memories(parts) == (Memory("a", 800, 40), Memory("b", 700, 20))
+    used = [Memory("a", 900, 10), Memory("b", 700, 20), Memory("a", 800, 30)]
+    assert merge_memories(used) == (Memory("a", 800, 40), Memory("b", 700, 20))
 
 
-def test_requests_are_as_long_as_there_is_room_for() -> None:
+def test_requests_are_as_long_as_memory_allows() -> None:
     config = EngineConfig(kv_cache_memory=4_000)
     assert kv_cache(config, 1000, [HERE], BLOCK_SIZE).max_model_len == 4 * BLOCK_SIZE
     assert kv_cache(config, 100, [HERE], BLOCK_SIZE).max_model_len == 100

@@ -49,7 +49,7 @@ def outputs(count: int, last: str | None = None) -> list[TokenOutput]:
 def assembled(
     pieces: Sequence[bytes], params: SamplingParams, last: str | None = "length", step: int = 1
 ) -> tuple[str, OutputText, list[str]]:
-    """The text of all pieces pushed `step` at a time, and what each push gave."""
+    """The text of all pieces, pushed `step` at a time, and the text of each push."""
     text = OutputText(PieceTokenizer(pieces), params)
     tokens = outputs(len(pieces), last)
     parts = [text.push(tokens[at : at + step]).text for at in range(0, len(tokens), step)]
@@ -57,7 +57,7 @@ def assembled(
 
 
 def cut(text: str, stop: Sequence[str], include: bool, barred: int = 0) -> tuple[str, int | None]:
-    """What may be seen of `text`, and where the stop string that ended it ends."""
+    """The part of `text` that is released, and the end of the stop string that ended it."""
     for end in range(barred + 1, len(text) + 1):
         lengths = [len(one) for one in stop if text[:end].endswith(one)]
         if lengths:
@@ -71,8 +71,9 @@ def split(data: bytes, points: Sequence[int]) -> list[bytes]:
 
 
 # Few characters, so that stop strings occur, overlap and nearly occur; two have several bytes.
-texts = st.text("abé🙂", max_size=30)
-stops = st.lists(st.text("abé🙂", min_size=1, max_size=5), min_size=1, max_size=4)
+texts = st.text("abé🙂", max_size=30) | st.text("ab", max_size=40)
+stop_strings = st.text("abé🙂", min_size=1, max_size=5) | st.text("ab", min_size=1, max_size=9)
+stops = st.lists(stop_strings, min_size=1, max_size=4)
 cuts = st.lists(st.integers(0, 200), max_size=60)
 
 
@@ -169,7 +170,7 @@ def test_nothing_after_the_end_is_emitted_or_counted():
     assert text.num_tokens == 1
 
 
-def test_logprobs_come_with_their_tokens_and_the_places_of_their_text():
+def test_logprobs_come_with_their_tokens_and_the_offsets_of_their_text():
     pieces = [b"ab", "é".encode()[:1], "é".encode()[1:], b"c"]
     text = OutputText(PieceTokenizer(pieces), SamplingParams(logprobs=0))
     at = TokenLogprobs(-0.5, 1, [], [])
