@@ -18,8 +18,8 @@ from sarathi.models.tokenizers.work_limit import WorkLimit
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler import SchedulingParams
-from sarathi.server.access import AccessRules
 from sarathi.server.app import create_app
+from sarathi.server.auth import AuthRules
 from sarathi.telemetry.request_latencies import Latencies
 from sarathi.telemetry.stats import Stats
 
@@ -213,8 +213,8 @@ def call(
 
     `client` is where it comes from, and `url` the server as the client calls it.
     """
-    rules = AccessRules(tuple(api_keys), tuple(admin_keys))
-    options = {"served_name": MODEL, "access": rules, **options}
+    rules = AuthRules(tuple(api_keys), tuple(admin_keys))
+    options = {"served_name": MODEL, "auth": rules, **options}
     app = create_app(engine, tokenizer or ByteTokenizer(), **options)
 
     async def send() -> httpx.Response:

@@ -136,7 +136,7 @@ def test_top_logprobs_out_of_place(fields):
 
 
 def test_null_means_absent_for_every_field():
-    from sarathi.server.openai.request_bodies import ChatRequest
+    from sarathi.server.openai.chat_completions import ChatRequest
 
     nulls = {name: None for name in ChatRequest.__struct_fields__ if name != "messages"}
     reply = chat(FakeEngine("Hi"), **{**nulls, "model": None})

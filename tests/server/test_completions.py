@@ -196,7 +196,7 @@ def test_all_sampling_fields_reach_the_engine():
 
 
 def test_null_means_absent_for_every_field():
-    from sarathi.server.openai.request_bodies import CompletionRequest
+    from sarathi.server.openai.completions import CompletionRequest
 
     nulls = {name: None for name in CompletionRequest.__struct_fields__ if name != "prompt"}
     reply = complete(FakeEngine("Hi"), **{**nulls, "model": None})

@@ -13,10 +13,9 @@ import pytest
 from fake_engine import MODEL, ByteTokenizer, FakeEngine
 from starlette.types import ASGIApp
 
-from sarathi.server.access import AccessRules
-from sarathi.server.app import create_app
+from sarathi.server.app import create_app, until_disconnect
+from sarathi.server.auth import AuthRules
 from sarathi.server.connection_limits import ConnectionLimits
-from sarathi.server.reply import until_disconnect
 from sarathi.server.run import make_server
 
 LIMITS = ConnectionLimits(head_bytes=4096, header_fields=32, head_seconds=0.3, body_seconds=0.6)
@@ -75,8 +74,8 @@ def serve(
 ) -> None:
     async def run() -> None:
         listener = socket.create_server(("127.0.0.1", 0))
-        access = AccessRules(**rules)
-        real = create_app(engine or FakeEngine(), ByteTokenizer(), served_name=MODEL, access=access)
+        auth = AuthRules(**rules)
+        real = create_app(engine or FakeEngine(), ByteTokenizer(), served_name=MODEL, auth=auth)
         server = make_server(app or real, limits)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         opened: list[Connection] = []

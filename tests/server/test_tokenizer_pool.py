@@ -16,7 +16,7 @@ from fake_engine import INFO, LIMIT, MODEL, ByteTokenizer, FakeEngine, call, cha
 from sarathi.models.tokenizers import chat_template
 from sarathi.models.tokenizers.chat_template import ChatTemplate
 from sarathi.models.tokenizers.work_limit import WorkCancelledError
-from sarathi.server import text_pool
+from sarathi.server import tokenizer_pool
 from sarathi.server.app import create_app
 
 ENDLESS = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"
@@ -63,14 +63,14 @@ async def until(condition: Callable[[], bool]) -> None:
 
 class TestTemplates:
     def test_one_that_does_not_end_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(text_pool, "RENDER_SECONDS", 0.2)
+        monkeypatch.setattr(tokenizer_pool, "RENDER_SECONDS", 0.2)
         body = {"model": MODEL, **HI}
         tokenizer = ByteTokenizer(ChatTemplate(ENDLESS))
         response = call(FakeEngine(), "POST", "/v1/chat/completions", body, tokenizer=tokenizer)
         assert "more than 0.2 seconds" in error(response, 400, "messages")["message"]
 
     def test_others_are_answered_meanwhile(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(text_pool, "RENDER_SECONDS", 1.0)
+        monkeypatch.setattr(tokenizer_pool, "RENDER_SECONDS", 1.0)
 
         async def scenario(client: httpx.AsyncClient) -> None:
             slow = asyncio.create_task(client.post("/v1/chat/completions", json=HI))
@@ -94,7 +94,7 @@ class TestTemplates:
     def test_nothing_goes_on_for_a_client_that_has_left(
         self, path: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(text_pool, "RENDER_SECONDS", 1000.0)
+        monkeypatch.setattr(tokenizer_pool, "RENDER_SECONDS", 1000.0)
         app = create_app(FakeEngine(), ByteTokenizer(ChatTemplate(ENDLESS)), served_name=MODEL)
         messages = [{"type": "http.request", "body": json.dumps(HI).encode()}]
         left = asyncio.Event()
@@ -152,7 +152,7 @@ class TestLongTexts:
         tokenizer = SlowTokenizer()
 
         async def scenario(client: httpx.AsyncClient) -> None:
-            pool = text_pool.TextPool()
+            pool = tokenizer_pool.TokenizerPool()
 
             def work(limit: Any) -> list[int]:
                 limit.check_cancelled()
@@ -173,7 +173,7 @@ class TestLongTexts:
         run(tokenizer, scenario)
 
     def test_too_many_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(text_pool, "_MAX_LONG_WAITING", 2)
+        monkeypatch.setattr(tokenizer_pool, "_MAX_LONG_JOBS", 2)
         tokenizer = SlowTokenizer()
 
         async def scenario(client: httpx.AsyncClient) -> None:
@@ -259,7 +259,7 @@ def test_fields_that_hold_anything_are_small(name: str) -> None:
 
 def test_work_on_a_few_bytes_is_done_at_once_unless_it_renders() -> None:
     async def scenario() -> None:
-        pool = text_pool.TextPool()
+        pool = tokenizer_pool.TokenizerPool()
         here = threading.get_ident()
         assert await pool.run(10, lambda limit: threading.get_ident()) == here
         assert await pool.run(10, lambda limit: threading.get_ident(), renders=True) != here
