@@ -10,7 +10,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
+
+import msgspec
 
 from sarathi.engine.messages import TokenOutput
 from sarathi.engine.output_processor import Delta, OutputText
@@ -37,12 +38,12 @@ class GenerationJob:
         return [(prompt, one) for prompt, params in self.prompts for one in params]
 
 
-class TokenUsage(NamedTuple):
-    """Tokens of a whole job, or of one choice and its prompt so far."""
+class TokenUsage(msgspec.Struct, frozen=True):
+    """Tokens of a whole job."""
 
     prompt_tokens: int
     completion_tokens: int
-    cached_tokens: int | None = None  # of the prompt, from the prefix cache; None: not counted
+    cached_tokens: int  # prompt tokens that were found in the prefix cache
 
 
 class Choices:
@@ -97,9 +98,9 @@ class Choices:
         completion_tokens = sum(text.num_tokens for text in self.texts)
         return TokenUsage(self._prompt_tokens, completion_tokens, self._cached_tokens)
 
-    def usage_of(self, index: int) -> TokenUsage:
-        """Return the tokens of one choice and its prompt; those with held-back text count."""
-        return TokenUsage(self._prompt_lengths[index], self.texts[index].num_tokens)
+    def token_counts(self, index: int) -> tuple[int, int]:
+        """Return the tokens of a choice's prompt and of its output so far, sent or not."""
+        return self._prompt_lengths[index], self.texts[index].num_tokens
 
     async def next(self) -> list[tuple[int, Delta]]:
         """Wait for tokens of any running choice; return the deltas with their choices' indices.

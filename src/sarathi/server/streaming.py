@@ -38,8 +38,11 @@ class StreamFraming(Protocol):
     """How one API reports usage, ends a stream, and reports an error in the middle of it."""
 
     @property
-    def report_usage(self) -> Callable[[TokenUsage], None] | None:
-        """Called before each delta with the usage of its choice; None where that is unwanted."""
+    def report_usage(self) -> Callable[[int, int], None] | None:
+        """Called before each delta with the `Choices.token_counts` of its choice.
+
+        None where they are not asked for.
+        """
 
     def end(self, usage: TokenUsage) -> bytes:
         """Return the last events of a complete stream."""
@@ -91,7 +94,7 @@ class StreamReply:
         assert report_usage is not None
 
         def encode(index: int, delta: Delta) -> bytes:
-            report_usage(choices.usage_of(index))
+            report_usage(*choices.token_counts(index))
             return self.encode(index, delta)
 
         return encode

@@ -143,8 +143,10 @@ async def create_chat_completion(service: Service, call: RequestContext) -> ASGI
         service, "chatcmpl", "chat.completion.chunk" if request.stream else "chat.completion"
     )
     if request.stream:
-        chunks = ChunkEncoder(head, request.stream_options)
-        return StreamReply(service, job, ChatChunks(service.tokenizer, chunks).encode, chunks)
+        framing = ChunkEncoder(head, request.stream_options)
+        chunks = ChatChunks(service.tokenizer, framing)
+        encode = chunks.encode if job.parser is None else chunks.encode_parsed
+        return StreamReply(service, job, encode, framing)
 
     def body(outputs: Sequence[ParsedDelta], usage: TokenUsage) -> WholeResponse:
         choices = [
@@ -171,18 +173,27 @@ class ChatChunks:
 
     def encode(self, index: int, delta: Delta) -> bytes:
         """Return the chunks for what a choice has generated; the first has the role."""
-        start = b""
-        if index not in self._started:
-            self._started.add(index)
-            role = ChatDelta(role="assistant", content="")
-            start = self.chunks.chunk(ChatChunkChoice(index, role, None, None))
-        reasoning = delta.reasoning if isinstance(delta, ParsedDelta) else ""
-        if not (delta.text or delta.logprobs or delta.finish_reason or reasoning):
+        start = b"" if index in self._started else self._start(index)
+        if not (delta.text or delta.logprobs or delta.finish_reason):
             return start
         logprobs = _logprobs(self.tokenizer, delta) if delta.logprobs else None
-        text = ChatDelta(content=delta.text or None, reasoning_content=reasoning or None)
+        text = ChatDelta(content=delta.text or None)
         choice = ChatChunkChoice(index, text, logprobs, delta.finish_reason)
         return start + self.chunks.chunk(choice)
+
+    def encode_parsed(self, index: int, delta: Delta) -> bytes:
+        """Return what `encode` returns, with a chunk for the reasoning in a parsed delta."""
+        assert isinstance(delta, ParsedDelta)
+        start = b"" if index in self._started else self._start(index)
+        if delta.reasoning:
+            text = ChatDelta(reasoning_content=delta.reasoning)
+            start += self.chunks.chunk(ChatChunkChoice(index, text, None, None))
+        return start + self.encode(index, delta)
+
+    def _start(self, index: int) -> bytes:
+        self._started.add(index)
+        role = ChatDelta(role="assistant", content="")
+        return self.chunks.chunk(ChatChunkChoice(index, role, None, None))
 
 
 def _logprobs(tokenizer: Tokenizer, delta: Delta) -> ChatLogprobs:

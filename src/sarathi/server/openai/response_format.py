@@ -75,10 +75,9 @@ def whole_response(
 
 
 def usage_body(usage: TokenUsage) -> Usage:
-    """Return the field `usage`."""
-    prompt, completion, cached = usage
-    details = None if cached is None else PromptTokensDetails(cached)
-    return Usage(prompt, completion, prompt + completion, details)
+    """Return the field `usage` of a complete response."""
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    return Usage(prompt, completion, prompt + completion, PromptTokensDetails(usage.cached_tokens))
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
@@ -99,7 +98,7 @@ class ChunkEncoder:
     def __init__(self, head: ResponseHead, options: StreamOptions | None) -> None:
         include_usage = options is not None and bool(options.include_usage)
         continuous = options is not None and bool(options.continuous_usage_stats)
-        self.report_usage: Callable[[TokenUsage], None] | None = (
+        self.report_usage: Callable[[int, int], None] | None = (
             self._set_usage if continuous else None
         )
         self._include_usage = include_usage
@@ -111,14 +110,15 @@ class ChunkEncoder:
         return self._head + _ENCODER.encode(choice) + self._tail
 
     def end(self, usage: TokenUsage) -> bytes:
-        return self._head + _usage_tail(usage) + _DONE if self._include_usage else _DONE
+        return self._head + _usage_tail(usage_body(usage)) + _DONE if self._include_usage else _DONE
 
     def error(self, error: ApiError) -> bytes:
         return b"data: " + _ENCODER.encode(error.body) + b"\n\n"
 
-    def _set_usage(self, usage: TokenUsage) -> None:
-        self._tail = _usage_tail(usage)
+    def _set_usage(self, prompt_tokens: int, completion_tokens: int) -> None:
+        total = prompt_tokens + completion_tokens
+        self._tail = _usage_tail(Usage(prompt_tokens, completion_tokens, total))
 
 
-def _usage_tail(usage: TokenUsage) -> bytes:
-    return b'],"usage":' + _ENCODER.encode(usage_body(usage)) + b"}\n\n"
+def _usage_tail(usage: Usage) -> bytes:
+    return b'],"usage":' + _ENCODER.encode(usage) + b"}\n\n"
