@@ -47,6 +47,7 @@ async def stream_all(port: int, prompts: list[list[int]]) -> float:
 
 
 def main() -> None:
+    """Print the throughput of both."""
     spawn = multiprocessing.get_context("spawn")
     pipe, worker_pipe = spawn.Pipe()
     worker = spawn.Process(target=offline, args=(worker_pipe,), daemon=True)

@@ -27,7 +27,7 @@ _TIMEOUT = 120.0  # seconds
 
 
 async def measure_stall(port: int, seed: int) -> tuple[list[float], float]:
-    """Return the gaps of the first client while the second waits for its first token, and its TTFT."""
+    """Return the first client's gaps while the second waits for its first token, and that TTFT."""
     [short] = text_prompts(1, 20, seed)
     [long] = random_prompts(1, _PROMPT, seed)
     first = await open_stream(port, short, 2000)
@@ -44,6 +44,7 @@ async def measure_stall(port: int, seed: int) -> tuple[list[float], float]:
 
 
 def main() -> None:
+    """Print the gaps for each token budget."""
     table = Table(
         title=f"A prompt of {_PROMPT} tokens beside a running stream",
         title_justify="left",

@@ -1,4 +1,4 @@
-"""Tokenisation and chat templates: bounded, off the event loop, given up with the client."""
+"""Tokenisation and chat templates: bounded, off the event loop, cancelled with the client."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SlowTokenizer(ByteTokenizer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.begun = threading.Event()
+        self.started = threading.Event()
         self.go_on = threading.Event()
         self.lengths: list[int] = []
 
@@ -39,7 +39,7 @@ class SlowTokenizer(ByteTokenizer):
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         self.lengths.append(len(text))
         if len(text) > 4096:
-            self.begun.set()
+            self.started.set()
             assert self.go_on.wait(20)
             return [1]
         return super().encode(text)
@@ -62,14 +62,14 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class TestTemplates:
-    def test_one_that_does_not_end_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_endless_template_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tokenizer_pool, "RENDER_SECONDS", 0.2)
         body = {"model": MODEL, **HI}
         tokenizer = ByteTokenizer(ChatTemplate(ENDLESS))
         response = call(FakeEngine(), "POST", "/v1/chat/completions", body, tokenizer=tokenizer)
         assert "more than 0.2 seconds" in error(response, 400, "messages")["message"]
 
-    def test_others_are_answered_meanwhile(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_other_requests_are_answered_meanwhile(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tokenizer_pool, "RENDER_SECONDS", 1.0)
 
         async def scenario(client: httpx.AsyncClient) -> None:
@@ -82,7 +82,7 @@ class TestTemplates:
 
         run(ByteTokenizer(ChatTemplate(ENDLESS)), scenario)
 
-    def test_a_refusal_is_said_once(self) -> None:
+    def test_a_refusal_is_not_repeated_in_the_message(self) -> None:
         template = ChatTemplate("{{ raise_exception('roles must alternate') }}")
         body = {"model": MODEL, **HI}
         options = {"tokenizer": ByteTokenizer(template)}
@@ -91,7 +91,7 @@ class TestTemplates:
         assert message == "The chat template refuses the messages: roles must alternate"
 
     @pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
-    def test_nothing_goes_on_for_a_client_that_has_left(
+    def test_a_disconnect_ends_the_rendering(
         self, path: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(tokenizer_pool, "RENDER_SECONDS", 1000.0)
@@ -106,7 +106,7 @@ class TestTemplates:
             return {"type": "http.disconnect"}
 
         async def send(message: dict[str, Any]) -> None:
-            pytest.fail("nobody is there to be answered")
+            pytest.fail("the client has disconnected")
 
         async def scenario() -> None:
             scope = {"type": "http", "method": "POST", "path": path, "headers": []}
@@ -139,7 +139,7 @@ class TestLongTexts:
 
         async def scenario(client: httpx.AsyncClient) -> None:
             long = [asyncio.create_task(client.post(path, json={"prompt": LONG})) for _ in range(5)]
-            await until(tokenizer.begun.is_set)
+            await until(tokenizer.started.is_set)
             chat = await client.post("/v1/chat/completions", json={**HI, "max_tokens": 3})
             assert chat.status_code == 200
             assert not any(task.done() for task in long)
@@ -148,7 +148,7 @@ class TestLongTexts:
 
         run(tokenizer, scenario)
 
-    def test_one_at_a_time_and_those_whose_client_leaves_are_never_begun(self) -> None:
+    def test_they_run_one_by_one_and_cancelled_ones_never_start(self) -> None:
         tokenizer = SlowTokenizer()
 
         async def scenario(client: httpx.AsyncClient) -> None:
@@ -159,7 +159,7 @@ class TestLongTexts:
                 return tokenizer.encode(LONG)
 
             tasks = [asyncio.create_task(pool.run(len(LONG), work)) for _ in range(6)]
-            await until(tokenizer.begun.is_set)
+            await until(tokenizer.started.is_set)
             await asyncio.sleep(0.05)
             assert len(tokenizer.lengths) == 1
             for task in tasks[1:]:
@@ -179,7 +179,7 @@ class TestLongTexts:
         async def scenario(client: httpx.AsyncClient) -> None:
             body = {"prompt": LONG}
             tasks = [asyncio.create_task(client.post("/tokenize", json=body)) for _ in range(2)]
-            await until(tokenizer.begun.is_set)
+            await until(tokenizer.started.is_set)
             refused = await client.post("/tokenize", json=body)
             assert error(refused, 503)["code"] == "overloaded"
             assert "retry-after" in refused.headers
@@ -192,7 +192,7 @@ class TestLongTexts:
 
 class TestLengths:
     @pytest.mark.parametrize("path", ["/tokenize", "/v1/completions"])
-    def test_a_text_that_is_too_long_is_found_out_by_its_beginning(self, path: str) -> None:
+    def test_a_text_that_is_too_long_is_detected_by_its_first_pieces(self, path: str) -> None:
         class Counting(ByteTokenizer):
             encoded = 0
 
@@ -209,7 +209,7 @@ class TestLengths:
         assert error(response, 400)["code"] == "context_length_exceeded"
         assert tokenizer.encoded < len(prompt) / 10
 
-    def test_the_bound_of_completions_holds_for_tokenize(self) -> None:
+    def test_the_limit_of_completions_holds_for_tokenize(self) -> None:
         response = call(FakeEngine(), "POST", "/tokenize", {"prompt": "a" * (LIMIT + 1)})
         assert error(response, 400)["code"] == "context_length_exceeded"
         response = call(FakeEngine(), "POST", "/tokenize", {"prompt": "a" * LIMIT})
@@ -236,7 +236,7 @@ class TestLengths:
             ("stop_token_ids", [1] * 1025),
         ],
     )
-    def test_lists_that_are_checked_entry_by_entry_are_bounded(self, field, value) -> None:
+    def test_lists_that_are_checked_entry_by_entry_are_limited(self, field, value) -> None:
         info = msgspec.structs.replace(INFO, vocab_size=5000)
         response = chat(FakeEngine(info=info), **{field: value})
         assert "1025 entries" in error(response, 400, field)["message"]
