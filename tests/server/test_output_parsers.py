@@ -6,7 +6,7 @@ import pytest
 from fake_engine import MODEL, FakeEngine, call, events
 
 from sarathi.server.parsers.output_parser import ParsedText
-from sarathi.server.parsers.registry import OUTPUT_PARSERS
+from sarathi.server.parsers.parser_registry import OUTPUT_PARSERS
 
 END = "</think>"
 OUTPUT = "hm, no</think>Hello"

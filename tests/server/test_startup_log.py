@@ -59,7 +59,7 @@ def fresh_logger() -> Iterator[None]:
     logger.setLevel(level)
 
 
-MESSAGES = ["ready", "warning: slow", "error: dead"]
+MESSAGES = ["ready", "warning: slow", "replica 1: error: dead"]
 
 
 @pytest.mark.usefixtures("fresh_logger")

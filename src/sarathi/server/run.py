@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import re
 import signal
 import socket
 import sys
@@ -41,6 +42,7 @@ _SPARE_DESCRIPTORS = 64  # for what is not a client's connection
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 _LOG = logging.getLogger("sarathi")
+_LEVEL_PREFIX = re.compile(r"(?:replica \d+: )?(error|warning): ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,13 +192,11 @@ def set_up_logging(level: LogLevel) -> None:
 
 
 def log(message: str) -> None:
-    """Log a message for the operator; its prefix "error: " or "warning: " is its level."""
+    """Log a message for the operator; its prefix "error: " or "warning: " gives its level."""
     if not _LOG.handlers:
         set_up_logging("info")
-    level = logging.INFO
-    if message.startswith(("error: ", "warning: ")):
-        level = logging.ERROR if message.startswith("error") else logging.WARNING
-    _LOG.log(level, "%s", message)
+    prefix = _LEVEL_PREFIX.match(message)
+    _LOG.log(logging.getLevelName(prefix[1].upper()) if prefix else logging.INFO, "%s", message)
 
 
 class _StderrHandler(logging.Handler):
