@@ -34,7 +34,7 @@ from sarathi.server.stats_endpoint import scheduler_stats
 GetHandler = Callable[[Service, Request], Awaitable[Response]]
 PostHandler = Callable[[Service, RequestContext], Awaitable[ASGIApp]]
 
-# A new endpoint is a line here and a handler. Those of `auth.ADMIN_PATHS` need the admin key.
+# A new endpoint is a line in one of these tables, and its handler.
 GET_ROUTES: dict[str, GetHandler] = {
     "/v1/models": list_models,
     "/v1/models/{name:path}": show_model,
@@ -47,7 +47,7 @@ POST_ROUTES: dict[str, PostHandler] = {
     "/tokenize": tokenize,
     "/detokenize": detokenize,
 }
-ADMIN_ROUTES: dict[str, PostHandler] = {"/scale": scale}
+ADMIN_ROUTES: dict[str, PostHandler] = {"/scale": scale}  # change the server
 
 MAX_BODY = 8 * 2**20  # bytes
 
@@ -106,7 +106,7 @@ def create_app(
         },
     )
     app.router.redirect_slashes = False
-    return AuthMiddleware(app, rules)
+    return AuthMiddleware(app, rules, frozenset(ADMIN_ROUTES))
 
 
 @dataclass(frozen=True)

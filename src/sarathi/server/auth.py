@@ -15,7 +15,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sarathi.server.responses import ApiError, error_response
 
 OPEN_PATHS = frozenset({"/health", "/version"})  # need no API key
-ADMIN_PATHS = frozenset({"/scale"})  # change the server
 
 _STATE = "api_key"
 # A proxy on this machine forwards requests of other machines. Most add one of these headers.
@@ -43,11 +42,12 @@ class AuthMiddleware:
     """Refuses requests without the API key that they need.
 
     Replies pass untouched: streams cost no more. A path that is written in an unusual way needs
-    the key: only the paths in this module, letter by letter, are exempt.
+    the key: only `OPEN_PATHS` and `admin_paths`, letter by letter, are exempt.
     """
 
     app: ASGIApp
     rules: AuthRules
+    admin_paths: frozenset[str]  # of endpoints in `RequireAdmin`
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self.app
@@ -61,7 +61,7 @@ class AuthMiddleware:
     def _check(self, scope: Scope) -> None:
         """Raise `ApiError` unless the request is allowed; record which of several keys it has."""
         keys = self.rules.api_keys
-        exempt = OPEN_PATHS | ADMIN_PATHS if self.rules.admin_keys else OPEN_PATHS
+        exempt = OPEN_PATHS | self.admin_paths if self.rules.admin_keys else OPEN_PATHS
         if not keys or scope["path"] in exempt:
             return
         headers = Headers(scope=scope)
