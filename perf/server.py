@@ -18,7 +18,7 @@ import psutil
 
 from perf.report import MODEL
 
-_PATIENCE = 120.0  # seconds for a server to load or to answer
+_TIMEOUT = 120.0  # seconds for a server to load or to answer
 _POLL = 0.02  # seconds
 
 
@@ -69,27 +69,27 @@ class Server:
 
     @property
     def engine_pid(self) -> int | None:
-        """The process that computes, None before there is one."""
+        """The process that computes, None before it is started."""
         children = psutil.Process(self.pid).children()
         return children[0].pid if children else None
 
     def wait_for_token(self) -> float:
-        """Ask for one token until there is an answer; returns the time, as perf_counter does.
+        """Request one token until there is an answer; return the time as perf_counter does.
 
         Raises:
             ServerError: the server ended, or took too long.
         """
         body = json.dumps({"prompt": "The capital of France is", "max_tokens": 1})
         while not self._answers(body):
-            if self._process.poll() is not None or time.perf_counter() > self.started + _PATIENCE:
+            if self._process.poll() is not None or time.perf_counter() > self.started + _TIMEOUT:
                 self._log.seek(0)
                 raise ServerError(self._log.read())
             time.sleep(_POLL)
         return time.perf_counter()
 
     def stats(self) -> dict[str, Any]:
-        """What the server tells of its scheduler."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_PATIENCE)
+        """Return what GET /stats reports of its scheduler."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_TIMEOUT)
         try:
             connection.request("GET", "/stats")
             fields: dict[str, Any] = json.loads(connection.getresponse().read())
@@ -98,7 +98,7 @@ class Server:
             connection.close()
 
     def _answers(self, body: str) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_TIMEOUT)
         try:
             headers = {"content-type": "application/json"}
             connection.request("POST", "/v1/completions", body, headers)

@@ -1,7 +1,7 @@
-"""The point of chunked prefills: does a long prompt stall those who are being answered?
+"""The point of chunked prefill: does a long prompt stall the requests that are decoding?
 
-One client streams a long answer. Then another one sends a long prompt. Once a server with each
-token budget; the largest computes the whole prompt in one iteration.
+One client streams a long answer. Then another one sends a long prompt. A server is started with
+each token budget; the largest computes the whole prompt in one iteration.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ BUDGETS = (128, 256, 512, 8192)
 _PROMPT = 6000  # tokens, of the second client
 _BEFORE = 1.0  # seconds that the first client streams alone
 _ROUNDS = 3
-_PATIENCE = 120.0  # seconds
+_TIMEOUT = 120.0  # seconds
 
 
-async def meet(port: int, seed: int) -> tuple[list[float], float]:
-    """The gaps of the first client while the second waits for its first token, and that wait."""
+async def measure_stall(port: int, seed: int) -> tuple[list[float], float]:
+    """Return the first client's gaps while the second waits for its first token, and that TTFT."""
     [short] = text_prompts(1, 20, seed)
     [long] = random_prompts(1, _PROMPT, seed)
     first = await open_stream(port, short, 2000)
     await asyncio.sleep(_BEFORE)
     second = await open_stream(port, long, 8)
-    await asyncio.wait_for(second.done, _PATIENCE)
-    first.close()  # which cancels the rest of its answer
+    await asyncio.wait_for(second.done, _TIMEOUT)
+    first.close()  # which cancels the remaining tokens
     answered = second.arrivals[0]
     # The gap that the prompt's last iteration causes ends a little after the second's token.
     end = min((t for t in first.arrivals if t > answered), default=answered)
@@ -44,6 +44,7 @@ async def meet(port: int, seed: int) -> tuple[list[float], float]:
 
 
 def main() -> None:
+    """Print the gaps for each token budget."""
     table = Table(
         title=f"A prompt of {_PROMPT} tokens beside a running stream",
         title_justify="left",
@@ -58,15 +59,17 @@ def main() -> None:
     for budget in rounds(BUDGETS, "a long prompt beside a stream"):
         with Server(["--token-budget", str(budget)]) as server:
             server.wait_for_token()
-            uvloop.run(meet(server.port, 0))  # warms up
-            met = [uvloop.run(meet(server.port, seed)) for seed in range(1, _ROUNDS + 1)]
-        longest[budget] = float(np.median([max(gaps) for gaps, _ in met]))
+            uvloop.run(measure_stall(server.port, 0))  # warms up
+            results = [
+                uvloop.run(measure_stall(server.port, seed)) for seed in range(1, _ROUNDS + 1)
+            ]
+        longest[budget] = float(np.median([max(gaps) for gaps, _ in results]))
         table.add_row(
             str(budget),
             f"{1000 * longest[budget]:.0f} ms",
-            f"{1000 * np.median([gap for gaps, _ in met for gap in gaps]):.0f} ms",
-            f"{np.median([len(gaps) for gaps, _ in met]):.0f}",
-            f"{np.median([ttft for _, ttft in met]):.2f} s",
+            f"{1000 * np.median([gap for gaps, _ in results for gap in gaps]):.0f} ms",
+            f"{np.median([len(gaps) for gaps, _ in results]):.0f}",
+            f"{np.median([ttft for _, ttft in results]):.2f} s",
         )
     console = Console()
     console.print(table)

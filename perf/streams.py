@@ -1,4 +1,4 @@
-"""A client that costs next to nothing: it shares the cores with the server it measures.
+"""A client that costs next to nothing, since it shares the cores with the server it measures.
 
 It writes one request on a bare socket and looks for the events that come back, without parsing
 HTTP or JSON.
@@ -54,7 +54,7 @@ class Stream(asyncio.Protocol):
         self._fail(self._line or b"the connection was closed")
 
     def close(self) -> None:
-        """Give up what is still to come; the server cancels the request."""
+        """Close the connection; the server cancels the request."""
         self.done.cancel()
         if self._transport is not None:
             self._transport.close()

@@ -1,4 +1,4 @@
-"""A client without a key cannot stop the streams of others."""
+"""A client without a key cannot stop the streams of other clients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 STREAMS = 8
 MEBIBYTE = 2**20
-# Gaps below it are told from one another by chance on a shared machine.
+# Shorter gaps differ by chance on a shared machine.
 UNNOTICED = 0.25  # seconds
 
 
@@ -66,7 +66,7 @@ def send_endless_header(url: str) -> None:
 
 
 @pytest.mark.parametrize("starting_server", [("--api-key", "secret")], indirect=True)
-def test_64_mib_in_one_header_line_hold_up_no_stream(starting_server):
+def test_64_mib_in_one_header_line_delay_no_stream(starting_server):
     server = starting_server
     server.wait_until_healthy()
     process = psutil.Process(server.process.pid)

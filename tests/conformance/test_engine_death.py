@@ -1,4 +1,4 @@
-"""When an engine process dies, answers go on as if nothing had happened."""
+"""When an engine process dies, its requests are resumed without a visible difference."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from conftest import StartedServer
 
 TOKENS = 60
-# What is drawn has some weight: recomputed logits differ in their last bits, and a draw may fall on
-# the border between two of the very many tokens that have next to none.
+# Sampling is truncated: recomputed logits differ in their last bits, which could change the choice
+# between two of the very many tokens with next to no probability.
 REQUESTS: list[dict[str, Any]] = [
     {"prompt": "Once upon a time", "temperature": 0, "logprobs": 2, "stream": True},
     {"prompt": "The sea is", "temperature": 0.8, "top_k": 20, "seed": 5, "n": 2},
@@ -74,7 +74,7 @@ def tokens_generated(server: StartedServer) -> float:
     [((), 1, "terminate"), (("--replicas", "2"), 2, "kill")],
     indirect=["starting_server"],
 )
-def test_a_killed_engine_changes_no_answer_and_none_outlives_the_server(
+def test_a_killed_engine_changes_no_output_and_none_outlives_the_server(
     starting_server: StartedServer, replicas: int, signal: str
 ) -> None:
     server = starting_server
@@ -86,8 +86,8 @@ def test_a_killed_engine_changes_no_answer_and_none_outlives_the_server(
         asked = [users.submit(ask, server, request) for request in REQUESTS]
         wait(server, lambda: stats(server)["running"] == GENERATIONS)
         wait(server, lambda: tokens_generated(server) >= before + 5 * GENERATIONS)
-        victim = engines(server)[-1]
-        victim.kill()
+        killed = engines(server)[-1]
+        killed.kill()
         answers = [answer.result() for answer in asked]
     assert not any(choice[0] == "" for answer in answers for choice in answer)
     for request, answer, expected in zip(REQUESTS, answers, undisturbed, strict=True):

@@ -57,7 +57,7 @@ def test_a_completion_stream_is_the_same_as_the_whole(client, model):
     assert chunks[-1].choices[0].finish_reason == "length"
 
 
-def test_token_ids_are_a_prompt_as_good_as_text(client, http, model):
+def test_token_ids_and_text_are_equivalent_prompts(client, http, model):
     text = "The three primary colours are"
     ids = http.post("/tokenize", json={"prompt": text}).json()["tokens"]
     assert http.post("/detokenize", json={"tokens": ids}).json()["prompt"] == text
@@ -69,7 +69,7 @@ def test_token_ids_are_a_prompt_as_good_as_text(client, http, model):
     assert [choice.text for choice in of_many] == [text + of_text] * 2
 
 
-def test_32_users_at_once_get_what_each_gets_alone(client, model):
+def test_32_concurrent_users_get_what_each_gets_alone(client, model):
     questions = [f"Name {number} animals." for number in range(2, 34)]
 
     def ask(question: str) -> str:
@@ -125,8 +125,8 @@ def test_logprobs(client, model):
         assert at.top_logprobs[0].logprob == pytest.approx(at.logprob)
 
 
-def test_characters_of_several_tokens_come_out_whole(client, http, model):
-    """An emoji takes several tokens; logit_bias lets nothing else be said."""
+def test_characters_of_several_tokens_are_never_split(client, http, model):
+    """An emoji has several tokens; logit_bias excludes all others."""
     emoji = "🙂🦜"
     ids = http.post("/tokenize", json={"prompt": emoji}).json()["tokens"]
     assert len(ids) > 2
@@ -168,7 +168,7 @@ def test_max_tokens_is_exact(client, model):
 
 def test_errors_are_those_of_the_client(client, model):
     with pytest.raises(openai.NotFoundError) as missing:
-        client.chat.completions.create(model="nobody", messages=PARIS)
+        client.chat.completions.create(model="missing", messages=PARIS)
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as wrong:
         client.chat.completions.create(model=model, messages=PARIS, temperature=-1)
@@ -188,4 +188,4 @@ def test_errors_are_those_of_the_client(client, model):
 def test_models(client, model):
     assert client.models.retrieve(model).owned_by == "sarathi"
     with pytest.raises(openai.NotFoundError):
-        client.models.retrieve("nobody")
+        client.models.retrieve("missing")

@@ -53,7 +53,7 @@ def reset(connection: socket.socket) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("path", PATHS)
-def test_a_client_that_leaves_frees_all_it_had(http, server_url, api_key, path, n, stream, leave):
+def test_a_disconnect_frees_everything(http, server_url, api_key, path, n, stream, leave):
     choices = {"n": n, "temperature": 1} if n > 1 else {}
     body = json.dumps({**PATHS[path], **LONG, **choices, "stream": stream}).encode()
     connection = connect(server_url)
@@ -69,9 +69,7 @@ def test_a_client_that_leaves_frees_all_it_had(http, server_url, api_key, path, 
 
 @pytest.mark.usefixtures("idle")
 @pytest.mark.parametrize("stream", [False, True])
-def test_clients_that_leave_before_the_first_token_free_all_they_had(
-    http, server_url, api_key, stream
-):
+def test_disconnects_before_the_first_token_free_everything(http, server_url, api_key, stream):
     # Long prompts, and more of them than one iteration computes.
     body = json.dumps({"prompt": "word " * 400, **LONG, "stream": stream}).encode()
     connections = [connect(server_url) for _ in range(8)]
@@ -83,7 +81,7 @@ def test_clients_that_leave_before_the_first_token_free_all_they_had(
 
 
 @pytest.mark.usefixtures("idle")
-def test_a_body_that_is_never_finished_holds_up_nobody(http, server_url, api_key):
+def test_an_unfinished_body_delays_no_other_request(http, server_url, api_key):
     connection = connect(server_url)
     connection.sendall(
         b"POST /v1/completions HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer "
@@ -108,10 +106,10 @@ BAD = {
     "huge numbers": (b'{"prompt": [123456789012345678901234567890]}', 400),
     "huge max_tokens": (b'{"prompt": "a", "max_tokens": 1000000000}', 400),
     "unknown field": (b'{"prompt": "a", "colour": "red"}', 400),
-    "unknown model": (b'{"prompt": "a", "model": "nobody"}', 404),
+    "unknown model": (b'{"prompt": "a", "model": "missing"}', 404),
     "wrong type": (b'{"prompt": "a", "max_tokens": "many"}', 400),
     "no duration": (b'{"prompt": "a", "tbt_target": "fast"}', 400),
-    "a priority that no order heeds": (b'{"prompt": "a", "priority": 1}', 400),
+    "a priority without an effect": (b'{"prompt": "a", "priority": 1}', 400),
     "unsupported field": (b'{"prompt": "a", "suffix": "z"}', 400),
     "too long a prompt": (b'{"prompt": "' + b"word " * 100_000 + b'"}', 400),
     "too large a body": (b'{"prompt": "' + b"x" * 10_000_000 + b'"}', 413),
@@ -138,7 +136,7 @@ def test_a_broken_request_line_is_refused(http, server_url):
 
 
 def test_a_server_answers_while_it_loads(starting_server):
-    """Only asked of a server started here, since only that one can be seen loading."""
+    """A server started here is used, since that of the other tests has loaded."""
     health = starting_server.get_when_up("/health")
     request = httpx.post(starting_server.url + "/v1/completions", json={"prompt": "a"})
     assert health.status_code == 503

@@ -1,4 +1,4 @@
-"""The end of a server that has open requests."""
+"""Shutdown of a server that has open requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Request(threading.Thread):
     def __init__(self, url: str, **fields: object) -> None:
         super().__init__(daemon=True)
         self._url, self._body = f"{url}/v1/completions", {**LONG, **fields}
-        self.begun = threading.Event()
+        self.started = threading.Event()
         self.status = 0
         self.text = ""
         self.start()
@@ -34,7 +34,7 @@ class Request(threading.Thread):
             self.status = response.status_code
             for piece in response.iter_text():
                 self.text += piece
-                self.begun.set()
+                self.started.set()
 
     def finished(self) -> Request:
         self.join(60)
@@ -53,14 +53,14 @@ def wait_for_running(url: str, count: int) -> None:
         time.sleep(0.02)
 
 
-def assert_told_in_plain_lines(log: str) -> None:
+def assert_plain_log(log: str) -> None:
     assert "Traceback" not in log
     assert "Exception" not in log
     assert "Cancel" not in log
 
 
 @pytest.mark.parametrize("starting_server", [("--drain-timeout", "1s")], indirect=True)
-def test_what_outlives_the_drain_timeout_ends_with_an_error_that_clients_understand(
+def test_requests_that_outlive_the_drain_timeout_end_with_an_error(
     starting_server,
 ):
     server = starting_server
@@ -90,19 +90,19 @@ def test_what_outlives_the_drain_timeout_ends_with_an_error_that_clients_underst
     assert time.monotonic() - began < 15  # far less than what the requests would have taken
     for connection in (idle, half, deaf):
         connection.close()
-    assert_told_in_plain_lines(server.log)
+    assert_plain_log(server.log)
     assert server.log.count("shutting down") == 1
     assert server.log.count("drain timeout") == 1
 
 
-def test_requests_may_end_and_a_second_signal_ends_the_rest(starting_server):
+def test_requests_are_drained_and_a_second_signal_ends_them(starting_server):
     server = starting_server
     server.wait_until_healthy()
     long = Request(server.url, stream=True)
     short = Request(server.url, stream=True, max_tokens=40)
     whole = Request(server.url, max_tokens=40)
-    assert long.begun.wait(30)
-    assert short.begun.wait(30)
+    assert long.started.wait(30)
+    assert short.started.wait(30)
     server.process.send_signal(signal.SIGTERM)
     assert short.finished().text.endswith("data: [DONE]\n\n")
     assert whole.finished().status == 200
@@ -112,10 +112,10 @@ def test_requests_may_end_and_a_second_signal_ends_the_rest(starting_server):
     server.process.send_signal(signal.SIGTERM)
     assert long.finished().last_event["error"]["code"] == "server_shutting_down"
     assert server.process.wait(15) == 0
-    assert_told_in_plain_lines(server.log)
+    assert_plain_log(server.log)
 
 
-def test_a_server_whose_output_nobody_reads_ends_all_the_same():
+def test_a_server_whose_stderr_is_closed_still_ends():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     reading, writing = os.pipe()
@@ -139,4 +139,4 @@ def test_an_idle_server_ends_at_once(starting_server):
         assert client.get(f"{server.url}/health").status_code == 200
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(10) == 0
-    assert_told_in_plain_lines(server.log)
+    assert_plain_log(server.log)

@@ -1,4 +1,4 @@
-"""An engine that says what a test tells it to, and the HTTP calls that tests make."""
+"""An engine with scripted output, and the HTTP calls that tests make."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sarathi.models.tokenizers.work_limit import WorkLimit
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler import SchedulingParams
-from sarathi.server.access import AccessRules
 from sarathi.server.app import create_app
+from sarathi.server.auth import AuthRules
 from sarathi.telemetry.request_latencies import Latencies
 from sarathi.telemetry.stats import Stats
 
@@ -75,7 +75,7 @@ class ByteStream:
 
 
 class TaggedTemplate:
-    """`role:content|` for each message; a conversation may not begin with the assistant."""
+    """`role:content|` for each message; the first may not be of the assistant."""
 
     def render_within(
         self,
@@ -93,11 +93,15 @@ class TaggedTemplate:
 
 class FakeGeneration:
     def __init__(
-        self, engine: FakeEngine, prompt: list[int], params: SamplingParams, terms: SchedulingParams
+        self,
+        engine: FakeEngine,
+        prompt: list[int],
+        params: SamplingParams,
+        scheduling: SchedulingParams,
     ) -> None:
         self.prompt = prompt
         self.params = params
-        self.terms = terms
+        self.scheduling = scheduling
         self.cancelled = False
         self.stopped = False
         self._engine = engine
@@ -168,11 +172,11 @@ class FakeEngine:
         self.script = script or (lambda prompt, params: [[b] for b in text.encode()] + [[EOS]])
 
     def submit(
-        self, prompt_ids: Sequence[int], params: SamplingParams, terms: SchedulingParams
+        self, prompt_ids: Sequence[int], params: SamplingParams, scheduling: SchedulingParams
     ) -> FakeGeneration:
         if self.error is not None:
             raise EngineError(self.error)
-        self.generations.append(FakeGeneration(self, list(prompt_ids), params, terms))
+        self.generations.append(FakeGeneration(self, list(prompt_ids), params, scheduling))
         return self.generations[-1]
 
     def scale(self, replicas: int, drain_seconds: float | None = None) -> None:
@@ -188,10 +192,10 @@ class FakeEngine:
         return generation.params
 
     @property
-    def terms(self) -> SchedulingParams:
+    def scheduling(self) -> SchedulingParams:
         """Of the only request."""
         (generation,) = self.generations
-        return generation.terms
+        return generation.scheduling
 
 
 def call(
@@ -213,8 +217,8 @@ def call(
 
     `client` is where it comes from, and `url` the server as the client calls it.
     """
-    rules = AccessRules(tuple(api_keys), tuple(admin_keys))
-    options = {"served_name": MODEL, "access": rules, **options}
+    rules = AuthRules(tuple(api_keys), tuple(admin_keys))
+    options = {"served_name": MODEL, "auth": rules, **options}
     app = create_app(engine, tokenizer or ByteTokenizer(), **options)
 
     async def send() -> httpx.Response:

@@ -32,7 +32,7 @@ def post(content: bytes, path: str = "/v1/completions", **options):
 @pytest.mark.parametrize(
     "path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]
 )
-def test_what_is_not_json_is_refused(content, path):
+def test_invalid_json_is_refused(content, path):
     assert error(post(content, path), 400)["code"] == "invalid_json"
 
 
@@ -42,7 +42,7 @@ def test_nesting_without_end_is_refused():
 
 
 @pytest.mark.parametrize("content", [b"[]", b"null", b'"text"', b"3"])
-def test_what_is_not_an_object_is_refused(content):
+def test_json_other_than_an_object_is_refused(content):
     assert "object" in error(post(content), 400)["message"]
 
 
@@ -53,7 +53,7 @@ def test_unknown_fields_are_refused_by_name(path):
     assert "temprature" in answer["message"]
 
 
-def test_an_unknown_field_within_another_is_named_with_its_place():
+def test_an_unknown_nested_field_is_named_with_its_path():
     response = complete(FakeEngine(), stream=True, stream_options={"usage": True})
     error(response, 400, "stream_options.usage")
 
@@ -132,7 +132,7 @@ def test_a_number_beyond_floats_is_refused(number):
     error(post(b'{"prompt": "a", "temperature": %s}' % number.encode()), 400, "temperature")
 
 
-def test_a_nested_type_error_is_named_with_its_place():
+def test_a_nested_type_error_is_named_with_its_path():
     error(complete(FakeEngine(), [[1, 2], [3, "x"]]), 400, "prompt[1][1]")
     error(complete(FakeEngine(), stop=["a", 1]), 400, "stop[1]")
 
@@ -147,7 +147,7 @@ def test_stream_options_need_a_stream():
 
 @pytest.mark.parametrize("ask", [complete, chat])
 @pytest.mark.parametrize("include_usage", [False, None])
-def test_usage_in_every_chunk_needs_usage_at_all(ask, include_usage):
+def test_continuous_usage_needs_include_usage(ask, include_usage):
     options = {"include_usage": include_usage, "continuous_usage_stats": True}
     response = ask(FakeEngine(), stream=True, stream_options=options)
     assert (
@@ -168,7 +168,7 @@ def test_a_prompt_beyond_the_models_length_is_refused_with_the_numbers():
     assert all(number in answer["message"] for number in ("95", "6", str(LIMIT)))
 
 
-def test_a_prompt_that_leaves_no_room_is_refused():
+def test_a_prompt_that_leaves_no_token_for_output_is_refused():
     answer = error(chat(FakeEngine(), [{"role": "user", "content": "x" * LIMIT}]), 400)
     assert answer["code"] == "context_length_exceeded"
 
@@ -212,7 +212,7 @@ def test_wrong_methods_and_paths_are_answered_in_the_same_form(method, path, sta
 
 def test_a_failure_of_the_server_is_answered_in_the_same_form():
     class Broken(FakeEngine):
-        def submit(self, prompt_ids, params, terms):
+        def submit(self, prompt_ids, params, scheduling):
             raise ZeroDivisionError
 
     answer = error(complete(Broken()), 500)

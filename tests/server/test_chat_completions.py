@@ -113,7 +113,7 @@ def test_a_stream_ends_with_the_usage_if_asked_for():
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_logprobs_tell_tokens_bytes_and_alternatives(stream):
+def test_logprobs_have_tokens_bytes_and_alternatives(stream):
     response = chat(FakeEngine("Hé"), logprobs=True, top_logprobs=2, stream=stream)
     replies = events(response)[1:] if stream else [response.json()]
     content = [at for r in replies for at in r["choices"][0]["logprobs"]["content"]]
@@ -131,12 +131,12 @@ def test_logprobs_false_gives_none():
 
 
 @pytest.mark.parametrize("fields", [{"top_logprobs": 1}, {"logprobs": True, "top_logprobs": 21}])
-def test_top_logprobs_out_of_place(fields):
+def test_top_logprobs_without_logprobs_or_out_of_range(fields):
     error(chat(FakeEngine(), **fields), 400, "top_logprobs")
 
 
 def test_null_means_absent_for_every_field():
-    from sarathi.server.openai.request_bodies import ChatRequest
+    from sarathi.server.openai.chat_completions import ChatRequest
 
     nulls = {name: None for name in ChatRequest.__struct_fields__ if name != "messages"}
     reply = chat(FakeEngine("Hi"), **{**nulls, "model": None})
@@ -161,7 +161,7 @@ def test_null_means_absent_for_every_field():
         {"stream": True, "stream_options": {"include_obfuscation": False}},
     ],
 )
-def test_fields_that_ask_for_nothing_more_are_accepted(fields):
+def test_values_without_an_effect_are_accepted(fields):
     assert chat(FakeEngine(), **fields).status_code == 200
 
 
@@ -212,7 +212,7 @@ def test_fields_that_would_change_the_output_are_refused_by_name(field, value):
         ([USER, {"role": "assistant", "tool_calls": [{}]}], "messages[1].tool_calls"),
     ],
 )
-def test_wrong_messages_are_refused_with_their_place(messages, param):
+def test_wrong_messages_are_refused_with_their_path(messages, param):
     error(chat(FakeEngine(), messages), 400, param)
 
 

@@ -21,7 +21,7 @@ def test_a_completion_has_text_usage_and_a_finish_reason():
     }
 
 
-def test_sixteen_tokens_unless_told_otherwise():
+def test_the_default_is_sixteen_tokens():
     reply = complete(FakeEngine("x" * 50)).json()
     assert reply["choices"][0]["text"] == "x" * 16
     assert reply["choices"][0]["finish_reason"] == "length"
@@ -196,7 +196,7 @@ def test_all_sampling_fields_reach_the_engine():
 
 
 def test_null_means_absent_for_every_field():
-    from sarathi.server.openai.request_bodies import CompletionRequest
+    from sarathi.server.openai.completions import CompletionRequest
 
     nulls = {name: None for name in CompletionRequest.__struct_fields__ if name != "prompt"}
     reply = complete(FakeEngine("Hi"), **{**nulls, "model": None})
@@ -208,11 +208,11 @@ def test_echo_with_logprobs_is_refused():
 
 
 @pytest.mark.parametrize(("best_of", "n", "status"), [(1, None, 200), (2, 2, 200), (2, 1, 400)])
-def test_best_of_is_refused_unless_it_asks_for_nothing(best_of, n, status):
+def test_best_of_is_refused_unless_it_equals_n(best_of, n, status):
     assert complete(FakeEngine(), best_of=best_of, n=n).status_code == status
 
 
-def test_more_choices_than_the_server_takes_are_refused():
+def test_too_many_choices_are_refused():
     error(complete(FakeEngine(), [[1]] * 600, n=2), 400, "prompt")
 
 
@@ -237,7 +237,7 @@ def test_a_long_prompt_is_tokenised_off_the_event_loop():
     assert where == [True, False]
 
 
-def test_each_prompt_bounds_its_own_output_alone():
+def test_a_long_prompt_does_not_limit_the_output_of_others():
     long, short = [1] * (LIMIT - 2), [1]
     answer = complete(FakeEngine("x" * 50), [long, short]).json()
     assert answer["usage"]["completion_tokens"] == 2 + 16

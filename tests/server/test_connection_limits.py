@@ -13,14 +13,13 @@ import pytest
 from fake_engine import MODEL, ByteTokenizer, FakeEngine
 from starlette.types import ASGIApp
 
-from sarathi.server.access import AccessRules
-from sarathi.server.app import create_app
+from sarathi.server.app import create_app, until_disconnect
+from sarathi.server.auth import AuthRules
 from sarathi.server.connection_limits import ConnectionLimits
-from sarathi.server.reply import until_disconnect
 from sarathi.server.run import make_server
 
 LIMITS = ConnectionLimits(head_bytes=4096, header_fields=32, head_seconds=0.3, body_seconds=0.6)
-PATIENT = replace(LIMITS, head_seconds=30.0, body_seconds=30.0)
+LONG_TIMEOUTS = replace(LIMITS, head_seconds=30.0, body_seconds=30.0)
 BODY = json.dumps({"model": MODEL, "prompt": "p"}).encode()
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -68,15 +67,15 @@ Scenario = Callable[[Callable[[], Awaitable[Connection]]], Awaitable[None]]
 
 def serve(
     scenario: Scenario,
-    limits: ConnectionLimits = PATIENT,
+    limits: ConnectionLimits = LONG_TIMEOUTS,
     engine: FakeEngine | None = None,
     app: ASGIApp | None = None,
     **rules: Any,
 ) -> None:
     async def run() -> None:
         listener = socket.create_server(("127.0.0.1", 0))
-        access = AccessRules(**rules)
-        real = create_app(engine or FakeEngine(), ByteTokenizer(), served_name=MODEL, access=access)
+        auth = AuthRules(**rules)
+        real = create_app(engine or FakeEngine(), ByteTokenizer(), served_name=MODEL, auth=auth)
         server = make_server(app or real, limits)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         opened: list[Connection] = []
@@ -149,7 +148,7 @@ def test_a_head_just_within_the_limits_is_served():
         connection = await connect()
         headers = b"".join(b"x-%d: %s\r\n" % (number, b"a" * 100) for number in range(30))
         length = b"Content-Length: %d\r\n\r\n" % len(BODY)
-        for _ in range(3):  # on one connection, whose counts begin anew
+        for _ in range(3):  # on one connection, whose counts restart
             await connection.send(POST + headers + length + BODY)
             status, body = await connection.response()
             assert (status, body["object"]) == (200, "text_completion")
@@ -183,7 +182,7 @@ def test_endless_framing_of_a_body_is_refused(start):
     serve(scenario)
 
 
-def test_what_is_not_http_is_refused_in_json():
+def test_invalid_http_is_refused_in_json():
     async def scenario(connect):
         connection = await connect()
         await connection.send(b"\x16\x03\x01 nonsense\r\n\r\n")
@@ -264,7 +263,7 @@ def test_many_pipelined_requests_are_refused_and_a_few_are_answered_in_order():
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("behind", [0, 1, 5, 100])
-def test_a_client_that_leaves_ends_its_request_whatever_is_pipelined_behind(behind, stream):
+def test_a_disconnect_ends_the_request_whatever_is_pipelined_behind(behind, stream):
     engine = FakeEngine(script=lambda prompt, params: [[72], [105]])  # and then silence
 
     async def scenario(connect):
@@ -285,7 +284,7 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 UNFINISHED = POST + b"Content-Length: %d\r\n\r\n" % len(BODY)
 
 
-def test_requests_on_connections_beyond_the_limit_are_told_so():
+def test_requests_on_connections_beyond_the_limit_get_status_503():
     async def scenario(connect):
         first = await connect()
         await first.send(UNFINISHED)
@@ -297,10 +296,10 @@ def test_requests_on_connections_beyond_the_limit_are_told_so():
         third = await connect()
         await third.send(HEALTH)  # or an orchestrator would end a server that is only busy
         assert (await third.response())[0] == 200
-        await first.send(BODY)  # who was there first is not disturbed
+        await first.send(BODY)  # the first connection is not disturbed
         assert (await first.response())[0] == 200
 
-    serve(scenario, replace(PATIENT, connections=1))
+    serve(scenario, replace(LONG_TIMEOUTS, connections=1))
 
 
 MODELS = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -311,7 +310,7 @@ MODELS = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
     [b"", POST, HEALTH, UNFINISHED + BODY[:9]],
     ids=["nothing", "half a head", "a request", "half a body"],
 )
-def test_connections_that_are_hoarded_make_room_for_newcomers(sent):
+def test_idle_connections_are_closed_for_new_ones(sent):
     engine = FakeEngine(script=lambda prompt, params: [[72], [105]])  # and then silence
 
     async def scenario(connect):
@@ -321,15 +320,15 @@ def test_connections_that_are_hoarded_make_room_for_newcomers(sent):
         for _ in range(5):
             await (await connect()).send(sent)
         await asyncio.sleep(0.1)
-        newcomer = await connect()
-        await newcomer.send(MODELS)
-        assert (await newcomer.response())[0] == 200
+        new = await connect()
+        await new.send(MODELS)
+        assert (await new.response())[0] == 200
         assert not engine.generations[0].cancelled
 
-    serve(scenario, replace(PATIENT, connections=6, idle_seconds=0.05), engine=engine)
+    serve(scenario, replace(LONG_TIMEOUTS, connections=6, idle_seconds=0.05), engine=engine)
 
 
-def test_a_reply_that_nobody_reads_is_given_up():
+def test_a_reply_that_is_not_read_is_ended():
     given_up = asyncio.Event()
 
     async def endless(scope, receive, send):
@@ -348,7 +347,7 @@ def test_a_reply_that_nobody_reads_is_given_up():
         await connection.send(HEALTH)
         await given_up.wait()
 
-    serve(scenario, replace(PATIENT, unread_seconds=0.2), app=endless)
+    serve(scenario, replace(LONG_TIMEOUTS, unread_seconds=0.2), app=endless)
 
 
 @pytest.mark.parametrize("kind", [b"h2c", b"websocket", b"TLS/1.0"])

@@ -1,4 +1,4 @@
-"""Streams whose every chunk tells the usage so far."""
+"""Streams with the usage so far in every chunk."""
 
 from __future__ import annotations
 

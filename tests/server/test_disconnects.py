@@ -20,7 +20,7 @@ def silent_after(steps: list[list[int]]) -> FakeEngine:
 
 
 class Client:
-    """Sends one request and leaves when told to."""
+    """Sends one request, and disconnects when `leave` is set."""
 
     def __init__(self, path: str, body: dict[str, Any]) -> None:
         self.leave = asyncio.Event()
@@ -61,7 +61,7 @@ class Client:
 @pytest.mark.parametrize("steps", [[], HELLO], ids=["before the first token", "in mid-stream"])
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-def test_leaving_cancels_all_generations(path, n, steps, stream):
+def test_a_disconnect_cancels_all_generations(path, n, steps, stream):
     async def scenario() -> None:
         engine = silent_after(steps)
         body = {"model": MODEL, "n": n, "stream": stream}
@@ -111,7 +111,7 @@ def test_an_engine_that_dies_in_mid_stream_ends_the_stream_with_an_error(n):
     assert all(generation.cancelled for generation in engine.generations)
 
 
-def test_an_engine_that_dies_before_all_is_there_is_an_error():
+def test_an_engine_that_dies_before_a_whole_response_is_an_error():
     engine = silent_after(HELLO)
     engine.on_silence = "the engine died"
     error(complete(engine), 400)
@@ -121,10 +121,10 @@ def test_an_engine_that_dies_before_all_is_there_is_an_error():
 def _fail_in_submit(engine: FakeEngine) -> Callable[..., Any]:
     submit = engine.submit
 
-    def second_fails(prompt_ids: Any, params: Any, terms: Any) -> Any:
+    def second_fails(prompt_ids: Any, params: Any, scheduling: Any) -> Any:
         if engine.generations:
             raise ZeroDivisionError
-        return submit(prompt_ids, params, terms)
+        return submit(prompt_ids, params, scheduling)
 
     return second_fails
 

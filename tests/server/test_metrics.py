@@ -64,7 +64,7 @@ def test_stats_before_the_first_iteration():
     assert stats["prefix_hit_rate"] is None
 
 
-def test_stats_tell_all_that_the_engine_does():
+def test_stats_have_all_that_the_engine_reports():
     stats = call(after_work(), "GET", "/stats").json()
     assert stats == {
         **msgspec.structs.asdict(STATS),
@@ -82,7 +82,7 @@ def test_stats_of_a_fixed_budget():
     assert (stats["tbt_target"], stats["token_budget"]) == (None, 64)
 
 
-def test_metrics_tell_all_that_the_engine_does():
+def test_metrics_have_all_that_the_engine_reports():
     assert metrics(after_work()) == {
         **REPLICAS,
         "sarathi_engine_up": 1,
@@ -112,7 +112,7 @@ def test_metrics_tell_all_that_the_engine_does():
     }
 
 
-def test_metrics_tell_how_requests_ended():
+def test_metrics_count_requests_by_outcome():
     engine = after_work()
     for value, outcome in enumerate(("stop", "length", "cancelled", "failed"), 1):
         engine.latencies.requests[outcome] = value
@@ -162,14 +162,14 @@ def test_metrics_follow_the_engine():
     assert metrics(engine)["sarathi_iterations_total"] == 40
 
 
-def test_metrics_say_how_the_engine_was_started():
+def test_metrics_have_the_engine_s_options():
     text = call(after_work(order="slack"), "GET", "/metrics").text
     assert 'order="slack"' in text
     assert 'policy="sarathi"' in text
 
 
 @pytest.mark.parametrize("reason", [None, "out of memory"])
-def test_metrics_of_an_engine_that_does_not_answer_say_so_and_no_more(reason):
+def test_metrics_of_an_engine_that_does_not_answer(reason):
     engine = after_work() if reason else FakeEngine(info=None)
     engine.error = reason
     found = metrics(engine)
@@ -177,7 +177,7 @@ def test_metrics_of_an_engine_that_does_not_answer_say_so_and_no_more(reason):
     assert found.keys() == REPLICAS.keys()
 
 
-def test_metrics_tell_replicas_by_state():
+def test_metrics_count_replicas_by_state():
     engine = after_work()
     states = ("ready", "ready", "starting", "draining")
     engine.replicas = [ReplicaStatus(n, state, 0, 0) for n, state in enumerate(states)]
@@ -189,7 +189,7 @@ def test_metrics_tell_replicas_by_state():
 @pytest.mark.parametrize("ask", [complete, chat])
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("stream", [False, True])
-def test_usage_tells_what_the_prefix_cache_held_for_the_first_choice(ask, n, stream):
+def test_usage_has_the_cached_tokens_of_the_first_choice(ask, n, stream):
     engine = FakeEngine("Hi", cached=lambda prompt: 5)
     options = {"stream_options": {"include_usage": True}} if stream else {}
     response = ask(engine, n=n, stream=stream, **options)

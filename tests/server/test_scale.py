@@ -22,7 +22,7 @@ def test_it_answers_with_the_state_of_each_replica():
     assert engine.scaled == [(2, None)]
 
 
-def test_draining_may_be_bounded():
+def test_the_drain_timeout_reaches_the_engine():
     engine = FakeEngine()
     assert scale(engine, {"replicas": 1, "drain_timeout": "90s"}).status_code == 200
     assert scale(engine, {"replicas": 1, "drain_timeout": 0.5}).status_code == 200
@@ -48,7 +48,7 @@ def test_a_number_out_of_range_is_refused_with_the_range(count):
         ({"replicas": 1, "colour": "red"}, "colour"),
     ],
 )
-def test_what_makes_no_sense_is_refused(body, param):
+def test_invalid_requests_are_refused(body, param):
     engine = FakeEngine()
     error(scale(engine, body), 400, param)
     assert engine.scaled == []
@@ -65,7 +65,7 @@ def test_while_the_first_engine_loads_there_is_nothing_to_scale():
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_request_that_engines_die_of_is_the_servers_error(stream):
+def test_a_request_that_engines_die_of_is_a_server_error(stream):
     engine = FakeEngine(script=lambda prompt, params: [])
     engine.lost = RequestLostError("the engine died 3 times")
     response = complete(engine, stream=stream)

@@ -15,7 +15,7 @@ def timing(response) -> str:
 
 @pytest.mark.parametrize("ask", [complete, chat])
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_tells_its_scheduling_delay_in_milliseconds(ask, stream):
+def test_a_response_has_its_scheduling_delay_in_milliseconds(ask, stream):
     engine = FakeEngine("Hi", delay=lambda prompt: 0.0123456)
     assert timing(ask(engine, stream=stream)) == "queue;dur=12.346"
 
@@ -28,7 +28,7 @@ def test_long_and_no_delays_are_plain_numbers(stream):
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_a_collected_answer_tells_the_longest_of_all_prompts(n):
+def test_a_whole_response_has_the_longest_delay_of_all_prompts(n):
     engine = FakeEngine(delay=lambda prompt: len(prompt) / 8)
     assert timing(complete(engine, ["abc", "abcdef", "a"], n=n)) == "queue;dur=750.000"
 
@@ -36,8 +36,8 @@ def test_a_collected_answer_tells_the_longest_of_all_prompts(n):
 class SecondIsLate(FakeEngine):
     """All but the first request get their tokens later."""
 
-    def submit(self, prompt_ids, params, terms):
-        generation = super().submit(prompt_ids, params, terms)
+    def submit(self, prompt_ids, params, scheduling):
+        generation = super().submit(prompt_ids, params, scheduling)
         if len(self.generations) > 1:
             promptly = generation.next
 
@@ -50,14 +50,14 @@ class SecondIsLate(FakeEngine):
 
 
 @pytest.mark.parametrize(("stream", "delay"), [(True, "125.000"), (False, "375.000")])
-def test_a_stream_tells_the_longest_of_those_that_have_begun(stream, delay):
+def test_a_stream_has_the_longest_delay_of_the_started_prompts(stream, delay):
     """Its head does not wait for the last of many prompts."""
     engine = SecondIsLate("Hi", delay=lambda prompt: len(prompt) / 8)
     assert timing(complete(engine, ["a", "bcd"], stream=stream)) == f"queue;dur={delay}"
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_that_never_began_has_no_such_header(stream):
+def test_an_error_has_no_such_header(stream):
     engine = FakeEngine(script=lambda prompt, params: [])
     engine.on_silence = "the engine died"
     response = complete(engine, stream=stream)

@@ -38,7 +38,7 @@ def test_health_while_loading():
     assert response.json()["status"] == "loading"
 
 
-def test_health_after_the_engine_failed_tells_why():
+def test_health_after_the_engine_failed_has_the_reason():
     response = get(failed(), "/health")
     assert response.status_code == 503
     assert response.json().items() >= {"status": "failed", "reason": "out of memory"}.items()
@@ -56,14 +56,14 @@ def test_health_while_all_engines_are_started_again():
 
 
 @pytest.mark.parametrize("path", POSTS)
-def test_requests_while_loading_are_told_to_come_back(path):
+def test_requests_while_loading_get_retry_after(path):
     response = call(FakeEngine(info=None), "POST", path, POSTS[path])
     assert error(response, 503)["code"] == "model_loading"
     assert int(response.headers["retry-after"]) > 0
 
 
 @pytest.mark.parametrize("path", POSTS)
-def test_requests_after_the_engine_failed_are_told_why(path):
+def test_requests_after_the_engine_failed_get_the_reason(path):
     response = call(failed(), "POST", path, POSTS[path])
     assert "out of memory" in error(response, 503)["message"]
 
@@ -135,7 +135,7 @@ def test_wrong_tokenisation_requests(path, body, param):
     ],
 )
 @pytest.mark.parametrize("path", [*POSTS, "/stats", "/metrics", "/v1/models", "/v1/nothing"])
-def test_without_a_right_key_nothing_is_served(path, headers):
+def test_nothing_is_served_without_a_valid_key(path, headers):
     method = "POST" if path in POSTS else "GET"
     response = call(
         FakeEngine(), method, path, POSTS.get(path), headers=headers, api_keys=["one", "two"]
@@ -159,7 +159,7 @@ def test_health_and_version_need_no_key(path):
     assert get(FakeEngine(), path, api_keys=["one"]).status_code == 200
 
 
-def test_a_request_the_engine_refuses_is_the_callers_error():
+def test_a_request_that_the_engine_refuses_is_a_client_error():
     engine = FakeEngine(script=lambda prompt, params: [])
     engine.on_silence = "the KV cache cannot hold this request"
     for stream in (False, True):

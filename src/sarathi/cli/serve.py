@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _dry_run(located.path, engine, args.replicas, ray)
 
-    from sarathi.server.run import ServerConfig, say, serve
+    from sarathi.server.run import ServerConfig, log, serve
 
     config = ServerConfig(
         host=args.host,
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
     from sarathi.fleet.ray.ray_launch import on_ray
 
-    with on_ray(ray, engine, args.replicas, located.hub_id, say) as (spawner, engine):
+    with on_ray(ray, engine, args.replicas, located.hub_id, log) as (spawner, engine):
         # Actors begin in folders of their own.
         return serve(located.path.absolute(), engine, config, spawner)
 

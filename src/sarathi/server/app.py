@@ -1,13 +1,14 @@
-"""The HTTP application: routes, and errors as answers."""
+"""The HTTP application: the table of routes, and exceptions as error responses."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from importlib import metadata
+from functools import partial
+from typing import Any
 
-from msgspec import UNSET
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -16,24 +17,39 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sarathi.fleet.fleet import Engine
-from sarathi.fleet.replica import by_state
-from sarathi.models.locate import RANDOM_WEIGHTS
 from sarathi.models.tokenizers.tokenizer import Tokenizer
-from sarathi.server.access import AccessControl, AccessRules, AdminOnly, key_name
-from sarathi.server.openai.api_errors import ApiError, unknown_model
+from sarathi.server.auth import AuthMiddleware, AuthRules, RequireAdmin, key_name
 from sarathi.server.openai.chat_completions import create_chat_completion
 from sarathi.server.openai.completions import create_completion
-from sarathi.server.openai.response_bodies import Health, ModelCard, ModelList, Version
+from sarathi.server.openai.model_list import list_models, show_model
 from sarathi.server.openai.tokenization import detokenize, tokenize
+from sarathi.server.operations import health, scale, version
+from sarathi.server.parsers.parser_registry import OUTPUT_PARSERS, PLAIN_TEXT
 from sarathi.server.prometheus import Metrics
-from sarathi.server.reply import error_response, json_response, until_disconnect
-from sarathi.server.scale import scale
+from sarathi.server.request_body import read_body
+from sarathi.server.responses import ApiError, error_response, json_response
 from sarathi.server.service import RequestContext, Service
 from sarathi.server.stats_endpoint import scheduler_stats
 
-MAX_BODY = 8 * 2**20  # bytes
+GetHandler = Callable[[Service, Request], Awaitable[Response]]
+PostHandler = Callable[[Service, RequestContext], Awaitable[ASGIApp]]
 
-Post = Callable[[Service, RequestContext], Awaitable[ASGIApp]]
+# A new endpoint is a line in one of these tables, and its handler.
+GET_ROUTES: dict[str, GetHandler] = {
+    "/v1/models": list_models,
+    "/v1/models/{name:path}": show_model,
+    "/health": health,
+    "/version": version,
+}
+POST_ROUTES: dict[str, PostHandler] = {
+    "/v1/completions": create_completion,
+    "/v1/chat/completions": create_chat_completion,
+    "/tokenize": tokenize,
+    "/detokenize": detokenize,
+}
+ADMIN_ROUTES: dict[str, PostHandler] = {"/scale": scale}  # change the server
+
+MAX_BODY = 8 * 2**20  # bytes
 
 
 def create_app(
@@ -41,63 +57,46 @@ def create_app(
     tokenizer: Tokenizer,
     *,
     served_name: str,
-    access: AccessRules | None = None,
+    auth: AuthRules | None = None,
     max_body: int = MAX_BODY,
+    output_parser: str = PLAIN_TEXT,
 ) -> ASGIApp:
-    """The ASGI application for one engine.
+    """Return the ASGI application for one engine.
 
     Args:
         engine: may still be loading; requests are answered with 503 until it is ready.
         served_name: the model name that requests give.
-        access: who may ask; None: everybody, but for what changes the server. Of several API
-            keys, each is a tenant.
+        auth: which requests are allowed; None: all, except that changes of the server have to come
+            from this machine. Of several API keys, each is a tenant.
         max_body: bytes of a request body.
+        output_parser: of chat outputs, a name in `OUTPUT_PARSERS`.
     """
-    service = Service(engine, tokenizer, served_name, created=int(time.time()))
-    own_version = Version(_version())  # asked for once: it is looked up on disk
-    metrics = Metrics(engine)
-
-    async def models(request: Request) -> Response:
-        return json_response(ModelList(data=[_model(service)]))
-
-    async def model(request: Request) -> Response:
-        name = request.path_params["name"]
-        if name != service.model:
-            raise unknown_model(name, service.model)
-        return json_response(_model(service))
-
-    async def health(request: Request) -> Response:
-        return _health(service)
+    parser = OUTPUT_PARSERS[output_parser]
+    service = Service(engine, tokenizer, served_name, int(time.time()), parser)
+    rules = auth or AuthRules()
+    prometheus = Metrics(engine)
 
     async def stats(request: Request) -> Response:
         return json_response(scheduler_stats(service.ready(), engine))
 
-    async def prometheus(request: Request) -> Response:
-        return metrics.response()
+    async def metrics(request: Request) -> Response:
+        return prometheus.response()
 
-    async def version(request: Request) -> Response:
-        return json_response(own_version)
+    def post(handler: PostHandler) -> ASGIApp:
+        return PostEndpoint(service, handler, max_body)
 
-    rules = access or AccessRules()
-    posts: dict[str, Post] = {
-        "/v1/completions": create_completion,
-        "/v1/chat/completions": create_chat_completion,
-        "/tokenize": tokenize,
-        "/detokenize": detokenize,
-    }
-    change = PostEndpoint(service, scale, max_body)
     app = Starlette(
         routes=[
-            Route("/v1/models", models),
-            Route("/v1/models/{name:path}", model),
-            Route("/health", health),
             Route("/stats", stats),
-            Route("/metrics", prometheus),
-            Route("/version", version),
-            Route("/scale", AdminOnly(change, rules), methods=["POST"]),
+            Route("/metrics", metrics),
+            *(Route(path, partial(handler, service)) for path, handler in GET_ROUTES.items()),
             *(
-                Route(path, PostEndpoint(service, handler, max_body), methods=["POST"])
-                for path, handler in posts.items()
+                Route(path, post(handler), methods=["POST"])
+                for path, handler in POST_ROUTES.items()
+            ),
+            *(
+                Route(path, RequireAdmin(post(handler), rules), methods=["POST"])
+                for path, handler in ADMIN_ROUTES.items()
             ),
         ],
         exception_handlers={
@@ -107,20 +106,20 @@ def create_app(
         },
     )
     app.router.redirect_slashes = False
-    return AccessControl(app, rules)
+    return AuthMiddleware(app, rules, frozenset(ADMIN_ROUTES))
 
 
 @dataclass(frozen=True)
 class PostEndpoint:
-    """Reads the body of a POST, and gives up the work on it when the client goes away."""
+    """Reads the body of a POST, and cancels the work on it when the client disconnects."""
 
     service: Service
-    handler: Post
+    handler: PostHandler
     max_body: int
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            body = await _read(Request(scope, receive), self.max_body)
+            body = await read_body(Request(scope, receive), self.max_body)
         except ClientDisconnect:
             return
         call = RequestContext(body, key_name(scope))
@@ -132,56 +131,27 @@ class PostEndpoint:
         await until_disconnect(receive, work())
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    too_large = ApiError(413, f"The body is larger than {limit} bytes.", code="request_too_large")
-    length = request.headers.get("content-length", "0").lstrip("0")
-    if length.isdecimal() and (len(length) > len(str(limit)) or int(length) > limit):
-        raise too_large
-    parts = []
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise too_large
-        parts.append(part)
-    if not size:
-        raise ApiError(400, "The body is empty, expected JSON.", code="invalid_json")
-    return b"".join(parts)
+async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work`, cancelling it when the client disconnects.
 
-
-def _model(service: Service) -> ModelCard:
-    info = service.engine.info
-    return ModelCard(
-        id=service.model,
-        created=service.created,
-        max_model_len=None if info is None else info.max_model_len,
-        warning=RANDOM_WEIGHTS if info is not None and info.random_weights else UNSET,
-    )
-
-
-def _health(service: Service) -> Response:
-    engine = service.engine
-    replicas = by_state(engine.replicas)
-    if engine.error is not None:
-        return json_response(Health("failed", engine.error, replicas), 503)
-    if engine.info is None:
-        return json_response(Health("loading", "the model is still loading", replicas), 503)
-    if not replicas["ready"]:
-        # Requests are accepted, and whoever ended this process now would lose those that go on.
-        return json_response(Health("restarting", _last_reason(engine), replicas))
-    return json_response(Health("ok", replicas=replicas))
-
-
-def _last_reason(engine: Engine) -> str:
-    reasons = [replica.reason for replica in engine.replicas if replica.reason is not None]
-    return f"all engines are being started again: {reasons[-1] if reasons else 'scaled'}"
-
-
-def _version() -> str:
+    The whole body must have been read, so that the next message can only be a disconnect.
+    """
+    worker = asyncio.create_task(work)
+    watcher = asyncio.create_task(_disconnected(receive))
     try:
-        return metadata.version("sarathi-serve")
-    except metadata.PackageNotFoundError:  # run from a source tree
-        return "unknown"
+        await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (worker, watcher):
+            if not task.done():
+                task.cancel()
+        await asyncio.wait({worker, watcher})
+    if not worker.cancelled():
+        worker.result()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _on_api_error(request: Request, error: Exception) -> Response:
@@ -197,8 +167,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         405: (f"{method[:20]} is not possible at {path[:200]}.", "method_not_allowed"),
     }
     message, code = known.get(error.status_code, (error.detail, None))
-    headers = dict(error.headers or {})
-    return error_response(ApiError(error.status_code, message, code=code, headers=headers))
+    return error_response(ApiError(error.status_code, message, code=code, headers=error.headers))
 
 
 async def _on_failure(request: Request, error: Exception) -> Response:

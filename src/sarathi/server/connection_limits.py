@@ -1,4 +1,4 @@
-"""Bounds on what one connection may send, and for how long, before the application sees it."""
+"""Limits of connections: what one may send, and how long, before the application sees it."""
 
 from __future__ import annotations
 
@@ -12,45 +12,51 @@ from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from sarathi.server.access import OPEN_PATHS
-from sarathi.server.openai.api_errors import ApiError, overloaded
-from sarathi.server.reply import encode_error, error_response
+from sarathi.server.auth import OPEN_PATHS
+from sarathi.server.responses import (
+    ApiError,
+    error_response,
+    raw_error_response,
+    unavailable,
+)
 
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """What a connection may take up. The defaults are those of common web servers."""
+    """Limits of each connection and their number. The defaults are those of common web servers."""
 
     head_bytes: int = 64 * 2**10  # of a request's line and headers together
     header_fields: int = 128
     pipelined: int = 16  # requests sent before the reply to an earlier one is complete
     head_seconds: float = 20.0  # from its first byte to its last
     body_seconds: float = 120.0
-    unread_seconds: float = 120.0  # in which a client takes nothing of what is there for it
+    unread_seconds: float = 120.0  # in which a client reads nothing of its reply
     connections: int | None = None  # open at the same time; None: any number
     idle_seconds: float = 1.0  # the same for heads, bodies and replies when there are too many
 
 
 class IdleConnections:
-    """Connections that wait for their clients, for longest the first.
+    """Connections that wait for their clients, the longest idle first.
 
-    They wait for a request, for more of it, or for somebody to read the reply to it.
+    They wait for a request, for more of it, or for the client to read its reply.
     """
 
     def __init__(self) -> None:
         self._since: dict[BoundedProtocol, float] = {}  # seconds, of the connection's loop
 
     def add(self, connection: BoundedProtocol) -> None:
+        """Record that a connection is idle from now on."""
         self.discard(connection)
         self._since[connection] = connection.loop.time()
 
     def discard(self, connection: BoundedProtocol) -> None:
+        """Record that a connection is not idle."""
         self._since.pop(connection, None)
 
     def close_one(self, idle_seconds: float) -> None:
-        """Close a connection that has been idle for so long, if there is one.
+        """Close a connection that has been idle for that long, if there is one.
 
-        That makes room for newcomers, who could be kept out by hoarding connections otherwise.
+        Otherwise a client that hoards connections could keep out new ones.
         """
         connection, since = next(iter(self._since.items()), (None, 0.0))
         if connection is not None and connection.loop.time() - since >= idle_seconds:
@@ -59,10 +65,10 @@ class IdleConnections:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Uvicorn's protocol, with bounds that its parser does not have.
+    """Uvicorn's protocol, with limits that its parser does not have.
 
-    The parser keeps an unfinished line by joining it to what it had, which takes quadratic time,
-    and has no limit of its own. Here it is fed in pieces, and a connection that sends `head_bytes`
+    The parser joins each piece of an unfinished line to the previous ones, which takes quadratic
+    time without a limit. Here it is fed in pieces, and a connection that sends `head_bytes`
     without completing a head or a part of a body is refused: also in chunk extensions and trailers.
 
     Depends on internals of Uvicorn, whose version is pinned for it.
@@ -94,7 +100,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._idle.add(self)
-        if self._no_room:
+        if self._over_limit:
             self._idle.close_one(self._limits.idle_seconds)
             self._start_timer(self._limits.idle_seconds)
         else:
@@ -104,7 +110,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_timer()
         self.resume_writing()
         self._idle.discard(self)
-        # Of several pipelined requests, the base class tells only the last one of it.
+        # Of several pipelined requests, the base class notifies only the last one.
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
@@ -116,15 +122,15 @@ class BoundedProtocol(HttpToolsProtocol):
             self._start_timer(self._limits.head_seconds)
         most = self._limits.head_bytes
         while data and not self.transport.is_closing():
-            room = most - self._unparsed
-            piece, data = data[:room], data[room:]
+            free = most - self._unparsed
+            piece, data = data[:free], data[free:]
             self._unparsed += len(piece)
             data = self._feed(piece) + data
             if self._unparsed >= most:
                 self._refuse(_too_large(f"{most} bytes", in_head=self._in_head))
 
     def _feed(self, piece: bytes) -> bytes:
-        """Feed the parser; return what it is to be fed next, before anything else."""
+        """Feed the parser; return what has to be fed next, before anything else."""
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
@@ -135,10 +141,10 @@ class BoundedProtocol(HttpToolsProtocol):
         return b""
 
     def _head_without_offer(self) -> bytes:
-        """The head of a request that offers another protocol, as if it had not.
+        """Return the head of a request that offers another protocol, without the offer.
 
         The parser takes all that follows such a head for that protocol, even the body of the
-        request, and has to begin anew. Some clients offer HTTP/2 with every first request.
+        request, and has to restart. Some clients offer HTTP/2 with every first request.
         """
         self._offers_upgrade = False
         version = self.parser.get_http_version().encode()
@@ -168,12 +174,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._start_timer(self._limits.body_seconds)
         if len(self.pipeline) >= self._limits.pipelined:
-            # Each costs far more to hold than to send.
+            # Each costs far more memory than its sender spends.
             self._refuse_in_parser(ApiError(400, "Too many pipelined requests.", code="pipelining"))
-        self.app = _NoRoom(self.config.loaded_app) if self._no_room else self.config.loaded_app
+        self.app = (
+            _Overloaded(self.config.loaded_app) if self._over_limit else self.config.loaded_app
+        )
         super().on_headers_complete()
         if self.pipeline:
-            self.flow.resume_reading()  # or nobody would see the client leave
+            self.flow.resume_reading()  # or a disconnect would not be noticed
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
@@ -215,8 +223,8 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._idle.discard(self)
 
     @property
-    def _no_room(self) -> bool:
-        """Whether there are more connections than there may be, this one included."""
+    def _over_limit(self) -> bool:
+        """Whether there are too many connections, this one included."""
         limit = self._limits.connections
         return limit is not None and len(self.connections) > limit
 
@@ -228,7 +236,7 @@ class BoundedProtocol(HttpToolsProtocol):
         raise ValueError
 
     def send_400_response(self, msg: str) -> None:
-        """Called where the parser has found an error, or has been stopped."""
+        """Refuse the request, after the parser has found an error or has been stopped."""
         refusal, self._refusal = self._refusal, None
         self._refuse(refusal or ApiError(400, msg, code="invalid_http"))
 
@@ -237,7 +245,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         running = self._running
         if running is None or not running.response_started or running.response_complete:
-            self.transport.write(encode_error(error))  # and never into the middle of a reply
+            self.transport.write(raw_error_response(error))  # and never into the middle of a reply
         self.transport.close()
 
     def _start_timer(self, seconds: float) -> None:
@@ -251,10 +259,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _time_out(self, seconds: float) -> None:
         self._timer = None
-        if self.flow.read_paused:  # it is for us to go on reading
+        if self.flow.read_paused:  # the server is the one that does not read on
             self._start_timer(seconds)
         elif self._in_head and not self._unparsed:
-            self.transport.close()  # it has never asked for anything
+            self.transport.close()  # no request has arrived
         else:
             what = "head" if self._in_head else "body"
             message = f"The {what} of the request took longer than {seconds:g} seconds."
@@ -270,8 +278,8 @@ def _too_large(limit: str, *, in_head: bool) -> ApiError:
 
 
 @dataclass(frozen=True)
-class _NoRoom:
-    """Refuses what is asked for on a connection too many, but for what operators ask."""
+class _Overloaded:
+    """Refuses requests on connections beyond the limit, except those of `OPEN_PATHS`."""
 
     app: ASGIApp
 
@@ -279,6 +287,7 @@ class _NoRoom:
         if scope["path"] in OPEN_PATHS:
             await self.app(scope, receive, send)
             return
-        response = error_response(overloaded("The server has no connection left."))
+        message = "The server has no connection left."
+        response = error_response(unavailable(message, "overloaded", retry_after=1))
         response.headers["Connection"] = "close"
         await response(scope, receive, send)

@@ -1,9 +1,11 @@
-"""The HTTP process: starts the engine, listens, and tells the person at the terminal."""
+"""The HTTP process: starts the engines, listens, logs to the terminal, and shuts down."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import logging
+import re
 import signal
 import socket
 import sys
@@ -12,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import uvicorn
 import uvloop
@@ -23,8 +26,8 @@ from sarathi.errors import ConfigError
 from sarathi.fleet.fleet import Fleet
 from sarathi.fleet.generation import EngineError
 from sarathi.models.model import open_tokenizer
-from sarathi.server.access import AccessRules
 from sarathi.server.app import create_app
+from sarathi.server.auth import AuthRules
 from sarathi.server.connection_limits import BoundedProtocol, ConnectionLimits, IdleConnections
 from sarathi.server.shutdown import GracefulShutdown
 from sarathi.system.machine import raise_descriptor_limit, usable_cores
@@ -35,59 +38,71 @@ from sarathi.units import format_duration
 _BACKLOG = 2048
 _SPARE_DESCRIPTORS = 64  # for what is not a client's connection
 
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+_LOG = logging.getLogger("sarathi")
+_LEVEL_PREFIX = re.compile(r"(?:replica \d+: )?(error|warning): ")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
+    """Options of the server process itself."""
+
     host: str
     port: int  # 0 for any that is free
     served_name: str  # what clients call the model
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    admin_keys: tuple[str, ...] = field(default=(), repr=False)  # see `AccessRules`
+    admin_keys: tuple[str, ...] = field(default=(), repr=False)  # see `AuthRules`
     replicas: int = 1  # engines that share the requests
-    drain_seconds: float = DEFAULT_DRAIN_SECONDS  # for open requests when the server is to end
+    drain_seconds: float = DEFAULT_DRAIN_SECONDS  # for open requests at the shutdown
+    log_level: LogLevel = "info"  # the least severe messages that are logged
 
 
 def serve(path: Path, engine: EngineConfig, config: ServerConfig, spawner: Spawner = LOCAL) -> int:
-    """Serve until interrupted; returns the exit code.
+    """Serve until interrupted; return the exit code.
 
     Args:
-        spawner: starts the engines.
+        spawner: starts the engine processes.
 
     Raises:
         ConfigError: the address cannot be listened on.
         ModelError: the model has no tokenizer that can be read.
     """
+    set_up_logging(config.log_level)
     with _listen(config.host, config.port) as listener:
         try:
-            return uvloop.run(_serve(path, engine, config, spawner, listener))
+            return uvloop.run(_run(path, engine, config, spawner, listener))
         except asyncio.CancelledError:  # interrupted before there was a server
             return 130
 
 
-def make_server(app: ASGIApp, limits: ConnectionLimits) -> uvicorn.Server:
-    """A server that serves `app` on sockets that it is given, and never ends by itself."""
+def make_server(
+    app: ASGIApp, limits: ConnectionLimits, log_level: LogLevel = "info"
+) -> uvicorn.Server:
+    """Return a server for `app` that listens on given sockets and leaves signals alone."""
     return _Server(
         uvicorn.Config(
             app,
             http=partial(BoundedProtocol, limits, IdleConnections()),  # type: ignore[arg-type]  # called as a class
-            log_level="error",  # what clients do wrong is answered, not logged
-            access_log=False,
+            # Wrong requests are answered, not logged.
+            log_level="debug" if log_level == "debug" else "error",
+            access_log=log_level == "debug",
             lifespan="off",
             ws="none",
-            proxy_headers=False,  # who is on this machine must not be a matter of a header
+            proxy_headers=False,  # a header must not decide which client is on this machine
         )
     )
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals alone: the engine has to be stopped, too, before the process ends."""
+    """Leaves signals to `GracefulShutdown`, which also ends the requests of the engines."""
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
 
 
-async def _serve(
+async def _run(
     path: Path,
     engine: EngineConfig,
     config: ServerConfig,
@@ -99,51 +114,54 @@ async def _serve(
     _on_signals(task.cancel)  # until there is a server to stop
     host, port = listener.getsockname()[:2]
     url = f"http://{bracketed(host)}:{port}/v1"
-    # More engines than cores would only take turns.
-    most = max(usable_cores(), config.replicas) if spawner.host is None else MAX_REPLICAS
-    fleet = Fleet(path, engine, config.replicas, spawner=spawner, max_replicas=most, log=say)
+    # More engines than cores would only compete for them.
+    max_replicas = max(usable_cores(), config.replicas) if spawner.host is None else MAX_REPLICAS
+    fleet = Fleet(
+        path, engine, config.replicas, spawner=spawner, max_replicas=max_replicas, log=log
+    )
     try:
         fleet.start()  # engines load in their own processes while this one reads the tokenizer
         tokenizer = await asyncio.to_thread(open_tokenizer, path, engine.load_format)
         for warning in tokenizer.warnings:
-            say(f"warning: {warning}")
-        gc.freeze()  # what is loaded stays: the collector need not stop the streams to look at it
-        access = AccessRules(config.api_keys, config.admin_keys, config.host)
-        app = create_app(fleet, tokenizer, served_name=config.served_name, access=access)
-        server = make_server(app, ConnectionLimits(connections=_most_connections()))
-        shutdown = GracefulShutdown(server, fleet, config.drain_seconds, say)
+            log(f"warning: {warning}")
+        gc.freeze()  # loaded objects stay: the collector need not pause the streams to visit them
+        auth = AuthRules(config.api_keys, config.admin_keys, config.host)
+        app = create_app(fleet, tokenizer, served_name=config.served_name, auth=auth)
+        limits = ConnectionLimits(connections=_max_connections())
+        server = make_server(app, limits, config.log_level)
+        shutdown = GracefulShutdown(server, fleet, config.drain_seconds, log)
         _on_signals(shutdown.begin)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        telling = asyncio.create_task(_tell(fleet, config.served_name, url))
-        done, _ = await asyncio.wait({serving, telling}, return_when=asyncio.FIRST_COMPLETED)
-        code = telling.result() if telling in done else 0
+        announcing = asyncio.create_task(_log_state(fleet, config.served_name, url))
+        done, _ = await asyncio.wait({serving, announcing}, return_when=asyncio.FIRST_COMPLETED)
+        code = announcing.result() if announcing in done else 0
         if code:
             shutdown.end()
         await serving
-        telling.cancel()
+        announcing.cancel()
         return code
     finally:
         await fleet.stop()
 
 
-async def _tell(fleet: Fleet, served_name: str, url: str) -> int:
-    """Say when the model is ready, or why it never will be; an exit code for the latter.
+async def _log_state(fleet: Fleet, served_name: str, url: str) -> int:
+    """Log when the model is ready; return an exit code where it cannot be loaded.
 
-    Engines that die later, and cannot be started again, leave the server up, which then says so to
-    whoever asks.
+    Engines that die later, and cannot be started again, leave the server up, which then answers
+    requests with an error.
     """
     try:
         info = await fleet.loaded()
     except EngineError as error:
-        say(f"error: {error}")
+        log(f"error: {error}")
         return 2 if fleet.bad_input else 1
-    say(f"{served_name} is ready on {url} ({summary(info)})")
-    say(f"error: {await fleet.failed()}; requests are answered with status 503")
+    log(f"{served_name} is ready on {url} ({summary(info)})")
+    log(f"error: {await fleet.failed()}; requests are answered with status 503")
     return 0
 
 
 def summary(info: ModelInfo) -> str:
-    """What came of the options, for the line that says the model is ready."""
+    """Return how the model is served, for the message that it is ready."""
     parts = ["random weights"] if info.random_weights else []
     parts += [info.precision, f"policy {info.policy}"]
     if info.tbt_target is not None:
@@ -164,10 +182,27 @@ def summary(info: ModelInfo) -> str:
     return ", ".join(parts)
 
 
-def say(line: str) -> None:
-    """Print a line for the operator, if there still is somebody at the other end."""
-    with suppress(OSError, ValueError):  # a closed pipe must not keep the server from stopping
-        print(f"sarathi: {line}", file=sys.stderr, flush=True)
+def set_up_logging(level: LogLevel) -> None:
+    """Send log messages of at least `level` to stderr."""
+    if not _LOG.handlers:
+        handler = _StderrHandler()
+        handler.setFormatter(logging.Formatter("sarathi: %(message)s"))
+        _LOG.addHandler(handler)
+    _LOG.setLevel(level.upper())
+
+
+def log(message: str) -> None:
+    """Log a message for the operator; its prefix "error: " or "warning: " gives its level."""
+    if not _LOG.handlers:
+        set_up_logging("info")
+    prefix = _LEVEL_PREFIX.match(message)
+    _LOG.log(logging.getLevelName(prefix[1].upper()) if prefix else logging.INFO, "%s", message)
+
+
+class _StderrHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError, ValueError):  # a closed pipe must not keep the server from stopping
+            print(self.format(record), file=sys.stderr, flush=True)
 
 
 def _on_signals(act: Callable[[], object]) -> None:
@@ -175,14 +210,14 @@ def _on_signals(act: Callable[[], object]) -> None:
         asyncio.get_running_loop().add_signal_handler(number, act)
 
 
-def _most_connections() -> int:
-    """As many as there are descriptors for, beyond which none could be accepted and refused."""
+def _max_connections() -> int:
+    """Return for how many connections there are file descriptors, so that more can be refused."""
     limit = raise_descriptor_limit()
     return max(1, limit - _SPARE_DESCRIPTORS)
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Bound before anything is loaded, so that a port in use is known at once."""
+    """Listen before anything is loaded, so that a port in use is reported at once."""
     try:
         [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -1,4 +1,4 @@
-"""Graceful shutdown: open requests are drained, then ended with an error."""
+"""Graceful shutdown: open requests are drained, and those that remain end with an error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sarathi.fleet.generation import ShuttingDownError
 from sarathi.units import format_duration
 
 _POLL = 0.05  # seconds
-_SENDING = 2.0  # seconds for the last error to reach clients
+_SEND_ERRORS = 2.0  # seconds for the last errors to reach clients
 
 
 class GracefulShutdown:
@@ -31,21 +31,21 @@ class GracefulShutdown:
         """
         Args:
             drain_seconds: for requests that are open when the shutdown begins.
-            log: called with a line about what happens.
+            log: called with a line about the progress.
         """
         self._server = server
         self._fleet = fleet
         self._drain_seconds = drain_seconds
         self._log = log
-        self._hurry = asyncio.Event()
+        self._cut_short = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._why = "the drain timeout is over"
+        self._reason = "the drain timeout is over"
 
     def begin(self) -> None:
-        """Begin to drain; called again, end what is still open at once."""
+        """Start to drain; called again, end open requests at once."""
         if self._task is not None:
-            self._why = "interrupted again"
-            self._hurry.set()
+            self._reason = "interrupted again"
+            self._cut_short.set()
             return
         self._start(self._drain_seconds)
         if self._num_open and self._drain_seconds:
@@ -57,11 +57,11 @@ class GracefulShutdown:
             self._log("shutting down")
 
     def end(self) -> None:
-        """End all that is open at once, because the engine could not be started."""
-        self._why = "there is no engine"
+        """End open requests at once, because the engine could not be started."""
+        self._reason = "there is no engine"
         if self._task is None:
             self._start(0.0)
-        self._hurry.set()
+        self._cut_short.set()
 
     def _start(self, drain_seconds: float) -> None:
         self._server.should_exit = True
@@ -72,19 +72,19 @@ class GracefulShutdown:
         return len(self._server.server_state.tasks)
 
     async def _run(self, drain_seconds: float) -> None:
-        await self._until_none_is_open(drain_seconds)
+        await self._wait_until_none_open(drain_seconds)
         if self._num_open:
-            self._log(f"{_requests(self._num_open)} ended with an error: {self._why}")
+            self._log(f"{_requests(self._num_open)} ended with an error: {self._reason}")
         self._fleet.end_requests(ShuttingDownError())
-        self._hurry.clear()
-        await self._until_none_is_open(_SENDING)
+        self._cut_short.clear()
+        await self._wait_until_none_open(_SEND_ERRORS)
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()  # its client does not read, or never completes a request
 
-    async def _until_none_is_open(self, seconds: float) -> None:
+    async def _wait_until_none_open(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        while self._num_open and loop.time() < deadline and not self._hurry.is_set():
+        while self._num_open and loop.time() < deadline and not self._cut_short.is_set():
             await asyncio.sleep(_POLL)
 
 

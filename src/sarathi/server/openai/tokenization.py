@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from msgspec import Struct
 from starlette.types import ASGIApp
 
-from sarathi.server.openai.api_errors import invalid, too_long
-from sarathi.server.openai.conversation import encode_messages
-from sarathi.server.openai.request_bodies import DetokenizeRequest, TokenizeRequest, decode
-from sarathi.server.openai.response_bodies import Detokenized, Tokenized
-from sarathi.server.openai.sampling_fields import first
-from sarathi.server.reply import json_response
+from sarathi.server.openai.conversation import Message, encode_messages
+from sarathi.server.request_body import Int64, check_token_ids, decode, value_or
+from sarathi.server.responses import invalid, json_response, missing, too_long
 from sarathi.server.service import RequestContext, Service
 
 
+class TokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Body of POST /tokenize: one of `prompt` and `messages`."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class Tokenized(Struct, frozen=True):
+    """Response of POST /tokenize."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class DetokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Body of POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[Int64] | None = None
+
+
+class Detokenized(Struct, frozen=True):
+    """Response of POST /detokenize."""
+
+    prompt: str
+
+
 async def tokenize(service: Service, call: RequestContext) -> ASGIApp:
+    """Answer POST /tokenize; raises `ApiError` for a wrong request."""
     info = service.ready()
     request = decode(call.body, TokenizeRequest)
     service.check_model(request.model)
@@ -25,33 +58,32 @@ async def tokenize(service: Service, call: RequestContext) -> ASGIApp:
             service,
             call,
             request.messages,
-            add_generation_prompt=first(request.add_generation_prompt, True),
-            add_special_tokens=first(request.add_special_tokens, False),
+            add_generation_prompt=request.add_generation_prompt,
+            add_special_tokens=request.add_special_tokens,
             template_arguments=request.chat_template_kwargs,
         )
     else:
         for name in ("add_generation_prompt", "chat_template_kwargs"):
             if getattr(request, name) is not None:
                 raise invalid(f"{name} needs messages.", name)
-        text, special = prompt, first(request.add_special_tokens, True)
+        text, special_tokens = prompt, value_or(request.add_special_tokens, True)
         ids = await service.pool.run(
-            len(call.body), lambda limit: service.encode(text, special, limit)
+            len(call.body), lambda limit: service.encode(text, special_tokens, limit)
         )
     return json_response(Tokenized(ids, len(ids), info.max_model_len))
 
 
 async def detokenize(service: Service, call: RequestContext) -> ASGIApp:
+    """Answer POST /detokenize; raises `ApiError` for a wrong request."""
     info = service.ready()
     request = decode(call.body, DetokenizeRequest)
     service.check_model(request.model)
     ids = request.tokens
     if ids is None:
-        raise invalid("tokens is required.", "tokens", code="missing_required_parameter")
+        raise missing("tokens")
     if len(ids) > info.max_model_len:
         raise too_long(info.max_model_len, f"tokens has {len(ids)}")
-    size = service.tokenizer.vocab_size
-    if ids and not (min(ids) >= 0 and max(ids) < size):
-        raise invalid(f"tokens has an id out of the vocabulary, 0 to {size - 1}.", "tokens")
+    check_token_ids("tokens", ids, service.tokenizer.vocab_size)
     text = await service.pool.run(
         len(call.body), lambda limit: service.tokenizer.decode(ids, skip_special_tokens=False)
     )

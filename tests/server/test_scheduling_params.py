@@ -1,4 +1,4 @@
-"""What a request asks of the scheduler: priority, targets, and whose share it takes."""
+"""The scheduling parameters of a request: priority, targets and tenant."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ EFFECTIVE = {
     "ttft_target": {"order": "slack"},
     "tbt_target": {"tbt_target": 0.1},
 }
-ASK = pytest.mark.parametrize("ask", [complete, chat])
+BOTH_ENDPOINTS = pytest.mark.parametrize("ask", [complete, chat])
 
 
-@ASK
-def test_a_request_that_says_nothing_asks_for_nothing(ask):
+@BOTH_ENDPOINTS
+def test_a_request_without_such_fields_has_the_defaults(ask):
     one = engine()
     assert ask(one).status_code == 200
-    assert one.terms == SchedulingParams()
+    assert one.scheduling == SchedulingParams()
 
 
-@ASK
+@BOTH_ENDPOINTS
 @pytest.mark.parametrize(
-    ("field", "value", "heard"),
+    ("field", "value", "expected"),
     [
         ("priority", -(2**31), -(2**31)),
         ("priority", 2**31 - 1, 2**31 - 1),
@@ -43,19 +43,19 @@ def test_a_request_that_says_nothing_asks_for_nothing(ask):
         ("tbt_target", None, None),
     ],
 )
-def test_terms_reach_the_engine(ask, field, value, heard):
+def test_scheduling_params_reach_the_engine(ask, field, value, expected):
     one = engine(**EFFECTIVE[field])
     assert ask(one, **{field: value}).status_code == 200
-    assert getattr(one.terms, field) == heard
+    assert getattr(one.scheduling, field) == expected
 
 
-def test_all_choices_of_a_request_have_its_terms():
+def test_all_choices_of_a_request_have_its_scheduling_params():
     one = engine(order="priority")
     complete(one, ["a", "b"], n=2, priority=3)
-    assert [generation.terms.priority for generation in one.generations] == [3] * 4
+    assert [generation.scheduling.priority for generation in one.generations] == [3] * 4
 
 
-@ASK
+@BOTH_ENDPOINTS
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -79,7 +79,7 @@ def test_all_choices_of_a_request_have_its_terms():
         ("user", 5),
     ],
 )
-def test_malformed_terms_are_refused_by_name(ask, field, value):
+def test_malformed_fields_are_refused_by_name(ask, field, value):
     one = engine(**EFFECTIVE.get(field, {}))
     answer = error(ask(one, **{field: value}), 400, field)
     assert field in answer["message"]
@@ -95,13 +95,13 @@ def test_numbers_beyond_floats_are_refused(field, number):
     assert response.status_code == 400
 
 
-def test_the_accepted_forms_of_a_time_are_told():
+def test_an_error_lists_the_accepted_forms_of_a_duration():
     one = engine(order="slack")
     message = error(complete(one, ttft_target="soon"), 400, "ttft_target")["message"]
     assert all(form in message for form in ("'soon'", "seconds", "100ms", "1.5s", "2m"))
 
 
-@ASK
+@BOTH_ENDPOINTS
 @pytest.mark.parametrize(
     ("field", "value", "info", "flag"),
     [
@@ -113,9 +113,7 @@ def test_the_accepted_forms_of_a_time_are_told():
         ("tbt_target", 1, {"tbt_target": None, "policy": "orca"}, "--policy sarathi"),
     ],
 )
-def test_what_would_have_no_effect_is_refused_with_the_flag_that_would_help(
-    ask, field, value, info, flag
-):
+def test_a_field_without_effect_is_refused_with_the_flag_that_helps(ask, field, value, info, flag):
     one = engine(**info)
     answer = error(ask(one, **{field: value}), 400, field)
     assert answer["code"] == "unsupported_parameter"
@@ -123,7 +121,7 @@ def test_what_would_have_no_effect_is_refused_with_the_flag_that_would_help(
     assert one.generations == []
 
 
-def test_priority_zero_asks_for_nothing_and_is_accepted_everywhere():
+def test_priority_zero_is_accepted_everywhere():
     assert complete(engine(), priority=0).status_code == 200
 
 
@@ -133,7 +131,7 @@ def tenant(api_keys: list[str], key: str | None, user: str | None) -> str:
     body = {"model": MODEL, "prompt": "p", "user": user}
     response = call(one, "POST", "/v1/completions", body, headers=headers, api_keys=api_keys)
     assert response.status_code == 200
-    return one.terms.tenant
+    return one.scheduling.tenant
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Tokenisation and chat templates: bounded, off the event loop, given up with the client."""
+"""Tokenisation and chat templates: bounded, off the event loop, cancelled with the client."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fake_engine import INFO, LIMIT, MODEL, ByteTokenizer, FakeEngine, call, cha
 from sarathi.models.tokenizers import chat_template
 from sarathi.models.tokenizers.chat_template import ChatTemplate
 from sarathi.models.tokenizers.work_limit import WorkCancelledError
-from sarathi.server import text_pool
+from sarathi.server import tokenizer_pool
 from sarathi.server.app import create_app
 
 ENDLESS = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"
@@ -29,7 +29,7 @@ class SlowTokenizer(ByteTokenizer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.begun = threading.Event()
+        self.started = threading.Event()
         self.go_on = threading.Event()
         self.lengths: list[int] = []
 
@@ -39,7 +39,7 @@ class SlowTokenizer(ByteTokenizer):
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         self.lengths.append(len(text))
         if len(text) > 4096:
-            self.begun.set()
+            self.started.set()
             assert self.go_on.wait(20)
             return [1]
         return super().encode(text)
@@ -62,15 +62,15 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class TestTemplates:
-    def test_one_that_does_not_end_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(text_pool, "RENDER_SECONDS", 0.2)
+    def test_an_endless_template_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tokenizer_pool, "RENDER_SECONDS", 0.2)
         body = {"model": MODEL, **HI}
         tokenizer = ByteTokenizer(ChatTemplate(ENDLESS))
         response = call(FakeEngine(), "POST", "/v1/chat/completions", body, tokenizer=tokenizer)
         assert "more than 0.2 seconds" in error(response, 400, "messages")["message"]
 
-    def test_others_are_answered_meanwhile(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(text_pool, "RENDER_SECONDS", 1.0)
+    def test_other_requests_are_answered_meanwhile(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tokenizer_pool, "RENDER_SECONDS", 1.0)
 
         async def scenario(client: httpx.AsyncClient) -> None:
             slow = asyncio.create_task(client.post("/v1/chat/completions", json=HI))
@@ -82,7 +82,7 @@ class TestTemplates:
 
         run(ByteTokenizer(ChatTemplate(ENDLESS)), scenario)
 
-    def test_a_refusal_is_said_once(self) -> None:
+    def test_a_refusal_is_not_repeated_in_the_message(self) -> None:
         template = ChatTemplate("{{ raise_exception('roles must alternate') }}")
         body = {"model": MODEL, **HI}
         options = {"tokenizer": ByteTokenizer(template)}
@@ -91,10 +91,10 @@ class TestTemplates:
         assert message == "The chat template refuses the messages: roles must alternate"
 
     @pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
-    def test_nothing_goes_on_for_a_client_that_has_left(
+    def test_a_disconnect_ends_the_rendering(
         self, path: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(text_pool, "RENDER_SECONDS", 1000.0)
+        monkeypatch.setattr(tokenizer_pool, "RENDER_SECONDS", 1000.0)
         app = create_app(FakeEngine(), ByteTokenizer(ChatTemplate(ENDLESS)), served_name=MODEL)
         messages = [{"type": "http.request", "body": json.dumps(HI).encode()}]
         left = asyncio.Event()
@@ -106,7 +106,7 @@ class TestTemplates:
             return {"type": "http.disconnect"}
 
         async def send(message: dict[str, Any]) -> None:
-            pytest.fail("nobody is there to be answered")
+            pytest.fail("the client has disconnected")
 
         async def scenario() -> None:
             scope = {"type": "http", "method": "POST", "path": path, "headers": []}
@@ -139,7 +139,7 @@ class TestLongTexts:
 
         async def scenario(client: httpx.AsyncClient) -> None:
             long = [asyncio.create_task(client.post(path, json={"prompt": LONG})) for _ in range(5)]
-            await until(tokenizer.begun.is_set)
+            await until(tokenizer.started.is_set)
             chat = await client.post("/v1/chat/completions", json={**HI, "max_tokens": 3})
             assert chat.status_code == 200
             assert not any(task.done() for task in long)
@@ -148,18 +148,18 @@ class TestLongTexts:
 
         run(tokenizer, scenario)
 
-    def test_one_at_a_time_and_those_whose_client_leaves_are_never_begun(self) -> None:
+    def test_they_run_one_by_one_and_cancelled_ones_never_start(self) -> None:
         tokenizer = SlowTokenizer()
 
         async def scenario(client: httpx.AsyncClient) -> None:
-            pool = text_pool.TextPool()
+            pool = tokenizer_pool.TokenizerPool()
 
             def work(limit: Any) -> list[int]:
                 limit.check_cancelled()
                 return tokenizer.encode(LONG)
 
             tasks = [asyncio.create_task(pool.run(len(LONG), work)) for _ in range(6)]
-            await until(tokenizer.begun.is_set)
+            await until(tokenizer.started.is_set)
             await asyncio.sleep(0.05)
             assert len(tokenizer.lengths) == 1
             for task in tasks[1:]:
@@ -173,13 +173,13 @@ class TestLongTexts:
         run(tokenizer, scenario)
 
     def test_too_many_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(text_pool, "_MAX_LONG_WAITING", 2)
+        monkeypatch.setattr(tokenizer_pool, "_MAX_LONG_JOBS", 2)
         tokenizer = SlowTokenizer()
 
         async def scenario(client: httpx.AsyncClient) -> None:
             body = {"prompt": LONG}
             tasks = [asyncio.create_task(client.post("/tokenize", json=body)) for _ in range(2)]
-            await until(tokenizer.begun.is_set)
+            await until(tokenizer.started.is_set)
             refused = await client.post("/tokenize", json=body)
             assert error(refused, 503)["code"] == "overloaded"
             assert "retry-after" in refused.headers
@@ -192,7 +192,7 @@ class TestLongTexts:
 
 class TestLengths:
     @pytest.mark.parametrize("path", ["/tokenize", "/v1/completions"])
-    def test_a_text_that_is_too_long_is_found_out_by_its_beginning(self, path: str) -> None:
+    def test_a_text_that_is_too_long_is_detected_by_its_first_pieces(self, path: str) -> None:
         class Counting(ByteTokenizer):
             encoded = 0
 
@@ -209,7 +209,7 @@ class TestLengths:
         assert error(response, 400)["code"] == "context_length_exceeded"
         assert tokenizer.encoded < len(prompt) / 10
 
-    def test_the_bound_of_completions_holds_for_tokenize(self) -> None:
+    def test_the_limit_of_completions_holds_for_tokenize(self) -> None:
         response = call(FakeEngine(), "POST", "/tokenize", {"prompt": "a" * (LIMIT + 1)})
         assert error(response, 400)["code"] == "context_length_exceeded"
         response = call(FakeEngine(), "POST", "/tokenize", {"prompt": "a" * LIMIT})
@@ -236,7 +236,7 @@ class TestLengths:
             ("stop_token_ids", [1] * 1025),
         ],
     )
-    def test_lists_that_are_checked_entry_by_entry_are_bounded(self, field, value) -> None:
+    def test_lists_that_are_checked_entry_by_entry_are_limited(self, field, value) -> None:
         info = msgspec.structs.replace(INFO, vocab_size=5000)
         response = chat(FakeEngine(info=info), **{field: value})
         assert "1025 entries" in error(response, 400, field)["message"]
@@ -259,7 +259,7 @@ def test_fields_that_hold_anything_are_small(name: str) -> None:
 
 def test_work_on_a_few_bytes_is_done_at_once_unless_it_renders() -> None:
     async def scenario() -> None:
-        pool = text_pool.TextPool()
+        pool = tokenizer_pool.TokenizerPool()
         here = threading.get_ident()
         assert await pool.run(10, lambda limit: threading.get_ident()) == here
         assert await pool.run(10, lambda limit: threading.get_ident(), renders=True) != here

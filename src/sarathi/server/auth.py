@@ -1,4 +1,4 @@
-"""Who may ask what: API keys, the admin key, and calls from this machine."""
+"""Authentication: API keys, admin keys, and calls from this machine."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sarathi.server.openai.api_errors import ApiError
-from sarathi.server.reply import error_response
+from sarathi.server.responses import ApiError, error_response
 
 OPEN_PATHS = frozenset({"/health", "/version"})  # need no API key
-ADMIN_PATHS = frozenset({"/scale"})  # change the server
 
 _STATE = "api_key"
-# A proxy on this machine passes on what others send. Most give themselves away by such a header.
+# A proxy on this machine forwards requests of other machines. Most add one of these headers.
 _FORWARDED = (
     *("forwarded", "x-forwarded", "x-original", "x-real-ip", "x-client-ip", "via"),
     *("cf-connecting-ip", "true-client-ip"),
@@ -27,11 +25,11 @@ _FORWARDED = (
 
 
 @dataclass(frozen=True)
-class AccessRules:
-    """What a server asks of those who call it.
+class AuthRules:
+    """The keys of a server.
 
     Without `admin_keys`, admin paths are for programs on this machine. A web page that is open on
-    this machine is none of them: it cannot send JSON, or its origin or host gives it away.
+    this machine is refused: it cannot send JSON, or its origin or host shows what it is.
     """
 
     api_keys: tuple[str, ...] = field(default=(), repr=False)  # any opens all but admin paths
@@ -40,15 +38,16 @@ class AccessRules:
 
 
 @dataclass(frozen=True)
-class AccessControl:
-    """Lets requests through that have the API key they need.
+class AuthMiddleware:
+    """Refuses requests without the API key that they need.
 
     Replies pass untouched: streams cost no more. A path that is written in an unusual way needs
-    the key: only the paths in this module, letter by letter, are exempt.
+    the key: only `OPEN_PATHS` and `admin_paths`, letter by letter, are exempt.
     """
 
     app: ASGIApp
-    rules: AccessRules
+    rules: AuthRules
+    admin_paths: frozenset[str]  # of endpoints in `RequireAdmin`
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self.app
@@ -60,13 +59,10 @@ class AccessControl:
         await app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        """
-        Raises:
-            ApiError: the request is not allowed.
-        """
+        """Raise `ApiError` unless the request is allowed; record which of several keys it has."""
         keys = self.rules.api_keys
-        free = OPEN_PATHS | ADMIN_PATHS if self.rules.admin_keys else OPEN_PATHS
-        if not keys or scope["path"] in free:
+        exempt = OPEN_PATHS | self.admin_paths if self.rules.admin_keys else OPEN_PATHS
+        if not keys or scope["path"] in exempt:
             return
         headers = Headers(scope=scope)
         number = _matching(keys, headers)
@@ -77,11 +73,11 @@ class AccessControl:
 
 
 @dataclass(frozen=True)
-class AdminOnly:
-    """Lets requests through that may change the server, to the endpoint that it stands before."""
+class RequireAdmin:
+    """Wraps an endpoint that changes the server; refuses requests that may not do that."""
 
     app: ASGIApp
-    rules: AccessRules
+    rules: AuthRules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -104,9 +100,9 @@ class AdminOnly:
         if client is None or forwarded or not _is_loopback(client[0]):
             raise _forbidden("it needs an admin key, except from the server's own machine")
         hosts = headers.getlist("host")
-        if len(hosts) != 1 or not self._is_ours(f"//{hosts[0]}"):
+        if len(hosts) != 1 or not self._is_own_url(f"//{hosts[0]}"):
             raise _forbidden("the header Host does not name this machine")
-        if any(not self._is_ours(origin) for origin in headers.getlist("origin")):
+        if any(not self._is_own_url(origin) for origin in headers.getlist("origin")):
             raise _forbidden("it is not for web pages of other origins")
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             raise _forbidden("it is not for web pages of other origins")
@@ -119,7 +115,7 @@ class AdminOnly:
                 code="unsupported_media_type",
             )
 
-    def _is_ours(self, url: str) -> bool:
+    def _is_own_url(self, url: str) -> bool:
         try:
             name = urlsplit(url).hostname
         except ValueError:
@@ -130,23 +126,23 @@ class AdminOnly:
 
 
 def key_name(scope: Mapping[str, Any]) -> str | None:
-    """Which of several API keys a request came with, such as "key 2"; never the key itself.
+    """Return which of several API keys a request has, such as "key 2"; never the key itself.
 
-    None where the server has one key or none, so that keys do not distinguish callers.
+    None where the server has one key or none, so that keys do not distinguish clients.
     """
     name: str | None = scope.get("state", {}).get(_STATE)
     return name
 
 
 def _matching(keys: Sequence[str], headers: Headers) -> int | None:
-    """Which of `keys` the bearer token is, from 1; None for none."""
+    """Return which of `keys` the bearer token is, from 1; None for none."""
     given = headers.get("authorization", "").encode("latin-1")
     scheme, _, token = given.partition(b" ")
-    # All are compared, so that the time taken tells nothing.
-    fits = [hmac.compare_digest(token.strip(), key.encode()) for key in keys]
-    if scheme.lower() != b"bearer" or not any(fits):
+    # All are compared, so that the time does not depend on the token.
+    matches = [hmac.compare_digest(token.strip(), key.encode()) for key in keys]
+    if scheme.lower() != b"bearer" or not any(matches):
         return None
-    return fits.index(True) + 1
+    return matches.index(True) + 1
 
 
 def _is_loopback(address: str) -> bool:
@@ -167,5 +163,5 @@ def _unauthorised(headers: Headers, kind: str) -> ApiError:
     return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
-def _forbidden(why: str) -> ApiError:
-    return ApiError(403, f"This changes the server; {why}.", code="forbidden")
+def _forbidden(reason: str) -> ApiError:
+    return ApiError(403, f"This changes the server; {reason}.", code="forbidden")

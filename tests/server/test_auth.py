@@ -1,4 +1,4 @@
-"""Who may ask what: API keys, the admin key, and calls from this machine."""
+"""Authentication: API keys, the admin key, and calls from this machine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TestWithoutAnAdminKey:
     @pytest.mark.parametrize(
         "url", ["http://evil.example", "http://localhost.evil.example", "http://10.0.0.1:8000"]
     )
-    def test_a_host_that_is_not_ours_is_refused(self, url):
+    def test_a_foreign_host_name_is_refused(self, url):
         """Such a name may lead to this machine: DNS is in the hands of others."""
         engine = FakeEngine()
         assert refused(scale(engine, url=url), 403) == "forbidden"
@@ -49,12 +49,12 @@ class TestWithoutAnAdminKey:
     @pytest.mark.parametrize(
         "origin", ["http://evil.example", "null", "http://localhost.evil.example", "http://[", ""]
     )
-    def test_web_pages_of_others_are_refused(self, origin):
+    def test_web_pages_of_other_origins_are_refused(self, origin):
         engine = FakeEngine()
         assert refused(scale(engine, headers={"Origin": origin}), 403) == "forbidden"
         assert engine.scaled == []
 
-    def test_a_page_of_this_machine_is_not(self):
+    def test_a_web_page_of_this_machine_is_accepted(self):
         response = scale(FakeEngine(), headers={"Origin": "http://localhost:3000"})
         assert response.status_code == 200
 
@@ -62,7 +62,7 @@ class TestWithoutAnAdminKey:
         "kind",
         ["text/plain", "application/x-www-form-urlencoded", "", "text/plain;application/json"],
     )
-    def test_only_json_is_taken(self, kind):
+    def test_only_json_is_accepted(self, kind):
         """A page may send these to any server without asking it first."""
         engine = FakeEngine()
         headers = {"Content-Type": kind}
@@ -86,23 +86,23 @@ class TestWithoutAnAdminKey:
             "CF-Connecting-IP",
         ],
     )
-    def test_what_a_proxy_on_this_machine_passes_on_comes_from_elsewhere(self, name):
+    def test_forwarded_requests_count_as_those_of_other_machines(self, name):
         engine = FakeEngine()
         assert refused(scale(engine, headers={name: "127.0.0.1"}), 403) == "forbidden"
         assert engine.scaled == []
 
-    def test_what_a_browser_says_of_a_foreign_page_is_believed(self):
+    def test_a_browser_s_header_for_cross_site_requests_is_respected(self):
         engine = FakeEngine()
         assert refused(scale(engine, headers={"Sec-Fetch-Site": "cross-site"}), 403) == "forbidden"
         assert engine.scaled == []
 
-    def test_the_api_key_is_needed_all_the_same(self):
+    def test_the_api_key_is_still_required(self):
         engine = FakeEngine()
         assert scale(engine, api_keys=["one"]).status_code == 401
         assert engine.scaled == []
         assert scale(engine, key="one", api_keys=["one"]).status_code == 200
 
-    def test_a_tenant_elsewhere_may_not(self):
+    def test_a_tenant_on_another_machine_may_not(self):
         engine = FakeEngine()
         response = scale(engine, key="two", api_keys=["one", "two"], client=ELSEWHERE)
         assert refused(response, 403) == "forbidden"
@@ -146,7 +146,7 @@ ODD = ["/scale%0A", "/scale%0D%0A", "//scale", "/scale/", "/%73cale", "/scale;x"
 
 @pytest.mark.parametrize("path", ODD)
 @pytest.mark.parametrize("keys", [{}, {"admin_keys": ["root"], "api_keys": ["one"]}])
-def test_no_spelling_of_the_path_is_a_way_around(path, keys):
+def test_unusual_spellings_of_the_path_do_not_bypass_the_check(path, keys):
     engine = FakeEngine()
     headers = {"Authorization": "Bearer one"}
     response = call(engine, "POST", path, TWO, headers=headers, client=ELSEWHERE, **keys)
@@ -157,7 +157,7 @@ def test_no_spelling_of_the_path_is_a_way_around(path, keys):
 @pytest.mark.parametrize(
     "path", ["/v1/models%0A", "/health%0A", "//health", "/health/", "/metrics%0A"]
 )
-def test_no_spelling_of_a_path_opens_it_without_a_key(path):
+def test_unusual_spellings_of_a_path_need_the_key(path):
     assert call(FakeEngine(), "GET", path, api_keys=["one"]).status_code == 401
 
 
