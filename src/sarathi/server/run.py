@@ -9,7 +9,6 @@ import socket
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
-from sarathi.engine.config import DEFAULT_DRAIN_SECONDS, MAX_REPLICAS, EngineConfig
+from sarathi.engine.config import MAX_REPLICAS, EngineConfig
 from sarathi.engine.messages import ModelInfo
 from sarathi.errors import ConfigError
 from sarathi.fleet.fleet import Fleet
@@ -27,6 +26,7 @@ from sarathi.models.model import open_tokenizer
 from sarathi.server.access import AccessRules
 from sarathi.server.app import create_app
 from sarathi.server.connection_limits import BoundedProtocol, ConnectionLimits, IdleConnections
+from sarathi.server.server_config import ServerConfig
 from sarathi.server.shutdown import GracefulShutdown
 from sarathi.system.machine import raise_descriptor_limit, usable_cores
 from sarathi.system.processes import LOCAL, Spawner
@@ -35,17 +35,6 @@ from sarathi.units import format_duration
 
 _BACKLOG = 2048
 _SPARE_DESCRIPTORS = 64  # for what is not a client's connection
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerConfig:
-    host: str
-    port: int  # 0 for any that is free
-    served_name: str  # what clients call the model
-    api_keys: tuple[str, ...] = field(default=(), repr=False)
-    admin_keys: tuple[str, ...] = field(default=(), repr=False)  # see `AccessRules`
-    replicas: int = 1  # engines that share the requests
-    drain_seconds: float = DEFAULT_DRAIN_SECONDS  # for open requests when the server is to end
 
 
 def serve(path: Path, engine: EngineConfig, config: ServerConfig, spawner: Spawner = LOCAL) -> int:

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from sarathi.engine.config import EngineConfig
 from sarathi.fleet.ray.cluster import connected
 from sarathi.fleet.ray.placement import place
+from sarathi.fleet.ray.ray_options import RayOptions
 from sarathi.fleet.ray.spawners import EngineSpawner
 from sarathi.system.processes import Spawner
 
 _PATIENCE = 30.0  # seconds that an engine waits for room: machines may be joining
-
-
-@dataclass(frozen=True, kw_only=True)
-class RayOptions:
-    address: str | None = None  # host:port; None: see `connected`
-    cpus_per_rank: int | None = None  # None: see `place`
-    gpus_per_rank: int | None = None
 
 
 @contextmanager
