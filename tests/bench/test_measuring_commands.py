@@ -148,7 +148,7 @@ class TestBadInput:
         ("words", "told"),
         [
             (("bench", "--rate", "1"), "lengths are missing"),
-            (("bench", "--rate", "0", *LOAD), "is not a rate"),
+            (("bench", "--rate", "0", *LOAD), "is not a number at least 0.0001"),
             (("bench", *LOAD, "--rate", "1", "--url", "localhost"), "no address"),
             (("bench", *LOAD, "--rate", "1", "--url", "http://127.0.0.1:1"), "no server at"),
             (("bench", *LOAD, "--rate", "1", "--arrivals", "sometimes"), "--arrivals"),

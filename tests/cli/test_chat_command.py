@@ -8,7 +8,7 @@ import httpx
 import pytest
 from rich.console import Console
 
-from sarathi.cli.chat import ChatError, Server, converse
+from sarathi.cli.chat import ChatClient, ChatError, converse
 from sarathi.cli.main import main
 
 
@@ -84,9 +84,9 @@ def test_markup_in_an_answer_is_shown_as_it_is():
     )
 
 
-def server(handler) -> Server:
+def server(handler) -> ChatClient:
     client = httpx.Client(base_url="http://test", transport=httpx.MockTransport(handler))
-    return Server("http://test", "tiny", client)
+    return ChatClient("http://test", "tiny", client)
 
 
 def test_a_streamed_answer_is_read_piece_by_piece():

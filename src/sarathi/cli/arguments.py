@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,51 +19,50 @@ _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "FILE"}
 
 
 def add_options(
-    parser: argparse.ArgumentParser, *classes: type, only: Collection[str] | None = None
+    parser: argparse.ArgumentParser,
+    *classes: type,
+    only: Collection[str] | None = None,
+    group: str | None = None,
 ) -> None:
     """Add an argument for each declared option.
 
     Args:
         classes: declare the options.
         only: the names of the fields to add; None for all.
+        group: heading in the help text; None for that of each declaration.
     """
     for cls in classes:
         for each in declarations(cls):
             if only is None or each.field in only:
-                _add_option(parser, each)
+                _add_option(parser, each, each.option.group if group is None else group)
 
 
-def layer_options(parser: argparse.ArgumentParser, *classes: type, config_file: bool) -> None:
-    """Let the options of `classes` have environment variables; `fill_in` reads them.
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--config`, which `fill_in` reads."""
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE.yaml",
+        help="options that the command line and the environment leave out, by their names, such "
+        "as `max-batch-size: 64`",
+    )
+
+
+def fill_in(args: argparse.Namespace, *classes: type) -> None:
+    """Set options that the command line leaves out: from the environment, then from `--config`.
 
     Args:
-        config_file: whether to add `--config`, too.
-    """
-    parser.set_defaults(layered=classes, config=None)
-    if config_file:
-        parser.add_argument(
-            "--config",
-            type=Path,
-            metavar="FILE.yaml",
-            help="options that the command line and the environment leave out, by their names, "
-            "such as `max-batch-size: 64`",
-        )
-
-
-def fill_in(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> None:
-    """Set options that the command line leaves out: the environment's first, then the file's.
+        classes: declare the options; others are unknown to the file.
 
     Raises:
         UsageError: the file cannot be read, or an option is unknown or has a wrong value.
     """
-    options = [each for cls in getattr(args, "layered", ()) for each in declarations(cls)]
-    layers: list[Callable[[], Iterable[tuple[Declaration, Any]]]] = [
-        lambda: _environment_values(options, environment),
-        lambda: [] if args.config is None else _file_values(options, args.config),
-    ]
+    options = [each for cls in classes for each in declarations(cls)]
+    path = getattr(args, "config", None)
+    layers = [_environment_values(options), [] if path is None else _file_values(options, path)]
     for layer in layers:
         given = {each.key for each in options if hasattr(args, each.key)}
-        for option, value in layer():
+        for option, value in layer:
             if option.key not in given and option.option.alternative not in given:
                 setattr(args, option.key, value)
 
@@ -71,9 +70,7 @@ def fill_in(args: argparse.Namespace, environment: Mapping[str, str] = os.enviro
 def given_options(args: argparse.Namespace, cls: type) -> dict[str, Any]:
     """Return the options of a class that have been given, by the names of their fields."""
     return {
-        each.field: getattr(args, each.key)
-        for each in declarations(cls)
-        if hasattr(args, each.key)
+        each.field: getattr(args, each.key) for each in declarations(cls) if hasattr(args, each.key)
     }
 
 
@@ -88,7 +85,7 @@ def option_name(cls: type, field: str) -> str:
     return next(f"--{each.names[0]}" for each in declarations(cls) if each.field == field)
 
 
-def _add_option(parser: argparse.ArgumentParser, declared: Declaration) -> None:
+def _add_option(parser: argparse.ArgumentParser, declared: Declaration, group: str) -> None:
     option = declared.option
     default = declared.default_text
     text = option.help if default is None else f"{option.help} (default: {default})"
@@ -105,7 +102,7 @@ def _add_option(parser: argparse.ArgumentParser, declared: Declaration) -> None:
         details["metavar"] = metavar(declared)
         details["action"] = "append" if declared.is_list else "store"
     flags = [f"--{name}" for name in declared.names]
-    _group(parser, option.group).add_argument(*flags, **details)
+    _group(parser, group).add_argument(*flags, **details)
 
 
 def metavar(declared: Declaration) -> str:
@@ -134,18 +131,14 @@ def _group(parser: argparse.ArgumentParser, title: str) -> argparse._ActionsCont
     return next(groups, None) or parser.add_argument_group(title)
 
 
-def _environment_values(
-    options: Iterable[Declaration], environment: Mapping[str, str]
-) -> Iterator[tuple[Declaration, Any]]:
+def _environment_values(options: Iterable[Declaration]) -> Iterator[tuple[Declaration, Any]]:
     for option in options:
-        text = environment.get(option.variable)
+        text = os.environ.get(option.variable)
         if text is not None:
             yield option, _parsed(option, [text], f"{option.variable}: ")
 
 
-def _file_values(
-    options: Iterable[Declaration], path: Path
-) -> Iterator[tuple[Declaration, Any]]:
+def _file_values(options: Iterable[Declaration], path: Path) -> Iterator[tuple[Declaration, Any]]:
     by_name = {name: each for each in options for name in (*each.names, each.field)}
     seen: dict[Declaration, str] = {}
     for key, value in _read_yaml(path).items():

@@ -11,14 +11,13 @@ import httpx
 import msgspec
 from rich.console import Console
 
-from sarathi.cli.arguments import build
 from sarathi.cli.engine_arguments import (
     LogOptions,
     add_engine_arguments,
     configure_log,
     engine_config,
 )
-from sarathi.cli.keys import ClientKey
+from sarathi.cli.keys import ClientKey, client_key
 from sarathi.cli.model_argument import locate_model, text_argument
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import UsageError
@@ -43,7 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run this model here, without a server: a folder, a .gguf file, a hub id or a name",
     )
     parser.add_argument(
-        "--url", type=text_argument, default=None, help=f"the server to talk to (default {DEFAULT_URL})"
+        "--url",
+        type=text_argument,
+        default=None,
+        help=f"the server to talk to (default {DEFAULT_URL})",
     )
     parser.add_argument(
         "--model",
@@ -83,8 +85,9 @@ def run(args: argparse.Namespace) -> int:
         name = args.model
     else:
         try:
-            key = build(ClientKey, args).read()
-            server = ChatClient.connect(args.url or DEFAULT_URL, key, args.served_model)
+            server = ChatClient.connect(
+                args.url or DEFAULT_URL, client_key(args), args.served_model
+            )
         except ChatError as error:
             raise UsageError(str(error)) from error
         replies = server.replies(options)

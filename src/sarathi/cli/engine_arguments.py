@@ -8,7 +8,7 @@ from typing import Annotated
 
 import msgspec
 
-from sarathi.cli.arguments import add_options, build, given_options, layer_options
+from sarathi.cli.arguments import add_config_argument, add_options, build, given_options
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import UsageError
 from sarathi.options import LogLevel, Option
@@ -26,8 +26,14 @@ def add_engine_arguments(parser: argparse.ArgumentParser, *others: type) -> None
     Args:
         others: classes of options that precede those of the engine.
     """
-    layer_options(parser, *others, EngineConfig, config_file=True)
+    add_config_argument(parser)
     add_options(parser, *others, EngineConfig)
+    parser.set_defaults(layered=(*others, EngineConfig))
+    parser.epilog = (
+        "Each option can also be set by an environment variable, such as SARATHI_TBT_TARGET for "
+        "--tbt-target, or in the file of --config. The command line has precedence over the "
+        "environment, and the environment over the file."
+    )
 
 
 def engine_config(args: argparse.Namespace) -> EngineConfig:

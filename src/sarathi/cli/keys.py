@@ -5,11 +5,13 @@ A key on a command line can be read by every user of the machine (`ps`); the oth
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
+from sarathi.cli.arguments import build, fill_in
 from sarathi.errors import UsageError
 from sarathi.options import Option, TextForm, parse_text
 
@@ -34,19 +36,15 @@ _FILE_HELP = "the same from a file, which `ps` does not show"
 class ClientKey(msgspec.Struct, frozen=True, kw_only=True):
     """The key that a client sends."""
 
-    api_key: Annotated[Key | None, Option("the server's key", alternative="api_key_file")] = None
+    api_key: Annotated[
+        Key | None,
+        Option(
+            "the server's key",
+            default="SARATHI_API_KEY from the environment",
+            alternative="api_key_file",
+        ),
+    ] = None
     api_key_file: Annotated[Path | None, Option(_FILE_HELP, alternative="api_key")] = None
-
-    def read(self) -> str | None:
-        """Return the key to send, None for none.
-
-        Raises:
-            UsageError: the file cannot be read or has not exactly one key.
-        """
-        keys = _keys((self.api_key,) if self.api_key else (), self.api_key_file, "--api-key-file")
-        if len(keys) > 1:
-            raise UsageError(f"{self.api_key_file} has {len(keys)} keys, expected one")
-        return keys[0] if keys else None
 
 
 class ServerKeys(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +82,21 @@ class ServerKeys(msgspec.Struct, frozen=True, kw_only=True):
     def admin_keys(self) -> tuple[str, ...]:
         """Return the distinct keys for what changes the server; raises as `api_keys`."""
         return _keys(self.admin_key, self.admin_key_file, "--admin-key-file")
+
+
+def client_key(args: argparse.Namespace) -> str | None:
+    """Return the key that a client sends, None for none.
+
+    Raises:
+        UsageError: the file cannot be read or has not exactly one key.
+    """
+    fill_in(args, ClientKey)
+    options = build(ClientKey, args)
+    given = () if options.api_key is None else (options.api_key,)
+    keys = _keys(given, options.api_key_file, "--api-key-file")
+    if len(keys) > 1:
+        raise UsageError(f"{options.api_key_file} has {len(keys)} keys, expected one")
+    return keys[0] if keys else None
 
 
 def _keys(given: tuple[str, ...], file: Path | None, option: str) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ _COMMANDS = {
     "report": "Make a page with figures of what bench, capacity and compare have saved.",
     "simulate": "Simulate a load on hardware that need not be there.",
     "plan": "Find the cheapest hardware that serves a load within latency targets, by simulation.",
-    "reproduce": "Repeat the paper's evaluation on the simulator: ours beside the published values.",
+    "reproduce": "Repeat the paper's evaluation on the simulator, beside the published values.",
     "calibrate": "Measure this machine for the simulator, or check its cost model of GPUs against "
     "measurements.",
 }
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = _parser(argv).parse_args(argv)
     try:
-        fill_in(args)
+        fill_in(args, *getattr(args, "layered", ()))
         code = int(_module(args.command).run(args))
         sys.stdout.flush()
         return code

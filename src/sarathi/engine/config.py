@@ -199,9 +199,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     max_batch_size: Annotated[
         Count,
-        Option(
-            "requests that run at the same time", group=_SCHEDULING, aliases=("max-num-seqs",)
-        ),
+        Option("requests that run at the same time", group=_SCHEDULING, aliases=("max-num-seqs",)),
     ] = 128
     policy: Annotated[
         str,
