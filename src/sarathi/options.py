@@ -22,11 +22,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from sarathi.bounds import bounds_of, check_bounds
-from sarathi.units import parse_duration, parse_size
+from sarathi.units import MAX_SIZE, parse_duration, parse_size
 
 REQUIRED: Any = inspect.Parameter.empty  # the default of an option that has to be given
 MAX_NUMBER = 2**31 - 1
-MAX_SIZE = 2**62  # bytes
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Option:
 
     help: str
     default: str | None = None  # in words; None: the field's default, unless that is None
-    group: str = ""  # heading in help texts and documentation
+    group: str | None = None  # heading that starts here; None: that of the option before
     metavar: str | None = None  # None: follows from the type
     name: str | None = None  # without leading dashes; None: the field's name with dashes
     aliases: tuple[str, ...] = ()  # further names
@@ -48,7 +47,7 @@ class Option:
 class TextForm:
     """How the values of a type are written, where it is not as Python writes them."""
 
-    parse: Callable[[str], Any]  # raises ValueError with the rest of a message
+    parse: Callable[[str], Any]  # raises ValueError, with a complete message, for what is refused
     metavar: str
     format: Callable[[Any], str] = str
     accepted: str | None = None  # in words; None: follows from the bounds
@@ -66,6 +65,7 @@ class Declaration:
     accepted: str  # in words
     admits: Callable[[Any], bool]
     is_list: bool
+    group: str  # heading in help texts and documentation
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -116,12 +116,13 @@ class Declaration:
                 raise ValueError(f"invalid choice: {text!r} (choose from {listed})")
             return text
         if self.form is not None:
-            value = self.form.parse(text)
-        else:
-            try:
-                value = _PARSERS[self.value_type](text)
-            except ValueError:
-                value = None
+            return self.form.parse(text)
+        if self.value_type is str:
+            return parse_text(text)
+        try:
+            value = _PARSERS[self.value_type](text)
+        except ValueError:
+            value = None
         if value is None or not self.admits(value):
             raise ValueError(f"{text!r} is not {self.accepted}")
         return value
@@ -132,12 +133,13 @@ def declarations(cls: type) -> tuple[Declaration, ...]:
     """Return the options of a class, in their order; fields without an `Option` are left out."""
     defaults = inspect.signature(cls).parameters
     hints = get_type_hints(cls, include_extras=True)
-    found = ((name, hint, _annotation(hint, Option)) for name, hint in hints.items())
-    return tuple(
-        _declaration(name, hint, option, defaults[name].default)
-        for name, hint, option in found
-        if option is not None
-    )
+    found, group = [], ""
+    for name, hint in hints.items():
+        option = _annotation(hint, Option)
+        if option is not None:
+            group = group if option.group is None else option.group
+            found.append(_declaration(name, hint, option, defaults[name].default, group))
+    return tuple(found)
 
 
 def check_options(options: msgspec.Struct, error: Callable[[str, str], Exception]) -> None:
@@ -153,7 +155,7 @@ def check_options(options: msgspec.Struct, error: Callable[[str, str], Exception
             raise error(each.field, f"is {value!r}, expected one of {', '.join(each.choices)}")
 
 
-def _declaration(name: str, hint: Any, option: Option, default: Any) -> Declaration:
+def _declaration(name: str, hint: Any, option: Option, default: Any, group: str) -> Declaration:
     form, value_type = _annotation(hint, TextForm), _value_type(hint)
     is_list = get_origin(value_type) is tuple
     if is_list:
@@ -162,7 +164,7 @@ def _declaration(name: str, hint: Any, option: Option, default: Any) -> Declarat
     bounds = bounds_of(hint)
     accepted = (form and form.accepted) or ("" if bounds is None else bounds.accepted)
     admits = (lambda value: True) if bounds is None else bounds.admits
-    return Declaration(name, option, value_type, default, form, accepted, admits, is_list)
+    return Declaration(name, option, value_type, default, form, accepted, admits, is_list, group)
 
 
 def _annotation(hint: Any, kind: type) -> Any:
@@ -186,7 +188,11 @@ def _value_type(hint: Any) -> Any:
 
 
 def parse_text(text: str) -> str:
-    """Return `text` if it can be encoded, to be sent to the engine process or over HTTP."""
+    """Return `text` if it can be encoded, to be sent to the engine process or over HTTP.
+
+    Raises:
+        ValueError: it cannot.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:  # Python makes lone surrogates of bytes that are not UTF-8
@@ -241,13 +247,7 @@ def _parse_bool(text: str) -> bool:
     raise ValueError
 
 
-_PARSERS: dict[Any, Callable[[str], Any]] = {
-    bool: _parse_bool,
-    int: int,
-    float: float,
-    str: parse_text,
-    Path: Path,
-}
+_PARSERS: dict[Any, Callable[[str], Any]] = {bool: _parse_bool, int: int, float: float, Path: Path}
 
 # Types that several options have.
 Count = Annotated[int, msgspec.Meta(ge=1, le=MAX_NUMBER)]

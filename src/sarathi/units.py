@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
-import sys
 
 MAX_DURATION = 86_400.0  # seconds; more than a day is taken for a mistake
 FORMS = "seconds as a number, or a text with a unit such as 100ms, 1.5s or 2m"
+MAX_SIZE = 2**62  # bytes
 
 _UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PATTERN = re.compile(r"([0-9]*\.?[0-9]+)\s*([a-z]*)", re.ASCII)
@@ -33,13 +32,15 @@ def parse_size(text: str) -> int:
     """Return the bytes of a size such as 2GiB, 512MB, 1.5g or 4096.
 
     Raises:
-        ValueError: the text is no size; the message is complete.
+        ValueError: the text is no size, or out of range; the message is complete.
     """
     match = _SIZE_PATTERN.fullmatch(text.strip().lower())
     if match is None or match[2] not in _SIZES:
         raise ValueError(f"{text!r} is not a size such as 2GiB, 512MB or 4096")
     size = float(match[1]) * _SIZES[match[2]]
-    return int(size) if math.isfinite(size) else sys.maxsize
+    if not 1 <= size <= MAX_SIZE:
+        raise ValueError(f"{text!r} is out of range, expected 1 to {MAX_SIZE} bytes")
+    return int(size)
 
 
 def format_duration(seconds: float) -> str:

@@ -141,7 +141,7 @@ class TestServe:
             (("--kv-cache-memory", "1kB"), "holds no block"),
             (("--kv-cache-memory", "100kB", "--max-model-len", "400"), "too small for one request"),
             (("--kv-cache-memory", "lots"), "not a size"),
-            (("--kv-cache-memory", "9" * 400), "is not a size of 1 to"),
+            (("--kv-cache-memory", "9" * 400), "expected 1 to"),
             (("--token-budget", "0"), "an integer at least 1"),
             (("--token-budget", "100000000000000000000"), "at most 2147483647"),
             (("--max-batch-size", "-3"), "an integer at least 1"),

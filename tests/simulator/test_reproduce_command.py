@@ -155,8 +155,6 @@ def test_the_list_tells_all_names(capsys: pytest.CaptureFixture[str]) -> None:
         (["figure-99", "--json"], "figure-99 is no experiment, expected some of stalls, "),
         (["--json"], "no experiment is named"),
         (["ablation"], "--out is missing"),
-        (["ablation", "--json", "--requests", "2"], "'2' is not an integer at least 8"),
-        (["ablation", "--json", "--seed", "-1"], "'-1' is not an integer at least 0"),
         (["ablation", "--json", "--traces", "/none"], "has no file sharegpt_8k.csv"),
         (["ablation", "--out", "/proc/none/x"], "cannot be made"),
     ],
@@ -164,6 +162,21 @@ def test_the_list_tells_all_names(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bad_input_is_told(words: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         run(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--requests", "2"], "'2' is not an integer at least 8"),
+        (["--seed", "-1"], "'-1' is not an integer at least 0"),
+    ],
+)
+def test_numbers_have_bounds(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parsed(["ablation", "--json", *words])
+    assert message in capsys.readouterr().err
 
 
 def test_an_unknown_name_ends_with_2_and_all_names(

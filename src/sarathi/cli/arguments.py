@@ -34,7 +34,7 @@ def add_options(
     for cls in classes:
         for each in declarations(cls):
             if only is None or each.field in only:
-                _add_option(parser, each, each.option.group if group is None else group)
+                _add_option(parser, each, each.group if group is None else group)
 
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:

@@ -41,8 +41,7 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
     url: Annotated[str, Option("the server", metavar="URL")] = DEFAULT_URL
     label: Annotated[Label | None, Option("its name in reports", default="its address")] = None
     rate: Annotated[
-        Rate | None,
-        Option("requests per second; needed except with --arrivals trace", metavar="N"),
+        Rate | None, Option("requests per second; needed except with --arrivals trace", metavar="N")
     ] = None
     num_requests: Annotated[Count, Option("to measure, after the warm-up")] = 100
     ttft_target: Annotated[Seconds | None, Option("for goodput: time to first token")] = None

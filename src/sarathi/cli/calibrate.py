@@ -26,11 +26,13 @@ class CalibrateOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of the command alone."""
 
     rate: Annotated[Rate, Option("requests per second that are sent to it", metavar="N")] = 1.0
-    seconds: Annotated[Seconds, Option("of load, for each of two policies")] = 90.0
+    seconds: Annotated[Seconds, Option("duration of the load, for each of two policies")] = 90.0
     prompt_lengths: Annotated[
-        str, Option("of what is sent, as in `sarathi bench`", metavar="LENGTHS")
+        str, Option("lengths of prompts, as in `sarathi bench`", metavar="LENGTHS")
     ] = "lognormal:430,1400"
-    output_lengths: Annotated[str, Option("likewise", metavar="LENGTHS")] = "lognormal:60,130"
+    output_lengths: Annotated[str, Option("lengths of outputs", metavar="LENGTHS")] = (
+        "lognormal:60,130"
+    )
     serve_options: Annotated[
         str, Option('more for `sarathi serve`, such as "--threads 2 --precision f32"')
     ] = ""

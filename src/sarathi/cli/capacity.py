@@ -48,8 +48,7 @@ class CapacityTarget(msgspec.Struct, frozen=True, kw_only=True):
     """The server to measure."""
 
     url: Annotated[
-        str | None,
-        Option("the server", default=f"where --start listens, or else {DEFAULT_URL}"),
+        str | None, Option("the server", default=f"where --start listens, or else {DEFAULT_URL}")
     ] = None
     start: Annotated[
         str | None,

@@ -43,7 +43,6 @@ from sarathi.errors import BenchmarkError, UsageError
 from sarathi.options import Count, Option, Seconds, TextForm
 
 _ROUNDS = 2
-_WHAT = "what to compare: one of the two"
 
 
 def _parse_rates(text: str) -> list[float]:
@@ -67,17 +66,20 @@ Rates = Annotated[list[float], TextForm(_parse_rates, "N,N,...")]
 class CompareOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of the command alone."""
 
-    rates: Annotated[
-        Rates | None, Option("latencies at these rates, in requests per second", group=_WHAT)
-    ] = None
-    tbt_target: Annotated[
-        Seconds | None, Option("capacities for this P99 of the time between tokens", group=_WHAT)
-    ] = None
     rounds: Annotated[
-        Count | None,
-        Option("with --rates: runs of each server at each rate", default=f"{_ROUNDS}"),
+        Count | None, Option("with --rates: runs of each server at each rate", default=f"{_ROUNDS}")
     ] = None
     requests_per_point: Annotated[Count, REQUESTS_PER_POINT] = 50
+    rates: Annotated[
+        Rates | None,
+        Option(
+            "latencies at these rates, in requests per second",
+            group="what to compare: one of the two",
+        ),
+    ] = None
+    tbt_target: Annotated[
+        Seconds | None, Option("capacities for this P99 of the time between tokens")
+    ] = None
 
 
 class _AddTarget(argparse.Action):

@@ -86,8 +86,7 @@ def _drop_output() -> None:
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="sarathi",
-        description="Serve language models with a low time between tokens.",
+        prog="sarathi", description="Serve language models with a low time between tokens."
     )
     parser.add_argument("--version", action="version", version=f"sarathi {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

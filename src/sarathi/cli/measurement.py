@@ -32,10 +32,6 @@ from sarathi.telemetry import Targets
 from sarathi.telemetry.iteration_log import IterationLine
 
 DEFAULT_URL = "http://localhost:8000"
-_WORKLOAD = "workload"
-_REQUESTS = "requests"
-_SEARCH = "search"
-_OUTPUT = "output"
 _LENGTHS = "fixed:N, uniform:LOW,HIGH, lognormal:MEDIAN,P90 or zipf:EXPONENT,MAX, in tokens"
 
 
@@ -61,50 +57,37 @@ class WorkloadOptions(msgspec.Struct, frozen=True, kw_only=True):
             "sharegpt or arxiv (lengths as published of the paper's datasets), a .csv file with "
             "num_prefill_tokens, num_decode_tokens and perhaps arrived_at, or conversations in "
             "the ShareGPT .json format",
-            group=_WORKLOAD,
+            group="workload",
             metavar="NAME|FILE",
         ),
     ] = None
-    prompt_lengths: Annotated[str | None, Option(_LENGTHS, group=_WORKLOAD, metavar="LENGTHS")] = (
-        None
-    )
+    prompt_lengths: Annotated[str | None, Option(_LENGTHS, metavar="LENGTHS")] = None
     output_lengths: Annotated[
-        str | None, Option("likewise", group=_WORKLOAD, metavar="LENGTHS")
+        str | None, Option("lengths of outputs, in the same forms", metavar="LENGTHS")
     ] = None
     arrivals: Annotated[
         str,
         Option(
             "poisson, gamma:CV, constant or trace (the times of the file); they never wait for "
             "answers",
-            group=_WORKLOAD,
             metavar="KIND",
         ),
     ] = "poisson"
-    max_prompt: Annotated[
-        Count | None, Option("cut longer prompts", group=_WORKLOAD, metavar="TOKENS")
-    ] = None
-    max_output: Annotated[
-        Count | None, Option("cut longer outputs", group=_WORKLOAD, metavar="TOKENS")
-    ] = None
-    prompt_scale: Annotated[Factor, Option("multiply prompt lengths", group=_WORKLOAD)] = 1.0
-    output_scale: Annotated[Factor, Option("multiply output lengths", group=_WORKLOAD)] = 1.0
+    max_prompt: Annotated[Count | None, Option("cut longer prompts", metavar="TOKENS")] = None
+    max_output: Annotated[Count | None, Option("cut longer outputs", metavar="TOKENS")] = None
+    prompt_scale: Annotated[Factor, Option("multiply prompt lengths")] = 1.0
+    output_scale: Annotated[Factor, Option("multiply output lengths")] = 1.0
     turns: Annotated[
         Count,
-        Option(
-            "requests of a conversation: each begins with the whole conversation before it",
-            group=_WORKLOAD,
-        ),
+        Option("requests of a conversation: each begins with the whole conversation before it"),
     ] = 1
-    warm_up: Annotated[
-        CountOrZero, Option("requests that come first and are not counted", group=_WORKLOAD)
-    ] = 8
-    seed: Annotated[CountOrZero, Option("of lengths and arrivals", group=_WORKLOAD)] = 0
+    warm_up: Annotated[CountOrZero, Option("requests that come first and are not counted")] = 8
+    seed: Annotated[CountOrZero, Option("seed of lengths and arrivals")] = 0
     tokenizer: Annotated[
         str | None,
         Option(
             "counts the tokens of prompts: a folder, a .gguf file or a hub id",
             default="the server's own POST /tokenize",
-            group=_WORKLOAD,
             metavar="MODEL",
         ),
     ] = None
@@ -129,37 +112,34 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
         Option(
             "what the texts of prompts depend on beside the seed",
             default="new in every run, so that no prefix cache has them from an earlier one",
-            group=_REQUESTS,
+            group="requests",
         ),
     ] = None
     model: Annotated[
-        str | None,
-        Option("its name at the server", default="the first", group=_REQUESTS, metavar="NAME"),
+        str | None, Option("name of the model at the server", default="the first", metavar="NAME")
     ] = None
-    api: Annotated[
-        Literal["completions", "chat"], Option("the endpoint to measure", group=_REQUESTS)
-    ] = "completions"
+    api: Annotated[Literal["completions", "chat"], Option("the endpoint to measure")] = (
+        "completions"
+    )
     ignore_eos: Annotated[
         bool,
         Option(
             "request outputs of an exact length; --no-ignore-eos lets them end where the model "
-            "ends them, for servers that accept the field ignore_eos without applying it",
-            group=_REQUESTS,
+            "ends them, for servers that accept the field ignore_eos without applying it"
         ),
     ] = True
-    timeout: Annotated[
-        Seconds, Option("a request without a token for so long has failed", group=_REQUESTS)
-    ] = 120.0
+    timeout: Annotated[Seconds, Option("a request without a token for this long has failed")] = (
+        120.0
+    )
     max_client_lag: Annotated[
-        Seconds,
-        Option("how late the client itself may be at P99 before a run is invalid", group=_REQUESTS),
+        Seconds, Option("how late the client itself may be at P99 before a run is invalid")
     ] = 0.02
 
 
 class ServerStart(msgspec.Struct, frozen=True, kw_only=True):
     """How servers are started."""
 
-    start_timeout: Annotated[Seconds, Option("for a server to load its model")] = 600.0
+    start_timeout: Annotated[Seconds, Option("most time for a server to load its model")] = 600.0
 
 
 class SearchOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,23 +150,21 @@ class SearchOptions(msgspec.Struct, frozen=True, kw_only=True):
         Option(
             "the median scheduling delay must meet it; where the server does not report it, the "
             "median time to the first token must",
-            group=_SEARCH,
+            group="search",
         ),
     ] = 2.0
     tail_delay_target: Annotated[
         Seconds,
         Option(
-            "likewise for its 90th percentile: a server that lets short prompts pass meets any "
-            "median while long ones starve",
-            group=_SEARCH,
+            "the 90th percentile of the same must meet it: a server that prefers short prompts "
+            "meets any median while long ones starve"
         ),
     ] = 10.0
     point_duration: Annotated[
         Seconds,
         Option(
-            "each rate is kept up for at least so long, with more requests if need be: a server "
-            "that is too slow shows it by a queue that grows",
-            group=_SEARCH,
+            "each rate is kept up for at least this long, with more requests if necessary: the "
+            "queue of a server that is too slow grows"
         ),
     ] = 90.0
     resolution: Annotated[
@@ -195,13 +173,10 @@ class SearchOptions(msgspec.Struct, frozen=True, kw_only=True):
         Option(
             "how far apart the rates that meet and miss the target may be in the end, relative "
             "to one another",
-            group=_SEARCH,
             metavar="SHARE",
         ),
     ] = 0.1
-    start_rate: Annotated[
-        Rate, Option("requests per second to try first", group=_SEARCH, metavar="N")
-    ] = 1.0
+    start_rate: Annotated[Rate, Option("requests per second to try first", metavar="N")] = 1.0
 
 
 class ResultOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,12 +196,11 @@ class ResultOptions(msgspec.Struct, frozen=True, kw_only=True):
 class OutputOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What a command prints and writes."""
 
-    json: Annotated[bool, Option("one JSON object on standard output", group=_OUTPUT)] = False
+    json: Annotated[bool, Option("one JSON object on standard output", group="output")] = False
     report: Annotated[
         NewFile | None,
         Option(
             "a page with figures, which are also written as PNG files beside it",
-            group=_OUTPUT,
             metavar="FILE.html",
         ),
     ] = None

@@ -39,7 +39,6 @@ from sarathi.simulator.plan.planner import make_plan
 from sarathi.simulator.setup import Setup
 
 _MOST_DOLLARS = 1e6  # an hour
-_CANDIDATES = "candidates"
 _ENGINE = "simulated engine"
 
 
@@ -140,21 +139,20 @@ class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
             "some have a default price"
         ),
     ]
+    requests_per_point: Annotated[Count, REQUESTS_PER_POINT] = 512
     tp: Annotated[
-        Numbers,
-        Option("devices that share each layer", default="1,2,4,8", group=_CANDIDATES),
+        Numbers, Option("devices that share each layer", default="1,2,4,8", group="candidates")
     ] = msgspec.field(default_factory=lambda: [1, 2, 4, 8])
-    pp: Annotated[Numbers, Option("pipeline stages", default="1,2", group=_CANDIDATES)] = (
-        msgspec.field(default_factory=lambda: [1, 2])
+    pp: Annotated[Numbers, Option("pipeline stages", default="1,2")] = msgspec.field(
+        default_factory=lambda: [1, 2]
     )
-    max_devices: Annotated[Count, Option("of one replica", group=_CANDIDATES)] = 16
+    max_devices: Annotated[Count, Option("most devices of one replica")] = 16
     token_budgets: Annotated[
         Budgets,
         Option(
             "tokens of one iteration, such as 512,2048; `target` among them stands for what "
             "--tbt-target leaves in each iteration",
             default=DERIVED,
-            group=_CANDIDATES,
         ),
     ] = msgspec.field(default_factory=lambda: [None])
     explore: Annotated[
@@ -162,11 +160,9 @@ class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
         TextForm(_parse_exploration, "X"),
         Option(
             "try what may cost up to X times as much as the cheapest plan, to see what more money "
-            "buys; 1 finds the cheapest soonest, `all` leaves nothing out",
-            group=_CANDIDATES,
+            "buys; 1 finds the cheapest soonest, `all` leaves nothing out"
         ),
     ] = 1.5
-    requests_per_point: Annotated[Count, REQUESTS_PER_POINT] = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -36,9 +36,9 @@ class ReproduceOptions(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     requests: Annotated[
-        int, msgspec.Meta(ge=_FEWEST, le=MAX_NUMBER), Option("of each simulated run")
+        int, msgspec.Meta(ge=_FEWEST, le=MAX_NUMBER), Option("requests of each simulated run")
     ] = 1024
-    seed: Annotated[CountOrZero, Option("of lengths and arrivals")] = 0
+    seed: Annotated[CountOrZero, Option("seed of lengths and arrivals")] = 0
     traces: Annotated[
         str | None,
         Option(

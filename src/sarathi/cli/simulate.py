@@ -44,8 +44,7 @@ class SimulateOptions(msgspec.Struct, frozen=True, kw_only=True):
         Label | None, Option("its name in reports", default="model, device, policy")
     ] = None
     rate: Annotated[
-        Rate | None,
-        Option("requests per second; needed except with --arrivals trace", metavar="N"),
+        Rate | None, Option("requests per second; needed except with --arrivals trace", metavar="N")
     ] = None
     num_requests: Annotated[Count, Option("to measure, after the warm-up")] = 1000
     tbt_target: Annotated[

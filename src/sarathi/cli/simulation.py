@@ -37,7 +37,6 @@ from sarathi.simulator.this_cpu.machine_file import load_machine, machine_path
 
 THIS_CPU = "this-cpu"
 _UNKNOWN_LENGTH = 8192  # tokens, of models that do not state theirs
-_HARDWARE = "simulated hardware"
 _ENGINE = "simulated engine"
 # Options of an engine that have the same meaning in the simulator.
 _ENGINE_FIELDS = (
@@ -50,8 +49,7 @@ _ENGINE_FIELDS = (
 )
 
 ModelName = Annotated[
-    str,
-    Option("a built-in model such as mistral-7b, or the path of a config.json", metavar="NAME"),
+    str, Option("a built-in model such as mistral-7b, or the path of a config.json", metavar="NAME")
 ]
 
 
@@ -62,47 +60,34 @@ class SimulationOptions(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Option(
             f"{', '.join(DEVICES)}, or {THIS_CPU} as `sarathi calibrate` has measured it",
-            group=_HARDWARE,
+            group="simulated hardware",
             metavar="NAME",
         ),
     ] = None
-    tp: Annotated[Count, Option("devices that share each layer", group=_HARDWARE)] = 1
-    pp: Annotated[Count, Option("pipeline stages", group=_HARDWARE)] = 1
-    replicas: Annotated[Count, Option("engines behind a router", group=_HARDWARE)] = 1
+    tp: Annotated[Count, Option("devices that share each layer")] = 1
+    pp: Annotated[Count, Option("pipeline stages")] = 1
+    replicas: Annotated[Count, Option("engines behind a router")] = 1
     nodes: Annotated[
         Count | None,
         Option(
-            "machines that the stages of a replica are spread over",
-            default="as few as possible",
-            group=_HARDWARE,
+            "machines that the stages of a replica are spread over", default="as few as possible"
         ),
     ] = None
-    router: Annotated[
-        str, Option("which replica gets a request", group=_HARDWARE, choices=ROUTERS)
-    ] = "round_robin"
+    router: Annotated[str, Option("which replica gets a request", choices=ROUTERS)] = "round_robin"
     overhead: Annotated[
-        str,
-        Option(
-            "the engine whose own time is added to each iteration",
-            group=_HARDWARE,
-            choices=OVERHEADS,
-        ),
+        str, Option("the engine whose own time is added to each iteration", choices=OVERHEADS)
     ] = "sarathi"
     memory_utilization: Annotated[
         Share,
-        Option(
-            "of a device's memory, for weights, activations and KV blocks",
-            group=_HARDWARE,
-            metavar="SHARE",
-        ),
+        Option("part of a device's memory for weights, activations and KV blocks", metavar="SHARE"),
     ] = 0.9
     price: Annotated[
         Annotated[float, Meta(ge=0, le=1e6)] | None,
-        Option("of a device, an hour, for the cost of tokens", group=_HARDWARE, metavar="DOLLARS"),
+        Option("of a device an hour, for the cost of tokens", metavar="DOLLARS"),
     ] = None
-    order: Annotated[Literal["fcfs", "slack"], Option("whose prompt is first", group=_ENGINE)] = (
-        "fcfs"
-    )
+    order: Annotated[
+        Literal["fcfs", "slack"], Option("whose prompt is first", group="simulated engine")
+    ] = "fcfs"
 
 
 def add_simulation_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,12 +22,6 @@ _DETERMINISTIC_CHUNK = 128  # tokens; not measured, or two machines would cut di
 FairBy = Literal["tenant"]
 Ranks = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 
-# Headings of the options.
-_MEMORY = "model and memory"
-_EXECUTION = "execution"
-_SCHEDULING = "scheduling"
-_OBSERVABILITY = "observability"
-
 _PRECISIONS = {"auto": None, "float32": "f32", "bfloat16": "bf16", "float16": "f16", "half": "f16"}
 
 
@@ -41,44 +35,41 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     load_format: Annotated[
         LoadFormat,
         Option(
-            "of the weights: auto reads those of MODEL; dummy makes random ones, to measure speed "
+            "where the weights come from: auto reads those of MODEL; dummy makes random ones, to "
+            "measure speed "
             "without a checkpoint, where MODEL is a config.json, a folder with one, a hub id, or "
             "the name of a published model such as mistral-7b",
-            group=_MEMORY,
+            group="model and memory",
         ),
     ] = "auto"
     max_model_len: Annotated[
         Count | None,
         Option(
-            "longest prompt and output together",
+            "most tokens of a prompt and its output together",
             default="what the model and memory allow",
-            group=_MEMORY,
             metavar="TOKENS",
         ),
     ] = None
     kv_cache_memory: Annotated[
         Size | None,
         Option(
-            "memory for keys and values, of one engine on each of its machines or GPUs, such as "
+            "memory of the KV cache, of one engine on each of its machines or GPUs, such as "
             "2GiB or 512MB",
             default="up to half of what is free, most of a GPU's",
-            group=_MEMORY,
         ),
     ] = None
     prefix_caching: Annotated[
         bool,
         Option(
-            "keep the keys and values of prompts for others that begin alike",
-            group=_MEMORY,
+            "reuse the KV cache of prompts for later ones with the same prefix",
             name="enable-prefix-caching",
         ),
     ] = True
     precision: Annotated[
         Precision | None,
         Option(
-            "of weights and computation",
+            "number format of weights and computation",
             default="bf16 or f16 if the processor computes in it",
-            group=_MEMORY,
             aliases=("dtype",),
             spellings=_PRECISIONS,
         ),
@@ -86,19 +77,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_precision: Annotated[
         KvPrecision | None,
         Option(
-            "of keys and values in the cache: that of --precision, or u8 for half the memory and "
+            "number format of the KV cache: that of --precision, or u8 for half the memory and "
             "some of the accuracy",
             default="that of --precision",
-            group=_MEMORY,
         ),
     ] = None
     threads: Annotated[
-        Count | None,
-        Option(
-            "to compute with, of each stage and rank",
-            default="all cores between them",
-            group=_MEMORY,
-        ),
+        Count | None, Option("threads of each stage and rank", default="all cores between them")
     ] = None
     engines_here: Count = 1  # that share the memory of this machine, this one included
     number_here: int = 0  # of this one among them
@@ -106,27 +91,25 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     executor: Annotated[
         ExecutorName,
         Option(
-            "what computes: openvino on processors, torch on CUDA devices or processors",
-            group=_EXECUTION,
+            "backend that runs the model: openvino on CPUs, torch on CUDA devices or CPUs",
+            group="execution",
         ),
     ] = "openvino"
     device: Annotated[
-        Device | None,
-        Option("for --executor torch", default="cuda if there is one", group=_EXECUTION),
+        Device | None, Option("device of --executor torch", default="cuda if there is one")
     ] = None
     pp: Annotated[
         Ranks,
         Option(
-            "stages that the layers are shared out to, each a process",
-            group=_EXECUTION,
+            "pipeline stages that share the layers, each a process",
             aliases=("pipeline-parallel-size",),
         ),
     ] = 1
     tp: Annotated[
         Ranks,
         Option(
-            "ranks that share every layer of a stage, each a process; needs --executor torch",
-            group=_EXECUTION,
+            "tensor-parallel ranks that share every layer of a stage, each a process; needs "
+            "--executor torch",
             aliases=("tensor-parallel-size",),
         ),
     ] = 1
@@ -138,7 +121,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             "prompts get what it leaves of each iteration",
             default="5x the time of an iteration of decodes alone on this machine, but at most "
             "250ms unless decodes leave too little of that; printed at start",
-            group=_SCHEDULING,
+            group="scheduling",
         ),
     ] = None
     token_budget: Annotated[
@@ -148,7 +131,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             "included",
             default=f"none; {_TOKEN_BUDGET} for chunked_only; the model's length for vllm and "
             "hybrid_only",
-            group=_SCHEDULING,
             aliases=("max-num-batched-tokens",),
         ),
     ] = None
@@ -156,9 +138,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         float,
         msgspec.Meta(ge=0, lt=1),
         Option(
-            "of each iteration, for prompts while one waits, even where the target is missed for "
-            "it; 0 to less than 1",
-            group=_SCHEDULING,
+            "part of each iteration for prompts while one waits, even where the target is missed "
+            "for it",
             metavar="SHARE",
         ),
     ] = 0.1
@@ -166,46 +147,38 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         float,
         msgspec.Meta(gt=0, le=1),
         Option(
-            "of the work on prompts that follows --order, while the rest goes to the shortest; "
-            "above 0, and 1 for strict order",
-            group=_SCHEDULING,
+            "part of the work on prompts that follows --order; the rest goes to the shortest; 1 "
+            "for strict order",
             metavar="SHARE",
         ),
     ] = 0.5
     order: Annotated[
         str,
         Option(
-            "whose prompt is computed first: first come; the least 'priority' of a request; or "
-            "the least time left until the TTFT target, less its work",
-            group=_SCHEDULING,
+            "which prompt is computed first: the first to arrive (fcfs); the one with the least "
+            "'priority' field; or the one with the least time left until its TTFT target, less its "
+            "work (slack)",
             choices=ORDERS,
         ),
     ] = "fcfs"
     ttft_target: Annotated[
-        Seconds,
-        Option(
-            "time to the first token, for requests that name none; needs --order slack",
-            group=_SCHEDULING,
-        ),
+        Seconds, Option("time to the first token, for requests that name none; needs --order slack")
     ] = 5.0
     fair_by: Annotated[
         FairBy | None,
         Option(
-            "share the computing of prompts equally: between API keys if there are several, "
+            "share the computation of prompts equally: between API keys if there are several, "
             "otherwise between the 'user' of requests",
             default="not at all",
-            group=_SCHEDULING,
         ),
     ] = None
     max_batch_size: Annotated[
-        Count,
-        Option("requests that run at the same time", group=_SCHEDULING, aliases=("max-num-seqs",)),
+        Count, Option("most requests that run at the same time", aliases=("max-num-seqs",))
     ] = 128
     policy: Annotated[
         str,
         Option(
             "how batches are put together: sarathi, or one of those it is compared with",
-            group=_SCHEDULING,
             choices=POLICIES,
         ),
     ] = "sarathi"
@@ -213,25 +186,21 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         Option(
             "cut a prompt into the same chunks whatever else runs, so that answers do not depend "
-            "on the load; costs speed",
-            group=_SCHEDULING,
+            "on the load; costs speed"
         ),
     ] = False
 
     iteration_log: Annotated[
         NewFile | None,
         Option(
-            "a line for every iteration: its batch, predicted and real time, budget",
-            group=_OBSERVABILITY,
+            "file for a line on every iteration: its batch, predicted and real time, budget",
+            group="observability",
             metavar="FILE.jsonl",
         ),
     ] = None
     trace: Annotated[
         NewFile | None,
-        Option(
-            "every iteration in Chrome's trace format, for https://ui.perfetto.dev",
-            group=_OBSERVABILITY,
-        ),
+        Option("file for every iteration in Chrome's trace format, for https://ui.perfetto.dev"),
     ] = None
 
     def __post_init__(self) -> None:

@@ -7,8 +7,6 @@ from typing import Annotated
 
 from sarathi.options import Count, CountOrZero, Option
 
-_GROUP = "many machines"
-
 
 @dataclass(frozen=True, kw_only=True)
 class RayOptions:
@@ -19,16 +17,15 @@ class RayOptions:
         Option(
             "run replicas, stages and ranks on the machines of a Ray cluster: one that this "
             "machine has joined, or else one of this machine alone",
-            group=_GROUP,
+            group="many machines",
             name="ray",
         ),
     ] = False
     address: Annotated[
         str | None,
         Option(
-            "of the cluster",
+            "address of the cluster",
             default="RAY_ADDRESS, or the one that `ray start` has joined",
-            group=_GROUP,
             name="ray-address",
             metavar="HOST:PORT",
         ),
@@ -36,19 +33,17 @@ class RayOptions:
     cpus_per_rank: Annotated[
         Count | None,
         Option(
-            "that a rank needs free on its machine",
+            "free CPUs that a rank needs on its machine",
             default="--threads, or else all CPUs of the cluster between them; 1 where a GPU "
             "computes",
-            group=_GROUP,
             name="ray-cpus-per-rank",
         ),
     ] = None
     gpus_per_rank: Annotated[
         CountOrZero | None,
         Option(
-            "likewise",
+            "free GPUs that a rank needs on its machine",
             default="1 with --executor torch where the cluster has GPUs",
-            group=_GROUP,
             name="ray-gpus-per-rank",
         ),
     ] = None
