@@ -142,6 +142,11 @@ def declarations(cls: type) -> tuple[Declaration, ...]:
     return tuple(found)
 
 
+def parser_of(annotation: Any) -> Callable[[str], Any]:
+    """Return the function that parses the values of a type, as `Declaration.parse` does."""
+    return _declaration("", annotation, Option(""), None, "").parse
+
+
 def check_options(options: msgspec.Struct, error: Callable[[str, str], Exception]) -> None:
     """Raise an error unless every field has a value that its declaration accepts.
 

@@ -192,10 +192,10 @@ def test_help_names_every_command() -> None:
 
 
 class TestWhereItIsStarted:
-    """The engine is a process of its own: neither files nor folders around it may confuse it."""
+    """The engine is a separate process: files and folders around it must not confuse it."""
 
     def serve(self, tiny: Path, log: Path, **where: object) -> str:
-        """What a server says until it is interrupted, once it is ready."""
+        """What a server logs until it is interrupted, once it is ready."""
         command = [sys.executable, "-c", "from sarathi.cli.main import main; main()"]
         command += ["serve", str(tiny), "--port", "0", "--kv-cache-memory", "10MB"]
         with log.open("w") as output:

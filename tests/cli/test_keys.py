@@ -109,7 +109,7 @@ class TestOfAClient:
         ["capacity", "--tbt-target", "1s", *LENGTHS],
     ],
 )
-def test_every_command_says_what_is_wrong_with_a_key_file(
+def test_every_command_names_what_is_wrong_with_a_key_file(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command, "--api-key-file", "/nowhere"]) == 2

@@ -98,7 +98,7 @@ def _add_option(parser: argparse.ArgumentParser, declared: Declaration, group: s
     if declared.value_type is bool:
         details["action"] = argparse.BooleanOptionalAction
     else:
-        details["type"] = _argument_type(declared)
+        details["type"] = argument_type(declared.parse)
         details["metavar"] = metavar(declared)
         details["action"] = "append" if declared.is_list else "store"
     flags = [f"--{name}" for name in declared.names]
@@ -114,14 +114,16 @@ def metavar(declared: Declaration) -> str:
     return declared.form.metavar if declared.form is not None else _METAVARS[declared.value_type]
 
 
-def _argument_type(declared: Declaration) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
+def argument_type(parse: Callable[[str], _T]) -> Callable[[str], _T]:
+    """Return a parser as a `type` of argparse, which prints the message of its ValueError."""
+
+    def argument(text: str) -> _T:
         try:
-            return declared.parse(text)
+            return parse(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
-    return parse
+    return argument
 
 
 def _group(parser: argparse.ArgumentParser, title: str) -> argparse._ActionsContainer:

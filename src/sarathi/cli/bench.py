@@ -16,9 +16,11 @@ from sarathi.bench.terminal_tables import print_run, run_fields
 from sarathi.cli.arguments import add_options, build
 from sarathi.cli.measurement import (
     DEFAULT_URL,
+    IterationLogOption,
     Label,
     OutputOptions,
-    Rate,
+    RateOption,
+    SaveOption,
     Screen,
     Tokens,
     add_request_arguments,
@@ -29,7 +31,7 @@ from sarathi.cli.measurement import (
     save_report,
 )
 from sarathi.errors import UsageError
-from sarathi.options import Count, ExistingFile, NewFile, Option, Seconds
+from sarathi.options import Count, Option, Seconds
 from sarathi.telemetry import Targets
 
 _READY_TIMEOUT = 60.0  # seconds for a server that is found loading
@@ -40,24 +42,14 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     url: Annotated[str, Option("the server", metavar="URL")] = DEFAULT_URL
     label: Annotated[Label | None, Option("its name in reports", default="its address")] = None
-    rate: Annotated[
-        Rate | None, Option("requests per second; needed except with --arrivals trace", metavar="N")
-    ] = None
+    rate: RateOption = None
     num_requests: Annotated[Count, Option("to measure, after the warm-up")] = 100
     ttft_target: Annotated[Seconds | None, Option("for goodput: time to first token")] = None
     tbt_target: Annotated[
         Seconds | None, Option("for goodput: longest time between two tokens of an answer")
     ] = None
-    save: Annotated[
-        NewFile | None, Option("all times, for `sarathi report`", metavar="FILE.json")
-    ] = None
-    iteration_log: Annotated[
-        ExistingFile | None,
-        Option(
-            "what the server wrote with its own --iteration-log, for the report",
-            metavar="FILE.jsonl",
-        ),
-    ] = None
+    save: SaveOption = None
+    iteration_log: IterationLogOption = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

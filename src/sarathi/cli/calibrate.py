@@ -10,12 +10,11 @@ import msgspec
 
 from sarathi.bench.server_process import ending_on_signals
 from sarathi.bench.workload.workload import Workload
-from sarathi.cli.arguments import add_options, build
+from sarathi.cli.arguments import add_options, argument_type, build
 from sarathi.cli.keys import ClientKey, client_key
 from sarathi.cli.measurement import Rate, Screen, ServerStart, print_json
-from sarathi.cli.model_argument import text_argument
 from sarathi.errors import UsageError
-from sarathi.options import NewFile, Option, Seconds
+from sarathi.options import NewFile, Option, Seconds, parse_text
 from sarathi.simulator.calibration import calibration_report, constants, error_table
 from sarathi.simulator.this_cpu.cpu_setup import NOTEWORTHY
 from sarathi.simulator.this_cpu.machine_file import new_machine_path, save_machine
@@ -56,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         nargs="?",
-        type=text_argument,
+        type=argument_type(parse_text),
         metavar="MODEL",
         help="start `sarathi serve MODEL`, load it, and keep what its iterations cost for "
         "--device this-cpu",

@@ -113,10 +113,9 @@ class CapacitySearches:
         if self._results.fresh:
             _set_aside(store.folder)
         stack.enter_context(store.opened())
-        server = _LazyServer(target, self._args, store.log, self._tokens)
-        if len(self._targets) == 1:
-            # Several alternate, and most machines have memory for one of them at a time.
-            server.keep_in(stack)
+        # Several alternate, and most machines have memory for one of them at a time.
+        keep_in = stack if len(self._targets) == 1 else None
+        server = _LazyServer(target, self._args, store.log, self._tokens, keep_in)
 
         dates: list[float] = []  # of runs from before
 
@@ -211,12 +210,8 @@ class _LazyServer:
     args: argparse.Namespace
     log: Path
     tokens: Tokens
-    _stack: contextlib.ExitStack | None = None
+    keep_in: contextlib.ExitStack | None  # keeps it running; None: it runs for each point
     _running: Subject | None = None
-
-    def keep_in(self, stack: contextlib.ExitStack) -> None:
-        """Keep it running, once started, until the stack is closed."""
-        self._stack = stack
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Subject]:
@@ -224,14 +219,12 @@ class _LazyServer:
         if self._running is not None:
             yield self._running
             return
-        starting = answering(self.target, credentials(self.args), self.log)
-        if self._stack is not None:
-            self._running = self._stack.enter_context(starting)
-            self.tokens.use(self._running)
-            yield self._running
-            return
-        with starting as server:
+        with contextlib.ExitStack() as point:
+            starting = answering(self.target, credentials(self.args), self.log)
+            server = (self.keep_in or point).enter_context(starting)
             self.tokens.use(server)
+            if self.keep_in is not None:
+                self._running = server
             yield server
 
 

@@ -11,6 +11,7 @@ import httpx
 import msgspec
 from rich.console import Console
 
+from sarathi.cli.arguments import argument_type
 from sarathi.cli.engine_arguments import (
     LogOptions,
     add_engine_arguments,
@@ -18,9 +19,10 @@ from sarathi.cli.engine_arguments import (
     engine_config,
 )
 from sarathi.cli.keys import ClientKey, client_key
-from sarathi.cli.model_argument import locate_model, text_argument
+from sarathi.cli.model_argument import locate_model
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import UsageError
+from sarathi.options import parse_text
 from sarathi.sampling.params import SamplingParams
 
 DEFAULT_URL = "http://localhost:8000"
@@ -43,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--url",
-        type=text_argument,
+        type=argument_type(parse_text),
         default=None,
         help=f"the server to talk to (default {DEFAULT_URL})",
     )

@@ -19,11 +19,12 @@ from sarathi.bench.results import Run
 from sarathi.bench.server_process import ending_on_signals
 from sarathi.bench.target import Target, answering
 from sarathi.bench.terminal_tables import capacity_fields, print_capacities, print_comparison
-from sarathi.cli.arguments import add_options, build, given_options, option_name
+from sarathi.cli.arguments import add_options, argument_type, build, given_options, option_name
 from sarathi.cli.capacity_searches import CapacitySearches
 from sarathi.cli.measurement import (
     REQUESTS_PER_POINT,
     OutputOptions,
+    Rate,
     ResultOptions,
     Screen,
     SearchOptions,
@@ -38,23 +39,15 @@ from sarathi.cli.measurement import (
     run_options,
     save_report,
 )
-from sarathi.cli.model_argument import text_argument
 from sarathi.errors import BenchmarkError, UsageError
-from sarathi.options import Count, Option, Seconds, TextForm
+from sarathi.options import Count, Option, Seconds, TextForm, parse_text, parser_of
 
 _ROUNDS = 2
+_parse_rate = parser_of(Rate)
 
 
 def _parse_rates(text: str) -> list[float]:
-    rates = []
-    for part in text.split(","):
-        try:
-            rate = float(part)
-        except ValueError:
-            rate = 0.0
-        if not 1e-4 <= rate <= 1e5:
-            raise ValueError(f"{part!r} is not a rate, expected 0.0001 to 100000 per second")
-        rates.append(rate)
+    rates = [_parse_rate(part) for part in text.split(",")]
     if len(set(rates)) < len(rates):
         raise ValueError(f"{text!r} has a rate twice")
     return rates
@@ -112,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             dest="targets",
             default=[],
             const=field,
-            type=text_argument,
+            type=argument_type(parse_text),
             metavar=metavar,
             help=text,
         )

@@ -27,7 +27,16 @@ from sarathi.bench.workload.workload import Workload
 from sarathi.cli.arguments import add_options, build
 from sarathi.cli.keys import ClientKey, client_key
 from sarathi.errors import UsageError
-from sarathi.options import Count, CountOrZero, NewFile, Option, Seconds, TextForm, parse_text
+from sarathi.options import (
+    Count,
+    CountOrZero,
+    ExistingFile,
+    NewFile,
+    Option,
+    Seconds,
+    TextForm,
+    parse_text,
+)
 from sarathi.telemetry import Targets
 from sarathi.telemetry.iteration_log import IterationLine
 
@@ -45,6 +54,19 @@ def _parse_label(text: str) -> str:
 Label = Annotated[str, TextForm(_parse_label, "TEXT", accepted="a name, on one line")]
 Rate = Annotated[float, Meta(ge=1e-4, le=1e5)]  # requests per second
 Factor = Annotated[float, Meta(gt=0, le=1000)]
+# Options of several commands.
+RateOption = Annotated[
+    Rate | None, Option("requests per second; needed except with --arrivals trace", metavar="N")
+]
+SaveOption = Annotated[
+    NewFile | None, Option("file for all times, for `sarathi report`", metavar="FILE.json")
+]
+IterationLogOption = Annotated[
+    ExistingFile | None,
+    Option(
+        "what the server wrote with its own --iteration-log, for the report", metavar="FILE.jsonl"
+    ),
+]
 REQUESTS_PER_POINT = Option("to measure at each rate, at least; more make the result surer")
 
 

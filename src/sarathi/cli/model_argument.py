@@ -5,18 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sarathi.cli.arguments import argument_type
 from sarathi.errors import ModelError, UsageError
 from sarathi.models.load_format import LoadFormat
 from sarathi.models.locate import Located
 from sarathi.options import parse_text
-
-
-def text_argument(text: str) -> str:
-    """Return the text, as an argparse type."""
-    try:
-        return parse_text(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +17,7 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        type=text_argument,
+        type=argument_type(parse_text),
         help="a folder in the Hugging Face layout, a .gguf file, a hub id (org/name), "
         "or smollm2-135m",
     )

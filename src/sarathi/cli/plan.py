@@ -28,7 +28,7 @@ from sarathi.cli.simulation import (
 )
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import UsageError
-from sarathi.options import MAX_NUMBER, Count, Option, Seconds, TextForm
+from sarathi.options import Count, Option, Seconds, TextForm, parser_of
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.plan.candidates import DERIVED, DeviceLayout, candidates, layouts
 from sarathi.simulator.plan.evaluate import PlanChoice
@@ -39,6 +39,7 @@ from sarathi.simulator.plan.planner import make_plan
 from sarathi.simulator.setup import Setup
 
 _MOST_DOLLARS = 1e6  # an hour
+_parse_number = parser_of(Count)
 _ENGINE = "simulated engine"
 
 
@@ -73,16 +74,6 @@ def _parse_price(part: str, given: str) -> float:
             f"the price in {part!r} is {given!r}, expected dollars an hour above 0 and up to "
             f"{_MOST_DOLLARS:.0f}, as in NAME:2.21"
         )
-    return value
-
-
-def _parse_number(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if not 1 <= value <= MAX_NUMBER:
-        raise ValueError(f"{text!r} is not an integer at least 1 and at most {MAX_NUMBER}")
     return value
 
 

@@ -12,8 +12,8 @@ from sarathi.bench.report import CapacityWithRuns
 from sarathi.bench.result_files import load_all, load_iterations, runs_of
 from sarathi.bench.results import Run
 from sarathi.cli.arguments import add_options, build
-from sarathi.cli.measurement import Screen, save_report
-from sarathi.options import ExistingFile, NewFile, Option
+from sarathi.cli.measurement import IterationLogOption, Screen, save_report
+from sarathi.options import NewFile, Option
 
 
 class ReportOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,13 +22,7 @@ class ReportOptions(msgspec.Struct, frozen=True, kw_only=True):
     output: Annotated[
         NewFile, Option("the page; its figures go beside it", metavar="FILE.html")
     ] = "report.html"
-    iteration_log: Annotated[
-        ExistingFile | None,
-        Option(
-            "what the server wrote with its own --iteration-log, for the report",
-            metavar="FILE.jsonl",
-        ),
-    ] = None
+    iteration_log: IterationLogOption = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,12 +10,11 @@ from typing import Annotated
 import msgspec
 
 from sarathi.bench.report import check_reports_can_be_made
-from sarathi.cli.arguments import add_options, build
+from sarathi.cli.arguments import add_options, argument_type, build
 from sarathi.cli.measurement import Screen, print_json
-from sarathi.cli.model_argument import text_argument
 from sarathi.cli.simulation import progress_bar
 from sarathi.errors import UsageError
-from sarathi.options import MAX_NUMBER, CountOrZero, Option
+from sarathi.options import MAX_NUMBER, CountOrZero, Option, parse_text
 from sarathi.simulator.reproduction.reproduction_report import fields, write
 from sarathi.simulator.reproduction.settings import SHAREGPT_FILE, Options
 from sarathi.simulator.reproduction.study import STUDIES, reproduce
@@ -55,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "names",
         nargs="*",
-        type=text_argument,
+        type=argument_type(parse_text),
         metavar="NAME",
         help=f"an experiment: {', '.join(STUDIES)}",
     )

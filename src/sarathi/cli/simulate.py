@@ -14,7 +14,8 @@ from sarathi.cli.arguments import add_options, build
 from sarathi.cli.measurement import (
     Label,
     OutputOptions,
-    Rate,
+    RateOption,
+    SaveOption,
     Screen,
     WorkloadOptions,
     print_json,
@@ -29,7 +30,7 @@ from sarathi.cli.simulation import (
     simulated_load,
 )
 from sarathi.engine.recorders import budget_unit
-from sarathi.options import Count, NewFile, Option, Seconds
+from sarathi.options import Count, Option, Seconds
 from sarathi.simulator.simulated_run import simulated_run
 from sarathi.telemetry import Targets
 from sarathi.telemetry.iteration_log import IterationLine, line_of
@@ -43,9 +44,7 @@ class SimulateOptions(msgspec.Struct, frozen=True, kw_only=True):
     label: Annotated[
         Label | None, Option("its name in reports", default="model, device, policy")
     ] = None
-    rate: Annotated[
-        Rate | None, Option("requests per second; needed except with --arrivals trace", metavar="N")
-    ] = None
+    rate: RateOption = None
     num_requests: Annotated[Count, Option("to measure, after the warm-up")] = 1000
     tbt_target: Annotated[
         Seconds | None,
@@ -54,9 +53,7 @@ class SimulateOptions(msgspec.Struct, frozen=True, kw_only=True):
     ttft_target: Annotated[
         Seconds | None, Option("time to first token: for --order slack, and for goodput")
     ] = None
-    save: Annotated[
-        NewFile | None, Option("all times, for `sarathi report`", metavar="FILE.json")
-    ] = None
+    save: SaveOption = None
     show_memory: Annotated[bool, Option("also print what the memory is used for")] = False
 
 
