@@ -237,7 +237,7 @@ class TestCapacity:
             requests = len(server.requests)
             # Again: nothing is measured twice.
             assert main(words) == 0
-            again = of_json(capsys, "--fresh measures anew")
+            again = of_json(capsys, "--fresh measures again")
             assert outcome(again) == outcome(first)
             asked = len(server.requests)
             assert asked < requests + 10  # what it is, and no more

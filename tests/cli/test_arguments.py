@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,7 +18,12 @@ from sarathi.cli.arguments import (
     given_options,
     option_name,
 )
-from sarathi.cli.engine_arguments import add_engine_arguments, engine_config
+from sarathi.cli.engine_arguments import (
+    LogOptions,
+    add_engine_arguments,
+    configure_log,
+    engine_config,
+)
 from sarathi.cli.main import main
 from sarathi.cli.options_table import options_tables
 from sarathi.cli.serve import OPTIONS
@@ -191,6 +197,19 @@ def test_an_option_from_a_file_is_checked_with_the_others(
     file.write_text("ttft-target: 2s\n")
     assert main(["serve", "smollm2-135m", "--config", str(file)]) == 2
     assert "--ttft-target has no effect on --order fcfs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "level"), [((), "WARNING"), (("--log-level", "debug"), "DEBUG")])
+def test_the_level_of_the_log(words: tuple[str, ...], level: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_engine_arguments(parser, LogOptions)
+    logger = logging.getLogger("sarathi")
+    before = logger.level
+    try:
+        configure_log(parser.parse_args(words))
+        assert logging.getLevelName(logger.level) == level
+    finally:
+        logger.setLevel(before)
 
 
 def test_the_documentation_lists_every_option_with_its_default() -> None:

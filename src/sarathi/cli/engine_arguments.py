@@ -51,5 +51,5 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
 
 def configure_log(args: argparse.Namespace) -> None:
     """Write what is logged to standard error, from the level of `LogOptions` on."""
-    level = build(LogOptions, args).log_level
-    logging.basicConfig(level=level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(format="%(name)s: %(message)s")
+    logging.getLogger("sarathi").setLevel(build(LogOptions, args).log_level.upper())
