@@ -27,9 +27,9 @@ from sarathi.bench.results import Capacity, Run
 from sarathi.bench.server_process import ending_on_signals
 from sarathi.bench.target import Target
 from sarathi.cli import capacity, compare
-from sarathi.cli.comparing import measure_in_turns
-from sarathi.cli.measuring import Screen
-from sarathi.cli.searching import Searches
+from sarathi.cli.capacity_searches import CapacitySearches
+from sarathi.cli.compare import measure_in_turns
+from sarathi.cli.measurement import Screen
 
 _ROOT = Path(__file__).parent.parent
 _README = _ROOT / "README.md"
@@ -48,8 +48,8 @@ PROMPTS, OUTPUTS = "lognormal:430,1400", "lognormal:60,130"  # tokens
 _LOAD = ["--prompt-lengths", PROMPTS, "--output-lengths", OUTPUTS]
 TARGET = 0.2  # seconds, of P99 TBT
 REQUESTS = 30  # of a point at least
-_CAPACITY = ["--tbt-target", f"{TARGET}", "--requests-per-point", f"{REQUESTS}"]
-_LATENCIES = ["--rates", "0.5", "--requests-per-point", "40"]
+_CAPACITY = ["--tbt-target", f"{TARGET}"]
+_LATENCIES = ["--rates", "0.5", "--rounds", "1", "--requests-per-point", "40"]
 _MARKED = re.compile(r"(<!-- performance, by `make report` -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -66,7 +66,9 @@ def options(command: ModuleType, folder: Path, words: Sequence[str]) -> argparse
 
 def searched(server: Target, folder: Path) -> CapacityWithRuns:
     """A server's capacity; runs that are in the folder already are taken from there."""
-    [found] = Searches(options(capacity, folder, _CAPACITY), [server]).run()
+    args = options(capacity, folder, _CAPACITY)
+    searches = CapacitySearches(args, [server], tbt_target=TARGET, requests_per_point=REQUESTS)
+    [found] = searches.run()
     return found
 
 
@@ -129,7 +131,7 @@ def main() -> None:
     with ending_on_signals():
         found = [searched(server, folder) for server in SERVERS]
         args = options(compare, folder, _LATENCIES)
-        runs = measure_in_turns(args, SERVERS, 1, Screen(quiet=False))
+        runs = measure_in_turns(args, SERVERS, Screen(quiet=False))
     files = write_report(folder / "report.html", runs, found)
     rows = compared(runs, [server.label for server in SERVERS])
     write(section([one.capacity for one in found], rows, runs), files[1:])

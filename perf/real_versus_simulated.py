@@ -33,8 +33,7 @@ from sarathi.bench.report import CapacityWithRuns
 from sarathi.bench.results import Run
 from sarathi.bench.server_process import ending_on_signals
 from sarathi.bench.workload.workload import Workload
-from sarathi.cli.load_options import SearchOptions
-from sarathi.cli.measuring import Screen
+from sarathi.cli.measurement import Screen, SearchOptions
 from sarathi.engine.config import EngineConfig
 from sarathi.simulator.setup import Setup
 from sarathi.simulator.simulated_capacity import SearchTerms, find_capacity

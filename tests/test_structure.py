@@ -23,7 +23,7 @@ LAYERS = (
     ("models",),
 )
 # Each of these may import those before it.
-SHARED = ("errors", "units", "bounds", "system", "scheduler", "telemetry")
+SHARED = ("errors", "units", "bounds", "options", "system", "scheduler", "telemetry")
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sarathi.units import format_duration, parse_duration
+from sarathi.units import format_duration, parse_duration, parse_size
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,17 @@ def test_a_long_text_is_neither_read_nor_repeated():
 )
 def test_in_words(seconds, words):
     assert format_duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4096", 4096),
+        ("2GiB", 2**31),
+        ("512MB", 512 * 10**6),
+        ("1.5g", 1_500_000_000),
+        ("1 Ki", 1024),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size

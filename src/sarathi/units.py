@@ -1,23 +1,26 @@
-"""Times as people write them: 100ms, 1.5s, 2m, or a number of seconds."""
+"""Durations and sizes as people write them: 100ms, 1.5s, 2m, 2GiB, or plain numbers."""
 
 from __future__ import annotations
 
 import re
 
-MAX_DURATION = 86_400.0  # seconds; beyond a day it is a slip of the pen
+MAX_DURATION = 86_400.0  # seconds; more than a day is taken for a mistake
 FORMS = "seconds as a number, or a text with a unit such as 100ms, 1.5s or 2m"
+MAX_SIZE = 2**62  # bytes
 
 _UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PATTERN = re.compile(r"([0-9]*\.?[0-9]+)\s*([a-z]*)", re.ASCII)
 _MAX_TEXT = 32  # characters
+_SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_SIZE_PATTERN = re.compile(r"([0-9]*\.?[0-9]+)\s*([kmg]?i?)b?", re.ASCII)
 
 
 def parse_duration(duration: float | str) -> float:
-    """A time in seconds.
+    """Return a duration in seconds.
 
     Raises:
-        ValueError: it is no time, not above 0, or more than a day. The message goes on after the
-            name of what was given.
+        ValueError: it is no duration, not above 0, or more than a day. The message continues the
+            name of the option or field.
     """
     seconds = _parsed(duration) if isinstance(duration, str) else float(duration)
     if not 0 < seconds <= MAX_DURATION:
@@ -25,8 +28,23 @@ def parse_duration(duration: float | str) -> float:
     return seconds
 
 
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as 2GiB, 512MB, 1.5g or 4096.
+
+    Raises:
+        ValueError: the text is no size, or out of range; the message is complete.
+    """
+    match = _SIZE_PATTERN.fullmatch(text.strip().lower())
+    if match is None or match[2] not in _SIZES:
+        raise ValueError(f"{text!r} is not a size such as 2GiB, 512MB or 4096")
+    size = float(match[1]) * _SIZES[match[2]]
+    if not 1 <= size <= MAX_SIZE:
+        raise ValueError(f"{text!r} is out of range, expected 1 to {MAX_SIZE} bytes")
+    return int(size)
+
+
 def format_duration(seconds: float) -> str:
-    """For people: in milliseconds below a second."""
+    """Return a duration for display, in milliseconds below a second."""
     milliseconds = 1000 * seconds
     if milliseconds >= 1000:
         return f"{round(seconds, 2):g} s"

@@ -148,7 +148,7 @@ class TestBadInput:
         ("words", "told"),
         [
             (("bench", "--rate", "1"), "lengths are missing"),
-            (("bench", "--rate", "0", *LOAD), "is not a rate"),
+            (("bench", "--rate", "0", *LOAD), "is not a number at least 0.0001"),
             (("bench", *LOAD, "--rate", "1", "--url", "localhost"), "no address"),
             (("bench", *LOAD, "--rate", "1", "--url", "http://127.0.0.1:1"), "no server at"),
             (("bench", *LOAD, "--rate", "1", "--arrivals", "sometimes"), "--arrivals"),
@@ -237,7 +237,7 @@ class TestCapacity:
             requests = len(server.requests)
             # Again: nothing is measured twice.
             assert main(words) == 0
-            again = of_json(capsys, "--fresh measures anew")
+            again = of_json(capsys, "--fresh measures again")
             assert outcome(again) == outcome(first)
             asked = len(server.requests)
             assert asked < requests + 10  # what it is, and no more

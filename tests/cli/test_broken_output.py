@@ -1,4 +1,4 @@
-"""What cannot be written, read or listened on is told in one line, without a traceback."""
+"""What cannot be written, read or listened on is reported in one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def run(command: tuple[str, ...], **options: object) -> tuple[int, str]:
     return done.returncode, done.stderr.decode(errors="replace")
 
 
-def test_a_reader_that_has_gone_ends_it_quietly() -> None:
+def test_a_closed_reader_ends_it_quietly() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -30,22 +30,22 @@ def test_a_reader_that_has_gone_ends_it_quietly() -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 def test_a_full_disk_is_named() -> None:
     with open("/dev/full", "wb") as full:
-        code, told = run(LIST, stdout=full)
+        code, printed = run(LIST, stdout=full)
     assert code == 2
-    assert told == "sarathi reproduce: error: No space left on device\n"
+    assert printed == "sarathi reproduce: error: No space left on device\n"
 
 
 def test_output_may_be_closed() -> None:
-    code, told = run(("sh", "-c", 'exec "$@" >&-', "sh", *LIST))
-    assert (code, told) == (0, "")
+    code, printed = run(("sh", "-c", 'exec "$@" >&-', "sh", *LIST))
+    assert (code, printed) == (0, "")
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".b", "\u2024", "no.such.host.invalid", "::g"])
-def test_what_is_no_address_is_named(host: str) -> None:
-    code, told = run((*SARATHI, "serve", "smollm2-135m", "--host", host))
+def test_an_invalid_address_is_named(host: str) -> None:
+    code, printed = run((*SARATHI, "serve", "smollm2-135m", "--host", host))
     assert code == 2
-    assert f"--host {host} is no address" in told
-    assert "Traceback" not in told
+    assert f"--host {host} is no address" in printed
+    assert "Traceback" not in printed
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_what_is_no_address_is_named(host: str) -> None:
     ],
 )
 def test_odd_arguments_are_no_tracebacks(arguments: tuple[str, ...]) -> None:
-    code, told = run((*SARATHI, *arguments))
+    code, printed = run((*SARATHI, *arguments))
     assert code == 2
-    assert "error: " in told
-    assert "Traceback" not in told
+    assert "error: " in printed
+    assert "Traceback" not in printed

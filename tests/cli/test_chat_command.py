@@ -8,12 +8,12 @@ import httpx
 import pytest
 from rich.console import Console
 
-from sarathi.cli.chat import ChatError, Server, converse
+from sarathi.cli.chat import ChatClient, ChatError, converse
 from sarathi.cli.main import main
 
 
 class Terminal:
-    """Scripted input: lines, or an exception that the person's keys cause; then Ctrl-D."""
+    """Scripted input: lines, or an exception caused by the user's keys; then Ctrl-D."""
 
     def __init__(self, *lines: str | type[BaseException]) -> None:
         self.output = io.StringIO()
@@ -46,7 +46,7 @@ def test_the_conversation_so_far_is_sent_each_time():
     assert sent == [first, [*first, ("assistant", "answer 1"), ("user", "two")]]
 
 
-def test_ctrl_c_stops_an_answer_and_keeps_what_was_said():
+def test_ctrl_c_stops_an_answer_and_keeps_its_text():
     sent = []
     closed = []
 
@@ -84,9 +84,9 @@ def test_markup_in_an_answer_is_shown_as_it_is():
     )
 
 
-def server(handler) -> Server:
+def server(handler) -> ChatClient:
     client = httpx.Client(base_url="http://test", transport=httpx.MockTransport(handler))
-    return Server("http://test", "tiny", client)
+    return ChatClient("http://test", "tiny", client)
 
 
 def test_a_streamed_answer_is_read_piece_by_piece():
@@ -116,7 +116,7 @@ def test_a_streamed_answer_is_read_piece_by_piece():
         httpx.Response(200, text='data: {"error": {"message": "no such thing"}}\n\n'),
     ],
 )
-def test_the_servers_errors_are_told(response):
+def test_the_errors_of_the_server_are_shown(response):
     replies = server(lambda request: response).replies({})
     with pytest.raises(ChatError, match="no such thing"):
         list(replies([{"role": "user", "content": "q"}]))
@@ -135,7 +135,7 @@ def test_the_servers_errors_are_told(response):
         ["smollm2-135m", "--temperature", "-1"],
     ],
 )
-def test_a_conversation_that_cannot_begin_is_a_usage_error(arguments, capsys):
+def test_a_conversation_that_cannot_start_is_a_usage_error(arguments, capsys):
     assert main(["chat", *arguments]) == 2
     message = capsys.readouterr().err
     assert message.startswith("sarathi chat: error: ")

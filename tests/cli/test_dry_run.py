@@ -44,12 +44,12 @@ def test_a_start_takes_as_many_blocks(tiny: Path, kv_precision: str | None) -> N
     )
     core, info = load_engine(tiny, config, lambda line: None)
     core.close()
-    reckoned = dry_run(tiny, config)
-    assert reckoned.cache is not None
-    assert reckoned.cache.num_blocks == info.num_blocks
-    assert reckoned.cache.block_size == info.block_size
-    assert reckoned.cache.max_model_len == info.max_model_len
-    assert (reckoned.precision, reckoned.kv_precision) == (info.precision, info.kv_precision)
+    expected = dry_run(tiny, config)
+    assert expected.cache is not None
+    assert expected.cache.num_blocks == info.num_blocks
+    assert expected.cache.block_size == info.block_size
+    assert expected.cache.max_model_len == info.max_model_len
+    assert (expected.precision, expected.kv_precision) == (info.precision, info.kv_precision)
 
 
 @pytest.mark.usefixtures("machine")
@@ -95,7 +95,7 @@ def test_nothing_is_loaded(
 
 
 @pytest.mark.usefixtures("machine")
-def test_on_a_cluster_stages_have_machines_for_themselves(
+def test_on_a_cluster_each_stage_has_a_machine(
     tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = EngineConfig(precision="f32", pp=3)
@@ -120,7 +120,9 @@ def test_ranks_share_heads(tiny: Path) -> None:
     assert found.threads == 2
 
 
-def test_a_start_is_refused_in_the_same_words(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_is_refused_with_the_same_message(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in (create, module):
         monkeypatch.setattr(name, "available_memory", lambda: 1000)
     refusal = dry_run(tiny, EngineConfig(precision="f32")).refusal
@@ -163,7 +165,7 @@ def test_what_does_not_fit_the_model_is_refused(
         ((), 1000, "the weights take 0.0 GB of memory"),
     ],
 )
-def test_want_of_memory_is_told_beneath_what_it_follows_from(
+def test_missing_memory_is_reported_below_the_table_that_explains_it(
     tiny: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -147,7 +147,7 @@ def test_a_name_is_enough_for_a_dry_run(
     assert "up to 32768 tokens a request" in printed
 
 
-def test_weights_without_room_are_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_do_not_fit_are_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(create, "available_memory", lambda: 1000)
     with pytest.raises(ExecutorError, match="the weights take"):
         load_engine(tiny, EngineConfig(load_format="dummy"), lambda line: None)
@@ -164,7 +164,7 @@ def test_weights_without_room_are_refused(tiny: Path, monkeypatch: pytest.Monkey
         (("mistral-7b", *DUMMY, "--dry-run", "--pp", "3"), "cannot be shared out equally"),
     ],
 )
-def test_what_cannot_be_had_is_said(
+def test_unavailable_models_are_reported(
     capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
     assert main(["serve", *arguments]) == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sarathi.cli.engine_options import add_engine_arguments, engine_config
+from sarathi.cli.engine_arguments import add_engine_arguments, engine_config
 from sarathi.engine.config import EngineConfig
 
 

@@ -7,13 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sarathi.cli.keys import (
-    add_api_key_arguments,
-    add_server_key_arguments,
-    admin_keys,
-    api_key,
-    api_keys,
-)
+from sarathi.cli.arguments import add_options, build, fill_in
+from sarathi.cli.keys import ClientKey, ServerKeys, client_key
 from sarathi.cli.main import main
 from sarathi.errors import UsageError
 
@@ -26,15 +21,17 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def server(*argv: str) -> argparse.Namespace:
+def server(*argv: str) -> ServerKeys:
     parser = argparse.ArgumentParser()
-    add_server_key_arguments(parser)
-    return parser.parse_args(argv)
+    add_options(parser, ServerKeys)
+    args = parser.parse_args(argv)
+    fill_in(args, ServerKeys)
+    return build(ServerKeys, args)
 
 
 def client(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_api_key_arguments(parser)
+    add_options(parser, ClientKey)
     return parser.parse_args(argv)
 
 
@@ -47,24 +44,24 @@ def key_file(tmp_path: Path) -> Path:
 
 class TestOfAServer:
     def test_none(self) -> None:
-        assert api_keys(server()) == admin_keys(server()) == ()
+        assert server().api_keys() == server().admin_keys() == ()
 
     def test_the_environment_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SARATHI_API_KEY", "k")
         monkeypatch.setenv("SARATHI_ADMIN_KEY", "root")
-        assert api_keys(server()) == ("k",)
-        assert admin_keys(server()) == ("root",)
+        assert server().api_keys() == ("k",)
+        assert server().admin_keys() == ("root",)
 
     def test_a_file_has_one_a_line(self, key_file: Path) -> None:
-        assert api_keys(server("--api-key-file", str(key_file))) == ("one", "two")
+        assert server("--api-key-file", str(key_file)).api_keys() == ("one", "two")
 
     def test_options_and_file_together(self, key_file: Path) -> None:
         args = server("--api-key", "zero", "--api-key", "one", "--api-key-file", str(key_file))
-        assert api_keys(args) == ("zero", "one", "two")
+        assert args.api_keys() == ("zero", "one", "two")
 
     def test_options_go_before_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SARATHI_API_KEY", "k")
-        assert api_keys(server("--api-key", "given")) == ("given",)
+        assert server("--api-key", "given").api_keys() == ("given",)
 
     @pytest.mark.parametrize("value", ["", "  "])
     def test_an_empty_variable_does_not_open_the_server(
@@ -72,35 +69,35 @@ class TestOfAServer:
     ) -> None:
         monkeypatch.setenv("SARATHI_API_KEY", value)
         with pytest.raises(UsageError, match="SARATHI_API_KEY"):
-            api_keys(server())
+            server().api_keys()
 
     @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfe\n", b"\0" * 99])
     def test_a_file_without_keys_does_not_either(self, tmp_path: Path, content: bytes) -> None:
         path = tmp_path / "keys"
         path.write_bytes(content)
         with pytest.raises(UsageError, match="--api-key-file"):
-            api_keys(server("--api-key-file", str(path)))
+            server("--api-key-file", str(path)).api_keys()
 
     def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="No such file"):
-            admin_keys(server("--admin-key-file", str(tmp_path / "none")))
+            server("--admin-key-file", str(tmp_path / "none")).admin_keys()
 
 
 class TestOfAClient:
     def test_none(self) -> None:
-        assert api_key(client()) is None
+        assert client_key(client()) is None
 
     def test_each_place(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("SARATHI_API_KEY", "k")
         path = tmp_path / "key"
         path.write_text("filed\n")
-        assert api_key(client()) == "k"
-        assert api_key(client("--api-key", "given")) == "given"
-        assert api_key(client("--api-key-file", str(path))) == "filed"
+        assert client_key(client()) == "k"
+        assert client_key(client("--api-key", "given")) == "given"
+        assert client_key(client("--api-key-file", str(path))) == "filed"
 
     def test_a_file_with_several_keys_is_not_for_a_client(self, key_file: Path) -> None:
         with pytest.raises(UsageError, match="2 keys"):
-            api_key(client("--api-key-file", str(key_file)))
+            client_key(client("--api-key-file", str(key_file)))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +109,7 @@ class TestOfAClient:
         ["capacity", "--tbt-target", "1s", *LENGTHS],
     ],
 )
-def test_every_command_says_what_is_wrong_with_a_key_file(
+def test_every_command_names_what_is_wrong_with_a_key_file(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command, "--api-key-file", "/nowhere"]) == 2

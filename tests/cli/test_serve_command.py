@@ -9,7 +9,7 @@ import pytest
 from sarathi.cli.main import main
 from sarathi.engine.config import EngineConfig
 from sarathi.models.locate import Located
-from sarathi.server.run import ServerConfig
+from sarathi.server.server_config import ServerConfig
 
 
 def test_a_bad_option_is_refused_before_the_model_is_downloaded(
@@ -34,7 +34,7 @@ def test_the_number_of_replicas_has_bounds(
     with pytest.raises(SystemExit) as ended:
         main(["serve", "org/name", "--replicas", replicas])
     assert ended.value.code == 2
-    assert "is not a whole number from 1 to 256" in capsys.readouterr().err
+    assert "is not an integer at least 1 and at most 256" in capsys.readouterr().err
 
 
 def test_a_key_given_twice_is_one_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,5 +21,7 @@ def test_whole_numbers_have_both_ends(name: str) -> None:
     for accepted in (1, MOST[name]):
         assert getattr(EngineConfig(**{name: accepted}), name) == accepted
     for refused in (0, MOST[name] + 1):
-        with pytest.raises(ConfigError, match=f"{name} is {refused}, expected 1 to {MOST[name]}"):
+        with pytest.raises(
+            ConfigError, match=f"{name} is {refused}, expected an integer at least 1"
+        ):
             EngineConfig(**{name: refused})

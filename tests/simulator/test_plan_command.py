@@ -106,16 +106,16 @@ def test_what_does_not_fit_is_listed_with_its_arithmetic(capsys: Printed) -> Non
 @pytest.mark.parametrize(
     ("devices", "told"),
     [
-        ("a101:2", "'a101:2' names no device, expected NAME or NAME:DOLLARS_PER_HOUR with one of"),
+        ("a101:2", "'a101:2' is no device, expected NAME or NAME:DOLLARS_PER_HOUR with one of"),
         ("a100:", "the price in 'a100:' is '', expected dollars an hour above 0"),
         ("a100:cheap", "the price in 'a100:cheap' is 'cheap', expected dollars an hour above 0"),
         ("a100:0", "the price in 'a100:0' is '0', expected dollars an hour above 0"),
         ("a100:-1", "the price in 'a100:-1' is '-1', expected dollars an hour above 0"),
         ("a100:nan", "the price in 'a100:nan' is 'nan', expected dollars an hour above 0"),
         ("a100:1:2", "the price in 'a100:1:2' is '1:2', expected dollars an hour above 0"),
-        ("l4", "'l4' has no price, and l4 has none of its own: expected l4:DOLLARS_PER_HOUR"),
-        ("a100,h100,a100:1", "'a100,h100,a100:1' names a100 twice"),
-        ("a100,", "'' names no device"),
+        ("l4", "'l4' has no price, and there is no default for l4: expected l4:DOLLARS_PER_HOUR"),
+        ("a100,h100,a100:1", "'a100,h100,a100:1' has a100 twice"),
+        ("a100,", "'' is no device"),
     ],
 )
 def test_a_wrong_price_is_told_with_what_is_accepted(

@@ -155,8 +155,6 @@ def test_the_list_tells_all_names(capsys: pytest.CaptureFixture[str]) -> None:
         (["figure-99", "--json"], "figure-99 is no experiment, expected some of stalls, "),
         (["--json"], "no experiment is named"),
         (["ablation"], "--out is missing"),
-        (["ablation", "--json", "--requests", "2"], "--requests 2 must be at least"),
-        (["ablation", "--json", "--seed", "-1"], "--seed -1 must be at least 0"),
         (["ablation", "--json", "--traces", "/none"], "has no file sharegpt_8k.csv"),
         (["ablation", "--out", "/proc/none/x"], "cannot be made"),
     ],
@@ -166,10 +164,24 @@ def test_bad_input_is_told(words: list[str], message: str) -> None:
         run(*words)
 
 
-def test_an_unknown_name_ends_with_2_and_all_names(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--requests", "2"], "'2' is not an integer at least 8"),
+        (["--seed", "-1"], "'-1' is not an integer at least 0"),
+    ],
+)
+def test_numbers_have_bounds(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(main._COMMANDS, "reproduce", reproduce)
+    with pytest.raises(SystemExit):
+        parsed(["ablation", "--json", *words])
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_name_ends_with_2_and_all_names(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main.main(["reproduce", "figure-99", "--out", "/nowhere"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("sarathi reproduce: error: figure-99 is no experiment")

@@ -175,7 +175,7 @@ def test_figures_can_be_saved_for_a_report(
         ),
         (
             ["simulate", *MISTRAL, "--rate", "1", *LOAD, "--token-budget", "0"],
-            "whole number from 1",
+            "an integer at least 1",
         ),
         (["capacity", "--tbt-target", "1s", "--device", "a100", *LOAD], "needs --simulate"),
         (

@@ -1,98 +1,91 @@
-"""Measure the latencies of a server at a given load."""
+"""`sarathi bench`: the latencies of a server at a given load."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Annotated
 
-from sarathi.cli.engine_options import duration, new_file, positive, utf8
-from sarathi.cli.load_options import (
+import msgspec
+
+from sarathi.bench.measure import measure, prepare
+from sarathi.bench.result_files import load_iterations, save
+from sarathi.bench.target import Target, answering
+from sarathi.bench.terminal_tables import print_run, run_fields
+from sarathi.cli.arguments import add_options, build
+from sarathi.cli.measurement import (
     DEFAULT_URL,
-    add_iteration_log_argument,
-    add_load_arguments,
-    add_output_arguments,
-    label,
-    request_rate,
+    IterationLogOption,
+    Label,
+    OutputOptions,
+    RateOption,
+    SaveOption,
+    Screen,
+    Tokens,
+    add_request_arguments,
+    credentials,
+    make_load,
+    print_json,
+    run_options,
+    save_report,
 )
 from sarathi.errors import UsageError
+from sarathi.options import Count, Option, Seconds
+from sarathi.telemetry import Targets
+
+_READY_TIMEOUT = 60.0  # seconds for a server that is found loading
+
+
+class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of the command alone."""
+
+    url: Annotated[str, Option("the server", metavar="URL")] = DEFAULT_URL
+    label: Annotated[Label | None, Option("its name in reports", default="its address")] = None
+    rate: RateOption = None
+    num_requests: Annotated[Count, Option("to measure, after the warm-up")] = 100
+    ttft_target: Annotated[Seconds | None, Option("for goodput: time to first token")] = None
+    tbt_target: Annotated[
+        Seconds | None, Option("for goodput: longest time between two tokens of an answer")
+    ] = None
+    save: SaveOption = None
+    iteration_log: IterationLogOption = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--url", type=utf8, default=DEFAULT_URL, help="the server (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--label", type=label, metavar="TEXT", help="its name in reports (default: its address)"
-    )
-    parser.add_argument(
-        "--rate",
-        type=request_rate,
-        metavar="N",
-        help="requests per second; only --arrivals trace does without",
-    )
-    parser.add_argument(
-        "--num-requests",
-        type=positive,
-        default=100,
-        metavar="N",
-        help="to measure, after the warm-up (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--ttft-target", type=duration, metavar="DURATION", help="for goodput: time to first token"
-    )
-    parser.add_argument(
-        "--tbt-target",
-        type=duration,
-        metavar="DURATION",
-        help="for goodput: longest time between two tokens of an answer",
-    )
-    add_load_arguments(parser)
-    add_output_arguments(parser)
-    parser.add_argument(
-        "--save", type=new_file, metavar="FILE.json", help="all times, for `sarathi report`"
-    )
-    add_iteration_log_argument(parser)
+    """Add the arguments of the command."""
+    add_options(parser, BenchOptions)
+    add_request_arguments(parser)
+    add_options(parser, OutputOptions)
 
 
 def run(args: argparse.Namespace) -> int:
-    """The exit code is 1 where the figures must not be used."""
-    # Imported here, as in the other commands: those that do not measure need no client.
-    from sarathi.bench.measure import measure, prepare
-    from sarathi.bench.report import check_reports_can_be_made
-    from sarathi.bench.result_files import load_iterations, save
-    from sarathi.bench.target import Target, answering
-    from sarathi.bench.terminal_tables import print_run, run_fields
-    from sarathi.cli.measuring import Screen, Tokens, access_of, load_of, terms_of
-    from sarathi.cli.reporting import print_json, report
-    from sarathi.telemetry import Targets
-
-    if args.iteration_log is not None and args.report is None:
+    """Measure a server; return 1 where the figures must not be used."""
+    options, output = build(BenchOptions, args), build(OutputOptions, args)
+    if options.iteration_log is not None and output.report is None:
         raise UsageError("--iteration-log needs --report: it is for its figures")
-    if args.report is not None:
-        if args.report == args.save:
-            raise UsageError("--save and --report are the same file")
-        check_reports_can_be_made()
+    output.check_report(options.save)
     tokens = Tokens(args)
-    load = load_of(args, args.num_requests, tokens)
-    targets = Targets(args.ttft_target, args.tbt_target)
-    terms = terms_of(args, None if targets == Targets() else targets)
-    screen = Screen(quiet=args.json)
-    contender = Target(args.label or args.url, url=args.url)
-    with answering(contender, access_of(args)) as subject:
-        tokens.ask(subject)
-        requests = prepare(load, args.rate, tokens, subject.facts.max_model_len)
-        screen.say(f"{len(requests.calls)} requests to {subject.facts.model} at {args.url}")
-        with screen.follow(contender.label, len(requests.calls)) as watch:
-            result = measure(subject, requests, terms, watch)
-    if args.json:
+    load = make_load(args, options.num_requests, tokens)
+    targets = Targets(options.ttft_target, options.tbt_target)
+    settings = run_options(args, None if targets == Targets() else targets)
+    screen = Screen(quiet=output.json)
+    target = Target(options.label or options.url, url=options.url)
+    with answering(target, credentials(args, _READY_TIMEOUT)) as server:
+        tokens.use(server)
+        requests = prepare(load, options.rate, tokens, server.facts.max_model_len)
+        screen.log(f"{len(requests.calls)} requests to {server.facts.model} at {options.url}")
+        with screen.follow(target.label, len(requests.calls)) as listener:
+            result = measure(server, requests, settings, listener)
+    if output.json:
         print_json(run_fields(result))
     else:
         print_run(result)
-    if args.save is not None:
-        save(Path(args.save), result)
-    lines = [] if args.iteration_log is None else load_iterations(args.iteration_log)
-    report(args.report, [result], [], screen, lines)
+    if options.save is not None:
+        save(Path(options.save), result)
+    path = options.iteration_log
+    iterations = [] if path is None else load_iterations(path)
+    save_report(output.report, [result], [], screen, iterations)
     if result.invalid is not None:
         print(f"sarathi bench: this run is invalid: {result.invalid}", file=sys.stderr)
         return 1

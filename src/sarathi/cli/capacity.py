@@ -1,134 +1,140 @@
-"""Find the highest request rate that a server takes within a latency target."""
+"""`sarathi capacity`: the highest request rate that a server takes within a latency target."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-from sarathi.cli.engine_options import duration, utf8
-from sarathi.cli.load_options import (
+import msgspec
+
+from sarathi.bench.report import CapacityWithRuns
+from sarathi.bench.server_process import ending_on_signals
+from sarathi.bench.target import Target
+from sarathi.bench.terminal_tables import capacity_fields, print_capacities
+from sarathi.cli.arguments import add_options, build, given_options, option_name
+from sarathi.cli.capacity_searches import CapacitySearches
+from sarathi.cli.keys import ClientKey
+from sarathi.cli.measurement import (
     DEFAULT_URL,
-    add_fresh_argument,
-    add_load_arguments,
-    add_output_arguments,
-    add_requests_argument,
-    add_results_argument,
-    add_search_arguments,
-    add_start_timeout,
-    label,
+    REQUESTS_PER_POINT,
+    Label,
+    OutputOptions,
+    RequestOptions,
+    ResultOptions,
+    Screen,
+    SearchOptions,
+    ServerStart,
+    WorkloadOptions,
+    add_request_arguments,
+    print_json,
+    save_report,
 )
-from sarathi.cli.simulation_options import add_simulation_arguments, given_simulation_options
+from sarathi.cli.simulation import (
+    add_simulation_arguments,
+    default_label,
+    given_simulation_options,
+    make_setup,
+    simulated_capacity,
+)
 from sarathi.errors import UsageError
-
-if TYPE_CHECKING:
-    from sarathi.bench.report import CapacityWithRuns
-
+from sarathi.options import Count, Option, Seconds, declarations
 
 _REQUESTS = 30  # those of slow servers; others get more
 _SIMULATED_REQUESTS = 2048  # as in the paper
-_OF_SERVERS = (
-    "url",
-    "start",
-    "start_timeout",
-    "api",
-    "api_key",
-    "api_key_file",
-    "no_ignore_eos",
-    "salt",
-    "timeout",
-    "max_client_lag",
-    "results",
-    "fresh",
-)
+
+
+class CapacityTarget(msgspec.Struct, frozen=True, kw_only=True):
+    """The server to measure."""
+
+    url: Annotated[
+        str | None, Option("the server", default=f"where --start listens, or else {DEFAULT_URL}")
+    ] = None
+    start: Annotated[
+        str | None,
+        Option("start the server with this command, and stop it at the end", metavar="COMMAND"),
+    ] = None
+
+
+class CapacityOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of the command alone."""
+
+    label: Annotated[
+        Label | None, Option("its name in reports", default="the command or the address")
+    ] = None
+    tbt_target: Annotated[
+        Seconds, Option("P99 of the time between tokens must meet it, such as 200ms")
+    ]
+    simulate: Annotated[
+        bool,
+        Option(
+            "measure no server, but simulate the hardware and the engine that are described; "
+            "nothing is sent or kept then"
+        ),
+    ] = False
+    requests_per_point: Annotated[
+        Count | None,
+        replace(REQUESTS_PER_POINT, default=f"{_REQUESTS}, or {_SIMULATED_REQUESTS} simulated"),
+    ] = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--url",
-        type=utf8,
-        help=f"the server (default: where --start listens, or else {DEFAULT_URL})",
-    )
-    parser.add_argument(
-        "--start",
-        type=utf8,
-        metavar="COMMAND",
-        help="start the server with this command, and stop it at the end",
-    )
-    parser.add_argument(
-        "--label",
-        type=label,
-        metavar="TEXT",
-        help="its name in reports (default: the command or the address)",
-    )
-    parser.add_argument(
-        "--tbt-target",
-        type=duration,
-        required=True,
-        metavar="DURATION",
-        help="P99 of the time between tokens must meet it, such as 200ms",
-    )
-    parser.add_argument(
-        "--simulate",
-        action="store_true",
-        help="measure no server, but simulate the hardware and the engine that are described; "
-        "nothing is asked, sent or kept then",
-    )
-    add_requests_argument(parser, None, f"{_REQUESTS}, or {_SIMULATED_REQUESTS} simulated")
-    add_results_argument(parser)
-    add_fresh_argument(parser)
-    add_search_arguments(parser)
-    add_load_arguments(parser)
+    """Add the arguments of the command."""
+    add_options(parser, CapacityTarget, CapacityOptions, ResultOptions, SearchOptions)
+    add_request_arguments(parser)
     add_simulation_arguments(parser)
-    add_start_timeout(parser)
-    add_output_arguments(parser)
-    parser.set_defaults(default_of=parser.get_default)
+    add_options(parser, ServerStart, OutputOptions)
 
 
 def run(args: argparse.Namespace) -> int:
-    """The exit code is 1 where no rate meets the target."""
-    from sarathi.bench.report import check_reports_can_be_made
-    from sarathi.bench.terminal_tables import capacity_fields, print_capacities
-    from sarathi.cli.measuring import Screen
-    from sarathi.cli.reporting import print_json, report
-
-    if args.arrivals == "trace":
+    """Search for the capacity; return 1 where no rate meets the target."""
+    output = build(OutputOptions, args)
+    if build(WorkloadOptions, args).arrivals == "trace":
         raise UsageError("--arrivals trace cannot be searched: a trace has one rate")
-    if args.report is not None:
-        check_reports_can_be_made()
-    if args.requests_per_point is None:
-        args.requests_per_point = _SIMULATED_REQUESTS if args.simulate else _REQUESTS
-    found = _simulated(args) if args.simulate else _measured(args)
+    output.check_report()
+    options = build(CapacityOptions, args)
+    found = _simulated(args, options) if options.simulate else _measured(args, options)
     result = found.capacity
-    if args.json:
+    if output.json:
         print_json(capacity_fields(result))
     else:
         print_capacities([result])
-    report(args.report, [], [found], Screen(quiet=args.json))
+    save_report(output.report, [], [found], Screen(quiet=output.json))
     return 0 if result.capacity is not None else 1
 
 
-def _measured(args: argparse.Namespace) -> CapacityWithRuns:
-    from sarathi.bench.server_process import ending_on_signals
-    from sarathi.bench.target import Target
-    from sarathi.cli.searching import Searches
-
+def _measured(args: argparse.Namespace, options: CapacityOptions) -> CapacityWithRuns:
     for name in given_simulation_options(args):
-        raise UsageError(f"--{name.replace('_', '-')} needs --simulate: it describes no server")
-    url = args.url if args.url or args.start else DEFAULT_URL
-    unnamed = Target("", url, args.start)
-    contender = replace(unnamed, label=args.label or unnamed.server)
+        raise UsageError(f"{name} needs --simulate: it describes no server")
+    server = build(CapacityTarget, args)
+    url = server.url if server.url or server.start else DEFAULT_URL
+    unnamed = Target("", url, server.start)
+    target = replace(unnamed, label=options.label or unnamed.server)
     with ending_on_signals():
-        [found] = Searches(args, [contender]).run()
+        [found] = CapacitySearches(
+            args,
+            [target],
+            tbt_target=options.tbt_target,
+            requests_per_point=options.requests_per_point or _REQUESTS,
+        ).run()
     return found
 
 
-def _simulated(args: argparse.Namespace) -> CapacityWithRuns:
-    from sarathi.cli.simulating import default_label, setup_of, simulated_capacity
-
-    for name in _OF_SERVERS:
-        if getattr(args, name) != args.default_of(name):
-            option = name.replace("_", "-")
-            raise UsageError(f"--{option} and --simulate exclude each other: no server is asked")
-    setup = setup_of(args, args.tbt_target, None)
-    return simulated_capacity(args, setup, args.label or default_label(setup.description))
+def _simulated(args: argparse.Namespace, options: CapacityOptions) -> CapacityWithRuns:
+    for cls in (CapacityTarget, ServerStart, RequestOptions, ClientKey, ResultOptions):
+        given = given_options(args, cls)
+        for each in declarations(cls):
+            if given.get(each.field, each.default) == each.default:
+                continue
+            # The name at the server is also that of the model to simulate.
+            if each.key != "model":
+                name = option_name(cls, each.field)
+                raise UsageError(f"{name} and --simulate exclude each other: no server is used")
+    setup = make_setup(args, options.tbt_target, None)
+    return simulated_capacity(
+        args,
+        setup,
+        options.label or default_label(setup.description),
+        tbt_target=options.tbt_target,
+        num_requests=options.requests_per_point or _SIMULATED_REQUESTS,
+    )

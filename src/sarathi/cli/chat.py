@@ -1,4 +1,4 @@
-"""Talk to a model in the terminal, through a server or in this process."""
+"""`sarathi chat`: talk to a model in the terminal, through a server or in this process."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ import httpx
 import msgspec
 from rich.console import Console
 
-from sarathi.cli.engine_options import add_engine_arguments, engine_config, utf8
-from sarathi.cli.keys import add_api_key_arguments, api_key
-from sarathi.cli.locating import locate_model
+from sarathi.cli.arguments import argument_type
+from sarathi.cli.engine_arguments import (
+    LogOptions,
+    add_engine_arguments,
+    configure_log,
+    engine_config,
+)
+from sarathi.cli.keys import ClientKey, client_key
+from sarathi.cli.model_argument import locate_model
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import UsageError
+from sarathi.options import parse_text
 from sarathi.sampling.params import SamplingParams
 
 DEFAULT_URL = "http://localhost:8000"
@@ -26,17 +33,21 @@ Replies = Callable[[Sequence[Message]], Iterator[str]]
 
 
 class ChatError(RuntimeError):
-    """The conversation cannot go on; the message is for the person at the terminal."""
+    """The conversation cannot go on; the message is for the user."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument(
         "model",
         nargs="?",
         help="run this model here, without a server: a folder, a .gguf file, a hub id or a name",
     )
     parser.add_argument(
-        "--url", type=utf8, default=None, help=f"the server to talk to (default {DEFAULT_URL})"
+        "--url",
+        type=argument_type(parse_text),
+        default=None,
+        help=f"the server to talk to (default {DEFAULT_URL})",
     )
     parser.add_argument(
         "--model",
@@ -44,18 +55,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the model's name at the server (default: the one it serves)",
     )
-    parser.add_argument("--system", help="what the model is told before the conversation")
+    parser.add_argument("--system", help="instructions to the model, before the conversation")
     parser.add_argument("--temperature", type=float, help="0 always takes the likeliest token")
     parser.add_argument("--max-tokens", type=int, help="the longest answer, in tokens")
-    add_api_key_arguments(parser)
-    add_engine_arguments(parser)
+    add_engine_arguments(parser, ClientKey, LogOptions)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Talk until the person ends the conversation.
+    """Talk until the user ends the conversation.
 
     Raises:
-        UsageError: the conversation cannot begin.
+        UsageError: the conversation cannot start.
     """
     if args.model is not None and args.url is not None:
         raise UsageError("give either a model to run here or --url, not both")
@@ -64,19 +74,22 @@ def run(args: argparse.Namespace) -> int:
         for name in ("temperature", "max_tokens")
         if (value := getattr(args, name)) is not None
     }
+    configure_log(args)
     console = Console(highlight=False)
     if args.model is not None:
         # Checked before the model is loaded.
         params = SamplingParams(**{"max_tokens": None, **options})
         config = engine_config(args)
-        # Not under the status line: a download has a progress bar of its own.
+        # Not under the status line: a download has its own progress bar.
         path = locate_model(args.model, config.load_format).path
         with console.status("loading") as status:
             replies = local_replies(str(path), config, params, status.update)
         name = args.model
     else:
         try:
-            server = Server.connect(args.url or DEFAULT_URL, api_key(args), args.served_model)
+            server = ChatClient.connect(
+                args.url or DEFAULT_URL, client_key(args), args.served_model
+            )
         except ChatError as error:
             raise UsageError(str(error)) from error
         replies = server.replies(options)
@@ -89,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 def local_replies(
     model: str, config: EngineConfig, params: SamplingParams, report: Callable[[str], None]
 ) -> Replies:
-    """Answers computed in this process; raises what `LLM` does."""
+    """Return a function that computes answers in this process; raise what `LLM` does."""
     # Imported here: talking to a server needs no engine.
     from sarathi.engine.llm import LLM, GenerationError
 
@@ -107,7 +120,7 @@ def local_replies(
 def converse(
     console: Console, replies: Replies, system: str | None, read: Callable[[], str]
 ) -> None:
-    """Ask, answer, and remember both, until `read` raises EOFError."""
+    """Read questions, print answers, and remember both, until `read` raises EOFError."""
     messages: list[Message] = []
     if system:
         messages.append({"role": "system", "content": system})
@@ -133,11 +146,11 @@ def converse(
 
 
 def _answer(console: Console, pieces: Iterator[str]) -> str:
-    """Print an answer as it comes; what was printed until Ctrl-C is the answer."""
-    said: list[str] = []
+    """Print an answer as it arrives; what was printed until Ctrl-C is the answer."""
+    printed: list[str] = []
     try:
         for piece in pieces:
-            said.append(piece)
+            printed.append(piece)
             console.print(piece, end="", markup=False, soft_wrap=True)
     except KeyboardInterrupt:
         console.print(" [dim](stopped)[/dim]", end="")
@@ -146,20 +159,21 @@ def _answer(console: Console, pieces: Iterator[str]) -> str:
         if close is not None:
             close()
     console.print()
-    return "".join(said)
+    return "".join(printed)
 
 
 @dataclass(frozen=True)
-class Server:
-    """An OpenAI-compatible server."""
+class ChatClient:
+    """A client of an OpenAI-compatible server."""
 
     url: str
     model: str
     client: httpx.Client
 
     @classmethod
-    def connect(cls, url: str, api_key: str | None, model: str | None) -> Server:
-        """
+    def connect(cls, url: str, api_key: str | None, model: str | None) -> ChatClient:
+        """Connect to a server and choose one of its models.
+
         Raises:
             ChatError: there is no such server, or it has no model to talk to.
         """
@@ -184,6 +198,8 @@ class Server:
         return cls(url, model or names[0], client)
 
     def replies(self, options: dict[str, Any]) -> Replies:
+        """Return a function that requests answers, with these options in the request."""
+
         def reply(messages: Sequence[Message]) -> Iterator[str]:
             body = {"model": self.model, "messages": messages, "stream": True, **options}
             try:
@@ -200,7 +216,7 @@ class Server:
 
 
 def _pieces(line: str) -> Iterator[str]:
-    """The text of one line of an event stream."""
+    """Yield the text of one line of an event stream."""
     data = line.removeprefix("data:").strip()
     if not line.startswith("data:") or data == "[DONE]":
         return
@@ -213,7 +229,7 @@ def _pieces(line: str) -> Iterator[str]:
 
 
 def _json(response: httpx.Response) -> Any:
-    """The body; `ChatError` with the server's own words if it is an error."""
+    """Return the body; raise `ChatError` with the server's message if it is an error."""
     try:
         body = msgspec.json.decode(response.content)
     except msgspec.DecodeError:

@@ -1,4 +1,4 @@
-"""Complete prompts offline, without a server."""
+"""`sarathi generate`: complete prompts offline, without a server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sarathi.cli.engine_options import add_engine_arguments, add_model_argument, engine_config
+from sarathi.cli.engine_arguments import (
+    LogOptions,
+    add_engine_arguments,
+    configure_log,
+    engine_config,
+)
+from sarathi.cli.model_argument import add_model_argument, locate_model
 from sarathi.errors import UsageError
 from sarathi.sampling.params import SamplingParams
 
@@ -16,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     add_model_argument(parser)
     source = parser.add_argument_group("prompts")
     source.add_argument(
@@ -42,10 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--stop", action="append", default=[], metavar="TEXT")
     sampling.add_argument("--ignore-eos", action="store_true")
     parser.add_argument("--json", action="store_true", help="a JSON object a line for each prompt")
-    add_engine_arguments(parser)
+    add_engine_arguments(parser, LogOptions)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Print the outputs of all prompts; return the exit code."""
     params = SamplingParams(
         max_tokens=args.max_tokens,
         temperature=args.temperature,
@@ -62,15 +70,15 @@ def run(args: argparse.Namespace) -> int:
     if not prompts:
         raise UsageError("there is nothing to do: give --prompt or --prompt-file")
 
-    # Imported here, after the arguments have been found to be good: it takes a moment.
+    configure_log(args)
+    # Imported here, after the arguments have been checked: it takes a moment.
     from rich.console import Console
     from rich.progress import Progress
 
-    from sarathi.cli.locating import locate_model
     from sarathi.engine.llm import LLM
 
     console = Console(stderr=True)
-    # Not under the status line: a download has a progress bar of its own.
+    # Not under the status line: a download has its own progress bar.
     path = locate_model(args.model, config.load_format).path
     with console.status("loading") as status:
         llm = LLM(str(path), config=config, report=status.update)
@@ -105,18 +113,18 @@ def _read(path: Path) -> list[str | list[int]]:
     return [_parse(f"{path}:{number}", line) for number, line in numbered]
 
 
-def _parse(where: str, line: str) -> str | list[int]:
+def _parse(source: str, line: str) -> str | list[int]:
     try:
         value = json.loads(line)
     except ValueError as error:
-        raise UsageError(f"{where} is not JSON: {error}") from error
+        raise UsageError(f"{source} is not JSON: {error}") from error
     if isinstance(value, dict):
         value = value.get("prompt")
     if isinstance(value, str):
         return value
     if isinstance(value, list) and all(type(item) is int and item >= 0 for item in value):
         return value
-    raise UsageError(f"{where} holds no prompt: expected a string, token ids, or an object")
+    raise UsageError(f"{source} has no prompt: expected a string, token ids, or an object")
 
 
 def _as_json(result: RequestOutput) -> dict[str, Any]:

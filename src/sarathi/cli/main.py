@@ -8,21 +8,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
+from types import ModuleType
 
 from sarathi import __version__
-from sarathi.cli import (
-    bench,
-    calibrate,
-    capacity,
-    chat,
-    compare,
-    generate,
-    plan,
-    report,
-    reproduce,
-    serve,
-    simulate,
-)
+from sarathi.cli.arguments import fill_in
 from sarathi.errors import (
     BenchmarkError,
     ConfigError,
@@ -34,20 +24,22 @@ from sarathi.errors import (
 from sarathi.sampling.params import SamplingError
 from sarathi.scheduler import AdmissionError
 
+# Each is a module of this package with `add_arguments` and `run`, imported when it is chosen.
 _COMMANDS = {
-    "serve": serve,
-    "generate": generate,
-    "chat": chat,
-    "bench": bench,
-    "capacity": capacity,
-    "compare": compare,
-    "report": report,
-    "simulate": simulate,
-    "plan": plan,
-    "reproduce": reproduce,
-    "calibrate": calibrate,
+    "serve": "Serve a model over the OpenAI API.",
+    "generate": "Complete prompts offline, without a server.",
+    "chat": "Talk to a model in the terminal, through a server or in this process.",
+    "bench": "Measure the latencies of a server at a given load.",
+    "capacity": "Find the highest request rate that a server takes within a latency target.",
+    "compare": "Measure several servers with the same requests, in turns, and print ratios.",
+    "report": "Make a page with figures of what bench, capacity and compare have saved.",
+    "simulate": "Simulate a load on hardware that need not be there.",
+    "plan": "Find the cheapest hardware that serves a load within latency targets, by simulation.",
+    "reproduce": "Repeat the paper's evaluation on the simulator, beside the published values.",
+    "calibrate": "Measure this machine for the simulator, or check its cost model of GPUs against "
+    "measurements.",
 }
-# Whatever the user can mend is told in one line, with the exit code that argparse uses.
+# What the user can correct is reported in one line, with the exit code that argparse uses.
 _BAD_INPUT = (
     UsageError,
     ModelError,
@@ -61,12 +53,14 @@ _BAD_INPUT = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 2 for bad input, 128 and the number for a signal."""
+    """Run a command; return 2 for bad input, and 128 plus its number after a signal."""
     if sys.stdout is None:  # closed by the parent process
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser(argv).parse_args(argv)
     try:
-        code = int(_COMMANDS[args.command].run(args))
+        fill_in(args, *getattr(args, "layered", ()))
+        code = int(_module(args.command).run(args))
         sys.stdout.flush()
         return code
     except _BAD_INPUT as error:
@@ -75,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output has ended, such as `head`
         _drop_output()
         return 128 + signal.SIGPIPE
-    except OSError as error:  # a path or a place for output that cannot be used
+    except OSError as error:  # a path or an output that cannot be used
         _drop_output()
         about = "" if error.filename is None else f"{str(error.filename)[:200]}: "
         print(f"sarathi {args.command}: error: {about}{error.strerror or error}", file=sys.stderr)
@@ -85,23 +79,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _drop_output() -> None:
-    """Or the interpreter would try to write the rest of it at its end."""
+    """Keep the interpreter from writing the rest of the output when it exits."""
     with suppress(OSError, ValueError):  # it has no descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="sarathi",
-        description="Serve language models with a low time between tokens.",
+        prog="sarathi", description="Serve language models with a low time between tokens."
     )
     parser.add_argument("--version", action="version", version=f"sarathi {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in _COMMANDS.items():
-        help_text = (module.__doc__ or "").strip().splitlines()[0]
-        command = commands.add_parser(name, help=help_text, description=help_text)
-        module.add_arguments(command)
+    for name, summary in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        if name in argv:
+            _module(name).add_arguments(command)
     return parser
+
+
+def _module(command: str) -> ModuleType:
+    return import_module(f"sarathi.cli.{command}")
 
 
 if __name__ == "__main__":

@@ -1,212 +1,227 @@
-"""Find the cheapest hardware that serves a load within latency targets, by simulation."""
+"""`sarathi plan`: the cheapest hardware that serves a load within latency targets."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-from sarathi.cli.engine_options import duration, positive, share, utf8
-from sarathi.cli.load_options import (
-    add_output_arguments,
-    add_requests_argument,
-    add_workload_arguments,
-    request_rate,
+import msgspec
+
+from sarathi.cli.arguments import add_options, build
+from sarathi.cli.measurement import (
+    REQUESTS_PER_POINT,
+    OutputOptions,
+    Rate,
+    Screen,
+    WorkloadOptions,
+    print_json,
 )
-from sarathi.cli.plan_options import budgets, exploration, numbers, prices
-from sarathi.cli.simulation_options import SimulationOptions
-from sarathi.engine.config import DEFAULT_MAX_BATCH_SIZE
+from sarathi.cli.simulation import (
+    ModelName,
+    SimulationOptions,
+    make_setup,
+    model_shape,
+    progress_bar,
+    simulated_load,
+)
+from sarathi.engine.config import EngineConfig
 from sarathi.errors import UsageError
-from sarathi.simulator.engine_overhead import OVERHEADS
-from sarathi.simulator.routing import ROUTERS
+from sarathi.options import Count, Option, Seconds, TextForm, parser_of
+from sarathi.simulator.devices import DEVICES
+from sarathi.simulator.plan.candidates import DERIVED, DeviceLayout, candidates, layouts
+from sarathi.simulator.plan.evaluate import PlanChoice
+from sarathi.simulator.plan.plan_page import write_plan
+from sarathi.simulator.plan.plan_tables import plan_fields, print_plan
+from sarathi.simulator.plan.plan_targets import PlanTargets, PlanTerms
+from sarathi.simulator.plan.planner import make_plan
+from sarathi.simulator.setup import Setup
 
-if TYPE_CHECKING:
-    from sarathi.simulator.plan.candidates import DeviceLayout
-    from sarathi.simulator.setup import Setup
+_MOST_DOLLARS = 1e6  # an hour
+_parse_number = parser_of(Count)
+_ENGINE = "simulated engine"
 
-_REQUESTS = 512  # a few seconds of computing for each candidate
-_MAX_DEVICES = 16
+
+def _parse_prices(text: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, colon, given = part.strip().partition(":")
+        device = DEVICES.get(name)
+        if device is None:
+            raise ValueError(
+                f"{part!r} is no device, expected NAME or NAME:DOLLARS_PER_HOUR with one of "
+                f"{', '.join(DEVICES)}"
+            )
+        if name in found:
+            raise ValueError(f"{text!r} has {name} twice")
+        if not colon and device.price is None:
+            raise ValueError(
+                f"{part!r} has no price, and there is no default for {name}: expected "
+                f"{name}:DOLLARS_PER_HOUR, such as {name}:1.5"
+            )
+        found[name] = _parse_price(part, given) if colon else device.price or 0.0
+    return found
+
+
+def _parse_price(part: str, given: str) -> float:
+    try:
+        value = float(given)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= _MOST_DOLLARS:
+        raise ValueError(
+            f"the price in {part!r} is {given!r}, expected dollars an hour above 0 and up to "
+            f"{_MOST_DOLLARS:.0f}, as in NAME:2.21"
+        )
+    return value
+
+
+def _parse_numbers(text: str) -> list[int]:
+    return list(dict.fromkeys(_parse_number(part.strip()) for part in text.split(",")))
+
+
+def _parse_budgets(text: str) -> list[int | None]:
+    parts = [part.strip() for part in text.split(",")]
+    budgets = (None if part == DERIVED else _parse_number(part) for part in parts)
+    return list(dict.fromkeys(budgets))
+
+
+def _parse_exploration(text: str) -> float:
+    if text.strip() == "all":
+        return math.inf
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 <= value <= 1000:
+        raise ValueError(f"{text!r} is neither a number from 1 to 1000 nor `all`")
+    return value
+
+
+Prices = Annotated[
+    dict[str, float], TextForm(_parse_prices, "NAME[:DOLLARS_PER_HOUR],...")
+]  # dollars an hour by the name of a device
+Numbers = Annotated[list[int], TextForm(_parse_numbers, "N,...")]
+# None stands for a budget that follows from the latency target.
+Budgets = Annotated[list[int | None], TextForm(_parse_budgets, "N,...")]
+
+
+class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of the command alone."""
+
+    model: ModelName
+    rate: Annotated[Rate, Option("requests per second, of all replicas together", metavar="N")]
+    tbt_target: Annotated[
+        Seconds,
+        Option(
+            "P99 of the time between tokens must meet it, such as 100ms; in any case, the "
+            "scheduling delay must be at most 2s in the median and 4s at P90"
+        ),
+    ]
+    ttft_target: Annotated[
+        Seconds | None,
+        Option("P90 of the time to the first token must meet it, too", default="any"),
+    ] = None
+    devices: Annotated[
+        Prices,
+        Option(
+            "what can be rented, and the price of one device, such as a100:2.21,h100,l40s:0.8; "
+            "some have a default price"
+        ),
+    ]
+    requests_per_point: Annotated[Count, REQUESTS_PER_POINT] = 512
+    tp: Annotated[
+        Numbers, Option("devices that share each layer", default="1,2,4,8", group="candidates")
+    ] = msgspec.field(default_factory=lambda: [1, 2, 4, 8])
+    pp: Annotated[Numbers, Option("pipeline stages", default="1,2")] = msgspec.field(
+        default_factory=lambda: [1, 2]
+    )
+    max_devices: Annotated[Count, Option("most devices of one replica")] = 16
+    token_budgets: Annotated[
+        Budgets,
+        Option(
+            "tokens of one iteration, such as 512,2048; `target` among them stands for what "
+            "--tbt-target leaves in each iteration",
+            default=DERIVED,
+        ),
+    ] = msgspec.field(default_factory=lambda: [None])
+    explore: Annotated[
+        float,
+        TextForm(_parse_exploration, "X"),
+        Option(
+            "try what may cost up to X times as much as the cheapest plan, to see what more money "
+            "buys; 1 finds the cheapest soonest, `all` leaves nothing out"
+        ),
+    ] = 1.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model",
-        type=utf8,
-        required=True,
-        metavar="NAME",
-        help="a built-in model such as mistral-7b, or the path of a config.json",
-    )
-    parser.add_argument(
-        "--rate",
-        type=request_rate,
-        required=True,
-        metavar="N",
-        help="requests per second, of all replicas together",
-    )
-    parser.add_argument(
-        "--tbt-target",
-        type=duration,
-        required=True,
-        metavar="DURATION",
-        help="P99 of the time between tokens must meet it, such as 100ms; in any case, the "
-        "scheduling delay must be at most 2s in the median and 4s at P90",
-    )
-    parser.add_argument(
-        "--ttft-target",
-        type=duration,
-        metavar="DURATION",
-        help="P90 of the time to the first token must meet it, too (default: any)",
-    )
-    parser.add_argument(
-        "--devices",
-        type=prices,
-        required=True,
-        metavar="NAME[:DOLLARS_PER_HOUR],...",
-        help="what can be rented, and the price of one device, such as a100:2.21,h100,l40s:0.8; "
-        "some have a price of their own",
-    )
-    _add_candidates(parser.add_argument_group("candidates"))
-    _add_engine(parser.add_argument_group("simulated engine"))
-    add_requests_argument(parser, _REQUESTS)
-    add_workload_arguments(parser)
-    add_output_arguments(parser)
-
-
-def _add_candidates(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--tp",
-        type=numbers,
-        default=[1, 2, 4, 8],
-        metavar="N,...",
-        help="devices that share each layer (default: 1,2,4,8)",
-    )
-    group.add_argument(
-        "--pp",
-        type=numbers,
-        default=[1, 2],
-        metavar="N,...",
-        help="pipeline stages (default: 1,2)",
-    )
-    group.add_argument(
-        "--max-devices",
-        type=positive,
-        default=_MAX_DEVICES,
-        metavar="N",
-        help="of one replica (default: %(default)s)",
-    )
-    group.add_argument(
-        "--token-budgets",
-        type=budgets,
-        default=[None],
-        metavar="N,...",
-        help="tokens of one iteration, such as 512,2048; `target` among them stands for what "
-        "--tbt-target leaves in each iteration (default: target)",
-    )
-    group.add_argument(
-        "--explore",
-        type=exploration,
-        default=1.5,
-        metavar="X",
-        help="try what may cost up to X times as much as the cheapest plan, to see what more money "
-        "buys; 1 finds the cheapest soonest, `all` leaves nothing out (default: %(default)s)",
-    )
-
-
-def _add_engine(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--router",
-        choices=ROUTERS,
-        default="round_robin",
-        help="which replica gets a request (default: %(default)s)",
-    )
-    group.add_argument(
-        "--overhead",
-        choices=OVERHEADS,
-        help="the engine whose own time is added to each iteration (default: sarathi)",
-    )
-    group.add_argument(
-        "--memory-utilization",
-        type=share,
-        metavar="SHARE",
-        help="of a device's memory, for weights, activations and KV blocks (default: 0.9)",
-    )
-    group.add_argument(
-        "--max-batch-size",
-        type=positive,
-        metavar="N",
-        help=f"requests that run at the same time (default: {DEFAULT_MAX_BATCH_SIZE})",
-    )
-    group.add_argument(
-        "--max-model-len",
-        type=positive,
-        metavar="TOKENS",
-        help="longest prompt and output together (default: that of the dataset of a preset, else "
-        "the model's)",
-    )
+    """Add the arguments of the command."""
+    add_options(parser, PlanOptions)
+    simulated = ("router", "overhead", "memory_utilization")
+    add_options(parser, SimulationOptions, only=simulated, group=_ENGINE)
+    add_options(parser, EngineConfig, only=("max_batch_size", "max_model_len"), group=_ENGINE)
+    add_options(parser, WorkloadOptions, OutputOptions)
 
 
 def run(args: argparse.Namespace) -> int:
-    """The exit code is 1 where nothing meets the targets."""
-    from sarathi.bench.report import check_reports_can_be_made
-    from sarathi.cli.measuring import Screen
-    from sarathi.cli.reporting import print_json
-    from sarathi.cli.simulating import model_shape, progress_bar, simulated_load
-    from sarathi.simulator.plan.candidates import candidates, layouts
-    from sarathi.simulator.plan.evaluate import PlanChoice
-    from sarathi.simulator.plan.plan_page import write_plan
-    from sarathi.simulator.plan.plan_tables import plan_fields, print_plan
-    from sarathi.simulator.plan.plan_targets import PlanTargets, PlanTerms
-    from sarathi.simulator.plan.planner import make_plan
-
-    if args.arrivals == "trace":
+    """Make a plan; return 1 where nothing meets the targets."""
+    options, output = build(PlanOptions, args), build(OutputOptions, args)
+    if build(WorkloadOptions, args).arrivals == "trace":
         raise UsageError("--arrivals trace cannot be planned for: a trace has one rate")
-    if args.report is not None:
-        check_reports_can_be_made()
-    model = model_shape(args.model).name  # told here: an unknown one would not fit anywhere
-    targets = PlanTargets(args.tbt_target, args.ttft_target)
-    terms = PlanTerms(args.rate, targets, simulated_load(args, args.requests_per_point))
-    wanted = layouts(args.devices, args.tp, args.pp, args.token_budgets, args.max_devices)
+    output.check_report()
+    # Checked here: an unknown model would be reported as one that fits nowhere.
+    model = model_shape(options.model).name
+    targets = PlanTargets(options.tbt_target, options.ttft_target)
+    load = simulated_load(args, options.requests_per_point)
+    terms = PlanTerms(options.rate, targets, load)
+    wanted = layouts(
+        options.devices, options.tp, options.pp, options.token_budgets, options.max_devices
+    )
     if not wanted:
         raise UsageError(
-            f"--max-devices {args.max_devices} is fewer than any product of --tp and --pp"
+            f"--max-devices {options.max_devices} is fewer than any product of --tp and --pp"
         )
-    fit, unfit = candidates(wanted, args.devices, lambda layout: _setup(args, layout))
+    fit, unfit = candidates(
+        wanted, options.devices, lambda layout: _make_setup(args, options, layout)
+    )
     costs: list[float] = []
-    with progress_bar(args.json) as bar:
+    with progress_bar(output.json) as bar:
         task = bar.add_task("plan", total=len(fit))
         seen: set[DeviceLayout] = set()
 
-        def tell(one: object) -> None:
+        def on_progress(one: object) -> None:
             if isinstance(one, PlanChoice):
                 costs.append(one.cost)
             seen.add(one.layout)  # type: ignore[attr-defined]
             best = f"plan: ${min(costs):.2f} an hour so far" if costs else "plan"
             bar.update(task, description=best, completed=len(seen))
 
-        planned = make_plan(fit, terms, explore=args.explore, router=args.router, tell=tell)
+        router = build(SimulationOptions, _hardware(args)).router
+        planned = make_plan(fit, terms, explore=options.explore, router=router, tell=on_progress)
     planned.rejected.extend(unfit)
-    if args.json:
+    if output.json:
         print_json({"model": model, **plan_fields(planned, terms)})
     else:
         print_plan(planned, terms)
-    if args.report is not None:
-        files = write_plan(Path(args.report), planned, terms, model)
-        Screen(quiet=args.json).say(f"the report is {files[0]}")
+    if output.report is not None:
+        files = write_plan(Path(output.report), planned, terms, model)
+        Screen(quiet=output.json).log(f"the report is {files[0]}")
     return 0 if planned.choices else 1
 
 
-def _setup(args: argparse.Namespace, layout: DeviceLayout) -> Setup:
-    """One replica, as `sarathi simulate` would make it of the same options."""
-    from sarathi.cli.simulating import setup_of
+def _hardware(args: argparse.Namespace, **own: object) -> argparse.Namespace:
+    """Return the arguments of `sarathi simulate`, without the lists of candidates."""
+    lists = ("tp", "pp")
+    kept = {name: value for name, value in vars(args).items() if name not in lists}
+    return argparse.Namespace(**kept | own)
 
-    given = {option.name: getattr(args, option.name, None) for option in fields(SimulationOptions)}
-    given |= {
-        "device": layout.device,
-        "tp": layout.tp,
-        "pp": layout.pp,
-        "token_budget": layout.token_budget,
-        "price": args.devices[layout.device],
-    }
-    own = argparse.Namespace(**given, model=args.model, workload=args.workload)
-    return setup_of(own, args.tbt_target, None)
+
+def _make_setup(args: argparse.Namespace, options: PlanOptions, layout: DeviceLayout) -> Setup:
+    """Return one replica, as `sarathi simulate` would make it from the same options."""
+    own: dict[str, object] = {"device": layout.device, "tp": layout.tp, "pp": layout.pp}
+    own["price"] = options.devices[layout.device]
+    if layout.token_budget is not None:
+        own["token_budget"] = layout.token_budget
+    return make_setup(_hardware(args, **own), options.tbt_target, None)

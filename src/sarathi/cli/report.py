@@ -1,15 +1,32 @@
-"""Make a page with figures of what bench, capacity and compare have saved."""
+"""`sarathi report`: a page with figures of what bench, capacity and compare have saved."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Annotated
 
-from sarathi.cli.engine_options import new_file
-from sarathi.cli.load_options import add_iteration_log_argument
+import msgspec
+
+from sarathi.bench.report import CapacityWithRuns
+from sarathi.bench.result_files import load_all, load_iterations, runs_of
+from sarathi.bench.results import Run
+from sarathi.cli.arguments import add_options, build
+from sarathi.cli.measurement import IterationLogOption, Screen, save_report
+from sarathi.options import NewFile, Option
+
+
+class ReportOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of the command."""
+
+    output: Annotated[
+        NewFile, Option("the page; its figures go beside it", metavar="FILE.html")
+    ] = "report.html"
+    iteration_log: IterationLogOption = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument(
         "results",
         nargs="+",
@@ -17,23 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RESULT",
         help="a file of `sarathi bench --save`, or a folder of a search or a comparison",
     )
-    parser.add_argument(
-        "--output",
-        type=new_file,
-        default="report.html",
-        metavar="FILE.html",
-        help="the page; its figures go beside it (default: %(default)s)",
-    )
-    add_iteration_log_argument(parser)
+    add_options(parser, ReportOptions)
 
 
 def run(args: argparse.Namespace) -> int:
-    from sarathi.bench.report import CapacityWithRuns
-    from sarathi.bench.result_files import load_all, load_iterations, runs_of
-    from sarathi.bench.results import Run
-    from sarathi.cli.measuring import Screen
-    from sarathi.cli.reporting import report
-
+    """Write the page; return the exit code."""
+    options = build(ReportOptions, args)
     runs, capacities = [], []
     for path in args.results:
         for file, found in load_all(path):
@@ -41,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
                 runs.append(found)
             else:
                 capacities.append(CapacityWithRuns(found, runs_of(found, file.parent)))
-    lines = [] if args.iteration_log is None else load_iterations(args.iteration_log)
-    report(args.output, runs, capacities, Screen(quiet=False), lines)
+    log = options.iteration_log
+    iterations = [] if log is None else load_iterations(log)
+    save_report(options.output, runs, capacities, Screen(quiet=False), iterations)
     return 0

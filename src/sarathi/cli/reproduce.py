@@ -1,99 +1,99 @@
-"""Repeat the paper's evaluation on the simulator: ours beside the published values."""
+"""`sarathi reproduce`: the paper's evaluation on the simulator, beside the published values."""
 
 from __future__ import annotations
 
 import argparse
 import time
 from pathlib import Path
+from typing import Annotated
 
-from sarathi.cli.engine_options import positive, utf8
+import msgspec
+
+from sarathi.bench.report import check_reports_can_be_made
+from sarathi.cli.arguments import add_options, argument_type, build
+from sarathi.cli.measurement import Screen, print_json
+from sarathi.cli.simulation import progress_bar
 from sarathi.errors import UsageError
-from sarathi.simulator.reproduction.study import STUDIES
+from sarathi.options import MAX_NUMBER, CountOrZero, Option, parse_text
+from sarathi.simulator.reproduction.reproduction_report import fields, write
+from sarathi.simulator.reproduction.settings import SHAREGPT_FILE, Options
+from sarathi.simulator.reproduction.study import STUDIES, reproduce
 
-_TRACES = Path("..") / "shared" / "traces"  # where they are looked for unasked
-_REQUESTS = 1024
-_FEWEST = 8  # of which figures can be made
+_TRACES = Path("..") / "shared" / "traces"  # the default, where it exists
+_FEWEST = 8  # requests of which figures can be made
+
+
+class ReproduceOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of the command."""
+
+    all: Annotated[bool, Option("all experiments")] = False
+    list: Annotated[bool, Option("list the experiments, and run none")] = False
+    out: Annotated[
+        str | None,
+        Option(
+            "for index.html, which needs nothing else, figures and results.json", metavar="FOLDER"
+        ),
+    ] = None
+    requests: Annotated[
+        int, msgspec.Meta(ge=_FEWEST, le=MAX_NUMBER), Option("requests of each simulated run")
+    ] = 1024
+    seed: Annotated[CountOrZero, Option("seed of lengths and arrivals")] = 0
+    traces: Annotated[
+        str | None,
+        Option(
+            "with sharegpt_8k.csv, the paper's trace",
+            default=f"{_TRACES} if it exists, or else lengths with the published statistics",
+            metavar="FOLDER",
+        ),
+    ] = None
+    json: Annotated[bool, Option("all values as one JSON object, and nothing else")] = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument(
         "names",
         nargs="*",
-        type=utf8,
+        type=argument_type(parse_text),
         metavar="NAME",
         help=f"an experiment: {', '.join(STUDIES)}",
     )
-    parser.add_argument("--all", action="store_true", help="all experiments")
-    parser.add_argument(
-        "--list", action="store_true", help="tell what experiments there are, and do none"
-    )
-    parser.add_argument(
-        "--out",
-        type=utf8,
-        metavar="FOLDER",
-        help="for index.html, which needs nothing else, figures and results.json",
-    )
-    parser.add_argument(
-        "--requests",
-        type=positive,
-        default=_REQUESTS,
-        metavar="N",
-        help="of each simulated run (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of lengths and arrivals (default: 0)"
-    )
-    parser.add_argument(
-        "--traces",
-        type=utf8,
-        metavar="FOLDER",
-        help=f"with sharegpt_8k.csv, the paper's trace (default: {_TRACES} if it is there, or "
-        "else lengths with the published statistics)",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="all values as one JSON object, and nothing else"
-    )
+    add_options(parser, ReproduceOptions)
 
 
 def run(args: argparse.Namespace) -> int:
-    from sarathi.bench.report import check_reports_can_be_made
-    from sarathi.cli.measuring import Screen
-    from sarathi.cli.reporting import print_json
-    from sarathi.cli.simulating import progress_bar
-    from sarathi.simulator.reproduction.reproduction_report import fields, write
-    from sarathi.simulator.reproduction.settings import Options
-    from sarathi.simulator.reproduction.study import reproduce
-
-    if args.list:
+    """Run experiments and write the report; return the exit code."""
+    options = build(ReproduceOptions, args)
+    if options.list:
         for name, study in STUDIES.items():
             print(f"{name:20} {study.summary}")
         return 0
-    names = _names(args)
-    folder = None if args.out is None else Path(args.out)
-    if folder is None and not args.json:
+    names = _names(args.names, options.all)
+    folder = None if options.out is None else Path(options.out)
+    if folder is None and not options.json:
         raise UsageError("--out is missing: the folder for the report; or --json")
     if folder is not None:
         check_reports_can_be_made()
         _prepare(folder)
-    options = Options(args.requests, args.seed, _traces(args.traces))
-    screen = Screen(quiet=args.json)
-    began = time.monotonic()
-    with progress_bar(args.json) as bar:
+    settings = Options(options.requests, options.seed, _traces(options.traces))
+    screen = Screen(quiet=options.json)
+    started = time.monotonic()
+    with progress_bar(options.json) as bar:
         task = bar.add_task("simulating", total=None)
 
-        def done(number: int, total: int, title: str) -> None:
+        def on_progress(number: int, total: int, title: str) -> None:
             bar.update(task, completed=number, total=total, description=title)
             if bar.disable:
-                screen.say(f"{number} of {total}: {title}")
+                screen.log(f"{number} of {total}: {title}")
 
-        found = reproduce(names, options, done=done)
-    took = time.monotonic() - began
+        found = reproduce(names, settings, done=on_progress)
+    duration = time.monotonic() - started
     if folder is not None:
-        screen.say(f"drawing, after {took:.0f} s")
-        files = write(folder, found, options, took)
-        screen.say(f"the report is {files[0]}, with {len(files) - 2} figures and results.json")
-    if args.json:
-        print_json(fields(found, options, took))
+        screen.log(f"drawing, after {duration:.0f} s")
+        files = write(folder, found, settings, duration)
+        screen.log(f"the report is {files[0]}, with {len(files) - 2} figures and results.json")
+    if options.json:
+        print_json(fields(found, settings, duration))
         return 0
     for one in (one for experiment in found for one in experiment.headline):
         ours = "none" if one.ours is None else f"{one.ours:.3g}x"
@@ -101,31 +101,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _names(args: argparse.Namespace) -> list[str]:
-    """
+def _names(given: list[str], every: bool) -> list[str]:
+    """Return the names of the experiments to run.
+
     Raises:
         UsageError: a name is unknown, or there is none.
     """
     known = f"expected some of {', '.join(STUDIES)}, or --all"
-    for name in args.names:
+    for name in given:
         if name not in STUDIES:
             raise UsageError(f"{name} is no experiment, {known}")
-    if args.requests < _FEWEST:
-        raise UsageError(f"--requests {args.requests} must be at least {_FEWEST}")
-    if args.seed < 0:
-        raise UsageError(f"--seed {args.seed} must be at least 0")
-    if args.all:
+    if every:
         return list(STUDIES)
-    if not args.names:
+    if not given:
         raise UsageError(f"no experiment is named: {known}")
-    return list(dict.fromkeys(args.names))
+    return list(dict.fromkeys(given))
 
 
 def _prepare(folder: Path) -> None:
-    """Make the folder, before minutes go by.
+    """Make the folder before the experiments run, which takes minutes.
 
     Raises:
-        UsageError: it cannot be.
+        UsageError: it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,14 +131,13 @@ def _prepare(folder: Path) -> None:
 
 
 def _traces(given: str | None) -> str | None:
-    """
+    """Return the folder of traces.
+
     Raises:
         UsageError: there is no such folder, or no trace in it.
     """
     if given is None:
         return str(_TRACES.resolve()) if _TRACES.is_dir() else None
-    from sarathi.simulator.reproduction.settings import SHAREGPT_FILE
-
     if not (Path(given) / SHAREGPT_FILE).is_file():
         raise UsageError(f"--traces {given} has no file {SHAREGPT_FILE}")
     return str(Path(given).resolve())

@@ -1,100 +1,210 @@
-"""How an engine is run: what the command line, the server and the offline class have in common."""
+"""How an engine is run: the options that the command line, the server and `LLM` have in common."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import msgspec
 
 from sarathi.backends.options import Device, ExecutorName, KvPrecision, Precision
 from sarathi.errors import ConfigError
 from sarathi.models.locate import LoadFormat
+from sarathi.options import Count, NewFile, Option, Seconds, Size, check_options
 from sarathi.scheduler import ORDERS, POLICIES
 from sarathi.system.machine import usable_cores
 
-DEFAULT_TOKEN_BUDGET = 256
-DEFAULT_MAX_BATCH_SIZE = 128
-DEFAULT_MIN_PREFILL_SHARE = 0.1
-DEFAULT_IN_ORDER_SHARE = 0.5
-DEFAULT_TTFT_TARGET = 5.0  # seconds
-DEFAULT_DRAIN_SECONDS = 30.0
+MAX_REPLICAS = 256
+_TOKEN_BUDGET = 256  # of the policies that need one
 _USUAL_STEP = 8192  # tokens, where a latency target decides
 _DETERMINISTIC_CHUNK = 128  # tokens; not measured, or two machines would cut differently
 
-# Far beyond any machine; what is above would end in an overflow somewhere below.
-MAX_NUMBER = 2**31 - 1
-MAX_KV_CACHE_MEMORY = 2**62  # bytes
-MAX_RANKS = 1024
-MAX_REPLICAS = 256
-
 FairBy = Literal["tenant"]
+Ranks = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+
+_PRECISIONS = {"auto": None, "float32": "f32", "bfloat16": "bf16", "float16": "f16", "half": "f16"}
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    policy: str = "sarathi"  # a row of `scheduling.POLICIES`
-    token_budget: int | None = None  # tokens of one iteration, decodes included
-    tbt_target: float | None = None  # seconds; None with no token_budget: derived from the machine
-    min_prefill_share: float = DEFAULT_MIN_PREFILL_SHARE  # of an iteration, while a prompt waits
-    in_order_share: float = DEFAULT_IN_ORDER_SHARE  # of prompt work; the rest: shortest first
-    order: str = "fcfs"  # a key of `scheduling.ORDERS`
-    ttft_target: float = DEFAULT_TTFT_TARGET  # seconds, of requests that name none; for `slack`
-    fair_by: FairBy | None = None
-    prefix_caching: bool = True
-    deterministic: bool = False  # chunk boundaries depend on the request alone
-    max_batch_size: int = DEFAULT_MAX_BATCH_SIZE  # requests that run at the same time
-    max_model_len: int | None = None  # tokens; None: as many as model and memory allow
-    kv_cache_memory: int | None = None  # bytes; None: out of the memory that is free
-    load_format: LoadFormat = "auto"
-    precision: Precision | None = None  # None: the fastest that the processor computes in
-    kv_precision: KvPrecision | None = None  # None: the same as precision
-    threads: int | None = None  # of each process that computes; None: all cores between them
-    engines_here: int = 1  # that share the memory of this machine, this one included
+    """The options of an engine. Durations are in seconds, sizes in bytes.
+
+    Raises:
+        ConfigError: a value is out of range, or two exclude each other.
+    """
+
+    load_format: Annotated[
+        LoadFormat,
+        Option(
+            "where the weights come from: auto reads those of MODEL; dummy makes random ones, to "
+            "measure speed "
+            "without a checkpoint, where MODEL is a config.json, a folder with one, a hub id, or "
+            "the name of a published model such as mistral-7b",
+            group="model and memory",
+        ),
+    ] = "auto"
+    max_model_len: Annotated[
+        Count | None,
+        Option(
+            "most tokens of a prompt and its output together",
+            default="what the model and memory allow",
+            metavar="TOKENS",
+        ),
+    ] = None
+    kv_cache_memory: Annotated[
+        Size | None,
+        Option(
+            "memory of the KV cache, of one engine on each of its machines or GPUs, such as "
+            "2GiB or 512MB",
+            default="up to half of what is free, most of a GPU's",
+        ),
+    ] = None
+    prefix_caching: Annotated[
+        bool,
+        Option(
+            "reuse the KV cache of prompts for later ones with the same prefix",
+            name="enable-prefix-caching",
+        ),
+    ] = True
+    precision: Annotated[
+        Precision | None,
+        Option(
+            "number format of weights and computation",
+            default="bf16 or f16 if the processor computes in it",
+            aliases=("dtype",),
+            spellings=_PRECISIONS,
+        ),
+    ] = None
+    kv_precision: Annotated[
+        KvPrecision | None,
+        Option(
+            "number format of the KV cache: that of --precision, or u8 for half the memory and "
+            "some of the accuracy",
+            default="that of --precision",
+        ),
+    ] = None
+    threads: Annotated[
+        Count | None, Option("threads of each stage and rank", default="all cores between them")
+    ] = None
+    engines_here: Count = 1  # that share the memory of this machine, this one included
     number_here: int = 0  # of this one among them
-    executor: ExecutorName = "openvino"
-    device: Device | None = None  # of the torch executor; None: cuda if there is one
-    pp: int = 1  # pipeline stages
-    tp: int = 1  # ranks that share the layers of each stage
-    iteration_log: str | None = None  # path of a JSON lines file
-    trace: str | None = None  # path of a Chrome trace file
+
+    executor: Annotated[
+        ExecutorName,
+        Option(
+            "backend that runs the model: openvino on CPUs, torch on CUDA devices or CPUs",
+            group="execution",
+        ),
+    ] = "openvino"
+    device: Annotated[
+        Device | None, Option("device of --executor torch", default="cuda if there is one")
+    ] = None
+    pp: Annotated[
+        Ranks,
+        Option(
+            "pipeline stages that share the layers, each a process",
+            aliases=("pipeline-parallel-size",),
+        ),
+    ] = 1
+    tp: Annotated[
+        Ranks,
+        Option(
+            "tensor-parallel ranks that share every layer of a stage, each a process; needs "
+            "--executor torch",
+            aliases=("tensor-parallel-size",),
+        ),
+    ] = 1
+
+    tbt_target: Annotated[
+        Seconds | None,
+        Option(
+            "longest time between two tokens of an answer, such as 100ms or 0.1 (seconds); "
+            "prompts get what it leaves of each iteration",
+            default="5x the time of an iteration of decodes alone on this machine, but at most "
+            "250ms unless decodes leave too little of that; printed at start",
+            group="scheduling",
+        ),
+    ] = None
+    token_budget: Annotated[
+        Count | None,
+        Option(
+            "the paper's fixed budget, instead of --tbt-target: tokens of one iteration, decodes "
+            "included",
+            default=f"none; {_TOKEN_BUDGET} for chunked_only; the model's length for vllm and "
+            "hybrid_only",
+            aliases=("max-num-batched-tokens",),
+        ),
+    ] = None
+    min_prefill_share: Annotated[
+        float,
+        msgspec.Meta(ge=0, lt=1),
+        Option(
+            "part of each iteration for prompts while one waits, even where the target is missed "
+            "for it",
+            metavar="SHARE",
+        ),
+    ] = 0.1
+    in_order_share: Annotated[
+        float,
+        msgspec.Meta(gt=0, le=1),
+        Option(
+            "part of the work on prompts that follows --order; the rest goes to the shortest; 1 "
+            "for strict order",
+            metavar="SHARE",
+        ),
+    ] = 0.5
+    order: Annotated[
+        str,
+        Option(
+            "which prompt is computed first: the first to arrive (fcfs); the one with the least "
+            "'priority' field; or the one with the least time left until its TTFT target, less its "
+            "work (slack)",
+            choices=ORDERS,
+        ),
+    ] = "fcfs"
+    ttft_target: Annotated[
+        Seconds, Option("time to the first token, for requests that name none; needs --order slack")
+    ] = 5.0
+    fair_by: Annotated[
+        FairBy | None,
+        Option(
+            "share the computation of prompts equally: between API keys if there are several, "
+            "otherwise between the 'user' of requests",
+            default="not at all",
+        ),
+    ] = None
+    max_batch_size: Annotated[
+        Count, Option("most requests that run at the same time", aliases=("max-num-seqs",))
+    ] = 128
+    policy: Annotated[
+        str,
+        Option(
+            "how batches are put together: sarathi, or one of those it is compared with",
+            choices=POLICIES,
+        ),
+    ] = "sarathi"
+    deterministic: Annotated[
+        bool,
+        Option(
+            "cut a prompt into the same chunks whatever else runs, so that answers do not depend "
+            "on the load; costs speed"
+        ),
+    ] = False
+
+    iteration_log: Annotated[
+        NewFile | None,
+        Option(
+            "file for a line on every iteration: its batch, predicted and real time, budget",
+            group="observability",
+            metavar="FILE.jsonl",
+        ),
+    ] = None
+    trace: Annotated[
+        NewFile | None,
+        Option("file for every iteration in Chrome's trace format, for https://ui.perfetto.dev"),
+    ] = None
 
     def __post_init__(self) -> None:
-        _one_of("policy", self.policy, POLICIES)
-        _one_of("order", self.order, ORDERS)
-        _one_of("executor", self.executor, get_args(ExecutorName))
-        _one_of("load_format", self.load_format, get_args(LoadFormat))
-        if self.fair_by is not None:
-            _one_of("fair_by", self.fair_by, get_args(FairBy))
-        if self.device is not None:
-            _one_of("device", self.device, get_args(Device))
-        for name, most in (
-            ("token_budget", MAX_NUMBER),
-            ("max_batch_size", MAX_NUMBER),
-            ("max_model_len", MAX_NUMBER),
-            ("kv_cache_memory", MAX_KV_CACHE_MEMORY),
-            ("threads", MAX_NUMBER),
-            ("engines_here", MAX_NUMBER),
-            ("pp", MAX_RANKS),
-            ("tp", MAX_RANKS),
-        ):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= most:
-                raise ConfigError(f"{name} is {value}, expected 1 to {most}")
-        for name in ("tbt_target", "ttft_target"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"{name} is {value}, expected a time above 0")
-        if not 0 <= self.min_prefill_share < 1:
-            raise ConfigError(
-                f"min_prefill_share is {self.min_prefill_share}, expected 0 to less than 1"
-            )
-        if not 0 < self.in_order_share <= 1:
-            raise ConfigError(f"in_order_share is {self.in_order_share}, expected above 0 up to 1")
-        self._check_combinations()
-
-    def _check_combinations(self) -> None:
+        check_options(self, lambda name, message: ConfigError(f"{name} {message}"))
         if self.token_budget is not None and self.tbt_target is not None:
             raise ConfigError(
                 "token_budget and tbt_target exclude each other: the one fixes the tokens of an "
@@ -126,11 +236,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.token_budget is not None:
             return self.token_budget
         budgeted = POLICIES[self.policy].budgeted and self.policy != "sarathi"
-        return DEFAULT_TOKEN_BUDGET if budgeted else None
+        return _TOKEN_BUDGET if budgeted else None
 
     @property
     def chunk(self) -> int | None:
-        """Where `deterministic` cuts prompts, in tokens; None where the budget says."""
+        """Where `deterministic` cuts prompts, in tokens; None where the budget decides."""
         if not self.deterministic:
             return None
         return _DETERMINISTIC_CHUNK if self.token_budget is None else self.token_budget
@@ -153,9 +263,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def share_of_machine(config: EngineConfig, replicas: int, number: int = 0) -> EngineConfig:
-    """For one of several engines on the same machine: its part of the cores, GPUs and memory.
+    """Return the configuration of one of several engines that share cores, GPUs and memory.
 
     Args:
+        replicas: engines on this machine.
         number: of the engine among them.
     """
     threads = config.threads
@@ -167,13 +278,8 @@ def share_of_machine(config: EngineConfig, replicas: int, number: int = 0) -> En
 
 
 class Launch(msgspec.Struct, frozen=True):
-    """What an engine process is told on its command line, as JSON."""
+    """What an engine process gets on its command line, as JSON."""
 
     path: str
     config: EngineConfig
     parent: int | None  # process id: the engine ends when that does; None: on another machine
-
-
-def _one_of(name: str, value: str, accepted: Collection[str]) -> None:
-    if value not in accepted:
-        raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(accepted)}")

@@ -11,24 +11,24 @@ import socket
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
-from sarathi.engine.config import DEFAULT_DRAIN_SECONDS, MAX_REPLICAS, EngineConfig
+from sarathi.engine.config import MAX_REPLICAS, EngineConfig
 from sarathi.engine.messages import ModelInfo
 from sarathi.errors import ConfigError
 from sarathi.fleet.fleet import Fleet
 from sarathi.fleet.generation import EngineError
 from sarathi.models.model import open_tokenizer
+from sarathi.options import LogLevel
 from sarathi.server.app import create_app
 from sarathi.server.auth import AuthRules
 from sarathi.server.connection_limits import BoundedProtocol, ConnectionLimits, IdleConnections
+from sarathi.server.server_config import ServerConfig
 from sarathi.server.shutdown import GracefulShutdown
 from sarathi.system.machine import raise_descriptor_limit, usable_cores
 from sarathi.system.processes import LOCAL, Spawner
@@ -38,24 +38,8 @@ from sarathi.units import format_duration
 _BACKLOG = 2048
 _SPARE_DESCRIPTORS = 64  # for what is not a client's connection
 
-LogLevel = Literal["debug", "info", "warning", "error"]
-
 _LOG = logging.getLogger("sarathi")
 _LEVEL_PREFIX = re.compile(r"(?:replica \d+: )?(error|warning): ")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerConfig:
-    """Options of the server process itself."""
-
-    host: str
-    port: int  # 0 for any that is free
-    served_name: str  # what clients call the model
-    api_keys: tuple[str, ...] = field(default=(), repr=False)
-    admin_keys: tuple[str, ...] = field(default=(), repr=False)  # see `AuthRules`
-    replicas: int = 1  # engines that share the requests
-    drain_seconds: float = DEFAULT_DRAIN_SECONDS  # for open requests at the shutdown
-    log_level: LogLevel = "info"  # the least severe messages that are logged
 
 
 def serve(path: Path, engine: EngineConfig, config: ServerConfig, spawner: Spawner = LOCAL) -> int:

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from sarathi.engine.config import EngineConfig
 from sarathi.fleet.ray.cluster import connected
 from sarathi.fleet.ray.placement import place_replicas
+from sarathi.fleet.ray.ray_options import RayOptions
 from sarathi.fleet.ray.spawners import EngineSpawner
 from sarathi.system.processes import Spawner
 
 _RESERVE_TIMEOUT = 30.0  # seconds that an engine waits for resources: machines may be joining
-
-
-@dataclass(frozen=True, kw_only=True)
-class RayOptions:
-    """The options of `--ray`."""
-
-    address: str | None = None  # host:port; None: see `connected`
-    cpus_per_rank: int | None = None  # None: see `place_replicas`
-    gpus_per_rank: int | None = None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A dry run, for a terminal."""
+"""The table of `sarathi serve --dry-run`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sarathi.engine.config import EngineConfig
 from sarathi.engine.startup.dry_run import Checkpoint, DryRun
 from sarathi.engine.startup.kv_cache_size import ProcessShare, gigabytes
 from sarathi.fleet.ray.placement import Node, Placement, place_replicas
-from sarathi.fleet.ray.ray_launch import RayOptions
+from sarathi.fleet.ray.ray_options import RayOptions
 from sarathi.models.locate import RANDOM_WEIGHTS
 from sarathi.system.machine import usable_cores
 
@@ -22,10 +22,10 @@ _NOT_COUNTED = (
 )
 
 
-def placed(
+def place_on_ray(
     config: EngineConfig, replicas: int, options: RayOptions
 ) -> tuple[Placement, EngineConfig]:
-    """What Ray would be asked for, if every stage of every replica had a machine like this one.
+    """Return the placement if every stage of every replica had a machine like this one.
 
     Raises:
         ConfigError: the options do not go together.
@@ -42,7 +42,8 @@ def placed(
 
 
 def print_dry_run(run: DryRun, placement: Placement | None = None) -> None:
-    """
+    """Print the layout, the memory of each process and the KV cache.
+
     Args:
         placement: of each replica, on a Ray cluster.
     """
@@ -85,7 +86,7 @@ def _layout(run: DryRun) -> str:
 
 def _gpus(run: DryRun) -> str:
     return "".join(
-        f"; GPU {index}: {gigabytes(free)} to be had" for index, free in enumerate(run.machine.gpus)
+        f"; GPU {index}: {gigabytes(free)} available" for index, free in enumerate(run.machine.gpus)
     )
 
 
@@ -149,6 +150,6 @@ def _ray(run: DryRun, placement: Placement) -> str:
     return (
         f"Ray: {_count(run.replicas, 'placement group')} of "
         f"{_count(len(placement.bundles), 'bundle')} ({placement}): a bundle is a stage with "
-        f"{ranks}, on one machine. Memory is reckoned as if each had a machine like this one; "
+        f"{ranks}, on one machine. Memory is computed as if each had a machine like this one; "
         "no cluster has been asked."
     )

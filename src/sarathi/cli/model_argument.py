@@ -1,32 +1,47 @@
-"""The model that a command is given: a path, a hub id, or a name of a published model."""
+"""The model that a command runs: a path, a hub id, or the name of a published model."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
+from sarathi.cli.arguments import argument_type
 from sarathi.errors import ModelError, UsageError
 from sarathi.models.locate import LoadFormat, Located
+from sarathi.options import parse_text
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """Add MODEL, which `locate_model` finds."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        type=argument_type(parse_text),
+        help="a folder in the Hugging Face layout, a .gguf file, a hub id (org/name), "
+        "or smollm2-135m",
+    )
 
 
 def locate_model(name: str, load_format: LoadFormat) -> Located:
     """Find a model, as `locate` does; with the format `dummy`, a configuration is enough.
 
     Raises:
-        ModelError: there is no such model; says what is accepted.
+        ModelError: there is no such model; the message says what is accepted.
     """
-    # Imported here: not all commands need them.
+    # Imported here: `--help` needs none of them.
     from sarathi.models import locate
     from sarathi.simulator.model_shape import MODELS
     from sarathi.simulator.published_config import config_folder
 
-    if load_format == "dummy" and _is_published(name):
+    is_published = name in MODELS and not Path(name).exists()
+    if load_format == "dummy" and is_published:
         return Located(config_folder(MODELS[name]), name)
     try:
         return locate.locate_config(name) if load_format == "dummy" else locate.locate(name)
     except ModelError as error:
         if load_format == "dummy":
             raise ModelError(f"{error}; or one of {', '.join(MODELS)}") from error
-        if _is_published(name):
+        if is_published:
             raise ModelError(
                 f"{error}; --load-format dummy serves random weights of the shape of {name}"
             ) from error
@@ -44,10 +59,3 @@ def check_shared(name: str, load_format: LoadFormat) -> None:
             f"--load-format dummy with --ray needs the path of a config.json or of a folder with "
             f"one that all machines have, not {name}"
         )
-
-
-def _is_published(name: str) -> bool:
-    """Whether it is the name of a model whose shape is known, and not a path."""
-    from sarathi.simulator.model_shape import MODELS
-
-    return name in MODELS and not Path(name).exists()

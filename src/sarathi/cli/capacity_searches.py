@@ -1,0 +1,250 @@
+"""Searches for the capacities of one or several servers, with their progress on the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sarathi import __version__
+from sarathi.bench.capacity.capacity_search import CapacitySearch
+from sarathi.bench.capacity.early_stopping import EarlyStopping
+from sarathi.bench.capacity.rate_search import Search, Try
+from sarathi.bench.capacity.search_store import SearchStore
+from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
+from sarathi.bench.client.server_probe import ServerFacts
+from sarathi.bench.machine_info import describe_machine
+from sarathi.bench.measure import measure, prepare
+from sarathi.bench.report import CapacityWithRuns
+from sarathi.bench.results import Run
+from sarathi.bench.target import Subject, Target, answering
+from sarathi.cli.arguments import build
+from sarathi.cli.measurement import (
+    OutputOptions,
+    RequestOptions,
+    ResultOptions,
+    Screen,
+    SearchOptions,
+    Tokens,
+    WorkloadOptions,
+    credentials,
+    make_load,
+    probe_targets,
+    run_options,
+)
+from sarathi.errors import BenchmarkError
+
+_HALVINGS = 4  # of the first rate: a search may take long, but not for ever
+
+
+class CapacitySearches:
+    """One search for each target, a point of each in turn."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        targets: Sequence[Target],
+        *,
+        tbt_target: float,
+        requests_per_point: int,
+    ) -> None:
+        """Probe the targets and prepare the load.
+
+        Args:
+            args: with the options of `sarathi.cli.measurement`.
+            tbt_target: seconds, for P99 of the time between tokens.
+            requests_per_point: to measure at each rate, at least.
+
+        Raises:
+            BenchmarkError: an option of the load is missing, contradictory or out of range.
+        """
+        self.screen = Screen(quiet=build(OutputOptions, args).json)
+        self._attempts: Counter[tuple[Target, float, int]] = Counter()
+        self._began = time.time()
+        self._args = args
+        self._targets = targets
+        self._results = build(ResultOptions, args)
+        self._requests_per_point = requests_per_point
+        self._tokens = Tokens(args)
+        self._load = make_load(args, requests_per_point, self._tokens)
+        self._options = build(SearchOptions, args)
+        self._facts = self._probe()
+        # Delays that one server reports cannot be compared with those of one that does not.
+        by_ttft = not all(facts.tells_delay for facts in self._facts)
+        self._latencies = CapacityTargets(
+            tbt_target, self._options.delay_target, self._options.tail_delay_target, by_ttft
+        )
+
+    def run(self) -> list[CapacityWithRuns]:
+        """Search until each target has a result.
+
+        Raises:
+            BenchmarkError: a server cannot be measured. Finished runs are kept.
+        """
+        with contextlib.ExitStack() as stack:
+            searches = [self._search(target, stack) for target in self._targets]
+            unfinished = searches
+            try:
+                while unfinished:
+                    unfinished = [search for search in unfinished if search.step()]
+            except KeyboardInterrupt:
+                self.screen.warn("interrupted: finished runs are kept, the same command goes on")
+                raise
+            return [self._finished(search) for search in searches]
+
+    def _finished(self, search: CapacitySearch) -> CapacityWithRuns:
+        result = search.result(self._options.resolution, self._requests_per_point)
+        search.store.finish(result)
+        self.screen.log(f"{result.label}: kept in {search.store.folder}")
+        return CapacityWithRuns(result, search.runs)
+
+    def _search(self, target: Target, stack: contextlib.ExitStack) -> CapacitySearch:
+        name = f"capacity-{target.label}"
+        store = SearchStore(self._results.results, name, self._configuration(target))
+        if self._results.fresh:
+            _set_aside(store.folder)
+        stack.enter_context(store.opened())
+        # Several alternate, and most machines have memory for one of them at a time.
+        keep_in = stack if len(self._targets) == 1 else None
+        server = _LazyServer(target, self._args, store.log, self._tokens, keep_in)
+
+        dates: list[float] = []  # of runs from before
+
+        def on_point(attempt: Try, run: Run, verdict: Verdict) -> None:
+            if run.began < self._began:
+                dates.append(run.began)
+                return
+            outcome = "meets the target" if verdict.met else "misses it"
+            certainty = "" if verdict.certain else " (not for certain)"
+            self.screen.log(
+                f"{target.label}: {attempt.rate:g}/s {outcome}{certainty}: {verdict.reason}"
+            )
+
+        search = CapacitySearch(
+            Search(self._options.start_rate, self._options.resolution, max_halvings=_HALVINGS),
+            store,
+            self._latencies,
+            lambda attempt: self._measure(server, attempt),
+            on_point,
+        )
+        if dates:
+            since = datetime.fromtimestamp(min(dates)).strftime("%Y-%m-%d %H:%M")
+            self.screen.warn(
+                f"{target.label}: {len(dates)} runs from {since} on are taken from "
+                f"{store.folder}; --fresh measures again"
+            )
+        return search
+
+    def _probe(self) -> list[ServerFacts]:
+        """Return the facts of the servers, without starting a single one just for that."""
+        if len(self._targets) == 1 and self._targets[0].command is not None:
+            return []
+        return probe_targets(self._args, self._targets, self.screen)
+
+    def _measure(self, server: _LazyServer, attempt: Try) -> Run:
+        rate, repeat = attempt.rate, attempt.repeat
+        # Fast servers need many requests: in a short burst, no queue grows for long.
+        number = max(self._load.num_requests, math.ceil(rate * self._options.point_duration))
+        # An invalid run is repeated with other texts, which are in no prefix cache.
+        which = server.target, rate, repeat
+        self._attempts[which] += 1
+        salt = f"{self._load.salt}/{rate:g}/{repeat}/{self._attempts[which]}"
+        seed = self._load.seed + repeat
+        load = replace(self._load, num_requests=number, seed=seed, salt=salt)
+        with server.running() as running:
+            running.check()
+            requests = prepare(load, rate, self._tokens, running.facts.max_model_len)
+            early_stopping = EarlyStopping(
+                [call.output_tokens for call in requests.calls],
+                load.warm_up,
+                self._latencies,
+                running.facts.tells_delay,
+            )
+            title = f"{running.label} at {rate:g}/s"
+            with self.screen.follow(title, len(requests.calls), [early_stopping]) as listener:
+                return measure(running, requests, run_options(self._args), listener)
+
+    def _configuration(self, target: Target) -> dict[str, Any]:
+        """Return everything that a point depends on."""
+        load, requests = self._load, build(RequestOptions, self._args)
+        workload = build(WorkloadOptions, self._args)
+        return {
+            "version": __version__,
+            "machine": describe_machine(),
+            "server": target.server,
+            "url": target.url,
+            "model": requests.model,
+            "facts": [dataclasses.asdict(facts) for facts in self._facts],
+            "no_ignore_eos": not requests.ignore_eos,
+            "api": requests.api,
+            "tokenizer": workload.tokenizer,
+            "workload": load.workload.describe(),
+            "file": _digest(workload.workload),
+            "requests": load.num_requests,
+            "point_duration": self._options.point_duration,
+            "warm_up": load.warm_up,
+            "seed": load.seed,
+            "salt": requests.salt,
+            "tbt_target": self._latencies.tbt,
+            "delay_target": self._latencies.delay,
+            "tail_delay_target": self._latencies.tail_delay,
+            "timeout": requests.timeout,
+            "max_client_lag": requests.max_client_lag,
+        }
+
+
+@dataclass
+class _LazyServer:
+    """A target that is started when it is first needed: points of an earlier search need none."""
+
+    target: Target
+    args: argparse.Namespace
+    log: Path
+    tokens: Tokens
+    keep_in: contextlib.ExitStack | None  # keeps it running; None: it runs for each point
+    _running: Subject | None = None
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Subject]:
+        """Yield the running server."""
+        if self._running is not None:
+            yield self._running
+            return
+        with contextlib.ExitStack() as point:
+            starting = answering(self.target, credentials(self.args), self.log)
+            server = (self.keep_in or point).enter_context(starting)
+            self.tokens.use(server)
+            if self.keep_in is not None:
+                self._running = server
+            yield server
+
+
+def _set_aside(folder: Path) -> None:
+    """Rename the folder of an earlier search.
+
+    Raises:
+        BenchmarkError: it cannot be renamed.
+    """
+    if folder.exists():
+        aside = folder.with_name(f"{folder.name}-until-{datetime.now():%Y%m%d-%H%M%S}")
+        try:
+            folder.rename(aside)
+        except OSError as error:
+            reason = error.strerror or error
+            raise BenchmarkError(f"{folder} cannot be renamed: {reason}") from None
+
+
+def _digest(workload: str | None) -> str | None:
+    """Return the hash of a trace: another file of the same name is another workload."""
+    if workload is None or not Path(workload).is_file():
+        return None
+    return hashlib.sha256(Path(workload).read_bytes()).hexdigest()
