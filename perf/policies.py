@@ -85,7 +85,7 @@ def rows() -> dict[str, list[str]]:
     """The options of `sarathi serve` for each row of the table."""
     options = {}
     for name, policy in POLICIES.items():
-        budget = ["--token-budget", str(_BUDGET)] if policy.budgeted else []
+        budget = ["--token-budget", str(_BUDGET)] if policy.requires_budget else []
         options[name] = ["--policy", name, *budget, *_AS_PUBLISHED]
     options[f"sarathi, {_TARGET} ms"] = ["--tbt-target", f"{_TARGET}ms"]
     return options

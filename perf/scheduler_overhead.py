@@ -53,7 +53,7 @@ def scheduler(running: int, waiting: int, order: str, fair: bool) -> Scheduler:
         order=ORDERS[order](latency_model, 1e9),
         fair=fair,
         in_order_share=0.5,
-        model=latency_model,
+        latency_model=latency_model,
     )
     for name in range(running + waiting):
         prompt = range(name, name + _PROMPT)

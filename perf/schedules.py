@@ -22,7 +22,7 @@ def iterations(policy: str) -> Iterator[list[Cell]]:
     row = POLICIES[policy]
     scheduler = Scheduler(
         BlockPool(100, block_size=1),
-        FixedBudget(BUDGET) if row.budgeted else None,
+        FixedBudget(BUDGET) if row.requires_budget else None,
         max_batch_size=4,
         max_model_len=10,
         prefix_caching=False,
@@ -34,7 +34,7 @@ def iterations(policy: str) -> Iterator[list[Cell]]:
         for index, (_, arrival, prompt, output) in enumerate(ARRIVALS):
             if arrival == number:
                 scheduler.add(Request(index, range(prompt), StopCriteria(output), float(arrival)))
-        waiting = [*scheduler.running.requests(), *scheduler.prompts.waiting()]
+        waiting = [*scheduler.running.requests(), *scheduler.waiting.requests()]
         batch = scheduler.schedule(0.0)
         assert batch is not None
         done = {

@@ -102,7 +102,9 @@ def test_every_decode_is_in_every_batch(
     workload: list[Arrival],
 ) -> None:
     """Unless it has just lost its memory."""
-    scheduler = Scheduler(pool, budget, max_model_len=MAX_MODEL_LEN, model=MODEL, **options, **own)
+    scheduler = Scheduler(
+        pool, budget, max_model_len=MAX_MODEL_LEN, latency_model=MODEL, **options, **own
+    )
     for batch, _ in play(scheduler, workload, seconds=took):
         decodes = {part.request.id for part in batch.slices[: batch.num_decodes]}
         assert decodes == {request.id for request in scheduler.running.decodes}
@@ -136,7 +138,7 @@ def test_pipelines(
         budget,
         max_model_len=MAX_MODEL_LEN,
         policy=policy,
-        model=MODEL,
+        latency_model=MODEL,
         micro_batches=stages,
         **options,
     )
@@ -163,7 +165,7 @@ def test_looking_ahead(
         budget,
         max_model_len=MAX_MODEL_LEN,
         policy=policy,
-        model=MODEL,
+        latency_model=MODEL,
         look_ahead=True,
         **options,
     )
@@ -176,7 +178,7 @@ def test_looking_ahead(
             assert {request.id for request in ahead} <= {r.id for r in under_way.sampling}
         for request, start, length, samples in batch.slices:
             assert start + length <= request.num_scheduled
-            assert len(request.output_ids) + request.num_pending <= request.limits.max_tokens
+            assert len(request.output_ids) + request.num_pending <= request.stop_criteria.max_tokens
             if not request.num_pending:
                 assert not samples
         under_way = batch
@@ -231,9 +233,9 @@ def test_the_papers_rules(
             assert not started, "a started prompt waits with budget to spare"
         ran = [part.request.rank for part in prefills]
         assert ran == sorted(ran)
-        if scheduler.prompts.waiting() and not batch.preempted:
+        if scheduler.waiting.requests() and not batch.preempted:
             latest = max(request.rank for request in scheduler.running.requests())
-            assert latest < min(request.rank for request in scheduler.prompts.waiting())
+            assert latest < min(request.rank for request in scheduler.waiting.requests())
 
 
 @given(pools, seconds, settings_of_all, st.sampled_from([1.0, 0.5, 0.01]), workloads)
@@ -264,7 +266,7 @@ def test_the_latency_budget_keeps_to_the_slack(
             assert took(batch) <= max(idle, empty + token) + 1e-9
             continue
         alone = MODEL.predict(Work(len(decodes), 0.0, batch.work.context, len(decodes)))
-        allowed = min((min(request.due for request in decodes) - now) / margin, idle)
+        allowed = min((min(request.deadline for request in decodes) - now) / margin, idle)
         share = budget.min_prefill_share
         bound = max(allowed, alone / (1 - share))
         if share and prefills:
@@ -279,8 +281,8 @@ def test_the_latency_budget_keeps_to_the_slack(
 def backlogged(scheduler: Scheduler, batch: Batch, *, waiting: bool) -> list[Request]:
     """Prompts that could have used more of the batch, `waiting` ones included or not."""
     short = {part.request for part in batch.slices if not part.samples}
-    started = [r for r in scheduler.prompts.started if r in short or not r.in_flight]
-    return started + (scheduler.prompts.waiting() if waiting else [])
+    started = [r for r in scheduler.waiting.started if r in short or not r.in_flight]
+    return started + (scheduler.waiting.requests() if waiting else [])
 
 
 @given(seconds | tokens, st.sampled_from([1.0, 0.5]), workloads)
@@ -347,11 +349,11 @@ def test_tenants_with_prompts_at_all_times_are_less_than_a_chunk_apart(
     work = {tenant: sum(n for t, n in prompts if t == tenant) for tenant in "abc"}
     while (batch := scheduler.schedule(0.0)) is not None:
         scheduler.complete(batch, [1] * batch.work.samples, 0.0)
-        served = [scheduler.prompts.shares.served(t) for t in "abc" if work[t]]
+        served = [scheduler.waiting.shares.served(t) for t in "abc" if work[t]]
         behind = [
-            scheduler.prompts.shares.served(t)
+            scheduler.waiting.shares.served(t)
             for t in "abc"
-            if work[t] > scheduler.prompts.shares.served(t)
+            if work[t] > scheduler.waiting.shares.served(t)
         ]
         if behind:
             # Who still has prompts is at most a chunk behind anybody, however much he is ahead.
@@ -429,11 +431,13 @@ def test_no_tenant_gets_ahead_of_one_whose_prompts_wait(
         fair=True,
         in_order_share=0.5,
     )
-    shares = scheduler.prompts.shares
+    shares = scheduler.waiting.shares
     for iteration in range(400):
         for name, (at, tenant, prompt, output) in enumerate(arrivals):
             if at == iteration:
-                open_ones = {request.terms.tenant for request in scheduler._requests.values()}
+                open_ones = {
+                    request.scheduling_params.tenant for request in scheduler._requests.values()
+                }
                 level = min((shares.served(other) for other in open_ones), default=0)
                 terms = SchedulingParams(tenant=tenant)
                 scheduler.add(Request(name, range(prompt), StopCriteria(output), 0.0, terms))
@@ -444,10 +448,14 @@ def test_no_tenant_gets_ahead_of_one_whose_prompts_wait(
             continue
         granted: Counter[str] = Counter()
         for part in batch.slices:
-            granted[part.request.terms.tenant] += part.length
+            granted[part.request.scheduling_params.tenant] += part.length
         assert all(shares.served(t) == before[t] + granted[t] for t in granted)
-        prompts = {part.request.terms.tenant for part in batch.slices[batch.num_decodes :]}
-        for behind in {r.terms.tenant for r in backlogged(scheduler, batch, waiting=True)}:
+        prompts = {
+            part.request.scheduling_params.tenant for part in batch.slices[batch.num_decodes :]
+        }
+        for behind in {
+            r.scheduling_params.tenant for r in backlogged(scheduler, batch, waiting=True)
+        }:
             for ahead in prompts - {behind}:
                 # At its last turn it was not ahead; a turn is a chunk at most.
                 assert shares.served(ahead) <= shares.served(behind) + budget

@@ -200,5 +200,5 @@ def test_every_policy_finishes_everything_and_loses_nothing(
         scheduler.check()
     for name, request in requests.items():
         if name not in cancelled:
-            assert len(request.output_ids) == request.limits.max_tokens
+            assert len(request.output_ids) == request.stop_criteria.max_tokens
     assert scheduler.pool.num_available == blocks

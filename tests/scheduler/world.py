@@ -179,6 +179,6 @@ def play(
         scheduler.check()
     assert finished.keys() | cancelled == requests.keys(), "every request ends"
     for request in finished.values():
-        assert request.output_ids == continuation(request.prompt_ids, request.limits)
+        assert request.output_ids == continuation(request.prompt_ids, request.stop_criteria)
     assert scheduler.pool.num_available == scheduler.pool.num_blocks
-    assert len(scheduler.running) + len(scheduler.prompts) == 0
+    assert len(scheduler.running) + len(scheduler.waiting) == 0

@@ -69,7 +69,7 @@ def test_an_iteration_holds_its_parts(trace: TraceRecorder, path: Path) -> None:
     trace.record(
         record(
             batch(
-                7, decode(request(1)), prompt(request(2, 50), 16, 32), allowed=256, predicted=0.5
+                7, decode(request(1)), prompt(request(2, 50), 16, 32), allowance=256, predicted=0.5
             ),
             times[0],
             times[3],
@@ -94,7 +94,7 @@ def test_an_iteration_holds_its_parts(trace: TraceRecorder, path: Path) -> None:
 
 def test_a_latency_budget_is_shown_in_milliseconds(path: Path) -> None:
     trace = TraceRecorder(str(path), START, "seconds")
-    trace.record(record(batch(1, decode(request(1)), allowed=0.0625)))
+    trace.record(record(batch(1, decode(request(1)), allowance=0.0625)))
     (event,) = of_phase(events(trace, path), "X")
     assert event["args"]["budget_ms"] == 62.5
 

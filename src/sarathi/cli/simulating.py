@@ -19,6 +19,7 @@ from sarathi.cli.measuring import Screen, workload_of
 from sarathi.cli.simulation_options import THIS_CPU, SimulationOptions, given_simulation_options
 from sarathi.engine.config import DEFAULT_TTFT_TARGET, EngineConfig
 from sarathi.errors import SimulationError, UsageError
+from sarathi.scheduler import POLICIES
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.engine_overhead import OVERHEADS
@@ -52,11 +53,11 @@ def setup_of(
         raise UsageError(f"--model is missing: {', '.join(MODELS)}, or a config.json")
     if options.device is None:
         raise UsageError(f"--device is missing: {', '.join(DEVICES)}")
-    budgeted = options.policy == "sarathi" and options.token_budget is None
+    by_target = POLICIES[options.policy].stall_free and options.token_budget is None
     config = EngineConfig(
         policy=options.policy,
         token_budget=options.token_budget,
-        tbt_target=tbt_target if budgeted else None,
+        tbt_target=tbt_target if by_target else None,
         max_batch_size=options.max_batch_size,
         min_prefill_share=options.min_prefill_share,
         in_order_share=options.in_order_share,

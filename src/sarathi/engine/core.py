@@ -79,7 +79,7 @@ class EngineCore:
         self._under_way: deque[_UnderWay] = deque()
         self._fresh = True  # there was no work before the next batch
         self._exhausted = False  # nothing can be scheduled beside what is under way
-        self._pace = LatencyObserver(scheduler.model)
+        self._pace = LatencyObserver(scheduler.latency_model)
         self._look_ahead = LookAhead()
         self._executed = 0.0  # when the batch before had been computed
         self._stages = StageTotals()
@@ -275,10 +275,12 @@ class EngineCore:
     @property
     def stats(self) -> Stats:
         scheduler = self.scheduler
-        accuracy = _NO_MODEL if scheduler.model is None else scheduler.model.accuracy
+        accuracy = (
+            _NO_MODEL if scheduler.latency_model is None else scheduler.latency_model.accuracy
+        )
         return Stats(
             running=len(scheduler.running),
-            waiting=len(scheduler.prompts),
+            waiting=len(scheduler.waiting),
             free_blocks=scheduler.pool.num_free,
             cached_blocks=scheduler.pool.num_cached,
             total_blocks=scheduler.pool.num_blocks,
@@ -310,7 +312,7 @@ class EngineCore:
             stages=computed.stages,
             fresh=under_way.fresh,
             running=len(scheduler.running),
-            waiting=len(scheduler.prompts),
+            waiting=len(scheduler.waiting),
             free_blocks=scheduler.pool.num_free,
             cached_blocks=scheduler.pool.num_cached,
             total_blocks=scheduler.pool.num_blocks,
@@ -345,7 +347,7 @@ class EngineCore:
 
     def _close_forgotten(self) -> None:
         """Give up the slots of requests that no batch under way samples for any more."""
-        for request_id in self.scheduler.take_forgotten():
+        for request_id in self.scheduler.take_ended_ids():
             slot = self._slots.pop(request_id, None)
             if slot is not None:  # there is none where it could not be opened
                 self._runner.slots.close(slot)

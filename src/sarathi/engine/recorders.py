@@ -28,7 +28,7 @@ def open_recorders(config: EngineConfig) -> tuple[Recorder, ...]:
 
 
 def budget_unit(config: EngineConfig) -> BudgetUnit | None:
-    """That of `Batch.allowed`; None where the policy has no budget."""
+    """That of `Batch.allowance`; None where the policy has no budget."""
     if config.latency_budget:
         return "seconds"
     return None if config.fixed_budget is None else "tokens"

@@ -105,7 +105,7 @@ def make_scheduler(
         in_order_share=config.in_order_share,
         deterministic_chunk=config.chunk,
         prefix_caching=config.prefix_caching,
-        model=model,
+        latency_model=model,
         micro_batches=micro_batches,
         look_ahead=look_ahead,
         max_step_tokens=max_step_tokens,
@@ -127,7 +127,7 @@ def make_budget(
         ValueError: a target is needed, and there is neither.
     """
     if config.fixed_budget is not None:
-        share = config.min_prefill_share if config.policy == "sarathi" else 0.0
+        share = config.min_prefill_share if POLICIES[config.policy].stall_free else 0.0
         return FixedBudget(config.fixed_budget, share)
     if not config.latency_budget:
         return None

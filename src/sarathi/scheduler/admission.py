@@ -17,12 +17,12 @@ def check_admissible(request: Request, pool: BlockPool, max_model_len: int) -> N
     """
     if not request.prompt_ids:
         raise AdmissionError("the prompt is empty")
-    if request.limits.max_tokens < 1:
-        raise AdmissionError(f"max_tokens is {request.limits.max_tokens}, expected at least 1")
-    tokens = (
-        f"{len(request.prompt_ids)} prompt tokens and up to {request.limits.max_tokens} output "
-        "tokens"
-    )
+    if request.stop_criteria.max_tokens < 1:
+        raise AdmissionError(
+            f"max_tokens is {request.stop_criteria.max_tokens}, expected at least 1"
+        )
+    max_tokens = request.stop_criteria.max_tokens
+    tokens = f"{len(request.prompt_ids)} prompt tokens and up to {max_tokens} output tokens"
     if request.max_num_tokens > max_model_len:
         raise AdmissionError(f"{tokens} exceed the model's length of {max_model_len} tokens")
     # The last output token is never computed, so it needs no room.

@@ -29,7 +29,7 @@ class Batch:
     num_decodes: int = 0  # the first so many slices
     preempted: tuple[Request, ...] = ()
     work: Work = NO_WORK
-    allowed: float = 0.0  # what prompts could get: tokens, or seconds with a latency budget
+    allowance: float = 0.0  # what prompts could get: tokens, or seconds with a latency budget
     predicted: float | None = None  # seconds, where there is a latency model
 
     @property

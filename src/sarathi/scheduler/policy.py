@@ -18,14 +18,23 @@ class Policy:
     reserves: Literal["prompt", "max length"]  # KV blocks promised at admission
 
     @property
-    def budgeted(self) -> bool:
+    def requires_budget(self) -> bool:
         """Whether it cannot do without a token budget."""
         return self.prompt_limit == "budget"
 
     @property
-    def limited(self) -> bool:
+    def accepts_budget(self) -> bool:
         """Whether a token budget can replace its own limit."""
         return self.prompt_limit != "none"
+
+    @property
+    def stall_free(self) -> bool:
+        """Whether every decode runs in every iteration, beside chunks of prompts.
+
+        Only such a policy can aim at a time between tokens, reserve a share of every iteration for
+        prompts, and cut prompts at positions that do not depend on what else there is to compute.
+        """
+        return self.chunked and self.hybrid
 
 
 POLICIES: Mapping[str, Policy] = {

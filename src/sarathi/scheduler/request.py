@@ -51,9 +51,9 @@ class Request:
 
     id: int
     prompt_ids: Sequence[int]
-    limits: StopCriteria
+    stop_criteria: StopCriteria
     arrival: float  # seconds; orders requests first come, first served
-    terms: SchedulingParams = SchedulingParams()
+    scheduling_params: SchedulingParams = SchedulingParams()
     output_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -66,9 +66,11 @@ class Request:
     # Kept by the scheduler.
     rank: Rank = _UNRANKED
     tbt_target: float = math.inf  # seconds, its own or the engine's
-    due: float = math.inf  # seconds; when its next token should come, once it has one
+    deadline: float = math.inf  # seconds; when its next token should come, once it has one
     num_cached: int = 0  # tokens found in the prefix cache when it was first admitted
-    begun: float | None = None  # seconds; begin of the iteration that first computed some of it
+    first_scheduled_at: float | None = (
+        None  # seconds; begin of the iteration that first computed some of it
+    )
     block_hashes: list[bytes] = field(default_factory=list)  # names of its full blocks
     num_published: int = 0  # blocks whose content others may use
 
@@ -87,7 +89,7 @@ class Request:
         known = len(self.prompt_ids) + len(self.output_ids)
         return (
             self.num_computed + self.in_flight == known + self.num_pending - 1
-            and len(self.output_ids) + self.num_pending < self.limits.max_tokens
+            and len(self.output_ids) + self.num_pending < self.stop_criteria.max_tokens
             and not self.cancelled
         )
 
@@ -102,12 +104,12 @@ class Request:
 
     @property
     def max_num_tokens(self) -> int:
-        return len(self.prompt_ids) + self.limits.max_tokens
+        return len(self.prompt_ids) + self.stop_criteria.max_tokens
 
     @property
     def scheduling_delay(self) -> float | None:
         """Seconds from arrival to the iteration that first computed some of it; None before it."""
-        return None if self.begun is None else self.begun - self.arrival
+        return None if self.first_scheduled_at is None else self.first_scheduled_at - self.arrival
 
     def tokens(self, start: int, length: int) -> Sequence[int]:
         """`length` token ids from position `start`, across the prompt's end where need be."""
@@ -124,7 +126,7 @@ class Request:
         generated = len(self.output_ids)
         if not generated:
             return None
-        stops = self.output_ids[-1] in self.limits.stop_ids
-        if stops and generated > self.limits.min_tokens:
+        stops = self.output_ids[-1] in self.stop_criteria.stop_ids
+        if stops and generated > self.stop_criteria.min_tokens:
             return "stop"
-        return "length" if generated >= self.limits.max_tokens else None
+        return "length" if generated >= self.stop_criteria.max_tokens else None

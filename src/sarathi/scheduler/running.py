@@ -78,8 +78,8 @@ class Running:
                 continue
             if in_flight:
                 interval = min(interval, request.tbt_target)
-            elif request.due < due:
-                due = request.due
+            elif request.deadline < due:
+                due = request.deadline
             request.in_flight = in_flight + 1
             context += start
             slices.append(Slice(request, start, 1, True))

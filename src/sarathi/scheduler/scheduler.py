@@ -54,7 +54,7 @@ class Scheduler:
         in_order_share: float = 1.0,
         deterministic_chunk: int | None = None,
         prefix_caching: bool = True,
-        model: LatencyModel | None = None,
+        latency_model: LatencyModel | None = None,
         micro_batches: int = 1,
         look_ahead: bool = False,
         max_step_tokens: int | None = None,
@@ -68,7 +68,7 @@ class Scheduler:
                 order. Policies that do not cut prompts have no use for it.
             deterministic_chunk: where prompts are cut, in tokens, whatever else there is to do;
                 None: as the budget says.
-            model: predicts the time of batches, for whoever looks at them.
+            latency_model: predicts the time of each batch, for recorders and statistics.
             micro_batches: how many will be under way at a time, one for each stage of a pipeline;
                 decodes are spread evenly over them.
             look_ahead: whether a batch may use the tokens that the one before it samples, so that
@@ -89,17 +89,17 @@ class Scheduler:
         self._budget = _budget(policy, budget, max_model_len)
         self._order = order or Fcfs()
         self._fair = fair
-        self.model = model
+        self.latency_model = latency_model
         # Blocks that were computed in other pieces may differ in their last bits.
         prefix_caching = prefix_caching and deterministic_chunk is None
         whole = policy.reserves == "max length"
         self._memory = KvMemory(
             pool, reserve_tokens=max_model_len if whole else None, prefix_caching=prefix_caching
         )
-        self.prompts = Prompts(fair=fair)
-        self.running = Running(self._memory, self.prompts)
+        self.waiting = Prompts(fair=fair)
+        self.running = Running(self._memory, self.waiting)
         self.prefills = Prefills(
-            self.prompts,
+            self.waiting,
             self._memory,
             self._order,
             policy,
@@ -127,14 +127,14 @@ class Scheduler:
         if request.id in self._requests:
             raise AdmissionError(f"request id {request.id} is in use")
         check_admissible(request, self.pool, self.max_model_len)
-        own_target = request.terms.tbt_target
+        own_target = request.scheduling_params.tbt_target
         target = self._budget.tbt_target
         # A shorter one would take everybody's time for prompts.
         request.tbt_target = target if own_target is None else max(own_target, target / 2)
         request.rank = self._order.rank(request)
         self._requests[request.id] = request
-        self.prompts.shares.enter(self.prompts.tenant(request))
-        self.prompts.add(request)
+        self.waiting.shares.enter(self.waiting.tenant(request))
+        self.waiting.add(request)
 
     def cancel(self, request_id: int) -> bool:
         """Forget a request and free its blocks; False where it has ended or never was.
@@ -160,7 +160,7 @@ class Scheduler:
         for request in [r for r in self.running.decodes if not r.is_decode]:
             self.running.resume_prefill(request)
 
-    def take_forgotten(self) -> list[int]:
+    def take_ended_ids(self) -> list[int]:
         """Return the ids of the requests that have ended, with no batch under way, since the last
         call."""
         forgotten, self._forgotten = self._forgotten, []
@@ -173,9 +173,9 @@ class Scheduler:
     def check(self) -> None:
         """Raise `AssertionError` where blocks, reservations or queues contradict each other."""
         self._memory.check(self._requests.values())
-        if len(self.prompts) + len(self.running) != len(self._requests):
+        if len(self.waiting) + len(self.running) != len(self._requests):
             raise AssertionError("a request is in both queues or in none")
-        if any(request.blocks for request in self.prompts.waiting()):
+        if any(request.blocks for request in self.waiting.requests()):
             raise AssertionError("a waiting request owns blocks")
         if not all(request.is_decode or request.in_flight for request in self.running.decodes):
             raise AssertionError("a prompt is among the decodes")
@@ -221,7 +221,7 @@ class Scheduler:
                         part.request.num_pending += 1
                 if self._fair:
                     for part in decodes:
-                        self.prompts.charge(part.request, 1)
+                        self.waiting.charge(part.request, 1)
             elif self.running.decodes:
                 # All are under way in other micro-batches, and come behind this one next time.
                 slack = min(request.tbt_target for request in self.running.decodes)
@@ -242,8 +242,8 @@ class Scheduler:
             num_decodes=len(decodes),
             preempted=(*displaced, *preempted),
             work=work,
-            allowed=0.0 if allowance is None else allowance.amount,
-            predicted=None if self.model is None else self.model.predict(work),
+            allowance=0.0 if allowance is None else allowance.amount,
+            predicted=None if self.latency_model is None else self.latency_model.predict(work),
         )
 
     def complete(self, batch: Batch, tokens: Sequence[int], now: float) -> list[Request]:
@@ -286,9 +286,9 @@ class Scheduler:
                 continue
             outputs = request.output_ids
             outputs.append(token)
-            request.due = now + request.tbt_target
+            request.deadline = now + request.tbt_target
             progressed.append(request)
-            limits = request.limits
+            limits = request.stop_criteria
             ends = len(outputs) >= limits.max_tokens or token in limits.stop_ids
             if ends and request.finish_reason():
                 if request.in_flight:
@@ -316,8 +316,8 @@ class Scheduler:
             start = request.num_scheduled
             self._memory.extend(request, start + length)
             request.in_flight += length
-            if request.begun is None:
-                request.begun = now
+            if request.first_scheduled_at is None:
+                request.first_scheduled_at = now
             last = start + length == request.num_tokens
             if last and self._look_ahead:
                 request.num_pending += 1
@@ -330,9 +330,9 @@ class Scheduler:
 
     def _can_look_ahead(self) -> bool:
         """Whether nobody must be preempted for the next batch: requests in flight cannot be."""
-        first = self.prompts.first_waiting() if self._order.preempts else None
+        first = self.waiting.first_waiting() if self._order.preempts else None
         if first is not None:
-            running = chain(self.running.decodes, self.prompts.started)
+            running = chain(self.running.decodes, self.waiting.started)
             if any(self._order.displaces(first, request) for request in running):
                 return False
         return self.running.can_look_ahead()
@@ -341,7 +341,7 @@ class Scheduler:
 
     def _displace(self) -> list[Request]:
         """Make room for the first waiting request at the expense of those that must yield."""
-        first = self.prompts.first_waiting()
+        first = self.waiting.first_waiting()
         victims = [] if first is None else self.prefills.victims(first, self.running)
         for victim in victims:
             self.running.preempt(victim)
@@ -350,16 +350,16 @@ class Scheduler:
     def _forget(self, request: Request) -> None:
         del self._requests[request.id]
         self._forgotten.append(request.id)
-        if self.prompts.waits(request):
-            self.prompts.leave_line(request)
+        if self.waiting.waits(request):
+            self.waiting.leave_line(request)
         else:
             self.running.leave(request)
-        self.prompts.shares.leave(self.prompts.tenant(request))
+        self.waiting.shares.leave(self.waiting.tenant(request))
 
 
 def _budget(policy: Policy, budget: Budget | None, max_model_len: int) -> Budget:
-    if policy.limited and budget is not None:
+    if policy.accepts_budget and budget is not None:
         return budget
-    if policy.budgeted:
+    if policy.requires_budget:
         raise ValueError("the policy needs a token budget")
-    return FixedBudget(max_model_len if policy.limited else sys.maxsize)
+    return FixedBudget(max_model_len if policy.accepts_budget else sys.maxsize)

@@ -74,7 +74,7 @@ class IterationLog:
 
         Args:
             start: the time.monotonic that offsets count from.
-            budget_unit: that of `Batch.allowed`; None where the policy has no budget.
+            budget_unit: that of `Batch.allowance`; None where the policy has no budget.
 
         Raises:
             ConfigError: the file cannot be written.
@@ -119,7 +119,7 @@ def line_of(
     Args:
         wall: the time since the Unix epoch at which the iteration began.
         start: what offsets count from, on the clock of the record.
-        budget_unit: that of `Batch.allowed`; None where the policy has no budget.
+        budget_unit: that of `Batch.allowance`; None where the policy has no budget.
         cancelled: requests, since the iteration before.
     """
     batch, begin = record.batch, record.begin
@@ -131,7 +131,7 @@ def line_of(
         offset=round(begin - start, 6),
         duration=round(record.end - begin, 6),
         predicted=None if batch.predicted is None else round(batch.predicted, 6),
-        budget=None if budget_unit is None else round(batch.allowed, 6),
+        budget=None if budget_unit is None else round(batch.allowance, 6),
         budget_unit=budget_unit,
         tokens=batch.work.tokens,
         attention=batch.work.attention,
@@ -139,7 +139,9 @@ def line_of(
         samples=batch.work.samples,
         decodes=[part.request.id for part in batch.slices[:split]],
         prompts=[PromptSlice(p.request.id, p.start, p.length) for p in prompts],
-        started=[_start(part, begin) for part in prompts if part.request.begun == begin],
+        started=[
+            _start(part, begin) for part in prompts if part.request.first_scheduled_at == begin
+        ],
         finished=[output.id for output in record.outputs if output.finish_reason],
         cancelled=cancelled,
         preempted=[request.id for request in batch.preempted],

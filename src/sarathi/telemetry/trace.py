@@ -32,7 +32,7 @@ class TraceRecorder:
 
         Args:
             start: the time.monotonic that times count from.
-            budget_unit: that of `Batch.allowed`; None where the policy has no budget.
+            budget_unit: that of `Batch.allowance`; None where the policy has no budget.
 
         Raises:
             ConfigError: the file cannot be written.
@@ -96,9 +96,9 @@ class TraceRecorder:
         if prompts:
             args["prompts"] = [f"{p.request.id}: {p.start} + {p.length}" for p in prompts]
         if self._budget_unit == "tokens":
-            args["budget_tokens"] = batch.allowed
+            args["budget_tokens"] = batch.allowance
         elif self._budget_unit == "seconds":
-            args["budget_ms"] = round(batch.allowed * 1e3, 3)
+            args["budget_ms"] = round(batch.allowance * 1e3, 3)
         if batch.predicted is not None:
             args["predicted_ms"] = round(batch.predicted * 1e3, 3)
         track = self._lane(begin, end)

@@ -49,7 +49,7 @@ class Priority:
         return running.rank.lane > waiting.rank.lane
 
     def rank(self, request: Request) -> Rank:
-        return Rank(request.terms.priority, request.arrival, request.id)
+        return Rank(request.scheduling_params.priority, request.arrival, request.id)
 
     def hopeless(self, request: Request, cached: int, now: float) -> bool:
         return False
@@ -84,7 +84,7 @@ class Slack:
         return now + work > self._deadline(request)
 
     def _deadline(self, request: Request) -> float:
-        own = request.terms.ttft_target
+        own = request.scheduling_params.ttft_target
         return request.arrival + (self.ttft_target if own is None else own)
 
 

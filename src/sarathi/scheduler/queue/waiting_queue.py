@@ -84,12 +84,12 @@ class Prompts:
         """Requests that wait."""
         return self._num_waiting
 
-    def waiting(self) -> list[Request]:
+    def requests(self) -> list[Request]:
         """By rank. For looking at: O(n log n)."""
         return sorted((request for line in self._lines.values() for request in line), key=by_rank)
 
     def tenant(self, request: Request) -> str:
-        return request.terms.tenant if self._fair else ""
+        return request.scheduling_params.tenant if self._fair else ""
 
     def add(self, request: Request) -> None:
         """A request begins to wait, for the first time or again."""

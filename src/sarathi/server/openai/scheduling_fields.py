@@ -6,7 +6,7 @@ A field that the server as started cannot heed is refused: a caller who counts o
 from __future__ import annotations
 
 from sarathi.engine.messages import ModelInfo
-from sarathi.scheduler import SchedulingParams
+from sarathi.scheduler import POLICIES, SchedulingParams
 from sarathi.server.openai.api_errors import ApiError, invalid
 from sarathi.server.openai.request_bodies import GenerationRequest
 from sarathi.units import parse_duration
@@ -36,7 +36,7 @@ def request_terms(request: GenerationRequest, info: ModelInfo, key: str | None) 
             "ttft_target", f"the order here is {info.order}", "with --order slack"
         )
     if tbt_target is not None and info.tbt_target is None:
-        if info.policy == "sarathi":
+        if POLICIES[info.policy].stall_free:
             why, remedy = "the token budget is fixed", "without --token-budget"
         else:
             why, remedy = f"the policy is {info.policy}", "with --policy sarathi"
