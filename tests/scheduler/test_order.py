@@ -36,7 +36,7 @@ class TestPriority:
         run(sched)
         sched.add(request(3, prompt=4, output=2, terms=SchedulingParams(priority=-1)))
         assert run(sched) == [(1, 1), (3, 4)]
-        assert [r.id for r in sched.prompts.waiting()] == [2]
+        assert [r.id for r in sched.waiting.requests()] == [2]
         assert sched.running.num_preemptions == 1
 
     def test_it_takes_memory_too(self) -> None:
@@ -71,7 +71,7 @@ class TestPriority:
             if iteration % 4 == 0:
                 sched.add(request(iteration, 10, output=1, terms=SchedulingParams(priority=-1)))
             run(sched)
-            if not any(r.id == 0 for r in (*sched.running.requests(), *sched.prompts.waiting())):
+            if not any(r.id == 0 for r in (*sched.running.requests(), *sched.waiting.requests())):
                 return
         raise AssertionError("urgent requests starve the other one")
 
@@ -96,7 +96,7 @@ class TestPriority:
         sched.add(request(2, prompt=7, output=9))
         while not sched.running.num_preemptions:
             run(sched)
-        assert [r.id for r in sched.prompts.waiting()] == [1]
+        assert [r.id for r in sched.waiting.requests()] == [1]
 
 
 class TestSlack:
@@ -106,7 +106,7 @@ class TestSlack:
             sched.add(
                 request(name, prompt=10, output=1, terms=SchedulingParams(ttft_target=target))
             )
-        for other in sched.prompts.waiting():
+        for other in sched.waiting.requests():
             assert other.arrival == other.id
         # Deadlines of 2.0, 2.5 and 33 seconds.
         assert [run(sched)[0][0] for _ in range(3)] == [1, 2, 3]

@@ -115,7 +115,7 @@ def test_a_preempted_request_finds_what_it_had_computed() -> None:
     while not victim.num_preemptions:
         run(sched)
     assert victim.num_cached == 0
-    while sched.prompts.waiting():
+    while sched.waiting.requests():
         drawn = run(sched)
     assert (2, 9) not in drawn
     assert sched.prefills.prompt_tokens == 14, "a preempted prompt was counted again"

@@ -27,7 +27,7 @@ def test_a_request_begins_with_the_first_of_its_chunks() -> None:
     assert second.scheduling_delay is None
     for now in (3.0, 4.0, 5.0):
         run(sched, now=now)
-    assert (first.begun, second.begun) == (3.0, 4.0)
+    assert (first.first_scheduled_at, second.first_scheduled_at) == (3.0, 4.0)
     assert (first.scheduling_delay, second.scheduling_delay) == (2.0, 2.0)
 
 
@@ -128,14 +128,14 @@ class TestPreemption:
         sched = self.fill()
         sched.add(request(3, prompt=2, output=2))
         run(sched)
-        assert [waiting.id for waiting in sched.prompts.waiting()] == [2, 3]
+        assert [waiting.id for waiting in sched.waiting.requests()] == [2, 3]
 
     def test_a_preempted_request_keeps_the_time_of_its_begin(self) -> None:
         sched = self.fill()
         victim = sched.running.requests()[1]
         while not victim.num_preemptions or not victim.num_computed:
             run(sched, now=5.0)
-        assert victim.begun == 0.0
+        assert victim.first_scheduled_at == 0.0
 
     def test_nobody_is_admitted_in_an_iteration_that_preempts(self) -> None:
         sched = self.fill()

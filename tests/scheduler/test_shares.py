@@ -38,7 +38,7 @@ class TestPrompts:
         sched = self.halves()
         sched.add(request(0, prompt=1000, output=1))
         iterations = 0
-        while any(r.id == 0 for r in (*sched.running.requests(), *sched.prompts.waiting())):
+        while any(r.id == 0 for r in (*sched.running.requests(), *sched.waiting.requests())):
             iterations += 1
             sched.add(request(iterations, prompt=100, output=1))
             run(sched)
@@ -140,7 +140,7 @@ class TestTenants:
         sched.add(request(1, prompt=2, output=100, terms=SchedulingParams(tenant="talks")))
         for _ in range(30):
             run(sched)
-        assert sched.prompts.shares.served("talks") == 2 + 29
+        assert sched.waiting.shares.served("talks") == 2 + 29
 
     def test_a_pause_is_not_saved_up(self) -> None:
         shares = Shares()

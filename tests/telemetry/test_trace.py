@@ -210,7 +210,9 @@ def test_a_trace_that_was_cut_off_lacks_nothing_but_its_bracket(
 
 def test_a_killed_process_leaves_a_readable_trace(path: Path) -> None:
     script = (
-        "import os, sys; from recording import *; from sarathi.telemetry.trace import TraceRecorder\n"
+        "import os, sys\n"
+        "from recording import *\n"
+        "from sarathi.telemetry.trace import TraceRecorder\n"
         "trace = TraceRecorder(sys.argv[1], START, None)\n"
         "trace.record(record(batch(1, decode(request(1)))))\n"
         "trace.flush()\n"
