@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sarathi.scheduler.budget.accuracy import Accuracy, AccuracyWindow
+from sarathi.scheduler.budget.latency_model import Accuracy, AccuracyWindow
 
 
 def test_nothing_is_known_at_first_and_some_lateness_presumed() -> None:

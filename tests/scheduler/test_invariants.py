@@ -110,7 +110,7 @@ def test_every_decode_is_in_every_batch(
         assert decodes == {request.id for request in scheduler.running.decodes}
         assert len(scheduler.running) <= options["max_batch_size"]
         assert all(part.length >= 1 for part in batch.slices)
-        for request, start, length, samples in batch.slices:
+        for request, start, length, samples, _ in batch.slices:
             assert start == request.num_computed
             assert samples == (start + length == request.num_tokens)
         assert batch.work == work_of(batch)
@@ -144,7 +144,7 @@ def test_pipelines(
     )
     for batch, _ in play(scheduler, workload, seconds=took, stages=stages):
         assert batch.num_decodes <= math.ceil(len(scheduler.running.decodes) / stages)
-        for request, start, length, samples in batch.slices:
+        for request, start, length, samples, _ in batch.slices:
             assert start + length <= request.num_scheduled
             assert samples == (start + length == request.num_tokens)
 
@@ -176,7 +176,7 @@ def test_looking_ahead(
             assert not batch.preempted
             assert under_way is not None
             assert {request.id for request in ahead} <= {r.id for r in under_way.sampling}
-        for request, start, length, samples in batch.slices:
+        for request, start, length, samples, _ in batch.slices:
             assert start + length <= request.num_scheduled
             assert len(request.output_ids) + request.num_pending <= request.stop_criteria.max_tokens
             if not request.num_pending:
@@ -281,7 +281,7 @@ def test_the_latency_budget_keeps_to_the_slack(
 def backlogged(scheduler: Scheduler, batch: Batch, *, waiting: bool) -> list[Request]:
     """Prompts that could have used more of the batch, `waiting` ones included or not."""
     short = {part.request for part in batch.slices if not part.samples}
-    started = [r for r in scheduler.waiting.started if r in short or not r.in_flight]
+    started = [r for r in scheduler.running.prefills if r in short or not r.in_flight]
     return started + (scheduler.waiting.requests() if waiting else [])
 
 
@@ -374,7 +374,7 @@ def test_fixed_chunks_depend_on_the_request_alone(
         pool, budget, max_model_len=MAX_MODEL_LEN, deterministic_chunk=chunk, **options
     )
     for batch, _ in play(scheduler, workload, seconds=took):
-        for request, start, length, _ in batch.slices:
+        for request, start, length, *_ in batch.slices:
             prompt = len(request.prompt_ids)
             if start < prompt:
                 assert start % chunk == 0

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sarathi.scheduler.budget.accuracy import Accuracy
-from sarathi.scheduler.budget.latency_model import MAX_TOKENS, LatencyModel, Work
+from sarathi.scheduler.budget.latency_model import MAX_TOKENS, Accuracy, LatencyModel, Work
 
 TRUTH = (9.8e-3, 2.7e-4, 1.5e-7, 1.8e-6, 7e-5)
 NAMES = ("any", "decodes", "prompt", "hybrid")

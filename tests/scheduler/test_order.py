@@ -86,7 +86,7 @@ class TestPriority:
             batch = sched.schedule(0.0)
             assert batch is not None
             for ended in sched.complete(batch, [1] * batch.work.samples, 0.0):
-                finished[ended.terms.tenant] += ended.finish_reason() is not None
+                finished[ended.scheduling_params.tenant] += ended.finish_reason() is not None
         assert abs(finished["a"] - finished["b"]) <= 2
         assert sched.running.num_preemptions == 0
 

@@ -7,7 +7,7 @@ from scenes import PLAIN_MODEL, request, run, scheduler
 from test_order import by_priority
 
 from sarathi.scheduler import FixedBudget, LatencyBudget, LatencyModel, Scheduler, SchedulingParams
-from sarathi.scheduler.queue.tenants import Shares
+from sarathi.scheduler.queue.tenants import FairShares
 
 
 class TestPrompts:
@@ -143,22 +143,22 @@ class TestTenants:
         assert sched.waiting.shares.served("talks") == 2 + 29
 
     def test_a_pause_is_not_saved_up(self) -> None:
-        shares = Shares()
+        shares = FairShares()
         for name in ("stays", "goes"):
             shares.enter(name)
         shares.leave("goes")
         for _ in range(10):
-            shares.turn("stays")
+            shares.select("stays")
             shares.charge("stays", 10)
         shares.enter("goes")
         assert shares.served("goes") == 100  # as "stays"
 
     def test_tenants_that_are_gone_are_forgotten(self) -> None:
-        shares = Shares()
+        shares = FairShares()
         shares.enter("stays")
         for name in map(str, range(100_000)):
             shares.enter(name)
-            shares.turn(name)
+            shares.select(name)
             shares.charge(name, 5)
             shares.leave(name)
         assert len(shares._served) < 3000

@@ -51,7 +51,7 @@ class Machine:
     def run(self, batch: Batch, users: Callable[[int], int]) -> list[int]:
         """Tokens for `batch.sampling`. `users` tells how many requests use a block."""
         sampled = []
-        for request, start, length, samples in batch.slices:
+        for request, start, length, samples, _ in batch.slices:
             tokens = request.tokens(0, start + length)
             if len(tokens) < start + length:
                 # It looked ahead of a token that was dropped: what it computes is of no use.
