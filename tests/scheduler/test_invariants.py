@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from world import Arrival, play, workloads
+from world import VOCABULARY, Arrival, next_token, play, workloads
 
 from sarathi.scheduler import (
     ORDERS,
@@ -110,7 +111,7 @@ def test_every_decode_is_in_every_batch(
         assert decodes == {request.id for request in scheduler.running.decodes}
         assert len(scheduler.running) <= options["max_batch_size"]
         assert all(part.length >= 1 for part in batch.slices)
-        for request, start, length, samples, _ in batch.slices:
+        for request, start, length, samples in batch.slices:
             assert start == request.num_computed
             assert samples == (start + length == request.num_tokens)
         assert batch.work == work_of(batch)
@@ -144,7 +145,7 @@ def test_pipelines(
     )
     for batch, _ in play(scheduler, workload, seconds=took, stages=stages):
         assert batch.num_decodes <= math.ceil(len(scheduler.running.decodes) / stages)
-        for request, start, length, samples, _ in batch.slices:
+        for request, start, length, samples in batch.slices:
             assert start + length <= request.num_scheduled
             assert samples == (start + length == request.num_tokens)
 
@@ -176,12 +177,66 @@ def test_looking_ahead(
             assert not batch.preempted
             assert under_way is not None
             assert {request.id for request in ahead} <= {r.id for r in under_way.sampling}
-        for request, start, length, samples, _ in batch.slices:
+        for request, start, length, samples in batch.slices:
             assert start + length <= request.num_scheduled
             assert len(request.output_ids) + request.num_pending <= request.stop_criteria.max_tokens
             if not request.num_pending:
                 assert not samples
         under_way = batch
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@given(
+    pools,
+    tokens | seconds,
+    st.integers(1, 3),
+    settings_of_all,
+    st.integers(0, 2**32),
+    st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    workloads,
+)
+@settings(max_examples=200, deadline=None)
+def test_accepted_drafts_change_no_output(
+    policy: Policy,
+    pool: BlockPool,
+    budget: Budget,
+    stages: int,
+    options: dict[str, Any],
+    seed: int,
+    quality: float,
+    workload: list[Arrival],
+) -> None:
+    """Several tokens may be accepted for a decode; those after a stop are dropped."""
+    scheduler = Scheduler(
+        pool,
+        budget,
+        max_model_len=MAX_MODEL_LEN,
+        policy=policy,
+        latency_model=MODEL,
+        micro_batches=stages,
+        **options,
+    )
+    random = Random(seed)
+
+    def drafter(request: Request) -> list[int]:
+        known = list(request.tokens(0, request.num_tokens))
+        for _ in range(random.randrange(5)):
+            is_right = random.random() < quality
+            known.append(next_token(known) if is_right else random.randrange(VOCABULARY))
+        return known[request.num_tokens :]
+
+    for batch, _ in play(scheduler, workload, seconds=took, stages=stages, drafter=drafter):
+        drafts = batch.num_drafts or (0,) * batch.num_decodes
+        assert len(drafts) == batch.num_decodes
+        for (request, start, length, samples), count in zip(batch.slices, drafts, strict=False):
+            assert samples
+            assert length == 1 + count
+            assert start + length == request.num_tokens + count < request.max_num_tokens
+        prefills = batch.slices[batch.num_decodes :]
+        assert batch.num_tokens == sum(part.length for part in batch.slices)
+        assert batch.work.samples == sum(part.samples for part in prefills) + sum(drafts) + len(
+            drafts
+        )
 
 
 @given(pools, tokens | seconds, st.integers(1, 60), settings_of_all, settings_of_sarathi, workloads)
@@ -374,7 +429,7 @@ def test_fixed_chunks_depend_on_the_request_alone(
         pool, budget, max_model_len=MAX_MODEL_LEN, deterministic_chunk=chunk, **options
     )
     for batch, _ in play(scheduler, workload, seconds=took):
-        for request, start, length, *_ in batch.slices:
+        for request, start, length, _ in batch.slices:
             prompt = len(request.prompt_ids)
             if start < prompt:
                 assert start % chunk == 0

@@ -293,3 +293,52 @@ class TestPipelines:
         assert shape(first) == [(0, 1), (1, 1), (2, 1)]
         assert shape(second) == [(3, 1), (4, 1)]
         assert sched.schedule(0.0) is None
+
+
+class TestDrafts:
+    def decoding(self, **options: object) -> Scheduler:
+        sched = scheduler(block_size=4, **options)  # type: ignore[arg-type]
+        sched.add(request(1, prompt=3, output=9, stop_ids=frozenset({5})))
+        sched.add(request(2, prompt=3, output=3))
+        run(sched)
+        return sched
+
+    def test_accepted_ones_are_computed_and_the_others_are_computed_again(self) -> None:
+        sched = self.decoding()
+        batch = sched.schedule(0.0)
+        assert batch is not None
+        batch = sched.add_drafts(batch, [4, 4])
+        assert batch.num_drafts == (4, 1)  # the second request may have two more tokens
+        assert shape(batch) == [(1, 5), (2, 2)]
+        first, second = sched.complete(batch, [7, 8, 9, 6], 0.0, [3, 1])
+        assert (first.output_ids, second.output_ids) == ([7, 7, 8, 9], [7, 6])
+        assert (first.num_computed, second.num_computed) == (6, 4)
+        assert first.is_decode
+        assert second.is_decode
+        assert run(sched) == [(1, 1), (2, 1)]
+
+    def test_a_stop_among_them_ends_the_request(self) -> None:
+        sched = self.decoding()
+        batch = sched.schedule(0.0)
+        assert batch is not None
+        batch = sched.add_drafts(batch, [3, 0])
+        first, _ = sched.complete(batch, [8, 5, 9, 7], 0.0, [3, 1])
+        assert first.output_ids == [7, 8, 5]
+        assert first.finish_reason() == "stop"
+        assert sched.take_ended_ids() == [1]
+        sched.check()
+
+    def test_there_are_fewer_where_blocks_are_short(self) -> None:
+        sched = self.decoding(blocks=3)
+        batch = sched.schedule(0.0)
+        assert batch is not None
+        assert sched.add_drafts(batch, [5, 1]).num_drafts == (4, 0)
+
+    @pytest.mark.parametrize("counts", [None, [1], [0, 4], [4, 1], [2, 2], [1, 1]])
+    def test_wrong_counts_are_refused(self, counts: list[int] | None) -> None:
+        sched = self.decoding()
+        batch = sched.schedule(0.0)
+        assert batch is not None
+        batch = sched.add_drafts(batch, [2, 0])
+        with pytest.raises(ValueError, match=r"batch 2 samples .* tokens, got"):
+            sched.complete(batch, [7] * 4, 0.0, counts)

@@ -65,7 +65,7 @@ def build_step(batch: Batch, block_size: int, slots: Mapping[int, int] = _NO_SLO
                 request.blocks,
                 samples,
             )
-            for request, start, length, samples, _ in batch.slices
+            for request, start, length, samples in batch.slices
         ],
         block_size,
     )

@@ -18,7 +18,6 @@ class Slice(NamedTuple):
     start: int
     length: int
     samples: bool  # it reaches the end of the request, so that its last row yields a new token
-    num_draft: int = 0  # the last so many tokens are guesses, which their rows verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,7 @@ class Batch:
     id: int
     slices: tuple[Slice, ...]
     num_decodes: int = 0  # the first so many slices
-    num_drafts: int = 0  # draft tokens, of all slices
+    num_drafts: tuple[int, ...] = ()  # of each decode: draft tokens at its end; empty: none
     preempted: tuple[Request, ...] = ()
     work: Work = NO_WORK
     allowance: float = 0.0  # for prompts: tokens, or seconds with a latency budget

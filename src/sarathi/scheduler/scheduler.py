@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from operator import add
@@ -250,29 +250,32 @@ class Scheduler:
         if self._look_ahead:
             raise ValueError("drafts do not go with look_ahead: the next position is not known")
         slices = list(batch.slices)
-        total = 0
+        added = []
         for index, wanted in zip(range(batch.num_decodes), num_drafts, strict=True):
-            request, start, length = slices[index][:3]
+            request, start, length, samples = slices[index]
             end = start + length
-            left = request.stop_criteria.max_tokens - len(request.output_ids) - 1
-            count = min(wanted, left)
+            count = min(wanted, request.stop_criteria.max_tokens - len(request.output_ids) - 1)
             while self._memory.missing_to_grow(request, end + count) > self.pool.num_available:
                 count -= 1
-            if count > 0:
+            added.append(count)
+            if count:
                 self._memory.extend(request, end + count)
                 request.in_flight += count
-                slices[index] = slices[index]._replace(length=length + count, num_draft=count)
-                total += count
+                slices[index] = Slice(request, start, length + count, samples)
                 if self._fair:
                     self.waiting.charge(request, count)
+        total = sum(added)
         if not total:
             return batch
-        tokens, attention, context, samples = batch.work
-        work = Work(tokens + total, attention, context, samples + total)
+        work = Work(*map(add, batch.work, Work(total, 0.0, 0, total)))
         self._last_tokens = work.tokens
         self._in_flight[-1] = work
         return replace(
-            batch, slices=tuple(slices), num_drafts=total, work=work, predicted=self._predict(work)
+            batch,
+            slices=tuple(slices),
+            num_drafts=tuple(added),
+            work=work,
+            predicted=self._predict(work),
         )
 
     def complete(
@@ -286,19 +289,19 @@ class Scheduler:
 
         Args:
             tokens: sampled token ids for the requests of `batch.sampling`, in that order: one for
-                each, or several where drafts were accepted.
-            counts: how many of the tokens belong to each of these requests: the accepted drafts
-                and the token sampled behind them. None: one for each.
+                each, or more if drafts were accepted.
+            counts: how many of the tokens each of these requests gets: the accepted drafts and
+                the token sampled after them. None: one for each, for batches without drafts.
 
         Returns:
             The requests that got their tokens, in the same order, without those that were
-            cancelled meanwhile. Those whose `finish_reason()` is set have left the scheduler; of
-            their tokens, those behind the end were dropped.
+            cancelled meanwhile. Those whose `finish_reason()` is set have left the scheduler;
+            their tokens after the end were dropped.
         """
-        num_accepted: Iterator[int] = iter(())
-        if counts is not None or batch.num_drafts:
-            num_accepted = _accepted_drafts(batch, len(tokens), counts)
-        elif len(tokens) != batch.work.samples:
+        slices: Sequence[Slice] = batch.slices
+        if counts is not None:
+            slices, tokens = _accept_drafts(batch, tokens, counts)
+        elif batch.num_drafts or len(tokens) != batch.work.samples:
             raise ValueError(
                 f"batch {batch.id} samples {batch.work.samples} tokens, got {len(tokens)}"
             )
@@ -307,11 +310,9 @@ class Scheduler:
         sampled = iter(tokens)
         progressed: list[Request] = []
         block_size, looks_ahead = self.pool.block_size, self._look_ahead
-        for index, (request, start, length, samples, num_draft) in enumerate(batch.slices):
+        for index, (request, start, length, samples) in enumerate(slices):
             request.in_flight -= length
             token = next(sampled) if samples else None
-            if num_draft:
-                drafts = [*islice(sampled, next(num_accepted))]
             if looks_ahead and samples:
                 request.num_pending -= 1
             if request.cancelled:
@@ -323,16 +324,12 @@ class Scheduler:
                     f"batch {batch.id} computed request {request.id} from {start}, but "
                     f"{request.num_computed} of its tokens are computed"
                 )
-            outputs = request.output_ids
-            if num_draft and token is not None:
-                *accepted, token = request.up_to_stop([token, *drafts])
-                outputs.extend(accepted)
-                length += len(accepted) - num_draft
             request.num_computed = end = start + length
             if length > 1 or not end % block_size:
                 self._memory.publish(request)
             if token is None:
                 continue
+            outputs = request.output_ids
             outputs.append(token)
             request.deadline = now + request.tbt_target
             progressed.append(request)
@@ -454,21 +451,39 @@ def _budget(policy: Policy, budget: Budget | None, max_model_len: int) -> Budget
     return FixedBudget(max_model_len if policy.accepts_budget else sys.maxsize)
 
 
-def _accepted_drafts(batch: Batch, num_tokens: int, counts: Sequence[int] | None) -> Iterator[int]:
-    """Iterate over the numbers of accepted drafts of the slices that have drafts.
+def _accept_drafts(
+    batch: Batch, tokens: Sequence[int], counts: Sequence[int]
+) -> tuple[list[Slice], list[int]]:
+    """Append accepted drafts to the outputs of their requests, up to a stop.
+
+    Returns:
+        The slices without the other drafts, and the last token of each that samples.
 
     Raises:
-        ValueError: the counts are not those of the tokens and slices.
+        ValueError: the counts do not match the tokens and slices.
     """
-    num_drafts = [part.num_draft for part in batch.slices if part.samples]
-    counts = [1] * len(num_drafts) if counts is None else counts
+    slices, num_drafts = list(batch.slices), batch.num_drafts
+    most = [1 + drafts for drafts in num_drafts] + [1] * (len(batch.sampling) - len(num_drafts))
     if (
-        len(counts) != len(num_drafts)
-        or sum(counts) != num_tokens
-        or not all(1 <= n <= 1 + drafts for n, drafts in zip(counts, num_drafts, strict=True))
+        len(counts) != len(most)
+        or sum(counts) != len(tokens)
+        or not all(1 <= count <= limit for count, limit in zip(counts, most, strict=True))
     ):
         raise ValueError(
-            f"batch {batch.id} samples from {len(num_drafts)} slices with {num_drafts} drafts, "
-            f"got {num_tokens} tokens, {list(counts)} of each"
+            f"batch {batch.id} samples up to {most} tokens, got {list(counts)} and {len(tokens)} "
+            "in all"
         )
-    return (n - 1 for n, drafts in zip(counts, num_drafts, strict=True) if drafts)
+    sampled = iter(tokens)
+    last_tokens = []
+    for index, count in enumerate(counts):
+        new: Sequence[int] = [*islice(sampled, count)]
+        if index < len(num_drafts):  # decodes come first, and all of them sample
+            request, start, length, samples = slices[index]
+            if not request.cancelled:
+                new = request.up_to_stop(new)
+                request.output_ids.extend(new[:-1])
+            rejected = num_drafts[index] - (len(new) - 1)
+            request.in_flight -= rejected
+            slices[index] = Slice(request, start, length - rejected, samples)
+        last_tokens.append(new[-1])
+    return slices, last_tokens
