@@ -15,8 +15,7 @@ from sarathi.fleet.engine_client import EngineClient
 from sarathi.fleet.generation import EngineError, Generation
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler import FinishReason, SchedulingParams
-from sarathi.telemetry.histogram import Histogram
-from sarathi.telemetry.request_latencies import Latencies, Stopwatch
+from sarathi.telemetry.request_latencies import Histogram, Latencies, Stopwatch
 from sarathi.telemetry.stats import Stats
 
 STATS = Stats(0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0.0, 0.0)

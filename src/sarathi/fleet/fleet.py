@@ -26,7 +26,7 @@ from sarathi.fleet.replica import EngineHandle, Replica, RestartPolicy
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler import SchedulingParams
 from sarathi.telemetry.request_latencies import Latencies, Stopwatch
-from sarathi.telemetry.stats import Stats, at_start, done, total
+from sarathi.telemetry.stats import Stats, combined, counters_only, initial_stats
 
 _MOST_DEATHS = 3  # of engines that had a request, until it is taken to be the cause
 _PLAIN = SchedulingParams()
@@ -170,7 +170,7 @@ class Fleet:
         parts = list(self._past)
         for replica in self._replicas.values():
             parts += _stats_of(replica)
-        return total(parts) if self.info is not None else None
+        return combined(parts) if self.info is not None else None
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -292,7 +292,7 @@ class Fleet:
     def _keep_past(self, replica: Replica) -> None:
         """What its engine has done, which is about to be forgotten."""
         if parts := _stats_of(replica):
-            self._past = [total([*self._past, *map(done, parts)])]
+            self._past = [combined([*self._past, *map(counters_only, parts)])]
 
     def _staying(self) -> list[Replica]:
         gone = ("failed", "draining")
@@ -316,5 +316,5 @@ def _stats_of(replica: Replica) -> list[Stats]:
     engine = replica.engine
     if engine is None or engine.info is None:
         return []
-    stats = engine.stats or at_start(engine.info.num_blocks, engine.info.num_stages)
-    return [stats if engine.error is None else done(stats)]
+    stats = engine.stats or initial_stats(engine.info.num_blocks, engine.info.num_stages)
+    return [stats if engine.error is None else counters_only(stats)]

@@ -28,7 +28,7 @@ from sarathi.server.prometheus import Metrics
 from sarathi.server.reply import error_response, json_response, until_disconnect
 from sarathi.server.scale import scale
 from sarathi.server.service import RequestContext, Service
-from sarathi.server.stats_endpoint import scheduler_stats
+from sarathi.server.stats_endpoint import stats_body
 
 MAX_BODY = 8 * 2**20  # bytes
 
@@ -69,7 +69,7 @@ def create_app(
         return _health(service)
 
     async def stats(request: Request) -> Response:
-        return json_response(scheduler_stats(service.ready(), engine))
+        return json_response(stats_body(service.ready(), engine))
 
     async def prometheus(request: Request) -> Response:
         return metrics.response()

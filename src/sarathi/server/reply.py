@@ -17,7 +17,9 @@ _ENCODER = msgspec.json.Encoder()
 
 
 def json_response(
-    body: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None
+    body: msgspec.Struct | dict[str, object],
+    status: int = 200,
+    headers: dict[str, str] | None = None,
 ) -> Response:
     return Response(_ENCODER.encode(body), status, headers=headers, media_type="application/json")
 

@@ -1,4 +1,4 @@
-"""GET /stats: the schedulers' state as JSON."""
+"""GET /stats: the state of the engine as JSON."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import msgspec
 
 from sarathi.engine.messages import ModelInfo
 from sarathi.fleet.engine_api import Engine, by_state
-from sarathi.server.openai.response_bodies import SchedulerStats
-from sarathi.telemetry.stats import Stats, at_start
+from sarathi.telemetry.stats import Stats, initial_stats
 
 
-def scheduler_stats(info: ModelInfo, engine: Engine) -> SchedulerStats:
-    now = current_stats(info, engine.stats)
-    return SchedulerStats(
-        **msgspec.structs.asdict(now),
-        prefix_hit_rate=now.cached_tokens / now.prompt_tokens if now.prompt_tokens else None,
-        tbt_target=info.tbt_target,
-        token_budget=info.token_budget,
-        replicas=by_state(engine.replicas),
-        replica_restarts=engine.restarts,
-        requests_resumed=engine.resumed,
-    )
+def stats_body(info: ModelInfo, engine: Engine) -> dict[str, object]:
+    """Return the response to GET /stats: all fields of `Stats`, targets and replicas."""
+    stats = current_stats(info, engine.stats)
+    return {
+        **msgspec.structs.asdict(stats),
+        "prefix_hit_rate": stats.prefix_hit_rate,
+        "tbt_target": info.tbt_target,  # seconds; null without one
+        "token_budget": info.token_budget,  # tokens; null without one
+        "replicas": by_state(engine.replicas),
+        "replica_restarts": engine.restarts,
+        "requests_resumed": engine.resumed,
+    }
 
 
 def current_stats(info: ModelInfo, stats: Stats | None) -> Stats:
-    """The latest, or those of an engine that has run nothing yet."""
-    return at_start(info.num_blocks, info.num_stages) if stats is None else stats
+    """Return the latest statistics, or those of an engine that has run nothing yet."""
+    return initial_stats(info.num_blocks, info.num_stages) if stats is None else stats

@@ -145,28 +145,3 @@ class Tokenized(Struct, frozen=True):
 
 class Detokenized(Struct, frozen=True):
     prompt: str
-
-
-class SchedulerStats(Struct, frozen=True, kw_only=True):
-    """GET /stats: `Stats` for operators, and what the scheduler aims at."""
-
-    running: int
-    waiting: int
-    free_blocks: int  # cached ones included
-    cached_blocks: int
-    total_blocks: int
-    preemptions: int  # this and the next four: since start
-    iterations: int
-    prompt_tokens: int
-    cached_tokens: int
-    relegations: int
-    prefix_hit_rate: float | None  # cached of prompt tokens; null before the first prompt
-    model_error_median: float  # relative, of the predicted iteration time
-    model_error_p90: float
-    stage_busy: list[float]  # seconds of each pipeline stage, since start
-    stage_bubble: list[float]  # likewise, in which it had nothing to compute while there was work
-    tbt_target: float | None  # seconds; null where none is in force
-    token_budget: int | None  # tokens; null where a target takes its place, or nothing
-    replicas: dict[ReplicaState, int]  # how many are in each state
-    replica_restarts: int  # this and the next: since start
-    requests_resumed: int  # times that one went on in another engine than before
