@@ -1,10 +1,10 @@
-"""Times as people write them: 100ms, 1.5s, 2m, or a number of seconds."""
+"""Durations as text: 100ms, 1.5s, 2m, or a number of seconds."""
 
 from __future__ import annotations
 
 import re
 
-MAX_DURATION = 86_400.0  # seconds; beyond a day it is a slip of the pen
+MAX_DURATION = 86_400.0  # seconds; more than a day must be a mistake
 FORMS = "seconds as a number, or a text with a unit such as 100ms, 1.5s or 2m"
 
 _UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -13,11 +13,11 @@ _MAX_TEXT = 32  # characters
 
 
 def parse_duration(duration: float | str) -> float:
-    """A time in seconds.
+    """Return a duration in seconds.
 
     Raises:
-        ValueError: it is no time, not above 0, or more than a day. The message goes on after the
-            name of what was given.
+        ValueError: it is no duration, not above 0, or more than a day. The message continues a
+            sentence that begins with the name of the option or field.
     """
     seconds = _parsed(duration) if isinstance(duration, str) else float(duration)
     if not 0 < seconds <= MAX_DURATION:
@@ -26,7 +26,7 @@ def parse_duration(duration: float | str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """For people: in milliseconds below a second."""
+    """Return a duration for display, in milliseconds below a second."""
     milliseconds = 1000 * seconds
     if milliseconds >= 1000:
         return f"{round(seconds, 2):g} s"

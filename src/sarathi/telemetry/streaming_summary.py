@@ -1,4 +1,4 @@
-"""The summary of any number of requests, in memory that does not grow with them."""
+"""The summary of any number of requests, in constant memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sarathi.telemetry.percentiles import (
     Array,
     Distribution,
     bounded_percentiles,
-    ends,
+    interval_bounds,
 )
 from sarathi.telemetry.request_record import RequestRecord
 from sarathi.telemetry.summary import Summary, Targets
 
-_LEAST = 1e-6  # seconds; what is shorter counts as nothing
+_LEAST = 1e-6  # seconds; shorter values count as 0
 _MOST = 1e6
 _WIDTH = math.log(1.002)  # of a bin, relative: a percentile is at most 0.1 % off
 _NUM_BINS = math.ceil(math.log(_MOST / _LEAST) / _WIDTH) + 2
@@ -28,10 +28,10 @@ _BLOCKS = 64
 
 
 class StreamingDistribution:
-    """Counts values in bins that are 0.2 % wide, apart for each of up to 64 blocks of requests.
+    """Counts values in bins 0.2 % wide, separately for up to 64 blocks of requests.
 
-    Blocks are of neighbours in the order of arrival, and the intervals are a bootstrap over them,
-    as those of `distribution`. As more requests come, two neighbouring blocks become one.
+    Blocks are consecutive in the order of arrival, and intervals come from a bootstrap over them,
+    as in `distribution`. As more requests come, adjacent blocks are merged.
     """
 
     def __init__(self) -> None:
@@ -42,26 +42,27 @@ class StreamingDistribution:
         self._largest = 0.0
 
     def add(self, block: int, value: float) -> None:
-        """The only value of a request."""
+        """Add the only value of a request."""
         at = math.ceil(math.log(value / _LEAST) / _WIDTH) if value > _LEAST else 0
         self._counts[block, min(at, _NUM_BINS - 1)] += 1
-        self._note(1, value, value)
+        self._count(1, value, value)
 
     def add_all(self, block: int, values: Array) -> None:
-        """The values of a request; at least one."""
+        """Add the values of a request, at least one."""
         bins = np.ceil(np.log(np.maximum(values, _LEAST) / _LEAST) / _WIDTH).astype(np.int64)
         np.add.at(self._counts[block], np.minimum(bins, _NUM_BINS - 1), 1)
-        self._note(len(values), float(values.sum()), float(values.max()))
+        self._count(len(values), float(values.sum()), float(values.max()))
 
-    def merge_neighbours(self) -> None:
-        """Make one block of two, so that the second half of them is free."""
+    def merge_blocks(self) -> None:
+        """Merge blocks in pairs, so that the second half of them is free."""
         self._counts[: _BLOCKS // 2] = self._counts[::2] + self._counts[1::2]
         self._counts[_BLOCKS // 2 :] = 0
 
     def result(self, num_blocks: int) -> Distribution:
-        """
+        """Return the statistics so far.
+
         Args:
-            num_blocks: the first so many have requests in them.
+            num_blocks: blocks that have requests, the first ones.
         """
         if not self._values:
             return Distribution(count=0, **dict.fromkeys(Distribution.__struct_fields__[1:]))
@@ -76,8 +77,10 @@ class StreamingDistribution:
         if any(bounded):
             rng = np.random.default_rng(SEED)
             chances = np.full(num_blocks, 1 / num_blocks)
-            drawn = rng.multinomial(num_blocks, chances, size=RESAMPLES)
-            intervals = ends(_percentiles(values, drawn @ counts), num_blocks, bounded)
+            resampled = rng.multinomial(num_blocks, chances, size=RESAMPLES)
+            intervals = interval_bounds(
+                _percentiles(values, resampled @ counts), num_blocks, bounded
+            )
         return Distribution(
             count=self._values,
             mean=self._sum / self._values,
@@ -90,7 +93,7 @@ class StreamingDistribution:
             p99_interval=intervals[2],
         )
 
-    def _note(self, count: int, total: float, largest: float) -> None:
+    def _count(self, count: int, total: float, largest: float) -> None:
         self._requests += 1
         self._values += count
         self._sum += total
@@ -99,7 +102,7 @@ class StreamingDistribution:
 
 
 class StreamingSummary:
-    """Takes in records one by one and forgets them; otherwise as `summarise`."""
+    """Summarises records one by one without keeping them; otherwise like `summarise`."""
 
     def __init__(self, targets: Targets | None = None) -> None:
         self._targets = targets
@@ -127,7 +130,8 @@ class StreamingSummary:
         self._first, self._last, self._end = math.inf, -math.inf, -math.inf
 
     def add(self, index: int, record: RequestRecord) -> None:
-        """
+        """Add a request.
+
         Args:
             index: of the request in the order of arrival, from 0; records may come in any order.
         """
@@ -135,7 +139,7 @@ class StreamingSummary:
         while index >= _BLOCKS * self._block_length:
             self._block_length *= 2
             for distribution in self._all:
-                distribution.merge_neighbours()
+                distribution.merge_blocks()
         block = index // self._block_length
         arrival, tokens = record.arrival, record.tokens
         self._requests += 1
@@ -164,7 +168,8 @@ class StreamingSummary:
             self._met += self._targets.met(ttft, max_gap)
 
     def result(self, send_time: float | None = None) -> Summary:
-        """
+        """Return the summary so far.
+
         Args:
             send_time: seconds in which the requests were sent; by default until the last arrival.
 
@@ -204,7 +209,7 @@ class StreamingSummary:
 
 
 def _percentiles(values: Array, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Of each row of counts: the least value that so many percent of all do not exceed."""
+    """Return percentiles of each row of counts: the least value that so many do not exceed."""
     reached = np.cumsum(counts, axis=1)
     found = []
     for percent in PERCENTILES:

@@ -1,4 +1,4 @@
-"""A run in figures."""
+"""The figures of a run: latencies, throughput and goodput."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from sarathi.telemetry.request_record import RequestRecord
 
 
 class Targets(msgspec.Struct, frozen=True):
-    """What a request must keep to count for goodput; None: anything."""
+    """The latencies that a request must keep to count for goodput; None: any."""
 
     ttft: float | None = None  # seconds
     tbt: float | None = None  # seconds, for the longest gap
 
     def met(self, ttft: float | None, max_gap: float | None) -> bool:
-        """Whether a complete answer keeps them."""
+        """Return whether a complete request keeps them."""
         if self.ttft is not None and (ttft is None or ttft > self.ttft):
             return False
         return self.tbt is None or max_gap is None or max_gap <= self.tbt
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """Times are seconds. Latencies are those of complete answers.
+    """Figures of many requests. Times are seconds; latencies are those of complete requests.
 
-    Throughput is had over the whole duration, hence includes the time until the last answer. Rates
-    of requests that were sent, and of those that met their targets, are had over the time in which
-    they were sent.
+    Throughput is over the whole duration, which includes the time until the last request ends.
+    Rates of sent requests, and of those that met their targets, are over the time of sending.
     """
 
     requests: int
     completed: int
-    failures: dict[str, int]  # by kind; empty where all answers are complete
+    failures: dict[str, int]  # by kind; empty if all requests are complete
     duration: float  # from the first arrival to the last end
-    request_rate: float  # requests sent per second, over the time in which they were sent
+    request_rate: float  # requests sent per second, over the time of sending
     completed_per_second: float
-    output_tokens_per_second: float  # tokens of failed requests included: they were computed
-    total_tokens_per_second: float  # prompts of complete answers, and all output tokens
+    output_tokens_per_second: float  # tokens of failed requests included
+    total_tokens_per_second: float  # prompts of complete requests, and all output tokens
     ttft: Distribution
     tbt: Distribution
     max_gap: Distribution
     end_to_end: Distribution
     normalized: Distribution
-    scheduling_delay: Distribution  # empty where the server does not report it
-    goodput: float | None  # of `request_rate`, what met the targets; None without targets
+    scheduling_delay: Distribution  # empty if the server does not report it
+    goodput: float | None  # the part of `request_rate` that met the targets; None without targets
     attainment: float | None  # share of the requests that met the targets
 
 
 def summarise(
     records: Sequence[RequestRecord], targets: Targets | None = None, send_time: float | None = None
 ) -> Summary:
-    """
+    """Return the figures of a run.
+
     Args:
         records: in the order in which the requests arrived.
         send_time: seconds in which the requests were sent; by default until the last arrival.
