@@ -57,8 +57,8 @@ def scheduler(running: int, waiting: int, order: str, fair: bool) -> Scheduler:
     )
     for name in range(running + waiting):
         prompt = range(name, name + _PROMPT)
-        terms = SchedulingParams(tenant=str(name % _TENANTS))
-        result.add(Request(name, prompt, StopCriteria(_OUTPUT), float(name), terms))
+        params = SchedulingParams(tenant=str(name % _TENANTS))
+        result.add(Request(name, prompt, StopCriteria(_OUTPUT), float(name), params))
     while len(result.running.decodes) < running:
         iterate(result)
     return result

@@ -69,7 +69,7 @@ settings_of_sarathi = st.fixed_dictionaries(
 )
 
 
-def took(batch: Batch) -> float:
+def seconds_of(batch: Batch) -> float:
     return MODEL.predict(batch.work)
 
 
@@ -84,7 +84,7 @@ def test_every_policy(
     workload: list[Arrival],
 ) -> None:
     scheduler = Scheduler(pool, budget, max_model_len=MAX_MODEL_LEN, policy=policy, **options)
-    for batch, _ in play(scheduler, workload, seconds=took):
+    for batch, _ in play(scheduler, workload, seconds=seconds_of):
         prefills = batch.slices[batch.num_decodes :]
         assert policy.hybrid or not (batch.num_decodes and prefills)
         if not policy.chunked:
@@ -106,7 +106,7 @@ def test_every_decode_is_in_every_batch(
     scheduler = Scheduler(
         pool, budget, max_model_len=MAX_MODEL_LEN, latency_model=MODEL, **options, **own
     )
-    for batch, _ in play(scheduler, workload, seconds=took):
+    for batch, _ in play(scheduler, workload, seconds=seconds_of):
         decodes = {part.request.id for part in batch.slices[: batch.num_decodes]}
         assert decodes == {request.id for request in scheduler.running.decodes}
         assert len(scheduler.running) <= options["max_batch_size"]
@@ -143,7 +143,7 @@ def test_pipelines(
         micro_batches=stages,
         **options,
     )
-    for batch, _ in play(scheduler, workload, seconds=took, stages=stages):
+    for batch, _ in play(scheduler, workload, seconds=seconds_of, stages=stages):
         assert batch.num_decodes <= math.ceil(len(scheduler.running.decodes) / stages)
         for request, start, length, samples in batch.slices:
             assert start + length <= request.num_scheduled
@@ -171,7 +171,7 @@ def test_looking_ahead(
         **options,
     )
     under_way: Batch | None = None
-    for batch, _ in play(scheduler, workload, seconds=took, stages=2):
+    for batch, _ in play(scheduler, workload, seconds=seconds_of, stages=2):
         ahead = [part.request for part in batch.slices if part.request.num_pending > 1]
         if ahead:
             assert not batch.preempted
@@ -225,7 +225,7 @@ def test_accepted_drafts_change_no_output(
             known.append(next_token(known) if is_right else random.randrange(VOCABULARY))
         return known[request.num_tokens :]
 
-    for batch, _ in play(scheduler, workload, seconds=took, stages=stages, drafter=drafter):
+    for batch, _ in play(scheduler, workload, seconds=seconds_of, stages=stages, drafter=drafter):
         drafts = batch.num_drafts or (0,) * batch.num_decodes
         assert len(drafts) == batch.num_decodes
         for (request, start, length, samples), count in zip(batch.slices, drafts, strict=False):
@@ -253,7 +253,7 @@ def test_a_step_is_no_longer_than_the_executor_can_compute(
     scheduler = Scheduler(
         pool, budget, max_model_len=MAX_MODEL_LEN, max_step_tokens=most, **options, **own
     )
-    for batch, _ in play(scheduler, workload, seconds=took):
+    for batch, _ in play(scheduler, workload, seconds=seconds_of):
         chunk = own["deterministic_chunk"] or 1
         assert batch.num_tokens <= max(most, batch.num_decodes + chunk)
 
@@ -314,11 +314,11 @@ def test_the_latency_budget_keeps_to_the_slack(
     token = MODEL.prompt_cost(1, MAX_MODEL_LEN, True)
     idle = LatencyBudget.IDLE_FACTOR * max(budget.tbt_target, one)
     margin = 1 + MODEL.accuracy.late
-    for batch, now in play(scheduler, workload, seconds=took):
+    for batch, now in play(scheduler, workload, seconds=seconds_of):
         decodes = [part.request for part in batch.slices[: batch.num_decodes]]
         prefills = batch.slices[batch.num_decodes :]
         if not decodes:
-            assert took(batch) <= max(idle, empty + token) + 1e-9
+            assert seconds_of(batch) <= max(idle, empty + token) + 1e-9
             continue
         alone = MODEL.predict(Work(len(decodes), 0.0, batch.work.context, len(decodes)))
         allowed = min((min(request.deadline for request in decodes) - now) / margin, idle)
@@ -326,11 +326,11 @@ def test_the_latency_budget_keeps_to_the_slack(
         bound = max(allowed, alone / (1 - share))
         if share and prefills:
             bound = max(bound, alone + token)
-        assert took(batch) <= bound + 1e-9
+        assert seconds_of(batch) <= bound + 1e-9
         # And prompts are not kept back: little is left of what would pay for more tokens.
         if not batch.preempted and backlogged(scheduler, batch, waiting=False):
             pieces = len(prefills) + 1
-            assert took(batch) - alone >= 0.85 * (bound - alone) - 2 * pieces * token
+            assert seconds_of(batch) - alone >= 0.85 * (bound - alone) - 2 * pieces * token
 
 
 def backlogged(scheduler: Scheduler, batch: Batch, *, waiting: bool) -> list[Request]:
@@ -353,7 +353,7 @@ def test_prompts_progress_at_least_as_documented(
         max_model_len=MAX_MODEL_LEN,
         in_order_share=in_order_share,
     )
-    for batch, _ in play(scheduler, workload, seconds=took):
+    for batch, _ in play(scheduler, workload, seconds=seconds_of):
         if not backlogged(scheduler, batch, waiting=True):
             continue
         count = batch.num_decodes
@@ -362,7 +362,7 @@ def test_prompts_progress_at_least_as_documented(
             assert granted >= min(budget.tokens, budget.min_prefill_share * batch.num_tokens)
             continue
         assert isinstance(budget, LatencyBudget)
-        whole = took(batch)
+        whole = seconds_of(batch)
         alone = MODEL.predict(Work(count, 0.0, batch.work.context, count))
         if budget.min_prefill_share:
             assert granted >= 1
@@ -372,8 +372,8 @@ def test_prompts_progress_at_least_as_documented(
         assert whole - alone >= budget.min_prefill_share * whole - pieces * token - 1e-9
 
 
-def roomy(budget: int, **options: Any) -> Scheduler:
-    """Nobody waits for memory or a slot, and nothing is cached."""
+def large_scheduler(budget: int, **options: Any) -> Scheduler:
+    """A scheduler with memory and slots for all requests, without prefix cache."""
     return Scheduler(
         BlockPool(5000, 4),
         FixedBudget(budget),
@@ -384,23 +384,30 @@ def roomy(budget: int, **options: Any) -> Scheduler:
     )
 
 
-deals = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 60)), min_size=1, max_size=40)
+tenant_prompts = st.lists(
+    st.tuples(st.sampled_from("abc"), st.integers(1, 60)), min_size=1, max_size=40
+)
 
 
-@given(deals, st.integers(1, 30), st.sampled_from([1.0, 0.5]), st.sampled_from(sorted(ORDERS)))
+@given(
+    tenant_prompts,
+    st.integers(1, 30),
+    st.sampled_from([1.0, 0.5]),
+    st.sampled_from(sorted(ORDERS)),
+)
 @settings(max_examples=600, deadline=None)
 def test_tenants_with_prompts_at_all_times_are_less_than_a_chunk_apart(
     prompts: list[tuple[str, int]], budget: int, in_order_share: float, order: str
 ) -> None:
-    scheduler = roomy(
+    scheduler = large_scheduler(
         budget,
         order=ORDERS[order](MODEL, 0.5),
         fair=True,
         in_order_share=in_order_share,
     )
     for name, (tenant, length) in enumerate(prompts):
-        terms = SchedulingParams(tenant=tenant)
-        scheduler.add(Request(name, range(length), StopCriteria(1), 0.0, terms))
+        params = SchedulingParams(tenant=tenant)
+        scheduler.add(Request(name, range(length), StopCriteria(1), 0.0, params))
     work = {tenant: sum(n for t, n in prompts if t == tenant) for tenant in "abc"}
     while (batch := scheduler.schedule(0.0)) is not None:
         scheduler.complete(batch, [1] * batch.work.samples, 0.0)
@@ -411,7 +418,7 @@ def test_tenants_with_prompts_at_all_times_are_less_than_a_chunk_apart(
             if work[t] > scheduler.waiting.shares.served(t)
         ]
         if behind:
-            # Who still has prompts is at most a chunk behind anybody, however much he is ahead.
+            # A tenant with prompts is at most a chunk behind any other tenant.
             assert max(served) - min(behind) <= budget
 
 
@@ -428,7 +435,7 @@ def test_fixed_chunks_depend_on_the_request_alone(
     scheduler = Scheduler(
         pool, budget, max_model_len=MAX_MODEL_LEN, deterministic_chunk=chunk, **options
     )
-    for batch, _ in play(scheduler, workload, seconds=took):
+    for batch, _ in play(scheduler, workload, seconds=seconds_of):
         for request, start, length, _ in batch.slices:
             prompt = len(request.prompt_ids)
             if start < prompt:
@@ -448,7 +455,7 @@ def test_first_tokens_come_as_soon_as_documented(
     lengths: list[int], budget: int, share: float
 ) -> None:
     """Whatever is before a prompt, and however many shorter ones there are."""
-    scheduler = roomy(
+    scheduler = large_scheduler(
         budget,
         in_order_share=share,
     )
@@ -477,11 +484,11 @@ def test_first_tokens_come_as_soon_as_documented(
     st.integers(8, 30),
 )
 @settings(max_examples=400, deadline=None)
-def test_no_tenant_gets_ahead_of_one_whose_prompts_wait(
+def test_no_tenant_gets_ahead_of_one_with_waiting_prompts(
     arrivals: list[tuple[int, str, int, int]], budget: int
 ) -> None:
-    """Whoever comes, goes and answers meanwhile: prompts go to the least served."""
-    scheduler = roomy(
+    """Whatever arrives, ends and decodes meanwhile: prompts of the least served are computed."""
+    scheduler = large_scheduler(
         budget,
         fair=True,
         in_order_share=0.5,
@@ -494,8 +501,8 @@ def test_no_tenant_gets_ahead_of_one_whose_prompts_wait(
                     request.scheduling_params.tenant for request in scheduler._requests.values()
                 }
                 level = min((shares.served(other) for other in open_ones), default=0)
-                terms = SchedulingParams(tenant=tenant)
-                scheduler.add(Request(name, range(prompt), StopCriteria(output), 0.0, terms))
+                params = SchedulingParams(tenant=tenant)
+                scheduler.add(Request(name, range(prompt), StopCriteria(output), 0.0, params))
                 assert shares.served(tenant) >= level, "a pause was saved up"
         before = {tenant: shares.served(tenant) for tenant in "abc"}
         batch = scheduler.schedule(0.0)
@@ -512,6 +519,6 @@ def test_no_tenant_gets_ahead_of_one_whose_prompts_wait(
             r.scheduling_params.tenant for r in backlogged(scheduler, batch, waiting=True)
         }:
             for ahead in prompts - {behind}:
-                # At its last turn it was not ahead; a turn is a chunk at most.
+                # When it was selected it was not ahead, and it computed at most a chunk.
                 assert shares.served(ahead) <= shares.served(behind) + budget
         scheduler.complete(batch, [1] * batch.work.samples, 0.0)

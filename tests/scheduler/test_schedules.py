@@ -1,4 +1,4 @@
-"""Hand-drawn schedules: requests in, exact batches out."""
+"""Hand-computed schedules: requests in, exact batches out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_prompt_is_cut_into_chunks_of_the_budget() -> None:
     assert not sched.has_work
 
 
-def test_a_request_begins_with_the_first_of_its_chunks() -> None:
+def test_a_request_is_scheduled_with_its_first_chunk() -> None:
     sched = scheduler(budget=4)
     first, second = request(1, prompt=6), request(2, prompt=9)
     sched.add(first)
@@ -85,14 +85,14 @@ def test_a_prompt_is_admitted_only_when_all_of_it_fits_beside_what_runs() -> Non
     sched.add(request(1, prompt=8, output=5))  # 2 blocks, 3 in the end
     assert run(sched) == [(1, 8)]
     sched.add(request(2, prompt=16, output=5))  # 4 blocks: they fit, but leave none to grow
-    sched.add(request(3, prompt=4, output=2))  # would fit, but is not its turn
+    sched.add(request(3, prompt=4, output=2))  # would fit, but is not first
     assert [run(sched) for _ in range(4)] == [[(1, 1)]] * 4
     assert run(sched) == [(2, 16), (3, 4)]
 
 
 class TestPreemption:
     def fill(self) -> Scheduler:
-        """Two requests that own 2 of 4 blocks each, both full; a third block is due to each."""
+        """Two requests that own 2 of 4 blocks each, both full; each needs a third."""
         sched = scheduler(blocks=5, block_size=4)
         sched.add(request(1, prompt=7, output=9))
         sched.add(request(2, prompt=7, output=9))
@@ -105,24 +105,24 @@ class TestPreemption:
         batch = sched.schedule(0.0)
         assert batch is not None
         assert shape(batch) == [(1, 1)]
-        assert [victim.id for victim in batch.preempted] == [2]
+        assert [preempted.id for preempted in batch.preempted] == [2]
         assert sched.running.num_preemptions == 1
 
     def test_a_preempted_request_is_computed_again_and_goes_on_where_it_was(self) -> None:
         sched = self.fill()
-        victim = sched.running.requests()[1]
+        preempted = sched.running.requests()[1]
         assert run(sched) == [(1, 1)]
-        assert victim.num_computed == 0
-        assert victim.blocks == []
-        assert victim.prompt_ids == range(7)
-        assert victim.output_ids == [7, 7]
-        while len(victim.output_ids) == 2:
+        assert preempted.num_computed == 0
+        assert preempted.blocks == []
+        assert preempted.prompt_ids == range(7)
+        assert preempted.output_ids == [7, 7]
+        while len(preempted.output_ids) == 2:
             run(sched)
-        assert victim.output_ids == [7, 7, 7]
-        assert victim.num_preemptions == 1
+        assert preempted.output_ids == [7, 7, 7]
+        assert preempted.num_preemptions == 1
         while sched.has_work:
             run(sched)
-        assert len(victim.output_ids) == 9  # not 9 more than it had when it was preempted
+        assert len(preempted.output_ids) == 9  # not 9 more than it had when it was preempted
 
     def test_a_preempted_request_goes_before_later_arrivals(self) -> None:
         sched = self.fill()
@@ -130,14 +130,14 @@ class TestPreemption:
         run(sched)
         assert [waiting.id for waiting in sched.waiting.requests()] == [2, 3]
 
-    def test_a_preempted_request_keeps_the_time_of_its_begin(self) -> None:
+    def test_a_preempted_request_keeps_the_time_of_its_first_iteration(self) -> None:
         sched = self.fill()
-        victim = sched.running.requests()[1]
-        while not victim.num_preemptions or not victim.num_computed:
+        preempted = sched.running.requests()[1]
+        while not preempted.num_preemptions or not preempted.num_computed:
             run(sched, now=5.0)
-        assert victim.first_scheduled_at == 0.0
+        assert preempted.first_scheduled_at == 0.0
 
-    def test_nobody_is_admitted_in_an_iteration_that_preempts(self) -> None:
+    def test_no_request_is_admitted_in_an_iteration_that_preempts(self) -> None:
         sched = self.fill()
         sched.add(request(3, prompt=1, output=1))
         assert run(sched) == [(1, 1)]
@@ -181,10 +181,10 @@ class TestCancellation:
 class TestTheEnd:
     def test_a_stop_token_ends_a_request(self) -> None:
         sched = scheduler()
-        victim = request(1, prompt=2, stop_ids=frozenset({7}))
-        sched.add(victim)
+        preempted = request(1, prompt=2, stop_ids=frozenset({7}))
+        sched.add(preempted)
         run(sched, token=7)
-        assert victim.finish_reason() == "stop"
+        assert preempted.finish_reason() == "stop"
         assert not sched.has_work
 
     def test_not_before_the_least_number_of_tokens(self) -> None:
@@ -245,7 +245,7 @@ def test_a_batch_with_too_few_or_too_many_tokens_is_noticed() -> None:
 
 
 class TestPipelines:
-    def test_requests_whose_token_is_under_way_sit_out(self) -> None:
+    def test_decodes_in_flight_are_left_out(self) -> None:
         sched = scheduler(budget=4)
         sched.add(request(1, prompt=4))
         first = sched.schedule(0.0)

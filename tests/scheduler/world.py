@@ -98,7 +98,7 @@ class Arrival:
     """A request, and the iterations in which it comes and is cancelled."""
 
     at: int
-    family: int  # prompts of one family begin alike
+    family: int  # prompts of one family share a prefix
     common: int  # tokens that are the family's
     own: int  # tokens that are not
     output: int

@@ -53,7 +53,7 @@ def record(
     finished: dict[int, FinishReason] | None = None,
     **fields: Any,
 ) -> IterationRecord:
-    """All that sample get a token; `finished` says whose is the last, and why."""
+    """All that sample get a token; `finished` has the finish reasons of those that end."""
     outputs = [
         TokenOutput(part.request.id, 7, (finished or {}).get(part.request.id))
         for part in of.slices

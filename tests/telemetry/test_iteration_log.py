@@ -1,4 +1,4 @@
-"""What the iteration log says, and that its file never gets in the way."""
+"""The lines of the iteration log, and errors of its file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def lines(log: IterationLog, path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_line_says_who_computed_what(log: IterationLog, path: Path) -> None:
+def test_a_line_has_the_requests_and_their_tokens(log: IterationLog, path: Path) -> None:
     old = request(3, first_scheduled_at=START + 0.5)
     new = request(5, 20, arrival=START - 0.5, first_scheduled_at=START + 1)
     log.record(
@@ -165,7 +165,7 @@ def test_after_close_nothing_happens(log: IterationLog, path: Path) -> None:
         ("missing/log.jsonl", "No such file or directory"),
         (".", "Is a directory"),
         ("nul\0", "null"),
-        ("pipe", "No such device or address"),  # nobody reads it: no hang
+        ("pipe", "No such device or address"),  # no reader: no hang
     ],
 )
 def test_a_path_that_cannot_be_written_names_the_flag(

@@ -1,4 +1,4 @@
-"""What the HTTP process measures of the tokens that it receives."""
+"""Latencies that the HTTP process measures."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_request_that_a_stop_string_ends_is_finished(wire: Wire) -> None:
     wire.now = 109.0
     answer.stop()
     answer.cancel()
-    assert len(wire.sent) == 2, "the engine was not told once"
+    assert len(wire.sent) == 2, "the engine did not get one message"
     latencies = wire.latencies
     assert latencies.end_to_end.sum == 1.5  # to its last token
     assert latencies.max_gap.sum == 0.5

@@ -127,8 +127,9 @@ def tail_share(num_blocks: int) -> float:
     """Return the share of the resamples to leave out at either end.
 
     It is less than (1 - confidence) / 2, because a bootstrap over few blocks underestimates the
-    variance: it corrects for Student's t and for a variance divided by n - 1. T. C. Hesterberg, "What teachers should
-    know about the bootstrap", The American Statistician 69 (2015), section 5.3.
+    variance: it corrects for Student's t and for a variance divided by n - 1. T. C. Hesterberg,
+    "What teachers should know about the bootstrap", The American Statistician 69 (2015), section
+    5.3.
     """
     normal = NormalDist()
     z, free = normal.inv_cdf((1 + _CONFIDENCE) / 2), num_blocks - 1

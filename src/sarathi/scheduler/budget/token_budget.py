@@ -21,9 +21,11 @@ _MAX_LATENESS = 0.3  # on a machine that is busier than that, no margin helps
 class TokenCost(Protocol):
     """What prompt tokens cost, in the unit of a budget. `LatencyModel` is one."""
 
-    def prompt_cost(self, tokens: int, context: int, samples: bool) -> float: ...
+    def prompt_cost(self, tokens: int, context: int, samples: bool) -> float:
+        """Return the cost of a slice, of a prompt with `context` tokens before it."""
 
-    def prompt_tokens(self, amount: float, context: int) -> int: ...
+    def prompt_tokens(self, amount: float, context: int) -> int:
+        """Return the most tokens of a slice that cost at most `amount`."""
 
 
 class UnitCost:
