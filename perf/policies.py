@@ -1,4 +1,4 @@
-"""The paper's schedulers on the same server and the same workload: who waits, and for how long?
+"""The paper's schedulers on the same server and the same workload: what waits, and for how long?
 
 Requests arrive at random (Poisson) at a rate that a good scheduler sustains. Every policy sees
 the same arrivals, prompts and lengths. The six are as the paper has them: strictly first come,

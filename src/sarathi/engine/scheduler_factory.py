@@ -48,14 +48,14 @@ TYPICAL_DECODES = TypicalDecodes(32, 512)  # of a processor
 PAPER_DECODES = TypicalDecodes(32, 4096)  # of a GPU, by which the paper measures
 
 
-class Target(NamedTuple):
+class DerivedTarget(NamedTuple):
     """A time between tokens derived from the machine's speed."""
 
     seconds: float
     reason: str  # in words
 
 
-def derived_target(iteration: float, measured: str = "") -> Target:
+def derived_target(iteration: float, measured: str = "") -> DerivedTarget:
     """Return the time between tokens that a machine keeps under usual load.
 
     By the rule of the paper it is five times a decode-only iteration, but at most what readers
@@ -69,10 +69,10 @@ def derived_target(iteration: float, measured: str = "") -> Target:
     seconds = min(strict, max(_NOTICED, least))
     what = f"a decode-only iteration of {format_duration(iteration)}{measured}"
     if seconds == strict:
-        return Target(seconds, f"{_STRICT:g}x {what}")
+        return DerivedTarget(seconds, f"{_STRICT:g}x {what}")
     if seconds == least:
-        return Target(seconds, f"{_LEAST:g}x {what}")
-    return Target(
+        return DerivedTarget(seconds, f"{_LEAST:g}x {what}")
+    return DerivedTarget(
         seconds,
         f"the most that a reader should wait, less than {_STRICT:g}x {what}",
     )

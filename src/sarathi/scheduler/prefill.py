@@ -196,7 +196,7 @@ class PrefillAllocator:
         return length
 
 
-class Candidate(NamedTuple):
+class PrefillCandidate(NamedTuple):
     """The next prompt of an iteration."""
 
     request: Request
@@ -242,7 +242,7 @@ class PrefillSelector:
             if request.num_scheduled < request.num_tokens and not request.cancelled:
                 self._state(waiting.tenant_of(request)).started.append(request)
 
-    def next(self, remaining: float) -> Candidate | None:
+    def next(self, remaining: float) -> PrefillCandidate | None:
         """Select the next prompt, None if there is none.
 
         Args:
@@ -262,7 +262,7 @@ class PrefillSelector:
         if queue is not None:
             candidates.append(queue.first())
         if state.in_order > 0:
-            return Candidate(min(candidates, key=by_rank), state.in_order)
+            return PrefillCandidate(min(candidates, key=by_rank), state.in_order)
         if state.cut is not None:
             candidates.append(state.cut)
         priority_class = min(request.rank.priority_class for request in candidates)
@@ -274,7 +274,7 @@ class PrefillSelector:
         )
         is_waiting = queue is not None and shortest is queue.shortest()
         first = queue.first() if queue is not None and is_waiting else None
-        return Candidate(shortest, math.inf, None if first is shortest else first)
+        return PrefillCandidate(shortest, math.inf, None if first is shortest else first)
 
     def record(self, request: Request, cost: float, *, is_cut: bool) -> None:
         """Note that tokens were allocated to a request, and whether it could use more of them."""

@@ -25,7 +25,7 @@ from sarathi.engine.messages import ModelInfo
 from sarathi.fleet.engine_api import Engine, by_state
 from sarathi.server.stats_endpoint import current_stats
 from sarathi.telemetry.request_latencies import Histogram, Latencies
-from sarathi.telemetry.stats import Stats, families
+from sarathi.telemetry.stats import Stats, exposed
 
 
 class Metrics:
@@ -84,7 +84,7 @@ def _of_replicas(engine: Engine) -> Iterator[Metric]:
 
 
 def _of_scheduler(stats: Stats) -> Iterator[Metric]:
-    for metric, samples in families(stats):
+    for metric, samples in exposed(stats):
         name, labels = f"sarathi_{metric.name}", [metric.label] if metric.label else []
         family: CounterMetricFamily | GaugeMetricFamily | Metric
         if metric.kind == "summary":

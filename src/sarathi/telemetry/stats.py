@@ -107,14 +107,14 @@ METRICS: Mapping[str, Metric] = {name: hint.__metadata__[0] for name, hint in _H
 _ZEROS: Mapping[str, Any] = {name: hint.__origin__() for name, hint in _HINTS.items()}
 
 
-class Family(NamedTuple):
+class MetricSamples(NamedTuple):
     """A metric and its values."""
 
     metric: Metric
     samples: Mapping[str, float]  # by label; of "" without one
 
 
-def families(stats: Stats) -> Iterator[Family]:
+def exposed(stats: Stats) -> Iterator[MetricSamples]:
     """Iterate over what GET /metrics exposes."""
     for field, metric in METRICS.items():
         value = getattr(stats, field)
@@ -126,7 +126,7 @@ def families(stats: Stats) -> Iterator[Family]:
             samples = {"": value}
         else:
             samples = {str(index): entry for index, entry in enumerate(value)}
-        yield Family(metric, samples)
+        yield MetricSamples(metric, samples)
 
 
 def initial_stats(num_blocks: int, num_stages: int) -> Stats:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +17,14 @@ from sarathi.telemetry.percentiles import (
     interval_bounds,
 )
 from sarathi.telemetry.request_record import RequestRecord
-from sarathi.telemetry.summary import Summary, Targets
+from sarathi.telemetry.summary import RunTotals, Summary, Targets
 
 _LEAST = 1e-6  # seconds; shorter values count as 0
 _MOST = 1e6
 _WIDTH = math.log(1.002)  # of a bin, relative: a percentile is at most 0.1 % off
 _NUM_BINS = math.ceil(math.log(_MOST / _LEAST) / _WIDTH) + 2
 _BLOCKS = 64
+_LATENCIES = ("ttft", "tbt", "max_gap", "end_to_end", "normalized", "scheduling_delay")
 
 
 class StreamingDistribution:
@@ -105,29 +105,11 @@ class StreamingSummary:
     """Summarises records one by one without keeping them; otherwise like `summarise`."""
 
     def __init__(self, targets: Targets | None = None) -> None:
-        self._targets = targets
+        """Start without requests."""
+        self._totals = RunTotals(targets)
         self._block_length = 1  # requests
         self._latest = -1  # index
-        self._ttft = StreamingDistribution()
-        self._tbt = StreamingDistribution()
-        self._max_gap = StreamingDistribution()
-        self._end_to_end = StreamingDistribution()
-        self._normalized = StreamingDistribution()
-        self._delay = StreamingDistribution()
-        self._all = (
-            self._ttft,
-            self._tbt,
-            self._max_gap,
-            self._end_to_end,
-            self._normalized,
-            self._delay,
-        )
-        self._failures: Counter[str] = Counter()
-        self._requests = 0
-        self._met = 0
-        self._prompt_tokens = 0
-        self._output_tokens = 0
-        self._first, self._last, self._end = math.inf, -math.inf, -math.inf
+        self._latencies = {name: StreamingDistribution() for name in _LATENCIES}
 
     def add(self, index: int, record: RequestRecord) -> None:
         """Add a request.
@@ -138,34 +120,25 @@ class StreamingSummary:
         self._latest = max(self._latest, index)
         while index >= _BLOCKS * self._block_length:
             self._block_length *= 2
-            for distribution in self._all:
+            for distribution in self._latencies.values():
                 distribution.merge_blocks()
-        block = index // self._block_length
-        arrival, tokens = record.arrival, record.tokens
-        self._requests += 1
-        self._first = min(self._first, arrival)
-        self._last = max(self._last, arrival)
-        self._end = max(self._end, record.end)
-        self._output_tokens += len(tokens)
+        gaps = np.diff(np.asarray(record.tokens))
+        max_gap = float(gaps.max()) if len(gaps) else None
+        self._totals.add(record, max_gap)
         if record.failure is not None:
-            self._failures[record.failure] += 1
             return
-        self._prompt_tokens += record.prompt_tokens
-        ttft = max_gap = None
-        if tokens:
-            ttft, whole = tokens[0] - arrival, tokens[-1] - arrival
-            self._ttft.add(block, ttft)
-            self._end_to_end.add(block, whole)
-            self._normalized.add(block, whole / len(tokens))
-        if len(tokens) > 1:
-            gaps = np.diff(np.asarray(tokens))
-            max_gap = float(gaps.max())
-            self._tbt.add_all(block, gaps)
-            self._max_gap.add(block, max_gap)
-        if record.scheduling_delay is not None:
-            self._delay.add(block, record.scheduling_delay)
-        if self._targets is not None:
-            self._met += self._targets.met(ttft, max_gap)
+        block = index // self._block_length
+        if max_gap is not None:
+            self._latencies["tbt"].add_all(block, gaps)
+        for name, value in (
+            ("ttft", record.ttft),
+            ("max_gap", max_gap),
+            ("end_to_end", record.end_to_end),
+            ("normalized", record.normalized),
+            ("scheduling_delay", record.scheduling_delay),
+        ):
+            if value is not None:
+                self._latencies[name].add(block, value)
 
     def result(self, send_time: float | None = None) -> Summary:
         """Return the summary so far.
@@ -176,35 +149,10 @@ class StreamingSummary:
         Raises:
             ValueError: there was no request.
         """
-        if not self._requests:
-            raise ValueError("there is no request to summarise")
-        duration = self._end - self._first
-        sending = self._last - self._first if send_time is None else send_time
-        rate = self._requests / sending if sending > 0 else 0.0
-        attainment = None if self._targets is None else self._met / self._requests
-        completed = self._requests - self._failures.total()
         num_blocks = self._latest // self._block_length + 1
-
-        def per_second(amount: float) -> float:
-            return amount / duration if duration > 0 else 0.0
-
-        return Summary(
-            requests=self._requests,
-            completed=completed,
-            failures=dict(sorted(self._failures.items())),
-            duration=duration,
-            request_rate=rate,
-            completed_per_second=per_second(completed),
-            output_tokens_per_second=per_second(self._output_tokens),
-            total_tokens_per_second=per_second(self._prompt_tokens + self._output_tokens),
-            ttft=self._ttft.result(num_blocks),
-            tbt=self._tbt.result(num_blocks),
-            max_gap=self._max_gap.result(num_blocks),
-            end_to_end=self._end_to_end.result(num_blocks),
-            normalized=self._normalized.result(num_blocks),
-            scheduling_delay=self._delay.result(num_blocks),
-            goodput=None if attainment is None else attainment * rate,
-            attainment=attainment,
+        return self._totals.summary(
+            send_time,
+            **{name: values.result(num_blocks) for name, values in self._latencies.items()},
         )
 
 

@@ -8,7 +8,7 @@ from sarathi.backends.model_instance import InstancePart
 from sarathi.backends.parallel.fingerprint import fingerprint, versions
 from sarathi.backends.registry import ExecutorOptions, device_names
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.scheduler_factory import Target, TypicalDecodes, derived_target
+from sarathi.engine.scheduler_factory import DerivedTarget, TypicalDecodes, derived_target
 from sarathi.engine.startup.latency_cache import Conditions, MeasuredLatency, keep_fastest
 from sarathi.models.model import Model
 from sarathi.system.machine import processor_name, usable_cores, usable_processors
@@ -50,7 +50,7 @@ def conditions(
     )
 
 
-def promised_target(found: Conditions, measured: MeasuredLatency) -> Target:
+def promised_target(found: Conditions, measured: MeasuredLatency) -> DerivedTarget:
     """Derive it from the fastest start so far, which this one is then counted among."""
     fastest = keep_fastest(found, measured)
     remarks = []
