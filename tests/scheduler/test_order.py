@@ -124,9 +124,9 @@ class TestSlack:
         sched.add(request(1, prompt=200, output=1))  # deadline at 2.0
         sched.add(request(2, prompt=200, output=1))  # deadline at 3.0
         assert run(sched, now=1.9) == [(2, 100)]
-        assert sched.prefills.num_relegations == 1
+        assert sched.prefill_allocator.num_relegations == 1
         assert [run(sched, now=2.1) for _ in range(3)] == [[(2, 100)], [(1, 100)], [(1, 100)]]
-        assert sched.prefills.num_relegations == 1
+        assert sched.prefill_allocator.num_relegations == 1
 
     def test_a_started_prompt_is_relegated_too(self) -> None:
         sched = by_slack(budget=100)
@@ -142,7 +142,7 @@ class TestSlack:
         run(sched, now=1.0)
         sched.add(request(2, prompt=902, output=1))  # deadline at 3.0
         run(sched, now=2.9)
-        assert sched.prefills.num_relegations == 0
+        assert sched.prefill_allocator.num_relegations == 0
 
     def test_a_preempted_answer_is_not_relegated(self) -> None:
         sched = by_slack(blocks=5, block_size=4)
@@ -151,14 +151,14 @@ class TestSlack:
         while sched.has_work:
             run(sched, now=1.0 if not sched.running.num_preemptions else 100.0)
         assert sched.running.num_preemptions
-        assert sched.prefills.num_relegations == 0
+        assert sched.prefill_allocator.num_relegations == 0
 
     def test_thousands_that_become_hopeless_at_once_do_not_hold_up_an_iteration(self) -> None:
         sched = by_slack(budget=100)
         for name in range(3000):
             sched.add(request(0, prompt=200, output=1) if not name else request(name, 200, 1))
         run(sched, now=5000.0)
-        assert sched.prefills.num_relegations <= 32
+        assert sched.prefill_allocator.num_relegations <= 32
 
     def test_a_relegated_prompt_does_not_block_the_others(self) -> None:
         sched = by_slack(blocks=20, block_size=4)

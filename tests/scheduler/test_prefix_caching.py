@@ -19,7 +19,7 @@ def test_a_prompt_starts_after_its_cached_prefix() -> None:
     sched.add(second)
     assert run(sched) == [(2, 6)]  # two full blocks of 4 are known
     assert second.num_cached == 8
-    assert (sched.prefills.prompt_tokens, sched.prefills.cached_tokens) == (24, 8)
+    assert (sched.prefill_allocator.prompt_tokens, sched.prefill_allocator.cached_tokens) == (24, 8)
 
 
 def test_running_requests_share_blocks() -> None:
@@ -42,7 +42,7 @@ def test_the_last_token_is_computed_even_if_all_are_known() -> None:
     for name in (1, 2):
         sched.add(request(name, prompt=8, output=1))
         run(sched)
-    assert sched.prefills.cached_tokens == 4
+    assert sched.prefill_allocator.cached_tokens == 4
 
 
 def test_different_prefixes_are_not_shared() -> None:
@@ -118,7 +118,7 @@ def test_a_preempted_request_finds_what_it_had_computed() -> None:
     while sched.waiting.requests():
         computed = run(sched)
     assert (2, 9) not in computed
-    assert sched.prefills.prompt_tokens == 14, "a preempted prompt was counted again"
+    assert sched.prefill_allocator.prompt_tokens == 14, "a preempted prompt was counted again"
 
 
 def test_a_cancelled_prompt_leaves_what_is_computed_to_others() -> None:

@@ -119,7 +119,7 @@ class Scheduler:
         )
         self.waiting = WaitingQueue(fair=fair)
         self.running = RunningRequests(self._memory, self.waiting)
-        self.prefills = PrefillAllocator(
+        self.prefill_allocator = PrefillAllocator(
             self.waiting,
             self.running,
             self._memory,
@@ -375,7 +375,7 @@ class Scheduler:
             allowance.limit(self._max_step_tokens - decodes.tokens)
         slices: list[Slice] = []
         tokens, attention, samples = 0, 0.0, 0
-        allocated = self.prefills.allocate(allowance, now, admit=admit)
+        allocated = self.prefill_allocator.allocate(allowance, now, admit=admit)
         for request, length in allocated.items():
             start = request.num_scheduled
             self._memory.extend(request, start + length)
@@ -395,7 +395,7 @@ class Scheduler:
     def _preempt_for_first_waiting(self) -> list[Request]:
         """Preempt the requests that the order lets the first waiting one replace."""
         first = self.waiting.first(self.running.prefills)
-        preempted = [] if first is None else self.prefills.preemption_candidates(first)
+        preempted = [] if first is None else self.prefill_allocator.preemption_candidates(first)
         for request in preempted:
             self.running.preempt(request)
         return preempted

@@ -47,6 +47,9 @@ class Distribution(msgspec.Struct, frozen=True, kw_only=True):
     p99_interval: tuple[float, float] | None
 
 
+NO_VALUES = Distribution(count=0, **dict.fromkeys(Distribution.__struct_fields__[1:]))
+
+
 def distribution(groups: Sequence[Sequence[float]]) -> Distribution:
     """Return the statistics of values, with intervals.
 
@@ -55,20 +58,36 @@ def distribution(groups: Sequence[Sequence[float]]) -> Distribution:
     """
     groups = [group for group in groups if len(group)]
     if not groups:
-        return Distribution(count=0, **dict.fromkeys(Distribution.__struct_fields__[1:]))
+        return NO_VALUES
     values = np.concatenate([np.asarray(group, np.float64) for group in groups])
     order = np.argsort(values, kind="stable")
     values = values[order]
     owners = np.repeat(np.arange(len(groups)), [len(group) for group in groups])[order]
-    p50, p90, p99 = _weighted(values, np.ones(len(values), np.int64)).tolist()
-    intervals = _intervals(values, owners, len(groups))
+    return distribution_of(
+        len(values),
+        float(values.mean()),
+        _weighted(values, np.ones(len(values), np.int64)),
+        float(values[-1]),
+        _intervals(values, owners, len(groups)),
+    )
+
+
+def distribution_of(
+    count: int,
+    mean: float,
+    percentiles: Array,
+    largest: float,
+    intervals: Sequence[Interval | None],
+) -> Distribution:
+    """Return a distribution with given `PERCENTILES` and their intervals."""
+    p50, p90, p99 = percentiles.tolist()
     return Distribution(
-        count=len(values),
-        mean=float(values.mean()),
+        count=count,
+        mean=mean,
         p50=p50,
         p90=p90,
         p99=p99,
-        max=float(values[-1]),
+        max=largest,
         p50_interval=intervals[0],
         p90_interval=intervals[1],
         p99_interval=intervals[2],

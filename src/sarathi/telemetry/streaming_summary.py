@@ -8,12 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sarathi.telemetry.percentiles import (
+    NO_VALUES,
     PERCENTILES,
     RESAMPLES,
     SEED,
     Array,
     Distribution,
     bounded_percentiles,
+    distribution_of,
     interval_bounds,
 )
 from sarathi.telemetry.request_record import RequestRecord
@@ -65,13 +67,13 @@ class StreamingDistribution:
             num_blocks: blocks that have requests, the first ones.
         """
         if not self._values:
-            return Distribution(count=0, **dict.fromkeys(Distribution.__struct_fields__[1:]))
+            return NO_VALUES
         used = np.flatnonzero(self._counts.any(axis=0))
         counts = self._counts[:num_blocks, used]
         values = np.minimum(
             np.where(used, _LEAST * np.exp((used - 0.5) * _WIDTH), 0), self._largest
         )
-        p50, p90, p99 = _percentiles(values, counts.sum(axis=0, keepdims=True))[0].tolist()
+        percentiles = _percentiles(values, counts.sum(axis=0, keepdims=True))[0]
         bounded = bounded_percentiles(self._requests, self._values)
         intervals: list[tuple[float, float] | None] = [None] * len(bounded)
         if any(bounded):
@@ -81,17 +83,8 @@ class StreamingDistribution:
             intervals = interval_bounds(
                 _percentiles(values, resampled @ counts), num_blocks, bounded
             )
-        return Distribution(
-            count=self._values,
-            mean=self._sum / self._values,
-            p50=p50,
-            p90=p90,
-            p99=p99,
-            max=self._largest,
-            p50_interval=intervals[0],
-            p90_interval=intervals[1],
-            p99_interval=intervals[2],
-        )
+        mean = self._sum / self._values
+        return distribution_of(self._values, mean, percentiles, self._largest, intervals)
 
     def _count(self, count: int, total: float, largest: float) -> None:
         self._requests += 1
