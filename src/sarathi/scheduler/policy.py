@@ -34,7 +34,7 @@ class Policy:
         Only such a policy can aim at a time between tokens, reserve a share of every iteration for
         prompts, and cut prompts at positions that do not depend on what else there is to compute.
         """
-        return self.chunked and self.hybrid
+        return self.chunked and self.hybrid and self.first == "decodes"
 
 
 POLICIES: Mapping[str, Policy] = {
