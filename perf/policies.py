@@ -1,4 +1,4 @@
-"""The paper's schedulers on the same server and the same workload: who waits, and for how long?
+"""The paper's schedulers on the same server and the same workload: what waits, and for how long?
 
 Requests arrive at random (Poisson) at a rate that a good scheduler sustains. Every policy sees
 the same arrivals, prompts and lengths. The six are as the paper has them: strictly first come,
@@ -26,12 +26,12 @@ _REQUESTS = 36
 _RATE = 1.6  # requests a second
 _PROMPT = (100, 2000)  # tokens, log-uniform
 _OUTPUT = (32, 160)  # tokens, uniform
-_BATCH = 16  # requests that run at the same time: what orca's reservations leave room for
+_BATCH = 16  # requests that run at the same time: as many as the reservations of orca allow
 _BUDGET = 256  # tokens
 _TARGET = 100  # milliseconds between tokens
 _COMMON = ["--max-batch-size", str(_BATCH), "--no-enable-prefix-caching"]
 _AS_PUBLISHED = ["--in-order-share", "1", "--min-prefill-share", "0"]
-_PATIENCE = 300.0  # seconds
+_TIMEOUT = 300.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def workload(seed: int = 0) -> list[Arrival]:
 
 
 async def play(port: int, arrivals: list[Arrival]) -> list[Stream]:
-    """Send every request at its time, whatever has become of the others (open loop)."""
+    """Send every request at its time, without waiting for others (open loop)."""
     loop = asyncio.get_running_loop()
     began = loop.time()
 
@@ -65,11 +65,11 @@ async def play(port: int, arrivals: list[Arrival]) -> list[Stream]:
         return stream
 
     playing = asyncio.gather(*(send(arrival) for arrival in arrivals))
-    return await asyncio.wait_for(playing, _PATIENCE)
+    return await asyncio.wait_for(playing, _TIMEOUT)
 
 
 def figures(arrivals: list[Arrival], streams: list[Stream]) -> list[str]:
-    """Times to first token, times between tokens, and throughput, as the columns of the table."""
+    """Return the columns of the table: TTFT, TBT and throughput."""
     first = [stream.arrivals[0] - stream.sent for stream in streams]
     gaps = np.concatenate([np.diff(stream.arrivals) for stream in streams])
     tokens = sum(len(arrival.prompt) + arrival.output for arrival in arrivals)
@@ -82,10 +82,10 @@ def figures(arrivals: list[Arrival], streams: list[Stream]) -> list[str]:
 
 
 def rows() -> dict[str, list[str]]:
-    """The options of `sarathi serve` for each row of the table."""
+    """Return the options of `sarathi serve` for each row of the table."""
     options = {}
     for name, policy in POLICIES.items():
-        budget = ["--token-budget", str(_BUDGET)] if policy.budgeted else []
+        budget = ["--token-budget", str(_BUDGET)] if policy.requires_budget else []
         options[name] = ["--policy", name, *budget, *_AS_PUBLISHED]
     options[f"sarathi, {_TARGET} ms"] = ["--tbt-target", f"{_TARGET}ms"]
     return options

@@ -1,4 +1,4 @@
-"""What does the scheduler itself cost per iteration, and does it depend on how many wait?
+"""The time of the scheduler per iteration, and its dependence on the number of waiting requests.
 
 No model: batches are completed at once. Requests decode at contexts of some hundred tokens, and
 behind them prompts wait for a slot.
@@ -31,7 +31,7 @@ _TENANTS = 100
 
 
 def model() -> LatencyModel:
-    """About that of a two-core machine; what counts here is that it is asked."""
+    """Return a model roughly like that of a two-core machine."""
     seconds = {(1, 0): 0.010, (64, 0): 0.045, (256, 0): 0.11, (512, 0): 0.22, (256, 1000): 0.13}
     return LatencyModel.fit(
         [
@@ -43,7 +43,7 @@ def model() -> LatencyModel:
 
 
 def scheduler(running: int, waiting: int, order: str, fair: bool) -> Scheduler:
-    """With `running` requests that decode and `waiting` ones that have no slot."""
+    """Return a scheduler with `running` decodes and `waiting` requests without a slot."""
     latency_model = model()
     result = Scheduler(
         BlockPool(running * 50, block_size=32),
@@ -53,19 +53,19 @@ def scheduler(running: int, waiting: int, order: str, fair: bool) -> Scheduler:
         order=ORDERS[order](latency_model, 1e9),
         fair=fair,
         in_order_share=0.5,
-        model=latency_model,
+        latency_model=latency_model,
     )
     for name in range(running + waiting):
         prompt = range(name, name + _PROMPT)
-        terms = SchedulingParams(tenant=str(name % _TENANTS))
-        result.add(Request(name, prompt, StopCriteria(_OUTPUT), float(name), terms))
+        params = SchedulingParams(tenant=str(name % _TENANTS))
+        result.add(Request(name, prompt, StopCriteria(_OUTPUT), float(name), params))
     while len(result.running.decodes) < running:
         iterate(result)
     return result
 
 
 def iterate(scheduled: Scheduler) -> float:
-    """Seconds of one iteration."""
+    """Run an iteration and return its seconds."""
     now = time.perf_counter()
     batch = scheduled.schedule(now)
     assert batch is not None

@@ -1,4 +1,4 @@
-"""What do the six policies make of the same arrivals? The paper's figure, drawn by the scheduler.
+"""The schedules of the same arrivals by all policies: the figure of the paper, by the scheduler.
 
 No model and no clock: a column is an iteration, and its width on a real machine grows with the
 number of tokens in it.
@@ -18,11 +18,11 @@ Cell = tuple[str, str]  # request, what it does in an iteration
 
 
 def iterations(policy: str) -> Iterator[list[Cell]]:
-    """What each request that has arrived and not ended does, iteration by iteration."""
+    """Yield what each request that has arrived and not ended does, per iteration."""
     row = POLICIES[policy]
     scheduler = Scheduler(
         BlockPool(100, block_size=1),
-        FixedBudget(BUDGET) if row.budgeted else None,
+        FixedBudget(BUDGET) if row.requires_budget else None,
         max_batch_size=4,
         max_model_len=10,
         prefix_caching=False,
@@ -34,7 +34,7 @@ def iterations(policy: str) -> Iterator[list[Cell]]:
         for index, (_, arrival, prompt, output) in enumerate(ARRIVALS):
             if arrival == number:
                 scheduler.add(Request(index, range(prompt), StopCriteria(output), float(arrival)))
-        waiting = [*scheduler.running.requests(), *scheduler.prompts.waiting()]
+        waiting = [*scheduler.running.requests(), *scheduler.waiting.requests()]
         batch = scheduler.schedule(0.0)
         assert batch is not None
         done = {
@@ -47,7 +47,7 @@ def iterations(policy: str) -> Iterator[list[Cell]]:
 
 
 def drawing(policy: str) -> str:
-    """A row for each request: `d` a decode, a number so many prompt tokens, `.` a wait."""
+    """Return a row per request: `d` a decode, a number so many prompt tokens, `.` a wait."""
     columns = [dict(cells) for cells in iterations(policy)]
     lines = [policy]
     for name, *_ in ARRIVALS:

@@ -97,11 +97,11 @@ def load(context: Context) -> LoadedEngine:
         lambda line: context.progress(f"  {line}"),
     )
     scheduler = core.scheduler
-    assert scheduler.model is not None
+    assert scheduler.latency_model is not None
     assert info.tbt_target is not None
     return LoadedEngine(
         runner=core.runner,
-        latency_model=copy.deepcopy(scheduler.model),
+        latency_model=copy.deepcopy(scheduler.latency_model),
         tbt_target=info.tbt_target,
         num_blocks=info.num_blocks,
         block_size=info.block_size,

@@ -151,7 +151,7 @@ def test_a_late_caller_is_not_taken_for_a_slow_machine(
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     executor.spoil = lambda logits: now.__setitem__(0, now[0] + 1.0)
     scheduler = Scheduler(
-        BlockPool(20, 4), FixedBudget(16), max_batch_size=4, max_model_len=60, model=model
+        BlockPool(20, 4), FixedBudget(16), max_batch_size=4, max_model_len=60, latency_model=model
     )
     core = EngineCore(InlineRunner(executor, Sampler(VOCAB)), scheduler, [EOS])
     core.submit(1, [1, 2, 3], greedy(max_tokens=5), arrival=0.0)
@@ -175,7 +175,7 @@ def test_recorders_receive_every_event(executor: Successor) -> None:
             assert record.begin <= ends[0]
             assert ends[-1] == record.end
             slices = record.batch.slices
-            begun = sum(part.request.begun == record.begin for part in slices)
+            begun = sum(part.request.first_scheduled_at == record.begin for part in slices)
             events.append(("record", record.batch.num_tokens, len(record.outputs), begun))
 
         def cancelled(self, request_id: int, now: float) -> None:

@@ -250,7 +250,7 @@ class TestWhen:
             FixedBudget(16),
             max_batch_size=6,
             max_model_len=60,
-            model=model,
+            latency_model=model,
             look_ahead=True,
         )
         core = EngineCore(runner, timed, [EOS])

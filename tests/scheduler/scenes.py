@@ -44,16 +44,16 @@ def request(
     name: int,
     prompt: int,
     output: int = 100,
-    terms: SchedulingParams | None = None,
-    **limits: object,
+    params: SchedulingParams | None = None,
+    **criteria: object,
 ) -> Request:
-    """A request that arrives at time `name`, with token ids that tell their position."""
+    """A request that arrives at time `name`, with token ids equal to their position."""
     return Request(
         name,
         range(prompt),
-        StopCriteria(output, **limits),  # type: ignore[arg-type]
+        StopCriteria(output, **criteria),  # type: ignore[arg-type]
         float(name),
-        terms or SchedulingParams(),
+        params or SchedulingParams(),
     )
 
 
@@ -66,8 +66,8 @@ def shape(batch: Batch | None) -> list[tuple[int, int]]:
 def run(sched: Scheduler, token: int = 7, now: float = 0.0) -> list[tuple[int, int]]:
     """One iteration in which every sampled token is `token`."""
     batch = sched.schedule(now)
-    drawn = shape(batch)
+    computed = shape(batch)
     assert batch is not None
     sched.complete(batch, [token] * len(batch.sampling), now)
     sched.check()
-    return drawn
+    return computed

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from world import Arrival, play, workloads
+from world import VOCABULARY, Arrival, next_token, play, workloads
 
 from sarathi.scheduler import (
     ORDERS,
@@ -68,7 +69,7 @@ settings_of_sarathi = st.fixed_dictionaries(
 )
 
 
-def took(batch: Batch) -> float:
+def seconds_of(batch: Batch) -> float:
     return MODEL.predict(batch.work)
 
 
@@ -83,7 +84,7 @@ def test_every_policy(
     workload: list[Arrival],
 ) -> None:
     scheduler = Scheduler(pool, budget, max_model_len=MAX_MODEL_LEN, policy=policy, **options)
-    for batch, _ in play(scheduler, workload, seconds=took):
+    for batch, _ in play(scheduler, workload, seconds=seconds_of):
         prefills = batch.slices[batch.num_decodes :]
         assert policy.hybrid or not (batch.num_decodes and prefills)
         if not policy.chunked:
@@ -102,8 +103,10 @@ def test_every_decode_is_in_every_batch(
     workload: list[Arrival],
 ) -> None:
     """Unless it has just lost its memory."""
-    scheduler = Scheduler(pool, budget, max_model_len=MAX_MODEL_LEN, model=MODEL, **options, **own)
-    for batch, _ in play(scheduler, workload, seconds=took):
+    scheduler = Scheduler(
+        pool, budget, max_model_len=MAX_MODEL_LEN, latency_model=MODEL, **options, **own
+    )
+    for batch, _ in play(scheduler, workload, seconds=seconds_of):
         decodes = {part.request.id for part in batch.slices[: batch.num_decodes]}
         assert decodes == {request.id for request in scheduler.running.decodes}
         assert len(scheduler.running) <= options["max_batch_size"]
@@ -136,11 +139,11 @@ def test_pipelines(
         budget,
         max_model_len=MAX_MODEL_LEN,
         policy=policy,
-        model=MODEL,
+        latency_model=MODEL,
         micro_batches=stages,
         **options,
     )
-    for batch, _ in play(scheduler, workload, seconds=took, stages=stages):
+    for batch, _ in play(scheduler, workload, seconds=seconds_of, stages=stages):
         assert batch.num_decodes <= math.ceil(len(scheduler.running.decodes) / stages)
         for request, start, length, samples in batch.slices:
             assert start + length <= request.num_scheduled
@@ -163,12 +166,12 @@ def test_looking_ahead(
         budget,
         max_model_len=MAX_MODEL_LEN,
         policy=policy,
-        model=MODEL,
+        latency_model=MODEL,
         look_ahead=True,
         **options,
     )
     under_way: Batch | None = None
-    for batch, _ in play(scheduler, workload, seconds=took, stages=2):
+    for batch, _ in play(scheduler, workload, seconds=seconds_of, stages=2):
         ahead = [part.request for part in batch.slices if part.request.num_pending > 1]
         if ahead:
             assert not batch.preempted
@@ -176,10 +179,64 @@ def test_looking_ahead(
             assert {request.id for request in ahead} <= {r.id for r in under_way.sampling}
         for request, start, length, samples in batch.slices:
             assert start + length <= request.num_scheduled
-            assert len(request.output_ids) + request.num_pending <= request.limits.max_tokens
+            assert len(request.output_ids) + request.num_pending <= request.stop_criteria.max_tokens
             if not request.num_pending:
                 assert not samples
         under_way = batch
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@given(
+    pools,
+    tokens | seconds,
+    st.integers(1, 3),
+    settings_of_all,
+    st.integers(0, 2**32),
+    st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    workloads,
+)
+@settings(max_examples=200, deadline=None)
+def test_accepted_drafts_change_no_output(
+    policy: Policy,
+    pool: BlockPool,
+    budget: Budget,
+    stages: int,
+    options: dict[str, Any],
+    seed: int,
+    quality: float,
+    workload: list[Arrival],
+) -> None:
+    """Several tokens may be accepted for a decode; those after a stop are dropped."""
+    scheduler = Scheduler(
+        pool,
+        budget,
+        max_model_len=MAX_MODEL_LEN,
+        policy=policy,
+        latency_model=MODEL,
+        micro_batches=stages,
+        **options,
+    )
+    random = Random(seed)
+
+    def drafter(request: Request) -> list[int]:
+        known = list(request.tokens(0, request.num_tokens))
+        for _ in range(random.randrange(5)):
+            is_right = random.random() < quality
+            known.append(next_token(known) if is_right else random.randrange(VOCABULARY))
+        return known[request.num_tokens :]
+
+    for batch, _ in play(scheduler, workload, seconds=seconds_of, stages=stages, drafter=drafter):
+        drafts = batch.num_drafts or (0,) * batch.num_decodes
+        assert len(drafts) == batch.num_decodes
+        for (request, start, length, samples), count in zip(batch.slices, drafts, strict=False):
+            assert samples
+            assert length == 1 + count
+            assert start + length == request.num_tokens + count < request.max_num_tokens
+        prefills = batch.slices[batch.num_decodes :]
+        assert batch.num_tokens == sum(part.length for part in batch.slices)
+        assert batch.work.samples == sum(part.samples for part in prefills) + sum(drafts) + len(
+            drafts
+        )
 
 
 @given(pools, tokens | seconds, st.integers(1, 60), settings_of_all, settings_of_sarathi, workloads)
@@ -196,7 +253,7 @@ def test_a_step_is_no_longer_than_the_executor_can_compute(
     scheduler = Scheduler(
         pool, budget, max_model_len=MAX_MODEL_LEN, max_step_tokens=most, **options, **own
     )
-    for batch, _ in play(scheduler, workload, seconds=took):
+    for batch, _ in play(scheduler, workload, seconds=seconds_of):
         chunk = own["deterministic_chunk"] or 1
         assert batch.num_tokens <= max(most, batch.num_decodes + chunk)
 
@@ -231,9 +288,9 @@ def test_the_papers_rules(
             assert not started, "a started prompt waits with budget to spare"
         ran = [part.request.rank for part in prefills]
         assert ran == sorted(ran)
-        if scheduler.prompts.waiting() and not batch.preempted:
+        if scheduler.waiting.requests() and not batch.preempted:
             latest = max(request.rank for request in scheduler.running.requests())
-            assert latest < min(request.rank for request in scheduler.prompts.waiting())
+            assert latest < min(request.rank for request in scheduler.waiting.requests())
 
 
 @given(pools, seconds, settings_of_all, st.sampled_from([1.0, 0.5, 0.01]), workloads)
@@ -257,30 +314,30 @@ def test_the_latency_budget_keeps_to_the_slack(
     token = MODEL.prompt_cost(1, MAX_MODEL_LEN, True)
     idle = LatencyBudget.IDLE_FACTOR * max(budget.tbt_target, one)
     margin = 1 + MODEL.accuracy.late
-    for batch, now in play(scheduler, workload, seconds=took):
+    for batch, now in play(scheduler, workload, seconds=seconds_of):
         decodes = [part.request for part in batch.slices[: batch.num_decodes]]
         prefills = batch.slices[batch.num_decodes :]
         if not decodes:
-            assert took(batch) <= max(idle, empty + token) + 1e-9
+            assert seconds_of(batch) <= max(idle, empty + token) + 1e-9
             continue
         alone = MODEL.predict(Work(len(decodes), 0.0, batch.work.context, len(decodes)))
-        allowed = min((min(request.due for request in decodes) - now) / margin, idle)
+        allowed = min((min(request.deadline for request in decodes) - now) / margin, idle)
         share = budget.min_prefill_share
         bound = max(allowed, alone / (1 - share))
         if share and prefills:
             bound = max(bound, alone + token)
-        assert took(batch) <= bound + 1e-9
+        assert seconds_of(batch) <= bound + 1e-9
         # And prompts are not kept back: little is left of what would pay for more tokens.
         if not batch.preempted and backlogged(scheduler, batch, waiting=False):
             pieces = len(prefills) + 1
-            assert took(batch) - alone >= 0.85 * (bound - alone) - 2 * pieces * token
+            assert seconds_of(batch) - alone >= 0.85 * (bound - alone) - 2 * pieces * token
 
 
 def backlogged(scheduler: Scheduler, batch: Batch, *, waiting: bool) -> list[Request]:
     """Prompts that could have used more of the batch, `waiting` ones included or not."""
     short = {part.request for part in batch.slices if not part.samples}
-    started = [r for r in scheduler.prompts.started if r in short or not r.in_flight]
-    return started + (scheduler.prompts.waiting() if waiting else [])
+    started = [r for r in scheduler.running.prefills if r in short or not r.in_flight]
+    return started + (scheduler.waiting.requests() if waiting else [])
 
 
 @given(seconds | tokens, st.sampled_from([1.0, 0.5]), workloads)
@@ -296,7 +353,7 @@ def test_prompts_progress_at_least_as_documented(
         max_model_len=MAX_MODEL_LEN,
         in_order_share=in_order_share,
     )
-    for batch, _ in play(scheduler, workload, seconds=took):
+    for batch, _ in play(scheduler, workload, seconds=seconds_of):
         if not backlogged(scheduler, batch, waiting=True):
             continue
         count = batch.num_decodes
@@ -305,7 +362,7 @@ def test_prompts_progress_at_least_as_documented(
             assert granted >= min(budget.tokens, budget.min_prefill_share * batch.num_tokens)
             continue
         assert isinstance(budget, LatencyBudget)
-        whole = took(batch)
+        whole = seconds_of(batch)
         alone = MODEL.predict(Work(count, 0.0, batch.work.context, count))
         if budget.min_prefill_share:
             assert granted >= 1
@@ -315,8 +372,8 @@ def test_prompts_progress_at_least_as_documented(
         assert whole - alone >= budget.min_prefill_share * whole - pieces * token - 1e-9
 
 
-def roomy(budget: int, **options: Any) -> Scheduler:
-    """Nobody waits for memory or a slot, and nothing is cached."""
+def large_scheduler(budget: int, **options: Any) -> Scheduler:
+    """A scheduler with memory and slots for all requests, without prefix cache."""
     return Scheduler(
         BlockPool(5000, 4),
         FixedBudget(budget),
@@ -327,34 +384,41 @@ def roomy(budget: int, **options: Any) -> Scheduler:
     )
 
 
-deals = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 60)), min_size=1, max_size=40)
+tenant_prompts = st.lists(
+    st.tuples(st.sampled_from("abc"), st.integers(1, 60)), min_size=1, max_size=40
+)
 
 
-@given(deals, st.integers(1, 30), st.sampled_from([1.0, 0.5]), st.sampled_from(sorted(ORDERS)))
+@given(
+    tenant_prompts,
+    st.integers(1, 30),
+    st.sampled_from([1.0, 0.5]),
+    st.sampled_from(sorted(ORDERS)),
+)
 @settings(max_examples=600, deadline=None)
 def test_tenants_with_prompts_at_all_times_are_less_than_a_chunk_apart(
     prompts: list[tuple[str, int]], budget: int, in_order_share: float, order: str
 ) -> None:
-    scheduler = roomy(
+    scheduler = large_scheduler(
         budget,
         order=ORDERS[order](MODEL, 0.5),
         fair=True,
         in_order_share=in_order_share,
     )
     for name, (tenant, length) in enumerate(prompts):
-        terms = SchedulingParams(tenant=tenant)
-        scheduler.add(Request(name, range(length), StopCriteria(1), 0.0, terms))
+        params = SchedulingParams(tenant=tenant)
+        scheduler.add(Request(name, range(length), StopCriteria(1), 0.0, params))
     work = {tenant: sum(n for t, n in prompts if t == tenant) for tenant in "abc"}
     while (batch := scheduler.schedule(0.0)) is not None:
         scheduler.complete(batch, [1] * batch.work.samples, 0.0)
-        served = [scheduler.prompts.shares.served(t) for t in "abc" if work[t]]
+        served = [scheduler.waiting.shares.served(t) for t in "abc" if work[t]]
         behind = [
-            scheduler.prompts.shares.served(t)
+            scheduler.waiting.shares.served(t)
             for t in "abc"
-            if work[t] > scheduler.prompts.shares.served(t)
+            if work[t] > scheduler.waiting.shares.served(t)
         ]
         if behind:
-            # Who still has prompts is at most a chunk behind anybody, however much he is ahead.
+            # A tenant with prompts is at most a chunk behind any other tenant.
             assert max(served) - min(behind) <= budget
 
 
@@ -371,7 +435,7 @@ def test_fixed_chunks_depend_on_the_request_alone(
     scheduler = Scheduler(
         pool, budget, max_model_len=MAX_MODEL_LEN, deterministic_chunk=chunk, **options
     )
-    for batch, _ in play(scheduler, workload, seconds=took):
+    for batch, _ in play(scheduler, workload, seconds=seconds_of):
         for request, start, length, _ in batch.slices:
             prompt = len(request.prompt_ids)
             if start < prompt:
@@ -391,7 +455,7 @@ def test_first_tokens_come_as_soon_as_documented(
     lengths: list[int], budget: int, share: float
 ) -> None:
     """Whatever is before a prompt, and however many shorter ones there are."""
-    scheduler = roomy(
+    scheduler = large_scheduler(
         budget,
         in_order_share=share,
     )
@@ -420,23 +484,25 @@ def test_first_tokens_come_as_soon_as_documented(
     st.integers(8, 30),
 )
 @settings(max_examples=400, deadline=None)
-def test_no_tenant_gets_ahead_of_one_whose_prompts_wait(
+def test_no_tenant_gets_ahead_of_one_with_waiting_prompts(
     arrivals: list[tuple[int, str, int, int]], budget: int
 ) -> None:
-    """Whoever comes, goes and answers meanwhile: prompts go to the least served."""
-    scheduler = roomy(
+    """Whatever arrives, ends and decodes meanwhile: prompts of the least served are computed."""
+    scheduler = large_scheduler(
         budget,
         fair=True,
         in_order_share=0.5,
     )
-    shares = scheduler.prompts.shares
+    shares = scheduler.waiting.shares
     for iteration in range(400):
         for name, (at, tenant, prompt, output) in enumerate(arrivals):
             if at == iteration:
-                open_ones = {request.terms.tenant for request in scheduler._requests.values()}
+                open_ones = {
+                    request.scheduling_params.tenant for request in scheduler._requests.values()
+                }
                 level = min((shares.served(other) for other in open_ones), default=0)
-                terms = SchedulingParams(tenant=tenant)
-                scheduler.add(Request(name, range(prompt), StopCriteria(output), 0.0, terms))
+                params = SchedulingParams(tenant=tenant)
+                scheduler.add(Request(name, range(prompt), StopCriteria(output), 0.0, params))
                 assert shares.served(tenant) >= level, "a pause was saved up"
         before = {tenant: shares.served(tenant) for tenant in "abc"}
         batch = scheduler.schedule(0.0)
@@ -444,11 +510,15 @@ def test_no_tenant_gets_ahead_of_one_whose_prompts_wait(
             continue
         granted: Counter[str] = Counter()
         for part in batch.slices:
-            granted[part.request.terms.tenant] += part.length
+            granted[part.request.scheduling_params.tenant] += part.length
         assert all(shares.served(t) == before[t] + granted[t] for t in granted)
-        prompts = {part.request.terms.tenant for part in batch.slices[batch.num_decodes :]}
-        for behind in {r.terms.tenant for r in backlogged(scheduler, batch, waiting=True)}:
+        prompts = {
+            part.request.scheduling_params.tenant for part in batch.slices[batch.num_decodes :]
+        }
+        for behind in {
+            r.scheduling_params.tenant for r in backlogged(scheduler, batch, waiting=True)
+        }:
             for ahead in prompts - {behind}:
-                # At its last turn it was not ahead; a turn is a chunk at most.
+                # When it was selected it was not ahead, and it computed at most a chunk.
                 assert shares.served(ahead) <= shares.served(behind) + budget
         scheduler.complete(batch, [1] * batch.work.samples, 0.0)

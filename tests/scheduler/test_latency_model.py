@@ -1,4 +1,4 @@
-"""Predictions: fitted, corrected, not led astray."""
+"""The latency model: its fit, corrections by iterations, robustness and accuracy."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sarathi.scheduler.budget.accuracy import Accuracy
-from sarathi.scheduler.budget.latency_model import MAX_TOKENS, LatencyModel, Work
+from sarathi.scheduler.budget.latency_model import (
+    MAX_TOKENS,
+    Accuracy,
+    AccuracyWindow,
+    LatencyModel,
+    Work,
+)
 
 TRUTH = (9.8e-3, 2.7e-4, 1.5e-7, 1.8e-6, 7e-5)
 NAMES = ("any", "decodes", "prompt", "hybrid")
@@ -318,3 +323,23 @@ def test_an_empty_iteration_is_ignored() -> None:
     model = LatencyModel(TRUTH)
     model.observe(Work(0, 0.0, 0, 0), 1e-4)
     assert model.coefficients == TRUTH
+
+
+def test_some_lateness_is_presumed_at_first() -> None:
+    assert AccuracyWindow().accuracy == Accuracy(0.0, 0.0, 0, 0.1)
+
+
+def test_lateness_is_that_of_one_in_twenty_iterations_with_prompt() -> None:
+    window = AccuracyWindow()
+    for number in range(100):
+        window.add(1.0, 1.0 + number / 100, with_prompt=True)
+        window.add(1.0, 9.0, with_prompt=False)
+    assert window.accuracy.late == pytest.approx(0.95, abs=0.05)
+
+
+def test_early_iterations_are_not_late() -> None:
+    window = AccuracyWindow()
+    for _ in range(64):
+        window.add(1.0, 0.5, with_prompt=True)
+    assert window.accuracy.late == 0.0
+    assert window.accuracy.median == pytest.approx(1.0)

@@ -25,7 +25,7 @@ from sarathi.scheduler import (
 )
 
 FIGURE = {
-    # Nobody waits for more than a chunk: decodes run in every batch, prompts fill it up.
+    # No request waits for more than a chunk: decodes run in every batch, prompts fill it up.
     "sarathi": """
         A  2  d  d  d  d  d
         B  2  d  d  d  d  d
@@ -60,7 +60,7 @@ FIGURE = {
         C        7  d  d
         D        .  2  d  d
     """,
-    # Chunks and decodes in turns: short iterations, every other one without A and B.
+    # Chunks and decodes alternate: short iterations, every other one without A and B.
     "chunked_only": """
         A  2  d  .  d  .  d  .  d  d
         B  2  d  .  d  .  d  .  d  d
@@ -89,7 +89,7 @@ class TestReservations:
     """A pool of 8 blocks of one token, a model of 6 tokens, requests of 2 + 2."""
 
     def running(self, policy: str) -> tuple[int, int]:
-        """How many of three requests run at once, and the free blocks nobody was promised."""
+        """How many of three requests run at once, and the available blocks."""
         scheduler = Scheduler(
             BlockPool(8, block_size=1),
             FixedBudget(100),
@@ -200,5 +200,5 @@ def test_every_policy_finishes_everything_and_loses_nothing(
         scheduler.check()
     for name, request in requests.items():
         if name not in cancelled:
-            assert len(request.output_ids) == request.limits.max_tokens
+            assert len(request.output_ids) == request.stop_criteria.max_tokens
     assert scheduler.pool.num_available == blocks

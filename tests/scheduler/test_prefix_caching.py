@@ -1,4 +1,4 @@
-"""Prompts that begin alike share the blocks of what they have in common."""
+"""Prompts share the blocks of a common prefix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_prompt_starts_after_its_cached_prefix() -> None:
     sched.add(second)
     assert run(sched) == [(2, 6)]  # two full blocks of 4 are known
     assert second.num_cached == 8
-    assert (sched.prefills.prompt_tokens, sched.prefills.cached_tokens) == (24, 8)
+    assert (sched.prefill_allocator.prompt_tokens, sched.prefill_allocator.cached_tokens) == (24, 8)
 
 
 def test_running_requests_share_blocks() -> None:
@@ -42,10 +42,10 @@ def test_the_last_token_is_computed_even_if_all_are_known() -> None:
     for name in (1, 2):
         sched.add(request(name, prompt=8, output=1))
         run(sched)
-    assert sched.prefills.cached_tokens == 4
+    assert sched.prefill_allocator.cached_tokens == 4
 
 
-def test_other_beginnings_are_not_taken_for_the_same() -> None:
+def test_different_prefixes_are_not_shared() -> None:
     sched = caching()
     sched.add(Request(1, [1, 2, 3, 4, 5, 6, 7, 8, 9], StopCriteria(1), 1.0))
     run(sched)
@@ -54,7 +54,7 @@ def test_other_beginnings_are_not_taken_for_the_same() -> None:
     assert run(sched) == [(2, 9)]
 
 
-def test_answers_are_known_to_the_next_turn_of_a_conversation() -> None:
+def test_outputs_are_found_by_the_next_turn_of_a_conversation() -> None:
     sched = caching()
     first = request(1, prompt=6, output=7)
     sched.add(first)
@@ -84,7 +84,7 @@ def test_two_that_compute_the_same_side_by_side_do_not_disturb_each_other() -> N
     assert sched.pool.num_cached == 2  # once, not twice
 
 
-def test_the_least_recently_used_gives_way() -> None:
+def test_the_least_recently_used_is_evicted() -> None:
     sched = caching(blocks=6, block_size=4)
     for name, start in ((1, 100), (2, 200), (1, 100), (3, 300)):
         prompt = range(start, start + 9)
@@ -97,7 +97,7 @@ def test_the_least_recently_used_gives_way() -> None:
         assert run(sched) == [(9, computed)]
 
 
-def test_the_beginning_of_a_prefix_outlives_its_end() -> None:
+def test_the_end_of_a_prefix_is_evicted_first() -> None:
     sched = caching(blocks=5, block_size=4)
     sched.add(request(1, prompt=16, output=1))
     run(sched)
@@ -110,15 +110,15 @@ def test_the_beginning_of_a_prefix_outlives_its_end() -> None:
 def test_a_preempted_request_finds_what_it_had_computed() -> None:
     sched = caching(blocks=5, block_size=4)
     sched.add(request(1, prompt=7, output=9))
-    victim = Request(2, range(100, 107), StopCriteria(9), 2.0)
-    sched.add(victim)
-    while not victim.num_preemptions:
+    preempted = Request(2, range(100, 107), StopCriteria(9), 2.0)
+    sched.add(preempted)
+    while not preempted.num_preemptions:
         run(sched)
-    assert victim.num_cached == 0
-    while sched.prompts.waiting():
-        drawn = run(sched)
-    assert (2, 9) not in drawn
-    assert sched.prefills.prompt_tokens == 14, "a preempted prompt was counted again"
+    assert preempted.num_cached == 0
+    while sched.waiting.requests():
+        computed = run(sched)
+    assert (2, 9) not in computed
+    assert sched.prefill_allocator.prompt_tokens == 14, "a preempted prompt was counted again"
 
 
 def test_a_cancelled_prompt_leaves_what_is_computed_to_others() -> None:
@@ -130,7 +130,7 @@ def test_a_cancelled_prompt_leaves_what_is_computed_to_others() -> None:
     assert run(sched) == [(2, 4)]
 
 
-def test_it_can_be_turned_off() -> None:
+def test_it_can_be_disabled() -> None:
     sched = scheduler()
     for name in (1, 2):
         sched.add(request(name, prompt=9, output=1))

@@ -1,4 +1,4 @@
-"""Hand-drawn schedules: requests in, exact batches out."""
+"""Hand-computed schedules: requests in, exact batches out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_prompt_is_cut_into_chunks_of_the_budget() -> None:
     assert not sched.has_work
 
 
-def test_a_request_begins_with_the_first_of_its_chunks() -> None:
+def test_a_request_is_scheduled_with_its_first_chunk() -> None:
     sched = scheduler(budget=4)
     first, second = request(1, prompt=6), request(2, prompt=9)
     sched.add(first)
@@ -27,7 +27,7 @@ def test_a_request_begins_with_the_first_of_its_chunks() -> None:
     assert second.scheduling_delay is None
     for now in (3.0, 4.0, 5.0):
         run(sched, now=now)
-    assert (first.begun, second.begun) == (3.0, 4.0)
+    assert (first.first_scheduled_at, second.first_scheduled_at) == (3.0, 4.0)
     assert (first.scheduling_delay, second.scheduling_delay) == (2.0, 2.0)
 
 
@@ -85,14 +85,14 @@ def test_a_prompt_is_admitted_only_when_all_of_it_fits_beside_what_runs() -> Non
     sched.add(request(1, prompt=8, output=5))  # 2 blocks, 3 in the end
     assert run(sched) == [(1, 8)]
     sched.add(request(2, prompt=16, output=5))  # 4 blocks: they fit, but leave none to grow
-    sched.add(request(3, prompt=4, output=2))  # would fit, but is not its turn
+    sched.add(request(3, prompt=4, output=2))  # would fit, but is not first
     assert [run(sched) for _ in range(4)] == [[(1, 1)]] * 4
     assert run(sched) == [(2, 16), (3, 4)]
 
 
 class TestPreemption:
     def fill(self) -> Scheduler:
-        """Two requests that own 2 of 4 blocks each, both full; a third block is due to each."""
+        """Two requests that own 2 of 4 blocks each, both full; each needs a third."""
         sched = scheduler(blocks=5, block_size=4)
         sched.add(request(1, prompt=7, output=9))
         sched.add(request(2, prompt=7, output=9))
@@ -105,39 +105,39 @@ class TestPreemption:
         batch = sched.schedule(0.0)
         assert batch is not None
         assert shape(batch) == [(1, 1)]
-        assert [victim.id for victim in batch.preempted] == [2]
+        assert [preempted.id for preempted in batch.preempted] == [2]
         assert sched.running.num_preemptions == 1
 
     def test_a_preempted_request_is_computed_again_and_goes_on_where_it_was(self) -> None:
         sched = self.fill()
-        victim = sched.running.requests()[1]
+        preempted = sched.running.requests()[1]
         assert run(sched) == [(1, 1)]
-        assert victim.num_computed == 0
-        assert victim.blocks == []
-        assert victim.prompt_ids == range(7)
-        assert victim.output_ids == [7, 7]
-        while len(victim.output_ids) == 2:
+        assert preempted.num_computed == 0
+        assert preempted.blocks == []
+        assert preempted.prompt_ids == range(7)
+        assert preempted.output_ids == [7, 7]
+        while len(preempted.output_ids) == 2:
             run(sched)
-        assert victim.output_ids == [7, 7, 7]
-        assert victim.num_preemptions == 1
+        assert preempted.output_ids == [7, 7, 7]
+        assert preempted.num_preemptions == 1
         while sched.has_work:
             run(sched)
-        assert len(victim.output_ids) == 9  # not 9 more than it had when it was preempted
+        assert len(preempted.output_ids) == 9  # not 9 more than it had when it was preempted
 
     def test_a_preempted_request_goes_before_later_arrivals(self) -> None:
         sched = self.fill()
         sched.add(request(3, prompt=2, output=2))
         run(sched)
-        assert [waiting.id for waiting in sched.prompts.waiting()] == [2, 3]
+        assert [waiting.id for waiting in sched.waiting.requests()] == [2, 3]
 
-    def test_a_preempted_request_keeps_the_time_of_its_begin(self) -> None:
+    def test_a_preempted_request_keeps_the_time_of_its_first_iteration(self) -> None:
         sched = self.fill()
-        victim = sched.running.requests()[1]
-        while not victim.num_preemptions or not victim.num_computed:
+        preempted = sched.running.requests()[1]
+        while not preempted.num_preemptions or not preempted.num_computed:
             run(sched, now=5.0)
-        assert victim.begun == 0.0
+        assert preempted.first_scheduled_at == 0.0
 
-    def test_nobody_is_admitted_in_an_iteration_that_preempts(self) -> None:
+    def test_no_request_is_admitted_in_an_iteration_that_preempts(self) -> None:
         sched = self.fill()
         sched.add(request(3, prompt=1, output=1))
         assert run(sched) == [(1, 1)]
@@ -181,10 +181,10 @@ class TestCancellation:
 class TestTheEnd:
     def test_a_stop_token_ends_a_request(self) -> None:
         sched = scheduler()
-        victim = request(1, prompt=2, stop_ids=frozenset({7}))
-        sched.add(victim)
+        preempted = request(1, prompt=2, stop_ids=frozenset({7}))
+        sched.add(preempted)
         run(sched, token=7)
-        assert victim.finish_reason() == "stop"
+        assert preempted.finish_reason() == "stop"
         assert not sched.has_work
 
     def test_not_before_the_least_number_of_tokens(self) -> None:
@@ -245,7 +245,7 @@ def test_a_batch_with_too_few_or_too_many_tokens_is_noticed() -> None:
 
 
 class TestPipelines:
-    def test_requests_whose_token_is_under_way_sit_out(self) -> None:
+    def test_decodes_in_flight_are_left_out(self) -> None:
         sched = scheduler(budget=4)
         sched.add(request(1, prompt=4))
         first = sched.schedule(0.0)
@@ -293,3 +293,52 @@ class TestPipelines:
         assert shape(first) == [(0, 1), (1, 1), (2, 1)]
         assert shape(second) == [(3, 1), (4, 1)]
         assert sched.schedule(0.0) is None
+
+
+class TestDrafts:
+    def decoding(self, **options: object) -> Scheduler:
+        sched = scheduler(block_size=4, **options)  # type: ignore[arg-type]
+        sched.add(request(1, prompt=3, output=9, stop_ids=frozenset({5})))
+        sched.add(request(2, prompt=3, output=3))
+        run(sched)
+        return sched
+
+    def test_accepted_ones_are_computed_and_the_others_are_computed_again(self) -> None:
+        sched = self.decoding()
+        batch = sched.schedule(0.0)
+        assert batch is not None
+        batch = sched.add_drafts(batch, [4, 4])
+        assert batch.num_drafts == (4, 1)  # the second request may have two more tokens
+        assert shape(batch) == [(1, 5), (2, 2)]
+        first, second = sched.complete(batch, [7, 8, 9, 6], 0.0, [3, 1])
+        assert (first.output_ids, second.output_ids) == ([7, 7, 8, 9], [7, 6])
+        assert (first.num_computed, second.num_computed) == (6, 4)
+        assert first.is_decode
+        assert second.is_decode
+        assert run(sched) == [(1, 1), (2, 1)]
+
+    def test_a_stop_among_them_ends_the_request(self) -> None:
+        sched = self.decoding()
+        batch = sched.schedule(0.0)
+        assert batch is not None
+        batch = sched.add_drafts(batch, [3, 0])
+        first, _ = sched.complete(batch, [8, 5, 9, 7], 0.0, [3, 1])
+        assert first.output_ids == [7, 8, 5]
+        assert first.finish_reason() == "stop"
+        assert sched.take_ended_ids() == [1]
+        sched.check()
+
+    def test_there_are_fewer_where_blocks_are_short(self) -> None:
+        sched = self.decoding(blocks=3)
+        batch = sched.schedule(0.0)
+        assert batch is not None
+        assert sched.add_drafts(batch, [5, 1]).num_drafts == (4, 0)
+
+    @pytest.mark.parametrize("counts", [None, [1], [0, 4], [4, 1], [2, 2], [1, 1]])
+    def test_wrong_counts_are_refused(self, counts: list[int] | None) -> None:
+        sched = self.decoding()
+        batch = sched.schedule(0.0)
+        assert batch is not None
+        batch = sched.add_drafts(batch, [2, 0])
+        with pytest.raises(ValueError, match=r"batch 2 samples .* tokens, got"):
+            sched.complete(batch, [7] * 4, 0.0, counts)

@@ -1,4 +1,4 @@
-"""What nobody can take from others: tenants from tenants, prompts from prompts."""
+"""Shares of an iteration: between decodes and prompts, between prompts, between tenants."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from scenes import PLAIN_MODEL, request, run, scheduler
 from test_order import by_priority
 
 from sarathi.scheduler import FixedBudget, LatencyBudget, LatencyModel, Scheduler, SchedulingParams
-from sarathi.scheduler.queue.tenants import Shares
+from sarathi.scheduler.queue.tenants import FairShares
 
 
 class TestPrompts:
@@ -38,7 +38,7 @@ class TestPrompts:
         sched = self.halves()
         sched.add(request(0, prompt=1000, output=1))
         iterations = 0
-        while any(r.id == 0 for r in (*sched.running.requests(), *sched.prompts.waiting())):
+        while any(r.id == 0 for r in (*sched.running.requests(), *sched.waiting.requests())):
             iterations += 1
             sched.add(request(iterations, prompt=100, output=1))
             run(sched)
@@ -52,7 +52,7 @@ class TestPrompts:
 
     def test_more_urgent_prompts_share_nothing_with_others(self) -> None:
         sched = by_priority(budget=100, in_order_share=0.5)
-        sched.add(request(1, prompt=500, output=1, terms=SchedulingParams(priority=-1)))
+        sched.add(request(1, prompt=500, output=1, params=SchedulingParams(priority=-1)))
         sched.add(request(2, prompt=10, output=1))
         assert run(sched) == [(1, 100)]
 
@@ -79,7 +79,7 @@ class TestPrefills:
             run(sched)
         return sched
 
-    def test_with_the_papers_budget_nobody_gets_past_it(self) -> None:
+    def test_with_the_papers_budget_no_prompt_gets_past_it(self) -> None:
         sched = self.wall(scheduler(FixedBudget(20)), 20)
         sched.add(request(99, prompt=50))
         assert len(run(sched)) == 20
@@ -114,9 +114,9 @@ class TestTenants:
 
     def add(self, sched: Scheduler, tenant: str, names: range, prompt: int = 10) -> None:
         for name in names:
-            sched.add(request(name, prompt, output=1, terms=SchedulingParams(tenant=tenant)))
+            sched.add(request(name, prompt, output=1, params=SchedulingParams(tenant=tenant)))
 
-    def test_they_take_turns_however_many_requests_they_have(self) -> None:
+    def test_they_alternate_however_many_requests_they_have(self) -> None:
         sched = self.fair()
         self.add(sched, "greedy", range(1, 6))
         self.add(sched, "modest", range(6, 8))
@@ -137,28 +137,28 @@ class TestTenants:
 
     def test_answers_are_charged_too(self) -> None:
         sched = self.fair()
-        sched.add(request(1, prompt=2, output=100, terms=SchedulingParams(tenant="talks")))
+        sched.add(request(1, prompt=2, output=100, params=SchedulingParams(tenant="talks")))
         for _ in range(30):
             run(sched)
-        assert sched.prompts.shares.served("talks") == 2 + 29
+        assert sched.waiting.shares.served("talks") == 2 + 29
 
     def test_a_pause_is_not_saved_up(self) -> None:
-        shares = Shares()
+        shares = FairShares()
         for name in ("stays", "goes"):
             shares.enter(name)
         shares.leave("goes")
         for _ in range(10):
-            shares.turn("stays")
+            shares.select("stays")
             shares.charge("stays", 10)
         shares.enter("goes")
         assert shares.served("goes") == 100  # as "stays"
 
     def test_tenants_that_are_gone_are_forgotten(self) -> None:
-        shares = Shares()
+        shares = FairShares()
         shares.enter("stays")
         for name in map(str, range(100_000)):
             shares.enter(name)
-            shares.turn(name)
+            shares.select(name)
             shares.charge(name, 5)
             shares.leave(name)
         assert len(shares._served) < 3000
@@ -172,7 +172,7 @@ class TestOwnTargets:
         sched.add(request(2, prompt=5000))
         [_, (_, before)] = run(sched)
         assert before == 79  # 100 ms / 1.1 less 10 for the iteration and 1 for the decode
-        sched.add(request(3, prompt=1, terms=SchedulingParams(tbt_target=0.05)))
+        sched.add(request(3, prompt=1, params=SchedulingParams(tbt_target=0.05)))
         while len(sched.running.decodes) < 2:
             run(sched)
         [*_, (_, after)] = run(sched)
@@ -180,7 +180,7 @@ class TestOwnTargets:
 
     def test_a_tiny_one_does_not_take_everything_from_prompts(self) -> None:
         sched = scheduler(LatencyBudget(0.1, PLAIN_MODEL), in_order_share=0.5)
-        sched.add(request(1, prompt=1, terms=SchedulingParams(tbt_target=1e-6)))
+        sched.add(request(1, prompt=1, params=SchedulingParams(tbt_target=1e-6)))
         run(sched)
         sched.add(request(2, prompt=5000))
         [_, (_, tokens)] = run(sched)
@@ -200,7 +200,7 @@ class TestOwnTargets:
         [_, (_, tokens)] = run(sched, now=5.04)
         assert tokens == 43  # 60 ms / 1.1 less 11
 
-    def test_with_nobody_decoding_chunks_are_long_but_bounded(self) -> None:
+    def test_without_decodes_chunks_are_long_but_bounded(self) -> None:
         sched = scheduler(LatencyBudget(0.1, PLAIN_MODEL))
         sched.add(request(1, prompt=5000))
         [(_, tokens)] = run(sched)

@@ -212,7 +212,7 @@ def test_a_recorded_iteration_log_is_repeated(
     policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Times are whole microseconds, as the log has them, so that sums are exact."""
-    budget = {"token_budget": 48} if POLICIES[policy].budgeted else {}
+    budget = {"token_budget": 48} if POLICIES[policy].requires_budget else {}
     setup = toy_setup(policy=policy, blocks=90, max_model_len=200, max_batch_size=6, **budget)
     random = np.random.default_rng(1)
     lengths = [(int(random.integers(1, 100)), int(random.integers(1, 30))) for _ in range(40)]

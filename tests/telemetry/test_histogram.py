@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarathi.telemetry.histogram import Histogram
+from sarathi.telemetry.request_latencies import Histogram
 
 
 def test_values_are_counted_under_the_least_bound_that_they_do_not_exceed() -> None:

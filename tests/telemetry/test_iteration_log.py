@@ -1,4 +1,4 @@
-"""What the iteration log says, and that its file never gets in the way."""
+"""The lines of the iteration log, and errors of its file."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def lines(log: IterationLog, path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_line_says_who_computed_what(log: IterationLog, path: Path) -> None:
-    old = request(3, begun=START + 0.5)
-    new = request(5, 20, arrival=START - 0.5, begun=START + 1)
+def test_a_line_has_the_requests_and_their_tokens(log: IterationLog, path: Path) -> None:
+    old = request(3, first_scheduled_at=START + 0.5)
+    new = request(5, 20, arrival=START - 0.5, first_scheduled_at=START + 1)
     log.record(
         record(
             batch(
@@ -47,7 +47,7 @@ def test_a_line_says_who_computed_what(log: IterationLog, path: Path) -> None:
                 prompt(new, 4, 16),
                 preempted=(request(6),),
                 predicted=0.25,
-                allowed=255,
+                allowance=255,
             ),
             START + 1,
             START + 1.5,
@@ -100,7 +100,7 @@ def test_lines_can_be_read_back_as_lines(log: IterationLog, path: Path) -> None:
 
 
 def test_a_request_starts_once_even_if_it_is_preempted(log: IterationLog, path: Path) -> None:
-    new = request(5, begun=START + 1)
+    new = request(5, first_scheduled_at=START + 1)
     log.record(record(batch(1, prompt(new, 0, 6)), START + 1))
     log.record(record(batch(2, preempted=(new,)), START + 2))
     log.record(record(batch(3, prompt(new, 0, 6)), START + 3))
@@ -119,7 +119,7 @@ def test_a_budget_has_the_unit_of_the_policy(
     path: Path, options: dict[str, Any], budget: float | None, unit: str | None
 ) -> None:
     (log,) = open_recorders(EngineConfig(iteration_log=str(path), **options))
-    log.record(record(batch(1, decode(request(1)), allowed=0.25)))
+    log.record(record(batch(1, decode(request(1)), allowance=0.25)))
     log.close()
     line = json.loads(path.read_text())
     assert (line["budget"], line["budget_unit"]) == (budget, unit)
@@ -165,7 +165,7 @@ def test_after_close_nothing_happens(log: IterationLog, path: Path) -> None:
         ("missing/log.jsonl", "No such file or directory"),
         (".", "Is a directory"),
         ("nul\0", "null"),
-        ("pipe", "No such device or address"),  # nobody reads it: no hang
+        ("pipe", "No such device or address"),  # no reader: no hang
     ],
 )
 def test_a_path_that_cannot_be_written_names_the_flag(

@@ -1,4 +1,4 @@
-"""What the HTTP process measures of the tokens that it receives."""
+"""Latencies that the HTTP process measures."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from sarathi.fleet.engine_client import EngineClient
 from sarathi.fleet.generation import EngineError, Generation
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler import FinishReason, SchedulingParams
-from sarathi.telemetry.histogram import Histogram
-from sarathi.telemetry.request_latencies import Latencies, Stopwatch
+from sarathi.telemetry.request_latencies import Histogram, Latencies, Stopwatch
 from sarathi.telemetry.stats import Stats
 
 STATS = Stats(0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0.0, 0.0)
@@ -142,7 +141,7 @@ def test_a_request_that_a_stop_string_ends_is_finished(wire: Wire) -> None:
     wire.now = 109.0
     answer.stop()
     answer.cancel()
-    assert len(wire.sent) == 2, "the engine was not told once"
+    assert len(wire.sent) == 2, "the engine did not get one message"
     latencies = wire.latencies
     assert latencies.end_to_end.sum == 1.5  # to its last token
     assert latencies.max_gap.sum == 0.5

@@ -73,18 +73,18 @@ def correlated(rng: np.random.Generator, size: int) -> Array:
     return found
 
 
-def coverage(drawn: Callable[[np.random.Generator, int], Array], size: int) -> float:
+def coverage(sample: Callable[[np.random.Generator, int], Array], size: int) -> float:
     """How often the interval of a median holds 0."""
     rng, trials, held = np.random.default_rng(1), 200, 0
     for _ in range(trials):
-        found = distribution([[value] for value in drawn(rng, size).tolist()])
+        found = distribution([[value] for value in sample(rng, size).tolist()])
         assert found.p50_interval is not None
         low, high = found.p50_interval
         held += low <= 0 <= high
     return held / trials
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+def test_intervals_contain_the_truth_as_often_as_stated() -> None:
     assert 0.92 <= coverage(independent, 100) <= 0.98
 
 

@@ -1,4 +1,4 @@
-"""Summaries that forget the requests say what those say that keep them."""
+"""Streaming summaries agree with those that keep all requests."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ TARGETS = Targets(ttft=1.0, tbt=0.2)
 
 
 def records(count: int, seed: int) -> list[RequestRecord]:
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     made = []
     now = 0.0
     for _ in range(count):
-        now += draw.expovariate(2)
-        first = now + draw.lognormvariate(-1, 1)
+        now += rng.expovariate(2)
+        first = now + rng.lognormvariate(-1, 1)
         tokens = [first]
-        for _ in range(draw.randrange(30)):
-            tokens.append(tokens[-1] + draw.choice([0.0, 0.02, draw.lognormvariate(-3, 1)]))
-        failure = "dropped" if draw.random() < 0.1 else None
+        for _ in range(rng.randrange(30)):
+            tokens.append(tokens[-1] + rng.choice([0.0, 0.02, rng.lognormvariate(-3, 1)]))
+        failure = "dropped" if rng.random() < 0.1 else None
         made.append(
             RequestRecord(
                 arrival=now,
-                prompt_tokens=draw.randrange(1, 100),
+                prompt_tokens=rng.randrange(1, 100),
                 output_tokens=30,
                 tokens=tokens,
                 end=tokens[-1],
-                scheduling_delay=draw.choice([None, draw.random()]),
+                scheduling_delay=rng.choice([None, rng.random()]),
                 failure=failure,
             )
         )

@@ -69,7 +69,7 @@ def test_an_iteration_holds_its_parts(trace: TraceRecorder, path: Path) -> None:
     trace.record(
         record(
             batch(
-                7, decode(request(1)), prompt(request(2, 50), 16, 32), allowed=256, predicted=0.5
+                7, decode(request(1)), prompt(request(2, 50), 16, 32), allowance=256, predicted=0.5
             ),
             times[0],
             times[3],
@@ -94,7 +94,7 @@ def test_an_iteration_holds_its_parts(trace: TraceRecorder, path: Path) -> None:
 
 def test_a_latency_budget_is_shown_in_milliseconds(path: Path) -> None:
     trace = TraceRecorder(str(path), START, "seconds")
-    trace.record(record(batch(1, decode(request(1)), allowed=0.0625)))
+    trace.record(record(batch(1, decode(request(1)), allowance=0.0625)))
     (event,) = of_phase(events(trace, path), "X")
     assert event["args"]["budget_ms"] == 62.5
 
@@ -210,8 +210,10 @@ def test_a_trace_that_was_cut_off_lacks_nothing_but_its_bracket(
 
 def test_a_killed_process_leaves_a_readable_trace(path: Path) -> None:
     script = (
-        "import os, sys; from recording import *; from sarathi.telemetry.trace import Trace\n"
-        "trace = Trace(sys.argv[1], START, None)\n"
+        "import os, sys\n"
+        "from recording import *\n"
+        "from sarathi.telemetry.trace import TraceRecorder\n"
+        "trace = TraceRecorder(sys.argv[1], START, None)\n"
         "trace.record(record(batch(1, decode(request(1)))))\n"
         "trace.flush()\n"
         "trace.record(record(batch(2, decode(request(1)))))\n"

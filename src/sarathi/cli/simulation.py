@@ -22,6 +22,7 @@ from sarathi.cli.measurement import OutputOptions, Screen, SearchOptions, Worklo
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import SimulationError, UsageError
 from sarathi.options import Count, Option, Share
+from sarathi.scheduler import POLICIES
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.engine_overhead import OVERHEADS
@@ -129,7 +130,9 @@ def make_setup(
     engine = given_options(args, EngineConfig)
     engine = {name: engine[name] for name in _ENGINE_FIELDS if name in engine}
     max_model_len = engine.pop("max_model_len", None)
-    by_target = engine.get("policy", "sarathi") == "sarathi" and "token_budget" not in engine
+    by_target = (
+        POLICIES[engine.get("policy", "sarathi")].stall_free and "token_budget" not in engine
+    )
     if ttft_target is not None:
         engine["ttft_target"] = ttft_target
     config = EngineConfig(

@@ -210,11 +210,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
                 "token_budget and tbt_target exclude each other: the one fixes the tokens of an "
                 "iteration, the other its time"
             )
-        if self.token_budget is not None and not POLICIES[self.policy].limited:
+        if self.token_budget is not None and not POLICIES[self.policy].accepts_budget:
             raise ConfigError(f"token_budget has no effect on the policy {self.policy}: omit it")
-        if self.tbt_target is not None and self.policy != "sarathi":
+        if self.tbt_target is not None and not POLICIES[self.policy].stall_free:
             raise ConfigError(f"tbt_target has no effect on the policy {self.policy}: omit it")
-        if self.deterministic and self.policy != "sarathi":
+        if self.deterministic and not POLICIES[self.policy].stall_free:
             raise ConfigError("deterministic needs the policy sarathi")
         if self.executor == "openvino":
             if self.tp > 1:
@@ -235,8 +235,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         """The tokens of an iteration; None where a latency target takes their place, or nothing."""
         if self.token_budget is not None:
             return self.token_budget
-        budgeted = POLICIES[self.policy].budgeted and self.policy != "sarathi"
-        return _TOKEN_BUDGET if budgeted else None
+        policy = POLICIES[self.policy]
+        requires_tokens = policy.requires_budget and not policy.stall_free
+        return _TOKEN_BUDGET if requires_tokens else None
 
     @property
     def chunk(self) -> int | None:
@@ -248,7 +249,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def latency_budget(self) -> bool:
         """Whether the budget follows from a latency target, given or derived."""
-        return self.policy == "sarathi" and self.token_budget is None
+        return POLICIES[self.policy].stall_free and self.token_budget is None
 
     def max_step_tokens(self, max_model_len: int) -> int:
         """Return the most tokens of an iteration for which a GPU keeps memory.

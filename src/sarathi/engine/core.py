@@ -87,7 +87,7 @@ class EngineCore:
         self._in_flight: deque[_InFlight] = deque()
         self._fresh = True  # the engine is idle before the next batch
         self._exhausted = False  # nothing can be scheduled beside what is in flight
-        self._latency_observer = LatencyObserver(scheduler.model)
+        self._latency_observer = LatencyObserver(scheduler.latency_model)
         self._look_ahead = LookAhead()
         self._executed = 0.0  # when the previous batch had been computed
         self._stages = StageTotals()
@@ -289,18 +289,19 @@ class EngineCore:
     def stats(self) -> Stats:
         """The state of the scheduler and the counters since the start."""
         scheduler = self.scheduler
-        accuracy = _NO_ACCURACY if scheduler.model is None else scheduler.model.accuracy
+        model = scheduler.latency_model
+        accuracy = _NO_ACCURACY if model is None else model.accuracy
         return Stats(
             running=len(scheduler.running),
-            waiting=len(scheduler.prompts),
+            waiting=len(scheduler.waiting),
             free_blocks=scheduler.pool.num_free,
             cached_blocks=scheduler.pool.num_cached,
             total_blocks=scheduler.pool.num_blocks,
             preemptions=scheduler.running.num_preemptions,
             iterations=scheduler.num_iterations,
-            prompt_tokens=scheduler.prefills.prompt_tokens,
-            cached_tokens=scheduler.prefills.cached_tokens,
-            relegations=scheduler.prefills.num_relegations,
+            prompt_tokens=scheduler.prefill_allocator.prompt_tokens,
+            cached_tokens=scheduler.prefill_allocator.cached_tokens,
+            relegations=scheduler.prefill_allocator.num_relegations,
             model_error_median=accuracy.median,
             model_error_p90=accuracy.p90,
             stage_busy=list(self._stages.busy),
@@ -324,7 +325,7 @@ class EngineCore:
             stages=result.stages,
             fresh=step.fresh,
             running=len(scheduler.running),
-            waiting=len(scheduler.prompts),
+            waiting=len(scheduler.waiting),
             free_blocks=scheduler.pool.num_free,
             cached_blocks=scheduler.pool.num_cached,
             total_blocks=scheduler.pool.num_blocks,
@@ -359,7 +360,7 @@ class EngineCore:
 
     def _close_forgotten(self) -> None:
         """Free the sampler slots of requests that no batch in flight samples for any more."""
-        for request_id in self.scheduler.take_forgotten():
+        for request_id in self.scheduler.take_ended_ids():
             slot = self._slots.pop(request_id, None)
             if slot is not None:  # None if it could not be opened
                 self._runner.slots.close(slot)

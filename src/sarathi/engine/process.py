@@ -188,7 +188,7 @@ def _serve(launch: Launch, connection: EngineConnection, spawner: Spawner) -> in
             process.send(EngineFailed(str(error), bad_input=True))
             return 2
         try:
-            model = core.scheduler.model
+            model = core.scheduler.latency_model
             process.send_clock()
             process.send(Ready(info, (0.0,) * 5 if model is None else model.coefficients))
             process.run(core, is_orphaned)

@@ -28,7 +28,7 @@ def open_recorders(config: EngineConfig) -> tuple[Recorder, ...]:
 
 
 def budget_unit(config: EngineConfig) -> BudgetUnit | None:
-    """Return the unit of `Batch.allowed`; None for a policy without a budget."""
+    """Return the unit of `Batch.allowance`; None for a policy without a budget."""
     if config.latency_budget:
         return "seconds"
     return None if config.fixed_budget is None else "tokens"

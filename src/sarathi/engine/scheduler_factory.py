@@ -1,4 +1,4 @@
-"""The scheduler that a configuration asks for: of an engine, and of a simulated one."""
+"""Make the scheduler and the budget of a configuration, for engines and simulated engines."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from sarathi.scheduler import (
 )
 from sarathi.units import format_duration
 
-# The paper's strict target is five times an iteration that only decodes.
+# The paper's strict target is five times a decode-only iteration.
 _STRICT = 5.0
-# Readers notice that an answer halts when a word comes later than this; no machine need promise
-# more time than that, unless decodes alone leave nothing of it.
+# Readers notice longer gaps between words. The target is no longer than that, unless decodes alone
+# take most of it.
 _NOTICED = 0.25  # seconds
 _LEAST = 2.0  # decode-only iterations: one for the decodes, and as much for prompts
 
 
 class TypicalDecodes(NamedTuple):
-    """An iteration of a machine that is well used."""
+    """The decodes of an iteration under usual load."""
 
     requests: int
     context: int  # tokens of each
 
     def fitting(self, max_batch_size: int, max_model_len: int) -> TypicalDecodes:
-        """Those that an engine can have."""
+        """Return as many of them as an engine can have."""
         return TypicalDecodes(
             min(self.requests, max_batch_size), min(self.context, max_model_len // 2)
         )
 
     @property
     def work(self) -> Work:
+        """Their work, for the latency model."""
         return Work(self.requests, 0.0, self.requests * self.context, self.requests)
 
 
@@ -47,31 +48,31 @@ TYPICAL_DECODES = TypicalDecodes(32, 512)  # of a processor
 PAPER_DECODES = TypicalDecodes(32, 4096)  # of a GPU, by which the paper measures
 
 
-class Target(NamedTuple):
-    """A time between tokens that follows from the machine."""
+class DerivedTarget(NamedTuple):
+    """A time between tokens derived from the machine's speed."""
 
     seconds: float
     reason: str  # in words
 
 
-def derived_target(iteration: float, measured: str = "") -> Target:
-    """Find the time between tokens that a well used machine keeps.
+def derived_target(iteration: float, measured: str = "") -> DerivedTarget:
+    """Return the time between tokens that a machine keeps under usual load.
 
-    By the rule of the paper it is five times a decode-only iteration, but not beyond what readers
-    notice; where decodes alone take more than half of that, it is two of them.
+    By the rule of the paper it is five times a decode-only iteration, but at most what readers
+    notice; if a decode-only iteration takes more than half of that, it is two of them.
 
     Args:
-        iteration: seconds of one that only decodes, on all stages of a pipeline.
-        measured: what else to say of that.
+        iteration: seconds of a decode-only iteration, on all stages of a pipeline.
+        measured: text to add about that figure.
     """
     strict, least = _STRICT * iteration, _LEAST * iteration
     seconds = min(strict, max(_NOTICED, least))
     what = f"a decode-only iteration of {format_duration(iteration)}{measured}"
     if seconds == strict:
-        return Target(seconds, f"{_STRICT:g}x {what}")
+        return DerivedTarget(seconds, f"{_STRICT:g}x {what}")
     if seconds == least:
-        return Target(seconds, f"{_LEAST:g}x {what}")
-    return Target(
+        return DerivedTarget(seconds, f"{_LEAST:g}x {what}")
+    return DerivedTarget(
         seconds,
         f"the most that a reader should wait, less than {_STRICT:g}x {what}",
     )
@@ -88,10 +89,10 @@ def make_scheduler(
     look_ahead: bool = False,
     max_step_tokens: int | None = None,
 ) -> Scheduler:
-    """Make the scheduler of a configuration.
+    """Return the scheduler of a configuration.
 
     Args:
-        budget: as `make_budget` gives it.
+        budget: as `make_budget` returns it.
         micro_batches, look_ahead, max_step_tokens: as `Scheduler` takes them.
     """
     return Scheduler(
@@ -105,7 +106,7 @@ def make_scheduler(
         in_order_share=config.in_order_share,
         deterministic_chunk=config.chunk,
         prefix_caching=config.prefix_caching,
-        model=model,
+        latency_model=model,
         micro_batches=micro_batches,
         look_ahead=look_ahead,
         max_step_tokens=max_step_tokens,
@@ -118,20 +119,20 @@ def make_budget(
     tbt_target: float | None,
     micro_batches: int = 1,
 ) -> Budget | None:
-    """None where the policy takes none.
+    """Return the budget of a configuration, None if the policy has its own limit.
 
     Args:
-        tbt_target: seconds, where the configuration states neither a target nor a fixed budget.
+        tbt_target: seconds, for a configuration with neither a target nor a fixed budget.
 
     Raises:
-        ValueError: a target is needed, and there is neither.
+        ValueError: a target is needed and none is given.
     """
     if config.fixed_budget is not None:
-        share = config.min_prefill_share if config.policy == "sarathi" else 0.0
+        share = config.min_prefill_share if POLICIES[config.policy].stall_free else 0.0
         return FixedBudget(config.fixed_budget, share)
     if not config.latency_budget:
         return None
     target = tbt_target if config.tbt_target is None else config.tbt_target
     if target is None:
-        raise ValueError("no time between tokens is stated, and none derived")
+        raise ValueError("no time between tokens is given, and none derived")
     return LatencyBudget(target, model, config.min_prefill_share, micro_batches)

@@ -27,7 +27,7 @@ from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler import SchedulingParams
 from sarathi.system.processes import LOCAL, Spawner
 from sarathi.telemetry.request_latencies import Latencies, Stopwatch
-from sarathi.telemetry.stats import Stats, at_start, done, total
+from sarathi.telemetry.stats import Stats, combined, counters_only, initial_stats
 
 _MAX_DEATHS = 3  # of engines that computed a request, until it is taken to be the cause
 _DEFAULT_SCHEDULING = SchedulingParams()
@@ -200,7 +200,7 @@ class Fleet:
         parts = list(self._past)
         for replica in self._replicas.values():
             parts += _stats_of(replica)
-        return total(parts) if self.info is not None else None
+        return combined(parts) if self.info is not None else None
 
     def submit(
         self,
@@ -348,7 +348,7 @@ class Fleet:
     def _keep_past(self, replica: Replica) -> None:
         """Keep the counters of an engine that is about to be forgotten."""
         if parts := _stats_of(replica):
-            self._past = [total([*self._past, *map(done, parts)])]
+            self._past = [combined([*self._past, *map(counters_only, parts)])]
 
     def _active(self) -> list[Replica]:
         return self._in_state("starting") + self._in_state("ready")
@@ -371,8 +371,8 @@ def _stats_of(replica: Replica) -> list[Stats]:
     engine = replica.engine
     if engine is None or engine.info is None:
         return []
-    stats = engine.stats or at_start(engine.info.num_blocks, engine.info.num_stages)
-    return [stats if engine.error is None else done(stats)]
+    stats = engine.stats or initial_stats(engine.info.num_blocks, engine.info.num_stages)
+    return [stats if engine.error is None else counters_only(stats)]
 
 
 def _numbered(name: str | None, number: int) -> str | None:

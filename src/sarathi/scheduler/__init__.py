@@ -1,15 +1,19 @@
-"""Who computes how many tokens, when, and in which KV blocks. Standard library only."""
+"""The scheduler: which requests compute how many tokens in an iteration, in which KV blocks.
 
-from sarathi.scheduler.admission import AdmissionError
+Start with `scheduler.py` (one iteration) and `policy.py` (the paper's schedulers as rows of a
+table); `prefill.py` and `running.py` choose prompts and decodes. Rooms: `queue/` (waiting requests,
+their order, tenants), `budget/` (token budget, latency model), `kv/` (block pool, prefix cache).
+Standard library only; every package may import the names below.
+"""
+
 from sarathi.scheduler.batch import Batch, Slice
-from sarathi.scheduler.budget.accuracy import Accuracy
-from sarathi.scheduler.budget.latency_model import LatencyModel, Work
+from sarathi.scheduler.budget.latency_model import Accuracy, LatencyModel, Work
 from sarathi.scheduler.budget.token_budget import Budget, FixedBudget, LatencyBudget
 from sarathi.scheduler.kv.block_pool import BlockPool
 from sarathi.scheduler.policy import POLICIES, Policy
 from sarathi.scheduler.queue.order import ORDERS, Order
 from sarathi.scheduler.request import FinishReason, Request, SchedulingParams, StopCriteria
-from sarathi.scheduler.scheduler import Scheduler
+from sarathi.scheduler.scheduler import AdmissionError, Scheduler
 
 __all__ = [
     "ORDERS",

@@ -17,23 +17,25 @@ class Slice(NamedTuple):
     request: Request
     start: int
     length: int
-    samples: bool  # reaches the end of the request, so its last row yields a new token
+    samples: bool  # it reaches the end of the request, so that its last row yields a new token
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The slices of one iteration, decodes first. May be empty of slices after preemptions."""
+    """The slices of one iteration, decodes first. Without slices if it only preempted requests."""
 
     id: int
     slices: tuple[Slice, ...]
     num_decodes: int = 0  # the first so many slices
+    num_drafts: tuple[int, ...] = ()  # of each decode: draft tokens at its end; empty: none
     preempted: tuple[Request, ...] = ()
     work: Work = NO_WORK
-    allowed: float = 0.0  # what prompts could get: tokens, or seconds with a latency budget
-    predicted: float | None = None  # seconds, where there is a latency model
+    allowance: float = 0.0  # for prompts: tokens, or seconds with a latency budget
+    predicted: float | None = None  # seconds, if there is a latency model
 
     @property
     def num_tokens(self) -> int:
+        """Tokens to compute, of all slices."""
         return self.work.tokens
 
     @property

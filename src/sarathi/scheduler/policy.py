@@ -9,23 +9,32 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How one iteration is put together. docs/policies.md draws what each row does."""
+    """How one iteration is put together. docs/policies.md shows the schedule of each row."""
 
-    chunked: bool  # prompts are cut to the budget; otherwise they run whole
-    hybrid: bool  # decodes and prompts share a batch; otherwise the first kind with work runs alone
+    chunked: bool  # prompts are cut where the budget ends; otherwise they run whole
+    hybrid: bool  # decodes and prompts share a batch; otherwise `first` with work runs alone
     first: Literal["decodes", "prefills", "alternate"]
     prompt_limit: Literal["budget", "model length", "none"]  # tokens of prompts in a batch
-    reserves: Literal["prompt", "max length"]  # KV blocks promised at admission
+    reserves: Literal["prompt", "max length"]  # KV blocks reserved at admission
 
     @property
-    def budgeted(self) -> bool:
-        """Whether it cannot do without a token budget."""
+    def requires_budget(self) -> bool:
+        """Whether a budget must be given."""
         return self.prompt_limit == "budget"
 
     @property
-    def limited(self) -> bool:
-        """Whether a token budget can replace its own limit."""
+    def accepts_budget(self) -> bool:
+        """Whether a budget may be given, in place of the policy's own limit."""
         return self.prompt_limit != "none"
+
+    @property
+    def stall_free(self) -> bool:
+        """Whether every decode runs in every iteration, beside chunks of prompts.
+
+        Only such a policy can aim at a time between tokens, reserve a share of every iteration for
+        prompts, and cut prompts at positions that do not depend on what else there is to compute.
+        """
+        return self.chunked and self.hybrid and self.first == "decodes"
 
 
 POLICIES: Mapping[str, Policy] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length"]
@@ -21,75 +22,72 @@ class StopCriteria:
 
 @dataclass(frozen=True, slots=True)
 class SchedulingParams:
-    """What a caller asks of the scheduler beside its tokens."""
+    """What a client asks of the scheduler."""
 
-    priority: int = 0  # less goes first, as in vLLM
-    tenant: str = ""  # who shares the machine fairly with others
+    priority: int = 0  # lower goes first, as in vLLM
+    tenant: str = ""  # tenants share the machine fairly
     ttft_target: float | None = None  # seconds from arrival to the first token
-    tbt_target: float | None = None  # seconds between tokens; None: the engine's own
+    tbt_target: float | None = None  # seconds between tokens; None: the engine's target
 
 
 class Rank(NamedTuple):
-    """Where a request stands among others; less goes first."""
+    """Position of a request in the scheduling order; lower goes first."""
 
-    lane: int  # nobody is given a share at the expense of a lesser lane
+    priority_class: int  # shares of an iteration never cost a lower class anything
     key: float
     id: int
 
 
 _UNRANKED = Rank(0, 0.0, 0)
+by_rank = attrgetter("rank")  # sort key of requests
 
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """Tokens, and how many of them have their keys and values in the cache.
+    """Tokens, and how many of them have their keys and values in the KV cache.
 
-    `num_computed` is the only progress there is. A prompt not yet begun, a chunk in the middle of
-    one, the recompute after a preemption and the resumption of an interrupted output are all
+    `num_computed` is the only progress counter. A new prompt, a chunk in the middle of one, the
+    recomputation after a preemption and the resumption of an interrupted output are all
     "`num_computed` is less than `num_tokens`", so preemption never rewrites a request.
     """
 
     id: int
     prompt_ids: Sequence[int]
-    limits: StopCriteria
-    arrival: float  # seconds; orders requests first come, first served
-    terms: SchedulingParams = SchedulingParams()
+    stop_criteria: StopCriteria
+    arrival: float  # seconds
+    scheduling_params: SchedulingParams = SchedulingParams()
     output_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
     num_preemptions: int = 0
-    num_recomputed: int = 0  # tokens that had been computed when it was preempted, at most
+    num_recomputed: int = 0  # the most tokens that had been computed when it was preempted
     in_flight: int = 0  # tokens in batches that have not been completed
-    num_pending: int = 0  # tokens that those batches will sample, where the scheduler looks ahead
+    num_pending: int = 0  # tokens that those batches will sample, if the scheduler looks ahead
     cancelled: bool = False
 
-    # Kept by the scheduler.
+    # Set by the scheduler.
     rank: Rank = _UNRANKED
     tbt_target: float = math.inf  # seconds, its own or the engine's
-    due: float = math.inf  # seconds; when its next token should come, once it has one
+    deadline: float = math.inf  # seconds; of its next token, once it has one
     num_cached: int = 0  # tokens found in the prefix cache when it was first admitted
-    begun: float | None = None  # seconds; begin of the iteration that first computed some of it
-    block_hashes: list[bytes] = field(default_factory=list)  # names of its full blocks
-    num_published: int = 0  # blocks whose content others may use
+    first_scheduled_at: float | None = None  # seconds; begin of its first iteration
+    block_hashes: list[bytes] = field(default_factory=list)  # of its full blocks
+    num_published: int = 0  # blocks that other requests may share
 
     @property
     def num_tokens(self) -> int:
+        """Known tokens, of prompt and output."""
         return len(self.prompt_ids) + len(self.output_ids)
 
     @property
-    def num_scheduled(self) -> int:
-        """Tokens that are computed, or in a batch under way that will compute them."""
-        return self.num_computed + self.in_flight
+    def max_num_tokens(self) -> int:
+        """Tokens of the longest possible prompt plus output."""
+        return len(self.prompt_ids) + self.stop_criteria.max_tokens
 
     @property
-    def next_is_decode(self) -> bool:
-        """Whether batches under way leave one token to compute, which the last of them samples."""
-        known = len(self.prompt_ids) + len(self.output_ids)
-        return (
-            self.num_computed + self.in_flight == known + self.num_pending - 1
-            and len(self.output_ids) + self.num_pending < self.limits.max_tokens
-            and not self.cancelled
-        )
+    def num_scheduled(self) -> int:
+        """Tokens that are computed, or in a batch in flight that will compute them."""
+        return self.num_computed + self.in_flight
 
     @property
     def remaining(self) -> int:
@@ -98,19 +96,26 @@ class Request:
 
     @property
     def is_decode(self) -> bool:
+        """Whether only its latest output token is left to compute."""
         return self.remaining == 1 and bool(self.output_ids)
 
     @property
-    def max_num_tokens(self) -> int:
-        return len(self.prompt_ids) + self.limits.max_tokens
+    def next_is_decode(self) -> bool:
+        """Whether the batches in flight leave one token to compute, which the last one samples."""
+        known = len(self.prompt_ids) + len(self.output_ids)
+        return (
+            self.num_computed + self.in_flight == known + self.num_pending - 1
+            and len(self.output_ids) + self.num_pending < self.stop_criteria.max_tokens
+            and not self.cancelled
+        )
 
     @property
     def scheduling_delay(self) -> float | None:
-        """Seconds from arrival to the iteration that first computed some of it; None before it."""
-        return None if self.begun is None else self.begun - self.arrival
+        """Seconds from arrival to its first iteration; None before that."""
+        return None if self.first_scheduled_at is None else self.first_scheduled_at - self.arrival
 
     def tokens(self, start: int, length: int) -> Sequence[int]:
-        """`length` token ids from position `start`, across the prompt's end where need be."""
+        """Return `length` token ids from position `start`, of prompt and output."""
         stop = start + length
         split = len(self.prompt_ids)
         if start >= split:
@@ -120,11 +125,18 @@ class Request:
         return [*self.prompt_ids[start:], *self.output_ids[: stop - split]]
 
     def finish_reason(self) -> FinishReason | None:
-        """Why the latest token ends the request, None where it goes on."""
-        generated = len(self.output_ids)
-        if not generated:
-            return None
-        stops = self.output_ids[-1] in self.limits.stop_ids
-        if stops and generated > self.limits.min_tokens:
+        """Return why the latest token ends the request, None if it does not."""
+        return self._ends_at(self.output_ids[-1], len(self.output_ids)) if self.output_ids else None
+
+    def up_to_stop(self, tokens: Sequence[int]) -> Sequence[int]:
+        """Return those of the next output `tokens` that come before or at the end of the output."""
+        for count, token in enumerate(tokens, 1):
+            if self._ends_at(token, len(self.output_ids) + count):
+                return tokens[:count]
+        return tokens
+
+    def _ends_at(self, token: int, num_outputs: int) -> FinishReason | None:
+        criteria = self.stop_criteria
+        if token in criteria.stop_ids and num_outputs > criteria.min_tokens:
             return "stop"
-        return "length" if generated >= self.limits.max_tokens else None
+        return "length" if num_outputs >= criteria.max_tokens else None

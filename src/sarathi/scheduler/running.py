@@ -1,4 +1,4 @@
-"""The requests that run: those that decode, and who gives way when memory runs out."""
+"""The admitted requests: their decodes, and preemption when memory runs out."""
 
 from __future__ import annotations
 
@@ -8,64 +8,63 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import NamedTuple
 
-from sarathi.scheduler.batch import Slice
-from sarathi.scheduler.kv.request_memory import KvMemory
-from sarathi.scheduler.queue.waiting_queue import Prompts, by_rank
-from sarathi.scheduler.request import Request
+from sarathi.scheduler.batch import NO_WORK, Slice
+from sarathi.scheduler.budget.latency_model import Work
+from sarathi.scheduler.kv.request_memory import RequestMemory
+from sarathi.scheduler.queue.waiting_queue import WaitingQueue
+from sarathi.scheduler.request import Request, by_rank
 
 
-class DecodeSlices(NamedTuple):
+class Decodes(NamedTuple):
+    """The decodes of one iteration."""
+
     slices: list[Slice]
-    context: int  # tokens in the KV cache, of all
-    due: float  # when the most urgent should have its token, infinite without any
-    interval: float  # seconds within which the most urgent should get its token after a pending one
-    preempted: list[Request]  # to make room for the others
+    work: Work
+    slack: float | None  # seconds that the iteration may take; None if no request decodes
+    preempted: list[Request]  # to free blocks for the others
 
 
-class Running:
-    """All requests that have been admitted."""
+NO_DECODES = Decodes([], NO_WORK, None, [])
 
-    def __init__(self, memory: KvMemory, prompts: Prompts) -> None:
-        self.decodes: list[Request] = []  # by rank
+
+class RunningRequests:
+    """All admitted requests: `prefills` have tokens of their prompt to compute, `decodes` do not.
+
+    Both are sorted by rank.
+    """
+
+    def __init__(self, memory: RequestMemory, waiting: WaitingQueue) -> None:
+        self.decodes: list[Request] = []
+        self.prefills: list[Request] = []
         self.num_preemptions = 0
         self._memory = memory
-        self._prompts = prompts
+        self._waiting = waiting
 
     def __len__(self) -> int:
-        return len(self.decodes) + len(self._prompts.started)
+        return len(self.decodes) + len(self.prefills)
 
     def requests(self) -> list[Request]:
-        """By rank. For looking at: O(n log n)."""
-        return sorted([*self.decodes, *self._prompts.started], key=by_rank)
+        """Return all by rank, in O(n log n): for tests and displays."""
+        return sorted([*self.decodes, *self.prefills], key=by_rank)
 
-    def can_look_ahead(self) -> bool:
-        """Return whether there are blocks for one more token of every request that decodes.
+    def schedule_decodes(
+        self, now: float, micro_batches: int = 1, *, look_ahead: bool = False
+    ) -> Decodes:
+        """Make a slice for each request that decodes, with a new block if it needs one.
 
-        Otherwise some request has to be preempted, and none in flight can be.
-        """
-        available = self._memory.pool.num_available
-        if available >= len(self.decodes):
-            return True
-        lacking = (self._memory.lacking(r, r.num_scheduled + 1) for r in self.decodes)
-        return sum(lacking) <= available
-
-    def decode(self, micro_batches: int = 1, *, look_ahead: bool = False) -> DecodeSlices:
-        """A slice for each request that decodes, and its block where it needs a new one.
-
-        Where no block is to be had, the last in order gives up its own and is computed again
-        later (preemption by recompute).
+        If there is no free block, the last request in order is preempted and recomputed later.
 
         Args:
-            micro_batches: over so many batches under way are decodes spread, so that none of them
-                takes what the others then lack.
-            look_ahead: also those whose latest token is still being sampled, which needs
+            micro_batches: batches in flight that the decodes are spread over, so that none of
+                them takes the decodes that the others then lack.
+            look_ahead: include requests whose latest token is still being sampled. This needs
                 `can_look_ahead`.
         """
         most = -(-len(self.decodes) // micro_batches)
         slices: list[Slice] = []
         preempted: list[Request] = []
         context = 0
-        due = interval = math.inf
+        deadline = interval = math.inf
         block_size = self._memory.pool.block_size
         for request in self.decodes:
             in_flight = request.in_flight
@@ -78,49 +77,70 @@ class Running:
                 continue
             if in_flight:
                 interval = min(interval, request.tbt_target)
-            elif request.due < due:
-                due = request.due
+            elif request.deadline < deadline:
+                deadline = request.deadline
             request.in_flight = in_flight + 1
             context += start
             slices.append(Slice(request, start, 1, True))
-        return DecodeSlices(slices, context, due, interval, preempted)
+        slack = None
+        if slices:
+            slack = min(deadline - now, interval)
+        elif self.decodes:
+            # All are in flight in other micro-batches, and follow this one next time.
+            slack = min(request.tbt_target for request in self.decodes)
+        return Decodes(slices, Work(len(slices), 0.0, context, len(slices)), slack, preempted)
+
+    def can_look_ahead(self) -> bool:
+        """Return whether there are blocks for one more token of every request that decodes.
+
+        Otherwise some request has to be preempted, and none in flight can be.
+        """
+        available = self._memory.pool.num_available
+        if available >= len(self.decodes):
+            return True
+        missing = (self._memory.missing_to_grow(r, r.num_scheduled + 1) for r in self.decodes)
+        return sum(missing) <= available
+
+    def add(self, request: Request) -> None:
+        """Add a request that has been admitted."""
+        insort(self.prefills, request, key=by_rank)
 
     def end_prefill(self, request: Request) -> None:
-        """Move a started prompt that has reached its end to those that decode."""
-        self._prompts.started.remove(request)
+        """Move a request whose prefill is complete, or in flight, to those that decode."""
+        self.prefills.remove(request)
         insort(self.decodes, request, key=by_rank)
 
     def resume_prefill(self, request: Request) -> None:
-        """Take back `end_prefill`, where the batch that was to reach the end is given up."""
+        """Undo `end_prefill`, because the batch with the end of the prompt was abandoned."""
         self.decodes.remove(request)
-        insort(self._prompts.started, request, key=by_rank)
+        insort(self.prefills, request, key=by_rank)
 
     def idle(self) -> Iterator[Request]:
-        """Those whose blocks nobody is using."""
-        return (r for r in chain(self.decodes, self._prompts.started) if not r.in_flight)
+        """Iterate over the requests that are not in flight."""
+        return (r for r in chain(self.decodes, self.prefills) if not r.in_flight)
 
     def preempt(self, request: Request) -> None:
-        """Take a request's blocks; it waits, and stands where it did in order."""
+        """Free a request's blocks and queue it again; it keeps its rank."""
         request.num_recomputed = max(request.num_recomputed, request.num_computed)
-        self.leave(request)
+        self.remove(request)
         request.num_preemptions += 1
         self.num_preemptions += 1
-        self._prompts.add(request)
+        self._waiting.add(request)
 
-    def leave(self, request: Request) -> None:
+    def remove(self, request: Request) -> None:
+        """Remove a request and free its blocks."""
         self._memory.release(request)
-        started = self._prompts.started
-        (started if request in started else self.decodes).remove(request)
+        (self.prefills if request in self.prefills else self.decodes).remove(request)
 
     def _grow(self, request: Request, preempted: list[Request]) -> bool:
-        """Give a decode its next block; False if it has been preempted itself."""
+        """Allocate the next block of a decode; False if the decode itself was preempted."""
         memory = self._memory
         num_tokens = request.num_scheduled + 1
-        while memory.lacking(request, num_tokens) > memory.pool.num_available:
-            victim = max(self.idle(), key=by_rank)  # the last in order, perhaps itself
-            self.preempt(victim)
-            preempted.append(victim)
-            if victim is request:
+        while memory.missing_to_grow(request, num_tokens) > memory.pool.num_available:
+            last = max(self.idle(), key=by_rank)
+            self.preempt(last)
+            preempted.append(last)
+            if last is request:
                 return False
         memory.extend(request, num_tokens)
         return True

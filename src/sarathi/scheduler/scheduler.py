@@ -1,44 +1,61 @@
-"""Stall-free batching: who computes how many tokens in the next iteration."""
+"""Stall-free batching: which requests compute how many tokens in the next iteration."""
 
 from __future__ import annotations
 
 import sys
 from collections import deque
 from collections.abc import Sequence
-from itertools import chain
+from dataclasses import replace
+from itertools import chain, islice
+from operator import add
+from typing import NamedTuple
 
-from sarathi.scheduler.admission import AdmissionError, check_admissible
 from sarathi.scheduler.batch import NO_WORK, Batch, Slice
 from sarathi.scheduler.budget.latency_model import LatencyModel, Work
-from sarathi.scheduler.budget.token_budget import Allowance, Budget, FixedBudget
+from sarathi.scheduler.budget.token_budget import Budget, FixedBudget
 from sarathi.scheduler.kv.block_pool import BlockPool
-from sarathi.scheduler.kv.request_memory import KvMemory
+from sarathi.scheduler.kv.request_memory import RequestMemory
 from sarathi.scheduler.policy import POLICIES, Policy
-from sarathi.scheduler.prefills import Prefills
+from sarathi.scheduler.prefill import PrefillAllocator
 from sarathi.scheduler.queue.order import Fcfs, Order
-from sarathi.scheduler.queue.waiting_queue import Prompts
+from sarathi.scheduler.queue.waiting_queue import WaitingQueue
 from sarathi.scheduler.request import Request
-from sarathi.scheduler.running import Running
+from sarathi.scheduler.running import NO_DECODES, Decodes, RunningRequests
+
+
+class AdmissionError(ValueError):
+    """A request could never run, however long it waited."""
+
+
+class Prefills(NamedTuple):
+    """The prompts of one iteration."""
+
+    slices: list[Slice]
+    work: Work
+    allowance: float  # as `Batch` has it
+
+
+_NO_PREFILLS = Prefills([], NO_WORK, 0.0)
 
 
 class Scheduler:
-    """Forms one batch an iteration out of waiting and running requests.
+    """Forms one batch per iteration out of waiting and running requests.
 
     The policy is that of Sarathi-Serve (Agrawal et al., OSDI'24, algorithm 3) unless another one
     is given: every decode runs in every iteration, then prompts that have been started, then new
     ones, as far as the budget reaches. A prompt that does not fit is cut.
 
-    Memory: a prompt is admitted when the blocks for all of it are available, which are reserved
-    for it and taken chunk by chunk. An output grows block by block; where none is available the
-    last in order gives up its blocks and is computed again later (preemption by recompute). The
-    first in order therefore always makes progress.
+    Memory: a prompt is admitted when the blocks for all of it are available; they are reserved
+    for it and allocated chunk by chunk. An output grows block by block; if none is available, the
+    last request in order gives up its blocks and is recomputed later (preemption by recompute).
+    The first in order therefore always makes progress.
 
     Single-threaded: calls must not overlap. `schedule` may be called again before `complete`, for
-    the next micro-batch of a pipeline: decodes in flight sit out, while the next chunk of a prompt
-    may follow the one before. With `look_ahead` decodes in flight do not sit out: their next slice
-    computes the token that is being sampled, whatever it will be. Batches must be computed and
-    completed in the order in which they were scheduled, those without slices at any time. Times
-    are seconds of any one clock.
+    the next micro-batch of a pipeline: decodes in flight are left out, while the next chunk of a
+    prompt may follow the one before. With `look_ahead` decodes in flight are included: their next
+    slice computes the token that is being sampled, whatever it will be. Batches must be computed
+    and completed in the order in which they were scheduled; those without slices at any time.
+    Times are seconds of any one clock.
     """
 
     def __init__(
@@ -54,26 +71,30 @@ class Scheduler:
         in_order_share: float = 1.0,
         deterministic_chunk: int | None = None,
         prefix_caching: bool = True,
-        model: LatencyModel | None = None,
+        latency_model: LatencyModel | None = None,
         micro_batches: int = 1,
         look_ahead: bool = False,
         max_step_tokens: int | None = None,
     ) -> None:
-        """
+        """Make a scheduler without requests.
+
         Args:
-            order: who goes first; None: first come, first served.
+            budget: None if the policy does without one.
+            max_batch_size: requests that may run at a time.
+            max_model_len: tokens of prompt and output of a request.
+            order: ranks requests; None: first come, first served.
             fair: whether tenants share prompt work equally.
-            in_order_share: of an iteration's prompt work, what the first prompt in order may take
-                while others could use the rest, which goes to the shortest first. 1: strictly in
-                order. Policies that do not cut prompts have no use for it.
-            deterministic_chunk: where prompts are cut, in tokens, whatever else there is to do;
-                None: as the budget says.
-            model: predicts the time of batches, for whoever looks at them.
-            micro_batches: how many will be under way at a time, one for each stage of a pipeline;
-                decodes are spread evenly over them.
+            in_order_share: share of an iteration's prompt work that the first prompt in order may
+                take while others could use the rest, which goes to the shortest first. 1: strictly
+                in order. No effect on policies that do not cut prompts.
+            deterministic_chunk: positions at which prompts are cut, in tokens, whatever else there
+                is to compute; None: where the budget ends.
+            latency_model: predicts the time of each batch, for recorders and statistics.
+            micro_batches: batches in flight at a time, one for each stage of a pipeline; decodes
+                are spread evenly over them.
             look_ahead: whether a batch may use the tokens that the one before it samples, so that
                 it can be made while that one is computed. For one micro-batch.
-            max_step_tokens: of an iteration, decodes included, whatever the budget says: what
+            max_step_tokens: of an iteration, decodes included, whatever the budget allows: what
                 the executor has memory for. A prompt that is not cut may be longer. None: any.
         """
         if look_ahead and micro_batches > 1:
@@ -84,22 +105,23 @@ class Scheduler:
             raise ValueError(f"max batch size is {max_batch_size}, expected at least 1")
         self.pool = pool
         self.max_model_len = max_model_len
+        self.latency_model = latency_model
         self.num_iterations = 0
         self._policy = policy
         self._budget = _budget(policy, budget, max_model_len)
         self._order = order or Fcfs()
         self._fair = fair
-        self.model = model
-        # Blocks that were computed in other pieces may differ in their last bits.
-        prefix_caching = prefix_caching and deterministic_chunk is None
-        whole = policy.reserves == "max length"
-        self._memory = KvMemory(
-            pool, reserve_tokens=max_model_len if whole else None, prefix_caching=prefix_caching
+        self._memory = RequestMemory(
+            pool,
+            reserve_tokens=max_model_len if policy.reserves == "max length" else None,
+            # Blocks that were computed in other pieces may differ in their last bits.
+            prefix_caching=prefix_caching and deterministic_chunk is None,
         )
-        self.prompts = Prompts(fair=fair)
-        self.running = Running(self._memory, self.prompts)
-        self.prefills = Prefills(
-            self.prompts,
+        self.waiting = WaitingQueue(fair=fair)
+        self.running = RunningRequests(self._memory, self.waiting)
+        self.prefill_allocator = PrefillAllocator(
+            self.waiting,
+            self.running,
             self._memory,
             self._order,
             policy,
@@ -111,12 +133,12 @@ class Scheduler:
         self._look_ahead = look_ahead
         self._max_step_tokens = max_step_tokens
         self._requests: dict[int, Request] = {}
-        self._forgotten: list[int] = []
-        self._prefilled = False  # whether the latest batch had prompts in it
-        self._latest = 0  # tokens of it
-        self._under_way: deque[Work] = deque()  # of batches, in order
+        self._ended_ids: list[int] = []
+        self._in_flight: deque[Work] = deque()  # of batches, oldest first
+        self._last_had_prefills = False
+        self._last_tokens = 0  # of the latest batch
 
-    # -- the outside world ------------------------------------------------------------------
+    # -- requests ---------------------------------------------------------------------------
 
     def add(self, request: Request) -> None:
         """Queue a request.
@@ -126,18 +148,18 @@ class Scheduler:
         """
         if request.id in self._requests:
             raise AdmissionError(f"request id {request.id} is in use")
-        check_admissible(request, self.pool, self.max_model_len)
-        own_target = request.terms.tbt_target
+        self._check_admissible(request)
+        own_target = request.scheduling_params.tbt_target
         target = self._budget.tbt_target
-        # A shorter one would take everybody's time for prompts.
+        # A shorter one would take the time for prompts from all other requests.
         request.tbt_target = target if own_target is None else max(own_target, target / 2)
         request.rank = self._order.rank(request)
         self._requests[request.id] = request
-        self.prompts.shares.enter(self.prompts.tenant(request))
-        self.prompts.add(request)
+        self.waiting.shares.enter(self.waiting.tenant_of(request))
+        self.waiting.add(request)
 
     def cancel(self, request_id: int) -> bool:
-        """Forget a request and free its blocks; False where it has ended or never was.
+        """Remove a request and free its blocks; return False if it has ended or never existed.
 
         A request in flight keeps its blocks until its batch completes, because the executor is
         still writing to them.
@@ -147,35 +169,28 @@ class Scheduler:
             return False
         request.cancelled = True
         if not request.in_flight:
-            self._forget(request)
+            self._remove(request)
         return True
 
-    def abandon_batches(self) -> None:
-        """Give up all batches under way: their requests stand where they stood before."""
-        self._under_way.clear()
-        for request in list(self._requests.values()):
-            request.in_flight = request.num_pending = 0
-            if request.cancelled:
-                self._forget(request)
-        for request in [r for r in self.running.decodes if not r.is_decode]:
-            self.running.resume_prefill(request)
+    def take_ended_ids(self) -> list[int]:
+        """Return the ids of the requests that have ended since the last call.
 
-    def take_forgotten(self) -> list[int]:
-        """Return the ids of the requests that have ended, with no batch under way, since the last
-        call."""
-        forgotten, self._forgotten = self._forgotten, []
-        return forgotten
+        No batch in flight contains them.
+        """
+        ended, self._ended_ids = self._ended_ids, []
+        return ended
 
     @property
     def has_work(self) -> bool:
+        """Whether there are requests, waiting or running."""
         return bool(self._requests)
 
     def check(self) -> None:
-        """Raise `AssertionError` where blocks, reservations or queues contradict each other."""
+        """Raise `AssertionError` if blocks, reservations or queues are inconsistent."""
         self._memory.check(self._requests.values())
-        if len(self.prompts) + len(self.running) != len(self._requests):
-            raise AssertionError("a request is in both queues or in none")
-        if any(request.blocks for request in self.prompts.waiting()):
+        if len(self.waiting) + len(self.running) != len(self._requests):
+            raise AssertionError("a request is both waiting and running, or neither")
+        if any(request.blocks for request in self.waiting.requests()):
             raise AssertionError("a waiting request owns blocks")
         if not all(request.is_decode or request.in_flight for request in self.running.decodes):
             raise AssertionError("a prompt is among the decodes")
@@ -183,101 +198,131 @@ class Scheduler:
     # -- one iteration ----------------------------------------------------------------------
 
     def schedule(self, now: float) -> Batch | None:
-        """The next batch, or None when there is nothing to do, or nothing before a batch under way
-        has been completed.
+        """Return the next batch, None if nothing can be computed before a batch in flight is.
 
         Args:
             now: seconds; when the iteration begins.
         """
-        policy = self._policy
-        look_ahead = self._look_ahead and bool(self._under_way)
+        look_ahead = self._look_ahead and bool(self._in_flight)
         if look_ahead and not self._can_look_ahead():
             return None
-        decodes: list[Slice] = []
-        prefills: list[Slice] = []
-        work = NO_WORK
-        displaced = self._displace() if self._order.preempts else []
-        preempted: list[Request] = []
+        preempted = self._preempt_for_first_waiting() if self._order.preempts else []
+        policy = self._policy
         prefills_first = policy.first == "prefills" or (
-            policy.first == "alternate" and not self._prefilled
+            policy.first == "alternate" and not self._last_had_prefills
         )
-        allowance = None
-        slack = None
+        decodes, prefills = NO_DECODES, _NO_PREFILLS
         if prefills_first:
-            allowance = self._open(work, None)
-            work = self._prefill(allowance, prefills, work, now, admit=True)
-        if policy.hybrid or not prefills:
-            decodes, context, due, interval, preempted = self.running.decode(
-                self._micro_batches, look_ahead=look_ahead
-            )
-            if decodes:
-                count = len(decodes)
-                work = work._replace(
-                    tokens=work.tokens + count, context=context, samples=work.samples + count
-                )
-                slack = min(due - now, interval)
-                if self._look_ahead:
-                    for part in decodes:
-                        part.request.num_pending += 1
-                if self._fair:
-                    for part in decodes:
-                        self.prompts.charge(part.request, 1)
-            elif self.running.decodes:
-                # All are under way in other micro-batches, and come behind this one next time.
-                slack = min(request.tbt_target for request in self.running.decodes)
-        if not prefills_first and (policy.hybrid or not decodes):
-            allowance = self._open(work, slack)
+            prefills = self._schedule_prefills(now, NO_WORK, slack=None, admit=True)
+        if policy.hybrid or not prefills.slices:
+            decodes = self._schedule_decodes(now, look_ahead=look_ahead)
+        if not prefills_first and (policy.hybrid or not decodes.slices):
             # After a preemption memory is short: admitting more would only preempt more.
-            work = self._prefill(allowance, prefills, work, now, admit=not preempted)
-        if not (decodes or prefills or preempted or displaced):
+            admit = not decodes.preempted
+            prefills = self._schedule_prefills(now, decodes.work, decodes.slack, admit=admit)
+        if not (decodes.slices or prefills.slices or decodes.preempted or preempted):
             return None
+        work = Work(*map(add, decodes.work, prefills.work))
         self.num_iterations += 1
-        self._prefilled = bool(prefills)
-        self._latest = work.tokens
-        if decodes or prefills:
-            self._under_way.append(work)
+        self._last_had_prefills = bool(prefills.slices)
+        self._last_tokens = work.tokens
+        if decodes.slices or prefills.slices:
+            self._in_flight.append(work)
         return Batch(
             id=self.num_iterations,
-            slices=(*decodes, *prefills),
-            num_decodes=len(decodes),
-            preempted=(*displaced, *preempted),
+            slices=(*decodes.slices, *prefills.slices),
+            num_decodes=len(decodes.slices),
+            preempted=(*preempted, *decodes.preempted),
             work=work,
-            allowed=0.0 if allowance is None else allowance.amount,
-            predicted=None if self.model is None else self.model.predict(work),
+            allowance=prefills.allowance,
+            predicted=self._predict(work),
         )
 
-    def complete(self, batch: Batch, tokens: Sequence[int], now: float) -> list[Request]:
+    def add_drafts(self, batch: Batch, num_drafts: Sequence[int]) -> Batch:
+        """Add draft tokens to the decodes of the batch that was just scheduled.
+
+        Drafts never preempt a request nor exceed its `max_tokens`: fewer are added than asked for
+        if blocks are short or the output ends. `complete` then gets those that are accepted.
+
+        Args:
+            num_drafts: tokens, for each decode of the batch.
+        """
+        if self._look_ahead:
+            raise ValueError("drafts do not go with look_ahead: the next position is not known")
+        slices = list(batch.slices)
+        added = []
+        for index, wanted in zip(range(batch.num_decodes), num_drafts, strict=True):
+            request, start, length, samples = slices[index]
+            end = start + length
+            count = min(wanted, request.stop_criteria.max_tokens - len(request.output_ids) - 1)
+            while self._memory.missing_to_grow(request, end + count) > self.pool.num_available:
+                count -= 1
+            added.append(count)
+            if count:
+                self._memory.extend(request, end + count)
+                request.in_flight += count
+                slices[index] = Slice(request, start, length + count, samples)
+                if self._fair:
+                    self.waiting.charge(request, count)
+        total = sum(added)
+        if not total:
+            return batch
+        work = Work(*map(add, batch.work, Work(total, 0.0, 0, total)))
+        self._last_tokens = work.tokens
+        self._in_flight[-1] = work
+        return replace(
+            batch,
+            slices=tuple(slices),
+            num_drafts=tuple(added),
+            work=work,
+            predicted=self._predict(work),
+        )
+
+    def complete(
+        self,
+        batch: Batch,
+        tokens: Sequence[int],
+        now: float,
+        counts: Sequence[int] | None = None,
+    ) -> list[Request]:
         """Record what the executor computed.
 
         Args:
-            tokens: one sampled token id for each request of `batch.sampling`, in that order.
+            tokens: sampled token ids for the requests of `batch.sampling`, in that order: one for
+                each, or more if drafts were accepted.
+            counts: how many of the tokens each of these requests gets: the accepted drafts and
+                the token sampled after them. None: one for each, for batches without drafts.
 
         Returns:
-            The requests that got their token, in the same order, without those that were
-            cancelled meanwhile. Those whose `finish_reason()` is set have left the scheduler.
+            The requests that got their tokens, in the same order, without those that were
+            cancelled meanwhile. Those whose `finish_reason()` is set have left the scheduler;
+            their tokens after the end were dropped.
         """
-        if len(tokens) != batch.work.samples:
+        slices: Sequence[Slice] = batch.slices
+        if counts is not None:
+            slices, tokens = _accept_drafts(batch, tokens, counts)
+        elif batch.num_drafts or len(tokens) != batch.work.samples:
             raise ValueError(
                 f"batch {batch.id} samples {batch.work.samples} tokens, got {len(tokens)}"
             )
         if batch.slices:
-            self._under_way.popleft()
+            self._in_flight.popleft()
         sampled = iter(tokens)
         progressed: list[Request] = []
         block_size, looks_ahead = self.pool.block_size, self._look_ahead
-        for index, (request, start, length, samples) in enumerate(batch.slices):
+        for index, (request, start, length, samples) in enumerate(slices):
             request.in_flight -= length
             token = next(sampled) if samples else None
             if looks_ahead and samples:
                 request.num_pending -= 1
             if request.cancelled:
                 if not request.in_flight:
-                    self._forget(request)
+                    self._remove(request)
                 continue
             if request.num_computed != start:
                 raise RuntimeError(
-                    f"batch {batch.id} computed request {request.id} from {start}, but it stands "
-                    f"at {request.num_computed}"
+                    f"batch {batch.id} computed request {request.id} from {start}, but "
+                    f"{request.num_computed} of its tokens are computed"
                 )
             request.num_computed = end = start + length
             if length > 1 or not end % block_size:
@@ -286,80 +331,159 @@ class Scheduler:
                 continue
             outputs = request.output_ids
             outputs.append(token)
-            request.due = now + request.tbt_target
+            request.deadline = now + request.tbt_target
             progressed.append(request)
-            limits = request.limits
-            ends = len(outputs) >= limits.max_tokens or token in limits.stop_ids
+            criteria = request.stop_criteria
+            ends = len(outputs) >= criteria.max_tokens or token in criteria.stop_ids
             if ends and request.finish_reason():
                 if request.in_flight:
                     request.cancelled = True  # the slice that looked ahead of its end is dropped
                 else:
-                    self._forget(request)
-            elif index >= batch.num_decodes and not self._look_ahead:
+                    self._remove(request)
+            elif index >= batch.num_decodes and not looks_ahead:
                 self.running.end_prefill(request)
         return progressed
 
-    def _open(self, decodes: Work, slack: float | None) -> Allowance:
-        """The allowance for the prompts of an iteration, beside its decodes."""
-        allowance = self._budget.open(decodes, slack, self._latest, self._under_way)
+    def abandon_batches(self) -> None:
+        """Forget all batches in flight: their requests are as they were before them."""
+        self._in_flight.clear()
+        for request in list(self._requests.values()):
+            request.in_flight = request.num_pending = 0
+            if request.cancelled:
+                self._remove(request)
+        for request in [r for r in self.running.decodes if not r.is_decode]:
+            self.running.resume_prefill(request)
+
+    # -- parts of an iteration --------------------------------------------------------------
+
+    def _schedule_decodes(self, now: float, *, look_ahead: bool) -> Decodes:
+        decodes = self.running.schedule_decodes(now, self._micro_batches, look_ahead=look_ahead)
+        if self._look_ahead:
+            for part in decodes.slices:
+                part.request.num_pending += 1
+        if self._fair:
+            for part in decodes.slices:
+                self.waiting.charge(part.request, 1)
+        return decodes
+
+    def _schedule_prefills(
+        self, now: float, decodes: Work, slack: float | None, *, admit: bool
+    ) -> Prefills:
+        """Schedule prompts, started and new, until the allowance is used up."""
+        allowance = self._budget.open(decodes, slack, self._last_tokens, self._in_flight)
         if self._max_step_tokens is not None:
             allowance.limit(self._max_step_tokens - decodes.tokens)
-        return allowance
-
-    def _prefill(
-        self, allowance: Allowance, slices: list[Slice], work: Work, now: float, *, admit: bool
-    ) -> Work:
-        """Prompts, started and new, until the allowance is used up."""
-        granted = self.prefills.deal(allowance, now, len(self.running), admit=admit)
-        tokens, attention, context, samples = work
-        for request, length in granted.items():
+        slices: list[Slice] = []
+        tokens, attention, samples = 0, 0.0, 0
+        allocated = self.prefill_allocator.allocate(allowance, now, admit=admit)
+        for request, length in allocated.items():
             start = request.num_scheduled
             self._memory.extend(request, start + length)
             request.in_flight += length
-            if request.begun is None:
-                request.begun = now
-            last = start + length == request.num_tokens
-            if last and self._look_ahead:
+            if request.first_scheduled_at is None:
+                request.first_scheduled_at = now
+            is_last = start + length == request.num_tokens
+            if is_last and self._look_ahead:
                 request.num_pending += 1
                 self.running.end_prefill(request)
-            slices.append(Slice(request, start, length, last))
+            slices.append(Slice(request, start, length, is_last))
             tokens += length
             attention += length * (start + length / 2)
-            samples += last
-        return Work(tokens, attention, context, samples)
+            samples += is_last
+        return Prefills(slices, Work(tokens, attention, 0, samples), allowance.amount)
+
+    def _preempt_for_first_waiting(self) -> list[Request]:
+        """Preempt the requests that the order lets the first waiting one replace."""
+        first = self.waiting.first(self.running.prefills)
+        preempted = [] if first is None else self.prefill_allocator.preemption_candidates(first)
+        for request in preempted:
+            self.running.preempt(request)
+        return preempted
 
     def _can_look_ahead(self) -> bool:
-        """Whether nobody must be preempted for the next batch: requests in flight cannot be."""
-        first = self.prompts.first_waiting() if self._order.preempts else None
+        """Return whether the next batch needs no preemption: requests in flight allow none."""
+        first = self.waiting.first(self.running.prefills) if self._order.preempts else None
         if first is not None:
-            running = chain(self.running.decodes, self.prompts.started)
-            if any(self._order.displaces(first, request) for request in running):
+            running = chain(self.running.decodes, self.running.prefills)
+            if any(self._order.may_preempt(first, request) for request in running):
                 return False
         return self.running.can_look_ahead()
 
-    # -- coming and going -------------------------------------------------------------------
+    def _predict(self, work: Work) -> float | None:
+        return None if self.latency_model is None else self.latency_model.predict(work)
 
-    def _displace(self) -> list[Request]:
-        """Make room for the first waiting request at the expense of those that must yield."""
-        first = self.prompts.first_waiting()
-        victims = [] if first is None else self.prefills.victims(first, self.running)
-        for victim in victims:
-            self.running.preempt(victim)
-        return victims
+    # -- requests that come and go ----------------------------------------------------------
 
-    def _forget(self, request: Request) -> None:
+    def _check_admissible(self, request: Request) -> None:
+        if not request.prompt_ids:
+            raise AdmissionError("the prompt is empty")
+        max_tokens = request.stop_criteria.max_tokens
+        if max_tokens < 1:
+            raise AdmissionError(f"max_tokens is {max_tokens}, expected at least 1")
+        tokens = f"{len(request.prompt_ids)} prompt tokens and up to {max_tokens} output tokens"
+        if request.max_num_tokens > self.max_model_len:
+            raise AdmissionError(
+                f"{tokens} exceed the model's length of {self.max_model_len} tokens"
+            )
+        # The last output token is never computed and needs no memory.
+        pool = self.pool
+        if pool.blocks_for(request.max_num_tokens - 1) > pool.num_blocks:
+            raise AdmissionError(
+                f"{tokens} exceed the KV cache of {pool.num_blocks * pool.block_size} tokens"
+            )
+
+    def _remove(self, request: Request) -> None:
         del self._requests[request.id]
-        self._forgotten.append(request.id)
-        if self.prompts.waits(request):
-            self.prompts.leave_line(request)
+        self._ended_ids.append(request.id)
+        if request in self.waiting:
+            self.waiting.dequeue(request)
         else:
-            self.running.leave(request)
-        self.prompts.shares.leave(self.prompts.tenant(request))
+            self.running.remove(request)
+        self.waiting.shares.leave(self.waiting.tenant_of(request))
 
 
 def _budget(policy: Policy, budget: Budget | None, max_model_len: int) -> Budget:
-    if policy.limited and budget is not None:
+    """Return the budget of a policy, which may have a limit instead."""
+    if policy.accepts_budget and budget is not None:
         return budget
-    if policy.budgeted:
+    if policy.requires_budget:
         raise ValueError("the policy needs a token budget")
-    return FixedBudget(max_model_len if policy.limited else sys.maxsize)
+    return FixedBudget(max_model_len if policy.accepts_budget else sys.maxsize)
+
+
+def _accept_drafts(
+    batch: Batch, tokens: Sequence[int], counts: Sequence[int]
+) -> tuple[list[Slice], list[int]]:
+    """Append accepted drafts to the outputs of their requests, up to a stop.
+
+    Returns:
+        The slices without the other drafts, and the last token of each that samples.
+
+    Raises:
+        ValueError: the counts do not match the tokens and slices.
+    """
+    slices, num_drafts = list(batch.slices), batch.num_drafts
+    most = [1 + drafts for drafts in num_drafts] + [1] * (len(batch.sampling) - len(num_drafts))
+    if (
+        len(counts) != len(most)
+        or sum(counts) != len(tokens)
+        or not all(1 <= count <= limit for count, limit in zip(counts, most, strict=True))
+    ):
+        raise ValueError(
+            f"batch {batch.id} samples up to {most} tokens, got {list(counts)} and {len(tokens)} "
+            "in all"
+        )
+    sampled = iter(tokens)
+    last_tokens = []
+    for index, count in enumerate(counts):
+        new: Sequence[int] = [*islice(sampled, count)]
+        if index < len(num_drafts):  # decodes come first, and all of them sample
+            request, start, length, samples = slices[index]
+            if not request.cancelled:
+                new = request.up_to_stop(new)
+                request.output_ids.extend(new[:-1])
+            rejected = num_drafts[index] - (len(new) - 1)
+            request.in_flight -= rejected
+            slices[index] = Slice(request, start, length - rejected, samples)
+        last_tokens.append(new[-1])
+    return slices, last_tokens

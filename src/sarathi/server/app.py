@@ -29,7 +29,7 @@ from sarathi.server.prometheus import Metrics
 from sarathi.server.request_body import read_body
 from sarathi.server.responses import ApiError, error_response, json_response
 from sarathi.server.service import RequestContext, Service
-from sarathi.server.stats_endpoint import scheduler_stats
+from sarathi.server.stats_endpoint import stats_body
 
 GetHandler = Callable[[Service, Request], Awaitable[Response]]
 PostHandler = Callable[[Service, RequestContext], Awaitable[ASGIApp]]
@@ -77,7 +77,7 @@ def create_app(
     prometheus = Metrics(engine)
 
     async def stats(request: Request) -> Response:
-        return json_response(scheduler_stats(service.ready(), engine))
+        return json_response(stats_body(service.ready(), engine))
 
     async def metrics(request: Request) -> Response:
         return prometheus.response()

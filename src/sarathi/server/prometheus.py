@@ -1,6 +1,7 @@
 """GET /metrics: the engine's state and latencies in the text format of Prometheus.
 
-Everything is read off the engine when somebody asks; nothing is counted here.
+Everything is read from the engine on request; nothing is counted here. Metrics of the scheduler
+are declared in `telemetry.stats`, histograms in `telemetry.request_latencies`.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from sarathi.engine.messages import ModelInfo
 from sarathi.fleet.fleet import Engine
 from sarathi.fleet.replica import by_state
 from sarathi.server.stats_endpoint import current_stats
-from sarathi.telemetry.histogram import Histogram
-from sarathi.telemetry.request_latencies import Latencies
-from sarathi.telemetry.stats import Stats
+from sarathi.telemetry.request_latencies import Histogram, Latencies
+from sarathi.telemetry.stats import Stats, exposed
 
 
 class Metrics:
-    """The metrics of one engine, in a registry of their own."""
+    """The metrics of one engine."""
 
     def __init__(self, engine: Engine) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_EngineCollector(engine))
 
     def response(self) -> Response:
+        """Return the current values."""
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -84,40 +85,19 @@ def _of_replicas(engine: Engine) -> Iterator[Metric]:
 
 
 def _of_scheduler(stats: Stats) -> Iterator[Metric]:
-    yield _gauge("requests_running", "Requests that run", stats.running)
-    yield _gauge("requests_waiting", "Requests that wait to run", stats.waiting)
-    blocks = GaugeMetricFamily(
-        "sarathi_kv_blocks", "Blocks of the KV cache by what they hold", labels=["state"]
-    )
-    blocks.add_metric(["free"], stats.free_blocks - stats.cached_blocks)
-    blocks.add_metric(["cached"], stats.cached_blocks)
-    blocks.add_metric(["used"], stats.total_blocks - stats.free_blocks)
-    yield blocks
-    yield _counter("iterations", "Iterations of the engine", stats.iterations)
-    yield _counter("preemptions", "Requests put back to wait for memory", stats.preemptions)
-    yield _counter("prompt_tokens", "Tokens of the prompts admitted", stats.prompt_tokens)
-    yield _counter(
-        "cached_prompt_tokens", "Of those, found in the prefix cache", stats.cached_tokens
-    )
-    yield _counter(
-        "relegations", "Requests put last, late for their TTFT target", stats.relegations
-    )
-    for name, about, seconds in (
-        ("busy", "Seconds in which a pipeline stage computed", stats.stage_busy),
-        ("bubble", "Seconds in which it had nothing to compute, with work", stats.stage_bubble),
-    ):
-        stages = CounterMetricFamily(f"sarathi_stage_{name}_seconds", about, labels=["stage"])
-        for stage, value in enumerate(seconds):
-            stages.add_metric([str(stage)], value)
-        yield stages
-    error = Metric(
-        "sarathi_latency_model_relative_error",
-        "Error of the predicted iteration time over the latest iterations",
-        "summary",
-    )
-    for quantile, value in (("0.5", stats.model_error_median), ("0.9", stats.model_error_p90)):
-        error.add_sample(error.name, {"quantile": quantile}, value)
-    yield error
+    for metric, samples in exposed(stats):
+        name, labels = f"sarathi_{metric.name}", [metric.label] if metric.label else []
+        family: CounterMetricFamily | GaugeMetricFamily | Metric
+        if metric.kind == "summary":
+            family = Metric(name, metric.description, "summary")
+            for label, value in samples.items():
+                family.add_sample(name, {str(metric.label): label}, value)
+        else:
+            kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            family = kind(name, metric.description, labels=labels)
+            for label, value in samples.items():
+                family.add_metric([label] if labels else [], value)
+        yield family
 
 
 def _of_requests(latencies: Latencies) -> Iterator[Metric]:
@@ -128,44 +108,23 @@ def _of_requests(latencies: Latencies) -> Iterator[Metric]:
         requests.add_metric([outcome], count)
     yield requests
     yield _counter("output_tokens", "Tokens that the engine gave", latencies.output_tokens)
-    yield _histogram(
-        "time_to_first_token_seconds",
-        "From the arrival of a request to its first token",
-        latencies.time_to_first_token,
-    )
-    yield _histogram(
-        "time_between_tokens_seconds",
-        "Gap between two consecutive tokens of a request",
-        latencies.time_between_tokens,
-    )
-    yield _histogram(
-        "request_max_gap_seconds",
-        "Longest gap between tokens of a finished request",
-        latencies.max_gap,
-    )
-    yield _histogram(
-        "end_to_end_latency_seconds",
-        "From the arrival of a finished request to its last token",
-        latencies.end_to_end,
-    )
-    yield _histogram(
-        "scheduling_delay_seconds",
-        "From the arrival of a request to the iteration that first computes some of it",
-        latencies.scheduling_delay,
-    )
+    for histogram in latencies.histograms:
+        yield _histogram(histogram)
 
 
-def _gauge(name: str, about: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"sarathi_{name}", about, value=value)
+def _gauge(name: str, description: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"sarathi_{name}", description, value=value)
 
 
-def _counter(name: str, about: str, value: float) -> Metric:
-    return CounterMetricFamily(f"sarathi_{name}", about, value=value)
+def _counter(name: str, description: str, value: float) -> Metric:
+    return CounterMetricFamily(f"sarathi_{name}", description, value=value)
 
 
-def _histogram(name: str, about: str, histogram: Histogram) -> Metric:
+def _histogram(histogram: Histogram) -> Metric:
     buckets = [
         ("+Inf" if bound == math.inf else str(bound), count)
         for bound, count in histogram.cumulative()
     ]
-    return HistogramMetricFamily(f"sarathi_{name}", about, buckets=buckets, sum_value=histogram.sum)
+    return HistogramMetricFamily(
+        f"sarathi_{histogram.name}", histogram.description, buckets=buckets, sum_value=histogram.sum
+    )

@@ -44,7 +44,7 @@ class Recording:
             times = tokens[request.id]
             times.append(now)
             number = len(times)
-            if number == 1 or number == request.limits.max_tokens:
+            if number == 1 or number == request.stop_criteria.max_tokens:
                 turned.append(request)
         return turned
 
@@ -54,7 +54,7 @@ class Recording:
             RequestRecord(
                 arrival=request.arrival,
                 prompt_tokens=len(request.prompt_ids),
-                output_tokens=request.limits.max_tokens,
+                output_tokens=request.stop_criteria.max_tokens,
                 tokens=self._tokens.pop(request.id),
                 end=now,
                 scheduling_delay=request.scheduling_delay,
@@ -69,7 +69,7 @@ class Recording:
             RequestRecord(
                 arrival=request.arrival,
                 prompt_tokens=len(request.prompt_ids),
-                output_tokens=request.limits.max_tokens,
+                output_tokens=request.stop_criteria.max_tokens,
                 end=request.arrival,
                 failure="refused",
                 detail=reason,
@@ -108,7 +108,7 @@ class ReplicaObserver:
             number = len(request.output_ids)
             if number == 1:
                 self._router.started(self._replica, request)
-            if number == request.limits.max_tokens:
+            if number == request.stop_criteria.max_tokens:
                 self._router.ended(self._replica, request)
                 self._recording.ends(request, now)
 
@@ -128,7 +128,7 @@ def _iteration(batch: Batch, began: float, ended: float, scheduler: Scheduler) -
         end=ended,
         parts=(("execute", ended),),
         running=len(scheduler.running),
-        waiting=len(scheduler.prompts),
+        waiting=len(scheduler.waiting),
         free_blocks=scheduler.pool.num_free,
         cached_blocks=scheduler.pool.num_cached,
         total_blocks=scheduler.pool.num_blocks,

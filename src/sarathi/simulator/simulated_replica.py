@@ -57,7 +57,7 @@ class SimulatedReplica:
         self.usage = ReplicaUsage(cost.num_stages, scheduler.pool.num_blocks)
         self._cost = cost
         self._observer = observer
-        self._model = scheduler.model if learns else None
+        self._model = scheduler.latency_model if learns else None
         self._jitter = jitter
         self._free = [0.0] * cost.num_stages  # when each stage is
         self._under_way: deque[_UnderWay] = deque()

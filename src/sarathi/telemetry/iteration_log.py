@@ -11,7 +11,7 @@ from sarathi.telemetry.recorder import BudgetUnit, IterationRecord, RecordFile
 
 
 class Start(msgspec.Struct, array_like=True, frozen=True):
-    """A request whose first tokens were computed."""
+    """A request that was computed for the first time."""
 
     id: int
     prompt_tokens: int
@@ -28,25 +28,25 @@ class PromptSlice(msgspec.Struct, array_like=True, frozen=True):
 
 
 class StageSpan(msgspec.Struct, array_like=True, frozen=True):
-    """What one pipeline stage did for an iteration, in seconds on its own clock."""
+    """Times of one pipeline stage for an iteration, in seconds."""
 
     busy: float
-    waited: float  # since it had finished the iteration before
+    waited: float  # since the end of the iteration before
 
 
 class IterationLine(msgspec.Struct, frozen=True, kw_only=True):
-    """What a line says, field by field; `msgspec.json.decode(line, type=Line)` reads it.
+    """One line of the log; `msgspec.json.decode(line, type=IterationLine)` reads it.
 
-    Times are seconds. Requests are named by their id in the engine. With several pipeline stages,
-    as many iterations are under way at a time, and lines come in the order in which they end.
+    Times are seconds. Requests are given by their id in the engine. With several pipeline stages,
+    as many iterations are in flight at a time, and lines come in the order in which they end.
     """
 
-    iteration: int  # counts from 1; those that only preempted requests count, too
+    iteration: int  # from 1; those that only preempted requests count
     time: float  # of its begin, since the Unix epoch
     offset: float  # of its begin, since the log was opened; never jumps
     duration: float
-    predicted: float | None  # duration foreseen by the latency model; None without one
-    budget: float | None  # what prompts were given to spend; None: the policy has no budget
+    predicted: float | None  # duration, by the latency model; None without one
+    budget: float | None  # for prompts; None: the policy has no budget
     budget_unit: BudgetUnit | None
     tokens: int  # computed, decodes included
     attention: float  # sum over prompt slices of length * (start + length / 2)
@@ -57,24 +57,24 @@ class IterationLine(msgspec.Struct, frozen=True, kw_only=True):
     started: list[Start]
     finished: list[int]
     cancelled: list[int]  # since the line before; some may never have started
-    preempted: list[int]  # gave up their blocks, will be computed again
+    preempted: list[int]  # lost their blocks, will be recomputed
     running: int  # requests, as all of the following after the iteration
     waiting: int
     free_blocks: int  # those that hold cached prefixes included
-    cached_blocks: int  # hold prefixes that nobody uses at the moment
+    cached_blocks: int  # unused, with a cached prefix
     parts: dict[str, float]  # of the duration
-    stages: list[StageSpan] = []  # first to last; none where nothing was computed
+    stages: list[StageSpan] = []  # first to last; empty if nothing was computed
 
 
 class IterationLog:
-    """A `Recorder` that writes a `IterationLine` for every iteration."""
+    """A `Recorder` that writes an `IterationLine` for every iteration."""
 
     def __init__(self, path: str, start: float, budget_unit: BudgetUnit | None) -> None:
         """Empty the file at `path`.
 
         Args:
             start: the time.monotonic that offsets count from.
-            budget_unit: that of `Batch.allowed`; None where the policy has no budget.
+            budget_unit: that of `Batch.allowance`; None where the policy has no budget.
 
         Raises:
             ConfigError: the file cannot be written.
@@ -85,12 +85,12 @@ class IterationLog:
         self._cancelled: list[int] = []
 
     def arrived(self, request: Request) -> None:
-        pass  # a line tells of a request when something of it is computed
+        pass  # a line names a request when some of it is computed
 
     def record(self, record: IterationRecord) -> None:
         if not self._file.is_open:
             return
-        # Anew each time: the wall clock may be set while the engine runs.
+        # Computed each time: the wall clock may be set while the engine runs.
         wall = time.time() - (time.monotonic() - record.begin)
         line = line_of(record, wall, self._start, self._budget_unit, self._cancelled)
         self._file.append(line, after=b"\n")
@@ -115,11 +115,12 @@ def line_of(
     budget_unit: BudgetUnit | None,
     cancelled: list[int],
 ) -> IterationLine:
-    """
+    """Return the line of an iteration.
+
     Args:
         wall: the time since the Unix epoch at which the iteration began.
         start: what offsets count from, on the clock of the record.
-        budget_unit: that of `Batch.allowed`; None where the policy has no budget.
+        budget_unit: that of `Batch.allowance`; None where the policy has no budget.
         cancelled: requests, since the iteration before.
     """
     batch, begin = record.batch, record.begin
@@ -131,7 +132,7 @@ def line_of(
         offset=round(begin - start, 6),
         duration=round(record.end - begin, 6),
         predicted=None if batch.predicted is None else round(batch.predicted, 6),
-        budget=None if budget_unit is None else round(batch.allowed, 6),
+        budget=None if budget_unit is None else round(batch.allowance, 6),
         budget_unit=budget_unit,
         tokens=batch.work.tokens,
         attention=batch.work.attention,
@@ -139,7 +140,9 @@ def line_of(
         samples=batch.work.samples,
         decodes=[part.request.id for part in batch.slices[:split]],
         prompts=[PromptSlice(p.request.id, p.start, p.length) for p in prompts],
-        started=[_start(part, begin) for part in prompts if part.request.begun == begin],
+        started=[
+            _start(part, begin) for part in prompts if part.request.first_scheduled_at == begin
+        ],
         finished=[output.id for output in record.outputs if output.finish_reason],
         cancelled=cancelled,
         preempted=[request.id for request in batch.preempted],
@@ -153,7 +156,7 @@ def line_of(
 
 
 def _start(part: Slice, begin: float) -> Start:
-    """Of the first slice of a request, which begins where the cached prefix ends."""
+    """Return the start of a request from its first slice, which begins after the cached prefix."""
     request = part.request
     delay = round(begin - request.arrival, 6)
     return Start(request.id, len(request.prompt_ids), part.start, delay)

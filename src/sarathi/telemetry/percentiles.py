@@ -1,4 +1,4 @@
-"""Percentiles, and how sure they are."""
+"""Percentiles and their confidence intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = npt.NDArray[np.float64]
 PERCENTILES = (50, 90, 99)
 _CONFIDENCE = 0.95
 RESAMPLES = 400
-_MAX_WORK = 4 * 10**7  # values times resamples; beyond, fewer resamples do
+_MAX_WORK = 4 * 10**7  # values times resamples; with more values there are fewer resamples
 SEED = 0  # the same values have the same intervals
 _LEAST_REQUESTS = 20
 _LEAST_ABOVE = 3  # values expected above a percentile
@@ -24,16 +24,16 @@ Interval = tuple[float, float]
 
 
 class Distribution(msgspec.Struct, frozen=True, kw_only=True):
-    """Many values in short. All are None where there is no value.
+    """Statistics of many values. All are None if there is no value.
 
-    The intervals have 95 % confidence, and tell what other requests would have given on the same
-    machine in the same state. They are those of a bootstrap over blocks of requests that came one
-    after the other: gaps of one request share its fate, and neighbours the same iterations and the
-    same queue, so that ten thousand gaps of a hundred requests are far fewer observations.
+    The intervals have 95 % confidence: they bound what other requests would have given on the same
+    machine in the same state. They come from a bootstrap over blocks of consecutive requests: gaps
+    of one request depend on each other, and consecutive requests share iterations and the queue,
+    so that ten thousand gaps of a hundred requests are far fewer observations.
 
-    An interval is None where too little was seen to bound its percentile: with fewer than 20
-    requests that have values, or where fewer than 3 values are expected above the percentile. Of
-    one value per request, P50 needs 20 requests, P90 30 and P99 300.
+    An interval is None if there are too few values to bound its percentile: fewer than 20 requests
+    with values, or fewer than 3 values expected above the percentile. With one value per request,
+    P50 needs 20 requests, P90 30 and P99 300.
     """
 
     count: int
@@ -47,27 +47,47 @@ class Distribution(msgspec.Struct, frozen=True, kw_only=True):
     p99_interval: tuple[float, float] | None
 
 
+NO_VALUES = Distribution(count=0, **dict.fromkeys(Distribution.__struct_fields__[1:]))
+
+
 def distribution(groups: Sequence[Sequence[float]]) -> Distribution:
-    """
+    """Return the statistics of values, with intervals.
+
     Args:
         groups: values by request, in the order in which the requests arrived.
     """
     groups = [group for group in groups if len(group)]
     if not groups:
-        return Distribution(count=0, **dict.fromkeys(Distribution.__struct_fields__[1:]))
+        return NO_VALUES
     values = np.concatenate([np.asarray(group, np.float64) for group in groups])
     order = np.argsort(values, kind="stable")
     values = values[order]
     owners = np.repeat(np.arange(len(groups)), [len(group) for group in groups])[order]
-    p50, p90, p99 = _weighted(values, np.ones(len(values), np.int64)).tolist()
-    intervals = _intervals(values, owners, len(groups))
+    return distribution_of(
+        len(values),
+        float(values.mean()),
+        _weighted(values, np.ones(len(values), np.int64)),
+        float(values[-1]),
+        _intervals(values, owners, len(groups)),
+    )
+
+
+def distribution_of(
+    count: int,
+    mean: float,
+    percentiles: Array,
+    largest: float,
+    intervals: Sequence[Interval | None],
+) -> Distribution:
+    """Return a distribution with given `PERCENTILES` and their intervals."""
+    p50, p90, p99 = percentiles.tolist()
     return Distribution(
-        count=len(values),
-        mean=float(values.mean()),
+        count=count,
+        mean=mean,
         p50=p50,
         p90=p90,
         p99=p99,
-        max=float(values[-1]),
+        max=largest,
         p50_interval=intervals[0],
         p90_interval=intervals[1],
         p99_interval=intervals[2],
@@ -77,10 +97,10 @@ def distribution(groups: Sequence[Sequence[float]]) -> Distribution:
 def _intervals(
     values: Array, owners: npt.NDArray[np.int64], num_requests: int
 ) -> list[Interval | None]:
-    """A bootstrap over blocks of neighbours, the last of which are next to the first.
+    """Bootstrap over blocks of consecutive requests; the first follows the last.
 
     H. R. Künsch, "The jackknife and the bootstrap for general stationary observations", Annals of
-    Statistics 17 (1989); the circle is that of Politis and Romano (1992).
+    Statistics 17 (1989); the circular form is by Politis and Romano (1992).
     """
     bounded = bounded_percentiles(num_requests, len(values))
     if not any(bounded):
@@ -91,27 +111,29 @@ def _intervals(
     found = []
     for _ in range(max(20, min(RESAMPLES, _MAX_WORK // len(values)))):
         starts = rng.integers(num_requests, size=(num_blocks, 1))
-        drawn = ((starts + np.arange(length)) % num_requests).ravel()[:num_requests]
-        weights = np.bincount(drawn, minlength=num_requests)
+        resampled = ((starts + np.arange(length)) % num_requests).ravel()[:num_requests]
+        weights = np.bincount(resampled, minlength=num_requests)
         found.append(_weighted(values, weights[owners]))
-    return ends(np.array(found), num_blocks, bounded)
+    return interval_bounds(np.array(found), num_blocks, bounded)
 
 
 def bounded_percentiles(num_requests: int, num_values: int) -> list[bool]:
-    """Of which percentiles enough was seen to bound them."""
+    """Return, for each percentile, whether there are enough values to bound it."""
     return [
         num_requests >= _LEAST_REQUESTS and num_values * (100 - percent) >= 100 * _LEAST_ABOVE
         for percent in PERCENTILES
     ]
 
 
-def ends(found: Array, num_blocks: int, bounded: Sequence[bool]) -> list[Interval | None]:
-    """Intervals of the percentiles.
+def interval_bounds(
+    found: Array, num_blocks: int, bounded: Sequence[bool]
+) -> list[Interval | None]:
+    """Return the intervals of the percentiles.
 
     Args:
         found: the percentiles of each resample, one resample a row.
-        num_blocks: that were drawn for each.
-        bounded: which percentiles to give an interval.
+        num_blocks: blocks of each resample.
+        bounded: which percentiles get an interval.
     """
     tail = 100 * tail_share(num_blocks)
     both = np.percentile(found, (tail, 100 - tail), axis=0).T.tolist()
@@ -121,11 +143,12 @@ def ends(found: Array, num_blocks: int, bounded: Sequence[bool]) -> list[Interva
 
 
 def tail_share(num_blocks: int) -> float:
-    """What share of the resamples to leave out at either end.
+    """Return the share of the resamples to leave out at either end.
 
-    Less than half of what lies beyond the confidence: few blocks vary less than they should, as
-    Student's t and a variance divided by n - 1 allow for. T. C. Hesterberg, "What teachers should
-    know about the bootstrap", The American Statistician 69 (2015), section 5.3.
+    It is less than (1 - confidence) / 2, because a bootstrap over few blocks underestimates the
+    variance: it corrects for Student's t and for a variance divided by n - 1. T. C. Hesterberg,
+    "What teachers should know about the bootstrap", The American Statistician 69 (2015), section
+    5.3.
     """
     normal = NormalDist()
     z, free = normal.inv_cdf((1 + _CONFIDENCE) / 2), num_blocks - 1
@@ -135,8 +158,10 @@ def tail_share(num_blocks: int) -> float:
 
 
 def _weighted(values: Array, weights: npt.NDArray[np.int64]) -> Array:
-    """Percentiles of sorted values, each as often as its weight says: the least value that so many
-    percent of all do not exceed, hence always one that occurred."""
+    """Return percentiles of sorted values with weights.
+
+    Each is the least value that so many percent do not exceed, hence one of the values.
+    """
     reached = np.cumsum(weights)
     ranks = np.ceil(np.array(PERCENTILES) / 100 * reached[-1])
     found: Array = values[np.searchsorted(reached, ranks)]

@@ -1,4 +1,4 @@
-"""What is told of an iteration to those who write it down, and the file that they write."""
+"""The interface of recorders, the record of an iteration, and the file that recorders write."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from sarathi.telemetry.stages import StageTime
 
 BudgetUnit = Literal["tokens", "seconds"]
 
-FLUSH_INTERVAL = 1.0  # seconds that a line may stay in memory while iterations go on
+FLUSH_INTERVAL = 1.0  # seconds that a line may stay in memory while the engine has work
 _FLUSH_SIZE = 1 << 18  # bytes
 
 logger = logging.getLogger(__name__)
 
 
 class RecordedOutput(Protocol):
-    """A token that was published, as far as recorders read it."""
+    """The fields of a published token that recorders read."""
 
     @property
     def id(self) -> int: ...
@@ -50,39 +50,41 @@ class IterationRecord(NamedTuple):
     running: int  # requests, as all of the following after the iteration
     waiting: int
     free_blocks: int  # those that hold cached prefixes included
-    cached_blocks: int  # hold prefixes that nobody uses at the moment
+    cached_blocks: int  # unused, with a cached prefix
     total_blocks: int
     stages: Sequence[StageTime] = ()  # first to last; empty where nothing was computed
-    fresh: bool = False  # there was no work before it, which is what the stages waited for
+    fresh: bool = False  # the engine was idle before it
 
 
 class Recorder(Protocol):
-    """Writes down what an engine does. No call raises, whatever becomes of the file."""
+    """Records what an engine does. No call raises, even if the file cannot be written."""
 
     def arrived(self, request: Request) -> None:
-        """The scheduler has taken in a request that nothing has been computed of."""
+        """Record that the scheduler has queued a new request."""
 
-    def record(self, record: IterationRecord) -> None: ...
+    def record(self, record: IterationRecord) -> None:
+        """Record an iteration."""
 
     def cancelled(self, request_id: int, now: float) -> None:
-        """A request ended before its time: by its caller, or because it cannot go on."""
+        """Record that a request was cancelled by its client, or failed."""
 
     def flush(self) -> None:
-        """Hand everything to the operating system; for when the engine falls idle."""
+        """Write everything to the file; called when the engine becomes idle."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Finish the file."""
 
 
 class RecordFile:
-    """A file of JSON values that is written in large pieces and never gets in the way of serving.
+    """A file of JSON values, written in large pieces and without errors that would stop serving.
 
     Values stay in memory for up to `FLUSH_INTERVAL` or until `flush`. Only whole values are
-    written, so a process that is killed leaves a file that ends after one of them. Where writing
-    fails, such as on a full disk, a warning is logged and all that follows is dropped.
+    written, so a process that is killed leaves a file that ends after one of them. If writing
+    fails, such as on a full disk, a warning is logged and all later values are dropped.
     """
 
     def __init__(self, path: str, flag: str) -> None:
-        """Create the file, or empty the one that is there.
+        """Create the file, or empty an existing one.
 
         Args:
             flag: the option that gave the path, for messages.
@@ -91,7 +93,7 @@ class RecordFile:
             ConfigError: the file cannot be written.
         """
         self._name = f"{flag} {path}"
-        # Non-blocking: a pipe that nobody reads must neither hang the start nor the iterations.
+        # Non-blocking: a pipe without a reader must neither hang the start nor the iterations.
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             self._file: int | None = os.open(path, flags, 0o644)
@@ -100,16 +102,16 @@ class RecordFile:
             raise ConfigError(f"{self._name} cannot be written: {reason}") from error
         self._encoder = msgspec.json.Encoder()
         self._buffer = bytearray()
-        self._size = 0  # bytes of the file that are known to be there
+        self._size = 0  # bytes that have been written
         self._flushed = time.monotonic()
 
     @property
     def is_open(self) -> bool:
-        """Whether it makes sense to append: False after `close` and after a failure."""
+        """Whether values are still written: False after `close` and after a failure."""
         return self._file is not None
 
     def append(self, value: object, *, before: bytes = b"", after: bytes = b"") -> None:
-        """Add a JSON value between two pieces of text."""
+        """Append a JSON value between two pieces of text."""
         if self._file is None:
             return
         self._buffer += before
@@ -117,15 +119,18 @@ class RecordFile:
         self._buffer += after
 
     def append_text(self, text: bytes) -> None:
+        """Append text."""
         if self._file is not None:
             self._buffer += text
 
     def flush_if_due(self) -> None:
+        """Write the values in memory if there are many, or the last write is long ago."""
         now = time.monotonic()
         if now - self._flushed >= FLUSH_INTERVAL or len(self._buffer) >= _FLUSH_SIZE:
             self.flush()
 
     def flush(self) -> None:
+        """Write the values in memory."""
         self._flushed = time.monotonic()
         if self._file is None or not self._buffer:
             return
@@ -135,12 +140,13 @@ class RecordFile:
         except OSError as error:
             reason = error.strerror or error
             logger.warning("%s cannot be written any more and ends here: %s", self._name, reason)
-            with contextlib.suppress(OSError):  # what is not a file cannot be cut
+            with contextlib.suppress(OSError):  # a pipe cannot be truncated
                 os.ftruncate(self._file, self._size)
             self._release()
         self._buffer.clear()
 
     def close(self) -> None:
+        """Write the values in memory and close the file."""
         self.flush()
         self._release()
 
@@ -149,7 +155,7 @@ class RecordFile:
         if file is not None:
             try:
                 os.close(file)
-            except OSError as error:  # file systems over a network tell of a full disk only now
+            except OSError as error:  # network file systems report a full disk only now
                 logger.warning("%s may be incomplete: %s", self._name, error.strerror or error)
 
 

@@ -1,19 +1,20 @@
-"""How long requests took, as the caller of an engine saw it.
+"""Latencies of requests as the HTTP process measures them: every histogram, declared once.
 
 What each latency means is defined in `sarathi.telemetry`.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Literal
-
-from sarathi.telemetry.histogram import Histogram
 
 Outcome = Literal["stop", "length", "cancelled", "failed"]
 
-# Seconds. Half as much again from one to the next, about: a percentile is known that closely.
-# Targets that people set, such as 50, 100, 200 and 500 ms, are bounds, so that the share of gaps
-# within a target is exact.
+# Seconds. Each is about 1.5 times the one before, which is how exact percentiles are. Usual targets
+# such as 50, 100, 200 and 500 ms are bounds, so that the share of gaps within a target is exact.
 _BOUNDS = (
     *(0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075),
     *(0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
@@ -23,25 +24,89 @@ _BOUNDS = (
 )
 
 
+class Histogram:
+    """Counts of values between bounds. Memory and time do not grow with the values."""
+
+    __slots__ = ("bounds", "counts", "description", "name", "sum")
+
+    def __init__(self, bounds: Sequence[float], name: str = "", description: str = "") -> None:
+        """Make an empty histogram.
+
+        Args:
+            bounds: ascending; a value on a bound is counted there, one above the last beyond it.
+            name: in GET /metrics, after "sarathi_".
+            description: what it counts.
+
+        Raises:
+            ValueError: they do not ascend.
+        """
+        if not all(low < high for low, high in pairwise((*bounds, math.inf))):
+            raise ValueError(f"the bounds are {list(bounds)}, expected finite ones that ascend")
+        self.bounds = tuple(bounds)
+        self.name = name
+        self.description = description
+        self.counts = [0] * (len(bounds) + 1)  # above the bound before and up to its own
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    @property
+    def count(self) -> int:
+        """The number of values."""
+        return sum(self.counts)
+
+    def cumulative(self) -> list[tuple[float, int]]:
+        """Return each bound, infinity at last, and the number of values that do not exceed it."""
+        return list(zip((*self.bounds, math.inf), accumulate(self.counts), strict=True))
+
+
 class Latencies:
-    """Of all requests since the start. One output is one request: a caller that wants n has n."""
+    """Of all requests since the start. Each of `n` choices is a request."""
 
     def __init__(self) -> None:
-        self.time_to_first_token = Histogram(_BOUNDS)
-        self.time_between_tokens = Histogram(_BOUNDS)
-        self.scheduling_delay = Histogram(_BOUNDS)
-        self.max_gap = Histogram(_BOUNDS)  # of finished requests of two tokens or more
-        self.end_to_end = Histogram(_BOUNDS)  # of finished requests
+        self.time_to_first_token = Histogram(
+            _BOUNDS,
+            "time_to_first_token_seconds",
+            "From the arrival of a request to its first token",
+        )
+        self.time_between_tokens = Histogram(
+            _BOUNDS,
+            "time_between_tokens_seconds",
+            "Gap between two consecutive tokens of a request",
+        )
+        self.max_gap = Histogram(  # of requests of two tokens or more
+            _BOUNDS,
+            "request_max_gap_seconds",
+            "Longest gap between tokens of a finished request",
+        )
+        self.end_to_end = Histogram(
+            _BOUNDS,
+            "end_to_end_latency_seconds",
+            "From the arrival of a finished request to its last token",
+        )
+        self.scheduling_delay = Histogram(
+            _BOUNDS,
+            "scheduling_delay_seconds",
+            "From the arrival of a request to the iteration that first computes some of it",
+        )
         self.requests: dict[Outcome, int] = {"stop": 0, "length": 0, "cancelled": 0, "failed": 0}
 
     @property
+    def histograms(self) -> list[Histogram]:
+        """All of them."""
+        return [value for value in vars(self).values() if isinstance(value, Histogram)]
+
+    @property
     def output_tokens(self) -> int:
-        """A token is the first of its request or comes after a gap."""
+        """Tokens of all requests: each is the first of its request or comes after a gap."""
         return self.time_to_first_token.count + self.time_between_tokens.count
 
 
 class Stopwatch:
-    """Takes the times of one request. Runs once a token on the cores that the model needs."""
+    """Measures one request. Runs once a token, on the cores that the model needs."""
 
     __slots__ = ("_last", "_latencies", "_longest", "arrival")
 
@@ -52,7 +117,7 @@ class Stopwatch:
         self._longest: float | None = None  # gap
 
     def token(self, now: float, scheduling_delay: float | None) -> None:
-        """Take in a token.
+        """Count a token.
 
         Args:
             scheduling_delay: seconds; with the first token only.
@@ -70,7 +135,7 @@ class Stopwatch:
         self._last = now
 
     def end(self, outcome: Outcome) -> None:
-        """To be called once, after the last token."""
+        """Count the end of the request: once, after its last token."""
         latencies = self._latencies
         latencies.requests[outcome] += 1
         if outcome in ("cancelled", "failed"):

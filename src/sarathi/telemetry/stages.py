@@ -1,4 +1,4 @@
-"""Times of pipeline stages: what they computed and what they waited for."""
+"""Busy and waiting times of pipeline stages."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 
 class StageTime(NamedTuple):
-    """What one stage did for one step, in seconds."""
+    """Times of one stage for one step, in seconds."""
 
-    waited: float  # since it had finished the step before
+    waited: float  # since the end of the step before
     busy: float
 
 
@@ -17,8 +17,8 @@ class StageTotals:
     """Busy and idle seconds of each stage, as steps complete.
 
     The bubble of a stage is the time in which it had nothing to compute while the engine had work.
-    What a stage waited for the first step after the engine had none is no bubble. That leaves out
-    the time in which this step passes the stages before.
+    The wait for the first step after the engine was idle does not count, which leaves out the time
+    that this step takes in the stages before.
     """
 
     def __init__(self) -> None:
@@ -26,9 +26,10 @@ class StageTotals:
         self.bubble: list[float] = []
 
     def add(self, stages: Sequence[StageTime], fresh: bool) -> None:
-        """
+        """Add the times of a step.
+
         Args:
-            fresh: whether there was no work before the step.
+            fresh: whether the engine was idle before the step.
         """
         if not self.busy:
             self.busy = [0.0] * len(stages)
@@ -47,23 +48,22 @@ class Span(NamedTuple):
 
 
 class StageTracks:
-    """Puts what stages waited and computed one after the other.
+    """Reconstructs when each stage computed each step.
 
-    A stage measures how long it waited and computed, on its own clock, and nobody says when. A
-    step that found the pipeline empty must have begun when it was submitted, and in each stage when
-    the one before had computed it: the time of messages is left out. From there on the times of
-    each stage add up.
+    A stage measures how long it waited and computed, but not when. A step that found the pipeline
+    empty began when it was submitted, and in each stage when the previous stage had computed it:
+    the time of messages is left out. From there on the times of each stage add up.
     """
 
     def __init__(self) -> None:
         self._ended: list[float] = []  # of the step before, by stage
 
-    def place(self, stages: Sequence[StageTime], submitted: float, fresh: bool) -> list[Span]:
-        """The spans of a step, by stage; steps come in order.
+    def spans(self, stages: Sequence[StageTime], submitted: float, fresh: bool) -> list[Span]:
+        """Return the span of a step in each stage; steps come in order.
 
         Args:
-            submitted: seconds; when the step was.
-            fresh: whether the pipeline had been empty for want of work.
+            submitted: seconds; when the step was submitted.
+            fresh: whether the engine was idle before the step.
         """
         if fresh or len(stages) != len(self._ended):
             ends = []

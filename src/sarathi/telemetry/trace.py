@@ -1,7 +1,7 @@
-"""The trace: iterations, requests and counters over time, to be looked at in Perfetto.
+"""The trace: iterations, requests and counters over time, for Perfetto.
 
 The format is that of "Trace Event Format" by the Chromium authors, as a JSON array. Its readers
-accept an array that lacks its end, so what has been written is a trace at any time.
+accept an array without its end, so the file is a valid trace at any time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sarathi.telemetry.stages import StageTracks
 _Args = Mapping[str, Any]
 
 _PROCESS = 1
-_TRACK = 1  # the thread of the iterations; those that overlap have the next ones
+_TRACK = 1  # the thread of the iterations; overlapping ones use the next
 _STAGES = 100  # the thread of the first stage
 _WAITING, _PREFILL, _DECODE = "waiting", "prefill", "decode"
 
@@ -32,7 +32,7 @@ class TraceRecorder:
 
         Args:
             start: the time.monotonic that times count from.
-            budget_unit: that of `Batch.allowed`; None where the policy has no budget.
+            budget_unit: that of `Batch.allowance`; None where the policy has no budget.
 
         Raises:
             ConfigError: the file cannot be written.
@@ -41,7 +41,7 @@ class TraceRecorder:
         self._start = start
         self._budget_unit = budget_unit
         self._phases: dict[int, str] = {}  # of requests that have arrived and not ended
-        self._before = b"[\n"  # separates in front, so that a file cut off ends without a comma
+        self._before = b"[\n"  # separator in front, so that a truncated file ends without a comma
         self._lanes: list[int] = []  # when the latest iteration of each track ends
         self._stage_tracks = StageTracks()
         self._named_stages = 0
@@ -80,7 +80,7 @@ class TraceRecorder:
         self._file.close()
 
     def _microseconds(self, at: float) -> int:
-        # A request can be older than an engine that was started to take over from another.
+        # A request can be older than an engine that was started to replace another.
         return max(round((at - self._start) * 1e6), 0)
 
     # -- the tracks of the engine and of stages -----------------------------------------------
@@ -96,9 +96,9 @@ class TraceRecorder:
         if prompts:
             args["prompts"] = [f"{p.request.id}: {p.start} + {p.length}" for p in prompts]
         if self._budget_unit == "tokens":
-            args["budget_tokens"] = batch.allowed
+            args["budget_tokens"] = batch.allowance
         elif self._budget_unit == "seconds":
-            args["budget_ms"] = round(batch.allowed * 1e3, 3)
+            args["budget_ms"] = round(batch.allowance * 1e3, 3)
         if batch.predicted is not None:
             args["predicted_ms"] = round(batch.predicted * 1e3, 3)
         track = self._lane(begin, end)
@@ -109,7 +109,7 @@ class TraceRecorder:
             begin = stop
 
     def _lane(self, begin: int, end: int) -> int:
-        """A track on which nothing else is at that time: slices on one track must nest."""
+        """Return a track that is free at that time: slices on one track must nest."""
         for lane, free in enumerate(self._lanes):
             if free <= begin:
                 self._lanes[lane] = end
@@ -126,7 +126,7 @@ class TraceRecorder:
         self._named_stages = len(record.stages)
         submitted = record.parts[0][1] if record.parts else record.begin
         args = {"iteration": record.batch.id, "tokens": record.batch.work.tokens}
-        spans = self._stage_tracks.place(record.stages, submitted, record.fresh)
+        spans = self._stage_tracks.spans(record.stages, submitted, record.fresh)
         for stage, (begin, end) in enumerate(spans):
             at, until = self._microseconds(begin), self._microseconds(end)
             self._slice("compute", at, until, args, _STAGES + stage)

@@ -18,7 +18,7 @@ from sarathi.backends.model_instance import InstancePart
 from sarathi.backends.parallel.fingerprint import fingerprint, versions
 from sarathi.backends.registry import ExecutorOptions, device_names
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.scheduler_factory import Target, TypicalDecodes, derived_target
+from sarathi.engine.scheduler_factory import DerivedTarget, TypicalDecodes, derived_target
 from sarathi.errors import ModelError
 from sarathi.models.model import Model
 from sarathi.system.cache_folder import cache_folder, cached_file, replace_file
@@ -100,7 +100,7 @@ def measuring_conditions(
     )
 
 
-def promised_target(conditions: Conditions, measured: MeasuredLatency) -> Target:
+def promised_target(conditions: Conditions, measured: MeasuredLatency) -> DerivedTarget:
     """Derive the target from the fastest start so far, this one included."""
     fastest = keep_fastest(conditions, measured)
     notes = ""

@@ -1,0 +1,1 @@
+"""Budgets of an iteration, in tokens or seconds, and the latency model behind the latter."""

@@ -1,62 +1,114 @@
-"""How long an iteration takes: learnt at start-up, corrected by every iteration that runs."""
+"""How long an iteration takes: fitted at start-up, corrected by every iteration that runs."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import hypot, sqrt
 from typing import NamedTuple
 
-from sarathi.scheduler.budget.accuracy import Accuracy, AccuracyWindow
 from sarathi.scheduler.budget.least_squares import fit_relative
 
 Row = tuple[float, float, float, float, float]
 
 
 class Work(NamedTuple):
-    """What of an iteration takes time. Adds up over its slices."""
+    """What takes time in an iteration. Adds up over its slices."""
 
     tokens: int  # all of the batch, decodes included
     attention: float  # sum over prompt slices of n * (tokens before the slice + n / 2)
     context: int  # sum over decodes of their tokens in the KV cache
-    samples: int  # rows that give a token
+    samples: int  # rows of logits
 
 
-MAX_TOKENS = 2**20  # that `prompt_tokens` gives, where tokens seem to cost nothing
-_SHORTEST, _LONGEST = 1e-7, 1e5  # seconds; an iteration out of this range is a fault of the clock
+MAX_TOKENS = 2**20  # what `prompt_tokens` returns if tokens seem to cost nothing
+_SHORTEST, _LONGEST = 1e-7, 1e5  # seconds; other times are faults of the clock
 
-# What a feature amounts to in a typical iteration; gives a scale to those never observed.
+# Features of a typical iteration, which give a scale to coefficients that were never observed.
 _TYPICAL: Row = (1.0, 128.0, 128.0 * 512, 16.0 * 512, 16.0)
-_LEAST_SIZE = 1e-4  # of that, below which the fit cannot know
-_LEAST_SHARE = 0.05  # of an iteration, that a feature is taken to explain when sizing its scale
+_LEAST_SIZE = 1e-4  # of that; smaller features tell the fit nothing
+_LEAST_SHARE = 0.05  # of an iteration that a feature is assumed to explain, for its scale
 
-# All of these are relative: standard deviations as shares of the coefficient or of the time.
+# Relative standard deviations: shares of the coefficient or of the time.
 _NOISE = 0.1  # of one iteration's time
-_CLIP = 0.3  # error of a prediction from which on an iteration counts less
+_CLIP = 0.3  # error of a prediction above which an iteration counts less
 _PRIOR, _PRIOR_COMMON = 0.25, 0.2  # how wrong the fit may be, by coefficient and as a whole
-_DRIFT, _DRIFT_COMMON = 0.001, 0.015  # change from one iteration to the next, likewise
+_DRIFT, _DRIFT_COMMON = 0.001, 0.015  # change between iterations, likewise
 _MOST_UNCERTAIN = 0.5
-_LEAST_WIDTH = 0.2  # of the mean coefficient, so that one that is 0 can come back
+_LEAST_WIDTH = 0.2  # of the mean coefficient, so that one that is 0 can grow again
+
+_WINDOW = 256  # iterations
+_REFRESH = 32  # iterations after which the accuracy is computed again
+_FEW = 32  # iterations, below which lateness is presumed
+_PRESUMED_LATE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """How good the predictions of the latest iterations were."""
+
+    median: float = 0.0  # of |predicted - real| / real
+    p90: float = 0.0  # likewise
+    count: int = 0  # iterations that the two are of
+    late: float = _PRESUMED_LATE  # P98 of real / predicted - 1, at least 0, with prompts
+
+
+class AccuracyWindow:
+    """The errors of the latest predictions."""
+
+    def __init__(self) -> None:
+        self._errors: deque[float] = deque(maxlen=_WINDOW)
+        self._lateness: deque[float] = deque(maxlen=_WINDOW)
+        self._accuracy = Accuracy()
+        self._unseen = 0
+
+    def add(self, predicted: float, seconds: float, *, with_prompt: bool) -> None:
+        """Add an iteration that took `seconds`."""
+        self._errors.append(abs(predicted - seconds) / seconds)
+        if with_prompt:
+            self._lateness.append(seconds / predicted - 1)
+        self._unseen += 1
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """The accuracy; it may be up to 32 iterations old."""
+        if self._unseen >= min(_REFRESH, len(self._errors)) > 0:
+            errors = sorted(self._errors)
+            count = len(errors)
+            self._accuracy = Accuracy(
+                errors[count // 2], errors[count * 9 // 10], count, self._late()
+            )
+            self._unseen = 0
+        return self._accuracy
+
+    def _late(self) -> float:
+        lateness = sorted(self._lateness)
+        if len(lateness) < _FEW:
+            return _PRESUMED_LATE
+        return max(0.0, lateness[len(lateness) * 49 // 50])
 
 
 class LatencyModel:
     """`T = c0 + c1 tokens + c2 attention + c3 context + c4 samples`, no coefficient negative.
 
-    Prompt attention reads every cached token once for each new one, a decode's reads them once;
-    everything else takes time by the token. `observe` is a Kalman filter whose state is the
-    coefficients. They drift together (another process takes half of a core) and, less, each for
-    itself. So iterations with nothing but decodes also correct what prompts are thought to cost.
-    An iteration far off its prediction is a less certain measurement, in proportion to how far:
-    its pull is bounded, as under the loss of Huber ("Robust Estimation of a Location Parameter",
-    1964), yet a lasting change widens the uncertainty and is then followed the faster.
+    Prompt attention reads every cached token once for each new one, decode attention reads each
+    once; everything else takes time per token. `observe` is a Kalman filter whose state is the
+    coefficients. They drift together (another process takes half of a core) and, less, each by
+    itself. So iterations of decodes only also correct the cost of prompts. An iteration far off
+    its prediction is a less certain measurement, in proportion to the error: its effect is
+    bounded, as under the loss of Huber ("Robust Estimation of a Location Parameter", 1964), yet a
+    lasting change widens the uncertainty and is then followed the faster.
 
     Any input is safe: predictions are finite and above 0.
     """
 
     def __init__(self, coefficients: Sequence[float], scales: Sequence[float] = ()) -> None:
-        """
+        """Make a model with given coefficients.
+
         Args:
-            coefficients: c0 to c4, seconds by unit of `Work`, at least 0.
-            scales: what changes of a coefficient are measured by; needed where one is 0.
+            coefficients: c0 to c4, seconds per unit of `Work`, at least 0.
+            scales: units of the filter's state; needed for coefficients that are 0.
         """
         s0, s1, s2, s3, s4 = [
             scale or coefficient or _LEAST_SHARE / typical
@@ -81,7 +133,7 @@ class LatencyModel:
 
     @classmethod
     def fit(cls, observations: Sequence[tuple[Work, float]]) -> LatencyModel:
-        """The model with the least relative errors on iterations and their seconds.
+        """Return the model with the least relative errors on iterations and their seconds.
 
         Raises:
             ValueError: there is no observation with a time above 0.
@@ -112,13 +164,13 @@ class LatencyModel:
         return self._window.accuracy
 
     def predict(self, work: Work) -> float:
-        """Seconds of an iteration, its fixed part included."""
+        """Return the seconds of an iteration, its fixed part included."""
         c0, c1, c2, c3, c4 = self._coefficients
         tokens, attention, context, samples = work
         return max(c0 + c1 * tokens + c2 * attention + c3 * context + c4 * samples, _SHORTEST)
 
     def prompt_cost(self, tokens: int, context: int, samples: bool) -> float:
-        """Seconds that a slice of a prompt adds to an iteration.
+        """Return the seconds that a slice of a prompt adds to an iteration.
 
         Args:
             context: tokens of the prompt before the slice.
@@ -128,7 +180,7 @@ class LatencyModel:
         return tokens * (c1 + c2 * (context + tokens / 2)) + (c4 if samples else 0.0)
 
     def prompt_tokens(self, seconds: float, context: int) -> int:
-        """The most tokens of one slice, not sampling, that add at most `seconds`; 0 or more."""
+        """Return the most tokens of one slice without sampling that add at most `seconds`."""
         if not seconds > 0:
             return 0
         if self.prompt_cost(MAX_TOKENS, context, False) <= seconds:
@@ -144,7 +196,7 @@ class LatencyModel:
         return tokens
 
     def observe(self, work: Work, seconds: float) -> None:
-        """Learn from an iteration; ignored where it was empty or its time makes no sense."""
+        """Correct the model by an iteration; ignored if it was empty or its time makes no sense."""
         if not _SHORTEST <= seconds <= _LONGEST or work.tokens < 1:
             return
         predicted = self.predict(work)
@@ -180,7 +232,7 @@ class LatencyModel:
         self._coefficients = x0 * s0, x1 * s1, x2 * s2, x3 * s3, x4 * s4
 
     def _drift(self) -> None:
-        """The machine may have changed since the iteration before; less is certain, to a limit."""
+        """Widen the uncertainty, up to a limit: the machine may have changed since then."""
         state = self._state
         x0, x1, x2, x3, x4 = [_DRIFT_COMMON * x for x in state]
         shrink = []
@@ -190,7 +242,7 @@ class LatencyModel:
             x = _DRIFT_COMMON * state[i]
             row[:] = a + x * x0, b + x * x1, c + x * x2, d + x * x3, e + x * x4
             row[i] += (_DRIFT * width) ** 2
-            # Only what is not observed gets there: without a limit it would grow for ever.
+            # Only unobserved coefficients reach the limit; without it they would grow for ever.
             limit = (_MOST_UNCERTAIN * width) ** 2
             shrink.append(sqrt(limit / row[i]) if row[i] > limit else 1.0)
         if min(shrink) < 1:
@@ -198,7 +250,7 @@ class LatencyModel:
                 row[:] = [value * (r * s) for value, s in zip(row, shrink, strict=True)]
 
     def _widths(self) -> list[float]:
-        """What the uncertainty of each coefficient is relative to, in units of its scale."""
+        """Return the scale of each coefficient's uncertainty, in units of the state."""
         state = self._state
         least = _LEAST_WIDTH * sum(state) / 5
         return [x if x > least else least for x in state]

@@ -1,4 +1,4 @@
-"""A small least squares fit for coefficients that cannot be negative."""
+"""Least squares with coefficients that cannot be negative."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from math import sqrt
 
 _SWEEPS = 1000
-_PRECISION = 1e-7  # of a coefficient, relative to explaining everything by itself
+_PRECISION = 1e-7  # of a coefficient, relative to the one that explains everything alone
 _ROUNDS = 4  # of weighing outliers less
-_CLIP = 0.1  # relative error from which on an observation counts less
+_CLIP = 0.1  # relative error above which an observation counts less
 
 
 def fit_relative(rows: Sequence[Sequence[float]], targets: Sequence[float]) -> list[float]:
-    """Coefficients c >= 0, one a column, with the least relative errors of `row . c` to targets.
+    """Return coefficients c >= 0, one a column, with the least relative errors of `row . c`.
 
     The loss is Huber's: squares up to an error of a tenth, straight from there, so that a few
     outliers do not count much. Reweighted least squares, each solved by coordinate descent.

@@ -1,4 +1,4 @@
-"""How much prompt one iteration may carry beside its decodes."""
+"""How many prompt tokens one iteration may carry beside its decodes."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from typing import Protocol
 
 from sarathi.scheduler.budget.latency_model import LatencyModel, Work
 
-# What an iteration may stay behind what it could compute, to be as large as the one before; and
-# how large it is made where it cannot be, so that it will be possible then.
-_STEADY, _ROOM = 0.92, 0.96
+# An iteration may stay this far below what it could compute, to be as large as the one before; and
+# how large it is made if it cannot be, so that the next ones can.
+_STEADY, _NEW_STEADY = 0.92, 0.96
 _SPARE = 3  # tokens, of small iterations
-_FEW = 8  # tokens, of which one more or less counts
+_FEW = 8  # tokens; in smaller iterations every token counts
 _ONE_TOKEN = Work(1, 0.0, 0, 1)
-_MOST_LATE = 0.3  # on a machine that is busier than that, no margin helps
+_MAX_LATENESS = 0.3  # on a machine that is busier than that, no margin helps
 
 
-class Pricing(Protocol):
-    """What prompt tokens cost, in the unit of a budget."""
+class TokenCost(Protocol):
+    """What prompt tokens cost, in the unit of a budget. `LatencyModel` is one."""
 
-    def prompt_cost(self, tokens: int, context: int, samples: bool) -> float: ...
+    def prompt_cost(self, tokens: int, context: int, samples: bool) -> float:
+        """Return the cost of a slice, of a prompt with `context` tokens before it."""
 
-    def prompt_tokens(self, amount: float, context: int) -> int: ...
+    def prompt_tokens(self, amount: float, context: int) -> int:
+        """Return the most tokens of a slice that cost at most `amount`."""
 
 
-class PerToken:
-    """A token costs one token."""
+class UnitCost:
+    """Every token costs 1."""
 
     def prompt_cost(self, tokens: int, context: int, samples: bool) -> float:
         return tokens
@@ -37,118 +39,128 @@ class PerToken:
 
 
 class Allowance:
-    """What is left for prompts in one iteration."""
+    """What prompts may cost in one iteration."""
 
-    def __init__(self, amount: float, pricing: Pricing, least: int = 0, usual: int = 0) -> None:
-        """
+    def __init__(
+        self, amount: float, cost: TokenCost, min_tokens: int = 0, steady_tokens: int = 0
+    ) -> None:
+        """Open an allowance.
+
         Args:
-            amount: in the unit of `pricing`; nothing where it is negative.
-            least: tokens that the first to ask gets in any case.
-            usual: prompt tokens that would make the iteration as large as the one before. It is
-                faster to compute the same number again than another one.
+            amount: in the unit of `cost`; none if it is negative.
+            min_tokens: for the first prompt, whatever they cost.
+            steady_tokens: prompt tokens that would make the iteration as large as the one before.
+                Computing the same number again is faster than computing another number.
         """
         self.amount = max(0.0, amount)
-        self._left = self.amount
-        self._pricing = pricing
-        self._least = least
-        self._usual = usual
-        self._granted = 0
+        self._remaining = self.amount
+        self._cost = cost
+        self._min_tokens = min_tokens
+        self._steady_tokens = steady_tokens
+        self._taken = 0
         self._max_tokens = sys.maxsize
 
     def limit(self, max_tokens: int) -> None:
-        """Grant no more than so many tokens, whatever they cost, but for the first prompt."""
+        """Give at most `max_tokens`, whatever they cost, except to the first prompt."""
         self._max_tokens = max(0, max_tokens)
 
     @property
-    def left(self) -> float:
-        return max(0.0, self._left)
+    def remaining(self) -> float:
+        """What is left of the amount."""
+        return max(0.0, self._remaining)
 
-    def take(self, tokens: int, context: int, within: float = math.inf) -> int:
-        """Grant at most `tokens`, none or more, to a prompt of which `context` are computed.
+    def take(self, tokens: int, context: int, max_cost: float = math.inf) -> int:
+        """Take up to `tokens` for a prompt of which `context` are computed; return how many.
 
         Args:
-            within: the most that they may cost.
+            max_cost: the most that they may cost.
         """
-        amount = min(self.left, within) - self._pricing.prompt_cost(0, context, True)
-        affordable = self._pricing.prompt_tokens(amount, context) if amount > 0 else 0
-        if self._usual and affordable < tokens and within >= self.left:
+        amount = min(self.remaining, max_cost) - self._cost.prompt_cost(0, context, True)
+        affordable = self._cost.prompt_tokens(amount, context) if amount > 0 else 0
+        if self._steady_tokens and affordable < tokens and max_cost >= self.remaining:
             affordable = self._steady(affordable)
-        granted = min(tokens, max(affordable, self._least))
-        granted = min(granted, max(self._max_tokens - self._granted, self._least))
-        if granted:
-            self.charge(granted, context)
-        return granted
+        taken = min(tokens, max(affordable, self._min_tokens))
+        taken = min(taken, max(self._max_tokens - self._taken, self._min_tokens))
+        if taken:
+            self.charge(taken, context)
+        return taken
 
     def covers(self, tokens: int, context: int) -> bool:
+        """Return whether the rest pays for `tokens` of a prompt, all of them."""
         return (
-            self._granted + tokens <= self._max_tokens
-            and self._pricing.prompt_cost(tokens, context, True) <= self._left
+            self._taken + tokens <= self._max_tokens
+            and self._cost.prompt_cost(tokens, context, True) <= self._remaining
         )
 
     def charge(self, tokens: int, context: int) -> None:
-        """Count tokens that run in any case."""
-        self._left -= self._pricing.prompt_cost(tokens, context, True)
-        self._least = 0
-        self._granted += tokens
+        """Count `tokens` of a prompt that run, whether the rest pays for them or not."""
+        self._remaining -= self._cost.prompt_cost(tokens, context, True)
+        self._min_tokens = 0
+        self._taken += tokens
 
     def _steady(self, affordable: int) -> int:
-        """The tokens to which to cut a prompt: the usual total, or one that can last a while."""
-        total = self._granted + affordable
+        """Cut the tokens of a prompt to a steady total, that of the batch before if possible."""
+        total = self._taken + affordable
         if total < _FEW:
             return affordable
         least = min(_STEADY * total, total - _SPARE)
-        total = self._usual if least <= self._usual <= total else int(_ROOM * total)
-        return max(0, total - self._granted)
+        if least <= self._steady_tokens <= total:
+            total = self._steady_tokens
+        else:
+            total = int(_NEW_STEADY * total)
+        return max(0, total - self._taken)
 
 
 class Budget(Protocol):
     """Opens an allowance for every iteration."""
 
-    tbt_target: float  # seconds that a decode may wait for its next token, infinite for any
+    tbt_target: float  # seconds between tokens of a request; infinite without a target
 
     def open(
-        self, decodes: Work, slack: float | None, latest: int, under_way: Collection[Work]
+        self, decodes: Work, slack: float | None, last_tokens: int, in_flight: Collection[Work]
     ) -> Allowance:
-        """
+        """Return the allowance of the next iteration.
+
         Args:
-            decodes: what runs in any case.
-            slack: seconds until the most urgent decode is due; None where nobody decodes.
-            latest: tokens of the batch before.
-            under_way: batches that have not been completed.
+            decodes: work of its decodes.
+            slack: seconds until the deadline of the most urgent decode; None without decodes.
+            last_tokens: tokens of the batch before.
+            in_flight: work of the batches that have not been completed.
         """
 
 
 class FixedBudget:
     """The paper's budget: the same number of tokens in every iteration, decodes included.
 
-    Decodes are never refused. Where they leave less, prompts together get `min_prefill_share` of
-    the iteration's tokens nevertheless; 0 is the paper's rule.
+    Decodes always run. If they leave too little, prompts still get `min_prefill_share` of the
+    iteration's tokens; 0 is the paper's rule.
     """
 
     tbt_target = math.inf
 
     def __init__(self, tokens: int, min_prefill_share: float = 0.0) -> None:
+        """Make a budget of `tokens` an iteration."""
         if tokens < 1:
             raise ValueError(f"token budget is {tokens}, expected at least 1")
         self.tokens = tokens
-        self.min_prefill_share = _share(min_prefill_share)
+        self.min_prefill_share = _checked_share(min_prefill_share)
 
     def open(
-        self, decodes: Work, slack: float | None, latest: int, under_way: Collection[Work]
+        self, decodes: Work, slack: float | None, last_tokens: int, in_flight: Collection[Work]
     ) -> Allowance:
-        floor = math.ceil(_beside(decodes.tokens, self.min_prefill_share))
-        return Allowance(max(self.tokens - decodes.tokens, floor), _PER_TOKEN)
+        floor = math.ceil(_share_beside(decodes.tokens, self.min_prefill_share))
+        return Allowance(max(self.tokens - decodes.tokens, floor), _UNIT_COST)
 
 
 class LatencyBudget:
     """As much prompt as keeps the predicted time of an iteration within the slack of its decodes.
 
     With `t` the predicted time of the decodes alone, `s` the slack of the most urgent one, `e` the
-    share by which one in fifty iterations lately took longer than predicted and `m` the
-    `min_prefill_share`, prompts get `max(s / (1 + e) - t, t * m / (1 - m))` seconds: a share `m`
-    of the iteration at least. Where nobody decodes, and at most, they get `IDLE_FACTOR` times the
-    target less what any iteration takes: long enough to compute at full speed, and short enough
-    for a newcomer, who has to wait until the iteration ends.
+    relative lateness of recent iterations at P98 and `m` the `min_prefill_share`, prompts get
+    `max(s / (1 + e) - t, t * m / (1 - m))` seconds: at least a share `m` of the iteration. Without
+    decodes, and at most, they get `IDLE_FACTOR` times the target less what any iteration takes:
+    long enough to compute at full speed, and short enough for a request that arrives meanwhile and
+    has to wait until the iteration ends.
     """
 
     IDLE_FACTOR = 4.0
@@ -160,55 +172,57 @@ class LatencyBudget:
         min_prefill_share: float = 0.0,
         micro_batches: int = 1,
     ) -> None:
-        """
+        """Make a budget for a time between tokens.
+
         Args:
-            tbt_target: seconds between the tokens of requests that have no target of their own.
-            model: of the time in which the slowest stage of a pipeline computes a batch.
-            micro_batches: under way at a time, one for each stage; a token has passed all stages
-                when it comes, so that each has only a part of the time for it.
+            tbt_target: seconds between the tokens of requests without a target.
+            model: predicts the time in which the slowest stage of a pipeline computes a batch.
+            micro_batches: batches in flight, one for each stage. A token passes all stages, so
+                that each stage has only a part of the time.
         """
         if not (tbt_target > 0 and math.isfinite(tbt_target)):
             raise ValueError(f"TBT target is {tbt_target}, expected a time above 0")
         self.tbt_target = tbt_target
-        self.model = model
-        self.min_prefill_share = _share(min_prefill_share)
+        self.min_prefill_share = _checked_share(min_prefill_share)
+        self._model = model
         self._micro_batches = micro_batches
 
     def open(
-        self, decodes: Work, slack: float | None, latest: int, under_way: Collection[Work]
+        self, decodes: Work, slack: float | None, last_tokens: int, in_flight: Collection[Work]
     ) -> Allowance:
-        usual = max(0, latest - decodes.tokens)
-        spent = self.model.predict(decodes)
+        model = self._model
+        steady = max(0, last_tokens - decodes.tokens)
+        decode_time = model.predict(decodes)
         # A target that is shorter than any iteration must not make prompts run token by token.
-        shortest = self.model.predict(_ONE_TOKEN)
+        shortest = model.predict(_ONE_TOKEN)
         target = self.tbt_target / self._micro_batches
-        most = self.IDLE_FACTOR * max(target, shortest) - spent
+        most = self.IDLE_FACTOR * max(target, shortest) - decode_time
         if slack is None:
-            return Allowance(most, self.model, 1, usual)
-        late = min(self.model.accuracy.late, _MOST_LATE)
-        left = slack / (1 + late)
-        stage = left / self._micro_batches
-        if under_way and self._micro_batches > 1:
-            # Behind each stage but the first it has to wait for those before, if they are longer.
-            longest = max(map(self.model.predict, under_way))
-            stage = min(stage, left - (self._micro_batches - 1) * longest)
-        amount = min(stage - spent, most)
-        floor = _beside(spent, self.min_prefill_share)
+            return Allowance(most, model, 1, steady)
+        lateness = min(model.accuracy.late, _MAX_LATENESS)
+        remaining = slack / (1 + lateness)
+        stage = remaining / self._micro_batches
+        if in_flight and self._micro_batches > 1:
+            # Before each stage but the first, it waits for the batches before if they are longer.
+            longest = max(map(model.predict, in_flight))
+            stage = min(stage, remaining - (self._micro_batches - 1) * longest)
+        amount = min(stage - decode_time, most)
+        floor = _share_beside(decode_time, self.min_prefill_share)
         least = 1 if self.min_prefill_share else 0
         if amount < floor:
-            return Allowance(floor, self.model, least)
-        return Allowance(amount, self.model, least, usual)
+            return Allowance(floor, model, least)
+        return Allowance(amount, model, least, steady)
 
 
-_PER_TOKEN = PerToken()
+_UNIT_COST = UnitCost()
 
 
-def _share(value: float) -> float:
+def _checked_share(value: float) -> float:
     if not 0 <= value < 1:
         raise ValueError(f"the least share of prompts is {value}, expected 0 to less than 1")
     return value
 
 
-def _beside(amount: float, share: float) -> float:
-    """What has to be put beside `amount` to make up `share` of the whole."""
+def _share_beside(amount: float, share: float) -> float:
+    """Return what to add to `amount` to make up `share` of the whole."""
     return amount * share / (1 - share)

@@ -1,4 +1,4 @@
-"""Whose prompt is computed first."""
+"""The order of prompts, and the requests that may be preempted for it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from typing import Protocol
 from sarathi.scheduler.budget.latency_model import LatencyModel
 from sarathi.scheduler.request import Rank, Request
 
-BACKGROUND = 1  # the lane of requests that cannot meet their target any more
+RELEGATED = 1  # the priority class of requests that miss their deadline
 
 
 class Order(Protocol):
-    preempts: bool  # whether anybody ever displaces anybody
+    """Ranks requests. Rows of `ORDERS`, which --order selects."""
 
-    def displaces(self, waiting: Request, running: Request) -> bool:
-        """Whether one that waits may take the place of one that runs."""
+    preempts: bool  # whether a running request is ever preempted for a waiting one
+
+    def may_preempt(self, waiting: Request, running: Request) -> bool:
+        """Return whether `running` may be preempted to admit `waiting`."""
 
     def rank(self, request: Request) -> Rank:
-        """Where a request stands, fixed when it arrives."""
+        """Return the rank of a request, fixed at its arrival."""
 
-    def hopeless(self, request: Request, cached: int, now: float) -> bool:
-        """Whether a prompt, of which `cached` tokens are computed, cannot be in time any more."""
+    def misses_deadline(self, request: Request, num_computed: int, now: float) -> bool:
+        """Return whether a prompt cannot be in time, even if it runs alone from `now` on."""
 
 
 class Fcfs:
@@ -30,28 +32,28 @@ class Fcfs:
 
     preempts = False
 
-    def displaces(self, waiting: Request, running: Request) -> bool:
+    def may_preempt(self, waiting: Request, running: Request) -> bool:
         return False
 
     def rank(self, request: Request) -> Rank:
         return Rank(0, request.arrival, request.id)
 
-    def hopeless(self, request: Request, cached: int, now: float) -> bool:
+    def misses_deadline(self, request: Request, num_computed: int, now: float) -> bool:
         return False
 
 
 class Priority:
-    """The least `priority` first; first come, first served among equals."""
+    """The lowest `priority` first; first come, first served among equals."""
 
     preempts = True
 
-    def displaces(self, waiting: Request, running: Request) -> bool:
-        return running.rank.lane > waiting.rank.lane
+    def may_preempt(self, waiting: Request, running: Request) -> bool:
+        return running.rank.priority_class > waiting.rank.priority_class
 
     def rank(self, request: Request) -> Rank:
-        return Rank(request.terms.priority, request.arrival, request.id)
+        return Rank(request.scheduling_params.priority, request.arrival, request.id)
 
-    def hopeless(self, request: Request, cached: int, now: float) -> bool:
+    def misses_deadline(self, request: Request, num_computed: int, now: float) -> bool:
         return False
 
 
@@ -59,32 +61,33 @@ class Priority:
 class Slack:
     """Deadline plus remaining work, with relegation.
 
-    Between earliest deadline first and shortest remaining time first, and whoever could not get
-    its first token in time even if it ran alone from now on makes way for those who still can:
+    Between earliest deadline first and shortest remaining time first; requests that could not get
+    their first token in time even if they ran alone from now on yield to those that still can:
     the order of Niyama (Goel et al., 2025), where `alpha` weighs the work.
     """
 
-    model: LatencyModel
-    ttft_target: float  # seconds, of requests that have none of their own
+    latency_model: LatencyModel
+    ttft_target: float  # seconds, of requests without one
     alpha: float = 1.0
     preempts = True
 
-    def displaces(self, waiting: Request, running: Request) -> bool:
-        # Who has begun to answer goes on.
-        return running.rank.lane > waiting.rank.lane and not running.output_ids
+    def may_preempt(self, waiting: Request, running: Request) -> bool:
+        # A request with output goes on.
+        return running.rank.priority_class > waiting.rank.priority_class and not running.output_ids
 
     def rank(self, request: Request) -> Rank:
-        work = self.model.prompt_cost(request.num_tokens, 0, True)
+        work = self.latency_model.prompt_cost(request.num_tokens, 0, True)
         return Rank(0, self._deadline(request) + self.alpha * work, request.id)
 
-    def hopeless(self, request: Request, cached: int, now: float) -> bool:
-        if request.output_ids:  # computed again after a preemption: it has been in time, or not
+    def misses_deadline(self, request: Request, num_computed: int, now: float) -> bool:
+        if request.output_ids:  # recomputed after a preemption: the deadline is past
             return False
-        work = self.model.prompt_cost(request.num_tokens - cached, cached, True)
+        remaining = request.num_tokens - num_computed
+        work = self.latency_model.prompt_cost(remaining, num_computed, True)
         return now + work > self._deadline(request)
 
     def _deadline(self, request: Request) -> float:
-        own = request.terms.ttft_target
+        own = request.scheduling_params.ttft_target
         return request.arrival + (self.ttft_target if own is None else own)
 
 

@@ -1,25 +1,20 @@
-"""The requests that have prompt to compute: those that wait and those that have been started."""
+"""The requests that wait to be admitted, for the first time or after a preemption."""
 
 from __future__ import annotations
 
 import heapq
-from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from sarathi.scheduler.queue.order import BACKGROUND
-from sarathi.scheduler.queue.tenants import Shares
-from sarathi.scheduler.request import Rank, Request
+from sarathi.scheduler.queue.tenants import FairShares
+from sarathi.scheduler.request import Rank, Request, by_rank
 
 
-def by_rank(request: Request) -> Rank:
-    return request.rank
-
-
-class Line:
+class TenantQueue:
     """The waiting requests of one tenant, by rank and by length. All operations are O(log n)."""
 
     def __init__(self) -> None:
-        # Who has left stays in the heaps until the top is reached; tickets tell who is still in.
+        # A removed request stays in the heaps until it reaches the top; an entry counts only if
+        # its ticket is the request's latest.
         self._tickets: dict[Request, int] = {}
         self._by_rank: list[tuple[Rank, int, Request]] = []
         self._by_length: list[tuple[int, int, Rank, int, Request]] = []
@@ -35,108 +30,101 @@ class Line:
         return request in self._tickets
 
     def add(self, request: Request) -> None:
+        """Add a request, at the position that its rank gives."""
         self._ticket += 1
         self._tickets[request] = self._ticket
         rank = request.rank
         heapq.heappush(self._by_rank, (rank, self._ticket, request))
-        length = (rank.lane, request.num_tokens, rank, self._ticket, request)
+        length = (rank.priority_class, request.num_tokens, rank, self._ticket, request)
         heapq.heappush(self._by_length, length)
 
     def remove(self, request: Request) -> None:
+        """Remove a request."""
         del self._tickets[request]
         if len(self._by_rank) + len(self._by_length) > 4 * len(self._tickets) + 64:
-            self._by_rank = [e for e in self._by_rank if self._holds(e[-1], e[-2])]
-            self._by_length = [e for e in self._by_length if self._holds(e[-1], e[-2])]
+            self._by_rank = [e for e in self._by_rank if self._is_valid(e[-1], e[-2])]
+            self._by_length = [e for e in self._by_length if self._is_valid(e[-1], e[-2])]
             heapq.heapify(self._by_rank)
             heapq.heapify(self._by_length)
 
     def first(self) -> Request:
-        """The request of the least rank. The line must not be empty, nor for `shortest`."""
-        while not self._holds(self._by_rank[0][-1], self._by_rank[0][-2]):
+        """Return the request of the lowest rank. The queue must not be empty."""
+        while not self._is_valid(self._by_rank[0][-1], self._by_rank[0][-2]):
             heapq.heappop(self._by_rank)
         return self._by_rank[0][-1]
 
     def shortest(self) -> Request:
-        """The request with the fewest tokens in the lane of the first."""
-        while not self._holds(self._by_length[0][-1], self._by_length[0][-2]):
+        """Return the request with the fewest tokens in the priority class of the first."""
+        while not self._is_valid(self._by_length[0][-1], self._by_length[0][-2]):
             heapq.heappop(self._by_length)
         return self._by_length[0][-1]
 
-    def _holds(self, request: Request, ticket: int) -> bool:
+    def _is_valid(self, request: Request, ticket: int) -> bool:
         return self._tickets.get(request) == ticket
 
 
-class Prompts:
-    """Waiting requests, and started ones that have not reached the end of their tokens."""
+class WaitingQueue:
+    """All waiting requests, in one queue for each tenant."""
 
     def __init__(self, *, fair: bool) -> None:
-        """
+        """Make an empty queue.
+
         Args:
-            fair: whether tenants take turns; otherwise all requests belong to one.
+            fair: whether tenants share the prompt work; otherwise all requests count as one's.
         """
-        self.started: list[Request] = []  # by rank
-        self.shares = Shares()
-        self._num_waiting = 0
+        self.shares = FairShares()
         self._fair = fair
-        self._lines: dict[str, Line] = {}
+        self._queues: dict[str, TenantQueue] = {}
+        self._num_waiting = 0
 
     def __len__(self) -> int:
-        """Requests that wait."""
         return self._num_waiting
 
-    def waiting(self) -> list[Request]:
-        """By rank. For looking at: O(n log n)."""
-        return sorted((request for line in self._lines.values() for request in line), key=by_rank)
+    def __contains__(self, request: Request) -> bool:
+        queue = self._queues.get(self.tenant_of(request))
+        return queue is not None and request in queue
 
-    def tenant(self, request: Request) -> str:
-        return request.terms.tenant if self._fair else ""
+    def requests(self) -> list[Request]:
+        """Return all by rank, in O(n log n): for tests and displays."""
+        return sorted((r for queue in self._queues.values() for r in queue), key=by_rank)
+
+    def tenant_of(self, request: Request) -> str:
+        """Return the tenant whose share a request uses."""
+        return request.scheduling_params.tenant if self._fair else ""
 
     def add(self, request: Request) -> None:
-        """A request begins to wait, for the first time or again."""
-        tenant = self.tenant(request)
-        self._lines.setdefault(tenant, Line()).add(request)
-        self.shares.queue(tenant)
+        """Queue a request."""
+        tenant = self.tenant_of(request)
+        self._queues.setdefault(tenant, TenantQueue()).add(request)
+        self.shares.add_waiting(tenant)
         self._num_waiting += 1
 
-    def waits(self, request: Request) -> bool:
-        line = self._lines.get(self.tenant(request))
-        return line is not None and request in line
-
-    def leave_line(self, request: Request) -> None:
-        """A request does not wait any more."""
-        tenant = self.tenant(request)
-        line = self._lines[tenant]
-        line.remove(request)
+    def dequeue(self, request: Request) -> None:
+        """Remove a request that is admitted, or ends."""
+        tenant = self.tenant_of(request)
+        queue = self._queues[tenant]
+        queue.remove(request)
         self._num_waiting -= 1
-        if not line:
-            del self._lines[tenant]
-            self.shares.unqueue(tenant)
+        if not queue:
+            del self._queues[tenant]
+            self.shares.remove_waiting(tenant)
 
-    def start(self, request: Request) -> None:
-        """A waiting request has been admitted."""
-        self.leave_line(request)
-        insort(self.started, request, key=by_rank)
+    def queue_of(self, tenant: str) -> TenantQueue | None:
+        """Return a tenant's queue, None if it is empty."""
+        return self._queues.get(tenant)
+
+    def first(self, prefills: Iterable[Request]) -> Request | None:
+        """Return the first waiting request of the least served tenant.
+
+        Args:
+            prefills: running requests with prompt to compute: None is returned if the least
+                served tenant has only these.
+        """
+        tenants = {self.tenant_of(request) for request in prefills}
+        least_served = self.shares.least_served(tenants, waiting=True)
+        queue = None if least_served is None else self._queues.get(least_served)
+        return None if queue is None else queue.first()
 
     def charge(self, request: Request, tokens: int) -> None:
         """Count tokens that are computed for a request's tenant."""
-        self.shares.charge(self.tenant(request), tokens)
-
-    def relegate(self, request: Request) -> None:
-        """Let a request go after all those that are not relegated."""
-        rank = request.rank._replace(lane=BACKGROUND)
-        if self.waits(request):
-            self.leave_line(request)
-            request.rank = rank
-            self.add(request)
-        else:
-            request.rank = rank
-            self.started.sort(key=by_rank)
-
-    def first_waiting(self) -> Request | None:
-        """The first waiting request, if its tenant is the one whose turn it is."""
-        started = {self.tenant(request) for request in self.started}
-        line = self._lines.get(self.shares.least(started, waiting=True) or "")
-        return None if line is None else line.first()
-
-    def line(self, tenant: str) -> Line | None:
-        return self._lines.get(tenant)
+        self.shares.charge(self.tenant_of(request), tokens)

@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from sarathi.engine.messages import ModelInfo
 from sarathi.sampling.params import SamplingError, SamplingParams
-from sarathi.scheduler import SchedulingParams
+from sarathi.scheduler import POLICIES, SchedulingParams
 from sarathi.server.openai.response_format import StreamOptions
 from sarathi.server.request_body import (
     MAX_OPEN_FIELD,
@@ -159,7 +159,7 @@ def scheduling_params(
     if ttft_target is not None and info.order != "slack":
         raise _no_effect("ttft_target", f"the order here is {info.order}", "with --order slack")
     if tbt_target is not None and info.tbt_target is None:
-        if info.policy == "sarathi":
+        if POLICIES[info.policy].stall_free:
             why, remedy = "the token budget is fixed", "without --token-budget"
         else:
             why, remedy = f"the policy is {info.policy}", "with --policy sarathi"

@@ -12,9 +12,18 @@ START = 1000.0  # time.monotonic when recording began
 
 
 def request(
-    request_id: int, prompt_tokens: int = 8, arrival: float = START, begun: float | None = None
+    request_id: int,
+    prompt_tokens: int = 8,
+    arrival: float = START,
+    first_scheduled_at: float | None = None,
 ) -> Request:
-    return Request(request_id, [1] * prompt_tokens, StopCriteria(4), arrival, begun=begun)
+    return Request(
+        request_id,
+        [1] * prompt_tokens,
+        StopCriteria(4),
+        arrival,
+        first_scheduled_at=first_scheduled_at,
+    )
 
 
 def prompt(of: Request, start: int, length: int) -> Slice:
@@ -44,7 +53,7 @@ def record(
     finished: dict[int, FinishReason] | None = None,
     **fields: Any,
 ) -> IterationRecord:
-    """All that sample get a token; `finished` says whose is the last, and why."""
+    """All that sample get a token; `finished` has the finish reasons of those that end."""
     outputs = [
         TokenOutput(part.request.id, 7, (finished or {}).get(part.request.id))
         for part in of.slices
