@@ -12,7 +12,7 @@ from perf.gpu_check.deadline import Deadline
 from perf.gpu_check.results import PartResult, Results
 from perf.gpu_check.settings import Settings
 from perf.report import Figure
-from sarathi.backends.torch.device_memory import release
+from sarathi.backends.torch.torch_devices import release_memory
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,7 @@ class Context:
 
     def release_memory(self) -> None:
         """Give back memory of the GPU that nothing refers to, for processes that parts start."""
-        release(self.device)
+        release_memory(self.device)
 
     def append_log(self, text: str) -> None:
         """Write to the log file."""

@@ -14,11 +14,11 @@ import msgspec
 import numpy as np
 from engines import NUM_BLOCKS
 
+from sarathi.backends.options import ExecutorOptions
 from sarathi.backends.parallel.pipeline import Pipeline
 from sarathi.backends.parallel.pipeline_runner import PipelineRunner
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
-from sarathi.backends.parallel.worker_messages import Spec
-from sarathi.backends.registry import ExecutorOptions
+from sarathi.backends.parallel.worker_messages import WorkerSpec
 from sarathi.backends.step import Step, StepPart, join_parts
 from sarathi.models.model import open_model
 from sarathi.sampling.sampler import SamplerOutput
@@ -43,7 +43,9 @@ class Spawned(LocalSpawner):
     """Remembers what it has started, and may change what the processes are told."""
 
     def __init__(
-        self, change: Callable[[Spec], Spec] = lambda spec: spec, host: str | None = None
+        self,
+        change: Callable[[WorkerSpec], WorkerSpec] = lambda spec: spec,
+        host: str | None = None,
     ) -> None:
         self.host = host  # type: ignore[assignment]
         self.processes: list[Any] = []
@@ -51,7 +53,7 @@ class Spawned(LocalSpawner):
 
     def spawn(self, module: str, arguments: Sequence[str]) -> Process:
         endpoint, text = arguments
-        spec = self._change(msgspec.json.decode(text, type=Spec))
+        spec = self._change(msgspec.json.decode(text, type=WorkerSpec))
         process = super().spawn(module, (endpoint, msgspec.json.encode(spec).decode()))
         self.processes.append(process)
         return process
@@ -93,7 +95,7 @@ def opened(
         path, open_model(path), options(**changes), layout, spawner or LocalSpawner()
     )
     try:
-        pipeline.load(progress, lambda part: None, connecting=connecting)
+        pipeline.load(progress, lambda part: None, connect_timeout=connecting)
         pipeline.allocate(NUM_BLOCKS)
         yield pipeline
     finally:

@@ -78,7 +78,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 class TestEveryFamily:
     def test_the_reference_equals_transformers(self, family: Tiny) -> None:
-        config, weights = family.executor.config, family.executor.constants
+        config, weights = family.executor.config, family.executor.weights
         for prompt in family.prompts:
             found = reference(config, whole(config), weights, prompt)
             np.testing.assert_allclose(found, logits(family.model, prompt), atol=2e-3)

@@ -165,11 +165,11 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 from pipelines import Spawned, opened
-from sarathi.backends.parallel.rank_layout import Layout
+from sarathi.backends.parallel.rank_layout import ParallelLayout
 spawner = Spawned()
-with opened(Path(sys.argv[1]), Layout(pp=2), spawner) as pipeline:
+with opened(Path(sys.argv[1]), ParallelLayout(pp=2), spawner) as pipeline:
     print(*spawner.pids, flush=True)
-    print(pipeline._member._inbox.endpoint, flush=True)
+    print(pipeline._stage_worker._inbox.endpoint, flush=True)
     sys.stdin.read()
 """
 

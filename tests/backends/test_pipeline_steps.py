@@ -56,7 +56,7 @@ def test_three_stages_over_tcp_give_the_very_logits_of_one(
         pipeline.allocate(NUM_BLOCKS)
         found = pipelined(pipeline.runner, steps)
         assert pipeline.runner.depth == 3
-        assert [part.place for part in pipeline.parts] == list(ParallelLayout(pp=3).places)
+        assert [part.rank_id for part in pipeline.parts] == list(ParallelLayout(pp=3).ranks)
     assert all(map(np.array_equal, found, expected))
     assert gone(spawner.pids)
 
@@ -87,7 +87,7 @@ def test_a_step_begins_when_the_first_stage_is_free(pipeline: Pipeline) -> None:
             break
     runner.submit(steps[1])
     assert not runner.is_free  # as many are under way as there are stages
-    with pytest.raises(StepError, match="2 steps are under way"):
+    with pytest.raises(StepError, match="2 steps are in flight"):
         runner.submit(steps[2])
     assert runner.wait(10.0)
     runner.result()

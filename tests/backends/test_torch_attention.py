@@ -13,8 +13,8 @@ from sarathi.backends.torch import torch_devices as devices
 from sarathi.backends.torch.attention_backend import Cache, block_size, choose
 from sarathi.backends.torch.attention_check import check_attention
 from sarathi.backends.torch.attention_plan import BLOCK_SIZE, AttentionPlanner, AttentionShape
-from sarathi.backends.torch.decode_graphs import DecodeGraphs, graph_sizes
-from sarathi.backends.torch.device_memory import largest_step
+from sarathi.backends.torch.cuda_graphs import DecodeGraphs, graph_sizes
+from sarathi.backends.torch.dummy_steps import largest_step, warm_up_steps
 from sarathi.backends.torch.plain_attention import PlainAttention
 from sarathi.backends.torch.step_inputs import (
     Carrier,
@@ -27,7 +27,6 @@ from sarathi.backends.torch.step_inputs import (
     unpack,
 )
 from sarathi.backends.torch.torch_devices import find_device
-from sarathi.backends.torch.warm_up import warm_up_steps
 from sarathi.errors import ExecutorError
 from sarathi.models.model_config import ModelConfig
 
@@ -163,10 +162,10 @@ class TestGraphs:
         assert graphs.run(decodes(5, 6, 7), None).tolist() == [5, 6, 7]
         assert graphs.run(decodes(3), None).tolist() == [3]
         assert ran == [(4, [5, 6, 7, 1]), (1, [3])]
-        assert graphs.takes(decodes(1, 1, 1, 1))
-        assert not graphs.takes(decodes(1, 1, 1, 1, 1))
+        assert graphs.accepts(decodes(1, 1, 1, 1))
+        assert not graphs.accepts(decodes(1, 1, 1, 1, 1))
         prompt = join_parts([StepPart([1, 2], 0, [0], samples=True)], BLOCK)
-        assert not graphs.takes(step_arrays(prompt, BLOCK))
+        assert not graphs.accepts(step_arrays(prompt, BLOCK))
 
 
 class TestCheck:

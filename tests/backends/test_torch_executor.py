@@ -59,7 +59,7 @@ def test_of_a_large_model_some_layers_are_checked(
         ),
     )
     for most in (3 * layer, 2 * layer, 1):
-        monkeypatch.setattr(self_check, "_MOST_WEIGHTS", most)
+        monkeypatch.setattr(self_check, "_MAX_WEIGHTS", most)
         executor.check()
     assert checked == [range(3), range(2), range(1)]
     assert executor.stage == whole(executor.config)
@@ -174,7 +174,7 @@ def test_the_check_notices_a_wrong_operation(
 
 def test_progress_is_told(path: Path) -> None:
     told: list[float] = []
-    load_torch(path, progress=told.append)
+    load_torch(path, on_progress=told.append)
     assert told == sorted(told)
     assert told[-1] == 1.0
 
@@ -186,5 +186,5 @@ def test_what_is_left_for_the_cache(executor: TorchExecutor) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_a_gpu_that_is_not_there(path: Path) -> None:
-    with pytest.raises(ExecutorError, match="device cuda: GPU number 0 is asked for"):
+    with pytest.raises(ExecutorError, match="device cuda: GPU number 0 is requested"):
         load_torch(path, device="cuda")

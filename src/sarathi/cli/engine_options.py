@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from sarathi.backends.options import Device, ExecutorName, KvPrecision, Precision
+from sarathi.backends.options import Device, KvPrecision, Precision
+from sarathi.backends.registry import ExecutorName
 from sarathi.engine.config import (
     DEFAULT_IN_ORDER_SHARE,
     DEFAULT_MAX_BATCH_SIZE,

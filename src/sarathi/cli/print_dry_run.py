@@ -106,9 +106,9 @@ def _table(run: DryRun) -> Table:
 
 
 def _share(run: DryRun, share: Share) -> tuple[str, ...]:
-    engine = share.place == run.layout.engine
+    engine = share.place == run.layout.engine_rank
     return (
-        "engine" if engine else f"worker {run.layout.workers.index(share.place)}",
+        "engine" if engine else f"worker {run.layout.worker_ranks.index(share.place)}",
         str(share.place.stage),
         str(share.place.rank),
         f"{share.layers.start} to {share.layers.stop - 1}",

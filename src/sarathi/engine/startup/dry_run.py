@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from sarathi.backends.footprint import check_room, footprint, num_parameters
+from sarathi.backends.footprint import check_memory, footprint, num_parameters
 from sarathi.backends.options import KvPrecision, Precision
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
-from sarathi.backends.registry import ExecutorOptions, choose_precisions, on_gpu
+from sarathi.backends.registry import load_backend
 from sarathi.engine.config import EngineConfig, share_of_machine
 from sarathi.engine.startup.kv_cache_size import KvCache, kv_cache, memories, wanted_length
 from sarathi.engine.startup.load import executor_options
@@ -100,9 +100,10 @@ def dry_run(path: Path, config: EngineConfig, *, replicas: int = 1, spread: bool
     layout = ParallelLayout(config.pp, config.tp)
     layout.check(model.config)
     options = executor_options(config, max_model_len)
-    precision, kv_precision = choose_precisions(options)
-    machine = Machine(usable_cores(), available_memory(), _gpus(options))
-    block_size = _block_size(options)
+    backend = load_backend(options.executor)
+    precision, kv_precision = backend.choose_precisions(options)
+    machine = Machine(usable_cores(), available_memory(), backend.gpu_memory(options))
+    block_size = backend.block_size(options)
     shares = _shares(model.config, layout, precision, kv_precision, block_size)
     cache, refusal = None, None
     try:
@@ -119,7 +120,7 @@ def dry_run(path: Path, config: EngineConfig, *, replicas: int = 1, spread: bool
         kv_precision=kv_precision,
         block_size=block_size,
         threads=config.threads
-        or max(1, machine.cores // (layout.tp if spread else len(layout.places))),
+        or max(1, machine.cores // (layout.tp if spread else len(layout.ranks))),
         replicas=replicas,
         shares=shares,
         cache=cache,
@@ -160,30 +161,11 @@ def _parts(
     for (name, _), share in zip(found, shares, strict=True):
         taken[name] += engines * share.weight_bytes
     for name, free in found:
-        check_room(taken[name], free)
+        check_memory(taken[name], free)
     return [
         _Part(name, free - taken[name], not machine.gpus, share.block_bytes)
         for (name, free), share in zip(found, shares, strict=True)
     ]
-
-
-def _gpus(options: ExecutorOptions) -> tuple[int, ...]:
-    if not on_gpu(options):
-        return ()
-    from sarathi.backends.torch.torch_devices import room_on_gpus
-
-    return room_on_gpus()
-
-
-def _block_size(options: ExecutorOptions) -> int:
-    """Tokens of a KV block. The libraries are imported here: one of them is enough."""
-    if options.executor == "openvino":
-        from sarathi.backends.openvino.openvino_executor import BLOCK_SIZE
-
-        return BLOCK_SIZE
-    from sarathi.backends.torch.torch_devices import block_size
-
-    return block_size(gpu=on_gpu(options))
 
 
 def _shares(
@@ -215,7 +197,7 @@ def _shares(
             block_bytes=size.block_bytes,
         )
 
-    return tuple(map(share, layout.places))
+    return tuple(map(share, layout.ranks))
 
 
 def _checkpoint(model: Model) -> Checkpoint:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sarathi.backends.model_instance import InstancePart
-from sarathi.backends.parallel.fingerprint import fingerprint, versions
-from sarathi.backends.registry import ExecutorOptions, device_names
+from sarathi.backends.model_instance import InstancePart, fingerprint, versions
+from sarathi.backends.options import ExecutorOptions
+from sarathi.backends.registry import load_backend
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.scheduler_factory import Target, TypicalDecodes, derived_target
 from sarathi.engine.startup.latency_cache import Conditions, MeasuredLatency, keep_fastest
@@ -33,7 +33,7 @@ def conditions(
         processor=processor_name(),
         processors=sorted(usable_processors()),
         cores=usable_cores(),
-        devices=device_names(options),
+        devices=load_backend(options.executor).gpu_names(options),
         hosts=[] if here else sorted(part.host for part in parts),
         versions=versions(options.executor),
         model=fingerprint(model),

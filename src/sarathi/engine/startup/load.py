@@ -8,9 +8,10 @@ from pathlib import Path
 
 from sarathi.backends import self_check
 from sarathi.backends.model_instance import ModelInstance, SingleProcess
-from sarathi.backends.parallel.pipeline import CONNECTING, Pipeline
+from sarathi.backends.options import ExecutorOptions
+from sarathi.backends.parallel.pipeline import CONNECT_TIMEOUT, Pipeline
 from sarathi.backends.parallel.rank_layout import ParallelLayout
-from sarathi.backends.registry import ExecutorOptions, on_gpu
+from sarathi.backends.registry import load_backend
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.core import EngineCore
 from sarathi.engine.messages import ModelInfo
@@ -42,7 +43,7 @@ def load_engine(
     report: Callable[[str], None],
     spawner: Spawner = LOCAL,
     *,
-    connecting: float = CONNECTING,
+    connecting: float = CONNECT_TIMEOUT,
 ) -> tuple[EngineCore, ModelInfo]:
     """Open, start the other processes if there are any, load, allocate, check.
 
@@ -83,7 +84,7 @@ def load_engine(
                 f"the KV cache limits requests to {cache.max_model_len} tokens, the model to "
                 f"{max_model_len}"
             )
-        gpu = on_gpu(options)
+        gpu = load_backend(options.executor).uses_gpu(options)
         typical = PAPER_DECODES if gpu else TYPICAL_DECODES
         typical = typical.fitting(config.max_batch_size, cache.max_model_len)
         trial = cache
@@ -182,12 +183,14 @@ def _load(
     connecting: float,
 ) -> ModelInstance:
     if layout == ParallelLayout():
-        sole = SingleProcess(model, options, lambda share: lines.progress(layout.engine, share))
+        sole = SingleProcess(
+            model, options, lambda share: lines.progress(layout.engine_rank, share)
+        )
         lines.loaded(sole.parts[0])
         return sole
     pipeline = Pipeline(path, model, options, layout, spawner)
     try:
-        pipeline.load(lines.progress, lines.loaded, connecting=connecting)
+        pipeline.load(lines.progress, lines.loaded, connect_timeout=connecting)
     except BaseException:
         pipeline.close()
         raise
@@ -196,7 +199,7 @@ def _load(
 
 def _own_threads(layout: ParallelLayout, options: ExecutorOptions) -> int | None:
     """Those of this process that compute; None where they are not all that does."""
-    if layout != ParallelLayout() or on_gpu(options):
+    if layout != ParallelLayout() or load_backend(options.executor).uses_gpu(options):
         return None
     return options.threads or usable_cores()
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from sarathi.backends.footprint import footprint
 from sarathi.backends.model_instance import InstancePart
+from sarathi.backends.options import ExecutorOptions
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
-from sarathi.backends.registry import ExecutorOptions, choose_precisions
+from sarathi.backends.registry import load_backend
 from sarathi.engine.startup.kv_cache_size import KvCache, gigabytes
 from sarathi.models.model_config import ModelConfig
 
@@ -36,7 +37,7 @@ class LoadReport:
         self._stages = layout.stages(config)
         self._report = report
         self._clock = clock
-        self._told = dict.fromkeys(layout.places, clock())
+        self._told = dict.fromkeys(layout.ranks, clock())
 
     def layout(self, options: ExecutorOptions) -> None:
         """Which process will hold what, before anything is loaded.
@@ -44,8 +45,8 @@ class LoadReport:
         Raises:
             ExecutorError: this machine does not compute in the precision asked for.
         """
-        precision, kv_precision = choose_precisions(options)
-        for place in self._layout.places:
+        precision, kv_precision = load_backend(options.executor).choose_precisions(options)
+        for place in self._layout.ranks:
             size = footprint(
                 self._config,
                 self._stages[place.stage],
@@ -69,14 +70,14 @@ class LoadReport:
 
     def loaded(self, part: InstancePart) -> None:
         self._report(
-            f"{self._name(part.place)}: {self._layers(part.place)} loaded, "
+            f"{self._name(part.rank_id)}: {self._layers(part.rank_id)} loaded, "
             f"{gigabytes(part.weight_bytes)} in {part.seconds:.1f} s"
         )
 
     def cache(self, cache: KvCache, parts: tuple[InstancePart, ...]) -> None:
         """What memory has been found for keys and values."""
         each = ", ".join(
-            f"{gigabytes(cache.num_blocks * part.block_bytes)} in {self._name(part.place)}"
+            f"{gigabytes(cache.num_blocks * part.block_bytes)} in {self._name(part.rank_id)}"
             for part in parts
         )
         self._report(f"keys and values of up to {cache.tokens} tokens: {each}")

@@ -40,11 +40,11 @@ class WorkerSpawner:
         self._group = group
         self._placement = placement
         self._hub_id = hub_id
-        self._count = 0  # an engine starts them in the order of `Layout.workers`
+        self._count = 0  # an engine starts them in the order of `ParallelLayout.worker_ranks`
 
     def spawn(self, module: str, arguments: Sequence[str]) -> Process:
         placement = self._placement
-        place = placement.layout.workers[self._count]
+        place = placement.layout.worker_ranks[self._count]
         self._count += 1
         name = f"sarathi-stage-{place.stage}-rank-{place.rank}"
         bundle = Bundle(self._group, place.stage)
@@ -167,7 +167,7 @@ class PlacedEngine:
         self._room = room
         self._actor = ActorProcess(
             "sarathi-engine",
-            Bundle(room.group, placement.layout.engine.stage),
+            Bundle(room.group, placement.layout.engine_rank.stage),
             placement,
             module,
             arguments,
