@@ -19,8 +19,8 @@ from perf.gpu_check.torch_attention import torch_attention
 from perf.report import Figure
 from sarathi.backends.step import StepPart, join_parts
 from sarathi.backends.torch.arrays import DTYPES
-from sarathi.backends.torch.attention_backend import Attention, Cache, choose
-from sarathi.backends.torch.step_inputs import Carrier, step_arrays
+from sarathi.backends.torch.attention_backend import Attention, LayerCache, choose_attention
+from sarathi.backends.torch.step_inputs import InputUploader, step_arrays
 from sarathi.backends.torch.torch_devices import default_precision
 from sarathi.models.model_config import ModelConfig
 from sarathi.simulator.model_shape import ModelShape
@@ -124,7 +124,7 @@ class AttentionBench:
         self.device = device
         self.dtype = DTYPES[default_precision("cuda" if device.type == "cuda" else "cpu")]
         self.config = _model_config(self.shape, settings.prompt)
-        self.attention: Attention = choose(self.config, self.dtype, device)
+        self.attention: Attention = choose_attention(self.config, self.dtype, device)
         self._rng = np.random.default_rng(0)
 
     def measure(self, case: Case) -> Measured:
@@ -164,10 +164,12 @@ class AttentionBench:
             used += count
         arrays = step_arrays(join_parts(parts, size), size)
         arrays = self.attention.prepare(arrays)
-        planned = self.attention.plan(arrays, Carrier(self.device).send(arrays))
+        planned = self.attention.plan(arrays, InputUploader(self.device).send(arrays))
         query = self._random(len(arrays.token_ids), shape.heads, shape.head_dim)
         of_cache = (used, size, shape.kv_heads, shape.head_dim)
-        caches = [Cache(self._random(*of_cache), self._random(*of_cache)) for _ in range(layers)]
+        caches = [
+            LayerCache(self._random(*of_cache), self._random(*of_cache)) for _ in range(layers)
+        ]
 
         def call() -> list[torch.Tensor]:
             return [planned.attention(query, cache, 0) for cache in caches]

@@ -175,8 +175,7 @@ with opened(Path(sys.argv[1]), ParallelLayout(pp=2), spawner) as pipeline:
 
 
 def test_no_process_survives_its_engine(path: Path) -> None:
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
         [sys.executable, "-c", _ENGINE, str(path)],
         stdin=subprocess.PIPE,

@@ -10,14 +10,14 @@ import torch
 
 from sarathi.backends.step import StepPart, check_step, join_parts
 from sarathi.backends.torch import torch_devices as devices
-from sarathi.backends.torch.attention_backend import Cache, block_size, choose
+from sarathi.backends.torch.attention_backend import LayerCache, block_size, choose_attention
 from sarathi.backends.torch.attention_check import check_attention
 from sarathi.backends.torch.attention_plan import BLOCK_SIZE, AttentionPlanner, AttentionShape
 from sarathi.backends.torch.cuda_graphs import DecodeGraphs, graph_sizes
 from sarathi.backends.torch.dummy_steps import largest_step, warm_up_steps
 from sarathi.backends.torch.plain_attention import PlainAttention
 from sarathi.backends.torch.step_inputs import (
-    Carrier,
+    InputUploader,
     StepArrays,
     no_decodes,
     num_bytes,
@@ -193,7 +193,7 @@ class TestCheck:
                 planned = plain.plan(arrays, inputs)
 
                 class Planned:
-                    def attention(self, query, cache: Cache, window: int) -> torch.Tensor:
+                    def attention(self, query, cache: LayerCache, window: int) -> torch.Tensor:
                         return planned.attention(query, cache, window and window + 1)
 
                 return Planned()
@@ -204,7 +204,7 @@ class TestCheck:
 
 class TestChoice:
     def test_plain_attention_on_cpus(self) -> None:
-        assert isinstance(choose(config(), torch.bfloat16, CPU), PlainAttention)
+        assert isinstance(choose_attention(config(), torch.bfloat16, CPU), PlainAttention)
         assert block_size(CPU) == PlainAttention.block_size
         assert block_size(torch.device("cuda")) == BLOCK_SIZE
 
@@ -268,13 +268,17 @@ def test_padding_does_not_reach_the_output() -> None:
     attention = PlainAttention(sizes, torch.float32)
     size = attention.block_size
     shape = (8, size, sizes.num_kv_heads, sizes.head_dim)
-    cache = Cache(torch.randn(shape), torch.randn(shape))
+    cache = LayerCache(torch.randn(shape), torch.randn(shape))
     parts = [StepPart([1], size + 3, [1, 2], samples=True), StepPart([1], 3, [3], samples=True)]
     arrays = step_arrays(join_parts(parts, size), size)
     query = torch.randn(2, sizes.num_heads, sizes.head_dim)
 
     def computed() -> np.ndarray:
-        return attention.plan(arrays, Carrier(CPU).send(arrays)).attention(query, cache, 0).numpy()
+        return (
+            attention.plan(arrays, InputUploader(CPU).send(arrays))
+            .attention(query, cache, 0)
+            .numpy()
+        )
 
     before = computed()
     cache.keys[[0, 4, 5, 6, 7]] = 1e9

@@ -13,7 +13,7 @@ from engines import NUM_BLOCKS, load_torch
 from sarathi.backends.options import Precision
 from sarathi.backends.step import Step, StepPart, join_parts
 from sarathi.backends.torch.arrays import DTYPES
-from sarathi.backends.torch.attention_backend import choose
+from sarathi.backends.torch.attention_backend import choose_attention
 from sarathi.backends.torch.attention_check import check_attention
 from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.models.model import open_model
@@ -64,7 +64,7 @@ def test_attention_passes_its_check(
 ) -> None:
     config, dtype = attention_config(head_dim, windows), DTYPES[precision]
     device = torch.device("cuda")
-    check_attention(choose(config, dtype, device, deterministic), config, dtype, device)
+    check_attention(choose_attention(config, dtype, device, deterministic), config, dtype, device)
 
 
 def steps(executor: TorchExecutor) -> list[Step]:

@@ -134,12 +134,12 @@ def leaves(group: ProcessGroup) -> str:
 def test_a_rank_that_has_gone(crew: Crew) -> None:
     said, left = everywhere(crew, 2, leaves)
     assert left == "left"
-    assert said.startswith("rank 0 of 2 could not add up: another rank has ended")
+    assert said.startswith("rank 0 of 2 could not sum: another rank has ended")
 
 
 class TestMeeting:
     def test_a_rank_that_never_comes(self) -> None:
-        with pytest.raises(ExecutorError, match="rank 0 of 2 could not meet the other ranks"):
+        with pytest.raises(ExecutorError, match="rank 0 of 2 could not connect to the other ranks"):
             DistributedGroup(Rendezvous.open(HOST, 0.3), 0, 2, torch.device("cpu"), 0.3)
 
     def test_a_store_that_is_not_there(self) -> None:

@@ -95,7 +95,7 @@ class DeviceMemory(NamedTuple):
 
 @dataclass(frozen=True)
 class ExecutorPart:
-    """The part of a model that one process computes, and its place among the processes."""
+    """The part of a model that one process computes, and its rank among the processes."""
 
     stage: Stage
     shard: Shard
@@ -160,7 +160,7 @@ class ProcessGroups(Protocol):
     """Connects the ranks that share the layers of a stage."""
 
     def open_rendezvous(self, host: str | None) -> Rendezvous:
-        """Open the place where the ranks of a stage connect, on rank 0.
+        """Open, on rank 0, the address through which the ranks of a stage connect.
 
         Args:
             host: the address under which others reach this process; None: all are on this machine.

@@ -1,7 +1,7 @@
 """How much memory a stage or a rank needs, computed from a model's sizes: nothing is loaded.
 
 It leaves out what only a run shows: activations, the runtime's libraries, and what kernels keep
-beside the weights.
+in addition to the weights.
 """
 
 from __future__ import annotations

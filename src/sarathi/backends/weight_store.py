@@ -29,7 +29,7 @@ class WeightStore:
     A tensor that the checkpoint stores in that precision is a view of the mapped checkpoint. Any
     other is converted, or dequantised, once into an unlinked scratch file that vanishes with the
     process. So the kernel can drop every page and read it again, and loading does not keep a
-    second copy of the model beside the one that the executor packs for its kernels.
+    second copy of the model in addition to the one that the executor packs for its kernels.
     """
 
     def __init__(

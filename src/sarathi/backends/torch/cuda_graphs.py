@@ -13,9 +13,9 @@ import torch
 
 from sarathi.backends.torch.attention_backend import Attention, PlannedAttention
 from sarathi.backends.torch.step_inputs import (
-    Carrier,
-    Inputs,
+    InputUploader,
     StepArrays,
+    StepInputs,
     no_decodes,
     num_bytes,
     padded,
@@ -119,7 +119,7 @@ class Forward(Protocol):
     """Computes a step on the device."""
 
     def __call__(
-        self, inputs: Inputs, planned: PlannedAttention, received: torch.Tensor | None
+        self, inputs: StepInputs, planned: PlannedAttention, received: torch.Tensor | None
     ) -> torch.Tensor: ...
 
 
@@ -151,7 +151,7 @@ class CudaGraph:
         forward: Forward,
         *,
         attention: Attention,
-        carrier: Carrier,
+        carrier: InputUploader,
         received: torch.Tensor | None,
         memory: GraphMemory,
     ) -> None:

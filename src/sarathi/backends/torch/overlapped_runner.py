@@ -23,7 +23,7 @@ from sarathi.telemetry.stages import StageTime
 _POLL = 50e-6  # seconds between two queries of an event
 
 
-class Mark(Protocol):
+class DeviceEvent(Protocol):
     """A point in the work of a device, as a CUDA event is."""
 
     def done(self) -> bool:
@@ -32,11 +32,11 @@ class Mark(Protocol):
     def wait(self) -> None:
         """Return once the device has reached it."""
 
-    def since(self, other: Mark) -> float:
-        """Return the seconds of the device's clock since another mark; both must be done."""
+    def since(self, other: DeviceEvent) -> float:
+        """Return the seconds of the device's clock since another event; both must be done."""
 
 
-class CudaMark:
+class CudaEvent:
     """An event on the current stream."""
 
     def __init__(self) -> None:
@@ -49,12 +49,12 @@ class CudaMark:
     def wait(self) -> None:
         self.event.synchronize()
 
-    def since(self, other: Mark) -> float:
-        assert isinstance(other, CudaMark)
+    def since(self, other: DeviceEvent) -> float:
+        assert isinstance(other, CudaEvent)
         return float(other.event.elapsed_time(self.event)) / 1e3
 
 
-class HostMark:
+class HostEvent:
     """On a CPU all launched work has been computed."""
 
     def __init__(self) -> None:
@@ -66,15 +66,15 @@ class HostMark:
     def wait(self) -> None:
         pass
 
-    def since(self, other: Mark) -> float:
-        assert isinstance(other, HostMark)
+    def since(self, other: DeviceEvent) -> float:
+        assert isinstance(other, HostEvent)
         return self.at - other.at
 
 
 class _Launched(NamedTuple):
     sample: PendingSample | None
-    start: Mark
-    end: Mark
+    start: DeviceEvent
+    end: DeviceEvent
 
 
 class OverlappedRunner:
@@ -84,7 +84,7 @@ class OverlappedRunner:
     looks_ahead = True
 
     def __init__(self, executor: TorchExecutor, sampler: TorchSampler) -> None:
-        """Take the executor's device for marks.
+        """Choose the kind of events by the executor's device.
 
         Args:
             executor: has the whole model.
@@ -92,9 +92,9 @@ class OverlappedRunner:
         """
         self._executor = executor
         self._sampler = sampler
-        self._mark = CudaMark if executor.device.type == "cuda" else HostMark
+        self._record = CudaEvent if executor.device.type == "cuda" else HostEvent
         self._in_flight: deque[_Launched] = deque()
-        self._last_end: Mark | None = None  # of the step whose result was returned last
+        self._last_end: DeviceEvent | None = None  # of the step whose result was returned last
 
     @property
     def slots(self) -> RequestSlots:
@@ -108,10 +108,10 @@ class OverlappedRunner:
         if not self.is_free:
             raise StepError(f"{self.depth} steps are in flight already, no more can be")
         with self._executor.computing():
-            start = self._mark()
+            start = self._record()
             logits = self._executor.launch(step, last_tokens=self._sampler.last_tokens)
             sample = self._sampler.launch(logits, slots) if len(slots) else None
-            self._in_flight.append(_Launched(sample, start, self._mark()))
+            self._in_flight.append(_Launched(sample, start, self._record()))
 
     def wait(self, seconds: float) -> bool:
         if not self._in_flight:

@@ -43,7 +43,7 @@ class WorkTensors(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Inputs:
+class StepInputs:
     """The arrays of a step on the device; see `StepArrays`."""
 
     token_ids: torch.Tensor
@@ -56,7 +56,7 @@ class Inputs:
     work: tuple[WorkTensors, ...] = ()
 
 
-_NAMES = [each.name for each in fields(Inputs) if each.name != "work"]
+_NAMES = [each.name for each in fields(StepInputs) if each.name != "work"]
 
 
 def step_arrays(step: Step, block_size: int) -> StepArrays:
@@ -128,7 +128,7 @@ def padded(
     )
 
 
-class Carrier:
+class InputUploader:
     """Copies the arrays of a step to a device, all in one copy.
 
     On a GPU the copy is asynchronous, and several may be in flight: torch reuses pinned memory
@@ -138,7 +138,7 @@ class Carrier:
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def send(self, arrays: StepArrays, into: torch.Tensor | None = None) -> Inputs:
+    def send(self, arrays: StepArrays, into: torch.Tensor | None = None) -> StepInputs:
         """Return the inputs in the device's memory.
 
         Args:
@@ -164,7 +164,7 @@ def pack(arrays: StepArrays, target: torch.Tensor) -> None:
         offset = _aligned(end)
 
 
-def unpack(arrays: StepArrays, packed: torch.Tensor) -> Inputs:
+def unpack(arrays: StepArrays, packed: torch.Tensor) -> StepInputs:
     """View packed bytes as inputs that are shaped as `arrays`."""
     tensors, offset = [], 0
     for array in _flat(arrays):
@@ -186,11 +186,11 @@ def _flat(arrays: StepArrays) -> list[Array]:
     return own + [array for work in arrays.work for array in (work.items, work.merges)]
 
 
-def _inputs(tensors: Sequence[torch.Tensor]) -> Inputs:
+def _inputs(tensors: Sequence[torch.Tensor]) -> StepInputs:
     """Name the tensors of the arrays that `_flat` returns."""
     own, rest = tensors[: len(_NAMES)], tensors[len(_NAMES) :]
     work = tuple(WorkTensors(*pair) for pair in zip(rest[::2], rest[1::2], strict=True))
-    return Inputs(**dict(zip(_NAMES, own, strict=True)), work=work)
+    return StepInputs(**dict(zip(_NAMES, own, strict=True)), work=work)
 
 
 def _aligned(size: int) -> int:

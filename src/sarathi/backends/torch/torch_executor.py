@@ -15,7 +15,7 @@ from sarathi.backends.options import Device, KvPrecision, Precision
 from sarathi.backends.self_check import check_deterministic, check_model, checked_part
 from sarathi.backends.step import Step, check_step
 from sarathi.backends.torch.arrays import DTYPES, as_array, as_tensor, to_device, to_host
-from sarathi.backends.torch.attention_backend import Cache, PlannedAttention, choose
+from sarathi.backends.torch.attention_backend import LayerCache, PlannedAttention, choose_attention
 from sarathi.backends.torch.attention_check import check_attention
 from sarathi.backends.torch.cuda_graphs import CudaGraph, DecodeGraphs, GraphMemory, graph_sizes
 from sarathi.backends.torch.dummy_steps import largest_step, warm_up_steps
@@ -24,9 +24,9 @@ from sarathi.backends.torch.kernels import check_vocabulary, uses_triton
 from sarathi.backends.torch.parameters import Parameters, ServedWeights
 from sarathi.backends.torch.process_group import ProcessGroup, SingleRank
 from sarathi.backends.torch.step_inputs import (
-    Carrier,
-    Inputs,
+    InputUploader,
     StepArrays,
+    StepInputs,
     resolve_tokens,
     step_arrays,
 )
@@ -107,7 +107,7 @@ class TorchExecutor:
             torch.set_num_threads(num_threads or usable_cores())
         if uses_triton(self.device):
             check_vocabulary(config.vocab_size)
-        self._attention = choose(self._local, self._dtype, self.device, deterministic)
+        self._attention = choose_attention(self._local, self._dtype, self.device, deterministic)
         with _out_of_memory_error("the weights"):
             self._parameters = Parameters(
                 ShardedWeights(weights, config, self.shard),
@@ -126,8 +126,8 @@ class TorchExecutor:
             deterministic=deterministic,
         )
         self.block_size = self._attention.block_size
-        self._carrier = Carrier(self.device)
-        self._caches: dict[int, Cache] = {}
+        self._carrier = InputUploader(self.device)
+        self._caches: dict[int, LayerCache] = {}
         self._graphs: DecodeGraphs | None = None
 
     @property
@@ -202,7 +202,7 @@ class TorchExecutor:
         return nullcontext()
 
     def make_sampler(self) -> StepSampler:
-        """See `Executor`: sampling takes place on GPUs where those compute."""
+        """See `Executor`: on GPUs the sampler runs there, too."""
         if not uses_triton(self.device):
             return Sampler(self.config.vocab_size)
         # Imported here: CPUs do without Triton.
@@ -279,7 +279,7 @@ class TorchExecutor:
         return torch.empty(shape, dtype=self._dtype, device=self.device)
 
     def _forward(
-        self, inputs: Inputs, planned: PlannedAttention, received: torch.Tensor | None
+        self, inputs: StepInputs, planned: PlannedAttention, received: torch.Tensor | None
     ) -> torch.Tensor:
         ops = TorchOperations(self._rank, inputs, planned, self._caches, received)
         return forward(ops, self._local, self.stage)
@@ -338,7 +338,7 @@ class TorchExecutor:
         shape = (num_blocks + 1, self.block_size, self._local.num_kv_heads, self._local.head_dim)
         # Zeroed, since a NaN in unused memory would survive masking.
         make = partial(torch.zeros, shape, dtype=self._dtype, device=self.device)
-        self._caches = {layer: Cache(make(), make()) for layer in self.stage.layers}
+        self._caches = {layer: LayerCache(make(), make()) for layer in self.stage.layers}
         self.num_blocks = num_blocks
 
     def _release(self) -> None:
