@@ -20,7 +20,7 @@ from perf.report import Figure
 from sarathi.backends.step import StepPart, join_parts
 from sarathi.backends.torch.arrays import DTYPES
 from sarathi.backends.torch.attention_backend import Attention, LayerCache, choose_attention
-from sarathi.backends.torch.step_inputs import InputUploader, step_arrays
+from sarathi.backends.torch.step_inputs import step_arrays, upload
 from sarathi.backends.torch.torch_devices import default_precision
 from sarathi.models.model_config import ModelConfig
 from sarathi.simulator.model_shape import ModelShape
@@ -164,7 +164,7 @@ class AttentionBench:
             used += count
         arrays = step_arrays(join_parts(parts, size), size)
         arrays = self.attention.prepare(arrays)
-        planned = self.attention.plan(arrays, InputUploader(self.device).send(arrays))
+        planned = self.attention.plan(arrays, upload(arrays, self.device))
         query = self._random(len(arrays.token_ids), shape.heads, shape.head_dim)
         of_cache = (used, size, shape.kv_heads, shape.head_dim)
         caches = [

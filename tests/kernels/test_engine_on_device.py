@@ -10,8 +10,10 @@ import pytest
 import tiny_models
 import torch
 
+from sarathi.backends.options import ExecutorOptions
 from sarathi.backends.reference import reference
 from sarathi.backends.registry import load_backend
+from sarathi.backends.runner import Runner
 from sarathi.backends.step import StepError, StepPart, join_parts
 from sarathi.backends.torch.overlapped_runner import OverlappedRunner
 from sarathi.backends.torch.parameters import ServedWeights
@@ -37,8 +39,13 @@ def load(folder: Path, device: torch.device) -> TorchExecutor:
     return executor
 
 
+def make_runner(executor: TorchExecutor) -> Runner:
+    options = ExecutorOptions(executor="torch", max_position=128, max_tokens=128)
+    return load_backend(options).create_runner(executor)
+
+
 def engine(executor: TorchExecutor, eos_ids: tuple[int, ...] = ()) -> EngineCore:
-    runner = load_backend("torch").create_runner(executor)
+    runner = make_runner(executor)
     assert isinstance(runner, OverlappedRunner)
     scheduler = Scheduler(
         BlockPool(NUM_BLOCKS, executor.block_size),
@@ -123,7 +130,7 @@ def test_tokens_are_those_that_the_host_would_sample(executor: TorchExecutor) ->
 
 
 def test_a_third_step_under_way_is_refused(executor: TorchExecutor) -> None:
-    runner = load_backend("torch").create_runner(executor)
+    runner = make_runner(executor)
     step = join_parts([StepPart([3], 0, [0], samples=True)], executor.block_size)
     for _ in range(2):
         assert runner.is_free
@@ -138,7 +145,7 @@ def test_a_third_step_under_way_is_refused(executor: TorchExecutor) -> None:
 
 
 def test_a_token_of_a_slot_that_is_not_there_is_refused(executor: TorchExecutor) -> None:
-    runner = load_backend("torch").create_runner(executor)
+    runner = make_runner(executor)
     assert isinstance(runner, OverlappedRunner)
     step = join_parts([StepPart([-1 - 10_000], 0, [0], samples=True)], executor.block_size)
     with pytest.raises(StepError, match="token_ids"):

@@ -20,7 +20,7 @@ from sarathi.backends.torch.attention_plan import (
     KernelConfig,
     Tile,
 )
-from sarathi.backends.torch.step_inputs import InputUploader, StepArrays, padded, step_arrays
+from sarathi.backends.torch.step_inputs import StepArrays, padded, step_arrays, upload
 from sarathi.backends.torch.triton_attention import TritonAttention
 from sarathi.errors import ExecutorError
 from sarathi.models.model_config import ModelConfig
@@ -234,17 +234,16 @@ class TestAttention:
             return padded(arrays, size=4, width=width, block_size=size, spare_block=3 * width)
 
         first, second = decodes(3, 2 * size), decodes(size + 1, 5, width * size)
-        carrier = InputUploader(device)
         prepared = attention.prepare(first, fixed_shape=True)
-        inputs = carrier.send(prepared)
+        inputs = upload(prepared, device)
         planned = attention.plan(prepared, inputs)
-        update = carrier.send(attention.prepare(second, fixed_shape=True))
+        update = upload(attention.prepare(second, fixed_shape=True), device)
         inputs.tables.copy_(update.tables)
         for mine, other in zip(inputs.work, update.work, strict=True):
             mine.items.copy_(other.items)
             mine.merges.copy_(other.merges)
         arrays = attention.prepare(second)
-        exact = attention.plan(arrays, carrier.send(arrays))
+        exact = attention.plan(arrays, upload(arrays, device))
         for window in config.sliding_windows:
             expected = exact.attention(query, cache, window)
             assert torch.equal(planned.attention(query, cache, window), expected)
@@ -270,7 +269,7 @@ class TestAttention:
                 for i, (past, new) in zip(chosen, lengths, strict=True)
             ]
             arrays = attention.prepare(step_arrays(join_parts(parts, size), size))
-            planned = attention.plan(arrays, InputUploader(device).send(arrays))
+            planned = attention.plan(arrays, upload(arrays, device))
             output = planned.attention(torch.cat([queries[i] for i in chosen]), cache, 0)
             return list(output.split([new for _, new in lengths]))
 

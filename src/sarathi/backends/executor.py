@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from sarathi.backends.options import ExecutorOptions, KvPrecision, Precision
+from sarathi.backends.options import KvPrecision, Precision
 from sarathi.backends.runner import Runner
 from sarathi.backends.step import Step
 from sarathi.models.model import Model
@@ -105,37 +105,37 @@ class ExecutorPart:
 
 
 class Backend(Protocol):
-    """Makes executors. `BACKEND` of the module that `registry.BACKENDS` names is one."""
+    """Makes executors with the options that it has been made with."""
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether executors here compute on a GPU."""
+
+    @property
+    def gpu_names(self) -> tuple[str, ...]:
+        """The names of all GPUs here; none where CPUs compute."""
+
+    @property
+    def gpu_memory(self) -> tuple[int, ...]:
+        """Bytes of each GPU that weights and KV cache may use; none where CPUs compute."""
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a KV block of an executor here."""
 
     @property
     def process_groups(self) -> ProcessGroups | None:
         """Connects the ranks of a stage; None where a stage is always computed by one rank."""
 
-    def choose_precisions(self, options: ExecutorOptions) -> tuple[Precision, KvPrecision]:
+    def choose_precisions(self) -> tuple[Precision, KvPrecision]:
         """Return the precisions of weights and KV cache that an executor here will have.
 
         Raises:
-            ExecutorError: the machine does not compute in the precision that `options` asks for.
+            ExecutorError: the machine does not compute in the precision of the options.
         """
 
-    def uses_gpu(self, options: ExecutorOptions) -> bool:
-        """Return whether an executor here computes on a GPU."""
-
-    def gpu_names(self, options: ExecutorOptions) -> list[str]:
-        """Return the names of all GPUs here; none where CPUs compute."""
-
-    def gpu_memory(self, options: ExecutorOptions) -> tuple[int, ...]:
-        """Return the bytes of each GPU that weights and KV cache may use; none on CPUs."""
-
-    def block_size(self, options: ExecutorOptions) -> int:
-        """Return the tokens of a KV block of an executor here."""
-
     def create_executor(
-        self,
-        model: Model,
-        options: ExecutorOptions,
-        part: ExecutorPart,
-        on_progress: ProgressCallback,
+        self, model: Model, part: ExecutorPart, on_progress: ProgressCallback
     ) -> Executor:
         """Load a part of a model.
 
@@ -150,9 +150,7 @@ class Backend(Protocol):
     def create_runner(self, executor: Executor) -> Runner:
         """Make a runner over an executor that has the whole model."""
 
-    def free_memory(
-        self, executor: Executor, options: ExecutorOptions, local_rank: int
-    ) -> DeviceMemory:
+    def free_memory(self, executor: Executor, local_rank: int) -> DeviceMemory:
         """Return the memory for the KV cache. All ranks of a stage call this together."""
 
 
@@ -170,11 +168,7 @@ class ProcessGroups(Protocol):
         """
 
     def init_process_group(
-        self,
-        rendezvous: Rendezvous | str,
-        shard: Shard,
-        options: ExecutorOptions,
-        local_rank: int,
+        self, rendezvous: Rendezvous | str, shard: Shard, local_rank: int
     ) -> ProcessGroup:
         """Return the group of all ranks of a stage, once they have connected.
 

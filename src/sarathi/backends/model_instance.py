@@ -97,12 +97,12 @@ def load_executor(
             for it is not installed.
         ModelError: the checkpoint does not contain what its configuration requires.
     """
-    backend = load_backend(options.executor)
-    if not backend.uses_gpu(options):  # whose library raises this error by itself
-        precision, _ = backend.choose_precisions(options)
+    backend = load_backend(options)
+    if not backend.uses_gpu:  # whose library raises this error by itself
+        precision, _ = backend.choose_precisions()
         each = weight_bytes(model.config, part.stage, part.shard, precision)
         check_memory(local_world_size * each, available_memory())
-    return backend.create_executor(model, options, part, _rate_limited(on_progress))
+    return backend.create_executor(model, part, _rate_limited(on_progress))
 
 
 def describe(
@@ -162,13 +162,13 @@ class SingleProcess:
     ) -> None:
         """Load the model; arguments and errors are those of `load_executor`."""
         start = time.monotonic()
-        backend = load_backend(options.executor)
+        backend = load_backend(options)
         part = ExecutorPart(whole(model.config), Shard(), threads=options.threads)
         executor = load_executor(model, options, part, on_progress)
         seconds = time.monotonic() - start
         self.config = executor.config
         self.max_position = executor.max_position
-        memory = backend.free_memory(executor, options, local_rank=0)
+        memory = backend.free_memory(executor, local_rank=0)
         self.parts: tuple[InstancePart, ...] = (describe(executor, RankId(0, 0), memory, seconds),)
         self.runner = backend.create_runner(executor)
         self._executor = executor

@@ -1,6 +1,6 @@
 """The backends by name. Nothing here imports a backend's library until that backend is loaded.
 
-To add a backend, write a module that defines `BACKEND` (see `executor.Backend`) and add it here.
+To add a backend, write a module with a class that implements `executor.Backend`, and add it here.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from sarathi.errors import ExecutorError
 
 if TYPE_CHECKING:
     from sarathi.backends.executor import Backend
+    from sarathi.backends.options import ExecutorOptions
 
 ExecutorName = Literal["openvino", "torch"]
 
@@ -22,8 +23,9 @@ ExecutorName = Literal["openvino", "torch"]
 class BackendEntry:
     """What is known of a backend before its library is imported."""
 
-    module: str  # defines `BACKEND`
-    library: str  # that the module imports; also the name of its package
+    module: str
+    class_name: str  # of its `executor.Backend`
+    library: str  # that the module imports; the distribution has the same name
     requires: str  # what to install, and how
     has_devices: bool  # whether the option `device` chooses where it computes
     has_tensor_parallelism: bool  # whether several ranks can share the layers of a stage
@@ -33,6 +35,7 @@ class BackendEntry:
 BACKENDS: Mapping[ExecutorName, BackendEntry] = {
     "openvino": BackendEntry(
         module="sarathi.backends.openvino.openvino_backend",
+        class_name="OpenVinoBackend",
         library="openvino",
         requires="OpenVINO: pip install openvino",
         has_devices=False,
@@ -41,6 +44,7 @@ BACKENDS: Mapping[ExecutorName, BackendEntry] = {
     ),
     "torch": BackendEntry(
         module="sarathi.backends.torch.torch_backend",
+        class_name="TorchBackend",
         library="torch",
         requires="PyTorch: pip install 'sarathi-serve[cuda]'",
         has_devices=True,
@@ -50,17 +54,17 @@ BACKENDS: Mapping[ExecutorName, BackendEntry] = {
 }
 
 
-def load_backend(name: ExecutorName) -> Backend:
-    """Import a backend and its library.
+def load_backend(options: ExecutorOptions) -> Backend:
+    """Import the backend that the options name, and its library.
 
     Raises:
         ExecutorError: the library is not installed.
     """
-    entry = BACKENDS[name]
+    entry = BACKENDS[options.executor]
     try:
-        backend: Backend = import_module(entry.module).BACKEND
+        backend: Backend = getattr(import_module(entry.module), entry.class_name)(options)
     except ImportError as error:
         if error.name != entry.library:
             raise
-        raise ExecutorError(f"--executor {name} needs {entry.requires}") from error
+        raise ExecutorError(f"--executor {options.executor} needs {entry.requires}") from error
     return backend

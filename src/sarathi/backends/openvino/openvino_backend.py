@@ -1,4 +1,4 @@
-"""What the OpenVINO backend can do, see `executor.Backend`."""
+"""The OpenVINO backend, as `registry.load_backend` makes it."""
 
 from __future__ import annotations
 
@@ -22,33 +22,25 @@ from sarathi.models.model import Model
 from sarathi.system.machine import available_memory
 
 
-class OpenVinoBackend:
-    """Executors on the CPU, one for a stage."""
+class OpenVinoBackend(Backend):
+    """Executors on the CPU, one for each stage."""
 
+    uses_gpu = False
+    gpu_names = ()
+    gpu_memory = ()
+    block_size = BLOCK_SIZE
     process_groups = None
 
-    def choose_precisions(self, options: ExecutorOptions) -> tuple[Precision, KvPrecision]:
-        return choose_precisions(options.precision, options.kv_precision)
+    def __init__(self, options: ExecutorOptions) -> None:
+        self._options = options
 
-    def uses_gpu(self, options: ExecutorOptions) -> bool:
-        return False
-
-    def gpu_names(self, options: ExecutorOptions) -> list[str]:
-        return []
-
-    def gpu_memory(self, options: ExecutorOptions) -> tuple[int, ...]:
-        return ()
-
-    def block_size(self, options: ExecutorOptions) -> int:
-        return BLOCK_SIZE
+    def choose_precisions(self) -> tuple[Precision, KvPrecision]:
+        return choose_precisions(self._options.precision, self._options.kv_precision)
 
     def create_executor(
-        self,
-        model: Model,
-        options: ExecutorOptions,
-        part: ExecutorPart,
-        on_progress: ProgressCallback,
+        self, model: Model, part: ExecutorPart, on_progress: ProgressCallback
     ) -> OpenVinoExecutor:
+        options = self._options
         return OpenVinoExecutor(
             model.config,
             model.weights,
@@ -66,10 +58,5 @@ class OpenVinoBackend:
         assert isinstance(executor, OpenVinoExecutor)
         return InlineRunner(executor, executor.make_sampler())
 
-    def free_memory(
-        self, executor: Executor, options: ExecutorOptions, local_rank: int
-    ) -> DeviceMemory:
+    def free_memory(self, executor: Executor, local_rank: int) -> DeviceMemory:
         return DeviceMemory(platform.node(), available_memory(), shared=True)
-
-
-BACKEND: Backend = OpenVinoBackend()  # has no state

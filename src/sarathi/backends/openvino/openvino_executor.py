@@ -160,7 +160,6 @@ class OpenVinoExecutor:
         self.num_blocks = num_blocks
 
     def check(self) -> None:
-        """See `Executor`."""
         check_model(self, self.weights)
         if self.deterministic:
             check_deterministic(self)
@@ -174,11 +173,9 @@ class OpenVinoExecutor:
         return self.weights.num_bytes
 
     def make_sampler(self) -> Sampler:
-        """See `Executor`."""
         return Sampler(self.config.vocab_size)
 
     def logits(self, step: Step, received: Array | None = None) -> npt.NDArray[np.float32]:
-        """See `Executor`."""
         return self.execute(step, received).copy()
 
     def execute(self, step: Step, received: Array | None = None) -> npt.NDArray[np.float32]:

@@ -15,14 +15,12 @@ from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.parallel.stage_worker import StageWorker
 from sarathi.backends.parallel.worker_group import WorkerGroup
 from sarathi.backends.parallel.worker_messages import (
-    Allocate,
-    Check,
+    Call,
     Connect,
     Done,
     Hello,
     Loaded,
-    ToWorker,
-    WarmUp,
+    encode,
 )
 from sarathi.errors import ExecutorError
 from sarathi.models.model import Model
@@ -109,7 +107,7 @@ class Pipeline:
         engine = self._layout.engine_rank
         hellos[engine] = self._stage_worker.hello
         for rank_id in self._layout.worker_ranks:
-            self._workers.send(self._connect(rank_id, hellos), rank_id)
+            self._workers.send(encode(self._connect(rank_id, hellos)), to=rank_id)
         share = 0.0
 
         def set_share(value: float) -> None:  # in another thread
@@ -137,28 +135,24 @@ class Pipeline:
         self.runner.use_sampler(self._stage_worker.executor.make_sampler())
 
     def allocate(self, num_blocks: int) -> None:
-        """See `ModelInstance`."""
-        self._on_all(Allocate(num_blocks), lambda: self._stage_worker.executor.allocate(num_blocks))
+        self._call_all(Call("allocate", [num_blocks]))
 
     def check_computing(self) -> None:
-        """See `ModelInstance`."""
-        self._on_all(Check(), lambda: self._stage_worker.executor.check())
+        self._call_all(Call("check"))
 
     @contextmanager
     def warming_up(self) -> Iterator[None]:
-        """See `ModelInstance`."""
-        self._on_all(WarmUp(True), lambda: self._stage_worker.warm_up(True))
+        self._call_all(Call("start_warming_up"))
         yield
-        self._on_all(WarmUp(False), lambda: self._stage_worker.warm_up(False))
+        self._call_all(Call("stop_warming_up"))
 
     def close(self) -> None:
-        """See `ModelInstance`."""
         self.runner.close()
 
-    def _on_all(self, message: ToWorker, task: Callable[[], None]) -> None:
-        """Send a message to the workers and carry it out here, too."""
-        self._workers.send_all(message)
-        own = self.runner.in_thread(task)
+    def _call_all(self, call: Call) -> None:
+        """Call a method of every process's `StageWorker`, and wait for all of them."""
+        self._workers.send(encode(call))
+        own = self.runner.in_thread(lambda: self._stage_worker.call(call))
         self._workers.gather(Done, on_poll=lambda: self.runner.raise_error(own))
         self.runner.wait_for(own)
 

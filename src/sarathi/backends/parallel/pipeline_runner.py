@@ -129,7 +129,6 @@ class PipelineRunner:
 
     @property
     def slots(self) -> RequestSlots:
-        """See `Runner`."""
         assert self._sampler is not None, "the executor is not loaded"
         return self._sampler
 
@@ -139,7 +138,6 @@ class PipelineRunner:
 
     @property
     def is_free(self) -> bool:
-        """See `Runner`."""
         in_flight = len(self._in_flight)
         if in_flight >= self.depth or self._closed:
             return False
@@ -149,7 +147,6 @@ class PipelineRunner:
         return self._workers.num_first_stage_done >= self._num_submitted
 
     def submit(self, step: Step, slots: I64 = NO_SLOTS) -> None:
-        """See `Runner`."""
         self._raise_if_unusable()
         executor = self._stage_worker.executor
         check_step(
@@ -164,12 +161,11 @@ class PipelineRunner:
         step_id = self._num_submitted
         self._num_submitted += 1
         self._sending = True
-        self._workers.send_all_frames(encode_step(step_id, step))
+        self._workers.send(*encode_step(step_id, step))
         self._in_flight.append((self._thread.submit(partial(self._run, step_id, step)), slots))
         self._sending = False
 
     def wait(self, seconds: float) -> bool:
-        """See `Runner`."""
         self._raise_if_unusable()
         was_free = self.is_free
         end = time.monotonic() + seconds
@@ -185,7 +181,6 @@ class PipelineRunner:
         return True
 
     def result(self) -> StepResult:
-        """See `Runner`."""
         output, slots = self._output()
         if not len(slots):
             return StepResult(NOTHING_SAMPLED, output.stages)
@@ -216,7 +211,6 @@ class PipelineRunner:
             self._in_flight.clear()
 
     def check(self) -> None:
-        """See `Runner`."""
         self._raise_if_unusable()
         self._checked = time.monotonic()
         try:
@@ -226,7 +220,6 @@ class PipelineRunner:
             raise
 
     def close(self) -> None:
-        """See `Runner`."""
         if self._closed:
             return
         self._closed = True

@@ -103,7 +103,6 @@ class Outlet:
         self._socket.connect(endpoint)
 
     def greet(self) -> None:
-        """See `Inbox.await_greeting`."""
         self._socket.send(b"")
 
     def send(self, step_id: int, array: Array, times: tuple[StageTime, ...]) -> None:

@@ -22,7 +22,7 @@ from sarathi.backends.model_instance import (
 from sarathi.backends.options import ExecutorOptions
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.parallel.stage_links import Inbox, Outlet
-from sarathi.backends.parallel.worker_messages import Connect, Hello
+from sarathi.backends.parallel.worker_messages import Call, Connect, Hello
 from sarathi.backends.registry import load_backend
 from sarathi.backends.step import Step
 from sarathi.models.model import Model
@@ -69,7 +69,7 @@ class StageWorker:
         self._options = options
         self._layout = layout
         self._context = context
-        self._backend = load_backend(options.executor)
+        self._backend = load_backend(options)
         self._stage = layout.stages(model.config)[rank_id.stage]
         self._executor: Executor | None = None
         self._last_end: float | None = None  # of the previous step
@@ -118,7 +118,7 @@ class StageWorker:
             assert rendezvous is not None, "rank 0 has opened it, the others get its address"
             assert self._backend.process_groups is not None
             self._group = self._backend.process_groups.init_process_group(
-                rendezvous, shard, options, local_rank
+                rendezvous, shard, local_rank
             )
         executor = load_executor(
             self._model,
@@ -128,7 +128,7 @@ class StageWorker:
             local_world_size=connect.local_world_size,
         )
         seconds = time.monotonic() - start
-        memory = self._backend.free_memory(executor, options, local_rank)
+        memory = self._backend.free_memory(executor, local_rank)
         self._executor = executor
         return describe(executor, self.rank_id, memory, seconds)
 
@@ -138,12 +138,25 @@ class StageWorker:
         assert self._executor is not None, "nothing is loaded"
         return self._executor
 
-    def warm_up(self, starts: bool) -> None:
-        """Enter `Executor.warming_up`, or leave it."""
-        if starts:
-            self._warming_up.enter_context(self.executor.warming_up())
-        else:
-            self._warming_up.close()
+    def call(self, call: Call) -> None:
+        """Call one of the next four methods."""
+        getattr(self, call.method)(*call.arguments)
+
+    def allocate(self, num_blocks: int) -> None:
+        """Allocate a KV cache, see `Executor`."""
+        self.executor.allocate(num_blocks)
+
+    def check(self) -> None:
+        """Check the results of the executor, see `Executor`."""
+        self.executor.check()
+
+    def start_warming_up(self) -> None:
+        """Enter `Executor.warming_up`."""
+        self._warming_up.enter_context(self.executor.warming_up())
+
+    def stop_warming_up(self) -> None:
+        """Leave `Executor.warming_up`."""
+        self._warming_up.close()
 
     def run(self, step_id: int, step: Step, wanted: Callable[[], bool]) -> StageOutput:
         """Compute a step and send its hidden states to the next stage.

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +21,6 @@ from sarathi.backends.parallel.worker_messages import (
     Hello,
     Loading,
     Stop,
-    ToWorker,
     WorkerFailed,
     WorkerSpec,
     decode_from_worker,
@@ -94,22 +93,13 @@ class WorkerGroup:
         host = self._hosts.get(rank_id)
         return f"{name} on {host}" if self._remote and host is not None else name
 
-    def send(self, message: ToWorker, rank_id: RankId) -> None:
-        """Send a message to one process."""
-        self._send_frames([encode(message)], rank_id)
+    def send(self, *frames: bytes, to: RankId | None = None) -> None:
+        """Send an encoded message to one process, or to all.
 
-    def send_all(self, message: ToWorker) -> None:
-        """Send a message to all processes."""
-        self.send_all_frames([encode(message)])
-
-    def send_all_frames(self, frames: Sequence[bytes]) -> None:
-        """Send an encoded message to all processes."""
-        for rank_id in self._processes:
-            self._send_frames(frames, rank_id)
-
-    def _send_frames(self, frames: Sequence[bytes], rank_id: RankId) -> None:
-        # Dropped if the process has ended, which `check` notices.
-        self.socket.send_multipart([b"%d" % self._ranks.index(rank_id), *frames])
+        It is dropped if the process has ended, which `check` notices.
+        """
+        for rank_id in self._processes if to is None else (to,):
+            self.socket.send_multipart([b"%d" % self._ranks.index(rank_id), *frames])
 
     def gather(
         self,
@@ -209,7 +199,7 @@ class WorkerGroup:
             return
         processes = list(self._processes.values())
         if not (self._waiting or self._failures or self._any_ended()):
-            self.send_all(Stop())
+            self.send(encode(Stop()))
             end = time.monotonic() + _STOP_TIMEOUT
             while time.monotonic() < end and any(p.ended() is None for p in processes):
                 time.sleep(0.01)

@@ -1,13 +1,13 @@
 """The messages between an engine and the processes that compute its stages.
 
 Everything goes over one pair of sockets per process, so it arrives in the order in which it was
-sent: a step never overtakes the `Allocate` before it.
+sent: a step never overtakes the call before it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -71,20 +71,11 @@ class Loaded(msgspec.Struct, tag="loaded", array_like=True, frozen=True):
     part: InstancePart
 
 
-class Allocate(msgspec.Struct, tag="allocate", array_like=True, frozen=True):
-    """Allocate a KV cache."""
+class Call(msgspec.Struct, tag="call", array_like=True, frozen=True):
+    """Call a method of `StageWorker`, which every process does at the same time."""
 
-    num_blocks: int
-
-
-class Check(msgspec.Struct, tag="check", array_like=True, frozen=True):
-    """Run `Executor.check`, all ranks of a stage together."""
-
-
-class WarmUp(msgspec.Struct, tag="warm_up", array_like=True, frozen=True):
-    """Enter or leave `Executor.warming_up`."""
-
-    starts: bool
+    method: Literal["allocate", "check", "start_warming_up", "stop_warming_up"]
+    arguments: list[int] = []
 
 
 class RunStep(msgspec.Struct, tag="run", array_like=True, frozen=True):
@@ -99,7 +90,7 @@ class Stop(msgspec.Struct, tag="stop", array_like=True, frozen=True):
 
 
 class Done(msgspec.Struct, tag="done", array_like=True, frozen=True):
-    """An `Allocate`, a `Check` or a `WarmUp` has been carried out."""
+    """A `Call` has returned."""
 
 
 class WorkerFailed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
@@ -114,7 +105,7 @@ class FirstStageDone(msgspec.Struct, tag="passed", array_like=True, frozen=True)
     id: int
 
 
-ToWorker = Connect | Allocate | Check | WarmUp | RunStep | Stop
+ToWorker = Connect | Call | RunStep | Stop
 FromWorker = Hello | Loading | Loaded | Done | FirstStageDone | WorkerFailed
 
 

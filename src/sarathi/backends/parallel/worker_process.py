@@ -17,8 +17,6 @@ import zmq
 from sarathi.backends.parallel.rank_layout import RankId
 from sarathi.backends.parallel.stage_worker import StageWorker
 from sarathi.backends.parallel.worker_messages import (
-    Allocate,
-    Check,
     Connect,
     Done,
     FirstStageDone,
@@ -27,7 +25,6 @@ from sarathi.backends.parallel.worker_messages import (
     Loading,
     RunStep,
     Stop,
-    WarmUp,
     WorkerFailed,
     WorkerSpec,
     decode_to_worker,
@@ -124,10 +121,5 @@ def _serve(worker: StageWorker, socket: zmq.Socket[bytes]) -> None:
             part = worker.load(message, lambda share: send(Loading(share)))
             send(Loaded(part))
             continue
-        if isinstance(message, Allocate):
-            worker.executor.allocate(message.num_blocks)
-        elif isinstance(message, Check):
-            worker.executor.check()
-        elif isinstance(message, WarmUp):
-            worker.warm_up(message.starts)
+        worker.call(message)
         send(Done())

@@ -9,7 +9,7 @@ import torch
 
 from sarathi.backends.step import StepPart, join_parts
 from sarathi.backends.torch.attention_backend import Attention, LayerCache
-from sarathi.backends.torch.step_inputs import InputUploader, step_arrays
+from sarathi.backends.torch.step_inputs import step_arrays, upload
 from sarathi.errors import ExecutorError
 from sarathi.models.model_config import ModelConfig
 
@@ -92,7 +92,7 @@ def _distance(
     ]
     arrays = step_arrays(join_parts(parts, size), size)
     arrays = attention.prepare(arrays, fixed_shape=fixed_shape)
-    planned = attention.plan(arrays, InputUploader(device).send(arrays))
+    planned = attention.plan(arrays, upload(arrays, device))
     found = planned.attention(torch.cat(queries), cache, window).float()
     right = torch.cat(expected)
     return float(((found - right).flatten(1).norm(dim=1) / right.flatten(1).norm(dim=1)).max())

@@ -13,13 +13,13 @@ import torch
 
 from sarathi.backends.torch.attention_backend import Attention, PlannedAttention
 from sarathi.backends.torch.step_inputs import (
-    InputUploader,
     StepArrays,
     StepInputs,
     no_decodes,
     num_bytes,
     padded,
     resolve_tokens,
+    upload,
 )
 
 _WARM_UPS = 2  # libraries set themselves up at their first use, which cannot be captured
@@ -151,7 +151,6 @@ class CudaGraph:
         forward: Forward,
         *,
         attention: Attention,
-        carrier: InputUploader,
         received: torch.Tensor | None,
         memory: GraphMemory,
     ) -> None:
@@ -161,11 +160,10 @@ class CudaGraph:
             received: memory for the previous stage's hidden states, [sequences, hidden_size].
         """
         self._attention = attention
-        self._carrier = carrier
         self._received = received
         arrays = attention.prepare(arrays, fixed_shape=True)
         self._buffer = torch.empty(num_bytes(arrays), dtype=torch.uint8, device="cuda")
-        inputs = carrier.send(arrays, self._buffer)
+        inputs = upload(arrays, self._buffer.device, self._buffer)
         # Kept, since the graph writes to memory of the plan.
         self._planned = planned = attention.plan(arrays, inputs)
         memory.stream.wait_stream(torch.cuda.current_stream())
@@ -185,7 +183,7 @@ class CudaGraph:
         last_tokens: torch.Tensor | None,
     ) -> torch.Tensor:
         arrays = self._attention.prepare(arrays, fixed_shape=True)
-        inputs = self._carrier.send(arrays, self._buffer)
+        inputs = upload(arrays, self._buffer.device, self._buffer)
         if last_tokens is not None:
             resolve_tokens(inputs.token_ids, last_tokens)
         if received is not None:

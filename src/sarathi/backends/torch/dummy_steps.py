@@ -17,33 +17,23 @@ def warm_up_steps(block_size: int, max_position: int) -> list[Step]:
     and write KV block 0 only.
     """
 
-    def part(past: int, new: int) -> StepPart:
-        return StepPart([0] * new, past, [0] * -(-(past + new) // block_size), samples=True)
-
-    prompt = part(0, min(_PROMPT, max_position))
-    decode = part(min(_CONTEXT, max_position) - 1, 1)
+    prompt = _dummy_part(0, min(_PROMPT, max_position), block_size)
+    decode = _dummy_part(min(_CONTEXT, max_position) - 1, 1, block_size)
     return [join_parts(parts, block_size) for parts in ([prompt], [prompt, decode], [decode])]
 
 
-def largest_step(num_tokens: int, num_sequences: int, block_size: int, num_blocks: int) -> Step:
+def largest_step(num_tokens: int, num_sequences: int, block_size: int) -> Step:
     """Return a step with as many tokens and sampled rows as possible, of whole prompts.
 
-    All write to the same blocks, so few are enough.
+    Like `warm_up_steps` it reads and writes KV block 0 only.
 
     Args:
         num_tokens: divided among the sequences.
-        num_blocks: of the KV cache.
     """
     num_sequences = min(num_sequences, num_tokens)
-    starts = np.linspace(0, num_tokens, num_sequences + 1).astype(np.int32)
-    lengths = np.diff(starts)
-    counts = -(-lengths // block_size)
-    return Step(
-        token_ids=np.zeros(num_tokens, np.int64),
-        positions=np.arange(num_tokens) - np.repeat(starts[:-1], lengths),
-        query_starts=starts,
-        past_lens=np.zeros(num_sequences, np.int32),
-        block_ids=(np.arange(counts.sum()) % num_blocks).astype(np.int32),
-        block_starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
-        sample_rows=starts[1:].astype(np.int64) - 1,
-    )
+    starts = np.linspace(0, num_tokens, num_sequences + 1).astype(int)
+    return join_parts([_dummy_part(0, new, block_size) for new in np.diff(starts)], block_size)
+
+
+def _dummy_part(past: int, new: int, block_size: int) -> StepPart:
+    return StepPart([0] * new, past, [0] * -(-(past + new) // block_size), samples=True)

@@ -128,31 +128,26 @@ def padded(
     )
 
 
-class InputUploader:
-    """Copies the arrays of a step to a device, all in one copy.
+def upload(
+    arrays: StepArrays, device: torch.device, into: torch.Tensor | None = None
+) -> StepInputs:
+    """Copy the arrays of a step to a device, all in one copy.
 
     On a GPU the copy is asynchronous, and several may be in flight: torch reuses pinned memory
     only once the copies out of it are done.
+
+    Args:
+        into: `num_bytes` on the device, where they keep their addresses; None for new memory.
     """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def send(self, arrays: StepArrays, into: torch.Tensor | None = None) -> StepInputs:
-        """Return the inputs in the device's memory.
-
-        Args:
-            into: `num_bytes` on the device, where they keep their addresses; None for new memory.
-        """
-        if self._device.type == "cpu":
-            return _inputs([torch.from_numpy(array) for array in _flat(arrays)])
-        size = num_bytes(arrays)
-        if into is None:
-            into = torch.empty(size, dtype=torch.uint8, device=self._device)
-        pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        pack(arrays, pinned)
-        into[:size].copy_(pinned, non_blocking=True)
-        return unpack(arrays, into)
+    if device.type == "cpu":
+        return _inputs([torch.from_numpy(array) for array in _flat(arrays)])
+    size = num_bytes(arrays)
+    if into is None:
+        into = torch.empty(size, dtype=torch.uint8, device=device)
+    pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    pack(arrays, pinned)
+    into[:size].copy_(pinned, non_blocking=True)
+    return unpack(arrays, into)
 
 
 def pack(arrays: StepArrays, target: torch.Tensor) -> None:

@@ -1,14 +1,17 @@
-"""What the torch backend can do, see `executor.Backend`."""
+"""The torch backend, as `registry.load_backend` makes it."""
 
 from __future__ import annotations
 
 import platform
+
+import torch
 
 from sarathi.backends.executor import (
     Backend,
     DeviceMemory,
     Executor,
     ExecutorPart,
+    ProcessGroups,
     ProgressCallback,
 )
 from sarathi.backends.options import ExecutorOptions, KvPrecision, Precision
@@ -35,35 +38,49 @@ _RANK_TIMEOUT = 300.0
 _CONNECT_TIMEOUT = 60.0  # seconds to reach rank 0, which runs already
 
 
-class TorchBackend:
+class TorchBackend(Backend):
     """Executors on CPUs and GPUs, one for each rank of a stage."""
 
-    def __init__(self) -> None:
-        self.process_groups = TorchProcessGroups()
+    def __init__(self, options: ExecutorOptions) -> None:
+        self._options = options
+        self._device = options.device or default_device()
 
-    def choose_precisions(self, options: ExecutorOptions) -> tuple[Precision, KvPrecision]:
-        precision = options.precision or default_precision(options.device or default_device())
+    @property
+    def uses_gpu(self) -> bool:
+        return self._device == "cuda"
+
+    @property
+    def gpu_names(self) -> tuple[str, ...]:
+        return gpu_names() if self.uses_gpu else ()
+
+    @property
+    def gpu_memory(self) -> tuple[int, ...]:
+        return gpu_memory() if self.uses_gpu else ()
+
+    @property
+    def block_size(self) -> int:
+        return attention_backend.block_size(find_device(self._device))
+
+    @property
+    def process_groups(self) -> ProcessGroups:
+        return TorchProcessGroups(self)
+
+    def choose_precisions(self) -> tuple[Precision, KvPrecision]:
+        precision = self._options.precision or default_precision(self._device)
         return precision, precision
 
-    def uses_gpu(self, options: ExecutorOptions) -> bool:
-        return (options.device or default_device()) == "cuda"
+    def device_index(self, local_rank: int) -> int:
+        """Return the GPU of a process: round-robin, since a cluster shows each only its own."""
+        return (self._options.first_gpu + local_rank) % max(1, num_gpus())
 
-    def gpu_names(self, options: ExecutorOptions) -> list[str]:
-        return gpu_names() if self.uses_gpu(options) else []
-
-    def gpu_memory(self, options: ExecutorOptions) -> tuple[int, ...]:
-        return gpu_memory() if self.uses_gpu(options) else ()
-
-    def block_size(self, options: ExecutorOptions) -> int:
-        return attention_backend.block_size(find_device(options.device))
+    def find_device(self, local_rank: int) -> torch.device:
+        """Return the device of a process after checking that it can be used."""
+        return find_device(self._device, self.device_index(local_rank))
 
     def create_executor(
-        self,
-        model: Model,
-        options: ExecutorOptions,
-        part: ExecutorPart,
-        on_progress: ProgressCallback,
+        self, model: Model, part: ExecutorPart, on_progress: ProgressCallback
     ) -> TorchExecutor:
+        options = self._options
         return TorchExecutor(
             model.config,
             model.weights,
@@ -72,8 +89,8 @@ class TorchBackend:
             group=part.group,
             max_position=options.max_position,
             precision=options.precision,
-            device=options.device,
-            device_index=_device_index(options, part.local_rank),
+            device=self._device,
+            device_index=self.device_index(part.local_rank),
             num_threads=part.threads,
             deterministic=options.deterministic,
             max_batch_size=options.max_batch_size,
@@ -92,40 +109,28 @@ class TorchBackend:
         assert isinstance(sampler, TorchSampler)
         return OverlappedRunner(executor, sampler)
 
-    def free_memory(
-        self, executor: Executor, options: ExecutorOptions, local_rank: int
-    ) -> DeviceMemory:
+    def free_memory(self, executor: Executor, local_rank: int) -> DeviceMemory:
         host = platform.node()
-        if not self.uses_gpu(options):
+        if not self.uses_gpu:
             return DeviceMemory(host, available_memory(), shared=True)
         assert isinstance(executor, TorchExecutor)
-        free = executor.free_memory(options.max_tokens, options.max_batch_size)
-        name = f"GPU {_device_index(options, local_rank)} of {host}"
-        return DeviceMemory(name, free, shared=False)
+        free = executor.free_memory(self._options.max_tokens, self._options.max_batch_size)
+        return DeviceMemory(f"GPU {self.device_index(local_rank)} of {host}", free, shared=False)
 
 
 class TorchProcessGroups:
-    """See `executor.ProcessGroups`: over `torch.distributed`."""
+    """Groups over `torch.distributed`."""
+
+    def __init__(self, backend: TorchBackend) -> None:
+        self._backend = backend
 
     def open_rendezvous(self, host: str | None) -> Rendezvous:
         return Rendezvous.open(host or "127.0.0.1", _RANK_TIMEOUT)
 
     def init_process_group(
-        self,
-        rendezvous: Rendezvous | str,
-        shard: Shard,
-        options: ExecutorOptions,
-        local_rank: int,
+        self, rendezvous: Rendezvous | str, shard: Shard, local_rank: int
     ) -> DistributedGroup:
         if isinstance(rendezvous, str):
             rendezvous = Rendezvous.join(rendezvous, _CONNECT_TIMEOUT)
-        device = find_device(options.device, _device_index(options, local_rank))
+        device = self._backend.find_device(local_rank)
         return DistributedGroup(rendezvous, shard.rank, shard.count, device, _RANK_TIMEOUT)
-
-
-def _device_index(options: ExecutorOptions, local_rank: int) -> int:
-    """Return the GPU of a process: round-robin, since a cluster shows each only its own."""
-    return (options.first_gpu + local_rank) % max(1, num_gpus())
-
-
-BACKEND: Backend = TorchBackend()  # has no state

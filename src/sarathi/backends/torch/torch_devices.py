@@ -36,9 +36,9 @@ def num_gpus() -> int:
     return int(torch.cuda.device_count()) if torch.cuda.is_available() else 0
 
 
-def gpu_names() -> list[str]:
+def gpu_names() -> tuple[str, ...]:
     """Return the names of all GPUs that torch finds in this process."""
-    return [str(torch.cuda.get_device_name(index)) for index in range(num_gpus())]
+    return tuple(str(torch.cuda.get_device_name(index)) for index in range(num_gpus()))
 
 
 def find_device(name: Device | None = None, index: int = 0) -> torch.device:

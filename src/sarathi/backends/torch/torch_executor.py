@@ -24,11 +24,11 @@ from sarathi.backends.torch.kernels import check_vocabulary, uses_triton
 from sarathi.backends.torch.parameters import Parameters, ServedWeights
 from sarathi.backends.torch.process_group import ProcessGroup, SingleRank
 from sarathi.backends.torch.step_inputs import (
-    InputUploader,
     StepArrays,
     StepInputs,
     resolve_tokens,
     step_arrays,
+    upload,
 )
 from sarathi.backends.torch.torch_devices import (
     default_precision,
@@ -126,7 +126,6 @@ class TorchExecutor:
             deterministic=deterministic,
         )
         self.block_size = self._attention.block_size
-        self._carrier = InputUploader(self.device)
         self._caches: dict[int, LayerCache] = {}
         self._graphs: DecodeGraphs | None = None
 
@@ -163,7 +162,7 @@ class TorchExecutor:
 
         def run_largest() -> None:
             num_sequences = max(max_batch_size, -(-max_tokens // self.max_position))
-            step = largest_step(max_tokens, num_sequences, self.block_size, self.num_blocks)
+            step = largest_step(max_tokens, num_sequences, self.block_size)
             hidden = torch.zeros((max_tokens, self.config.hidden_size), dtype=self._dtype)
             self.execute(step, None if self.stage.first else as_array(hidden))
 
@@ -213,7 +212,6 @@ class TorchExecutor:
         return sampler
 
     def logits(self, step: Step, received: Array | None = None) -> Any:
-        """See `Executor`."""
         with self.computing():
             output = self.launch(step, received)
             if not uses_triton(self.device):
@@ -264,7 +262,7 @@ class TorchExecutor:
                 output = output[to_device(arrays.sample_rows, self.device)]
             return output
         arrays = self._attention.prepare(arrays)
-        inputs = self._carrier.send(arrays)
+        inputs = upload(arrays, self.device)
         if last_tokens is not None:
             resolve_tokens(inputs.token_ids, last_tokens)
         return self._forward(inputs, self._attention.plan(arrays, inputs), hidden)
@@ -305,7 +303,6 @@ class TorchExecutor:
                 arrays,
                 self._forward,
                 attention=self._attention,
-                carrier=self._carrier,
                 received=received,
                 memory=memory,
             )

@@ -104,7 +104,6 @@ class TorchSampler:
         eos_ids: Sequence[int],
         output_ids: Sequence[int] = (),
     ) -> int:
-        """See `RequestSlots`."""
         edits = Edits(params, prompt_ids, output_ids, eos_ids, self.vocab_size)
         slot = self._slots.open(params, edits, self.vocab_size, len(output_ids))
         with _computing(self._device):
@@ -120,7 +119,6 @@ class TorchSampler:
         return slot
 
     def close(self, slot: int) -> None:
-        """See `RequestSlots`."""
         self._slots.close(slot)
         self._marks.remove(int(self._edits[slot]["marks"]))
         self._biases.remove(int(self._edits[slot]["biases"]))

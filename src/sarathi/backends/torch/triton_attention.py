@@ -86,7 +86,6 @@ class TritonAttention:
         return replace(arrays, work=tuple(work))
 
     def plan(self, arrays: StepArrays, inputs: StepInputs) -> TritonPlan:
-        """See `Attention.plan`."""
         assert len(inputs.work) == len(self._windows), "the arrays have not been prepared"
         num_rows = max(work.num_partial_rows for work in arrays.work)
         return TritonPlan(self._shape, arrays.work, inputs, self._rows(num_rows))

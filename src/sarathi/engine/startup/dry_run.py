@@ -100,10 +100,10 @@ def dry_run(path: Path, config: EngineConfig, *, replicas: int = 1, spread: bool
     layout = ParallelLayout(config.pp, config.tp)
     layout.check(model.config)
     options = executor_options(config, max_model_len)
-    backend = load_backend(options.executor)
-    precision, kv_precision = backend.choose_precisions(options)
-    machine = Machine(usable_cores(), available_memory(), backend.gpu_memory(options))
-    block_size = backend.block_size(options)
+    backend = load_backend(options)
+    precision, kv_precision = backend.choose_precisions()
+    machine = Machine(usable_cores(), available_memory(), backend.gpu_memory)
+    block_size = backend.block_size
     shares = _shares(model.config, layout, precision, kv_precision, block_size)
     cache, refusal = None, None
     try:

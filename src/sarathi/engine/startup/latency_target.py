@@ -33,7 +33,7 @@ def conditions(
         processor=processor_name(),
         processors=sorted(usable_processors()),
         cores=usable_cores(),
-        devices=load_backend(options.executor).gpu_names(options),
+        devices=list(load_backend(options).gpu_names),
         hosts=[] if here else sorted(part.host for part in parts),
         versions=versions(options.executor),
         model=fingerprint(model),

@@ -84,7 +84,7 @@ def load_engine(
                 f"the KV cache limits requests to {cache.max_model_len} tokens, the model to "
                 f"{max_model_len}"
             )
-        gpu = load_backend(options.executor).uses_gpu(options)
+        gpu = load_backend(options).uses_gpu
         typical = PAPER_DECODES if gpu else TYPICAL_DECODES
         typical = typical.fitting(config.max_batch_size, cache.max_model_len)
         trial = cache
@@ -199,7 +199,7 @@ def _load(
 
 def _own_threads(layout: ParallelLayout, options: ExecutorOptions) -> int | None:
     """Those of this process that compute; None where they are not all that does."""
-    if layout != ParallelLayout() or load_backend(options.executor).uses_gpu(options):
+    if layout != ParallelLayout() or load_backend(options).uses_gpu:
         return None
     return options.threads or usable_cores()
 

@@ -45,7 +45,7 @@ class LoadReport:
         Raises:
             ExecutorError: this machine does not compute in the precision asked for.
         """
-        precision, kv_precision = load_backend(options.executor).choose_precisions(options)
+        precision, kv_precision = load_backend(options).choose_precisions()
         for place in self._layout.ranks:
             size = footprint(
                 self._config,
