@@ -1,4 +1,4 @@
-"""c. Attention as the engine computes it, beside the ceilings and beside torch's own."""
+"""c. Attention as the engine computes it, compared with the ceilings and with torch's own."""
 
 from __future__ import annotations
 
@@ -102,16 +102,16 @@ def cases(settings: Settings) -> list[Case]:
     ]
     chunk = Sequences(1, settings.prompt - settings.chunk, settings.chunk)
     part = Sequences(1, settings.hybrid_context, settings.chunk - settings.hybrid_decodes)
-    beside = Sequences(settings.hybrid_decodes, settings.hybrid_context - 1)
+    decode = Sequences(settings.hybrid_decodes, settings.hybrid_context - 1)
     return [
         *decodes,
         Case(f"prompt, {settings.prompt}", (Sequences(1, 0, settings.prompt),)),
         Case(f"chunk, {chunk.new} after {chunk.past}", (chunk,)),
         Case(f"chunk, {part.new} after {part.past}", (part,)),
-        Case(f"decodes, {beside.count} x {beside.context}", (beside,)),
+        Case(f"decodes, {decode.count} x {decode.context}", (decode,)),
         Case(
-            f"hybrid, {part.new} after {part.past} + {beside.count} x {beside.context}",
-            (part, beside),
+            f"hybrid, {part.new} after {part.past} + {decode.count} x {decode.context}",
+            (part, decode),
         ),
     ]
 
@@ -209,7 +209,7 @@ def _all(calls: Sequence[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
 def _figures(
     case: Case, measured: Measured, ceilings: Ceilings, settings: Settings
 ) -> list[Figure]:
-    """The share of a ceiling; with a goal also the speed, and the time beside torch's."""
+    """The share of a ceiling; with a goal also the speed, and the time compared with torch's."""
     if len(case.batch) > 1:
         return []
     part = case.batch[0]

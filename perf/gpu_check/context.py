@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 class SkippedError(Exception):
-    """A part cannot run; the message says why."""
+    """A part cannot run; the message is the reason."""
 
 
 @dataclass
 class Findings:
-    """Results that later parts build on; None or empty until they are there."""
+    """Results that later parts use; None or empty until they are measured."""
 
     ceilings: Ceilings | None = None
     engine: LoadedEngine | None = None
@@ -86,7 +86,7 @@ class Context:
         self._results.save()
 
     def save(self) -> None:
-        """Write the file anew."""
+        """Rewrite the file."""
         self._results.save()
 
     def data(self, name: str, value: Any) -> None:
@@ -105,5 +105,5 @@ class Context:
 
     @property
     def _current(self) -> PartResult:
-        assert self._part is not None, "no part has begun"
+        assert self._part is not None, "no part has started"
         return self._part

@@ -40,7 +40,7 @@ def options(**changes: Any) -> ExecutorOptions:
 
 
 class Spawned(LocalSpawner):
-    """Remembers what it has started, and may change what the processes are told."""
+    """Remembers what it has started, and may change their specifications."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Spawned(LocalSpawner):
 
 
 class NeverStarting:
-    """Processes of which nothing is ever heard."""
+    """Processes that never connect."""
 
     host = None
 
@@ -86,7 +86,7 @@ def opened(
     layout: ParallelLayout,
     spawner: Spawner | None = None,
     *,
-    progress: Callable[[RankId, float], None] = lambda place, share: None,
+    progress: Callable[[RankId, float], None] = lambda rank_id, share: None,
     connecting: float = 60.0,
     **changes: Any,
 ) -> Iterator[Pipeline]:
@@ -103,7 +103,7 @@ def opened(
 
 
 def hybrid_steps(seed: int = 0) -> list[Step]:
-    """A prompt in two chunks, the second beside a decode, then two decodes, then a long one."""
+    """A prompt in two chunks, the second with a decode, then two decodes, then a long one."""
     rng = np.random.default_rng(seed)
 
     def tokens(count: int) -> list[int]:
@@ -166,7 +166,7 @@ def gone(pids: Sequence[int], within: float = SOON) -> bool:
 def _lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-        # One that has ended stays until its parent has asked for it.
+        # A process that has ended stays until its parent has waited for it.
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (ProcessLookupError, FileNotFoundError):
         return False

@@ -1,4 +1,4 @@
-"""Whatever becomes of a process, the engine says so within a bounded time, and none is left."""
+"""The engine reports every failure of a process within a bounded time, and leaves none behind."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_killed_in_the_midst_of_a_step(path: Path, wait: Callable[[Runner], obje
 def test_killed_while_it_loads(path: Path) -> None:
     spawner = Spawned()
 
-    def progress(place: RankId, share: float) -> None:
+    def progress(rank_id: RankId, share: float) -> None:
         kill(spawner.pids[0])
 
     with (
@@ -133,7 +133,7 @@ def test_a_process_that_cannot_read_the_model(path: Path, tmp_path: Path) -> Non
 
 
 def test_a_process_whose_execution_fails(path: Path) -> None:
-    """It says what has failed, and not only that it has ended."""
+    """The error is what has failed, and not only that the process has ended."""
     shorter = {"max_position": 64}
 
     def change(spec):

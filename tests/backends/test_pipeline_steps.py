@@ -1,4 +1,4 @@
-"""Stages in processes of their own compute what one executor computes."""
+"""Stages in separate processes compute what one executor computes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_each_process_has_its_layers_only(pipeline: Pipeline, alone: OpenVinoExe
     assert first.memory == last.memory
 
 
-def test_the_time_of_every_stage_is_told(pipeline: Pipeline) -> None:
+def test_the_time_of_every_stage_is_reported(pipeline: Pipeline) -> None:
     for step in hybrid_steps()[:2]:
         pipeline.runner.submit(step)
         stages = pipeline.runner.result().stages
@@ -83,7 +83,7 @@ def test_a_step_begins_when_the_first_stage_is_free(pipeline: Pipeline) -> None:
     assert runner.is_free
     runner.submit(steps[0])
     while not runner.is_free:
-        if runner.wait(1.0):  # done before the first stage could say that it is free
+        if runner.wait(1.0):  # done before the first stage could report that it is free
             break
     runner.submit(steps[1])
     assert not runner.is_free  # as many are under way as there are stages

@@ -53,7 +53,7 @@ def config(num_heads: int = 6, num_kv_heads: int = 2, windows: tuple[int, ...] =
 
 
 def decodes(*contexts: int) -> StepArrays:
-    """One new token each, in blocks of their own."""
+    """One new token each, in separate blocks."""
     parts, used = [], 1
     for context in contexts:
         count = -(-context // BLOCK)
@@ -86,7 +86,7 @@ class TestInputs:
         assert filled.query_starts.tolist() == [0, 1, 2, 3, 4]
 
     def test_all_steps_of_a_size_have_the_same_shapes(self) -> None:
-        """A graph has room for one shape."""
+        """A graph has memory for one shape."""
         shapes = {
             tuple((getattr(filled, name).shape, getattr(filled, name).dtype) for name in NAMES)
             for arrays in (no_decodes(), decodes(9), decodes(1, 2, 3), decodes(1, 2, 3, 20))
@@ -113,7 +113,7 @@ class TestInputs:
                 assert np.array_equal(tensor.numpy(), array)
 
     def test_token_ids_may_be_negative(self) -> None:
-        """They can stand for tokens that are not known yet."""
+        """They can refer to tokens that are not sampled yet."""
         arrays = replace(decodes(3), token_ids=np.array([-5]))
         packed = torch.zeros(num_bytes(arrays), dtype=torch.uint8)
         pack(arrays, packed)

@@ -1,4 +1,4 @@
-"""The torch executor on a GPU says what it says on a CPU. Skipped where there is none."""
+"""The torch executor computes on a GPU what it computes on a CPU. Skipped without a GPU."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_attention_passes_its_check(
 
 
 def steps(executor: TorchExecutor) -> list[Step]:
-    """A prompt, its rest beside another, decodes, many decodes."""
+    """A prompt, its remainder with another, decodes, many decodes."""
     size = executor.block_size
     rng = np.random.default_rng(0)
     tokens = rng.integers(2, 256, (12, 80)).tolist()

@@ -1,4 +1,4 @@
-"""Sampling on the device, held against the reference and against the sampler of the host."""
+"""Sampling on the device, compared with the reference and with the sampler of the host."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ class TestTorchSampler(Greedy, Truncation, Edits, UnsoundLogits, Slots, Resumpti
         return ArraySampler(vocab_size, self._device)
 
     def possible(
-        self, params: SamplingParams, logits: Sequence[float], draws: int = 400
+        self, params: SamplingParams, logits: Sequence[float], count: int = 400
     ) -> set[int]:
-        """What the draws give at which the host's sampler finds each token first."""
+        """Return the tokens sampled where the host's sampler finds each one first."""
         host = Sampler(len(logits))
         slot = np.array([host.open(params, (), EOS)])
-        tokens = [int(host.sample(rows(logits), slot).tokens[0]) for _ in range(draws)]
+        tokens = [int(host.sample(rows(logits), slot).tokens[0]) for _ in range(count)]
         _, first = np.unique(tokens, return_index=True)
         mine = self.make(len(logits))
         slots = np.array([mine.open(params, (), EOS, [0] * position) for position in first])
@@ -110,16 +110,16 @@ def test_the_tiles_change_nothing(device: torch.device) -> None:
     assert run(TINY) == run(Tiles(block=128, ways=16))
 
 
-@pytest.mark.parametrize(("draws", "wishes"), [(20, {}), (4, {"top_p": 0.9}), (4, {"top_k": 20})])
+@pytest.mark.parametrize(("count", "wishes"), [(20, {}), (4, {"top_p": 0.9}), (4, {"top_k": 20})])
 def test_the_same_seed_gives_the_tokens_of_the_host(
-    device: torch.device, draws: int, wishes: dict[str, Any]
+    device: torch.device, count: int, wishes: dict[str, Any]
 ) -> None:
     vocab = 500
-    logits = np.tile(random_rows(1, vocab), (draws, 1))
+    logits = np.tile(random_rows(1, vocab), (count, 1))
     samplers = (Sampler(vocab), ArraySampler(vocab, device))
     found = []
     for one in samplers:
-        params = [SamplingParams(seed=seed, **wishes) for seed in range(draws)]
+        params = [SamplingParams(seed=seed, **wishes) for seed in range(count)]
         slots = np.array([one.open(each, (), EOS) for each in params])
         found.append(one.sample(logits, slots).tokens.tolist())
     assert found[0] == found[1]

@@ -21,8 +21,8 @@ def test_processes_share_out_all_cores() -> None:
 @pytest.mark.parametrize(
     ("neighbours", "threads", "usable"),
     [
-        (2, 1, 4),  # others may want the rest
-        (2, 4, 4),  # too many threads to have cores of their own
+        (2, 1, 4),  # others may use the remaining ones
+        (2, 4, 4),  # more threads than cores for each
         (5, 1, 4),  # too many processes
         (2, 2, 2),  # a container that may use any two of them
     ],

@@ -53,9 +53,9 @@ def test_every_layer_is_in_one_stage() -> None:
     assert [layer for stage in stages for layer in stage.layers] == list(range(30))
 
 
-def test_ranks_are_told_apart() -> None:
+def test_ranks_have_different_shards() -> None:
     layout = ParallelLayout(tp=3)
-    assert [layout.shard(place) for place in layout.ranks] == [Shard(i, 3) for i in range(3)]
+    assert [layout.shard(rank_id) for rank_id in layout.ranks] == [Shard(i, 3) for i in range(3)]
 
 
 def test_it_can_be_sent() -> None:
