@@ -152,7 +152,7 @@ class TestMeeting:
         with pytest.raises(
             ExecutorError, match=r"cannot be reached under the address 192\.0\.2\.1"
         ):
-            Rendezvous.open("192.0.2.1")
+            Rendezvous.open("192.0.2.1", 0.5)
 
     def test_the_store_listens_at_one_address_only(self) -> None:
         port = int(Rendezvous.open(HOST, 1.0).address.rpartition(":")[2])

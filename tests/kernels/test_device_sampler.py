@@ -66,12 +66,12 @@ class TestTorchSampler(Greedy, Truncation, Edits, UnsoundLogits, Slots, Resumpti
         return ArraySampler(vocab_size, self._device)
 
     def possible(
-        self, params: SamplingParams, logits: Sequence[float], count: int = 400
+        self, params: SamplingParams, logits: Sequence[float], draws: int = 400
     ) -> set[int]:
         """Return the tokens sampled where the host's sampler finds each one first."""
         host = Sampler(len(logits))
         slot = np.array([host.open(params, (), EOS)])
-        tokens = [int(host.sample(rows(logits), slot).tokens[0]) for _ in range(count)]
+        tokens = [int(host.sample(rows(logits), slot).tokens[0]) for _ in range(draws)]
         _, first = np.unique(tokens, return_index=True)
         mine = self.make(len(logits))
         slots = np.array([mine.open(params, (), EOS, [0] * position) for position in first])

@@ -16,8 +16,6 @@ from torch import distributed
 from sarathi.errors import ExecutorError
 from sarathi.system.sockets import bracketed, own_address
 
-TIMEOUT = 120.0  # seconds until a rank that does not answer counts as lost
-
 T = TypeVar("T")
 
 
@@ -71,7 +69,7 @@ class Rendezvous:
         self.store = store
 
     @classmethod
-    def open(cls, host: str, timeout: float = TIMEOUT) -> Rendezvous:
+    def open(cls, host: str, timeout: float) -> Rendezvous:
         """Open it on rank 0.
 
         Args:
@@ -101,7 +99,7 @@ class Rendezvous:
         return cls(host, port, _translated("rank 0 cannot open its store", make))
 
     @classmethod
-    def join(cls, address: str, timeout: float = TIMEOUT) -> Rendezvous:
+    def join(cls, address: str, timeout: float) -> Rendezvous:
         """Connect to it from another rank.
 
         Args:
@@ -132,7 +130,7 @@ class DistributedGroup:
         rank: int,
         size: int,
         device: torch.device,
-        timeout: float = TIMEOUT,
+        timeout: float,
     ) -> None:
         """Wait until all ranks have connected.
 
