@@ -23,6 +23,7 @@ def test_entries_describe_their_backends(name: ExecutorName) -> None:
     backend = load_backend(options(name))
     assert (backend.process_groups is not None) == BACKENDS[name].has_tensor_parallelism
     assert not backend.uses_gpu
-    assert backend.gpu_names == backend.gpu_memory == ()
+    assert backend.gpu_names == ()
+    assert backend.gpu_memory == ()
     assert backend.block_size > 0
     assert backend.choose_precisions() == ("f32", "f32")
