@@ -122,6 +122,7 @@ def test_collective_operations(crew: Crew, count: int) -> None:
 
 
 def leaves(group: ProcessGroup) -> str:
+    group.all_reduce(torch.zeros(1))  # both are connected now
     if group.rank == 1:
         return "left"
     try:
@@ -137,12 +138,12 @@ def test_a_rank_that_has_gone(crew: Crew) -> None:
     assert error.startswith("rank 0 of 2 could not sum: another rank has ended")
 
 
-class TestMeeting:
-    def test_a_rank_that_never_comes(self) -> None:
+class TestConnecting:
+    def test_a_rank_that_never_connects(self) -> None:
         with pytest.raises(ExecutorError, match="rank 0 of 2 could not connect to the other ranks"):
             DistributedGroup(Rendezvous.open(HOST, 0.3), 0, 2, torch.device("cpu"), 0.3)
 
-    def test_a_store_that_is_not_there(self) -> None:
+    def test_a_rendezvous_that_does_not_answer(self) -> None:
         with socket.create_server((HOST, 0)) as server:
             address = f"{HOST}:{server.getsockname()[1]}"
         with pytest.raises(ExecutorError, match=f"cannot be reached at {address}: is it running"):
