@@ -27,7 +27,7 @@ _PROMPT, _OUTPUT, _BATCH = 512, 8, 12  # of the throughput
 _ROUNDS = 5
 _POLICIES = ("sarathi", "vllm", "orca")
 _REQUESTS = 48  # of the bubbles
-_RATE = 0.7  # of what one engine computes, so that prompts and decodes meet
+_RATE = 0.7  # of what one engine computes, so that prompts and decodes overlap
 
 
 def open_engine(pp: int, policy: str = "sarathi") -> EngineCore:
@@ -78,17 +78,17 @@ def _params(length: int) -> SamplingParams:
 
 
 def throughput() -> float:
-    """Prints it; returns the tokens a second of one process."""
+    """Print the throughput; return the tokens a second of one process."""
     cores = usable_cores()
     with closing(open_engine(1)) as one, closing(open_engine(2)) as two:
         seconds: dict[str, list[float]] = {"one": [], "two": []}
         tokens = _BATCH * (_PROMPT + _OUTPUT)
-        for number in rounds(range(_ROUNDS + 1), "one process and two stages in turns"):
+        for number in rounds(range(_ROUNDS + 1), "one process and two stages alternately"):
             prompts = random_prompts(_BATCH, _PROMPT, number)
             for name, core in (("one", one), ("two", two)):
-                took = run(core, prompts, [_OUTPUT] * _BATCH)
+                elapsed = run(core, prompts, [_OUTPUT] * _BATCH)
                 if number:  # the first warms up
-                    seconds[name].append(took)
+                    seconds[name].append(elapsed)
         ratio = float(np.median(np.array(seconds["one"]) / np.array(seconds["two"])))
         rate = tokens / float(np.median(seconds["one"]))
         show(

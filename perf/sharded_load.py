@@ -1,7 +1,7 @@
 """Does a rank of several read from storage what it needs of a checkpoint, once, and nothing else?
 
 A checkpoint of 2 GB is written to the disk that holds the temporary folder (TMPDIR) and dropped
-from the page cache before each rank reads its share, in a process of its own. What comes from
+from the page cache before each rank reads its share, in a separate process. What comes from
 storage is counted by the kernel (read_bytes of /proc/self/io). It reads pages, and those that hold
 columns of two ranks are read by both, so a rank reads more than it needs. For comparison: page
 faults alone, around which the kernel reads ahead, without requests for what is needed.
@@ -53,13 +53,13 @@ class Load:
     """What one rank did."""
 
     needed: int  # bytes of its tensors
-    held: int  # bytes of the pages of the file that hold anything of them
+    in_pages: int  # bytes of the pages of the file that contain any of them
     read: int  # bytes that came from storage
     seconds: float
 
 
 def write_checkpoint(folder: Path) -> int:
-    """Bytes of the file. Its values are no holes, which no storage would have to be asked for."""
+    """Bytes of the file. It has no holes, which would not be read from storage."""
     (folder / "config.json").write_text(json.dumps(_CONFIG))
     config = read_config(folder)
     header, end = {}, 0
@@ -120,8 +120,8 @@ def read_share(folder: Path, rank: int, requests: bool) -> None:
     for name in shard_shapes(model.config, whole_model(model.config), shard):
         needed += share[name].copy().nbytes
     seconds = time.perf_counter() - begin
-    held = mmap.PAGESIZE * int(pages.sum())
-    print(json.dumps([needed, held, _read_bytes() - before, seconds]))
+    in_pages = mmap.PAGESIZE * int(pages.sum())
+    print(json.dumps([needed, in_pages, _read_bytes() - before, seconds]))
 
 
 def load(folder: Path, ranks: list[int], requests: bool = True) -> Load:
@@ -135,8 +135,8 @@ def load(folder: Path, ranks: list[int], requests: bool = True) -> Load:
         subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True) for rank in ranks
     ]
     printed = [process.communicate()[0] for process in running]
-    needed, held, read, seconds = zip(*map(json.loads, printed), strict=True)
-    return Load(sum(needed), sum(held), sum(read), max(seconds))
+    needed, in_pages, read, seconds = zip(*map(json.loads, printed), strict=True)
+    return Load(sum(needed), sum(in_pages), sum(read), max(seconds))
 
 
 def main() -> None:
@@ -146,17 +146,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         size = write_checkpoint(folder)
-        turns = [([rank], True) for rank in range(_RANKS)]
-        turns += [(list(range(_RANKS)), True), ([0], False)]
+        runs = [([rank], True) for rank in range(_RANKS)]
+        runs += [(list(range(_RANKS)), True), ([0], False)]
         *alone, together, faults = [
-            load(folder, ranks, requests) for ranks, requests in rounds(turns, "loading")
+            load(folder, ranks, requests) for ranks, requests in rounds(runs, "loading")
         ]
     figures = [Figure("checkpoint", size / 1e6, "MB")]
     for rank, one in enumerate(alone):
         figures += [
             Figure(f"rank {rank} needs", one.needed / 1e6, "MB"),
             Figure("  read from storage", one.read / 1e6, "MB"),
-            Figure("  read / pages that hold it", one.read / one.held, "", 1.01),
+            Figure("  read / pages that hold it", one.read / one.in_pages, "", 1.01),
             Figure("  read / needed", one.read / one.needed, "", 1.1),
             Figure("  time", one.seconds, "s"),
         ]

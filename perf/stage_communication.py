@@ -1,4 +1,4 @@
-"""How much of an iteration do two stages spend on each other?
+"""How much of an iteration do two stages spend on communication?
 
 One request at a time, so that one iteration is under way: from when the engine hands its step to
 the stages until it has the logits, less what both computed. That is the step on its way to the

@@ -37,7 +37,7 @@ from sarathi.engine.core import StepOutcome
 from sarathi.engine.messages import TokenOutput
 from sarathi.scheduler import AdmissionError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 CEILINGS = Ceilings(bandwidth=3e12, flops=7e14)
 
 
@@ -97,7 +97,7 @@ def test_the_file_has_every_figure(check: tuple[str, dict[str, Any]]) -> None:
         assert one["summary"]["tbt"]["count"] == point["summary"]["tbt"]["count"]
 
 
-def test_the_table_shows_goals_beside_figures(check: tuple[str, dict[str, Any]]) -> None:
+def test_the_table_shows_goals_with_figures(check: tuple[str, dict[str, Any]]) -> None:
     output, found = check
     table = output[output.index("GPU check:") :]
     for part in PARTS:
@@ -388,7 +388,7 @@ def test_steps_of_a_start_add_up() -> None:
         ("NVIDIA L40S", "l40s"),
         ("NVIDIA L4", "l4"),
         ("NVIDIA GeForce RTX 4090", "rtx4090"),
-        ("NVIDIA H100 PCIe", "measured"),  # not the card that the simulator knows
+        ("NVIDIA H100 PCIe", "measured"),  # not the card in the simulator's data
         (None, "measured"),
     ],
 )

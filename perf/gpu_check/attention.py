@@ -1,4 +1,4 @@
-"""c. Attention as the engine computes it, beside the ceilings and beside torch's own."""
+"""c. Attention as the engine computes it, compared with the ceilings and with torch's own."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from perf.gpu_check.torch_attention import torch_attention
 from perf.report import Figure
 from sarathi.backends.step import StepPart, join_parts
 from sarathi.backends.torch.arrays import DTYPES
-from sarathi.backends.torch.attention_backend import Attention, Cache, choose
-from sarathi.backends.torch.step_inputs import Carrier, step_arrays
+from sarathi.backends.torch.attention_backend import Attention, LayerCache, choose_attention
+from sarathi.backends.torch.step_inputs import step_arrays, upload
 from sarathi.backends.torch.torch_devices import default_precision
 from sarathi.models.model_config import ModelConfig
 from sarathi.simulator.model_shape import ModelShape
@@ -102,16 +102,16 @@ def cases(settings: Settings) -> list[Case]:
     ]
     chunk = Sequences(1, settings.prompt - settings.chunk, settings.chunk)
     part = Sequences(1, settings.hybrid_context, settings.chunk - settings.hybrid_decodes)
-    beside = Sequences(settings.hybrid_decodes, settings.hybrid_context - 1)
+    decode = Sequences(settings.hybrid_decodes, settings.hybrid_context - 1)
     return [
         *decodes,
         Case(f"prompt, {settings.prompt}", (Sequences(1, 0, settings.prompt),)),
         Case(f"chunk, {chunk.new} after {chunk.past}", (chunk,)),
         Case(f"chunk, {part.new} after {part.past}", (part,)),
-        Case(f"decodes, {beside.count} x {beside.context}", (beside,)),
+        Case(f"decodes, {decode.count} x {decode.context}", (decode,)),
         Case(
-            f"hybrid, {part.new} after {part.past} + {beside.count} x {beside.context}",
-            (part, beside),
+            f"hybrid, {part.new} after {part.past} + {decode.count} x {decode.context}",
+            (part, decode),
         ),
     ]
 
@@ -124,7 +124,7 @@ class AttentionBench:
         self.device = device
         self.dtype = DTYPES[default_precision("cuda" if device.type == "cuda" else "cpu")]
         self.config = _model_config(self.shape, settings.prompt)
-        self.attention: Attention = choose(self.config, self.dtype, device)
+        self.attention: Attention = choose_attention(self.config, self.dtype, device)
         self._rng = np.random.default_rng(0)
 
     def measure(self, case: Case) -> Measured:
@@ -164,10 +164,12 @@ class AttentionBench:
             used += count
         arrays = step_arrays(join_parts(parts, size), size)
         arrays = self.attention.prepare(arrays)
-        planned = self.attention.plan(arrays, Carrier(self.device).send(arrays))
+        planned = self.attention.plan(arrays, upload(arrays, self.device))
         query = self._random(len(arrays.token_ids), shape.heads, shape.head_dim)
         of_cache = (used, size, shape.kv_heads, shape.head_dim)
-        caches = [Cache(self._random(*of_cache), self._random(*of_cache)) for _ in range(layers)]
+        caches = [
+            LayerCache(self._random(*of_cache), self._random(*of_cache)) for _ in range(layers)
+        ]
 
         def call() -> list[torch.Tensor]:
             return [planned.attention(query, cache, 0) for cache in caches]
@@ -207,7 +209,7 @@ def _all(calls: Sequence[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
 def _figures(
     case: Case, measured: Measured, ceilings: Ceilings, settings: Settings
 ) -> list[Figure]:
-    """The share of a ceiling; with a goal also the speed, and the time beside torch's."""
+    """The share of a ceiling; with a goal also the speed, and the time compared with torch's."""
     if len(case.batch) > 1:
         return []
     part = case.batch[0]

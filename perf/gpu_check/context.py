@@ -12,7 +12,7 @@ from perf.gpu_check.deadline import Deadline
 from perf.gpu_check.results import PartResult, Results
 from perf.gpu_check.settings import Settings
 from perf.report import Figure
-from sarathi.backends.torch.device_memory import release
+from sarathi.backends.torch.torch_devices import release_memory
 
 if TYPE_CHECKING:
     import torch
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 class SkippedError(Exception):
-    """A part cannot run; the message says why."""
+    """A part cannot run; the message is the reason."""
 
 
 @dataclass
 class Findings:
-    """Results that later parts build on; None or empty until they are there."""
+    """Results that later parts use; None or empty until they are measured."""
 
     ceilings: Ceilings | None = None
     engine: LoadedEngine | None = None
@@ -86,7 +86,7 @@ class Context:
         self._results.save()
 
     def save(self) -> None:
-        """Write the file anew."""
+        """Rewrite the file."""
         self._results.save()
 
     def data(self, name: str, value: Any) -> None:
@@ -96,7 +96,7 @@ class Context:
 
     def release_memory(self) -> None:
         """Give back memory of the GPU that nothing refers to, for processes that parts start."""
-        release(self.device)
+        release_memory(self.device)
 
     def append_log(self, text: str) -> None:
         """Write to the log file."""
@@ -105,5 +105,5 @@ class Context:
 
     @property
     def _current(self) -> PartResult:
-        assert self._part is not None, "no part has begun"
+        assert self._part is not None, "no part has started"
         return self._part

@@ -61,7 +61,7 @@ def decoding(
     """
     length = max(1, context - iterations // 2 - _WARM_UPS)
     prompts = random_prompts(count, length, vocab_size, seed=count)
-    most = core.scheduler.max_model_len - length  # none ends before the last has begun to decode
+    most = core.scheduler.max_model_len - length  # none ends before the last one decodes
     for name, prompt in enumerate(prompts):
         core.submit(name, prompt, greedy(most), time.monotonic())
     try:

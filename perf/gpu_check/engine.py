@@ -19,7 +19,7 @@ IDLE_GOAL = 0.05  # of the time
 
 
 def run(context: Context) -> None:
-    """Start the engine in processes of its own, then load it here and time it.
+    """Start the engine in separate processes, then load it here and time it.
 
     Raises:
         RuntimeError: it did not start; what could be measured here has been.

@@ -109,15 +109,15 @@ def make_loads(context: Context, engine: LoadedEngine, speed: Speed, seconds: fl
         workload = Workload.from_options(
             workload=_WORKLOAD, prompt_scale=settings.prompt_scale, output_scale=scale
         )
-        drawn = workload.plan(1.0, _LENGTHS_FROM, 0, _SEED, engine.max_model_len)
-        drain = float(drawn.outputs.max()) * decode
+        sampled = workload.plan(1.0, _LENGTHS_FROM, 0, _SEED, engine.max_model_len)
+        drain = float(sampled.outputs.max()) * decode
         if drain <= _DRAIN * seconds:
             break
     arriving = max(_LEAST_SECONDS, _LEAST_ARRIVALS * seconds, seconds - drain)
-    capacity = estimated_capacity(drawn, speed)
+    capacity = estimated_capacity(sampled, speed)
     context.progress(f"estimated capacity: {capacity:.3g} requests a second")
     if scale != settings.output_scales[0]:
-        context.note(f"answers have {scale:g} times the tokens of {_WORKLOAD}, for lack of time")
+        context.note(f"answers have {scale:g} times the tokens of {_WORKLOAD}, to save time")
     context.data("output_scale", scale)
     context.data("prompt_scale", settings.prompt_scale)
     context.data("estimated_capacity", capacity)
@@ -131,7 +131,7 @@ def make_loads(context: Context, engine: LoadedEngine, speed: Speed, seconds: fl
 
 
 def estimated_capacity(plan: Plan, speed: Speed) -> float:
-    """Return the requests a second that the engine computes if prompts and decodes take turns."""
+    """Return the requests a second that the engine computes if prompts and decodes alternate."""
     prompts = max(prompt.tokens_per_second for prompt in speed.prompts)
     batch = speed.decodes[-1]
     decode = batch.seconds / batch.requests

@@ -19,19 +19,20 @@ from perf.gpu_check.context import Context
 from perf.gpu_check.deadline import Deadline
 from perf.gpu_check.outcomes import Outcomes, read_outcomes
 from perf.report import Figure
-from sarathi.system.machine import cpu_quota, usable_processors
+from sarathi.system.cgroups import cpu_quota
+from sarathi.system.machine import usable_processors
 
 _ROOT = Path(__file__).parents[2]
 _MARK = "mark.gpu"
 _MOST_PROCESSES = 12  # each has half a GB of the GPU's memory
 _POLL = 0.05  # seconds
-_STOPPING = 3.0  # seconds that pytest has to say where it was
+_STOPPING = 3.0  # seconds that pytest has to report where it was
 _ENDED = (0, 1, 5)  # exit codes of pytest: all passed, some failed, there were none
 _SHOWN = 5  # failures in the table; the file has all
 
 
 def run(context: Context) -> None:
-    """Run the tests marked `gpu` in processes of their own; their output goes to the log.
+    """Run the tests marked `gpu` in separate processes; their output goes to the log.
 
     Raises:
         RuntimeError: a test failed, none ran although there is a GPU, or they took too long.
@@ -51,7 +52,7 @@ def run(context: Context) -> None:
     if found.failed:
         raise RuntimeError(f"{len(found.failed)} of the tests failed, see {context.log}")
     if found.problems:
-        files = ", ".join(sorted({_file(name) for name in found.unfinished})) or "none had begun"
+        files = ", ".join(sorted({_file(name) for name in found.unfinished})) or "none had started"
         raise RuntimeError(f"{len(found.unfinished)} of the tests did not finish: {files}")
     if context.device.type == "cuda" and not found.passed:
         raise RuntimeError(f"no test ran on the GPU, see {context.log}")

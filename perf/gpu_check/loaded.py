@@ -20,9 +20,9 @@ from sarathi.scheduler import BlockPool, LatencyModel
 from sarathi.simulator.published_config import config_folder
 from sarathi.telemetry.recorder import Recorder
 
-_KV_SHARE = 0.5  # of the GPU's memory: the rest is for weights and Orca's large iterations
+_KV_SHARE = 0.5  # of the GPU's memory: the remainder is for weights and Orca's large iterations
 _UTILISATION = 0.85  # of the GPU's memory, that weights and KV cache take at most
-_SLACK = 4e9  # bytes beside them
+_SLACK = 4e9  # bytes for everything else
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class LoadedEngine:
     block_size: int
     max_model_len: int
     vocab_size: int
-    seconds: float  # that loading took
+    seconds: float  # of loading
 
     def core(self, config: EngineConfig, recorders: Sequence[Recorder] = ()) -> EngineCore:
-        """Return an engine with a scheduler of its own, an empty KV cache and no requests.
+        """Return an engine with a new scheduler, an empty KV cache and no requests.
 
         The one before must have no requests any more.
         """
@@ -116,5 +116,5 @@ def _kv_cache_memory(settings: Settings, device: torch.device) -> int | None:
     if device.type == "cpu":
         return None
     total = torch.cuda.get_device_properties(device).total_memory
-    beside = _UTILISATION * total - 2 * settings.model.parameters - _SLACK
-    return max(1, int(min(_KV_SHARE * total, beside)))
+    available = _UTILISATION * total - 2 * settings.model.parameters - _SLACK
+    return max(1, int(min(_KV_SHARE * total, available)))

@@ -1,6 +1,6 @@
 """Outcomes of tests that several processes have run, each of which writes a file.
 
-A file has a JSON array [id, outcome, message] a line, the later one of a test in place of the
+A file has a JSON array [id, outcome, message] a line, the later one of a test replacing the
 earlier. A process that is killed loses nothing of what it has written.
 """
 

@@ -30,7 +30,7 @@ class Part:
     title: str
     run: Callable[[Context], None]
     weight: float  # its share of the time, relative to the other parts
-    least: float  # seconds without which it is not begun
+    least: float  # seconds without which it is not started
 
 
 PARTS = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -100,11 +100,6 @@ def _submit(
 
 
 def _prompts(planned: Sequence[PlannedRequest], vocab_size: int, seed: int) -> list[list[int]]:
-    """Made before the first request arrives, since the loop has no time for it."""
+    """Make all prompts before the first request arrives, since the loop has no time for it."""
     rng = np.random.default_rng(seed)
-
-    def drawn() -> Iterator[list[int]]:
-        for request in planned:
-            yield rng.integers(0, vocab_size, request.prompt_tokens).tolist()
-
-    return list(drawn())
+    return [rng.integers(0, vocab_size, each.prompt_tokens).tolist() for each in planned]

@@ -1,4 +1,4 @@
-"""f. What the simulator says of the same iterations and requests, and how far it is off."""
+"""f. The simulator's predictions for the same iterations and requests, and their errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sarathi.simulator.simulation import simulate
 from sarathi.telemetry import Summary
 
 # The names that GPUs give themselves, and those of the simulator. Cards of the same name with less
-# bandwidth, such as the H100 PCIe, are not what the simulator knows.
+# bandwidth, such as the H100 PCIe, are not the one in the simulator's data.
 _NAMES = (
     (r"H100 80GB HBM3", "h100"),
     (r"H200", "h200"),
@@ -59,7 +59,7 @@ class Prediction:
 
     @property
     def error(self) -> float:
-        """Relative; above 0 where the simulator says more."""
+        """Relative; above 0 where the prediction is too high."""
         return self.predicted / self.measured - 1
 
 
@@ -161,13 +161,13 @@ def predict_speed(cost: CostModel, speed: Speed) -> list[Prediction]:
         what = f"iteration, decodes {count} x {decodes.context}"
         found.append(Prediction(what, decodes.seconds, _seconds(cost, shape)))
     for prompts in speed.prompts:
-        took = 0.0
+        seconds = 0.0
         for start in range(0, prompts.length, prompts.budget):
             chunk = min(prompts.budget, prompts.length - start)
             last = int(start + chunk == prompts.length)
-            took += _seconds(cost, BatchShape(0, 0, ((start, chunk),), last, chunk))
+            seconds += _seconds(cost, BatchShape(0, 0, ((start, chunk),), last, chunk))
         what = f"prompt tokens a second, budget {prompts.budget}"
-        found.append(Prediction(what, prompts.tokens_per_second, prompts.length / took))
+        found.append(Prediction(what, prompts.tokens_per_second, prompts.length / seconds))
     return found
 
 

@@ -14,7 +14,7 @@ _WIDTH = 140  # columns, where the output is no terminal
 
 
 def show(results: Results, findings: Findings) -> None:
-    """Print the figures of all parts beside their goals, then the experiment."""
+    """Print the figures of all parts with their goals, then the experiment."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH)

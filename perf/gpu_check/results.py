@@ -22,7 +22,7 @@ class PartResult:
     key: str
     title: str
     status: Status = "not run"
-    seconds: float = 0.0  # that it took
+    seconds: float = 0.0  # of the whole part
     allotted: float = 0.0  # seconds that it was given
     error: str | None = None
     notes: list[str] = field(default_factory=list)  # what was shortened or left out, and why

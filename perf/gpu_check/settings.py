@@ -33,7 +33,7 @@ class Settings:
     max_model_len: int
     max_batch_size: int
     token_budget: int  # of `sarathi` with a fixed budget
-    prompt_scale: float  # of the lengths that the preset draws
+    prompt_scale: float  # of the lengths that the preset samples
     output_scales: tuple[float, ...]  # in order of preference: less is taken where time is short
     load_shares: tuple[float, ...]  # of the estimated capacity
     point_seconds: float  # that a policy is measured at a rate, where there is time

@@ -126,8 +126,8 @@ def _prompt_speed(engine: LoadedEngine, settings: Settings, budget: int) -> Prom
     _complete(core, [warm_up])
     began = time.perf_counter()
     _complete(core, prompts)
-    took = time.perf_counter() - began
-    return PromptSpeed(budget, length, settings.num_prompts * length / took)
+    seconds = time.perf_counter() - began
+    return PromptSpeed(budget, length, settings.num_prompts * length / seconds)
 
 
 def _complete(core: EngineCore, prompts: Sequence[Sequence[int]]) -> None:

@@ -24,7 +24,7 @@ _ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Start:
-    """One start in a process of its own."""
+    """One start in a separate process."""
 
     seconds: float  # from the command to the first token
     steps: list[tuple[str, float]]  # what is done, and its seconds
@@ -112,8 +112,8 @@ def _marks(output: str) -> Iterator[tuple[str, float]]:
 def _longest(start: Start) -> list[tuple[str, float]]:
     """The steps that take a noticeable share of a start, then all others together."""
     long = [step for step in start.steps if step[1] >= _NOTICEABLE * start.seconds]
-    rest = start.seconds - sum(seconds for _, seconds in long)
-    return [*((_short(name), seconds) for name, seconds in long), ("everything else", rest)]
+    remaining = start.seconds - sum(seconds for _, seconds in long)
+    return [*((_short(name), seconds) for name, seconds in long), ("everything else", remaining)]
 
 
 def _short(step: str, most: int = 48) -> str:

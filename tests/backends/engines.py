@@ -1,4 +1,4 @@
-"""Executors and engines over them, for tests that ask what a model says."""
+"""Executors and engines over them, for tests of what a model generates."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def run(
 def run_staggered(
     core: EngineCore, arrivals: Mapping[int, Sequence[Sequence[int]]], params: SamplingParams
 ) -> dict[int, list[int]]:
-    """Outputs by request id, where `arrivals` says before which iteration prompts come."""
+    """Outputs by request id; `arrivals` has prompts by the iteration before which they arrive."""
     outputs: dict[int, list[int]] = {}
     last = max(arrivals)
     iteration = 0

@@ -14,11 +14,11 @@ import msgspec
 import numpy as np
 from engines import NUM_BLOCKS
 
+from sarathi.backends.options import ExecutorOptions
 from sarathi.backends.parallel.pipeline import Pipeline
 from sarathi.backends.parallel.pipeline_runner import PipelineRunner
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
-from sarathi.backends.parallel.worker_messages import Spec
-from sarathi.backends.registry import ExecutorOptions
+from sarathi.backends.parallel.worker_messages import WorkerSpec
 from sarathi.backends.step import Step, StepPart, join_parts
 from sarathi.models.model import open_model
 from sarathi.sampling.sampler import SamplerOutput
@@ -40,10 +40,12 @@ def options(**changes: Any) -> ExecutorOptions:
 
 
 class Spawned(LocalSpawner):
-    """Remembers what it has started, and may change what the processes are told."""
+    """Remembers what it has started, and may change their specifications."""
 
     def __init__(
-        self, change: Callable[[Spec], Spec] = lambda spec: spec, host: str | None = None
+        self,
+        change: Callable[[WorkerSpec], WorkerSpec] = lambda spec: spec,
+        host: str | None = None,
     ) -> None:
         self.host = host  # type: ignore[assignment]
         self.processes: list[Any] = []
@@ -51,7 +53,7 @@ class Spawned(LocalSpawner):
 
     def spawn(self, module: str, arguments: Sequence[str]) -> Process:
         endpoint, text = arguments
-        spec = self._change(msgspec.json.decode(text, type=Spec))
+        spec = self._change(msgspec.json.decode(text, type=WorkerSpec))
         process = super().spawn(module, (endpoint, msgspec.json.encode(spec).decode()))
         self.processes.append(process)
         return process
@@ -62,7 +64,7 @@ class Spawned(LocalSpawner):
 
 
 class NeverStarting:
-    """Processes of which nothing is ever heard."""
+    """Processes that never connect."""
 
     host = None
 
@@ -84,7 +86,7 @@ def opened(
     layout: ParallelLayout,
     spawner: Spawner | None = None,
     *,
-    progress: Callable[[RankId, float], None] = lambda place, share: None,
+    progress: Callable[[RankId, float], None] = lambda rank_id, share: None,
     connecting: float = 60.0,
     **changes: Any,
 ) -> Iterator[Pipeline]:
@@ -93,7 +95,7 @@ def opened(
         path, open_model(path), options(**changes), layout, spawner or LocalSpawner()
     )
     try:
-        pipeline.load(progress, lambda part: None, connecting=connecting)
+        pipeline.load(progress, lambda part: None, connect_timeout=connecting)
         pipeline.allocate(NUM_BLOCKS)
         yield pipeline
     finally:
@@ -101,7 +103,7 @@ def opened(
 
 
 def hybrid_steps(seed: int = 0) -> list[Step]:
-    """A prompt in two chunks, the second beside a decode, then two decodes, then a long one."""
+    """A prompt in two chunks, the second with a decode, then two decodes, then a long one."""
     rng = np.random.default_rng(seed)
 
     def tokens(count: int) -> list[int]:
@@ -164,7 +166,7 @@ def gone(pids: Sequence[int], within: float = SOON) -> bool:
 def _lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-        # One that has ended stays until its parent has asked for it.
+        # A process that has ended stays until its parent has waited for it.
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (ProcessLookupError, FileNotFoundError):
         return False

@@ -34,26 +34,26 @@ def executor(
     return load(folder, deterministic=True, **precision)
 
 
-Said = tuple[int, TokenLogprobs | None]
+Generated = tuple[int, TokenLogprobs | None]
 
 
-def answer(core: EngineCore, prompt: list[int], mates: random.Random | None) -> list[Said]:
+def answer(core: EngineCore, prompt: list[int], mates: random.Random | None) -> list[Generated]:
     """Tokens with log probabilities of a prompt, among others that come and go at random."""
     params = SamplingParams(max_tokens=40, temperature=1.0, seed=3, logprobs=5)
     core.submit(WATCHED, prompt, params, arrival=5.0)
-    said: list[Said] = []
+    generated: list[Generated] = []
     name = 0
-    while len(said) < params.max_tokens:
+    while len(generated) < params.max_tokens:
         if mates is not None and mates.random() < 0.3:
             length = mates.choice([1, 2, 31, 100, 200])
             other = SamplingParams(max_tokens=mates.choice([1, 20]), temperature=0)
             core.submit(name, [mates.randrange(2, 200) for _ in range(length)], other, float(name))
             name += 1
         outputs = core.step().outputs
-        said += [(output.token, output.logprobs) for output in outputs if output.id == WATCHED]
+        generated += [(output.token, output.logprobs) for output in outputs if output.id == WATCHED]
     while core.has_work:
         core.step()
-    return said
+    return generated
 
 
 @pytest.mark.parametrize("length", [1, 64, 65, 200])

@@ -1,4 +1,4 @@
-"""What is reckoned from sizes is what executors take."""
+"""The memory computed from sizes is what executors allocate."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
     [("f32", "f32"), ("f32", "u8"), ("bf16", "bf16"), ("bf16", "u8"), ("f16", "f16")],
 )
 @pytest.mark.parametrize("num_stages", [1, 3])
-def test_openvino_takes_what_was_reckoned(
+def test_openvino_allocates_the_footprint(
     family: str,
     precision: Precision,
     kv_precision: KvPrecision,
@@ -77,7 +77,7 @@ def test_openvino_takes_what_was_reckoned(
 
 @pytest.mark.parametrize("shard", [WHOLE, Shard(1, 2)])
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
-def test_torch_takes_what_was_reckoned(
+def test_torch_allocates_the_footprint(
     precision: Precision, shard: Shard, saved: Callable[[str], Model]
 ) -> None:
     model = saved("falcon-180b")
@@ -109,21 +109,21 @@ def test_stages_have_all_layers_between_them_and_a_tied_matrix_at_both_ends(
 ) -> None:
     config = saved("llama-tied").config
 
-    def reckon(stage: Stage, shard: Shard = WHOLE) -> tuple[int, int]:
+    def compute(stage: Stage, shard: Shard = WHOLE) -> tuple[int, int]:
         found = footprint(
             config, stage, shard, precision="f32", kv_precision="f32", block_size=BLOCK_SIZE
         )
         return found.weight_bytes, found.block_bytes
 
-    weights, block = reckon(whole_model(config))
-    parts = [reckon(stage) for stage in pipeline_stages(config, 3)]
+    weights, block = compute(whole_model(config))
+    parts = [compute(stage) for stage in pipeline_stages(config, 3)]
     assert weights == 4 * num_parameters(config)
     matrix = 4 * config.vocab_size * config.hidden_size
     assert sum(part[0] for part in parts) == weights + matrix
     assert sum(part[1] for part in parts) == block
     # Two ranks have half of every matrix and of the keys, and each its copy of the norms.
     norms = 4 * config.hidden_size * (2 * config.num_layers + 1)
-    assert reckon(whole_model(config), Shard(0, 2)) == ((weights + norms) // 2, block // 2)
+    assert compute(whole_model(config), Shard(0, 2)) == ((weights + norms) // 2, block // 2)
 
 
 def test_ranks_that_share_a_key_head_each_keep_its_keys(saved: Callable[[str], Model]) -> None:

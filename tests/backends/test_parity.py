@@ -1,4 +1,4 @@
-"""On the same weights the engine says exactly what `transformers` says, however it is batched."""
+"""On the same weights the engine generates exactly what `transformers` does, in any batch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def executor_of(family: Tiny, library: str) -> OpenVinoExecutor | TorchExecutor:
 
 
 def greedy(model: Any, prompt: list[int]) -> list[int]:
-    """The plain loop: everything computed anew for every token, no cache."""
+    """The plain loop: everything recomputed for every token, no cache."""
     ids = list(prompt)
     with torch.inference_mode():
         for _ in range(OUTPUT):
@@ -78,7 +78,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 class TestEveryFamily:
     def test_the_reference_equals_transformers(self, family: Tiny) -> None:
-        config, weights = family.executor.config, family.executor.constants
+        config, weights = family.executor.config, family.executor.weights
         for prompt in family.prompts:
             found = reference(config, whole_model(config), weights, prompt)
             np.testing.assert_allclose(found, logits(family.model, prompt), atol=2e-3)
@@ -155,7 +155,7 @@ class TestTheBatchDoesNotMatter:
         core.cancel(100)
         assert run(core, llama.prompts, GREEDY) == llama.expected
 
-    def test_after_a_prefix_that_somebody_else_computed(self, llama: Tiny) -> None:
+    def test_after_a_prefix_that_another_request_computed(self, llama: Tiny) -> None:
         common = llama.prompts[2][:70]
         prompts = [common + prompt[:9] for prompt in llama.prompts]
         arrivals = {index * 4: [prompt] for index, prompt in enumerate(prompts)}

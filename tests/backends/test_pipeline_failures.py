@@ -1,4 +1,4 @@
-"""Whatever becomes of a process, the engine says so within a bounded time, and none is left."""
+"""The engine reports every failure of a process within a bounded time, and leaves none behind."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_killed_in_the_midst_of_a_step(path: Path, wait: Callable[[Runner], obje
 def test_killed_while_it_loads(path: Path) -> None:
     spawner = Spawned()
 
-    def progress(place: RankId, share: float) -> None:
+    def progress(rank_id: RankId, share: float) -> None:
         kill(spawner.pids[0])
 
     with (
@@ -133,7 +133,7 @@ def test_a_process_that_cannot_read_the_model(path: Path, tmp_path: Path) -> Non
 
 
 def test_a_process_whose_execution_fails(path: Path) -> None:
-    """It says what has failed, and not only that it has ended."""
+    """The error is what has failed, and not only that the process has ended."""
     shorter = {"max_position": 64}
 
     def change(spec):
@@ -165,18 +165,17 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 from pipelines import Spawned, opened
-from sarathi.backends.parallel.rank_layout import Layout
+from sarathi.backends.parallel.rank_layout import ParallelLayout
 spawner = Spawned()
-with opened(Path(sys.argv[1]), Layout(pp=2), spawner) as pipeline:
+with opened(Path(sys.argv[1]), ParallelLayout(pp=2), spawner) as pipeline:
     print(*spawner.pids, flush=True)
-    print(pipeline._member._inbox.endpoint, flush=True)
+    print(pipeline._stage_worker._inbox.endpoint, flush=True)
     sys.stdin.read()
 """
 
 
 def test_no_process_survives_its_engine(path: Path) -> None:
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
         [sys.executable, "-c", _ENGINE, str(path)],
         stdin=subprocess.PIPE,

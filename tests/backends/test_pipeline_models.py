@@ -17,7 +17,7 @@ from sarathi.engine.startup.load import load_engine
 from sarathi.errors import ConfigError, ExecutorError, ModelError
 from sarathi.sampling.params import SamplingParams
 
-# The budget cuts the longer prompts into chunks, which run beside the decodes of the shorter ones.
+# The budget cuts the longer prompts into chunks, which run with the decodes of the shorter ones.
 _CONFIG = EngineConfig(
     precision="f32", threads=1, token_budget=24, max_model_len=128, max_batch_size=8
 )
@@ -26,7 +26,7 @@ _PARAMS = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
 
 
 def answers(path: Path, **changes: object) -> tuple[list[list[int]], list[str]]:
-    """Greedy tokens of the prompts, and the lines that were told while loading."""
+    """Greedy tokens of the prompts, and the progress lines while loading."""
     lines: list[str] = []
     llm = LLM(str(path), config=_CONFIG, report=lines.append, **changes)
     try:
@@ -45,11 +45,11 @@ def test_stages_of_openvino(tmp_path: Path) -> None:
         assert found == expected
         for stage in range(stages):
             name = f"stage {stage}, rank 0: "
-            told = [line.removeprefix(name) for line in lines if line.startswith(name)]
+            reported = [line.removeprefix(name) for line in lines if line.startswith(name)]
             first = stage * 6 // stages
             layers = f"layers {first} to {first + 6 // stages - 1}"
-            assert told[0].startswith(f"{layers}, ")  # before anything is loaded
-            assert told[-1].startswith(f"{layers} loaded, ")
+            assert reported[0].startswith(f"{layers}, ")  # before anything is loaded
+            assert reported[-1].startswith(f"{layers} loaded, ")
 
 
 def test_stages_and_ranks_of_torch_for_a_model_shaped_like_falcon_180b(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Stages in processes of their own compute what one executor computes."""
+"""Stages in separate processes compute what one executor computes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_three_stages_over_tcp_give_the_very_logits_of_one(
         pipeline.allocate(NUM_BLOCKS)
         found = pipelined(pipeline.runner, steps)
         assert pipeline.runner.depth == 3
-        assert [part.place for part in pipeline.parts] == list(ParallelLayout(pp=3).places)
+        assert [part.rank_id for part in pipeline.parts] == list(ParallelLayout(pp=3).ranks)
     assert all(map(np.array_equal, found, expected))
     assert gone(spawner.pids)
 
@@ -68,7 +68,7 @@ def test_each_process_has_its_layers_only(pipeline: Pipeline, alone: OpenVinoExe
     assert first.memory == last.memory
 
 
-def test_the_time_of_every_stage_is_told(pipeline: Pipeline) -> None:
+def test_the_time_of_every_stage_is_reported(pipeline: Pipeline) -> None:
     for step in hybrid_steps()[:2]:
         pipeline.runner.submit(step)
         stages = pipeline.runner.result().stages
@@ -83,11 +83,11 @@ def test_a_step_begins_when_the_first_stage_is_free(pipeline: Pipeline) -> None:
     assert runner.is_free
     runner.submit(steps[0])
     while not runner.is_free:
-        if runner.wait(1.0):  # done before the first stage could say that it is free
+        if runner.wait(1.0):  # done before the first stage could report that it is free
             break
     runner.submit(steps[1])
     assert not runner.is_free  # as many are under way as there are stages
-    with pytest.raises(StepError, match="2 steps are under way"):
+    with pytest.raises(StepError, match="2 steps are in flight"):
         runner.submit(steps[2])
     assert runner.wait(10.0)
     runner.result()
@@ -115,7 +115,7 @@ def test_steps_can_be_abandoned(pipeline: Pipeline, alone: OpenVinoExecutor) -> 
 def test_closing_ends_the_processes_and_leaves_no_files(path: Path, tmp_path: Path) -> None:
     spawner = Spawned()
     with opened(path, ParallelLayout(pp=2), spawner) as pipeline:
-        folder = pipeline._member._inbox.endpoint.removeprefix("ipc://").rpartition("/")[0]
+        folder = pipeline._stage_worker._inbox.endpoint.removeprefix("ipc://").rpartition("/")[0]
         assert Path(folder).is_dir()
     assert gone(spawner.pids)
     assert spawner.processes[0].ended() == "exit status 0"

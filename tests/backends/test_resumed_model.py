@@ -1,4 +1,4 @@
-"""The same on a real model: what another engine goes on with is computed anew, and exactly."""
+"""The same on a real model: what another engine continues is recomputed exactly."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from sarathi.errors import ExecutorError
 
 
 def test_angles_are_exact_far_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rope_tables, "_POSITIONS", 1000)  # several pieces
+    monkeypatch.setattr(rope_tables, "_CHUNK", 1000)  # several pieces
     frequencies = (1.0, 0.01, 1e-6)
     cos, sin = rope_tables.rope_tables(frequencies, 123_456)
     position = 123_455

@@ -10,14 +10,13 @@ import torch
 
 from sarathi.backends.step import StepPart, check_step, join_parts
 from sarathi.backends.torch import torch_devices as devices
-from sarathi.backends.torch.attention_backend import Cache, block_size, choose
+from sarathi.backends.torch.attention_backend import LayerCache, block_size, choose_attention
 from sarathi.backends.torch.attention_check import check_attention
 from sarathi.backends.torch.attention_plan import BLOCK_SIZE, AttentionPlanner, AttentionShape
-from sarathi.backends.torch.decode_graphs import DecodeGraphs, graph_sizes
-from sarathi.backends.torch.device_memory import largest_step
+from sarathi.backends.torch.cuda_graphs import DecodeGraphs, graph_sizes
+from sarathi.backends.torch.dummy_steps import largest_step, warm_up_steps
 from sarathi.backends.torch.plain_attention import PlainAttention
 from sarathi.backends.torch.step_inputs import (
-    Carrier,
     StepArrays,
     no_decodes,
     num_bytes,
@@ -25,9 +24,9 @@ from sarathi.backends.torch.step_inputs import (
     padded,
     step_arrays,
     unpack,
+    upload,
 )
 from sarathi.backends.torch.torch_devices import find_device
-from sarathi.backends.torch.warm_up import warm_up_steps
 from sarathi.errors import ExecutorError
 from sarathi.models.model_config import ModelConfig
 
@@ -54,7 +53,7 @@ def config(num_heads: int = 6, num_kv_heads: int = 2, windows: tuple[int, ...] =
 
 
 def decodes(*contexts: int) -> StepArrays:
-    """One new token each, in blocks of their own."""
+    """One new token each, in separate blocks."""
     parts, used = [], 1
     for context in contexts:
         count = -(-context // BLOCK)
@@ -87,7 +86,7 @@ class TestInputs:
         assert filled.query_starts.tolist() == [0, 1, 2, 3, 4]
 
     def test_all_steps_of_a_size_have_the_same_shapes(self) -> None:
-        """A graph has room for one shape."""
+        """A graph has memory for one shape."""
         shapes = {
             tuple((getattr(filled, name).shape, getattr(filled, name).dtype) for name in NAMES)
             for arrays in (no_decodes(), decodes(9), decodes(1, 2, 3), decodes(1, 2, 3, 20))
@@ -114,7 +113,7 @@ class TestInputs:
                 assert np.array_equal(tensor.numpy(), array)
 
     def test_token_ids_may_be_negative(self) -> None:
-        """They can stand for tokens that are not known yet."""
+        """They can refer to tokens that are not sampled yet."""
         arrays = replace(decodes(3), token_ids=np.array([-5]))
         packed = torch.zeros(num_bytes(arrays), dtype=torch.uint8)
         pack(arrays, packed)
@@ -122,10 +121,10 @@ class TestInputs:
 
     @pytest.mark.parametrize(("tokens", "sequences"), [(10, 3), (2, 5), (64, 1)])
     def test_the_largest_step(self, tokens: int, sequences: int) -> None:
-        step = largest_step(tokens, sequences, BLOCK, 2)
+        step = largest_step(tokens, sequences, BLOCK)
         assert len(step.token_ids) == tokens
         assert len(step.past_lens) == len(step.sample_rows) == min(tokens, sequences)
-        assert step.block_ids.max() < 2
+        assert not step.block_ids.any()
 
 
 class TestGraphs:
@@ -141,7 +140,7 @@ class TestGraphs:
         ran: list[tuple[int, list[int]]] = []
 
         class Fake:
-            """What is captured, called anew."""
+            """Runs what would be captured."""
 
             def __init__(self, shape: StepArrays) -> None:
                 self.size = len(shape.contexts)
@@ -163,10 +162,10 @@ class TestGraphs:
         assert graphs.run(decodes(5, 6, 7), None).tolist() == [5, 6, 7]
         assert graphs.run(decodes(3), None).tolist() == [3]
         assert ran == [(4, [5, 6, 7, 1]), (1, [3])]
-        assert graphs.takes(decodes(1, 1, 1, 1))
-        assert not graphs.takes(decodes(1, 1, 1, 1, 1))
+        assert graphs.accepts(decodes(1, 1, 1, 1))
+        assert not graphs.accepts(decodes(1, 1, 1, 1, 1))
         prompt = join_parts([StepPart([1, 2], 0, [0], samples=True)], BLOCK)
-        assert not graphs.takes(step_arrays(prompt, BLOCK))
+        assert not graphs.accepts(step_arrays(prompt, BLOCK))
 
 
 class TestCheck:
@@ -194,7 +193,7 @@ class TestCheck:
                 planned = plain.plan(arrays, inputs)
 
                 class Planned:
-                    def attention(self, query, cache: Cache, window: int) -> torch.Tensor:
+                    def attention(self, query, cache: LayerCache, window: int) -> torch.Tensor:
                         return planned.attention(query, cache, window and window + 1)
 
                 return Planned()
@@ -205,7 +204,7 @@ class TestCheck:
 
 class TestChoice:
     def test_plain_attention_on_cpus(self) -> None:
-        assert isinstance(choose(config(), torch.bfloat16, CPU), PlainAttention)
+        assert isinstance(choose_attention(config(), torch.bfloat16, CPU), PlainAttention)
         assert block_size(CPU) == PlainAttention.block_size
         assert block_size(torch.device("cuda")) == BLOCK_SIZE
 
@@ -269,13 +268,13 @@ def test_padding_does_not_reach_the_output() -> None:
     attention = PlainAttention(sizes, torch.float32)
     size = attention.block_size
     shape = (8, size, sizes.num_kv_heads, sizes.head_dim)
-    cache = Cache(torch.randn(shape), torch.randn(shape))
+    cache = LayerCache(torch.randn(shape), torch.randn(shape))
     parts = [StepPart([1], size + 3, [1, 2], samples=True), StepPart([1], 3, [3], samples=True)]
     arrays = step_arrays(join_parts(parts, size), size)
     query = torch.randn(2, sizes.num_heads, sizes.head_dim)
 
     def computed() -> np.ndarray:
-        return attention.plan(arrays, Carrier(CPU).send(arrays)).attention(query, cache, 0).numpy()
+        return attention.plan(arrays, upload(arrays, CPU)).attention(query, cache, 0).numpy()
 
     before = computed()
     cache.keys[[0, 4, 5, 6, 7]] = 1e9

@@ -1,4 +1,4 @@
-"""What is particular to the torch executor; that it says what others say is in `test_parity`."""
+"""What is particular to the torch executor; its results are compared in `test_parity`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_of_a_large_model_some_layers_are_checked(
         ),
     )
     for most in (3 * layer, 2 * layer, 1):
-        monkeypatch.setattr(self_check, "_MOST_WEIGHTS", most)
+        monkeypatch.setattr(self_check, "_MAX_WEIGHTS", most)
         executor.check()
     assert checked == [range(3), range(2), range(1)]
     assert executor.stage == whole_model(executor.config)
@@ -114,7 +114,7 @@ def test_half_precisions_stay_near(
 
 
 def test_many_decodes_of_different_lengths(executor: TorchExecutor) -> None:
-    """They are padded in groups; each says what it says alone."""
+    """They are padded in groups; each has the result that it has alone."""
     rng = np.random.default_rng(0)
     lengths = (1, 2, 31, 32, 33, 64, 65, 100, 130, 200, 12, 13)
     order = rng.permutation(NUM_BLOCKS).tolist()
@@ -131,7 +131,7 @@ def test_many_decodes_of_different_lengths(executor: TorchExecutor) -> None:
         parts.append(StepPart(mine[-1:], len(mine) - 1, table, samples=True))
     found = executor.execute(join_parts(parts, BLOCK_SIZE))
     np.testing.assert_allclose(found, expected, atol=1e-3)
-    # A chunk between them takes a way of its own.
+    # A chunk between them is computed separately.
     hybrid = [*parts[:4], StepPart(tokens[9][50:], 50, tables[9], samples=True), *parts[5:]]
     found = executor.execute(join_parts(hybrid, BLOCK_SIZE))
     np.testing.assert_allclose(found, [*expected[:4], expected[9], *expected[5:]], atol=1e-3)
@@ -172,11 +172,11 @@ def test_the_check_notices_a_wrong_operation(
         executor.check()
 
 
-def test_progress_is_told(path: Path) -> None:
-    told: list[float] = []
-    load_torch(path, progress=told.append)
-    assert told == sorted(told)
-    assert told[-1] == 1.0
+def test_progress_is_reported(path: Path) -> None:
+    reported: list[float] = []
+    load_torch(path, on_progress=reported.append)
+    assert reported == sorted(reported)
+    assert reported[-1] == 1.0
 
 
 def test_what_is_left_for_the_cache(executor: TorchExecutor) -> None:
@@ -186,5 +186,5 @@ def test_what_is_left_for_the_cache(executor: TorchExecutor) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_a_gpu_that_is_not_there(path: Path) -> None:
-    with pytest.raises(ExecutorError, match="device cuda: GPU number 0 is asked for"):
+    with pytest.raises(ExecutorError, match="device cuda: GPU number 0 is requested"):
         load_torch(path, device="cuda")

@@ -1,4 +1,4 @@
-"""The torch executor on a GPU says what it says on a CPU. Skipped where there is none."""
+"""The torch executor computes on a GPU what it computes on a CPU. Skipped without a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engines import NUM_BLOCKS, load_torch
 from sarathi.backends.options import Precision
 from sarathi.backends.step import Step, StepPart, join_parts
 from sarathi.backends.torch.arrays import DTYPES
-from sarathi.backends.torch.attention_backend import choose
+from sarathi.backends.torch.attention_backend import choose_attention
 from sarathi.backends.torch.attention_check import check_attention
 from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.models.decoder import pipeline_stages
@@ -64,11 +64,11 @@ def test_attention_passes_its_check(
 ) -> None:
     config, dtype = attention_config(head_dim, windows), DTYPES[precision]
     device = torch.device("cuda")
-    check_attention(choose(config, dtype, device, deterministic), config, dtype, device)
+    check_attention(choose_attention(config, dtype, device, deterministic), config, dtype, device)
 
 
 def steps(executor: TorchExecutor) -> list[Step]:
-    """A prompt, its rest beside another, decodes, many decodes."""
+    """A prompt, its remainder with another, decodes, many decodes."""
     size = executor.block_size
     rng = np.random.default_rng(0)
     tokens = rng.integers(2, 256, (12, 80)).tolist()

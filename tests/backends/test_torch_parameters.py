@@ -13,7 +13,7 @@ from tiny_gguf import write_gguf
 
 from sarathi.backends.torch import parameters as module
 from sarathi.backends.torch.arrays import as_tensor
-from sarathi.backends.torch.parameters import Parameters, Served, joined_tensors
+from sarathi.backends.torch.parameters import Parameters, ServedWeights, joined_tensors
 from sarathi.models.decoder import whole_model
 from sarathi.models.model import open_model
 from sarathi.models.sharding import Shard, ShardedWeights, shard_shapes
@@ -53,7 +53,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 @pytest.mark.parametrize("shard", [Shard(), Shard(0, 2), Shard(1, 2), Shard(3, 4)], ids=str)
 def test_tensors_by_name_are_those_of_the_checkpoint(checkpoint: Path, shard: Shard) -> None:
     weights, shapes = open_share(checkpoint, shard)
-    served = Served(Parameters(weights, shapes, F32, CPU))
+    served = ServedWeights(Parameters(weights, shapes, F32, CPU))
     for name, shape in shapes.items():
         assert served[name].shape == shape
         np.testing.assert_array_equal(served[name], weights[name])

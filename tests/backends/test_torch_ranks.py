@@ -1,4 +1,4 @@
-"""Ranks that share the layers say what one rank says."""
+"""Ranks that share the layers compute what one rank computes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sarathi.models.sharding import Shard
 from sarathi.sampling.params import SamplingParams
 
 # Families and numbers of ranks: with key heads for each rank and fewer, one norm and two, biases,
-# a head of its own and a tied one, windows.
+# an untied head and a tied one, windows.
 CASES = [
     ("llama", 2),
     ("llama", 4),
@@ -62,10 +62,10 @@ def test_the_same_tokens(crew: Crew, family: str, count: int, tmp_path: Path) ->
     prompts = [rng.integers(2, tiny_models.VOCAB_SIZE, n).tolist() for n in LENGTHS]
     alone = load_torch(tmp_path)
     step = chunk(prompts[2], 0, 50)
-    expected, said = alone.execute(step).copy(), run(engine(alone, budget=32), prompts, GREEDY)
+    expected, tokens = alone.execute(step).copy(), run(engine(alone, budget=32), prompts, GREEDY)
     with ranks(crew, tmp_path, count) as several:
         np.testing.assert_allclose(several.execute(step), expected, atol=1e-4)
-        assert run(engine(several, budget=32), prompts, GREEDY) == said
+        assert run(engine(several, budget=32), prompts, GREEDY) == tokens
         assert several.weight_bytes < alone.weight_bytes
 
 
@@ -120,11 +120,12 @@ def collectives(group: ProcessGroup) -> tuple[bool, ...]:
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_what_ranks_tell_each_other(crew: Crew, count: int) -> None:
+def test_collective_operations(crew: Crew, count: int) -> None:
     assert everywhere(crew, count, collectives) == [(True,) * 5] * count
 
 
 def leaves(group: ProcessGroup) -> str:
+    group.all_reduce(torch.zeros(1))  # both are connected now
     if group.rank == 1:
         return "left"
     try:
@@ -135,17 +136,17 @@ def leaves(group: ProcessGroup) -> str:
 
 
 def test_a_rank_that_has_gone(crew: Crew) -> None:
-    said, left = everywhere(crew, 2, leaves)
+    error, left = everywhere(crew, 2, leaves)
     assert left == "left"
-    assert said.startswith("rank 0 of 2 could not add up: another rank has ended")
+    assert error.startswith("rank 0 of 2 could not sum: another rank has ended")
 
 
-class TestMeeting:
-    def test_a_rank_that_never_comes(self) -> None:
-        with pytest.raises(ExecutorError, match="rank 0 of 2 could not meet the other ranks"):
+class TestConnecting:
+    def test_a_rank_that_never_connects(self) -> None:
+        with pytest.raises(ExecutorError, match="rank 0 of 2 could not connect to the other ranks"):
             DistributedGroup(Rendezvous.open(HOST, 0.3), 0, 2, torch.device("cpu"), 0.3)
 
-    def test_a_store_that_is_not_there(self) -> None:
+    def test_a_rendezvous_that_does_not_answer(self) -> None:
         with socket.create_server((HOST, 0)) as server:
             address = f"{HOST}:{server.getsockname()[1]}"
         with pytest.raises(ExecutorError, match=f"cannot be reached at {address}: is it running"):
@@ -155,7 +156,7 @@ class TestMeeting:
         with pytest.raises(
             ExecutorError, match=r"cannot be reached under the address 192\.0\.2\.1"
         ):
-            Rendezvous.open("192.0.2.1")
+            Rendezvous.open("192.0.2.1", 0.5)
 
     def test_the_store_listens_at_one_address_only(self) -> None:
         port = int(Rendezvous.open(HOST, 1.0).address.rpartition(":")[2])

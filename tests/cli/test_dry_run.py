@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_models import save_tiny
 
-from sarathi.backends import registry as create
+from sarathi.backends import model_instance
 from sarathi.backends.openvino.openvino_executor import OpenVinoExecutor
 from sarathi.cli.main import main
 from sarathi.engine.config import EngineConfig
@@ -123,7 +123,7 @@ def test_ranks_share_heads(tiny: Path) -> None:
 def test_a_start_is_refused_with_the_same_message(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in (create, module):
+    for name in (model_instance, module):
         monkeypatch.setattr(name, "available_memory", lambda: 1000)
     refusal = dry_run(tiny, EngineConfig(precision="f32")).refusal
     with pytest.raises(ExecutorError, match="the weights take") as caught:

@@ -15,7 +15,7 @@ import httpx
 import huggingface_hub
 import pytest
 
-from sarathi.backends import registry as create
+from sarathi.backends import model_instance
 from sarathi.cli.main import main
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.llm import LLM
@@ -148,7 +148,7 @@ def test_a_name_is_enough_for_a_dry_run(
 
 
 def test_weights_that_do_not_fit_are_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(create, "available_memory", lambda: 1000)
+    monkeypatch.setattr(model_instance, "available_memory", lambda: 1000)
     with pytest.raises(ExecutorError, match="the weights take"):
         load_engine(tiny, EngineConfig(load_format="dummy"), lambda line: None)
 

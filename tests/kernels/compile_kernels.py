@@ -1,7 +1,7 @@
 """Compile kernels for a GPU that need not be there.
 
 Run as a script, without TRITON_INTERPRET, it prints a line of JSON for each: the number of matrix
-instructions, and what ptxas says about registers, spills and serialized instructions.
+instructions, and what ptxas reports about registers, spills and serialized instructions.
 """
 
 from __future__ import annotations

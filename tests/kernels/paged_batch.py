@@ -38,7 +38,7 @@ class PagedBatch:
         counts = -(-self.contexts // shape.block_size)
         mine = np.arange(counts.max()) < counts[:, None]
         tables = np.zeros(mine.shape, np.int32)
-        tables[mine] = rng.permutation(counts.sum()) + 1  # block 0 is nobody's
+        tables[mine] = rng.permutation(counts.sum()) + 1  # block 0 is unused
         self._tables = tables
 
         def random(*size: int) -> torch.Tensor:

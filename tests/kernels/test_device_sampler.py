@@ -1,4 +1,4 @@
-"""Sampling on the device, held against the reference and against the sampler of the host."""
+"""Sampling on the device, compared with the reference and with the sampler of the host."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sarathi.backends.torch.attention_backend import Cache
+from sarathi.backends.torch.attention_backend import LayerCache
 from sarathi.backends.torch.elementwise import (
     ElementwiseKernels,
     HeadNorms,
@@ -108,7 +108,9 @@ def test_rope_and_cache(
     angles = 10 * randn(3, head_dim // 2, seed=1).double().to(device)
     slots = torch.tensor([9, 2, 14], device=device)
     shape = (4, 4, num_kv_heads, head_dim)
-    cache = Cache(*(torch.full(shape, torch.nan, dtype=dtype, device=device) for _ in range(2)))
+    cache = LayerCache(
+        *(torch.full(shape, torch.nan, dtype=dtype, device=device) for _ in range(2))
+    )
     weights = randn(2, head_dim, seed=2).to(device) if has_norms else (None, None)
     head_norms = HeadNorms(*map(NormWeights, weights)) if has_norms else None
 
@@ -140,7 +142,7 @@ def test_a_cache_of_more_elements_than_32_bits_count(device: torch.device, tmp_p
     tokens = TokenRows(zeros + 1, zeros, torch.tensor([slot], device=device))
     assert blocks.numel() > 2**31
     # Keys and values in one cache: the values are written last.
-    kernels().rope_and_cache(query, key, value, tokens, Cache(blocks, blocks), None)
+    kernels().rope_and_cache(query, key, value, tokens, LayerCache(blocks, blocks), None)
     assert torch.equal(blocks.flatten(0, 1)[slot], value[0])
 
 

@@ -10,11 +10,13 @@ import pytest
 import tiny_models
 import torch
 
+from sarathi.backends.options import ExecutorOptions
 from sarathi.backends.reference import reference
-from sarathi.backends.registry import create_runner
+from sarathi.backends.registry import load_backend
+from sarathi.backends.runner import Runner
 from sarathi.backends.step import StepError, StepPart, join_parts
 from sarathi.backends.torch.overlapped_runner import OverlappedRunner
-from sarathi.backends.torch.parameters import Served
+from sarathi.backends.torch.parameters import ServedWeights
 from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.engine.core import EngineCore
 from sarathi.models.model import open_model
@@ -37,8 +39,13 @@ def load(folder: Path, device: torch.device) -> TorchExecutor:
     return executor
 
 
+def make_runner(executor: TorchExecutor) -> Runner:
+    options = ExecutorOptions(executor="torch", max_position=128, max_tokens=128)
+    return load_backend(options).create_runner(executor)
+
+
 def engine(executor: TorchExecutor, eos_ids: tuple[int, ...] = ()) -> EngineCore:
-    runner = create_runner(executor)
+    runner = make_runner(executor)
     assert isinstance(runner, OverlappedRunner)
     scheduler = Scheduler(
         BlockPool(NUM_BLOCKS, executor.block_size),
@@ -110,7 +117,7 @@ def test_tokens_are_those_that_the_host_would_sample(executor: TorchExecutor) ->
         SamplingParams(max_tokens=4, temperature=0, repetition_penalty=3.0),
     ]
     eos = (5,)
-    weights = Served(executor._parameters)
+    weights = ServedWeights(executor._parameters)
     found = generate(engine(executor, eos), prompts(), params)
     for prompt, wanted, tokens in zip(prompts(), params, found.values(), strict=True):
         sampler = Sampler(executor.config.vocab_size)
@@ -123,12 +130,12 @@ def test_tokens_are_those_that_the_host_would_sample(executor: TorchExecutor) ->
 
 
 def test_a_third_step_under_way_is_refused(executor: TorchExecutor) -> None:
-    runner = create_runner(executor)
+    runner = make_runner(executor)
     step = join_parts([StepPart([3], 0, [0], samples=True)], executor.block_size)
     for _ in range(2):
         assert runner.is_free
         runner.submit(step)
-    with pytest.raises(StepError, match="2 steps are under way"):
+    with pytest.raises(StepError, match="2 steps are in flight"):
         runner.submit(step)
     assert runner.wait(5.0)
     assert runner.result().stages[0].busy >= 0
@@ -138,7 +145,7 @@ def test_a_third_step_under_way_is_refused(executor: TorchExecutor) -> None:
 
 
 def test_a_token_of_a_slot_that_is_not_there_is_refused(executor: TorchExecutor) -> None:
-    runner = create_runner(executor)
+    runner = make_runner(executor)
     assert isinstance(runner, OverlappedRunner)
     step = join_parts([StepPart([-1 - 10_000], 0, [0], samples=True)], executor.block_size)
     with pytest.raises(StepError, match="token_ids"):

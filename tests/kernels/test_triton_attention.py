@@ -11,7 +11,7 @@ import torch
 from paged_batch import PagedBatch
 
 from sarathi.backends.step import StepPart, join_parts
-from sarathi.backends.torch.attention_backend import Cache, choose
+from sarathi.backends.torch.attention_backend import LayerCache, choose_attention
 from sarathi.backends.torch.attention_check import check_attention
 from sarathi.backends.torch.attention_plan import (
     KV_START,
@@ -20,7 +20,7 @@ from sarathi.backends.torch.attention_plan import (
     KernelConfig,
     Tile,
 )
-from sarathi.backends.torch.step_inputs import Carrier, StepArrays, padded, step_arrays
+from sarathi.backends.torch.step_inputs import StepArrays, padded, step_arrays, upload
 from sarathi.backends.torch.triton_attention import TritonAttention
 from sarathi.errors import ExecutorError
 from sarathi.models.model_config import ModelConfig
@@ -189,7 +189,7 @@ class TestAttention:
     )
     def test_it_passes_the_check(self, device, dtype, deterministic, windows) -> None:
         config = model_config((2, 1), windows=windows)
-        attention = choose(config, dtype, device, deterministic)
+        attention = choose_attention(config, dtype, device, deterministic)
         assert isinstance(attention, TritonAttention)
         check_attention(attention, config, dtype, device)
 
@@ -222,7 +222,7 @@ class TestAttention:
         size, width = attention.block_size, 14
         torch.manual_seed(0)
         blocks = (3 * width + 1, size, 1, 16)
-        cache = Cache(*(torch.randn(blocks, dtype=dtype, device=device) for _ in range(2)))
+        cache = LayerCache(*(torch.randn(blocks, dtype=dtype, device=device) for _ in range(2)))
         query = torch.randn((4, 2, 16), dtype=dtype, device=device)
 
         def decodes(*contexts: int) -> StepArrays:
@@ -234,17 +234,16 @@ class TestAttention:
             return padded(arrays, size=4, width=width, block_size=size, spare_block=3 * width)
 
         first, second = decodes(3, 2 * size), decodes(size + 1, 5, width * size)
-        carrier = Carrier(device)
         prepared = attention.prepare(first, fixed_shape=True)
-        inputs = carrier.send(prepared)
+        inputs = upload(prepared, device)
         planned = attention.plan(prepared, inputs)
-        update = carrier.send(attention.prepare(second, fixed_shape=True))
+        update = upload(attention.prepare(second, fixed_shape=True), device)
         inputs.tables.copy_(update.tables)
         for mine, other in zip(inputs.work, update.work, strict=True):
             mine.items.copy_(other.items)
             mine.merges.copy_(other.merges)
         arrays = attention.prepare(second)
-        exact = attention.plan(arrays, carrier.send(arrays))
+        exact = attention.plan(arrays, upload(arrays, device))
         for window in config.sliding_windows:
             expected = exact.attention(query, cache, window)
             assert torch.equal(planned.attention(query, cache, window), expected)
@@ -256,7 +255,7 @@ class TestAttention:
         size, width = attention.block_size, 20
         torch.manual_seed(0)
         blocks = (3 * width, size, 1, 16)
-        cache = Cache(*(torch.randn(blocks, dtype=dtype, device=device) for _ in range(2)))
+        cache = LayerCache(*(torch.randn(blocks, dtype=dtype, device=device) for _ in range(2)))
         watched = ((1100, 1), (530, 6), (70, 50))
         mates = ((20, 1), (1200, 1), (0, 90))
         queries = [
@@ -270,7 +269,7 @@ class TestAttention:
                 for i, (past, new) in zip(chosen, lengths, strict=True)
             ]
             arrays = attention.prepare(step_arrays(join_parts(parts, size), size))
-            planned = attention.plan(arrays, Carrier(device).send(arrays))
+            planned = attention.plan(arrays, upload(arrays, device))
             output = planned.attention(torch.cat([queries[i] for i in chosen]), cache, 0)
             return list(output.split([new for _, new in lengths]))
 

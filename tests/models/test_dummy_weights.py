@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from sarathi.backends.reference import reference
 from sarathi.backends.torch.arrays import as_array, as_tensor
-from sarathi.backends.torch.dummy_parameters import fill_dummy
-from sarathi.backends.torch.parameters import Parameters
+from sarathi.backends.torch.parameters import Parameters, fill_dummy
 from sarathi.errors import ModelError
 from sarathi.models.decoder import whole_model
 from sarathi.models.dummy_weights import BLOCK_SIZE, DummyWeights, random_tensor

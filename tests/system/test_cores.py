@@ -7,29 +7,28 @@ import threading
 
 import pytest
 
-from sarathi.system.cpu_affinity import keep_to_own_cores, own_cores, physical_cores
-from sarathi.system.machine import usable_cores
+from sarathi.system.machine import cores_of_process, physical_cores, pin_to_cores, usable_cores
 
 FOUR = [frozenset({0, 4}), frozenset({1, 5}), frozenset({2, 6}), frozenset({3, 7})]
 
 
 def test_processes_share_out_all_cores() -> None:
-    assert own_cores(0, 2, 2, FOUR, usable=4) == {0, 4, 1, 5}
-    assert own_cores(1, 2, 2, FOUR, usable=4) == {2, 6, 3, 7}
-    assert own_cores(2, 3, 1, FOUR, usable=4) == {2, 6}  # one core is left over
+    assert cores_of_process(0, 2, 2, FOUR, usable=4) == {0, 4, 1, 5}
+    assert cores_of_process(1, 2, 2, FOUR, usable=4) == {2, 6, 3, 7}
+    assert cores_of_process(2, 3, 1, FOUR, usable=4) == {2, 6}  # one core is left over
 
 
 @pytest.mark.parametrize(
     ("neighbours", "threads", "usable"),
     [
-        (2, 1, 4),  # others may want the rest
-        (2, 4, 4),  # too many threads to have cores of their own
+        (2, 1, 4),  # others may use the remaining ones
+        (2, 4, 4),  # more threads than cores for each
         (5, 1, 4),  # too many processes
         (2, 2, 2),  # a container that may use any two of them
     ],
 )
 def test_where_the_kernel_must_choose(neighbours: int, threads: int, usable: int) -> None:
-    assert own_cores(0, neighbours, threads, FOUR, usable) is None
+    assert cores_of_process(0, neighbours, threads, FOUR, usable) is None
 
 
 def test_only_the_calling_thread_is_bound() -> None:
@@ -40,7 +39,7 @@ def test_only_the_calling_thread_is_bound() -> None:
     found: list[set[int]] = []
 
     def bind() -> None:
-        keep_to_own_cores(1, len(cores), 1)
+        pin_to_cores(1, len(cores), 1)
         found.append(os.sched_getaffinity(0))
 
     thread = threading.Thread(target=bind)

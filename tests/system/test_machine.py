@@ -139,7 +139,7 @@ class TestVersion1:
         (cpu.parent / "cpu.cfs_period_us").write_text("100000\n")
         assert groups.quota() == 1.0
 
-    def test_beside_version_2(self, groups: Groups) -> None:
+    def test_together_with_version_2(self, groups: Groups) -> None:
         groups.own("4:memory:/", "0::/")
         memory = groups.mount("cgroup/memory", "cgroup", "rw,memory")
         unified = groups.mount("cgroup/unified", "cgroup2")
@@ -228,7 +228,7 @@ class TestMemory:
 
 
 class TestDescriptors:
-    """On limits of a system that is not there."""
+    """With the limits of an imaginary system."""
 
     @pytest.fixture
     def system(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
@@ -270,11 +270,11 @@ class TestDescriptors:
         assert limits == [unlimited, unlimited]
 
     def test_a_hard_limit_that_is_not_granted(self, system: Callable[..., list[int]]) -> None:
-        """As on macOS, where no process may have more than the kernel says elsewhere."""
+        """As on macOS, where no process may have more than the kernel reports elsewhere."""
         system(256, resource.RLIM_INFINITY, grants=10240)
         assert machine.raise_descriptor_limit() == 10240
 
-    def test_what_cannot_be_raised_is_told_as_it_is(self, system: Callable[..., list[int]]) -> None:
+    def test_what_cannot_be_raised_is_returned(self, system: Callable[..., list[int]]) -> None:
         system(256, 4096, grants=0)
         assert machine.raise_descriptor_limit() == 256
 

@@ -1,20 +1,33 @@
-"""What runs steps: all layers of a model, or one stage's, or one rank's share of them."""
+"""The protocols of a backend: the executor that runs steps, and what makes executors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sarathi.backends.options import KvPrecision, Precision
+from sarathi.backends.runner import Runner
 from sarathi.backends.step import Step
 from sarathi.models.decoder import Stage
+from sarathi.models.model import Model
 from sarathi.models.model_config import ModelConfig
+from sarathi.models.sharding import Shard
 from sarathi.models.weights import Array
 from sarathi.sampling.sampler import StepSampler
 
+if TYPE_CHECKING:
+    from sarathi.backends.torch.process_group import ProcessGroup, Rendezvous
+
+ProgressCallback = Callable[[float], None]  # gets the share of the weights that has been read
+
 
 class Executor(Protocol):
-    """A loaded model. `allocate` gives it a KV cache, then `execute` runs steps."""
+    """A loaded model, or one stage of it, or one rank's share of a stage.
+
+    `allocate` gives it a KV cache, then `execute` runs steps.
+    """
 
     config: ModelConfig  # of the whole model
     stage: Stage
@@ -22,7 +35,7 @@ class Executor(Protocol):
     precision: Precision
     kv_precision: KvPrecision
     block_size: int  # tokens of a KV block
-    num_blocks: int  # that it has; 0 before `allocate`
+    num_blocks: int  # of the KV cache; 0 before `allocate`
 
     @property
     def block_bytes(self) -> int:
@@ -33,10 +46,10 @@ class Executor(Protocol):
         """Bytes of the weights here, as served."""
 
     def allocate(self, num_blocks: int) -> None:
-        """Make room for so many KV blocks, in place of those there were."""
+        """Allocate a KV cache of `num_blocks` blocks, which replaces an earlier one."""
 
     def check(self) -> None:
-        """Compare what it computes with plain arithmetic, before anyone is served.
+        """Compare what it computes with plain arithmetic, before any request is served.
 
         Needs a KV cache of `self_check.NUM_BLOCKS` blocks, whose content is lost.
 
@@ -46,10 +59,10 @@ class Executor(Protocol):
         """
 
     def warming_up(self) -> AbstractContextManager[None]:
-        """For the first steps: memory that only these need is given back while it lasts."""
+        """Return a context for the first steps, which gives back memory that only these need."""
 
     def make_sampler(self) -> StepSampler:
-        """Make what samples from `logits`."""
+        """Make a sampler for the results of `logits`."""
 
     def logits(self, step: Step, received: Array | None = None) -> Any:
         """Run a step of the last stage; as `execute`, but the logits stay where `make_sampler`'s
@@ -59,14 +72,109 @@ class Executor(Protocol):
         """Run a step.
 
         Args:
-            received: what the stage before has computed, [tokens, hidden_size]; None for the first
-                stage, and for ranks to which their first one passes it on.
+            received: hidden states of the previous stage, [tokens, hidden_size]; None for the
+                first stage, and for ranks that get them from their rank 0.
 
         Returns:
-            Logits of the sampled rows, float32 [S, vocab_size], or the activations for the next
+            Logits of the sampled rows, float32 [S, vocab_size], or the hidden states for the next
             stage, [tokens, hidden_size]. The memory is the executor's own and is overwritten by
             the next step.
 
         Raises:
             StepError: the step is malformed; nothing has been run.
+        """
+
+
+class DeviceMemory(NamedTuple):
+    """The memory that a KV cache is put into."""
+
+    name: str  # of a machine, or of a device in it
+    free: int  # bytes
+    shared: bool  # whether other processes use it, too, so that not all of it may be taken
+
+
+@dataclass(frozen=True)
+class ExecutorPart:
+    """The part of a model that one process computes, and its rank among the processes."""
+
+    stage: Stage
+    shard: Shard
+    group: ProcessGroup | None = None  # the ranks of the stage; None for a single one
+    local_rank: int = 0  # number of this process among those of the engine on this machine
+    threads: int | None = None  # to compute with; None for one a core
+
+
+class Backend(Protocol):
+    """Makes executors with the options that it has been made with."""
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether executors here compute on a GPU."""
+
+    @property
+    def gpu_names(self) -> tuple[str, ...]:
+        """The names of all GPUs here; none where CPUs compute."""
+
+    @property
+    def gpu_memory(self) -> tuple[int, ...]:
+        """Bytes of each GPU that weights and KV cache may use; none where CPUs compute."""
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a KV block of an executor here."""
+
+    @property
+    def process_groups(self) -> ProcessGroups | None:
+        """Connects the ranks of a stage; None where a stage is always computed by one rank."""
+
+    def choose_precisions(self) -> tuple[Precision, KvPrecision]:
+        """Return the precisions of weights and KV cache that an executor here will have.
+
+        Raises:
+            ExecutorError: the machine does not compute in the precision of the options.
+        """
+
+    def create_executor(
+        self, model: Model, part: ExecutorPart, on_progress: ProgressCallback
+    ) -> Executor:
+        """Load a part of a model.
+
+        Args:
+            on_progress: called from any thread.
+
+        Raises:
+            ExecutorError: the machine cannot run it, or has too little memory.
+            ModelError: the checkpoint does not contain what its configuration requires.
+        """
+
+    def create_runner(self, executor: Executor) -> Runner:
+        """Make a runner over an executor that has the whole model."""
+
+    def free_memory(self, executor: Executor, local_rank: int) -> DeviceMemory:
+        """Return the memory for the KV cache. All ranks of a stage call this together."""
+
+
+class ProcessGroups(Protocol):
+    """Connects the ranks that share the layers of a stage."""
+
+    def open_rendezvous(self, host: str | None) -> Rendezvous:
+        """Open, on rank 0, the address through which the ranks of a stage connect.
+
+        Args:
+            host: the address under which others reach this process; None: all are on this machine.
+
+        Raises:
+            ExecutorError: this process cannot listen there.
+        """
+
+    def init_process_group(
+        self, rendezvous: Rendezvous | str, shard: Shard, local_rank: int
+    ) -> ProcessGroup:
+        """Return the group of all ranks of a stage, once they have connected.
+
+        Args:
+            rendezvous: what `open_rendezvous` has returned, or its address.
+
+        Raises:
+            ExecutorError: a rank does not connect in time.
         """

@@ -1,7 +1,7 @@
-"""How much memory a stage or a rank takes, reckoned from a model's sizes: nothing is loaded.
+"""How much memory a stage or a rank needs, computed from a model's sizes: nothing is loaded.
 
-Left out is what only running shows: activations, the runtime's libraries, and what kernels keep
-beside the weights.
+It leaves out what only a run shows: activations, the runtime's libraries, and what kernels keep
+in addition to the weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sarathi.models.sharding import Shard, shard_config, shard_shapes
 from sarathi.models.tensor_layout import expected_shapes
 
 ITEM_BYTES: Mapping[Precision, int] = {"f32": 4, "bf16": 2, "f16": 2}
-_SCALE_BYTES = 8  # of quantised elements that share a scale: it and a zero point, in f32
+_SCALE_BYTES = 8  # of a group of quantised elements: a scale and a zero point, in f32
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ def footprint(
     kv_precision: KvPrecision,
     block_size: int,
 ) -> Footprint:
-    """What an executor of `stage` and `shard` takes; `config` is that of the whole model.
+    """Return what an executor of `stage` and `shard` needs; `config` is the whole model's.
 
     Raises:
-        ModelError: the layers cannot be shared out to so many ranks.
+        ModelError: the layers cannot be divided among so many ranks.
     """
     local = shard_config(config, shard.count)
     layer = kv_block_bytes(local.num_kv_heads, local.head_dim, kv_precision, block_size)
@@ -50,23 +50,24 @@ def footprint(
 
 
 def weight_bytes(config: ModelConfig, stage: Stage, shard: Shard, precision: Precision) -> int:
-    """Those of the weights alone; see `footprint`."""
+    """Return the bytes of the weights alone; see `footprint`."""
     elements = sum(map(math.prod, shard_shapes(config, stage, shard).values()))
     return elements * ITEM_BYTES[precision]
 
 
-def check_room(num_bytes: int, free: int) -> None:
-    """
+def check_memory(required: int, free: int) -> None:
+    """Raise an error unless weights fit into memory.
+
     Args:
-        num_bytes: of all weights that are to be loaded into one memory.
+        required: bytes of all weights that are to be loaded into one memory.
         free: bytes of it that are free before.
 
     Raises:
-        ExecutorError: there is no room for them.
+        ExecutorError: they do not fit.
     """
-    if num_bytes > free:
+    if required > free:
         raise ExecutorError(
-            f"the weights take {num_bytes / 1e9:.1f} GB of memory here and {free / 1e9:.1f} GB are "
+            f"the weights take {required / 1e9:.1f} GB of memory here and {free / 1e9:.1f} GB are "
             "free: a smaller --precision or model would help, or several machines (--ray and --pp)"
         )
 
@@ -74,7 +75,7 @@ def check_room(num_bytes: int, free: int) -> None:
 def kv_block_bytes(
     num_kv_heads: int, head_dim: int, kv_precision: KvPrecision, block_size: int
 ) -> int:
-    """Keys and values of `block_size` tokens in one layer.
+    """Return the bytes of the keys and values of `block_size` tokens in one layer.
 
     In u8, keys have a scale for each of their dimensions in a block, values one for each token.
     """
@@ -85,5 +86,5 @@ def kv_block_bytes(
 
 
 def num_parameters(config: ModelConfig) -> int:
-    """Weights of the whole model; a head that is the embedding is counted once."""
+    """Count the weights of the whole model; a head tied to the embedding is counted once."""
     return sum(map(math.prod, expected_shapes(config, whole_model(config)).values()))

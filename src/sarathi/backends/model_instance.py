@@ -1,38 +1,44 @@
-"""All that computes one model: one executor in this process, or many processes."""
+"""A loaded model: in this process alone, or spread over many (`parallel.pipeline`)."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import platform
+import threading
 import time
 from contextlib import AbstractContextManager
+from importlib import metadata
 from typing import Protocol
 
 import msgspec
 
-from sarathi.backends.executor import Executor
-from sarathi.backends.load_progress import ProgressCallback
-from sarathi.backends.options import KvPrecision, Precision
+import sarathi
+from sarathi.backends.executor import DeviceMemory, Executor, ExecutorPart, ProgressCallback
+from sarathi.backends.footprint import check_memory, weight_bytes
+from sarathi.backends.options import ExecutorOptions, KvPrecision, Precision
 from sarathi.backends.parallel.rank_layout import RankId
-from sarathi.backends.registry import (
-    DeviceMemory,
-    ExecutorOptions,
-    create_executor,
-    create_runner,
-    free_memory,
-)
+from sarathi.backends.registry import load_backend
 from sarathi.backends.runner import Runner
+from sarathi.models.decoder import whole_model
 from sarathi.models.model import Model
 from sarathi.models.model_config import ModelConfig
+from sarathi.models.sharding import Shard
+from sarathi.models.tensor_layout import expected_shapes
+from sarathi.system.machine import available_memory
+
+_PROGRESS_INTERVAL = 0.5  # seconds between two calls of a progress callback
 
 
 class InstancePart(msgspec.Struct, frozen=True):
     """What one process has loaded."""
 
-    place: RankId
+    rank_id: RankId
     host: str  # the name of its machine
     memory: str  # whose memory it uses: the machine's, or that of a device there
-    free: int  # bytes of that memory, now that the weights are there
-    shared: bool  # whether others take from it, too, so that not all of it is to be had
+    free: int  # bytes of that memory, after the weights have been loaded
+    shared: bool  # whether other processes use it, too, so that not all of it may be taken
     weight_bytes: int
     block_bytes: int  # of a KV block, over its layers and heads
     block_size: int  # tokens
@@ -44,7 +50,7 @@ class InstancePart(msgspec.Struct, frozen=True):
 class ModelInstance(Protocol):
     """A loaded model, which is given a KV cache before it runs steps."""
 
-    parts: tuple[InstancePart, ...]  # of every process, in the order of the layout's places
+    parts: tuple[InstancePart, ...]  # of every process, in the order of the layout's ranks
     config: ModelConfig
     max_position: int  # tokens of the longest sequence
 
@@ -52,10 +58,10 @@ class ModelInstance(Protocol):
     def runner(self) -> Runner: ...
 
     def allocate(self, num_blocks: int) -> None:
-        """Make room for so many KV blocks in every process, in place of those there were.
+        """Allocate a KV cache of `num_blocks` blocks in every process, instead of an earlier one.
 
         Raises:
-            ExecutorError: a process has not as much memory, has failed or died.
+            ExecutorError: a process has too little memory, has failed or died.
         """
 
     def check_computing(self) -> None:
@@ -72,16 +78,44 @@ class ModelInstance(Protocol):
         """End the processes. Harmless twice."""
 
 
-def describe(
-    executor: Executor, place: RankId, memory: DeviceMemory, seconds: float
-) -> InstancePart:
-    """
+def load_executor(
+    model: Model,
+    options: ExecutorOptions,
+    part: ExecutorPart,
+    on_progress: ProgressCallback,
+    *,
+    local_world_size: int = 1,
+) -> Executor:
+    """Load a part of a model, once it is known that its weights fit into memory.
+
     Args:
-        memory: what it has for a KV cache.
+        local_world_size: processes of this engine on this machine.
+        on_progress: called now and then, from any thread, with the share of weights that is read.
+
+    Raises:
+        ExecutorError: the machine cannot run it or has too little memory for it, or the library
+            for it is not installed.
+        ModelError: the checkpoint does not contain what its configuration requires.
+    """
+    backend = load_backend(options)
+    if not backend.uses_gpu:  # whose library raises this error by itself
+        precision, _ = backend.choose_precisions()
+        each = weight_bytes(model.config, part.stage, part.shard, precision)
+        check_memory(local_world_size * each, available_memory())
+    return backend.create_executor(model, part, _rate_limited(on_progress))
+
+
+def describe(
+    executor: Executor, rank_id: RankId, memory: DeviceMemory, seconds: float
+) -> InstancePart:
+    """Return the description of a loaded executor.
+
+    Args:
+        memory: for its KV cache.
         seconds: that loading it took.
     """
     return InstancePart(
-        place=place,
+        rank_id=rank_id,
         host=platform.node(),
         memory=memory.name,
         free=memory.free,
@@ -95,27 +129,48 @@ def describe(
     )
 
 
+def fingerprint(model: Model) -> str:
+    """Hash the configuration, and the tensors' shapes and types: not their values.
+
+    Processes that load a model independently compare it.
+    """
+    config = dataclasses.asdict(model.config)
+    # Machines may differ in the last bit of what they compute from the checkpoint's numbers.
+    config["inv_freq"] = [f"{value:.9g}" for value in config["inv_freq"]]
+    tensors = {
+        name: (shape, str(model.weights.stored_dtype(name)))
+        for name, shape in expected_shapes(model.config, whole_model(model.config)).items()
+    }
+    text = json.dumps([config, tensors], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def versions(executor: str) -> str:
+    """Return the versions of this project and of the library that an executor computes with."""
+    try:
+        found = metadata.version(executor)
+    except metadata.PackageNotFoundError:  # installed in another way, such as a system package
+        found = "unknown"
+    return f"sarathi {sarathi.__version__}, {executor} {found}"
+
+
 class SingleProcess:
     """One executor that has the whole model."""
 
-    def __init__(self, model: Model, options: ExecutorOptions, tell: ProgressCallback) -> None:
-        """Load it.
-
-        Args:
-            tell: as `create_executor` takes it.
-
-        Raises:
-            ExecutorError, ModelError: as `create_executor` does.
-        """
-        began = time.monotonic()
-        executor = create_executor(model, options, threads=options.threads, tell=tell)
-        seconds = time.monotonic() - began
+    def __init__(
+        self, model: Model, options: ExecutorOptions, on_progress: ProgressCallback
+    ) -> None:
+        """Load the model; arguments and errors are those of `load_executor`."""
+        start = time.monotonic()
+        backend = load_backend(options)
+        part = ExecutorPart(whole_model(model.config), Shard(), threads=options.threads)
+        executor = load_executor(model, options, part, on_progress)
+        seconds = time.monotonic() - start
         self.config = executor.config
         self.max_position = executor.max_position
-        self.parts: tuple[InstancePart, ...] = (
-            describe(executor, RankId(0, 0), free_memory(executor, options), seconds),
-        )
-        self.runner = create_runner(executor)
+        memory = backend.free_memory(executor, local_rank=0)
+        self.parts: tuple[InstancePart, ...] = (describe(executor, RankId(0, 0), memory, seconds),)
+        self.runner = backend.create_runner(executor)
         self._executor = executor
 
     def allocate(self, num_blocks: int) -> None:
@@ -129,3 +184,19 @@ class SingleProcess:
 
     def close(self) -> None:
         self.runner.close()
+
+
+def _rate_limited(on_progress: ProgressCallback) -> ProgressCallback:
+    """Return a callback for many threads that calls `on_progress` one at a time, now and then."""
+    lock = threading.Lock()
+    last = time.monotonic()
+
+    def limited(share: float) -> None:
+        nonlocal last
+        with lock:
+            now = time.monotonic()
+            if now > last + _PROGRESS_INTERVAL:
+                last = now
+                on_progress(share)
+
+    return limited

@@ -1,4 +1,4 @@
-"""The decoder in plain numpy: whole sequences, no cache. What other executors must equal."""
+"""The decoder in plain numpy: whole sequences, no cache. Executors are tested against it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sarathi.models.weights import Tensors
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
-_ROWS = 4096  # of a matrix, widened at a time
+_ROWS = 4096  # of a matrix that are converted to float32 at a time
 
 
 def reference(
@@ -35,13 +35,13 @@ def reference(
     Returns the logits after every token, [tokens, vocab_size], or the hidden states for the next
     stage, [tokens, hidden_size].
 
-    Weights are widened piece by piece, so that little memory is needed, and once for all
+    Weights are converted piece by piece, so that little memory is needed, and once for all
     sequences. Time is quadratic in the number of tokens: for short sequences only.
 
     Args:
         token_ids: of all sequences, one after the other.
         hidden: the hidden states of the previous stage; None for the first one.
-        lengths: tokens of each sequence; None where there is one.
+        lengths: tokens of each sequence; None for a single one.
     """
     ids = np.asarray(token_ids, np.int64)
     sequences = np.array([len(ids)] if lengths is None else lengths)
@@ -143,7 +143,7 @@ class _NumpyOperations:
 
     def _product(self, x: F32, weight: str) -> F32:
         matrix = self._weights[weight]
-        # In pieces: widening all of a head at once would be the peak of a server's memory.
+        # In pieces: converting a whole head at once would be the peak of a server's memory.
         pieces = [
             x @ matrix[row : row + _ROWS].astype(np.float32).T
             for row in range(0, len(matrix), _ROWS)
@@ -171,7 +171,7 @@ class _NumpyOperations:
 
 
 def _erf(x: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """The error function within 1.5e-7 (Abramowitz and Stegun, 7.1.26); numpy has none."""
+    """Return the error function within 1.5e-7 (Abramowitz and Stegun, 7.1.26)."""
     size = np.abs(x.astype(np.float64))
     t = 1 / (1 + 0.3275911 * size)
     polynomial = np.polynomial.polynomial.polyval(

@@ -1,4 +1,4 @@
-"""Cosines and sines of the rotary position embedding, by position."""
+"""Tables of the rotary position embedding (RoPE): cosines and sines by position."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sarathi.system.machine import available_memory
 
 F32 = npt.NDArray[np.float32]
 
-_POSITIONS = 1 << 16  # at a time: their angles are in float64, since float32 is coarse far out
+_CHUNK = 1 << 16  # positions at a time, with angles in float64: float32 is coarse far out
 
 
 def rope_tables(inv_freq: Sequence[float], max_position: int) -> tuple[F32, F32]:
@@ -22,7 +22,7 @@ def rope_tables(inv_freq: Sequence[float], max_position: int) -> tuple[F32, F32]
         [max_position, len(inv_freq)] each.
 
     Raises:
-        ExecutorError: this machine has no memory for them.
+        ExecutorError: they do not fit into memory.
     """
     num_bytes = 2 * max_position * len(inv_freq) * np.dtype(np.float32).itemsize
     if num_bytes > available_memory():
@@ -32,8 +32,8 @@ def rope_tables(inv_freq: Sequence[float], max_position: int) -> tuple[F32, F32]
         )
     frequencies = np.asarray(inv_freq, np.float64)
     cos, sin = (np.empty((max_position, len(inv_freq)), np.float32) for _ in range(2))
-    for first in range(0, max_position, _POSITIONS):
-        rows = slice(first, min(first + _POSITIONS, max_position))
+    for first in range(0, max_position, _CHUNK):
+        rows = slice(first, min(first + _CHUNK, max_position))
         angles = np.outer(np.arange(rows.start, rows.stop), frequencies)
         cos[rows], sin[rows] = np.cos(angles), np.sin(angles)
     return cos, sin

@@ -1,4 +1,4 @@
-"""Steps under way: one on a single executor, as many as there are stages in a pipeline."""
+"""Runners keep steps in flight: one on a single executor, one per stage of a pipeline."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from sarathi.telemetry.stages import StageTime
 
 
 class StepResult(NamedTuple):
+    """The result of a step."""
+
     sampled: SamplerOutput  # a token for each of the step's sampled rows
     stages: tuple[StageTime, ...]
     sampling: float = 0.0  # seconds that sampling took after the last stage
@@ -27,60 +29,60 @@ NOTHING_SAMPLED = SamplerOutput(NO_SLOTS, None)
 class Runner(Protocol):
     """Runs steps in the order in which they are submitted, and samples from their logits."""
 
-    depth: int  # steps that may be under way
-    looks_ahead: bool  # whether a step may hold tokens that the step before it samples
+    depth: int  # steps that may be in flight
+    looks_ahead: bool  # whether a step may refer to tokens that the previous step samples
 
     @property
     def slots(self) -> RequestSlots:
-        """Of the requests whose tokens are sampled."""
+        """The sampler's slots, of the requests whose tokens are sampled."""
 
     @property
     def is_free(self) -> bool:
-        """Whether a step would begin at once: fewer than `depth` are under way, and the first
-        stage has computed them all. A step that is made earlier knows less of what has come, and
-        its requests wait longer than who made it could foresee."""
+        """Whether a step would start at once: fewer than `depth` are in flight, and the first
+        stage has computed them all. A step that is scheduled earlier leaves out requests that
+        arrive meanwhile, and takes longer than the scheduler predicts."""
 
     def submit(self, step: Step, slots: I64 = NO_SLOTS) -> None:
-        """Begin a step; at most `depth` may be under way.
+        """Start a step; at most `depth` may be in flight.
 
         Args:
             slots: of the requests of the sampled rows, all different, open until the result has
-                been taken. None for a step whose logits are not sampled from.
+                been returned. Empty for a step without sampling.
 
         Raises:
-            StepError: it is malformed; nothing has begun.
+            StepError: it is malformed; nothing has been started.
         """
 
     def wait(self, seconds: float) -> bool:
-        """Wait until the oldest step under way has a result, until `is_free` turns true, or for
-        so long.
+        """Wait until the oldest step in flight has a result, until `is_free` turns true, or for
+        `seconds`.
 
         Returns:
             Whether there is a result.
 
         Raises:
-            ExecutorError: a process that takes part has died or failed, now or before.
+            ExecutorError: a worker process has died or failed, now or before.
         """
 
     def result(self) -> StepResult:
-        """Wait for the oldest step under way, and for nothing else.
+        """Return the result of the oldest step in flight, once it is computed.
 
         Raises:
-            ExecutorError: a process that takes part has died or failed, now or before.
+            ExecutorError: a worker process has died or failed, now or before.
         """
 
     def abandon(self) -> None:
-        """Forget the steps under way; returns when none of them touches the KV cache any more."""
+        """Discard the steps in flight; returns when none of them uses the KV cache any more."""
 
     def check(self) -> None:
-        """Look whether all processes that take part are well; for when nothing is under way.
+        """Check that all worker processes are well; for when no step is in flight.
 
         Raises:
             ExecutorError: one has died or failed.
         """
 
     def close(self) -> None:
-        """End the processes that take part. Harmless twice."""
+        """End the worker processes. Harmless twice."""
 
 
 class StepExecutor(Protocol):
@@ -90,7 +92,7 @@ class StepExecutor(Protocol):
 
 
 class InlineRunner:
-    """One executor that has the whole model: a step is computed when its result is asked for."""
+    """One executor that has the whole model: a step is computed when its result is requested."""
 
     depth = 1
     looks_ahead = False
@@ -106,7 +108,7 @@ class InlineRunner:
         self._clock = clock
         self._step: Step | None = None
         self._slots = NO_SLOTS
-        self._ended: float | None = None
+        self._last_end: float | None = None
 
     @property
     def slots(self) -> RequestSlots:
@@ -125,15 +127,15 @@ class InlineRunner:
     def result(self) -> StepResult:
         assert self._step is not None
         step, self._step = self._step, None
-        began = self._clock()
+        start = self._clock()
         logits = self._executor.execute(step)
-        ended = self._clock()
-        waited = 0.0 if self._ended is None else began - self._ended
-        self._ended = ended
+        end = self._clock()
+        waited = 0.0 if self._last_end is None else start - self._last_end
+        self._last_end = end
         sampled = NOTHING_SAMPLED
         if len(self._slots):
             sampled = self._sampler.sample(logits, self._slots)
-        return StepResult(sampled, (StageTime(waited, ended - began),), self._clock() - ended)
+        return StepResult(sampled, (StageTime(waited, end - start),), self._clock() - end)
 
     def abandon(self) -> None:
         self._step = None

@@ -1,4 +1,4 @@
-"""Before anyone is served: does the executor compute what the decoder says?"""
+"""Check at start-up that an executor computes what the decoder describes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sarathi.models.model_config import ModelConfig
 from sarathi.models.tensor_layout import expected_shapes
 from sarathi.models.weights import Array, Tensors
 
-# Largest accepted distance of the logits from the reference, relative to their length. Trained
+# Largest accepted distance of the logits from the reference, relative to their norm. Trained
 # models stay below a tenth of it, random ones, which amplify rounding, below a half; logits of
 # the wrong tokens are 1 or more away.
 _TOLERANCE: Mapping[Precision | KvPrecision, float] = {
@@ -27,9 +27,9 @@ _TOLERANCE: Mapping[Precision | KvPrecision, float] = {
     "bf16": 0.25,
     "u8": 0.25,
 }
-# (tokens in the cache, new tokens) of three sequences, in three steps: a long chunk, then its
-# rest, in a second block of 32, together with a whole prompt, then two decodes beside another
-# prompt.
+# (tokens in the cache, new tokens) of three sequences, in three steps: a long chunk; the
+# remaining tokens of that prompt, in a second block of 32, with a whole prompt; two decodes with
+# another prompt.
 _LONG = 31
 _STEPS = (
     ((0, _LONG),),
@@ -39,8 +39,8 @@ _STEPS = (
 _LENGTHS = (_LONG + 5, 10, 5)
 _TABLES = ((3, 0), (2,), (1,))  # permuted on purpose
 NUM_BLOCKS = 4
-_MOST_WEIGHTS = 4 * 10**8  # of layers; numpy takes some seconds for them on a few cores
-_MANY = 64  # blocks: half of them for a long context, half for a large batch
+_MAX_WEIGHTS = 4 * 10**8  # of layers; numpy needs some seconds for them on a few cores
+_MAX_BLOCKS = 64  # half of them for a long context, half for a large batch
 MAX_POSITION = max(_LENGTHS)
 
 
@@ -62,9 +62,9 @@ def check_model(executor: Executor, weights: Tensors) -> None:
     sequences = [rng.integers(0, config.vocab_size, length).tolist() for length in _LENGTHS]
     received: list[F32 | None] = [None] * len(sequences)
     if not stage.first:
-        received = [_made_up(rng, length, config.hidden_size) for length in _LENGTHS]
+        received = [_random_hidden(rng, length, config.hidden_size) for length in _LENGTHS]
     hidden = [rows for rows in received if rows is not None]
-    # All at once: reading and widening the weights is what takes time.
+    # All at once: most of the time goes into reading and converting the weights.
     rows = reference(
         config,
         stage,
@@ -89,7 +89,7 @@ def check_model(executor: Executor, weights: Tensors) -> None:
             if rows is not None
         ]
         output = executor.execute(step, np.concatenate(hidden) if hidden else None)
-        # Logits come of the last token of each sequence, activations of all.
+        # Logits are those of the last token of each sequence, hidden states those of all.
         ends = np.arange(len(parts)) if stage.last else step.query_starts[1:] - 1
         for i, (past, new) in enumerate(parts):
             distances.append(_distance(output[ends[i]], expected[i][past + new - 1]))
@@ -105,39 +105,39 @@ def check_model(executor: Executor, weights: Tensors) -> None:
 
 
 def checked_part(config: ModelConfig, stage: Stage) -> Stage:
-    """Return the stage, or its first layers where numpy would take long for all of them.
+    """Return the stage, or its first layers where numpy would be slow for all of them.
 
     The others run the same code on weights that were loaded by the same code.
     """
     layer = Stage(range(1), first=False, last=False)
     weights = sum(map(math.prod, expected_shapes(config, layer).values()))
-    most = max(1, _MOST_WEIGHTS // weights)
+    most = max(1, _MAX_WEIGHTS // weights)
     return stage if len(stage.layers) <= most else replace(stage, layers=stage.layers[:most])
 
 
 def check_deterministic(executor: Executor) -> None:
-    """See whether a sequence's logits depend on what else is in its step.
+    """Check that a sequence's logits do not depend on what else is in its step.
 
-    Uses KV blocks, whose content is lost: better many, since long contexts and large batches may
-    take other kernels.
+    Uses KV blocks, whose content is lost: preferably many, since long contexts and large batches
+    may be computed by other kernels.
 
     Raises:
         ExecutorError: they do.
     """
-    num_blocks, block_size = min(executor.num_blocks, _MANY), executor.block_size
+    num_blocks, block_size = min(executor.num_blocks, _MAX_BLOCKS), executor.block_size
     shared = min(num_blocks // 2, (executor.max_position - 1) // block_size)
     own = range(shared, num_blocks)
     context = shared * block_size
     rng = np.random.default_rng(1)
     tokens = rng.integers(0, executor.config.vocab_size, context + 1).tolist()
-    received = _made_up(rng, len(tokens), executor.config.hidden_size)
+    received = _random_hidden(rng, len(tokens), executor.config.hidden_size)
 
     def decode(block: int) -> StepPart:
-        """One of several equal sequences, each with a last block of its own."""
+        """Return one of several equal sequences, each with its own last block."""
         return StepPart(tokens[context:], context, [*range(shared), block], samples=True)
 
     def first_row(parts: list[StepPart]) -> Array:
-        """The output of the first token of the first sequence."""
+        """Return the output of the first token of the first sequence."""
         hidden = None
         if not executor.stage.first:
             hidden = np.concatenate(
@@ -159,8 +159,8 @@ def check_deterministic(executor: Executor) -> None:
             )
 
 
-def _made_up(rng: np.random.Generator, length: int, hidden_size: int) -> F32:
-    """Activations such as a stage before could have computed."""
+def _random_hidden(rng: np.random.Generator, length: int, hidden_size: int) -> F32:
+    """Return hidden states as a previous stage could have computed them."""
     return rng.standard_normal((length, hidden_size), np.float32)
 
 

@@ -1,4 +1,4 @@
-"""One iteration as plain arrays: what every executor is given."""
+"""One iteration as plain arrays: the input of every executor."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class StepError(ValueError):
 class Step:
     """Ragged sequences of one iteration, concatenated: T tokens of B sequences, S sampled rows."""
 
-    token_ids: I64  # [T]; -1 - s: what the step before samples for slot s
+    token_ids: I64  # [T]; -1 - s: the token that the previous step samples for slot s
     positions: I64  # [T]
     query_starts: I32  # [B + 1], where each sequence's tokens begin
-    past_lens: I32  # [B], tokens of each sequence that are in the KV cache
+    past_lens: I32  # [B], tokens of each sequence in the KV cache
     block_ids: I32  # [sum of blocks], the sequences' block tables one after the other
     block_starts: I32  # [B + 1], where each block table begins
     sample_rows: I64  # [S], token rows whose logits are wanted
@@ -51,15 +51,15 @@ class StepPart(NamedTuple):
 
 
 def build_step(batch: Batch, block_size: int, slots: Mapping[int, int] = _NO_SLOTS) -> Step:
-    """The arrays of a batch.
+    """Build the arrays of a batch.
 
     Args:
-        slots: of the sampler, by request id; for tokens that are still being sampled.
+        slots: of the sampler, by request id; for tokens not sampled yet.
     """
     return join_parts(
         [
             StepPart(
-                # A slice beyond the known tokens is a decode that looks ahead.
+                # A slice beyond the known tokens is a look-ahead decode.
                 request.tokens(start, length) or (-1 - slots[request.id],),
                 start,
                 request.blocks,
@@ -72,10 +72,10 @@ def build_step(batch: Batch, block_size: int, slots: Mapping[int, int] = _NO_SLO
 
 
 def join_parts(parts: Sequence[StepPart], block_size: int) -> Step:
-    """The arrays of parts of different sequences.
+    """Build the arrays of parts of different sequences.
 
-    A block table is cut at the last token of its part: a running chunk never sees blocks of
-    chunks to come.
+    A block table ends at the last token of its part: a running chunk never sees blocks of
+    later chunks.
     """
     lengths = [len(part.token_ids) for part in parts]
     tables = [
@@ -103,11 +103,11 @@ def join_parts(parts: Sequence[StepPart], block_size: int) -> Step:
     )
 
 
-def beside(step: Step, block_id: int) -> Step:
-    """The step with one more sequence, of one token, whose logits nobody wants.
+def with_padding_sequence(step: Step, block_id: int) -> Step:
+    """Add a sequence of one token to a step, without logits.
 
     Args:
-        block_id: a KV block that nobody uses, to write to.
+        block_id: an unused KV block to write to.
     """
     return Step(
         token_ids=np.append(step.token_ids, 0),

@@ -1,4 +1,4 @@
-"""Weights in the precision they are served in, backed by files rather than by memory."""
+"""Weights in the precision in which they are served, backed by files rather than by memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import mmap
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
@@ -24,23 +24,34 @@ _DROP_INTERVAL = 0.02  # seconds
 
 
 class WeightStore:
-    """The tensors of a model, all in one precision, none of them held in memory for good.
+    """The tensors of a model, all in one precision, backed by files.
 
     A tensor that the checkpoint stores in that precision is a view of the mapped checkpoint. Any
     other is converted, or dequantised, once into an unlinked scratch file that vanishes with the
     process. So the kernel can drop every page and read it again, and loading does not keep a
-    second copy of the model beside the one that the executor packs for its kernels.
+    second copy of the model in addition to the one that the executor packs for its kernels.
     """
 
     def __init__(
-        self, weights: Weights, shapes: Mapping[str, tuple[int, ...]], dtype: npt.DTypeLike
+        self,
+        weights: Weights,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: npt.DTypeLike,
+        on_progress: Callable[[float], None] = lambda share: None,
     ) -> None:
-        """Convert the tensors that `shapes` names, on all cores."""
+        """Convert the tensors that `shapes` names, on all cores.
+
+        Args:
+            on_progress: called with the share of the tensors that has been read.
+        """
         self._weights = weights
         self._dtype = np.dtype(dtype)
-        self._arrays = {
-            name: weights[name] for name in shapes if weights.stored_dtype(name) == self._dtype
-        }
+        self._arrays: dict[str, Array] = {}
+        self._on_progress = on_progress
+        for name in shapes:
+            if weights.stored_dtype(name) == self._dtype:
+                self._arrays[name] = weights[name]
+                on_progress(len(self._arrays) / len(shapes))
         converted = {name: shape for name, shape in shapes.items() if name not in self._arrays}
         self._mappings = list(weights.mappings)
         if converted:
@@ -57,7 +68,7 @@ class WeightStore:
         return sum(array.nbytes for array in self._arrays.values())
 
     def drop_pages(self) -> None:
-        """Give the memory of all pages back; a later access reads them from the file again."""
+        """Release the memory of all pages; a later access reads them from the file again."""
         for mapping in self._mappings:
             mapping.madvise(mmap.MADV_DONTNEED)
 
@@ -87,9 +98,10 @@ class WeightStore:
             num_bytes = int(np.prod(shape)) * self._dtype.itemsize
             size += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
         scratch = _scratch_file(size)
+        num_mapped = len(self._arrays)
         self._mappings.append(scratch)
 
-        def convert(name: str) -> None:
+        def convert(name: str) -> None:  # in a thread
             count = int(np.prod(shapes[name]))
             target = np.frombuffer(scratch, self._dtype, count, offsets[name])
             target = target.reshape(shapes[name])
@@ -98,19 +110,19 @@ class WeightStore:
             self.drop_pages()
 
         with ThreadPoolExecutor(usable_cores()) as pool:
-            for _ in pool.map(convert, shapes):
-                pass
+            for count, _ in enumerate(pool.map(convert, shapes), num_mapped + 1):
+                self._on_progress(count / (num_mapped + len(shapes)))
         _return_freed_memory()
 
 
 def _return_freed_memory() -> None:
-    """Glibc keeps what the conversion has freed, half of a small model, unless it is told."""
+    """Have glibc release what the conversion has freed: half of a small model."""
     with suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _scratch_file(size: int) -> mmap.mmap:
-    """A mapped file of `size` bytes that no name leads to."""
+    """Map a new, unlinked file of `size` bytes."""
     folder = cache_folder()
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -122,5 +134,5 @@ def _scratch_file(size: int) -> mmap.mmap:
     except OSError as error:
         raise ModelError(
             f"{size / 1e9:.1f} GB of scratch space for converted weights cannot be had in "
-            f"{folder} ({error.strerror}); set XDG_CACHE_HOME to a folder with room"
+            f"{folder} ({error.strerror}); set XDG_CACHE_HOME to a folder with free space"
         ) from error

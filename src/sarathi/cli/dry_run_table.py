@@ -107,9 +107,9 @@ def _table(run: DryRun) -> Table:
 
 
 def _share(run: DryRun, share: ProcessShare) -> tuple[str, ...]:
-    engine = share.rank_id == run.layout.engine
+    engine = share.rank_id == run.layout.engine_rank
     return (
-        "engine" if engine else f"worker {run.layout.workers.index(share.rank_id)}",
+        "engine" if engine else f"worker {run.layout.worker_ranks.index(share.rank_id)}",
         str(share.rank_id.stage),
         str(share.rank_id.rank),
         f"{share.layers.start} to {share.layers.stop - 1}",

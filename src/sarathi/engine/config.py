@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from sarathi.backends.options import Device, ExecutorName, KvPrecision, Precision
+from sarathi.backends.options import Device, KvPrecision, Precision
+from sarathi.backends.registry import BACKENDS, ExecutorName
 from sarathi.errors import ConfigError
 from sarathi.models.locate import LoadFormat
 from sarathi.options import Count, NewFile, Option, Seconds, Size, check_options
@@ -216,15 +217,17 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"tbt_target has no effect on the policy {self.policy}: omit it")
         if self.deterministic and not POLICIES[self.policy].stall_free:
             raise ConfigError("deterministic needs the policy sarathi")
-        if self.executor == "openvino":
-            if self.tp > 1:
-                raise ConfigError("tp above 1 needs the executor torch")
-            if self.device is not None:
-                raise ConfigError("device needs the executor torch")
-        elif self.kv_precision not in (None, self.precision):
+        backend = BACKENDS[self.executor]
+        if self.tp > 1 and not backend.has_tensor_parallelism:
+            able = [name for name, each in BACKENDS.items() if each.has_tensor_parallelism]
+            raise ConfigError(f"tp above 1 needs the executor {' or '.join(able)}")
+        if self.device is not None and not backend.has_devices:
+            able = [name for name, each in BACKENDS.items() if each.has_devices]
+            raise ConfigError(f"device needs the executor {' or '.join(able)}")
+        if not backend.has_kv_precision and self.kv_precision not in (None, self.precision):
             raise ConfigError(
                 f"kv_precision is {self.kv_precision}, expected that of precision: the executor "
-                "torch has one for both"
+                f"{self.executor} has one for both"
             )
         log, trace = self.iteration_log, self.trace
         if log is not None and trace is not None and Path(log).resolve() == Path(trace).resolve():

@@ -1,4 +1,4 @@
-"""The folder for what may be lost and made anew: scratch files and measurements."""
+"""The cache folder, for files that can be recreated: scratch files and measurements."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Find the folder that this project writes to, and make it where it is missing.
+    """Return the folder that this project writes to; create it if it does not exist.
 
     It is `sarathi` in XDG_CACHE_HOME, or else in `.cache` of the home folder. A user id without an
-    account has no home, and a container may be read-only: then a private temporary folder takes
-    its place, which is logged once.
+    account has no home, and a container may be read-only: then a private temporary folder is used
+    instead, which is logged once.
 
     Raises:
         ModelError: there is no folder for temporary files either.
@@ -39,10 +39,10 @@ def cache_folder() -> Path:
 
 
 def cached_file(name: str) -> Path:
-    """Where to read a file of the cache from.
+    """Return the path from which to read a file of the cache.
 
-    The usual folder may be read-only and yet have it, as in the image of a container. What lies
-    in the temporary folder that takes its place has been written since.
+    The usual folder may be read-only and contain it, as in the image of a container. A file in the
+    temporary folder that is used instead is newer.
 
     Args:
         name: relative to the folder.
@@ -57,9 +57,9 @@ def cached_file(name: str) -> Path:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file at once: a reader, such as another process, finds the old or the new one.
+    """Write a file atomically: a reader, such as another process, finds the old or the new one.
 
-    The folder is made where it is missing.
+    The folder is created if it does not exist.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.
@@ -79,7 +79,7 @@ def _usual_folder() -> Path | None:
     given = os.environ.get("XDG_CACHE_HOME")
     if given:
         return Path(given) / _NAME
-    if os.environ.get("HOME") == "":  # which would pass for the root folder
+    if os.environ.get("HOME") == "":  # which would mean the root folder
         return None
     try:
         return Path.home() / ".cache" / _NAME
@@ -88,7 +88,7 @@ def _usual_folder() -> Path | None:
 
 
 def _obstacle(folder: Path) -> str | None:
-    """Say why a folder cannot be written, having made it where it was missing."""
+    """Create a folder if it does not exist; return why it cannot be written, if so."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -103,9 +103,9 @@ def _temporary_folder() -> Path:
     try:
         folder = Path(tempfile.gettempdir()) / f"{_NAME}-cache-{user}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        # Anybody can make a folder of that name where all may write.
+        # Another user could have made a folder of that name.
         return folder if _is_private(folder) else _new_folder()
-    except FileExistsError:  # a file, or a link that leads nowhere
+    except FileExistsError:  # a file, or a broken link
         return _new_folder()
     except OSError as error:
         raise ModelError(
@@ -115,16 +115,16 @@ def _temporary_folder() -> Path:
 
 @cache
 def _new_folder() -> Path:
-    """One for this process alone."""
+    """Make a folder for this process alone."""
     folder = Path(tempfile.mkdtemp(prefix=f"{_NAME}-cache-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def _is_private(folder: Path) -> bool:
-    """Whether it is a folder of this user that nobody else can look into."""
+    """Return whether it is a folder that only this user can read."""
     if not hasattr(os, "geteuid"):
-        return True  # the folder for temporary files is the user's own there
+        return True  # where the folder for temporary files is the user's own
     found = folder.lstat()
     others = stat.S_IMODE(found.st_mode) & 0o077
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not others

@@ -1,4 +1,4 @@
-"""Limits of the control groups that this process is in, of version 1 and 2."""
+"""Limits of the control groups (cgroups) of this process, of version 1 and 2."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")  # of blanks in `mountinfo`
 
 @dataclass(frozen=True)
 class _Mount:
-    """Where a hierarchy of groups can be read."""
+    """A mounted hierarchy of groups."""
 
     point: Path
-    root: str  # the group that is found there
+    root: str  # the group at that point
     version: int
     controllers: frozenset[str]  # none in version 2, which has all in one hierarchy
 
 
 @dataclass(frozen=True)
 class _Files:
-    """What the two versions call the same."""
+    """The names of files and fields in one version."""
 
     limits: tuple[str, ...]  # bytes
     used: str
@@ -31,7 +31,7 @@ class _Files:
 
 
 # Beyond `memory.high` a group is throttled so hard that it might as well be a limit. Version 1
-# counts what the groups below have under names of its own.
+# counts the usage of the groups below in separate fields.
 _MEMORY = {
     1: _Files(
         ("memory.limit_in_bytes",),
@@ -43,7 +43,7 @@ _MEMORY = {
 
 
 def memory_limit(proc: Path = _PROC) -> int | None:
-    """Bytes that this process and its group may have altogether; None where nothing limits them.
+    """Return the bytes that the group of this process may use; None where nothing limits it.
 
     Args:
         proc: the folder of the process in the file system of processes.
@@ -53,12 +53,12 @@ def memory_limit(proc: Path = _PROC) -> int | None:
 
 
 def memory_left(proc: Path = _PROC) -> int | None:
-    """Bytes that this process can still get; None where nothing limits it.
+    """Return the bytes that this process can still allocate; None where nothing limits it.
 
-    A limit may be that of any group that its own is in, so the least of all of them counts. Page
-    cache is free: the kernel takes it back before anything else. That goes for the part in recent
-    use, too, as it does for what the kernel calls the available memory of a whole machine.
-    Otherwise a model's own file, read twice, would leave no room for the model.
+    Every group that contains its own may have a limit, so the least of all of them counts. Page
+    cache is free: the kernel reclaims it first. That includes the part in recent use, as in what
+    the kernel reports as the available memory of a whole machine. Otherwise a model's own file,
+    read twice, would leave no memory for the model.
     """
     left = []
     for group, version in _groups("memory", proc):
@@ -72,14 +72,14 @@ def memory_left(proc: Path = _PROC) -> int | None:
 
 
 def cpu_quota(proc: Path = _PROC) -> float | None:
-    """Processors' worth of time that this process may take; None where nothing limits it."""
+    """Return how many processors' time this process may use; None where nothing limits it."""
     quotas = [_quota(group, version) for group, version in _groups("cpu", proc)]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def _limit(group: Path, version: int) -> int | None:
     found = [_number(group / name) for name in _MEMORY[version].limits]
-    if version == 1:  # that of a group above, which may be out of sight in a container
+    if version == 1:  # of a group above, which may not be visible in a container
         found.append(_stat(group).get("hierarchical_memory_limit"))
     return min((limit for limit in found if limit is not None), default=None)
 
@@ -98,7 +98,7 @@ def _quota(group: Path, version: int) -> float | None:
 
 
 def _groups(controller: str, proc: Path) -> Iterator[tuple[Path, int]]:
-    """Folders of the groups that this process is in, with their version, from its own upwards."""
+    """Yield the folders of this process's groups, with their version, from its own upwards."""
     own = list(_own_groups(proc))
     for mount in _mounts(proc):
         if mount.version == 1 and controller not in mount.controllers:
@@ -113,7 +113,7 @@ def _groups(controller: str, proc: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _folder(mount: _Mount, path: str) -> Path:
-    """That of a group; the uppermost where the group cannot be seen from here."""
+    """Return the folder of a group; the uppermost where the group is not visible from here."""
     parts = [part for part in path.split("/") if part]
     root = [part for part in mount.root.split("/") if part]
     if parts[: len(root)] != root or ".." in parts:
@@ -122,7 +122,7 @@ def _folder(mount: _Mount, path: str) -> Path:
 
 
 def _own_groups(proc: Path) -> Iterator[tuple[frozenset[str], str]]:
-    """Controllers, none of them for version 2, and the path of the group that they are set by."""
+    """Yield controllers (none for version 2) and the path of the group that sets them."""
     for line in _text(proc / "cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, colon, path = rest.partition(":")
@@ -162,7 +162,7 @@ def _number(path: Path) -> int | None:
 
 
 def _text(path: Path) -> str:
-    """Nothing where it cannot be read: a limit that nobody can see is not heeded."""
+    """Read a file; return nothing if it cannot be read: an invisible limit is ignored."""
     try:
         return path.read_text().strip()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What others take of the processors that this process computes on."""
+"""Contention: how much other processes use the processors that this one computes on."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import psutil
 
 from sarathi.system.machine import usable_processors
 
-# Threads that all compute are hardly ever all on a processor: they wait for each other, too.
+# Threads that compute together are not on a processor all the time: they wait for each other.
 _UTILISATION = 0.9
-_TOLERATED = 0.1  # of what this process needs, that others may take of a quiet machine
+_TOLERATED = 0.1  # of what this process needs, that others may use on a quiet machine
 
 
 class CpuTimes(NamedTuple):
-    """Seconds since some moment."""
+    """Clocks, in seconds from some moment, and the number of processors."""
 
     clock: float
-    own: float  # that this process has computed, over all of its threads
-    busy: float  # the same of everything on the processors that it may run on
+    own: float  # processor time of this process, over all of its threads
+    busy: float  # processor time of all processes, on the processors that it may run on
     processors: int  # how many these are
 
 
 def cpu_times() -> CpuTimes:
-    """Read the clocks. Where the system has none for others, they are taken to be idle."""
+    """Read the clocks. Other processes count as idle where the system does not measure them."""
     own = time.process_time()
     try:
         found = psutil.cpu_times(percpu=True)
@@ -38,7 +38,7 @@ def cpu_times() -> CpuTimes:
 
 
 def was_quiet(before: CpuTimes, after: CpuTimes, threads: int) -> bool:
-    """Whether there were processors for all threads of this process in between."""
+    """Return whether all threads of this process had processors in between."""
     seconds = after.clock - before.clock
     if seconds <= 0:
         return True
@@ -47,18 +47,18 @@ def was_quiet(before: CpuTimes, after: CpuTimes, threads: int) -> bool:
 
 
 def undisturbed(seconds: float, own: float, threads: int) -> float:
-    """Estimate what a computation would have taken, had others not used its processors.
+    """Estimate the time of a computation without other processes on its processors.
 
     Args:
-        seconds: that it took.
-        own: seconds that all threads of this process computed meanwhile.
-        threads: that take part.
+        seconds: its measured time.
+        own: processor time of all threads of this process meanwhile.
+        threads: that compute it.
     """
     return min(seconds, own / (_UTILISATION * threads)) if own > 0 else seconds
 
 
 def _busy(times: object) -> float:
-    """Of one processor. Guests are in the time of users already."""
+    """Sum the busy time of a processor. That of guests is in the time of users already."""
 
     def field(name: str) -> float:
         return float(getattr(times, name, 0.0))

@@ -1,4 +1,4 @@
-"""Processes beside this one, wherever they run."""
+"""Starting other processes, and watching whether they live."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from typing import Protocol
 
-# Not `-m`, which would let files in the current folder pass for modules.
+# Not `-m`, which would import files in the current folder as modules.
 _START = """import sys
 import threading
 sys.path[:] = filter(None, sys.path)
@@ -19,13 +19,13 @@ sys.exit(main(sys.argv[1:]))"""
 
 
 class Process(Protocol):
-    """One that has been started."""
+    """A process that has been started."""
 
     def ended(self) -> str | None:
-        """None while it runs, otherwise how it ended, such as "exit status 1"."""
+        """Return how it ended, such as "exit status 1"; None while it runs."""
 
     def kill(self) -> None:
-        """End it at once. Harmless where it has ended."""
+        """End it at once. Harmless if it has ended."""
 
 
 class Spawner(Protocol):
@@ -34,7 +34,7 @@ class Spawner(Protocol):
     host: str | None  # where others reach this process; None: all are on this machine
 
     def spawn(self, module: str, arguments: Sequence[str]) -> Process:
-        """Run `main(arguments)` of a module of the project in a process of its own.
+        """Run `main(arguments)` of a module of the project in a new process.
 
         It ends by itself when this process does.
         """
@@ -46,23 +46,23 @@ class _Child:
 
     def ended(self) -> str | None:
         code = self._process.poll()
-        return None if code is None else _in_words(code)
+        return None if code is None else _describe_exit(code)
 
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
 
 
-def _in_words(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code >= 0:
         return f"exit status {code}"
     name = signal.Signals(-code).name
-    # The system ends in this way whoever takes the last of its memory.
+    # The system ends processes like this when it runs out of memory.
     return f"killed by {name}" + (", out of memory?" if name == "SIGKILL" else "")
 
 
 class LocalSpawner:
-    """Child processes. They watch that their parent lives; see `parent_lives`."""
+    """Starts child processes, which watch that their parent lives; see `parent_lives`."""
 
     host: str | None = None
 
@@ -75,9 +75,9 @@ LOCAL = LocalSpawner()  # has no state
 
 
 def leave_signals_to_parent() -> None:
-    """Ctrl-C may reach the whole process group; it is the parent that decides what it means.
+    """Ignore Ctrl-C and SIGTERM: they may reach the whole process group, and the parent decides.
 
-    Does nothing outside the main thread, where an actor runs, since signals do not get there.
+    Does nothing outside the main thread, such as in an actor: only that thread gets signals.
     """
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -85,5 +85,5 @@ def leave_signals_to_parent() -> None:
 
 
 def parent_lives(parent: int | None) -> bool:
-    """Whether the process with the id `parent` is still ours; None is for those that have none."""
+    """Return whether the process with the id `parent` is still ours; True for None."""
     return parent is None or os.getppid() == parent

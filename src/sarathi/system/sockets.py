@@ -1,4 +1,4 @@
-"""Where processes listen for each other: files on one machine, ports between several."""
+"""Sockets between processes: files on one machine, ports between several."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 import zmq
 import zmq.asyncio
 
-_MAX_FOLDER = 90  # characters: the path of a socket has at most 107
+_MAX_FOLDER = 90  # characters: the path of a socket file has at most 107
 
 
 class SocketFolder:
-    """A folder for the socket files of one engine, so that two on a machine never meet."""
+    """A folder for the socket files of one engine."""
 
     def __init__(self) -> None:
+        """Create the folder."""
         self._folder = _new_folder(None)
         if len(self._folder.name) > _MAX_FOLDER:
             self._folder.cleanup()
@@ -23,13 +24,22 @@ class SocketFolder:
         self.path = Path(self._folder.name)
 
     def remove(self) -> None:
-        """Harmless twice."""
+        """Delete the folder. Harmless twice."""
         self._folder.cleanup()
 
 
 def _new_folder(parent: str | None) -> tempfile.TemporaryDirectory[str]:
-    # A process that is left behind may remove it, too.
+    # An orphaned worker process may remove it, too.
     return tempfile.TemporaryDirectory(prefix="sarathi-", dir=parent, ignore_cleanup_errors=True)
+
+
+def new_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
+    """Make a socket that never blocks its sender and drops unsent messages when it is closed."""
+    made = context.socket(kind)
+    made.set_hwm(0)
+    made.setsockopt(zmq.LINGER, 0)
+    made.setsockopt(zmq.IPV6, 1)
+    return made
 
 
 def bind(listener: zmq.Socket[bytes] | zmq.asyncio.Socket, host: str | None, file: Path) -> str:
@@ -37,7 +47,7 @@ def bind(listener: zmq.Socket[bytes] | zmq.asyncio.Socket, host: str | None, fil
 
     Args:
         host: the address under which others reach this process; None: all are on this machine.
-        file: to be made there.
+        file: the socket file to create.
 
     Returns:
         The endpoint to connect to.
@@ -52,18 +62,18 @@ def bind(listener: zmq.Socket[bytes] | zmq.asyncio.Socket, host: str | None, fil
 
 
 def bracketed(host: str) -> str:
-    """As it stands in an address with a port: of IPv6 in brackets."""
+    """Put an IPv6 address in brackets, as before a port."""
     return f"[{host}]" if ":" in host else host
 
 
 def own_address(host: str) -> str:
-    """The address of this machine on the way to another one.
+    """Return the address of this machine from which it reaches another one.
 
     Args:
         host: an address, not a name.
 
     Raises:
-        OSError: there is no way, or it is no address.
+        OSError: `host` cannot be reached, or is no address.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, 9, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST

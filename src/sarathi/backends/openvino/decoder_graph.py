@@ -37,33 +37,35 @@ INPUTS: dict[str, tuple[type[np.generic], int]] = {
 
 
 def key_cache(layer: int) -> str:
+    """Name the graph's input for the key cache of a layer."""
     return f"key_cache.{layer}"
 
 
 def value_cache(layer: int) -> str:
+    """Name the graph's input for the value cache of a layer."""
     return f"value_cache.{layer}"
 
 
 def build_graph(
-    config: ModelConfig, stage: Stage, constants: WeightStore, max_position: int
+    config: ModelConfig, stage: Stage, weights: WeightStore, max_position: int
 ) -> ov.Model:
     """Build a graph from the arrays of a step and the KV cache to the output of `forward`.
 
-    Positions must be below `max_position`. The weights stay where `constants` has them: it must
-    outlive whatever is compiled from the graph.
+    Positions must be below `max_position`. The graph reads `weights` in place: it must outlive
+    what is compiled from the graph.
     """
-    ops = _GraphOperations(config, constants, max_position)
+    ops = _GraphOperations(config, weights, max_position)
     output = forward(ops, config, stage)
     return ov.Model([op.result(output)], ops.parameters, "decoder")
 
 
 class _GraphOperations:
-    """Builds nodes in the very patterns that the CPU plugin fuses (RMS, RoPE, FullyConnected)."""
+    """Builds nodes in the patterns that the CPU plugin fuses (RMS, RoPE, FullyConnected)."""
 
-    def __init__(self, config: ModelConfig, constants: WeightStore, max_position: int) -> None:
+    def __init__(self, config: ModelConfig, weights: WeightStore, max_position: int) -> None:
         self._config = config
-        self._constants = constants
-        self._weights: dict[str, ov.Node] = {}
+        self._weights = weights
+        self._nodes: dict[str, ov.Node] = {}  # of the matrices
         self._inputs: dict[str, ov.Node] = {}
         self._caches: list[ov.Node] = []
         cos, sin = rope_tables(config.inv_freq, max_position)
@@ -145,7 +147,7 @@ class _GraphOperations:
         dim = self._config.head_dim
         x = op.reshape(x, _ints([-1, num_heads, 1, dim]), special_zero=False)
         first = op.slice(x, _ints([0]), _ints([dim // 2]), _ints([1]), _ints([3]))
-        # The fusion asks for an open end here, and for the axis -1 below.
+        # The fusion requires an open end here, and the axis -1 below.
         second = op.slice(x, _ints([dim // 2]), _ints([2**31 - 1]), _ints([1]), _ints([3]))
         swapped = op.concat([op.multiply(second, _float(-1.0)), first], -1)
         roped = op.add(op.multiply(x, self._cos), op.multiply(swapped, self._sin))
@@ -174,7 +176,7 @@ class _GraphOperations:
                     _i32(config.sliding_windows[layer]),
                     op.constant(np.zeros(0, np.float32)),  # ALiBi slopes
                     self._input("max_context_len"),
-                    # From here on features that stay off: attention scores, rotated blocks,
+                    # From here on unused features: attention scores, rotated blocks,
                     # sparse attention, sinks, adaptive eviction, token types.
                     nothing,
                     nothing,
@@ -207,22 +209,22 @@ class _GraphOperations:
         return self._inputs[name]
 
     def _weight(self, name: str) -> ov.Node:
-        """A matrix in the served precision, widened in name only (one node a tensor)."""
-        if name not in self._weights:
-            node: ov.Node = Constant(_tensor(self._constants[name]), shared_memory=True)
+        """Return a matrix in the served precision, f32 in name only; one node a tensor."""
+        if name not in self._nodes:
+            node: ov.Node = Constant(_tensor(self._weights[name]), shared_memory=True)
             if node.get_element_type() != ov.Type.f32:
                 node = op.convert(node, "f32")
-                # Without this mark the plugin widens the weights for good: three times the memory.
+                # Without this mark the plugin converts the weights: three times the memory.
                 node.get_rt_info()["decompression_0"] = True
-            self._weights[name] = node
-        return self._weights[name]
+            self._nodes[name] = node
+        return self._nodes[name]
 
     def _vector(self, name: str) -> ov.Node:
-        """A norm's scale or a bias, always float32: too small to matter, and the fusions ask it."""
-        return op.constant(self._constants[name].astype(np.float32))
+        """Return a norm's scale or a bias, always float32: the plugin's fusions require it."""
+        return op.constant(self._weights[name].astype(np.float32))
 
     def _rope_table(self, values: F32) -> ov.Node:
-        """Rows of a table by position, for both halves of a head, [tokens, 1, 1, head_dim]."""
+        """Look up rows by position, for both halves of a head, [tokens, 1, 1, head_dim]."""
         table = op.constant(np.concatenate([values, values], axis=1))
         rows = op.gather(table, self._input("positions"), _ints(0))
         return op.reshape(rows, _ints([-1, 1, 1, self._config.head_dim]), special_zero=False)
@@ -238,7 +240,7 @@ def _parameter(name: str, shape: list[int], dtype: type[np.generic] | ov.Type) -
 
 
 def _cache_parameter(name: str) -> ov.Node:
-    """The plugin fills in the layout: blocks, heads, tokens of a block, head dimensions."""
+    """Make an input whose layout (blocks, heads, tokens, head dimensions) the plugin chooses."""
     return _parameter(name, [-1, -1, -1, -1], ov.Type.dynamic)
 
 
@@ -250,8 +252,8 @@ _OV_TYPES = {
 
 
 def _tensor(array: Array) -> ov.Tensor:
-    """A tensor over the array's own memory, which may be read-only."""
-    raw = np.frombuffer(array, np.uint8)  # the binding knows no bfloat16
+    """Make a tensor over the array's own memory, which may be read-only."""
+    raw = np.frombuffer(array, np.uint8)  # the Python binding has no bfloat16
     return ov.Tensor(raw, ov.Shape(array.shape), _OV_TYPES[array.dtype])
 
 

@@ -1,7 +1,7 @@
 """OpenVINO, imported without its telemetry.
 
-The package counts imports and makes an id of the user in the home folder, which fails with a
-traceback where there is no home. Whatever it has a substitute for that does nothing.
+The telemetry package counts imports and stores an id of the user in the home folder, which fails
+with a traceback where there is no home. Without it OpenVINO uses a substitute that does nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _TELEMETRY = "openvino_telemetry"
 
 @contextmanager
 def _without(module: str) -> Iterator[None]:
-    """Make a module appear not to be installed, unless somebody uses it already."""
+    """Make a module appear not to be installed, unless it is imported already."""
     if module in sys.modules:
         yield
         return

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from sarathi.backends.executor import ProgressCallback
 from sarathi.backends.openvino.decoder_graph import (
     HIDDEN,
     INPUTS,
@@ -19,7 +20,7 @@ from sarathi.backends.openvino.decoder_graph import (
 from sarathi.backends.openvino.library import openvino as ov
 from sarathi.backends.options import KvPrecision, Precision
 from sarathi.backends.self_check import check_deterministic, check_model
-from sarathi.backends.step import Step, beside, check_step
+from sarathi.backends.step import Step, check_step, with_padding_sequence
 from sarathi.backends.weight_store import WeightStore
 from sarathi.errors import ExecutorError
 from sarathi.models.decoder import Stage, whole_model
@@ -39,11 +40,12 @@ _CAPABILITIES: Mapping[Precision, str] = {"f32": "FP32", "bf16": "BF16", "f16": 
 
 
 def default_precision() -> Precision:
-    """bf16 or f16 where the processor computes in them, otherwise f32."""
+    """Return bf16 or f16 where the processor computes in them, otherwise f32."""
     return next(p for p in ("bf16", "f16", "f32") if p in supported_precisions())
 
 
 def supported_precisions() -> tuple[Precision, ...]:
+    """Return the precisions in which this processor computes."""
     capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return tuple(p for p, capability in _CAPABILITIES.items() if capability in capabilities)
 
@@ -51,10 +53,10 @@ def supported_precisions() -> tuple[Precision, ...]:
 def choose_precisions(
     precision: Precision | None, kv_precision: KvPrecision | None
 ) -> tuple[Precision, KvPrecision]:
-    """Those of weights and computation, and of the cache; None for the fastest, and the same.
+    """Return the precisions of weights and KV cache; None for the fastest, and for the same.
 
     Raises:
-        ExecutorError: the processor lacks the one, or cannot combine it with the other.
+        ExecutorError: the processor lacks the first, or cannot combine it with the second.
     """
     supported = supported_precisions()
     precision = precision or default_precision()
@@ -75,7 +77,7 @@ class OpenVinoExecutor:
 
     Raises:
         ExecutorError: the processor lacks the precision, or cannot combine it with the cache's.
-        ModelError: the checkpoint does not hold what its configuration says.
+        ModelError: the checkpoint does not contain what its configuration requires.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class OpenVinoExecutor:
         num_threads: int | None = None,
         deterministic: bool = False,
         bind_threads: bool = True,
+        on_progress: ProgressCallback = lambda share: None,
     ) -> None:
         """Compile the model.
 
@@ -102,6 +105,7 @@ class OpenVinoExecutor:
             deterministic: whether logits must not depend on what else is in a step.
             bind_threads: whether each thread may be bound to a core, if there is one for each
                 core; otherwise they run where the calling thread may.
+            on_progress: called with the share of the weights that has been read.
         """
         self.config = config
         self.stage = stage or whole_model(config)
@@ -110,9 +114,9 @@ class OpenVinoExecutor:
         self.precision, self.kv_precision = choose_precisions(precision, kv_precision)
         self.deterministic = deterministic
         self.num_blocks = 0
-        # The compiled model reads the constants in place: they live as long as it does.
+        # The compiled model reads the weights in place: they live as long as it does.
         shapes = expected_shapes(config, self.stage)
-        self.constants = WeightStore(weights, shapes, _DTYPES[self.precision])
+        self.weights = WeightStore(weights, shapes, _DTYPES[self.precision], on_progress)
         self._compiled = self._compile(num_threads, bind_threads)
         self._request = self._compiled.create_infer_request()
         self._used = [n for port in self._compiled.inputs for n in port.names if n in INPUTS]
@@ -120,61 +124,58 @@ class OpenVinoExecutor:
         self._inputs: dict[str, Array] = {}  # the memory of the input tensors
 
     def _compile(self, num_threads: int | None, bind_threads: bool) -> ov.CompiledModel:
-        graph = build_graph(self.config, self.stage, self.constants, self.max_position)
+        graph = build_graph(self.config, self.stage, self.weights, self.max_position)
         num_threads = num_threads or usable_cores()
         properties = {
             "INFERENCE_PRECISION_HINT": self.precision,
             "KV_CACHE_PRECISION": self.kv_precision,
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": num_threads,
-            # It binds threads to the first cores, in every process to the same ones: those with
-            # less than all cores would share them and leave others idle.
+            # The plugin binds threads to the first cores, the same ones in every process: several
+            # processes would share them and leave other cores idle.
             "ENABLE_CPU_PINNING": bind_threads and num_threads >= usable_cores(),
-            # Activations keep their precision; int8 ones would need compressed weights to pay.
+            # Activations keep their precision: int8 is faster with compressed weights only.
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
-        with self.constants.dropping_pages():
+        with self.weights.dropping_pages():
             return ov.Core().compile_model(graph, "CPU", properties)
 
     @property
     def block_bytes(self) -> int:
-        """Bytes that one KV block occupies over all layers, scales of quantised ones included."""
+        """Bytes of one KV block over all layers, scales of quantised ones included."""
         return sum(
             int(np.prod(shape)) * dtype.bitwidth // 8 for _, dtype, shape in self._cache_layouts()
         )
 
     def allocate(self, num_blocks: int) -> None:
-        """Make room for `num_blocks` KV blocks, and warm up. The pages fill as they are used."""
+        """See `Executor`. The operating system provides the pages as they are first used."""
         self._caches = []
         with_spare = num_blocks + self.deterministic
         for name, dtype, shape in self._cache_layouts():
-            # Zeroed, since a NaN that happens to lie there would survive masking.
-            room = np.zeros(int(np.prod(shape)) * with_spare * dtype.bitwidth // 8, np.uint8)
-            cache = ov.Tensor(room, ov.Shape([with_spare, *shape]), dtype)
+            # Zeroed, since a NaN in unused memory would survive masking.
+            memory = np.zeros(int(np.prod(shape)) * with_spare * dtype.bitwidth // 8, np.uint8)
+            cache = ov.Tensor(memory, ov.Shape([with_spare, *shape]), dtype)
             self._request.set_tensor(name, cache)
             self._caches.append(cache)
         self.num_blocks = num_blocks
 
     def check(self) -> None:
-        """See `Executor`."""
-        check_model(self, self.constants)
+        check_model(self, self.weights)
         if self.deterministic:
             check_deterministic(self)
 
     def warming_up(self) -> AbstractContextManager[None]:
         """See `Executor`: kernels pack their weights at their first use."""
-        return self.constants.dropping_pages()
+        return self.weights.dropping_pages()
 
     @property
     def weight_bytes(self) -> int:
-        return self.constants.num_bytes
+        return self.weights.num_bytes
 
     def make_sampler(self) -> Sampler:
-        """See `Executor`."""
         return Sampler(self.config.vocab_size)
 
     def logits(self, step: Step, received: Array | None = None) -> npt.NDArray[np.float32]:
-        """See `Executor`."""
         return self.execute(step, received).copy()
 
     def execute(self, step: Step, received: Array | None = None) -> npt.NDArray[np.float32]:
@@ -188,8 +189,8 @@ class OpenVinoExecutor:
         )
         num_tokens = len(step.token_ids)
         if self.deterministic and num_tokens == 1:
-            # A token alone takes other kernels, whose sums round differently.
-            step = beside(step, self.num_blocks)
+            # A single token is computed by other kernels, whose sums round differently.
+            step = with_padding_sequence(step, self.num_blocks)
             if received is not None:
                 received = np.concatenate([received, received])
         for name in self._used:
@@ -200,16 +201,16 @@ class OpenVinoExecutor:
         return output if self.stage.last else output[:num_tokens]
 
     def _set_input(self, name: str, value: Array) -> None:
-        """Write into the tensor of the step before where the shape is the same: decodes mostly."""
-        held = self._inputs.get(name)
-        if held is not None and held.shape == value.shape:
-            held[...] = value
+        """Write into the previous step's tensor where the shape is the same: decodes mostly."""
+        memory = self._inputs.get(name)
+        if memory is not None and memory.shape == value.shape:
+            memory[...] = value
             return
-        held = self._inputs[name] = value.copy()
-        self._request.set_tensor(name, ov.Tensor(held, shared_memory=True))
+        memory = self._inputs[name] = value.copy()
+        self._request.set_tensor(name, ov.Tensor(memory, shared_memory=True))
 
     def _cache_layouts(self) -> list[tuple[str, ov.Type, tuple[int, ...]]]:
-        """Name, element type and shape of one block, for the keys and values of every layer."""
+        """Return name, element type and block shape of every layer's keys and values."""
         layouts = []
         for layer in self.stage.layers:
             for name in (key_cache(layer), value_cache(layer)):

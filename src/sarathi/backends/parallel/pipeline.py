@@ -1,4 +1,4 @@
-"""A model that several processes have loaded together."""
+"""A model that several processes load together."""
 
 from __future__ import annotations
 
@@ -9,33 +9,31 @@ from pathlib import Path
 import zmq
 
 from sarathi.backends.model_instance import InstancePart
+from sarathi.backends.options import ExecutorOptions
 from sarathi.backends.parallel.pipeline_runner import PipelineRunner
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.parallel.stage_worker import StageWorker
-from sarathi.backends.parallel.worker_group import Workers
+from sarathi.backends.parallel.worker_group import WorkerGroup
 from sarathi.backends.parallel.worker_messages import (
-    Allocate,
-    Check,
+    Call,
     Connect,
     Done,
     Hello,
     Loaded,
-    ToWorker,
-    WarmUp,
+    encode,
 )
-from sarathi.backends.registry import ExecutorOptions
 from sarathi.errors import ExecutorError
 from sarathi.models.model import Model
 from sarathi.system.processes import Spawner
 from sarathi.system.sockets import SocketFolder
 
-CONNECTING = 60.0  # seconds for a process to start, import its libraries and connect
+CONNECT_TIMEOUT = 60.0  # seconds for a process to start, import its libraries and connect
 
 
 class Pipeline:
-    """See `Ensemble`. This process holds the first rank of the last stage, the others are spawned.
+    """See `ModelInstance`. This process is rank 0 of the last stage, the others are spawned.
 
-    Load it with `load`; `close` ends the processes, whatever has become of it.
+    Load it with `load`; `close` ends the processes, even after a failure.
     """
 
     def __init__(
@@ -49,10 +47,10 @@ class Pipeline:
         """Start the processes.
 
         Args:
-            path: of the model; every process opens it for itself.
+            path: of the model, which every process opens.
 
         Raises:
-            ModelError: the model cannot be shared out like that.
+            ModelError: the model cannot be divided like that.
         """
         layout.check(model.config)
         self.config = model.config
@@ -65,21 +63,21 @@ class Pipeline:
         with ExitStack() as opened:
             opened.callback(folder.remove)
             opened.callback(context.destroy, linger=0)
-            self._member = StageWorker(
+            self._stage_worker = StageWorker(
                 model,
                 options,
                 layout,
-                layout.engine,
+                layout.engine_rank,
                 host=spawner.host,
                 folder=folder.path,
                 context=context,
             )
-            self._workers = Workers(
+            self._workers = WorkerGroup(
                 path, options, layout, spawner, folder=folder.path, context=context
             )
             self.runner = PipelineRunner(
                 layout,
-                self._member,
+                self._stage_worker,
                 self._workers,
                 context,
                 opened.pop_all(),
@@ -87,97 +85,93 @@ class Pipeline:
 
     def load(
         self,
-        progress: Callable[[RankId, float], None],
-        loaded: Callable[[InstancePart], None],
+        on_progress: Callable[[RankId, float], None],
+        on_loaded: Callable[[InstancePart], None],
         *,
-        connecting: float = CONNECTING,
+        connect_timeout: float = CONNECT_TIMEOUT,
     ) -> None:
         """Connect the processes and let them all load at the same time.
 
         Args:
-            progress: called now and then with the share of its tensors that a process has read.
-            loaded: called for each process that is done.
-            connecting: seconds for them to start and connect; loading takes as long as it takes.
+            on_progress: called now and then with the share of the weights a process has read.
+            on_loaded: called when a process has loaded its part.
+            connect_timeout: seconds for them to start and connect; loading has no bound.
 
         Raises:
             ExecutorError: a process does not connect, has found another model, has failed or died.
             ModelError: this one cannot read the model.
         """
-        hellos = dict(self._workers.gather(Hello, within=connecting))
-        for place, hello in hellos.items():
-            self._compare(place, hello)
-        engine = self._layout.engine
-        hellos[engine] = self._member.hello
-        for place in self._layout.workers:
-            self._workers.send(self._connect(place, hellos), place)
+        hellos = dict(self._workers.gather(Hello, timeout=connect_timeout))
+        for rank_id, hello in hellos.items():
+            self._compare(rank_id, hello)
+        engine = self._layout.engine_rank
+        hellos[engine] = self._stage_worker.hello
+        for rank_id in self._layout.worker_ranks:
+            self._workers.send(encode(self._connect(rank_id, hellos)), to=rank_id)
         share = 0.0
 
-        def tell(value: float) -> None:  # in another thread
+        def set_share(value: float) -> None:  # in another thread
             nonlocal share
             share = value
 
-        def look() -> None:
-            self.runner.look_at(own)
-            progress(engine, share)
+        def report_own() -> None:
+            self.runner.raise_error(own)
+            on_progress(engine, share)
 
         connect = self._connect(engine, hellos)
-        own = self.runner.in_thread(lambda: self._member.load(connect, tell))
+        own = self.runner.in_thread(lambda: self._stage_worker.load(connect, set_share))
         messages = self._workers.gather(
             Loaded,
-            progress=progress,
-            got=lambda place, message: loaded(message.part),
-            alongside=look,
+            on_progress=on_progress,
+            on_message=lambda rank_id, message: on_loaded(message.part),
+            on_poll=report_own,
         )
-        parts = {place: message.part for place, message in messages.items()}
+        parts = {rank_id: message.part for rank_id, message in messages.items()}
         parts[engine] = self.runner.wait_for(own)
-        loaded(parts[engine])
-        self.parts = tuple(parts[place] for place in self._layout.places)
+        on_loaded(parts[engine])
+        self.parts = tuple(parts[rank_id] for rank_id in self._layout.ranks)
         for part in self.parts:
             self._compare_part(part)
-        self.runner.use_sampler(self._member.executor.make_sampler())
+        self.runner.use_sampler(self._stage_worker.executor.make_sampler())
 
     def allocate(self, num_blocks: int) -> None:
-        """See `Ensemble`."""
-        self._together(Allocate(num_blocks), lambda: self._member.executor.allocate(num_blocks))
+        self._call_all(Call("allocate", [num_blocks]))
 
     def check_computing(self) -> None:
-        """See `Ensemble`."""
-        self._together(Check(), lambda: self._member.executor.check())
+        self._call_all(Call("check"))
 
     @contextmanager
     def warming_up(self) -> Iterator[None]:
-        """See `Ensemble`."""
-        self._together(WarmUp(True), lambda: self._member.warm_up(True))
+        self._call_all(Call("start_warming_up"))
         yield
-        self._together(WarmUp(False), lambda: self._member.warm_up(False))
+        self._call_all(Call("stop_warming_up"))
 
     def close(self) -> None:
-        """See `Ensemble`."""
         self.runner.close()
 
-    def _together(self, message: ToWorker, task: Callable[[], None]) -> None:
-        """Tell the workers to do something and do the same here."""
-        self._workers.send_all(message)
-        own = self.runner.in_thread(task)
-        self._workers.gather(Done, alongside=lambda: self.runner.look_at(own))
+    def _call_all(self, call: Call) -> None:
+        """Call a method of every process's `StageWorker`, and wait for all of them."""
+        self._workers.send(encode(call))
+        own = self.runner.in_thread(lambda: self._stage_worker.call(call))
+        self._workers.gather(Done, on_poll=lambda: self.runner.raise_error(own))
         self.runner.wait_for(own)
 
-    def _connect(self, place: RankId, hellos: Mapping[RankId, Hello]) -> Connect:
+    def _connect(self, rank_id: RankId, hellos: Mapping[RankId, Hello]) -> Connect:
         layout = self._layout
-        following = None
-        if place.rank == 0 and place.stage < layout.pp - 1:
-            following = hellos[RankId(place.stage + 1, 0)].inbox
-        host = hellos[place].host
-        there = [other for other in layout.places if hellos[other].host == host]
+        next_stage = None
+        if rank_id.rank == 0 and rank_id.stage < layout.pp - 1:
+            next_stage = hellos[RankId(rank_id.stage + 1, 0)].inbox
+        host = hellos[rank_id].host
+        local_ranks = [other for other in layout.ranks if hellos[other].host == host]
         return Connect(
-            following=following,
-            store=hellos[RankId(place.stage, 0)].store,
-            neighbours=len(there),
-            neighbour=there.index(place),
+            next_stage=next_stage,
+            rendezvous=hellos[RankId(rank_id.stage, 0)].rendezvous,
+            local_world_size=len(local_ranks),
+            local_rank=local_ranks.index(rank_id),
         )
 
-    def _compare(self, place: RankId, hello: Hello) -> None:
-        own, name = self._member.hello, self._workers.name(place)
+    def _compare(self, rank_id: RankId, hello: Hello) -> None:
+        own, name = self._stage_worker.hello, self._workers.name(rank_id)
         if hello.versions != own.versions:
             raise ExecutorError(f"{name} runs {hello.versions}, the engine {own.versions}")
         if hello.fingerprint != own.fingerprint:
@@ -187,11 +181,11 @@ class Pipeline:
             )
 
     def _compare_part(self, part: InstancePart) -> None:
-        own = self.parts[self._layout.places.index(self._layout.engine)]
+        own = self.parts[self._layout.ranks.index(self._layout.engine_rank)]
         for option in ("precision", "kv_precision", "block_size"):
             theirs, ours = getattr(part, option), getattr(own, option)
             if theirs != ours:
                 raise ExecutorError(
-                    f"{self._workers.name(part.place)} has the {option} {theirs}, the engine "
+                    f"{self._workers.name(part.rank_id)} has the {option} {theirs}, the engine "
                     f"{ours}: all must have the same, state which"
                 )

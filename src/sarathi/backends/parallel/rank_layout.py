@@ -1,4 +1,4 @@
-"""Which process computes what: stages of layers, and ranks that share each of them."""
+"""Which process computes what: stages of layers, and the ranks that share each stage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sarathi.models.sharding import Shard, shard_config
 
 
 class RankId(NamedTuple):
-    """Where one process stands; counted from 0."""
+    """One process: its stage, and its rank within the stage, both counted from 0."""
 
     stage: int
     rank: int
@@ -23,44 +23,43 @@ class RankId(NamedTuple):
 
 @dataclass(frozen=True)
 class ParallelLayout:
-    """`pp` stages of equally many layers, each of them shared by `tp` ranks; a process for each."""
+    """`pp` stages of equally many layers, each shared by `tp` ranks; one process for each rank."""
 
     pp: int = 1
     tp: int = 1
 
     @property
-    def places(self) -> tuple[RankId, ...]:
-        """All of them, stage by stage, the ranks of each in order."""
+    def ranks(self) -> tuple[RankId, ...]:
+        """All processes, stage by stage."""
         return tuple(RankId(stage, rank) for stage in range(self.pp) for rank in range(self.tp))
 
     @property
-    def engine(self) -> RankId:
-        """Held by the engine process itself, which samples: so logits never travel."""
+    def engine_rank(self) -> RankId:
+        """The engine process itself, which samples: so logits are never sent."""
         return RankId(self.pp - 1, 0)
 
     @property
-    def workers(self) -> tuple[RankId, ...]:
-        """The places of the other processes, in the order of `places`."""
-        return tuple(place for place in self.places if place != self.engine)
+    def worker_ranks(self) -> tuple[RankId, ...]:
+        """The other processes, in the order of `ranks`."""
+        return tuple(rank_id for rank_id in self.ranks if rank_id != self.engine_rank)
 
-    def ranks(self, stage: int) -> tuple[RankId, ...]:
-        """Those that share the layers of one stage."""
-        return tuple(RankId(stage, rank) for rank in range(self.tp))
-
-    def shard(self, place: RankId) -> Shard:
-        return Shard(place.rank, self.tp)
+    def shard(self, rank_id: RankId) -> Shard:
+        """Return the share of its stage that a process computes."""
+        return Shard(rank_id.rank, self.tp)
 
     def stages(self, config: ModelConfig) -> tuple[Stage, ...]:
-        """
+        """Return the layers of every stage.
+
         Raises:
-            ModelError: the layers cannot be shared out equally; the message says what is possible.
+            ModelError: the layers cannot be divided equally; the message says what is possible.
         """
         return pipeline_stages(config, self.pp)
 
     def check(self, config: ModelConfig) -> None:
-        """
+        """Raise an error unless a model can be divided like this.
+
         Raises:
-            ModelError: the layers, or the heads and MLP features of one, cannot be shared out
+            ModelError: the layers, or the heads and MLP features of one, cannot be divided
                 equally; the message says what is possible.
         """
         self.stages(config)
@@ -72,13 +71,13 @@ class ParallelLayout:
 
 
 def possible_ranks(config: ModelConfig) -> tuple[int, ...]:
-    """Numbers of ranks that can share a layer."""
+    """Return the numbers of ranks that can share a layer."""
 
-    def shares(count: int) -> bool:
+    def can_share(count: int) -> bool:
         try:
             shard_config(config, count)
         except ModelError:
             return False
         return True
 
-    return tuple(filter(shares, range(1, config.num_heads + 1)))
+    return tuple(filter(can_share, range(1, config.num_heads + 1)))

@@ -1,4 +1,4 @@
-"""How hidden states get from one stage to the next: one ZeroMQ pipe between two processes."""
+"""Sends hidden states from one stage to the next: one ZeroMQ pipe between two processes."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import msgspec
 import numpy as np
 import zmq
 
-from sarathi.backends.parallel.worker_messages import Hidden
 from sarathi.errors import ExecutorError
 from sarathi.models.weights import Array
-from sarathi.system.sockets import bind
+from sarathi.system.sockets import bind, new_socket
 from sarathi.telemetry.stages import StageTime
 
-_LOOK = 500  # milliseconds between looks at whether there is still anyone to wait for
+_POLL = 500  # milliseconds between checks whether the hidden states are still wanted
+
+
+class HiddenStates(msgspec.Struct, array_like=True, frozen=True):
+    """The header of a message, which the hidden states follow as a frame."""
+
+    id: int  # of the step
+    dtype: str
+    shape: tuple[int, int]  # tokens, hidden size
+    times: list[tuple[float, float]]  # `StageTime` of the previous stages, in order
+
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Hidden)
+_decoder = msgspec.msgpack.Decoder(HiddenStates)
 
 
 class AbandonedError(Exception):
-    """There is nobody left to wait for."""
-
-
-def new_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
-    """One that never blocks its sender and forgets what was not sent when it is closed."""
-    socket = context.socket(kind)
-    socket.set_hwm(0)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.IPV6, 1)
-    return socket
+    """Hidden states are not wanted any more, so that waiting for them has ended."""
 
 
 class Inbox:
-    """Where a stage gets the hidden states that the one before has computed."""
+    """Receives hidden states from the previous stage."""
 
     def __init__(
         self,
@@ -45,18 +45,19 @@ class Inbox:
         folder: Path,
         name: str,
     ) -> None:
+        """Bind to a socket; `host` and `folder` as for `StageWorker`."""
         self._socket = new_socket(context, zmq.PULL)
         self.endpoint = bind(self._socket, host, folder / name)
 
     def await_greeting(self, seconds: float) -> None:
-        """Make sure that the stage before reaches this process, before anything depends on it.
+        """Make sure that the previous stage reaches this process, before anything depends on it.
 
         Raises:
             ExecutorError: it has not within so many seconds.
         """
         if not self._socket.poll(int(1000 * seconds)):
             raise ExecutorError(
-                f"the stage before has not connected to {self.endpoint} within {seconds:g} s: is "
+                f"the previous stage has not connected to {self.endpoint} within {seconds:g} s: is "
                 "there a firewall between the machines?"
             )
         self._socket.recv()
@@ -64,19 +65,19 @@ class Inbox:
     def receive(
         self, step_id: int, wanted: Callable[[], bool]
     ) -> tuple[Array, tuple[StageTime, ...]]:
-        """Wait for the hidden states of a step, and what the stages before have taken for it.
+        """Wait for the hidden states of a step, and the times of the previous stages for it.
 
         Args:
-            wanted: asked from time to time whether to go on waiting.
+            wanted: called from time to time; returns whether to go on waiting.
 
         Returns:
-            [tokens, hidden_size]; the memory is that of the message, which nobody writes to again.
+            [tokens, hidden_size]; the memory is that of the message, which nothing else writes to.
 
         Raises:
             AbandonedError: they are not wanted any more.
-            ExecutorError: what comes belongs to another step.
+            ExecutorError: a message of another step has come.
         """
-        while not self._socket.poll(_LOOK):
+        while not self._socket.poll(_POLL):
             if not wanted():
                 raise AbandonedError
         header, content = self._socket.recv_multipart(copy=False)
@@ -89,28 +90,30 @@ class Inbox:
         return array, tuple(StageTime(*times) for times in hidden.times)
 
     def close(self) -> None:
+        """Close the socket."""
         self._socket.close()
 
 
 class Outlet:
-    """Where a stage sends what it has computed."""
+    """Sends hidden states to the next stage."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+        """Connect to the next stage's `Inbox`."""
         self._socket = new_socket(context, zmq.PUSH)
         self._socket.connect(endpoint)
 
     def greet(self) -> None:
-        """See `Inbox.await_greeting`."""
         self._socket.send(b"")
 
     def send(self, step_id: int, array: Array, times: tuple[StageTime, ...]) -> None:
-        """Copies [tokens, hidden_size] and returns at once."""
+        """Copy [tokens, hidden_size] and return at once."""
         tokens, hidden_size = array.shape
         array = np.ascontiguousarray(array)
-        header = Hidden(step_id, array.dtype.name, (tokens, hidden_size), list(times))
+        header = HiddenStates(step_id, array.dtype.name, (tokens, hidden_size), list(times))
         # As bytes: bfloat16 has no code in the buffer protocol.
         content = array.reshape(-1).view(np.uint8)
         self._socket.send_multipart([_encoder.encode(header), content.data])
 
     def close(self) -> None:
+        """Close the socket; what has not been sent is lost."""
         self._socket.close()

@@ -1,4 +1,4 @@
-"""The part that one process takes in a pipeline: its layers, between its neighbours."""
+"""What one process computes of a pipeline: the layers of its stage, or its rank's share of them."""
 
 from __future__ import annotations
 
@@ -11,160 +11,180 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zmq
 
-from sarathi.backends.executor import Executor
-from sarathi.backends.model_instance import InstancePart, describe
-from sarathi.backends.parallel.fingerprint import fingerprint, versions
+from sarathi.backends.executor import Executor, ExecutorPart, ProgressCallback
+from sarathi.backends.model_instance import (
+    InstancePart,
+    describe,
+    fingerprint,
+    load_executor,
+    versions,
+)
+from sarathi.backends.options import ExecutorOptions
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.parallel.stage_links import Inbox, Outlet
-from sarathi.backends.parallel.worker_messages import Connect, Hello
-from sarathi.backends.registry import (
-    ExecutorOptions,
-    create_executor,
-    free_memory,
-    init_process_group,
-    open_store,
-)
+from sarathi.backends.parallel.worker_messages import Call, Connect, Hello
+from sarathi.backends.registry import load_backend
 from sarathi.backends.step import Step
 from sarathi.models.model import Model
 from sarathi.models.weights import Array
-from sarathi.system.cpu_affinity import keep_to_own_cores
-from sarathi.system.machine import usable_cores
+from sarathi.system.machine import pin_to_cores, usable_cores
 from sarathi.telemetry.stages import StageTime
 
 if TYPE_CHECKING:
     from sarathi.backends.torch.process_group import ProcessGroup, Rendezvous
 
-_GREETING = 30.0  # seconds; all are there already
+_GREETING_TIMEOUT = 30.0  # seconds; all processes run already
 
 
-class Output(NamedTuple):
+class StageOutput(NamedTuple):
+    """What a stage has computed for a step."""
+
     result: Any  # of the last stage the logits, as `Executor.logits`; otherwise hidden states
     stages: tuple[StageTime, ...]  # up to this one
 
 
 class StageWorker:
-    """Loads and computes one place of a layout. The first rank of a stage speaks for all of it:
-    it takes hidden states from the stage before and passes on its own."""
+    """Loads and computes the part of one process. Rank 0 of a stage communicates for all of it:
+    it receives hidden states from the previous stage and sends its own to the next."""
 
     def __init__(
         self,
         model: Model,
         options: ExecutorOptions,
         layout: ParallelLayout,
-        place: RankId,
+        rank_id: RankId,
         *,
         host: str | None,
         folder: Path,
         context: zmq.Context[zmq.Socket[bytes]],
     ) -> None:
-        """Open what others connect to; nothing is loaded yet.
+        """Open the sockets that others connect to; nothing is loaded yet.
 
         Args:
             host: the address under which others reach this process; None: all are on this machine.
             folder: for the files of sockets.
         """
-        self.place = place
+        self.rank_id = rank_id
         self._model = model
         self._options = options
         self._layout = layout
         self._context = context
-        self._stage = layout.stages(model.config)[place.stage]
+        self._backend = load_backend(options)
+        self._stage = layout.stages(model.config)[rank_id.stage]
         self._executor: Executor | None = None
-        self._ended: float | None = None  # the step before
-        self._warming = ExitStack()
+        self._last_end: float | None = None  # of the previous step
+        self._warming_up = ExitStack()
         self._inbox: Inbox | None = None
         self._outlet: Outlet | None = None
-        self._store: Rendezvous | None = None
+        self._rendezvous: Rendezvous | None = None
         self._group: ProcessGroup | None = None
-        if place.rank == 0 and not self._stage.first:
-            self._inbox = Inbox(context, host, folder, f"stage-{place.stage}")
-        if place.rank == 0 and layout.tp > 1:
-            self._store = open_store(host)
+        if rank_id.rank == 0 and not self._stage.first:
+            self._inbox = Inbox(context, host, folder, f"stage-{rank_id.stage}")
+        if rank_id.rank == 0 and layout.tp > 1:
+            assert self._backend.process_groups is not None
+            self._rendezvous = self._backend.process_groups.open_rendezvous(host)
         self.hello = Hello(
             fingerprint=fingerprint(model),
             versions=versions(options.executor),
             host=platform.node(),
             inbox=None if self._inbox is None else self._inbox.endpoint,
-            store=None if self._store is None else self._store.address,
+            rendezvous=None if self._rendezvous is None else self._rendezvous.address,
         )
 
-    def load(self, connect: Connect, tell: Callable[[float], None]) -> InstancePart:
-        """Meet the other ranks of the stage and load the layers. The thread that does so computes
-        later on.
+    def load(self, connect: Connect, on_progress: ProgressCallback) -> InstancePart:
+        """Connect to the other ranks of the stage and load the layers.
+
+        The calling thread is the one that computes later on.
 
         Args:
-            tell: called now and then, from any thread, with the share of tensors that are read.
+            on_progress: as for `load_executor`.
 
         Raises:
-            ExecutorError, ModelError: as executors do, or a rank has not come.
+            ExecutorError, ModelError: as executors do, or a rank has not connected.
         """
-        layout, options, place = self._layout, self._options, self.place
-        if place.rank == 0 and connect.following is not None:
-            self._outlet = Outlet(self._context, connect.following)
+        layout, options, local_rank = self._layout, self._options, connect.local_rank
+        if self.rank_id.rank == 0 and connect.next_stage is not None:
+            self._outlet = Outlet(self._context, connect.next_stage)
             self._outlet.greet()
         if self._inbox is not None:
-            self._inbox.await_greeting(_GREETING)
-        threads = options.threads or max(1, usable_cores() // connect.neighbours)
+            self._inbox.await_greeting(_GREETING_TIMEOUT)
+        threads = options.threads or max(1, usable_cores() // connect.local_world_size)
         if options.own_cores:
-            keep_to_own_cores(connect.neighbour, connect.neighbours, threads)
-        began = time.monotonic()
+            pin_to_cores(local_rank, connect.local_world_size, threads)
+        start = time.monotonic()
+        shard = layout.shard(self.rank_id)
         if layout.tp > 1:
-            store = self._store or connect.store
-            assert store is not None, "the first rank has a store, the others its address"
-            self._group = init_process_group(store, layout, place, options, connect.neighbour)
-        executor = create_executor(
+            rendezvous = self._rendezvous or connect.rendezvous
+            assert rendezvous is not None, "rank 0 has opened it, the others get its address"
+            assert self._backend.process_groups is not None
+            self._group = self._backend.process_groups.init_process_group(
+                rendezvous, shard, local_rank
+            )
+        executor = load_executor(
             self._model,
             options,
-            layout,
-            place,
-            threads=threads,
-            group=self._group,
-            neighbour=connect.neighbour,
-            neighbours=connect.neighbours,
-            tell=tell,
+            ExecutorPart(self._stage, shard, self._group, local_rank, threads),
+            on_progress,
+            local_world_size=connect.local_world_size,
         )
-        seconds = time.monotonic() - began
-        memory = free_memory(executor, options, connect.neighbour)
+        seconds = time.monotonic() - start
+        memory = self._backend.free_memory(executor, local_rank)
         self._executor = executor
-        return describe(executor, place, memory, seconds)
+        return describe(executor, self.rank_id, memory, seconds)
 
     @property
     def executor(self) -> Executor:
+        """The executor, once it is loaded."""
         assert self._executor is not None, "nothing is loaded"
         return self._executor
 
-    def warm_up(self, begins: bool) -> None:
-        if begins:
-            self._warming.enter_context(self.executor.warming_up())
-        else:
-            self._warming.close()
+    def call(self, call: Call) -> None:
+        """Call one of the next four methods."""
+        getattr(self, call.method)(*call.arguments)
 
-    def run(self, step_id: int, step: Step, wanted: Callable[[], bool]) -> Output:
-        """Compute a step and pass on what comes of it.
+    def allocate(self, num_blocks: int) -> None:
+        """Allocate a KV cache, see `Executor`."""
+        self.executor.allocate(num_blocks)
+
+    def check(self) -> None:
+        """Check the results of the executor, see `Executor`."""
+        self.executor.check()
+
+    def start_warming_up(self) -> None:
+        """Enter `Executor.warming_up`."""
+        self._warming_up.enter_context(self.executor.warming_up())
+
+    def stop_warming_up(self) -> None:
+        """Leave `Executor.warming_up`."""
+        self._warming_up.close()
+
+    def run(self, step_id: int, step: Step, wanted: Callable[[], bool]) -> StageOutput:
+        """Compute a step and send its hidden states to the next stage.
 
         Args:
-            wanted: asked now and then whether to go on waiting for the stage before.
+            wanted: called now and then; returns whether to go on waiting for the previous stage.
 
         Raises:
             AbandonedError: it was not wanted any more.
-            ExecutorError: the stage before has sent another step.
+            ExecutorError: the previous stage has sent another step.
         """
         received: Array | None = None
-        before: tuple[StageTime, ...] = ()
+        times: tuple[StageTime, ...] = ()
         if self._inbox is not None:
-            received, before = self._inbox.receive(step_id, wanted)
-        began = time.monotonic()
+            received, times = self._inbox.receive(step_id, wanted)
+        start = time.monotonic()
         compute = self.executor.logits if self._stage.last else self.executor.execute
         result = compute(step, received)
-        ended = time.monotonic()
-        waited = 0.0 if self._ended is None else began - self._ended
-        self._ended = ended
-        output = Output(result, (*before, StageTime(waited, ended - began)))
+        end = time.monotonic()
+        waited = 0.0 if self._last_end is None else start - self._last_end
+        self._last_end = end
+        output = StageOutput(result, (*times, StageTime(waited, end - start)))
         if self._outlet is not None:
             self._outlet.send(step_id, *output)
         return output
 
     def close(self) -> None:
+        """Close sockets and process group."""
         for opened in (self._inbox, self._outlet, self._group):
             if opened is not None:
                 opened.close()

@@ -1,23 +1,23 @@
-"""What an engine and the processes that compute its stages say to each other.
+"""The messages between an engine and the processes that compute its stages.
 
-Everything goes over one pair of sockets a process, so it arrives in the order in which it was
-sent: a step never overtakes the `Allocate` before it.
+Everything goes over one pair of sockets per process, so it arrives in the order in which it was
+sent: a step never overtakes the call before it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
 from sarathi.backends.model_instance import InstancePart
+from sarathi.backends.options import ExecutorOptions
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
-from sarathi.backends.registry import ExecutorOptions
 from sarathi.backends.step import Step
 
-# Their element types are those of `Step`, which both ends know.
+# The arrays of a step, with the element types of `Step`.
 _ARRAYS: dict[str, type[np.generic]] = {
     "token_ids": np.int64,
     "positions": np.int64,
@@ -29,101 +29,87 @@ _ARRAYS: dict[str, type[np.generic]] = {
 }
 
 
-class Spec(msgspec.Struct, frozen=True):
-    """What a process is told on its command line, as JSON."""
+class WorkerSpec(msgspec.Struct, frozen=True):
+    """The command-line argument of a worker process, as JSON."""
 
     model: str  # a path
     options: ExecutorOptions
     layout: ParallelLayout
-    place: RankId
-    parent: int | None  # process id: it ends when that process does; None where it has none
-    remote: bool  # whether the others may be on other machines
+    rank_id: RankId
+    parent: int | None  # process id: the worker ends when that process does; None: no parent
+    remote: bool  # whether the other processes may be on other machines
 
 
 class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
-    """A process has read what there is to read before weights."""
+    """A worker has opened the model and its sockets; no weights are loaded yet."""
 
-    fingerprint: str  # of the model that it found; see `fingerprint`
-    versions: str  # of what computes
+    fingerprint: str  # of the model that it found; see `model_instance.fingerprint`
+    versions: str  # see `model_instance.versions`
     host: str  # the name of its machine
-    inbox: str | None  # where it takes hidden states; None in the first stage, and for other ranks
-    store: str | None  # where the ranks of its stage meet, if it is the first of several
+    inbox: str | None  # where it receives hidden states; None: first stage, or not rank 0
+    rendezvous: str | None  # of the ranks of its stage, if it is rank 0 of several
 
 
 class Connect(msgspec.Struct, tag="connect", array_like=True, frozen=True):
-    """Where the others are."""
+    """Connect to the other processes, then load the weights."""
 
-    following: str | None  # the inbox of the next stage
-    store: str | None  # of its stage; None for the rank that has it
-    neighbours: int  # processes of this engine on the same machine, itself included
-    neighbour: int  # its number among them
+    next_stage: str | None  # the inbox of the next stage
+    rendezvous: str | None  # of its stage; None for the rank that has opened it
+    local_world_size: int  # processes of this engine on the same machine, itself included
+    local_rank: int  # its number among them
 
 
 class Loading(msgspec.Struct, tag="loading", array_like=True, frozen=True):
-    share: float  # of the tensors that have been read
+    """Progress of loading the weights."""
+
+    share: float  # that has been read
 
 
 class Loaded(msgspec.Struct, tag="loaded", array_like=True, frozen=True):
-    """An executor waits to be given a KV cache."""
+    """An executor is ready to be given a KV cache."""
 
     part: InstancePart
 
 
-class Allocate(msgspec.Struct, tag="allocate", array_like=True, frozen=True):
-    num_blocks: int
+class Call(msgspec.Struct, tag="call", array_like=True, frozen=True):
+    """Call a method of `StageWorker`, which every process does at the same time."""
 
-
-class Check(msgspec.Struct, tag="check", array_like=True, frozen=True):
-    """Compare with plain arithmetic; all ranks of a stage together."""
-
-
-class WarmUp(msgspec.Struct, tag="warm_up", array_like=True, frozen=True):
-    """The first steps begin, or have ended."""
-
-    begins: bool
+    method: Literal["allocate", "check", "start_warming_up", "stop_warming_up"]
+    arguments: list[int] = []
 
 
 class RunStep(msgspec.Struct, tag="run", array_like=True, frozen=True):
-    """Followed by the arrays of a step, one after the other in a frame."""
+    """Run a step; followed by a frame with its arrays, one after the other."""
 
     id: int
     lengths: list[int]  # elements of each array
 
 
 class Stop(msgspec.Struct, tag="stop", array_like=True, frozen=True):
-    pass
+    """End the process."""
 
 
 class Done(msgspec.Struct, tag="done", array_like=True, frozen=True):
-    """Of an `Allocate`, a `Check` or a `WarmUp`."""
+    """A `Call` has returned."""
 
 
 class WorkerFailed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
-    """Its last words."""
+    """The last message of a worker that fails."""
 
     message: str
 
 
-class Passed(msgspec.Struct, tag="passed", array_like=True, frozen=True):
-    """The first stage has computed a step and has nothing to do until the next one comes."""
+class FirstStageDone(msgspec.Struct, tag="passed", array_like=True, frozen=True):
+    """The first stage has computed a step and is idle until the next one comes."""
 
     id: int
 
 
-ToWorker = Connect | Allocate | Check | WarmUp | RunStep | Stop
-FromWorker = Hello | Loading | Loaded | Done | Passed | WorkerFailed
+ToWorker = Connect | Call | RunStep | Stop
+FromWorker = Hello | Loading | Loaded | Done | FirstStageDone | WorkerFailed
 
 
-class Hidden(msgspec.Struct, array_like=True, frozen=True):
-    """Goes from a stage to the next, followed by the hidden states as a frame."""
-
-    id: int  # of the step
-    dtype: str
-    shape: tuple[int, int]  # tokens, hidden size
-    times: list[tuple[float, float]]  # `StageTime` of the stages before, in order
-
-
-class Received(NamedTuple):
+class DecodedMessage(NamedTuple):
     """A message to a worker, and the step that came with it."""
 
     message: ToWorker
@@ -136,31 +122,34 @@ _from_worker = msgspec.msgpack.Decoder(FromWorker)
 
 
 def encode(message: ToWorker | FromWorker) -> bytes:
+    """Encode a message as one frame."""
     return _encoder.encode(message)
 
 
-def encode_run(step_id: int, step: Step) -> list[bytes]:
-    """The frames of a step."""
+def encode_step(step_id: int, step: Step) -> list[bytes]:
+    """Encode a `RunStep` with its step as two frames."""
     arrays = [np.asarray(getattr(step, name), dtype) for name, dtype in _ARRAYS.items()]
     run = RunStep(step_id, [len(array) for array in arrays])
-    # In one frame, since each one more is one more message for ZeroMQ's threads.
+    # All arrays in one frame, since every frame is one more message for ZeroMQ's threads.
     return [encode(run), b"".join(array.tobytes() for array in arrays)]
 
 
-def decode_to_worker(frames: Sequence[bytes]) -> Received:
+def decode_to_worker(frames: Sequence[bytes]) -> DecodedMessage:
+    """Decode the frames of a message to a worker."""
     message = _to_worker.decode(frames[0])
     if not isinstance(message, RunStep):
-        return Received(message, None)
+        return DecodedMessage(message, None)
     content, offset = frames[1], 0
     arrays = {}
     for (name, dtype), length in zip(_ARRAYS.items(), message.lengths, strict=True):
         array = np.frombuffer(content, dtype, length, offset)
         offset += array.nbytes
-        # A copy, since what is made of bytes cannot be written to and torch warns of that.
+        # A copy, since torch warns of arrays that cannot be written to.
         arrays[name] = array.copy()
-    return Received(message, Step(**arrays))
+    return DecodedMessage(message, Step(**arrays))
 
 
 def decode_from_worker(frame: bytes) -> FromWorker:
+    """Decode a message from a worker."""
     message: FromWorker = _from_worker.decode(frame)
     return message

@@ -1,4 +1,4 @@
-"""Arrays of numpy as tensors, bfloat16 included, and copies between host and device."""
+"""Conversion between numpy arrays and tensors, and copies between host and device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES: Mapping[Precision, torch.dtype] = {
 
 
 def as_array(tensor: torch.Tensor) -> Array:
-    """The memory of a tensor on the CPU, as numpy sees it."""
+    """View a tensor on the CPU as an array."""
     if tensor.dtype is torch.bfloat16:
         raw: npt.NDArray[np.uint16] = tensor.view(torch.uint16).numpy()
         return raw.view(ml_dtypes.bfloat16)
@@ -29,7 +29,7 @@ def as_array(tensor: torch.Tensor) -> Array:
 
 
 def as_tensor(array: Array, dtype: torch.dtype) -> torch.Tensor:
-    """A copy of an array, converted; the array may be read-only, such as a mapped file."""
+    """Copy and convert an array, which may be read-only, such as a mapped file."""
     tensor = torch.empty(array.shape, dtype=dtype)
     as_array(tensor)[...] = array
     return tensor
@@ -39,7 +39,7 @@ def to_device(array: Array, device: torch.device) -> torch.Tensor:
     """Copy an array to a device without waiting for the copy.
 
     Torch keeps pinned memory that has been released until the copies out of it are done, and then
-    reuses it, so it is a ring of buffers that grows with the number of copies under way.
+    reuses it, so it is a ring of buffers that grows with the number of copies in flight.
     """
     tensor = torch.from_numpy(array)
     if device.type == "cpu":
@@ -48,7 +48,7 @@ def to_device(array: Array, device: torch.device) -> torch.Tensor:
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """Copy a tensor to pinned memory; the copy is there once the current stream has come so far."""
+    """Copy a tensor to pinned memory; the copy is complete once the current stream reaches it."""
     if tensor.device.type == "cpu":
         return tensor
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

@@ -1,4 +1,4 @@
-"""Attention over the KV cache: what every way of computing it has in common, and which to take."""
+"""Attention over the KV cache: the protocol of its implementations, and the choice of one."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 
 from sarathi.backends.torch import attention_plan
 from sarathi.backends.torch.kernels import uses_triton
-from sarathi.backends.torch.step_inputs import Inputs, StepArrays
+from sarathi.backends.torch.step_inputs import StepArrays, StepInputs
 from sarathi.models.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
-class Cache:
+class LayerCache:
     """Keys and values of one layer, [blocks, block_size, key heads, head_dim] each."""
 
     keys: torch.Tensor
     values: torch.Tensor
 
     def write(self, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Store those of the new tokens, [tokens, key heads, head_dim]."""
+        """Store keys and values of the new tokens, [tokens, key heads, head_dim]."""
         self.keys.flatten(0, 1)[slots] = key
         self.values.flatten(0, 1)[slots] = value
 
@@ -29,12 +29,12 @@ class Cache:
 class PlannedAttention(Protocol):
     """One step, prepared for all layers."""
 
-    def attention(self, query: torch.Tensor, cache: Cache, window: int) -> torch.Tensor:
-        """Causal attention of the new tokens over what the cache has of their sequences.
+    def attention(self, query: torch.Tensor, cache: LayerCache, window: int) -> torch.Tensor:
+        """Compute causal attention of the new tokens over the cached tokens of their sequences.
 
         Args:
             query: [tokens, heads, head_dim].
-            cache: the new tokens are in it.
+            cache: contains the new tokens.
             window: how many tokens each one sees, itself included; 0 for all before it.
 
         Returns:
@@ -43,6 +43,8 @@ class PlannedAttention(Protocol):
 
 
 class Attention(Protocol):
+    """One way of computing attention, for all steps of a model."""
+
     block_size: int  # tokens of a KV block
     supports_graphs: bool  # whether decodes can be captured in a CUDA graph
 
@@ -56,7 +58,7 @@ class Attention(Protocol):
                 graph captured with one step's inputs computes another's, copied over them.
         """
 
-    def plan(self, arrays: StepArrays, inputs: Inputs) -> PlannedAttention:
+    def plan(self, arrays: StepArrays, inputs: StepInputs) -> PlannedAttention:
         """Prepare a step for all layers.
 
         Args:
@@ -65,14 +67,14 @@ class Attention(Protocol):
         """
 
 
-def choose(
+def choose_attention(
     config: ModelConfig, dtype: torch.dtype, device: torch.device, deterministic: bool = False
 ) -> Attention:
-    """Make the attention of a model: Triton kernels on GPUs, plain operations on CPUs.
+    """Choose the attention of a model: Triton kernels on GPUs, plain operations on CPUs.
 
     Args:
         config: with the heads of one rank.
-        deterministic: whether a sequence's output must not depend on the rest of the batch.
+        deterministic: whether a sequence's output must not depend on its batch.
 
     Raises:
         ExecutorError: the kernels do not accept the model's heads.
@@ -88,7 +90,7 @@ def choose(
 
 
 def block_size(device: torch.device) -> int:
-    """Tokens of a KV block of what `choose` would make."""
+    """Return the tokens of a KV block of the attention that `choose_attention` makes."""
     from sarathi.backends.torch.plain_attention import PlainAttention
 
     return attention_plan.BLOCK_SIZE if uses_triton(device) else PlainAttention.block_size

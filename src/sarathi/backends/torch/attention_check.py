@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from sarathi.backends.step import StepPart, join_parts
-from sarathi.backends.torch.attention_backend import Attention, Cache
-from sarathi.backends.torch.step_inputs import Carrier, step_arrays
+from sarathi.backends.torch.attention_backend import Attention, LayerCache
+from sarathi.backends.torch.step_inputs import step_arrays, upload
 from sarathi.errors import ExecutorError
 from sarathi.models.model_config import ModelConfig
 
-# Largest accepted distance, relative to the length; a wrong row is 1 or more away.
+# Largest accepted distance, relative to the norm; a wrong row is 1 or more away.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.01, torch.bfloat16: 0.05}
 _LONG = 640  # tokens of a context whose keys are split, if keys ever are
 
@@ -62,11 +62,11 @@ def _distance(
     dtype: torch.dtype,
     device: torch.device,
 ) -> float:
-    """Largest relative distance of a token's output from the reference."""
+    """Return the largest relative distance of a token's output from the reference."""
     size = attention.block_size
     generator = torch.Generator().manual_seed(0)
 
-    def made_up(tokens: int, heads: int) -> torch.Tensor:
+    def random(tokens: int, heads: int) -> torch.Tensor:
         shape = (tokens, heads, config.head_dim)
         return torch.randn(shape, generator=generator).to(device, dtype)
 
@@ -76,13 +76,13 @@ def _distance(
         tables.append(list(range(used + count - 1, used - 1, -1)))
         used += count
     shape = (used, size, config.num_kv_heads, config.head_dim)
-    cache = Cache(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)))
+    cache = LayerCache(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)))
     queries, expected = [], []
     for (past, new), table in zip(lengths, tables, strict=True):
-        query = made_up(new, config.num_heads)
-        key, value = (made_up(past + new, config.num_kv_heads) for _ in range(2))
-        places = np.arange(past + new)
-        slots = np.array(table)[places // size] * size + places % size
+        query = random(new, config.num_heads)
+        key, value = (random(past + new, config.num_kv_heads) for _ in range(2))
+        positions = np.arange(past + new)
+        slots = np.array(table)[positions // size] * size + positions % size
         cache.write(torch.from_numpy(slots).to(device), key, value)
         queries.append(query)
         expected.append(_plain(query.float(), key.float(), value.float(), window))
@@ -92,7 +92,7 @@ def _distance(
     ]
     arrays = step_arrays(join_parts(parts, size), size)
     arrays = attention.prepare(arrays, fixed_shape=fixed_shape)
-    planned = attention.plan(arrays, Carrier(device).send(arrays))
+    planned = attention.plan(arrays, upload(arrays, device))
     found = planned.attention(torch.cat(queries), cache, window).float()
     right = torch.cat(expected)
     return float(((found - right).flatten(1).norm(dim=1) / right.flatten(1).norm(dim=1)).max())
@@ -101,7 +101,7 @@ def _distance(
 def _plain(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int
 ) -> torch.Tensor:
-    """Attention of the last rows of one sequence, all scores at once."""
+    """Compute attention of the last rows of one sequence, all scores at once."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = torch.einsum("qhd,khd->hqk", query, key) * query.shape[2] ** -0.5

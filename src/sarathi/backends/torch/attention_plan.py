@@ -1,4 +1,4 @@
-"""Work items of the attention kernels: how the host cuts a batch, once per step and window.
+"""Work items of the attention kernels: how the host divides a batch, once per step and window.
 
 A work item is a tile of consecutive new tokens of one sequence times a range of its keys. One
 program computes an item for one key head and all query heads that share it, so that keys and
@@ -38,7 +38,7 @@ PREFILL, DECODE = 1, 2  # kinds; 0 is padding, which computes nothing
 MERGE_COLUMNS = 4
 TOKEN, FIRST_PARTIAL_ROW, PARTIAL_STRIDE, NUM_SPLITS = range(4)
 
-_MIN_SPLIT = 256  # keys; fewer are not worth a decode item of their own
+_MIN_SPLIT = 256  # keys; fewer are not worth a separate decode item
 _PREFILL_SPLIT = 4  # times as many for a prefill item, which has more rows to merge
 _FIXED_SPLIT = 512  # keys of a split in deterministic mode, or more for contexts so long
 _FIXED_SPLITS = 16  # that a sequence would have more splits than this
@@ -61,9 +61,11 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class Tile:
+    """The size of a tile, and how its loop over keys is pipelined."""
+
     rows: int  # (token, query head) pairs; a power of 2, 16 at least
     keys: int  # of one loop iteration; likewise
-    num_stages: int  # software pipelining: iterations whose loads are under way, and one
+    num_stages: int  # software pipelining: iterations whose loads are in flight, and one
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class AttentionWork:
 
 @dataclass(frozen=True)
 class AttentionPlanner:
-    """Cuts steps into work for one model on one device."""
+    """Divides steps into work items, for one model on one device."""
 
     shape: AttentionShape
     config: KernelConfig  # for steps with prefill tiles
@@ -153,7 +155,7 @@ class AttentionPlanner:
 
         Args:
             itemsize: bytes of an element of queries, keys and values.
-            deterministic: whether a sequence's output must not depend on the rest of the batch:
+            deterministic: whether a sequence's output must not depend on its batch:
                 one kernel for all steps, and splits that depend on nothing but its own length.
             max_context: tokens of the longest sequence to expect, for `deterministic`.
         """
@@ -166,7 +168,7 @@ class AttentionPlanner:
         return AttentionPlanner(shape, config, config, num_sms, fixed_split=split)
 
     def plan(self, query_starts: I32, contexts: I32, window: int) -> AttentionWork:
-        """Cut a step.
+        """Divide a step into work items.
 
         Args:
             query_starts: where each sequence's new tokens begin, and the end, [B + 1].
@@ -231,7 +233,7 @@ class AttentionPlanner:
         )
 
     def plan_decodes(self, contexts: I32, window: int, max_context: int) -> AttentionWork:
-        """Cut a step with one new token per sequence, padded to a size that a CUDA graph can keep.
+        """Divide a step with one new token per sequence, padded to the size of a CUDA graph.
 
         The shapes depend on the number of sequences, not on their contexts.
 
@@ -247,24 +249,24 @@ class AttentionPlanner:
         return replace(work, items=items, merges=merges, num_partial_rows=num_partial_rows)
 
     def max_items(self, num_decodes: int, max_context: int) -> int:
-        """Items of any step of so many decodes."""
+        """Bound the items of any step of `num_decodes` decodes."""
         if self.fixed_split is not None:
             return num_decodes * max(1, -(-max_context // self.fixed_split))
         return num_decodes + self._wanted_splits(DECODE, self.decode_config)
 
     def max_partial_rows(self, num_decodes: int, max_context: int) -> int:
-        """Partial rows of any step of so many decodes."""
+        """Bound the partial rows of any step of `num_decodes` decodes."""
         max_items = self.max_items(num_decodes, max_context)
         # Only sequences with two items or more have any.
         return min(max_items, 2 * (max_items - num_decodes))
 
     def _wanted_splits(self, kind: int, config: KernelConfig) -> int:
-        """Items that occupy the device, if they are as long as each other."""
+        """Return the number of equally long items that occupy the device."""
         per_sm = config.decodes_per_sm if kind == DECODE else 1
         return max(1, self.num_sms * per_sm // self.shape.num_kv_heads)
 
     def _split_sizes(self, num_keys: I64, kind: I64, config: KernelConfig) -> I64:
-        """Keys of a split of each tile."""
+        """Return the keys of a split of each tile."""
         align = config.key_alignment
         if self.fixed_split is not None:
             # Prefill tiles are not split: partial results of all their rows would cost more.
@@ -278,7 +280,7 @@ class AttentionPlanner:
 
 
 def _even_splits(num_keys: I64, wanted: int, min_split: int, align: int) -> I64:
-    """Keys of a split of each tile, of one kind: about the same for all tiles.
+    """Return the keys of a split of each tile, of one kind: about the same for all tiles.
 
     There are at most `wanted` splits more than tiles.
     """
@@ -292,7 +294,7 @@ def _even_splits(num_keys: I64, wanted: int, min_split: int, align: int) -> I64:
 
 
 def _launch_order(items: I32) -> npt.NDArray[np.intp]:
-    """Long items first, so that none is left over at the end, and the kinds interleaved, so that
+    """Order long items first, so that none remains at the end, and the kinds interleaved, so that
     items bound by compute and by memory run at the same time."""
     num_keys = items[:, KV_END] - items[:, KV_START]
     rank = np.zeros(len(items))
@@ -304,7 +306,7 @@ def _launch_order(items: I32) -> npt.NDArray[np.intp]:
 
 
 def _enumerate(counts: I64) -> tuple[I64, I64]:
-    """Pairs (i, j) for j < counts[i], as two arrays."""
+    """Return all pairs (i, j) with j < counts[i], as two arrays."""
     owner = np.repeat(np.arange(len(counts)), counts)
     return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
 

@@ -1,8 +1,8 @@
 """The operations between the matrix products: norms, rotary embedding, gates.
 
-They move much data and compute little, so a GPU fuses them in kernels of its own
-(`kernels/elementwise.py`); `PlainElementwise` composes them of torch's operations. Both compute in
-float32 and round to the served precision at the same places.
+They move much data and compute little, so on GPUs they are fused into kernels
+(`kernels/elementwise_kernels.py`); `PlainElementwise` composes them of torch's operations. Both
+compute in float32 and round to the served precision at the same places.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from sarathi.backends.torch.attention_backend import Cache
+from sarathi.backends.torch.attention_backend import LayerCache
 from sarathi.backends.torch.kernels import uses_triton
 from sarathi.models.model_config import ModelConfig
 
@@ -42,7 +42,7 @@ class HeadNorms:
 
 @dataclass(frozen=True)
 class TokenRows:
-    """What the tokens of a step need besides their activations, for all layers."""
+    """Per-token inputs of all layers in addition to the hidden states."""
 
     cos: torch.Tensor  # [tokens, head_dim / 2], float32, of the rotary embedding's angles
     sin: torch.Tensor
@@ -70,7 +70,7 @@ class ElementwiseKernels(Protocol):
         key: torch.Tensor,
         value: torch.Tensor,
         tokens: TokenRows,
-        cache: Cache,
+        cache: LayerCache,
         head_norms: HeadNorms | None,
     ) -> torch.Tensor:
         """Apply head norms and the rotary embedding; write keys and values into the cache.
@@ -118,7 +118,7 @@ class PlainElementwise:
         key: torch.Tensor,
         value: torch.Tensor,
         tokens: TokenRows,
-        cache: Cache,
+        cache: LayerCache,
         head_norms: HeadNorms | None,
     ) -> torch.Tensor:
         if head_norms is not None:

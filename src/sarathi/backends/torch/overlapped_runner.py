@@ -1,8 +1,8 @@
-"""Steps on a GPU that is never waited for: the host prepares the next one while it computes.
+"""Overlapped scheduling on a GPU: the host prepares the next step while a step computes.
 
-A step is launched with all that follows it, sampling included, and its token ids stay on the
-device, where the next step reads them (`Step.token_ids` below 0 name the slot that a token was
-sampled for). So a second step can be launched before the host has seen the tokens of the first.
+A step is launched together with its sampling, and its token ids stay on the device, where the
+next step reads them (`Step.token_ids` below 0 refer to the slot that a token was sampled for). So
+a second step can be launched before the host has the tokens of the first.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from sarathi.backends.torch.torch_sampler import PendingSample, TorchSampler
 from sarathi.sampling.sampler import RequestSlots
 from sarathi.telemetry.stages import StageTime
 
-_POLL = 50e-6  # seconds between two looks at an event
+_POLL = 50e-6  # seconds between two queries of an event
 
 
-class Mark(Protocol):
-    """A point in the work of a device."""
+class DeviceEvent(Protocol):
+    """A point in the work of a device, as a CUDA event is."""
 
     def done(self) -> bool:
-        """Whether the device has come to it."""
+        """Return whether the device has reached it."""
 
     def wait(self) -> None:
-        """Return once the device has come to it."""
+        """Return once the device has reached it."""
 
-    def since(self, other: Mark) -> float:
-        """Seconds of the device's clock from another mark to this one; both must be done."""
+    def since(self, other: DeviceEvent) -> float:
+        """Return the seconds of the device's clock since another event; both must be done."""
 
 
-class CudaMark:
+class CudaEvent:
     """An event on the current stream."""
 
     def __init__(self) -> None:
@@ -49,13 +49,13 @@ class CudaMark:
     def wait(self) -> None:
         self.event.synchronize()
 
-    def since(self, other: Mark) -> float:
-        assert isinstance(other, CudaMark)
+    def since(self, other: DeviceEvent) -> float:
+        assert isinstance(other, CudaEvent)
         return float(other.event.elapsed_time(self.event)) / 1e3
 
 
-class HostMark:
-    """On a CPU whatever has been launched has been computed."""
+class HostEvent:
+    """On a CPU all launched work has been computed."""
 
     def __init__(self) -> None:
         self.at = time.monotonic()
@@ -66,34 +66,35 @@ class HostMark:
     def wait(self) -> None:
         pass
 
-    def since(self, other: Mark) -> float:
-        assert isinstance(other, HostMark)
+    def since(self, other: DeviceEvent) -> float:
+        assert isinstance(other, HostEvent)
         return self.at - other.at
 
 
 class _Launched(NamedTuple):
     sample: PendingSample | None
-    start: Mark
-    end: Mark
+    start: DeviceEvent
+    end: DeviceEvent
 
 
 class OverlappedRunner:
-    """See `Runner`. Two steps may be under way: one that computes, one that waits behind it."""
+    """See `Runner`. Two steps may be in flight: one that computes, one that waits behind it."""
 
     depth = 2
     looks_ahead = True
 
     def __init__(self, executor: TorchExecutor, sampler: TorchSampler) -> None:
-        """
+        """Choose the kind of events by the executor's device.
+
         Args:
             executor: has the whole model.
             sampler: on the executor's device.
         """
         self._executor = executor
         self._sampler = sampler
-        self._mark = CudaMark if executor.device.type == "cuda" else HostMark
-        self._under_way: deque[_Launched] = deque()
-        self._ended: Mark | None = None  # of the step whose result was taken last
+        self._record = CudaEvent if executor.device.type == "cuda" else HostEvent
+        self._in_flight: deque[_Launched] = deque()
+        self._last_end: DeviceEvent | None = None  # of the step whose result was returned last
 
     @property
     def slots(self) -> RequestSlots:
@@ -101,42 +102,42 @@ class OverlappedRunner:
 
     @property
     def is_free(self) -> bool:
-        return len(self._under_way) < self.depth
+        return len(self._in_flight) < self.depth
 
     def submit(self, step: Step, slots: I64 = NO_SLOTS) -> None:
         if not self.is_free:
-            raise StepError(f"{self.depth} steps are under way already, no more can be")
+            raise StepError(f"{self.depth} steps are in flight already, no more can be")
         with self._executor.computing():
-            start = self._mark()
+            start = self._record()
             logits = self._executor.launch(step, last_tokens=self._sampler.last_tokens)
             sample = self._sampler.launch(logits, slots) if len(slots) else None
-            self._under_way.append(_Launched(sample, start, self._mark()))
+            self._in_flight.append(_Launched(sample, start, self._record()))
 
     def wait(self, seconds: float) -> bool:
-        if not self._under_way:
+        if not self._in_flight:
             return False
         end = time.monotonic() + seconds
-        while not self._under_way[0].end.done():
+        while not self._in_flight[0].end.done():
             if time.monotonic() >= end:
                 return False
             time.sleep(_POLL)
         return True
 
     def result(self) -> StepResult:
-        sample, start, end = self._under_way.popleft()
+        sample, start, end = self._in_flight.popleft()
         end.wait()
         sampled = NOTHING_SAMPLED if sample is None else sample.result()
-        waited = 0.0 if self._ended is None else max(0.0, start.since(self._ended))
-        self._ended = end
+        waited = 0.0 if self._last_end is None else max(0.0, start.since(self._last_end))
+        self._last_end = end
         return StepResult(sampled, (StageTime(waited, end.since(start)),))
 
     def abandon(self) -> None:
-        for launched in self._under_way:
+        for launched in self._in_flight:
             launched.end.wait()
-        self._under_way.clear()
+        self._in_flight.clear()
 
     def check(self) -> None:
-        """See `Runner`: nothing else takes part."""
+        """See `Runner`: there are no workers."""
 
     def close(self) -> None:
-        """See `Runner`: there are no processes."""
+        """See `Runner`: there are no workers."""

@@ -1,21 +1,22 @@
-"""The weights of one rank on its device."""
+"""The weights of one rank on its device: read from a checkpoint, or random."""
 
 from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from sarathi.backends.executor import ProgressCallback
 from sarathi.backends.torch.arrays import as_array, as_tensor
-from sarathi.backends.torch.dummy_parameters import fill_dummy
 from sarathi.models.decoder import GATED_PROJECTIONS, QKV_PROJECTIONS
-from sarathi.models.dummy_weights import random_tensor
+from sarathi.models.dummy_weights import BLOCK_SIZE, RandomTensor, random_tensor
 from sarathi.models.weights import Array, Weights
 from sarathi.system.machine import usable_cores
 
+_PIECE = 1 << 22  # elements of random weights that are made in float32 at a time
 # Modules whose weights are stored as one matrix, rows one after the other, and their parts.
 QKV = "qkv_proj"
 GATE_UP = "gate_up_proj"
@@ -25,8 +26,8 @@ _JOINED: Mapping[str, tuple[str, ...]] = {QKV: QKV_PROJECTIONS, GATE_UP: GATED_P
 class Parameters:
     """Tensors by name, in the served precision.
 
-    Projections of the same input are joined, so that one matrix product computes them: `qkv_proj`
-    and `gate_up_proj` stand beside their parts in every layer. A joined tensor is allocated once
+    Projections of the same input are joined, so that one matrix product computes them: every layer
+    has `qkv_proj` and `gate_up_proj` in addition to their parts. A joined tensor is allocated once
     and each part is a view of its rows.
     """
 
@@ -36,15 +37,15 @@ class Parameters:
         shapes: Mapping[str, tuple[int, ...]],
         dtype: torch.dtype,
         device: torch.device,
-        progress: Callable[[float], None] | None = None,
+        on_progress: ProgressCallback = lambda share: None,
     ) -> None:
         """Convert and copy the tensors that `shapes` names, on all cores.
 
-        Beside the tensors themselves this takes the memory of one part for every core, and none
-        where the device is the CPU and the checkpoint is not quantised.
+        In addition to the tensors this needs the memory of one part for every core, and none on
+        CPUs where the checkpoint is not quantised.
 
         Args:
-            progress: called with the share of the bytes that have been copied.
+            on_progress: called with the share of the bytes that have been copied.
 
         Raises:
             ModelError: the checkpoint lacks one.
@@ -67,8 +68,7 @@ class Parameters:
         with ThreadPoolExecutor(usable_cores()) as pool:
             for name, _ in zip(shapes, pool.map(read, shapes), strict=True):
                 done += sizes[name]
-                if progress is not None:
-                    progress(done / total)
+                on_progress(done / total)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._tensors[name]
@@ -80,8 +80,8 @@ class Parameters:
         return self._vectors[name]
 
 
-class Served:
-    """The same as arrays, for what computes in numpy."""
+class ServedWeights:
+    """The parameters as numpy arrays, for the reference."""
 
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
@@ -127,3 +127,32 @@ def _copy(array: Array, target: torch.Tensor) -> None:
         as_array(target)[...] = array
     else:
         target.copy_(as_tensor(array, target.dtype))
+
+
+def fill_dummy(tensor: torch.Tensor, source: RandomTensor) -> None:
+    """Fill `tensor` in place with the values of `source`.
+
+    The values are those of `source.values()`, rounded to the tensor's type, and computed on the
+    tensor's device: only the block that they are taken from, 4 MB, is copied there. Rows beyond
+    those of `source`, which pad a vocabulary that ranks share, become zeros.
+
+    Args:
+        tensor: [rows, columns] or [elements], contiguous: a whole tensor, or some rows of one.
+    """
+    *rows, width = source.shape
+    count = rows[0] if rows else 1
+    filled = tensor[:count] if rows else tensor[:width].unsqueeze(0)
+    tensor[len(filled) if rows else width :].zero_()
+    if not filled.numel():
+        return
+    if not source.std:
+        filled.fill_(source.mean)
+        return
+    block = torch.from_numpy(source.block).to(tensor.device)
+    # Row i of this view is the part of the block that begins at element i.
+    windows = block.as_strided((BLOCK_SIZE, width), (1, 1))
+    starts = torch.from_numpy(source.row_starts()).to(tensor.device)
+    each = max(1, _PIECE // width)
+    for begin in range(0, count, each):
+        piece = windows.index_select(0, starts[begin : begin + each])
+        filled[begin : begin + each] = piece.mul_(source.std).add_(source.mean)

@@ -10,13 +10,13 @@ import torch
 from torch.nn import functional
 
 from sarathi.backends.step import I32, I64
-from sarathi.backends.torch.attention_backend import Cache
-from sarathi.backends.torch.step_inputs import Inputs, StepArrays
+from sarathi.backends.torch.attention_backend import LayerCache
+from sarathi.backends.torch.step_inputs import StepArrays, StepInputs
 from sarathi.models.model_config import ModelConfig
 
 _MAX_ROWS = 512  # of a prompt at a time: bounds the mask
-# Bytes of keys that decodes gather at a time: what stays in a processor's cache until it is used,
-# and is not taken from the system anew every time.
+# Bytes of keys that decodes gather at a time: they stay in the processor's cache until they are
+# used, and need no new memory from the system every time.
 _GATHERED = 2 << 20
 
 
@@ -31,7 +31,7 @@ class _Part:
     mask: torch.Tensor | None  # [sequences, 1, queries, context], -inf where nothing is seen
     causal: bool  # whether that is all up to the query
 
-    def attention(self, query: torch.Tensor, cache: Cache) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, cache: LayerCache) -> torch.Tensor:
         _, heads, size = query.shape
         queries = query[self.rows].view(-1, self.queries, heads, size)
         mixed: torch.Tensor = functional.scaled_dot_product_attention(
@@ -45,12 +45,14 @@ class _Part:
         return mixed.transpose(1, 2).reshape(-1, heads, size)
 
     def _gather(self, cached: torch.Tensor) -> torch.Tensor:
-        """[sequences, key heads, context, head_dim]."""
+        """Gather the blocks, [sequences, key heads, context, head_dim]."""
         tokens = cached[self.blocks].flatten(1, 2)
         return tokens[:, : self.context].transpose(1, 2)
 
 
 class PlainAttention:
+    """See `attention_backend.Attention`."""
+
     block_size = 32
     supports_graphs = False
 
@@ -61,11 +63,12 @@ class PlainAttention:
         *,
         one_by_one: bool = False,
     ) -> None:
-        """
+        """Choose how much decodes gather at a time.
+
         Args:
             config: with the heads of one rank.
             dtype: of queries, keys and values.
-            one_by_one: whether decodes are computed apart: padding changes how sums are rounded.
+            one_by_one: whether decodes are computed separately: padding changes how sums round.
         """
         self._dtype = dtype
         block = self.block_size * config.num_kv_heads * config.head_dim * dtype.itemsize
@@ -74,7 +77,7 @@ class PlainAttention:
     def prepare(self, arrays: StepArrays, *, fixed_shape: bool = False) -> StepArrays:
         return arrays
 
-    def plan(self, arrays: StepArrays, inputs: Inputs) -> _PlainPlan:
+    def plan(self, arrays: StepArrays, inputs: StepInputs) -> _PlainPlan:
         return _PlainPlan(arrays, self.block_size, self._most, self._dtype)
 
 
@@ -87,7 +90,7 @@ class _PlainPlan:
         self._queries = np.diff(arrays.query_starts)
         self._parts: dict[int, list[_Part]] = {}  # by window: models have one or two
 
-    def attention(self, query: torch.Tensor, cache: Cache, window: int) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, cache: LayerCache, window: int) -> torch.Tensor:
         if window not in self._parts:
             self._parts[window] = [*self._decodes(window), *self._prompts(window)]
         parts = self._parts[window]
@@ -99,7 +102,7 @@ class _PlainPlan:
         return mixed
 
     def _decodes(self, window: int) -> Iterator[_Part]:
-        """Together where they are of similar length, so that little is padding."""
+        """Group decodes of similar length, so that there is little padding."""
         chosen = np.flatnonzero(self._queries == 1)
         positions = self._arrays.contexts[chosen].astype(np.int64) - 1
         firsts = self._first_blocks(positions, window)
@@ -108,7 +111,7 @@ class _PlainPlan:
             group.sort()
             sequences, most = chosen[group], int(blocks[group].max())
             ids = firsts[group, None] + np.arange(most)
-            # What is past the end of a table is masked.
+            # Entries past the end of a table are masked.
             ids = np.minimum(ids, self._arrays.tables.shape[1] - 1)
             tables = self._arrays.tables[sequences[:, None], ids]
             yield self._part(
@@ -120,7 +123,7 @@ class _PlainPlan:
             )
 
     def _prompts(self, window: int) -> Iterator[_Part]:
-        """One by one, long ones in pieces."""
+        """Return prompts one by one, long ones in pieces."""
         for sequence in np.flatnonzero(self._queries > 1):
             first_row = int(self._arrays.query_starts[sequence])
             past = int(self._arrays.contexts[sequence] - self._queries[sequence])
@@ -134,14 +137,15 @@ class _PlainPlan:
                 yield self._part(rows, positions[None], first, tables, window)
 
     def _first_blocks(self, positions: I64, window: int) -> I64:
-        """The first block of which a token at each position sees anything."""
+        """Return the first block that a token at each position sees."""
         oldest = positions - window + 1 if window else np.zeros_like(positions)
         return np.maximum(oldest, 0) // self._block_size
 
     def _part(
         self, rows: I32 | I64, positions: I64, first_blocks: I64, tables: I32, window: int
     ) -> _Part:
-        """
+        """Make the mask of queries.
+
         Args:
             positions: of the queries, [sequences, queries].
             first_blocks: where the tables begin in each sequence, [sequences].
@@ -172,7 +176,7 @@ class _PlainPlan:
 
 
 def _similar(sizes: I64, most: int) -> Iterator[I64]:
-    """Groups of indices: no size is more than twice another, nor are several more than `most`."""
+    """Group indices: no size is more than twice another, no group of several exceeds `most`."""
     order = np.argsort(sizes, kind="stable")
     start = 0
     for index in range(1, len(order) + 1):
@@ -186,7 +190,7 @@ def _similar(sizes: I64, most: int) -> Iterator[I64]:
 
 
 def _as_slice(rows: I32 | I64) -> slice | torch.Tensor:
-    """Consecutive rows as a slice, which is not a copy."""
+    """Return consecutive rows as a slice, which copies nothing."""
     if rows[-1] - rows[0] == len(rows) - 1:
         return slice(int(rows[0]), int(rows[-1]) + 1)
     return torch.from_numpy(rows.astype(np.int64))

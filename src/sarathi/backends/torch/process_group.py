@@ -1,4 +1,4 @@
-"""The ranks that share the layers of a stage, and what they tell each other."""
+"""Communication between the ranks that share the layers of a stage."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from torch import distributed
 from sarathi.errors import ExecutorError
 from sarathi.system.sockets import bracketed, own_address
 
-TIMEOUT = 120.0  # seconds until a rank that does not answer counts as lost
-
 T = TypeVar("T")
 
 
@@ -28,23 +26,23 @@ class ProcessGroup(Protocol):
     size: int
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum over the ranks, everywhere, the same to the last bit; may be written into `x`.
+        """Sum over the ranks, on every rank the same to the last bit; may be written into `x`.
 
         Raises:
-            ExecutorError: another rank has gone or does not answer; likewise below.
+            ExecutorError: another rank has ended or does not answer; likewise below.
         """
 
     def broadcast(self, x: torch.Tensor) -> torch.Tensor:
-        """What rank 0 has; the others give room for it, which is written to."""
+        """Return rank 0's tensor; on the others it is written into `x`."""
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
-        """The columns of all ranks, in order, on rank 0; `x` on any other. Equal sizes."""
+        """Return the columns of all ranks, in order, on rank 0; `x` on others. Equal sizes."""
 
     def close(self) -> None: ...
 
 
 class SingleRank:
-    """A rank that has the layers for itself."""
+    """The group of a stage with one rank."""
 
     rank = 0
     size = 1
@@ -63,16 +61,16 @@ class SingleRank:
 
 
 class Rendezvous:
-    """Where the ranks of one stage find each other. Rank 0 keeps it."""
+    """The TCP store through which the ranks of one stage connect. Rank 0 opens it."""
 
     def __init__(self, host: str, port: int, store: distributed.TCPStore) -> None:
         self.address = f"{bracketed(host)}:{port}"
         self.host = host
-        self.tcp = store
+        self.store = store
 
     @classmethod
-    def open(cls, host: str, timeout: float = TIMEOUT) -> Rendezvous:
-        """For rank 0.
+    def open(cls, host: str, timeout: float) -> Rendezvous:
+        """Open it on rank 0.
 
         Args:
             host: the address under which the other ranks reach this process; it listens there only.
@@ -101,11 +99,11 @@ class Rendezvous:
         return cls(host, port, _translated("rank 0 cannot open its store", make))
 
     @classmethod
-    def join(cls, address: str, timeout: float = TIMEOUT) -> Rendezvous:
-        """For the other ranks.
+    def join(cls, address: str, timeout: float) -> Rendezvous:
+        """Connect to it from another rank.
 
         Args:
-            address: that of rank 0's store.
+            address: of rank 0's store.
             timeout: seconds.
         """
         host, _, port = address.rpartition(":")
@@ -121,26 +119,26 @@ class Rendezvous:
 
 
 class DistributedGroup:
-    """Ranks in processes of their own, over NCCL on GPUs and gloo on CPUs.
+    """Ranks in separate processes, over NCCL on GPUs and gloo on CPUs.
 
     It is the process's default group of `torch.distributed`, so a process can have one at a time.
     """
 
     def __init__(
         self,
-        store: Rendezvous,
+        rendezvous: Rendezvous,
         rank: int,
         size: int,
         device: torch.device,
-        timeout: float = TIMEOUT,
+        timeout: float,
     ) -> None:
-        """Meet the other ranks.
+        """Wait until all ranks have connected.
 
         Args:
             timeout: seconds to wait for them, now and in every operation.
 
         Raises:
-            ExecutorError: they do not come.
+            ExecutorError: one does not connect in time.
         """
         self.rank = rank
         self.size = size
@@ -151,55 +149,55 @@ class DistributedGroup:
             )
 
         def make() -> None:
-            with _gloo_interface(store.host):
+            with _gloo_interface(rendezvous.host):
                 distributed.init_process_group(
                     "nccl" if device.type == "cuda" else "gloo",
-                    store=store.tcp,
+                    store=rendezvous.store,
                     rank=rank,
                     world_size=size,
                     timeout=timedelta(seconds=timeout),
                     device_id=device if device.type == "cuda" else None,
                 )
 
-        self._run("meet the other ranks", make)
+        self._run("connect to the other ranks", make)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         if self._reduces:
-            self._run("add up", lambda: distributed.all_reduce(x))
+            self._run("sum", lambda: distributed.all_reduce(x))
             return x
         # Faster than gloo's own sum for a few ranks on one machine (measured: 0.7 to 0.9 of its
         # time at 1 token, 0.5 to 0.7 at 256), and in an order that does not depend on the size.
         parts = [torch.empty_like(x) for _ in range(self.size)]
-        self._run("add up", lambda: distributed.all_gather(parts, x))
+        self._run("sum", lambda: distributed.all_gather(parts, x))
         total = parts[0].float()
         for part in parts[1:]:
             total = total + part
         return total.to(x.dtype)
 
     def broadcast(self, x: torch.Tensor) -> torch.Tensor:
-        self._run("get what rank 0 has", lambda: distributed.broadcast(x, src=0))
+        self._run("receive from rank 0", lambda: distributed.broadcast(x, src=0))
         return x
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         parts = [torch.empty_like(x) for _ in range(self.size)] if self.rank == 0 else None
-        self._run("collect logits", lambda: distributed.gather(x, parts, dst=0))
+        self._run("gather logits", lambda: distributed.gather(x, parts, dst=0))
         return x if parts is None else torch.cat(parts, dim=-1)
 
     def close(self) -> None:
-        """Harmless twice, and where other ranks are gone."""
+        """Leave the group. Harmless twice, and after other ranks have ended."""
         if distributed.is_initialized():
             distributed.destroy_process_group()
 
     def _run(self, purpose: str, operation: Callable[[], T]) -> T:
         message = (
             f"rank {self.rank} of {self.size} could not {purpose}: another rank has ended or does "
-            "not answer; its own messages say why"
+            "not answer; see its own messages"
         )
         return _translated(message, operation)
 
 
 def _translated(message: str, operation: Callable[[], T]) -> T:
-    """Do it; what torch says of a failure, at length, goes into the cause and one line here."""
+    """Run an operation; of torch's long error message, only the first line is kept."""
     try:
         return operation()
     except (RuntimeError, ValueError, OSError) as error:
@@ -209,11 +207,11 @@ def _translated(message: str, operation: Callable[[], T]) -> T:
 
 @contextmanager
 def _gloo_interface(host: str) -> Iterator[None]:
-    """Have gloo use the interface that leads to `host`.
+    """Make gloo use the interface that leads to `host`.
 
-    By itself it looks up the machine's own name, which may lead nowhere or to an address that
-    others do not reach. There is no other public way to tell it, and it reads the variable only
-    when a group is made, so nothing else gets to see it.
+    By default it looks up the machine's own name, which may not resolve, or to an address that
+    others do not reach. There is no other public way to configure it, and it reads the variable
+    only when a group is made, so it is set just then.
     """
     name = "GLOO_SOCKET_IFNAME"
     found = None if name in os.environ else interface_towards(host)
@@ -228,7 +226,7 @@ def _gloo_interface(host: str) -> Iterator[None]:
 
 
 def interface_towards(host: str) -> str | None:
-    """The network interface through which this machine reaches an address, None if unknown."""
+    """Return the network interface through which this machine reaches an address, if known."""
     try:
         own = own_address(host)
     except OSError:

@@ -1,4 +1,4 @@
-"""A step as the operations need it: worked out once, for all layers."""
+"""The inputs of a step as the operations need them: prepared once, for all layers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class StepArrays:
 
     token_ids: I64  # [T]
     positions: I64  # [T]
-    slots: I64  # [T], block * block_size + place in the block: where keys and values go
+    slots: I64  # [T], block * block_size + offset in the block: where keys and values go
     query_starts: I32  # [B + 1]
     contexts: I32  # [B], tokens cached and new
-    tables: I32  # [B, W], each sequence's blocks, then zeros
+    tables: I32  # [B, W], each sequence's blocks, padded with zeros
     sample_rows: I64  # [S]
     work: tuple[AttentionWork, ...] = ()  # what `Attention.prepare` adds
 
@@ -36,14 +36,14 @@ class StepArrays:
 
 
 class WorkTensors(NamedTuple):
-    """The arrays of a `AttentionWork` on the device."""
+    """The arrays of an `AttentionWork` on the device."""
 
     items: torch.Tensor
     merges: torch.Tensor
 
 
 @dataclass(frozen=True)
-class Inputs:
+class StepInputs:
     """The arrays of a step on the device; see `StepArrays`."""
 
     token_ids: torch.Tensor
@@ -56,23 +56,24 @@ class Inputs:
     work: tuple[WorkTensors, ...] = ()
 
 
-_NAMES = [each.name for each in fields(Inputs) if each.name != "work"]
+_NAMES = [each.name for each in fields(StepInputs) if each.name != "work"]
 
 
 def step_arrays(step: Step, block_size: int) -> StepArrays:
+    """Derive the arrays that the operations need from a checked step."""
     queries = np.diff(step.query_starts)
     contexts = (step.past_lens + queries).astype(np.int32)
     counts = np.diff(step.block_starts)
     tables = np.zeros((len(counts), counts.max()), np.int32)
     tables[np.arange(counts.max()) < counts[:, None]] = step.block_ids
     sequence = np.repeat(np.arange(len(queries)), queries)
-    # Out of the lengths, which have been checked against the block tables, unlike the positions.
-    place = np.arange(len(sequence)) + np.repeat(step.past_lens - step.query_starts[:-1], queries)
-    blocks = tables[sequence, place // block_size].astype(np.int64)
+    # From the lengths, which have been checked against the block tables, unlike the positions.
+    index = np.arange(len(sequence)) + np.repeat(step.past_lens - step.query_starts[:-1], queries)
+    blocks = tables[sequence, index // block_size].astype(np.int64)
     return StepArrays(
         token_ids=np.asarray(step.token_ids, np.int64),
         positions=np.asarray(step.positions, np.int64),
-        slots=blocks * block_size + place % block_size,
+        slots=blocks * block_size + index % block_size,
         query_starts=np.asarray(step.query_starts, np.int32),
         contexts=contexts,
         tables=tables,
@@ -81,7 +82,7 @@ def step_arrays(step: Step, block_size: int) -> StepArrays:
 
 
 def resolve_tokens(token_ids: torch.Tensor, last_tokens: torch.Tensor) -> None:
-    """Put the tokens sampled last in place of those that name a slot; see `Step.token_ids`.
+    """Replace token ids that refer to a slot by its last token; see `Step.token_ids`.
 
     Args:
         token_ids: [T], written to.
@@ -92,7 +93,7 @@ def resolve_tokens(token_ids: torch.Tensor, last_tokens: torch.Tensor) -> None:
 
 
 def no_decodes() -> StepArrays:
-    """Of no sequence, for `padded` to begin with."""
+    """Return a step of no sequences, to be `padded`."""
     none64, none32 = np.zeros(0, np.int64), np.zeros(0, np.int32)
     start, tables = np.zeros(1, np.int32), np.zeros((0, 0), np.int32)
     return StepArrays(none64, none64, none64, start, none32, tables, none64)
@@ -101,14 +102,14 @@ def no_decodes() -> StepArrays:
 def padded(
     arrays: StepArrays, *, size: int, width: int, block_size: int, spare_block: int
 ) -> StepArrays:
-    """Decodes filled up to `size` sequences, with block tables of `width` entries.
+    """Pad decodes to `size` sequences, with block tables of `width` entries.
 
-    The sequences that are added have one token each, which all go to the same place in a block
-    that belongs to nobody. All rows are sampled, in order.
+    The padding sequences have one token each, all in the same slot of `spare_block`. All rows are
+    sampled, in order.
 
     Args:
         arrays: of decodes only, of `size` sequences and `width` entries at most.
-        spare_block: nobody's.
+        spare_block: a block of no sequence.
     """
     count, used = arrays.tables.shape
     more = size - count
@@ -127,31 +128,26 @@ def padded(
     )
 
 
-class Carrier:
-    """Takes the arrays of a step to a device, all in one copy.
+def upload(
+    arrays: StepArrays, device: torch.device, into: torch.Tensor | None = None
+) -> StepInputs:
+    """Copy the arrays of a step to a device, all in one copy.
 
-    On a GPU the copy is asynchronous, and several may be under way: torch reuses pinned memory
+    On a GPU the copy is asynchronous, and several may be in flight: torch reuses pinned memory
     only once the copies out of it are done.
+
+    Args:
+        into: `num_bytes` on the device, where they keep their addresses; None for new memory.
     """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def send(self, arrays: StepArrays, into: torch.Tensor | None = None) -> Inputs:
-        """Return the inputs in the device's memory.
-
-        Args:
-            into: `num_bytes` on the device, where they keep their addresses; None for new memory.
-        """
-        if self._device.type == "cpu":
-            return _inputs([torch.from_numpy(array) for array in _flat(arrays)])
-        size = num_bytes(arrays)
-        if into is None:
-            into = torch.empty(size, dtype=torch.uint8, device=self._device)
-        pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        pack(arrays, pinned)
-        into[:size].copy_(pinned, non_blocking=True)
-        return unpack(arrays, into)
+    if device.type == "cpu":
+        return _inputs([torch.from_numpy(array) for array in _flat(arrays)])
+    size = num_bytes(arrays)
+    if into is None:
+        into = torch.empty(size, dtype=torch.uint8, device=device)
+    pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    pack(arrays, pinned)
+    into[:size].copy_(pinned, non_blocking=True)
+    return unpack(arrays, into)
 
 
 def pack(arrays: StepArrays, target: torch.Tensor) -> None:
@@ -163,7 +159,7 @@ def pack(arrays: StepArrays, target: torch.Tensor) -> None:
         offset = _aligned(end)
 
 
-def unpack(arrays: StepArrays, packed: torch.Tensor) -> Inputs:
+def unpack(arrays: StepArrays, packed: torch.Tensor) -> StepInputs:
     """View packed bytes as inputs that are shaped as `arrays`."""
     tensors, offset = [], 0
     for array in _flat(arrays):
@@ -185,11 +181,11 @@ def _flat(arrays: StepArrays) -> list[Array]:
     return own + [array for work in arrays.work for array in (work.items, work.merges)]
 
 
-def _inputs(tensors: Sequence[torch.Tensor]) -> Inputs:
-    """The tensors of what `_flat` gives, by name."""
+def _inputs(tensors: Sequence[torch.Tensor]) -> StepInputs:
+    """Name the tensors of the arrays that `_flat` returns."""
     own, rest = tensors[: len(_NAMES)], tensors[len(_NAMES) :]
     work = tuple(WorkTensors(*pair) for pair in zip(rest[::2], rest[1::2], strict=True))
-    return Inputs(**dict(zip(_NAMES, own, strict=True)), work=work)
+    return StepInputs(**dict(zip(_NAMES, own, strict=True)), work=work)
 
 
 def _aligned(size: int) -> int:

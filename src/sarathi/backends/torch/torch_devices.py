@@ -1,59 +1,62 @@
-"""What there is to compute on."""
+"""The devices that torch computes on, and their memory."""
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sysconfig
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from sarathi.backends.options import Device, Precision
-from sarathi.backends.torch import attention_backend as attention
-from sarathi.backends.torch.device_memory import UTILISATION
 from sarathi.errors import ExecutorError
+from sarathi.system.machine import available_memory
 
 # Of the oldest GPUs that the kernels are compiled for (A100): bfloat16, asynchronous copies.
 _MIN_CAPABILITY = (8, 0)
+_UTILISATION = 0.9  # of a GPU's memory: the rest is for graphs, libraries and fragments
 
 
 def default_device() -> Device:
-    """A GPU if there is one."""
+    """Return "cuda" if there is a GPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def default_precision(device: Device) -> Precision:
-    """bf16 on GPUs, f32 on CPUs."""
+    """Return bf16 on GPUs, f32 on CPUs."""
     return "f32" if device == "cpu" else "bf16"
 
 
 def num_gpus() -> int:
-    """That torch finds in this process."""
+    """Count the GPUs that torch finds in this process."""
     return int(torch.cuda.device_count()) if torch.cuda.is_available() else 0
 
 
-def gpu_names() -> list[str]:
-    """Of all that torch finds in this process."""
-    return [str(torch.cuda.get_device_name(index)) for index in range(num_gpus())]
+def gpu_names() -> tuple[str, ...]:
+    """Return the names of all GPUs that torch finds in this process."""
+    return tuple(str(torch.cuda.get_device_name(index)) for index in range(num_gpus()))
 
 
 def find_device(name: Device | None = None, index: int = 0) -> torch.device:
-    """
+    """Return a device after checking that it can be used.
+
     Args:
         name: None for `default_device`.
         index: which GPU.
 
     Raises:
-        ExecutorError: it is not there, is too old, or Triton is not installed or lacks a compiler.
+        ExecutorError: there is no such GPU, it is too old, or Triton or its compiler is missing.
     """
     if (name or default_device()) == "cpu":
         return torch.device("cpu")
     count = num_gpus()
     if index >= count:
         raise ExecutorError(
-            f"device cuda: GPU number {index} is asked for and torch finds {count} here; "
+            f"device cuda: GPU number {index} is requested and torch finds {count} here; "
             "--device cpu needs none"
         )
     device = torch.device("cuda", index)
@@ -78,7 +81,7 @@ def _check_gpu(device: torch.device) -> None:
 
 
 def _check_compiler() -> None:
-    """Triton builds a small module of C for every kernel."""
+    """Check for what Triton needs to build a small C module for every kernel."""
     headers = Path(sysconfig.get_paths()["include"], "Python.h")
     elsewhere = "CPATH" in os.environ or "C_INCLUDE_PATH" in os.environ
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
@@ -87,15 +90,37 @@ def _check_compiler() -> None:
         missing = f"Python's header files ({headers}; the package python3-dev of Debian and Ubuntu)"
     else:
         return
-    raise ExecutorError(f"device cuda: Triton needs {missing}, which is not there")
+    raise ExecutorError(f"device cuda: Triton needs {missing}, which is not installed")
 
 
-def room_on_gpus() -> tuple[int, ...]:
-    """Bytes of each GPU that weights and KV cache may have between them."""
+def gpu_memory() -> tuple[int, ...]:
+    """Return the bytes of each GPU that weights and KV cache may use together."""
     found = (torch.cuda.mem_get_info(index) for index in range(num_gpus()))
-    return tuple(max(0, int(total * UTILISATION) - (total - free)) for free, total in found)
+    return tuple(max(0, int(total * _UTILISATION) - (total - free)) for free, total in found)
 
 
-def block_size(*, gpu: bool) -> int:
-    """Tokens of a KV block that an executor here would have."""
-    return attention.block_size(find_device("cuda" if gpu else "cpu"))
+def free_memory(device: torch.device, run_largest: Callable[[], None]) -> int:
+    """Return the bytes that are left for a KV cache while the largest step runs.
+
+    Args:
+        run_largest: runs it; on a GPU, its memory is measured.
+    """
+    if device.type == "cpu":
+        return available_memory()
+    release_memory(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run_largest()
+    torch.cuda.synchronize(device)
+    peak: int = torch.cuda.max_memory_reserved(device)
+    release_memory(device)
+    free, total = torch.cuda.mem_get_info(device)
+    # What the driver and other processes use.
+    others: int = total - free - torch.cuda.memory_reserved(device)
+    return max(0, int(total * _UTILISATION) - others - peak)
+
+
+def release_memory(device: torch.device) -> None:
+    """Free memory that nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

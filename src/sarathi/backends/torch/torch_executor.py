@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 
+from sarathi.backends.executor import ProgressCallback
 from sarathi.backends.options import Device, KvPrecision, Precision
 from sarathi.backends.self_check import check_deterministic, check_model, checked_part
 from sarathi.backends.step import Step, check_step
 from sarathi.backends.torch.arrays import DTYPES, as_array, as_tensor, to_device, to_host
-from sarathi.backends.torch.attention_backend import Cache, PlannedAttention, choose
+from sarathi.backends.torch.attention_backend import LayerCache, PlannedAttention, choose_attention
 from sarathi.backends.torch.attention_check import check_attention
-from sarathi.backends.torch.cuda_graph import CudaGraph, GraphMemory
-from sarathi.backends.torch.decode_graphs import DecodeGraphs, graph_sizes
-from sarathi.backends.torch.device_memory import free_memory, largest_step, release
+from sarathi.backends.torch.cuda_graphs import CudaGraph, DecodeGraphs, GraphMemory, graph_sizes
+from sarathi.backends.torch.dummy_steps import largest_step, warm_up_steps
 from sarathi.backends.torch.elementwise import elementwise_kernels
 from sarathi.backends.torch.kernels import check_vocabulary, uses_triton
-from sarathi.backends.torch.parameters import Parameters, Served
+from sarathi.backends.torch.parameters import Parameters, ServedWeights
 from sarathi.backends.torch.process_group import ProcessGroup, SingleRank
 from sarathi.backends.torch.step_inputs import (
-    Carrier,
-    Inputs,
     StepArrays,
+    StepInputs,
     resolve_tokens,
     step_arrays,
+    upload,
 )
-from sarathi.backends.torch.torch_devices import default_precision, find_device
+from sarathi.backends.torch.torch_devices import (
+    default_precision,
+    find_device,
+    free_memory,
+    release_memory,
+)
 from sarathi.backends.torch.torch_operations import Rotary, TensorParallelRank, TorchOperations
-from sarathi.backends.torch.warm_up import warm_up_steps
 from sarathi.errors import ExecutorError
 from sarathi.models.decoder import Stage, forward, whole_model
 from sarathi.models.model_config import ModelConfig
@@ -45,12 +49,12 @@ logger = logging.getLogger(__name__)
 
 
 class TorchExecutor:
-    """See `executors.executor.Executor`. Several ranks execute the same steps at the same time,
+    """See `backends.executor.Executor`. Several ranks execute the same steps at the same time,
     and likewise check themselves; the output is on rank 0.
 
     Raises:
-        ExecutorError: there is no such device or no room on it.
-        ModelError: the layers cannot be shared out, or the checkpoint lacks something.
+        ExecutorError: there is no such device, or it has too little memory.
+        ModelError: the layers cannot be divided equally, or the checkpoint lacks a tensor.
     """
 
     def __init__(
@@ -68,7 +72,7 @@ class TorchExecutor:
         num_threads: int | None = None,
         deterministic: bool = False,
         max_batch_size: int = 128,
-        progress: Callable[[float], None] | None = None,
+        on_progress: ProgressCallback = lambda share: None,
     ) -> None:
         """Read the weights.
 
@@ -76,7 +80,7 @@ class TorchExecutor:
             config: the whole model's; likewise `weights`, of which only this rank's share is read.
             stage: the layers to compute; None for all.
             shard: this rank's share of them; None for all of it.
-            group: the ranks of the stage, as many as `shard` says; None where there is one.
+            group: the ranks of the stage, `shard.count` of them; None for a single one.
             max_position: tokens, prompt and output together, of the longest sequence.
             precision: None for `default_precision`.
             device: None for a GPU if there is one.
@@ -84,7 +88,7 @@ class TorchExecutor:
             num_threads: of the whole process, on a CPU; None for one a core.
             deterministic: whether logits must not depend on what else is in a step.
             max_batch_size: up to which decodes are captured in graphs, on a GPU.
-            progress: called with the share of the weights that has been read.
+            on_progress: called with the share of the weights that has been read.
         """
         self.config = config
         self.stage = stage or whole_model(config)
@@ -102,14 +106,14 @@ class TorchExecutor:
             torch.set_num_threads(num_threads or usable_cores())
         if uses_triton(self.device):
             check_vocabulary(config.vocab_size)
-        self._attention = choose(self._local, self._dtype, self.device, deterministic)
-        with _room("the weights"):
+        self._attention = choose_attention(self._local, self._dtype, self.device, deterministic)
+        with _out_of_memory_error("the weights"):
             self._parameters = Parameters(
                 ShardedWeights(weights, config, self.shard),
                 shard_shapes(config, self.stage, self.shard),
                 self._dtype,
                 self.device,
-                progress,
+                on_progress,
             )
         self._rank = TensorParallelRank(
             config=self._local,
@@ -121,8 +125,7 @@ class TorchExecutor:
             deterministic=deterministic,
         )
         self.block_size = self._attention.block_size
-        self._carrier = Carrier(self.device)
-        self._caches: dict[int, Cache] = {}
+        self._caches: dict[int, LayerCache] = {}
         self._graphs: DecodeGraphs | None = None
 
     @property
@@ -131,7 +134,7 @@ class TorchExecutor:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes that one KV block occupies on this rank, over the layers of the stage."""
+        """Bytes of one KV block on this rank, over the layers of the stage."""
         elements = self.block_size * self._local.num_kv_heads * self._local.head_dim
         itemsize: int = self._dtype.itemsize
         return 2 * len(self.stage.layers) * elements * itemsize
@@ -140,16 +143,16 @@ class TorchExecutor:
         """See `Executor`. On a GPU kernels are compiled, unless Triton's cache has them, and
         decodes are captured in graphs; each takes some seconds."""
         self._release()
-        with _room("the KV cache"), self.computing():
+        with _out_of_memory_error("the KV cache"), self.computing():
             self._make_caches(num_blocks)
             if self.device.type == "cuda":
                 self._warm_up()
                 self._graphs = self._capture()
 
     def free_memory(self, max_tokens: int, max_batch_size: int) -> int:
-        """Bytes that are left for the KV cache; what there was of it is given up.
+        """Return the bytes that are left for the KV cache; an earlier one is released.
 
-        On a GPU the largest step is run to see what it takes, so all ranks ask together.
+        On a GPU the largest step is run to measure its memory, so all ranks call this together.
 
         Args:
             max_tokens: of a step.
@@ -158,32 +161,32 @@ class TorchExecutor:
 
         def run_largest() -> None:
             num_sequences = max(max_batch_size, -(-max_tokens // self.max_position))
-            step = largest_step(max_tokens, num_sequences, self.block_size, self.num_blocks)
+            step = largest_step(max_tokens, num_sequences, self.block_size)
             hidden = torch.zeros((max_tokens, self.config.hidden_size), dtype=self._dtype)
             self.execute(step, None if self.stage.first else as_array(hidden))
 
         self._release()
         if self.device.type == "cuda":
             self._make_caches(1)
-        with _room(f"a step of {max_tokens} tokens"):
+        with _out_of_memory_error(f"a step of {max_tokens} tokens"):
             free = free_memory(self.device, run_largest)
         self._release()
         return free
 
     def check(self) -> None:
-        """See `Executor`. A large model checks its attention and some of its layers. Several ranks
-        check their attention alone: none has the weights to compute what all of them do."""
+        """See `Executor`. For a large model this checks attention and some of the layers. Several
+        ranks check their attention alone: none has the weights for the reference."""
         with self.computing():
             check_attention(self._attention, self._local, self._dtype, self.device)
         if self.shard.count == 1:
             with self._computing_only(checked_part(self.config, self.stage)):
-                check_model(self, Served(self._parameters))
+                check_model(self, ServedWeights(self._parameters))
         if self.deterministic:
             check_deterministic(self)
 
     @contextmanager
     def _computing_only(self, part: Stage) -> Iterator[None]:
-        """Compute some of the layers; graphs have all of them."""
+        """Compute some of the layers only; CUDA graphs contain all of them."""
         stage, graphs = self.stage, self._graphs
         if part != stage:
             self.stage, self._graphs = part, None
@@ -193,11 +196,11 @@ class TorchExecutor:
             self.stage, self._graphs = stage, graphs
 
     def warming_up(self) -> AbstractContextManager[None]:
-        """See `Executor`: there is nothing to give back."""
+        """See `Executor`: there is no memory to give back."""
         return nullcontext()
 
     def make_sampler(self) -> StepSampler:
-        """See `Executor`: on GPUs it samples there."""
+        """See `Executor`: on GPUs the sampler runs there, too."""
         if not uses_triton(self.device):
             return Sampler(self.config.vocab_size)
         # Imported here: CPUs do without Triton.
@@ -208,7 +211,6 @@ class TorchExecutor:
         return sampler
 
     def logits(self, step: Step, received: Array | None = None) -> Any:
-        """See `Executor`."""
         with self.computing():
             output = self.launch(step, received)
             if not uses_triton(self.device):
@@ -238,7 +240,7 @@ class TorchExecutor:
 
         Args:
             last_tokens: the token sampled last for each slot, int64, on the device; for steps that
-                name them.
+                refer to them.
         """
         num_slots = 0 if last_tokens is None else len(last_tokens)
         check_step(
@@ -253,19 +255,19 @@ class TorchExecutor:
         if arrays.token_ids.min() >= 0:
             last_tokens = None  # all tokens are known
         hidden = self._received(len(step.token_ids), received)
-        if self._graphs is not None and self._graphs.takes(arrays):
+        if self._graphs is not None and self._graphs.accepts(arrays):
             output = self._graphs.run(arrays, hidden, last_tokens)
             if self.stage.last and len(arrays.sample_rows) < len(output):
                 output = output[to_device(arrays.sample_rows, self.device)]
             return output
         arrays = self._attention.prepare(arrays)
-        inputs = self._carrier.send(arrays)
+        inputs = upload(arrays, self.device)
         if last_tokens is not None:
             resolve_tokens(inputs.token_ids, last_tokens)
         return self._forward(inputs, self._attention.plan(arrays, inputs), hidden)
 
     def _received(self, num_tokens: int, received: Array | None) -> torch.Tensor | None:
-        """What the stage before has computed, or room for it on ranks that get it of rank 0."""
+        """Return the previous stage's hidden states, or memory for them on ranks other than 0."""
         if self.stage.first:
             return None
         if received is not None:
@@ -274,7 +276,7 @@ class TorchExecutor:
         return torch.empty(shape, dtype=self._dtype, device=self.device)
 
     def _forward(
-        self, inputs: Inputs, planned: PlannedAttention, received: torch.Tensor | None
+        self, inputs: StepInputs, planned: PlannedAttention, received: torch.Tensor | None
     ) -> torch.Tensor:
         ops = TorchOperations(self._rank, inputs, planned, self._caches, received)
         return forward(ops, self._local, self.stage)
@@ -289,7 +291,7 @@ class TorchExecutor:
             self.execute(step, hidden)
 
     def _capture(self) -> DecodeGraphs | None:
-        # Messages between ranks are left out of graphs: that has never been tried.
+        # Communication between ranks is not captured: that has never been tried.
         if self._rank.group.size > 1 or not self._attention.supports_graphs:
             return None
         memory = GraphMemory()
@@ -300,7 +302,6 @@ class TorchExecutor:
                 arrays,
                 self._forward,
                 attention=self._attention,
-                carrier=self._carrier,
                 received=received,
                 memory=memory,
             )
@@ -322,30 +323,30 @@ class TorchExecutor:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Make the calling thread one that computes: it need not have loaded the model."""
+        """Let the calling thread compute: it need not be the one that has loaded the model."""
         with torch.inference_mode():
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
             yield
 
     def _make_caches(self, num_blocks: int) -> None:
-        # One more than asked for, for rows that fill up a graph.
+        # One more than requested, for the padding rows of CUDA graphs.
         shape = (num_blocks + 1, self.block_size, self._local.num_kv_heads, self._local.head_dim)
-        # Zeroed, since a NaN that happens to lie there would survive masking.
+        # Zeroed, since a NaN in unused memory would survive masking.
         make = partial(torch.zeros, shape, dtype=self._dtype, device=self.device)
-        self._caches = {layer: Cache(make(), make()) for layer in self.stage.layers}
+        self._caches = {layer: LayerCache(make(), make()) for layer in self.stage.layers}
         self.num_blocks = num_blocks
 
     def _release(self) -> None:
         self._graphs = None
         self._caches = {}
         self.num_blocks = 0
-        release(self.device)
+        release_memory(self.device)
 
 
 @contextmanager
-def _room(purpose: str) -> Iterator[None]:
-    """Say what there is no memory for."""
+def _out_of_memory_error(purpose: str) -> Iterator[None]:
+    """Turn torch's errors of allocations into `ExecutorError`s that name the purpose."""
     try:
         yield
     except torch.OutOfMemoryError as error:

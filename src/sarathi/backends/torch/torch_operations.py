@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from sarathi.backends.rope_tables import rope_tables
-from sarathi.backends.torch.attention_backend import Cache, PlannedAttention
+from sarathi.backends.torch.attention_backend import LayerCache, PlannedAttention
 from sarathi.backends.torch.elementwise import (
     ACTIVATIONS,
     ElementwiseKernels,
@@ -19,18 +19,18 @@ from sarathi.backends.torch.elementwise import (
 )
 from sarathi.backends.torch.parameters import GATE_UP, QKV, Parameters
 from sarathi.backends.torch.process_group import ProcessGroup
-from sarathi.backends.torch.step_inputs import Inputs
+from sarathi.backends.torch.step_inputs import StepInputs
 from sarathi.models.decoder import attention_module
 from sarathi.models.model_config import ModelConfig
 
-# Rows of a matrix product whose rounding does not depend on how many there are (measured for MKL,
-# from 8 on).
+# Rows of a matrix product whose rounding does not depend on their number (measured for MKL, from 8
+# rows on).
 _ROWS = 16
 
 
 @dataclass(frozen=True)
 class TensorParallelRank:
-    """What stays the same from step to step."""
+    """What a rank uses in every step."""
 
     config: ModelConfig  # with this rank's heads and features
     vocabulary: range  # token ids whose embeddings are here
@@ -38,7 +38,7 @@ class TensorParallelRank:
     rotary: Rotary
     kernels: ElementwiseKernels
     group: ProcessGroup
-    deterministic: bool = False  # whether rows must not depend on how many there are
+    deterministic: bool = False  # whether rows must not depend on their number
 
 
 class Rotary:
@@ -60,9 +60,9 @@ class TorchOperations:
     def __init__(
         self,
         rank: TensorParallelRank,
-        inputs: Inputs,
+        inputs: StepInputs,
         planned: PlannedAttention,
-        caches: Mapping[int, Cache],
+        caches: Mapping[int, LayerCache],
         hidden: torch.Tensor | None,
     ) -> None:
         self._rank = rank
@@ -101,7 +101,7 @@ class TorchOperations:
     def qkv(
         self, x: torch.Tensor, name: str, bias: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One product, whose columns the three are: their rows are apart in memory."""
+        """Compute all three as columns of one product: their rows are not contiguous."""
         config = self._config
         queries, keys = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
         query, key, value = self.linear(x, f"{name}.{QKV}", bias).split(
@@ -140,9 +140,9 @@ class TorchOperations:
         return x[self._inputs.sample_rows]
 
     def logits(self, x: torch.Tensor, weight: str) -> torch.Tensor:
-        """Float32; of all ranks on rank 0, its own on any other."""
+        """Return float32 logits: of all ranks on rank 0, a rank's own on the others."""
         own = self._product(x, weight).float()
-        # The ranks' matrices are of equal size: rows of zeros follow the last token's.
+        # The ranks' matrices are of equal size: padded with rows of zeros after the last token.
         return self._rank.group.gather(own)[:, : self._config.vocab_size]
 
     def _product(self, x: torch.Tensor, weight: str, bias: str | None = None) -> torch.Tensor:

@@ -36,7 +36,7 @@ I64 = NDArray[np.int64]
 
 _EDIT_BLOCK = 1024
 
-# What the device has of a slot's edits, by slot.
+# The edits of a slot on the device, by slot.
 _EDITS = np.dtype(
     [
         ("marks", np.int64),  # rows of the tables, -1 for none
@@ -58,7 +58,7 @@ class TorchSampler:
     """Samples one token for each row of logits on the device; see `sampling.sampler.RequestSlots`.
 
     Results are those of `sampling.sampler.Sampler` up to rounding: the same seed gives the same
-    tokens wherever a draw or a truncation does not fall on a boundary. A row's token and log
+    tokens wherever a sampled value or a truncation is not at a boundary. A row's token and log
     probabilities depend only on its logits, its parameters and the tokens generated before.
 
     All calls use the current stream, which must be the same one. `launch` never waits for the
@@ -79,7 +79,7 @@ class TorchSampler:
 
         Raises:
             ExecutorError: the vocabulary is larger than the kernels' sums allow.
-            ValueError: the block is too small for the log probabilities that may be asked for.
+            ValueError: the block is too small for the log probabilities that may be requested.
         """
         check_vocabulary(vocab_size)
         self._tiles = tiles or Tiles()
@@ -127,7 +127,6 @@ class TorchSampler:
         return slot
 
     def close(self, slot: int) -> None:
-        """See `RequestSlots`."""
         self._slots.close(slot)
         self._observing.pop(slot, None)
         self._marks.remove(int(self._edits[slot]["marks"]))
@@ -135,7 +134,7 @@ class TorchSampler:
         self._edits[slot] = _NO_EDITS
 
     def warm_up(self) -> None:
-        """Compile all kernels, with requests of every kind that no client has sent."""
+        """Compile all kernels, with synthetic requests of every kind."""
         logits = torch.zeros((len(_WARM_UP), self.vocab_size), device=self._device)
         slots = np.array([self.open(params, (), ()) for params in _WARM_UP])
         self.sample(logits, slots)
@@ -147,7 +146,7 @@ class TorchSampler:
         return self.launch(logits, slots).result()
 
     def launch(self, logits: torch.Tensor, slots: I64) -> PendingSample:
-        """Begin to sample one token for each row, which from then on counts as generated.
+        """Start to sample one token for each row, which from then on counts as generated.
 
         A row for which no token can be chosen counts as generated, too.
 
@@ -343,16 +342,16 @@ class PendingSample:
     """Holds the result of a launch while it is copied to the host."""
 
     _tokens: torch.Tensor  # [rows]
-    _results: torch.Tensor | None  # of the rows that asked for log probabilities
-    _requests: NDArray[Any]  # [rows that asked] of `LOGPROBS_ROW`
-    _event: torch.cuda.Event | None  # None on a CPU, where nothing is under way
+    _results: torch.Tensor | None  # of the rows that requested log probabilities
+    _requests: NDArray[Any]  # [rows that requested them] of `LOGPROBS_ROW`
+    _event: torch.cuda.Event | None  # None on a CPU, where nothing is in flight
 
     def done(self) -> bool:
         """Return whether `result` would return at once."""
         return self._event is None or bool(self._event.query())
 
     def result(self) -> SamplerOutput:
-        """Wait for the tokens, and for the log probabilities of rows that asked for them."""
+        """Wait for the tokens, and for the log probabilities of rows that requested them."""
         if self._event is not None:
             self._event.synchronize()
         tokens: I64 = self._tokens.numpy()

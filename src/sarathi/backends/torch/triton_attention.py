@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from sarathi.backends.torch.attention_backend import Cache
+from sarathi.backends.torch.attention_backend import LayerCache
 from sarathi.backends.torch.attention_plan import (
     BLOCK_SIZE,
     HEAD_MULTIPLE,
@@ -16,15 +16,15 @@ from sarathi.backends.torch.attention_plan import (
     AttentionWork,
 )
 from sarathi.backends.torch.kernels.attention_kernel import Workspace, launch_attention
-from sarathi.backends.torch.step_inputs import Inputs, StepArrays
+from sarathi.backends.torch.step_inputs import StepArrays, StepInputs
 from sarathi.errors import ExecutorError
 from sarathi.models.model_config import ModelConfig
 
-_INTERPRETER_SMS = 8  # multiprocessors to plan for where there is no GPU
+_INTERPRETER_SMS = 8  # multiprocessors to plan for without a GPU
 
 
 class TritonAttention:
-    """See `attention.Attention`. The kernels are in `kernels.attention`."""
+    """See `attention_backend.Attention`. The kernels are in `kernels.attention_kernel`."""
 
     block_size = BLOCK_SIZE
     supports_graphs = True
@@ -43,7 +43,7 @@ class TritonAttention:
             config: with the heads of one rank.
             dtype: of queries, keys and values.
             device: a GPU, or the CPU under Triton's interpreter.
-            deterministic: whether a sequence's output must not depend on the rest of the batch.
+            deterministic: whether a sequence's output must not depend on its batch.
 
         Raises:
             ExecutorError: the kernels do not accept the head size, or the precision.
@@ -85,14 +85,13 @@ class TritonAttention:
             ]
         return replace(arrays, work=tuple(work))
 
-    def plan(self, arrays: StepArrays, inputs: Inputs) -> TritonPlan:
-        """See `Attention.plan`."""
+    def plan(self, arrays: StepArrays, inputs: StepInputs) -> TritonPlan:
         assert len(inputs.work) == len(self._windows), "the arrays have not been prepared"
         num_rows = max(work.num_partial_rows for work in arrays.work)
         return TritonPlan(self._shape, arrays.work, inputs, self._rows(num_rows))
 
     def _rows(self, count: int) -> Workspace:
-        """Workspace of so many rows, shared by all plans: steps run one after the other.
+        """Return workspace of so many rows, shared by all plans: steps run one after the other.
 
         One that has become too small stays with the plans that were made with it.
         """
@@ -102,13 +101,13 @@ class TritonAttention:
 
 
 class TritonPlan:
-    """See `attention.Planned`."""
+    """See `attention_backend.PlannedAttention`."""
 
     def __init__(
         self,
         shape: AttentionShape,
         work: tuple[AttentionWork, ...],
-        inputs: Inputs,
+        inputs: StepInputs,
         workspace: Workspace,
     ) -> None:
         self._shape = shape
@@ -118,7 +117,7 @@ class TritonPlan:
         }
         self._workspace = workspace
 
-    def attention(self, query: torch.Tensor, cache: Cache, window: int) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, cache: LayerCache, window: int) -> torch.Tensor:
         work, tensors = self._work[window]
         return launch_attention(
             query,

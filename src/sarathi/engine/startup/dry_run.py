@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sarathi.backends.footprint import check_room, num_parameters
+from sarathi.backends.footprint import check_memory, num_parameters
 from sarathi.backends.options import KvPrecision, Precision
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
-from sarathi.backends.registry import ExecutorOptions, choose_precisions, on_gpu
+from sarathi.backends.registry import load_backend
 from sarathi.engine.config import EngineConfig, share_of_machine
 from sarathi.engine.startup.kv_cache_size import (
     KvCache,
@@ -99,9 +99,10 @@ def dry_run(path: Path, config: EngineConfig, *, replicas: int = 1, spread: bool
     layout = ParallelLayout(config.pp, config.tp)
     layout.check(model.config)
     options = executor_options(config, max_model_len)
-    precision, kv_precision = choose_precisions(options)
-    machine = Machine(usable_cores(), available_memory(), _gpus(options))
-    block_size = _block_size(options)
+    backend = load_backend(options)
+    precision, kv_precision = backend.choose_precisions()
+    machine = Machine(usable_cores(), available_memory(), backend.gpu_memory)
+    block_size = backend.block_size
     shares = process_shares(model.config, layout, precision, kv_precision, block_size)
     cache, refusal = None, None
     try:
@@ -118,7 +119,7 @@ def dry_run(path: Path, config: EngineConfig, *, replicas: int = 1, spread: bool
         kv_precision=kv_precision,
         block_size=block_size,
         threads=config.threads
-        or max(1, machine.cores // (layout.tp if spread else len(layout.places))),
+        or max(1, machine.cores // (layout.tp if spread else len(layout.ranks))),
         replicas=replicas,
         shares=shares,
         cache=cache,
@@ -150,30 +151,11 @@ def _memories(
     for (name, _), share in zip(found, shares, strict=True):
         taken[name] += engines * share.weight_bytes
     for name, free in found:
-        check_room(taken[name], free)
+        check_memory(taken[name], free)
     return [
         Memory(name, free - taken[name], share.block_bytes, shared=not machine.gpus)
         for (name, free), share in zip(found, shares, strict=True)
     ]
-
-
-def _gpus(options: ExecutorOptions) -> tuple[int, ...]:
-    if not on_gpu(options):
-        return ()
-    from sarathi.backends.torch.torch_devices import room_on_gpus
-
-    return room_on_gpus()
-
-
-def _block_size(options: ExecutorOptions) -> int:
-    """Return the tokens of a KV block. Only the library of the executor is imported."""
-    if options.executor == "openvino":
-        from sarathi.backends.openvino.openvino_executor import BLOCK_SIZE
-
-        return BLOCK_SIZE
-    from sarathi.backends.torch.torch_devices import block_size
-
-    return block_size(gpu=on_gpu(options))
 
 
 def _checkpoint(model: Model) -> Checkpoint:

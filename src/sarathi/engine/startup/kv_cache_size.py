@@ -102,7 +102,7 @@ def process_shares(
             block_bytes=size.block_bytes,
         )
 
-    return tuple(map(share, layout.places))
+    return tuple(map(share, layout.ranks))
 
 
 def merge_memories(used: Iterable[Memory]) -> tuple[Memory, ...]:

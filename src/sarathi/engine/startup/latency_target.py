@@ -14,9 +14,9 @@ from contextlib import suppress
 
 import msgspec
 
-from sarathi.backends.model_instance import InstancePart
-from sarathi.backends.parallel.fingerprint import fingerprint, versions
-from sarathi.backends.registry import ExecutorOptions, device_names
+from sarathi.backends.model_instance import InstancePart, fingerprint, versions
+from sarathi.backends.options import ExecutorOptions
+from sarathi.backends.registry import load_backend
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.scheduler_factory import DerivedTarget, TypicalDecodes, derived_target
 from sarathi.errors import ModelError
@@ -83,7 +83,7 @@ def measuring_conditions(
         processor=processor_name(),
         processors=sorted(usable_processors()),
         cores=usable_cores(),
-        devices=device_names(options),
+        devices=list(load_backend(options).gpu_names),
         hosts=[] if local else sorted(part.host for part in parts),
         versions=versions(options.executor),
         model=fingerprint(model),

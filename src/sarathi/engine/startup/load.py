@@ -9,9 +9,10 @@ from pathlib import Path
 
 from sarathi.backends import self_check
 from sarathi.backends.model_instance import InstancePart, ModelInstance, SingleProcess
-from sarathi.backends.parallel.pipeline import CONNECTING, Pipeline
+from sarathi.backends.options import ExecutorOptions
+from sarathi.backends.parallel.pipeline import CONNECT_TIMEOUT, Pipeline
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
-from sarathi.backends.registry import ExecutorOptions, choose_precisions, on_gpu
+from sarathi.backends.registry import load_backend
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.core import EngineCore
 from sarathi.engine.messages import ModelInfo
@@ -55,7 +56,7 @@ def load_engine(
     on_progress: Callable[[str], None],
     spawner: Spawner = LOCAL,
     *,
-    connecting: float = CONNECTING,
+    connecting: float = CONNECT_TIMEOUT,
 ) -> tuple[EngineCore, ModelInfo]:
     """Read the model, start the other processes if there are any, allocate, check and profile.
 
@@ -96,7 +97,7 @@ def load_engine(
                 f"the KV cache limits requests to {cache.max_model_len} tokens, the model to "
                 f"{max_model_len}"
             )
-        gpu = on_gpu(options)
+        gpu = load_backend(options).uses_gpu
         typical = PAPER_DECODES if gpu else TYPICAL_DECODES
         typical = typical.fitting(config.max_batch_size, cache.max_model_len)
         trial = cache
@@ -201,7 +202,7 @@ class _LoadLog:
         self._layout = layout
         self._stages = layout.stages(model)
         self._on_progress = on_progress
-        self._logged = dict.fromkeys(layout.places, time.monotonic())
+        self._logged = dict.fromkeys(layout.ranks, time.monotonic())
 
     def layout(self, options: ExecutorOptions) -> None:
         """Log what each process will hold, before anything is loaded.
@@ -209,7 +210,7 @@ class _LoadLog:
         Raises:
             ExecutorError: this machine does not compute in the precision asked for.
         """
-        precisions = choose_precisions(options)
+        precisions = load_backend(options).choose_precisions()
         for share in process_shares(self._model, self._layout, *precisions, _AVERAGED_TOKENS):
             self._on_progress(
                 f"{self._name(share.rank_id)}: {self._layers(share.rank_id)}, "
@@ -228,14 +229,14 @@ class _LoadLog:
     def loaded(self, part: InstancePart) -> None:
         """Log that a process has loaded its part."""
         self._on_progress(
-            f"{self._name(part.place)}: {self._layers(part.place)} loaded, "
+            f"{self._name(part.rank_id)}: {self._layers(part.rank_id)} loaded, "
             f"{gigabytes(part.weight_bytes)} in {part.seconds:.1f} s"
         )
 
     def cache(self, cache: KvCache, parts: tuple[InstancePart, ...]) -> None:
         """Log the size of the KV cache and its memory in each process."""
         each = ", ".join(
-            f"{gigabytes(cache.num_blocks * part.block_bytes)} in {self._name(part.place)}"
+            f"{gigabytes(cache.num_blocks * part.block_bytes)} in {self._name(part.rank_id)}"
             for part in parts
         )
         self._on_progress(f"keys and values of up to {cache.tokens} tokens: {each}")
@@ -258,12 +259,14 @@ def _load(
     connecting: float,
 ) -> ModelInstance:
     if layout == ParallelLayout():
-        instance = SingleProcess(model, options, lambda share: log.progress(layout.engine, share))
+        instance = SingleProcess(
+            model, options, lambda share: log.progress(layout.engine_rank, share)
+        )
         log.loaded(instance.parts[0])
         return instance
     pipeline = Pipeline(path, model, options, layout, spawner)
     try:
-        pipeline.load(log.progress, log.loaded, connecting=connecting)
+        pipeline.load(log.progress, log.loaded, connect_timeout=connecting)
     except BaseException:
         pipeline.close()
         raise
@@ -272,7 +275,7 @@ def _load(
 
 def _computing_threads(layout: ParallelLayout, options: ExecutorOptions) -> int | None:
     """Return how many threads of this process compute; None if other processes or GPUs do, too."""
-    if layout != ParallelLayout() or on_gpu(options):
+    if layout != ParallelLayout() or load_backend(options).uses_gpu:
         return None
     return options.threads or usable_cores()
 

@@ -134,11 +134,11 @@ class WorkerSpawner:
         self._group = group
         self._placement = placement
         self._hub_id = hub_id
-        self._count = 0  # an engine starts them in the order of `ParallelLayout.workers`
+        self._count = 0  # an engine starts them in the order of `ParallelLayout.worker_ranks`
 
     def spawn(self, module: str, arguments: Sequence[str]) -> Process:
         placement = self._placement
-        rank_id = placement.layout.workers[self._count]
+        rank_id = placement.layout.worker_ranks[self._count]
         self._count += 1
         name = f"sarathi-stage-{rank_id.stage}-rank-{rank_id.rank}"
         return ActorProcess(
@@ -263,7 +263,7 @@ class PlacedEngine:
         self._actor = ActorProcess(
             "sarathi-engine",
             reservation.group,
-            placement.layout.engine.stage,
+            placement.layout.engine_rank.stage,
             placement,
             module,
             arguments,

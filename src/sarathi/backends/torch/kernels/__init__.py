@@ -1,4 +1,8 @@
-"""Kernels in Triton. Its modules are imported where `uses_triton` says so: CPUs do without."""
+"""Kernels in Triton: attention, elementwise operations, sampling (with `row_search`).
+
+The modules are imported only where `uses_triton` is true, so that CPUs do without Triton. The
+kernels are launched by `triton_attention`, `elementwise` and `torch_sampler` one level up.
+"""
 
 import os
 
@@ -6,20 +10,20 @@ import torch
 
 from sarathi.errors import ExecutorError
 
-MASS_BITS = 42  # of the integers that the sampling kernels add up, for the likeliest token
+MASS_BITS = 42  # of the integers that the sampling kernels sum, for the likeliest token
 MAX_VOCAB_SIZE = 1 << (62 - MASS_BITS)
 
 
 def uses_triton(device: torch.device) -> bool:
     """Return whether steps on a device are computed by Triton kernels.
 
-    They are on GPUs, and under Triton's interpreter, which computes them on CPU tensors for tests.
+    They are on GPUs, and under Triton's interpreter, which computes on CPU tensors for tests.
     """
     return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def check_vocabulary(vocab_size: int) -> None:
-    """Raise `ExecutorError` where the sampling kernels cannot add up so many tokens."""
+    """Raise `ExecutorError` where the sums of the sampling kernels would overflow."""
     if vocab_size > MAX_VOCAB_SIZE:
         raise ExecutorError(
             f"vocab_size is {vocab_size}: sampling on GPUs takes at most {MAX_VOCAB_SIZE}"

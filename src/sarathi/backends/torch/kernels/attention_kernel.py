@@ -59,7 +59,7 @@ def launch_attention(
         workspace: has the rows that the work needs.
         scale: of the scores; None for head_dim ** -0.5.
         soft_cap: scores become soft_cap * tanh(score / soft_cap); 0 for none.
-        sinks: [num_heads]; a score of each head that takes part in the softmax and has no value.
+        sinks: [num_heads]; a score of each head that is in the softmax and has no value.
 
     Returns:
         [tokens, num_heads, head_dim].
@@ -97,7 +97,7 @@ def launch_attention(
         HAS_SOFT_CAP=soft_cap > 0,
         HAS_SINKS=sinks is not None,
         num_warps=config.num_warps,
-        enable_fp_fusion=True,  # said here, since the default differs between versions
+        enable_fp_fusion=True,  # explicit, since the default differs between versions
         **options,
     )
     if len(merges):
@@ -120,7 +120,7 @@ def launch_attention(
 def _load_block_ids(table, first, end, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr):
     """Block ids of the keys from `first` on: a scalar where they share a block, else [KEYS].
 
-    Past `end` the table may end, so block 0 stands in.
+    Past `end` the table may end: block 0 replaces what is missing.
     """
     if BLOCK_SIZE % KEYS == 0:
         return tl.load(table + first // BLOCK_SIZE, mask=first < end, other=0)
@@ -302,7 +302,7 @@ def _attention_tile(
         tl.store(partial_lse + partial, peak + tl.log2(total), mask=is_used)
 
 
-# Integers that differ from step to step must not have kernels of their own by divisibility.
+# Integers that differ from step to step must not cause specialised kernels by divisibility.
 @triton.jit(do_not_specialize=["table_width", "window"])
 def _attention(
     query,

@@ -10,11 +10,11 @@ import torch
 import triton
 import triton.language as tl
 
-from sarathi.backends.torch.attention_backend import Cache
+from sarathi.backends.torch.attention_backend import LayerCache
 from sarathi.backends.torch.elementwise import HeadNorms, NormWeights, TokenRows
 from sarathi.models.model_config import ModelConfig
 
-_ROPE_PAIRS = 1024  # of queries or keys that one program turns: 8 for each of its threads
+_ROPE_PAIRS = 1024  # of queries or keys that one program computes: 8 for each of its threads
 _GATE_TILE = 1024  # features of one program
 
 
@@ -43,7 +43,7 @@ class TritonElementwise:
         key: torch.Tensor,
         value: torch.Tensor,
         tokens: TokenRows,
-        cache: Cache,
+        cache: LayerCache,
         head_norms: HeadNorms | None,
     ) -> torch.Tensor:
         num_tokens, num_heads, head_dim = query.shape

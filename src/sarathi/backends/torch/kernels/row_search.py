@@ -2,7 +2,7 @@
 
 A row is described by how much mass lies within a *gap*, which is how far a logit lies below the
 row's largest, in units of the temperature. A gap is a float32 of at least 0, whose bit pattern
-grows with it, so thresholds (the k-th largest value, the edge of the nucleus, the drawn value)
+grows with it, so thresholds (the k-th largest value, the edge of the nucleus, the sampled value)
 are found exactly by a search over integers of 31 bits, two bits a step.
 
 Masses are 64-bit integers in fixed point. Their sums do not depend on the order of addition, so
@@ -113,19 +113,19 @@ def search(
 
 
 @triton.jit
-def locate_mass(row, length, peak, sharpness, drawn, BLOCK: tl.constexpr):
-    """Find the first column up to which the mass, in column order, is more than `drawn`."""
+def locate_mass(row, length, peak, sharpness, threshold, BLOCK: tl.constexpr):
+    """Find the first column up to which the mass, in column order, is more than `threshold`."""
     start = tl.full((), 0, tl.int32)
     before = tl.full((), 0, tl.int64)
     mass = tl.sum(mass_at(_gaps(row, start, length, peak, sharpness, BLOCK)), axis=0)
     # Triton 3.6 does not compile a loop of which it can prove that it is never entered.
     if length > BLOCK:
-        while (before + mass <= drawn) & (start + BLOCK < length):
+        while (before + mass <= threshold) & (start + BLOCK < length):
             before += mass
             start += BLOCK
             mass = tl.sum(mass_at(_gaps(row, start, length, peak, sharpness, BLOCK)), axis=0)
     masses = mass_at(_gaps(row, start, length, peak, sharpness, BLOCK))
-    passed = before + tl.cumsum(masses, axis=0) <= drawn
+    passed = before + tl.cumsum(masses, axis=0) <= threshold
     return tl.minimum(start + tl.sum(passed.to(tl.int32), axis=0), length - 1)
 
 
@@ -154,16 +154,16 @@ def collect(row, length, peak, sharpness, limit, values, columns, BLOCK: tl.cons
     """
     lanes = tl.arange(0, BLOCK)
     count = tl.full((), 0, tl.int32)
-    tl.debug_barrier()  # what has been in `values` has been read
+    tl.debug_barrier()  # all reads of `values` are done
     for start in tl.range(0, length, BLOCK):
         chosen = _gaps(row, start, length, peak, sharpness, BLOCK) <= limit
         found = tl.sum(chosen.to(tl.int32), axis=0)
         if found > 0:
-            places = count + tl.cumsum(chosen.to(tl.int32), axis=0) - 1
-            stored = chosen & (places < BLOCK)
+            indices = count + tl.cumsum(chosen.to(tl.int32), axis=0) - 1
+            stored = chosen & (indices < BLOCK)
             value = tl.load(row + start + lanes, mask=stored, other=0.0)
-            tl.store(values + places, value, mask=stored)
-            tl.store(columns + places, start + lanes, mask=stored)
+            tl.store(values + indices, value, mask=stored)
+            tl.store(columns + indices, start + lanes, mask=stored)
         count += found
     tl.debug_barrier()
     return count
@@ -189,7 +189,7 @@ def next_largest(source, length, value, position, BLOCK: tl.constexpr):
     """
     lanes = tl.arange(0, BLOCK)
     best = tl.full((), float("-inf"), tl.float32)
-    place = length
+    best_position = length
     start = 0
     while start < length:
         offsets = start + lanes
@@ -199,8 +199,8 @@ def next_largest(source, length, value, position, BLOCK: tl.constexpr):
         largest = tl.max(tl.where(after, other, float("-inf")), axis=0)
         first = tl.min(tl.where(after & (other == largest), offsets, length), axis=0)
         # Among those at minus infinity the first one counts, too.
-        better = (largest > best) | ((place == length) & (first < length))
+        better = (largest > best) | ((best_position == length) & (first < length))
         best = tl.where(better, largest, best)
-        place = tl.where(better, first, place)
+        best_position = tl.where(better, first, best_position)
         start += BLOCK
-    return best, place
+    return best, best_position

@@ -1,8 +1,8 @@
 """Triton kernels that sample tokens: edits of logits, one token a row, log probabilities.
 
 One program samples one row, without sorting it: `rows` has the sums and searches. A search runs
-over a few candidates instead of the whole row where it can: the columns are dealt out to `block`
-groups, and a threshold that the maxima of the groups meet holds for the row, too. Where more than
+over a few candidates instead of the whole row where it can: the columns are divided into `block`
+groups, and a threshold that the maxima of the groups reach holds for the row, too. Where more than
 `block` columns remain, the distribution is so flat that each of the 16 steps of a search reads
 the whole row.
 """
@@ -50,9 +50,9 @@ ROW = np.dtype(
         ("presence", np.float64),
     ]
 )
-# Likewise of each row whose log probabilities are asked for.
+# Likewise of each row whose log probabilities are requested.
 LOGPROBS_ROW = np.dtype([("row", np.int64), ("alternatives", np.int64)])
-# And what they give of it, followed by the ids and then the logits of the alternatives.
+# And what they compute of it, followed by the ids and then the logits of the alternatives.
 LOGPROBS_RESULT = ("logit", "peak", "mass", "rank")
 
 # A mark of 32 bits for each token of the vocabulary: how often it is in the output, and below
@@ -185,13 +185,13 @@ def sample(
             if needs & _WHOLE != 0:
                 sharpness = _real(record + _SHARPNESS)
                 total = sum_within(row, VOCAB, peak, sharpness, INFINITE, MASS, BLOCK)
-                drawn = _share(_wide(record + _UNIFORM), total)
-                token = locate_mass(row, VOCAB, peak, sharpness, drawn, BLOCK)
+                threshold = _share(_wide(record + _UNIFORM), total)
+                token = locate_mass(row, VOCAB, peak, sharpness, threshold, BLOCK)
             else:
                 values += program * BLOCK
                 columns += program * BLOCK
                 tl.store(values + tl.arange(0, BLOCK), maxima)
-                token = _draw_truncated(row, peak, record, values, columns, VOCAB, BLOCK, WAYS)
+                token = _sample_truncated(row, peak, record, values, columns, VOCAB, BLOCK, WAYS)
         mark_row = tl.load(record + _MARKS)
         if mark_row >= 0:
             mark = marks + mark_row * VOCAB + token
@@ -223,7 +223,7 @@ def logprobs(
 
     Args:
         logits: [rows of the batch, vocab_size], float32, `stride` elements from row to row.
-        table: [rows] of `LOGPROBS_ROW`; no row asks for more than BLOCK alternatives.
+        table: [rows] of `LOGPROBS_ROW`; no row has more than BLOCK alternatives.
         tokens: [rows of the batch], int64, the sampled ones; a row of -1 has no result.
         values: [rows, BLOCK], float32, scratch; likewise `columns`, int32.
         results: [rows, 4 + 2 * width], float64, written.
@@ -284,14 +284,14 @@ def _list_largest(
 
 
 @triton.jit
-def _draw_truncated(
+def _sample_truncated(
     row, peak, record, values, columns,
     VOCAB: tl.constexpr, BLOCK: tl.constexpr, WAYS: tl.constexpr,
 ):  # fmt: skip
-    """Draw a column by inverting the distribution function in order of falling mass.
+    """Sample a column by inverting the distribution function in order of falling mass.
 
     What top_k, top_p and min_p keep are all prefixes of that order, so the shortest is what all
-    of them keep, and its mass is all that the draw needs. `values` holds the maxima of the groups.
+    of them keep, and only its mass is needed. `values` holds the maxima of the groups.
     """
     sharpness = _real(record + _SHARPNESS)
     top_k = tl.load(record + _TOP_K)
@@ -338,9 +338,9 @@ def _draw_truncated(
         each = tl.maximum(mass_at(edge.to(tl.int32)), 1)
         kept = tl.minimum(kept, above + (need - above + each - 1) // each * each)
 
-    drawn = _share(_wide(record + _UNIFORM), kept)
-    edge, above = search(source, length, peak, sharpness, drawn + 1, largest, MASS, BLOCK, WAYS)
-    tie = (drawn - above) // tl.maximum(mass_at(edge.to(tl.int32)), 1)
+    threshold = _share(_wide(record + _UNIFORM), kept)
+    edge, above = search(source, length, peak, sharpness, threshold + 1, largest, MASS, BLOCK, WAYS)
+    tie = (threshold - above) // tl.maximum(mass_at(edge.to(tl.int32)), 1)
     column = locate_tie(source, length, peak, sharpness, edge, tie, BLOCK)
     if fits:
         column = tl.load(columns + column)

@@ -30,7 +30,7 @@ def test_no_time_at_all_is_quiet() -> None:
 def test_threads_that_were_kept_from_computing_would_have_been_faster() -> None:
     assert undisturbed(1.0, own=0.9, threads=2) == pytest.approx(0.5)
     assert undisturbed(1.0, own=1.95, threads=2) == 1.0  # hardly any thread ever waited
-    assert undisturbed(1.0, own=0.0, threads=2) == 1.0  # a clock that does not tell
+    assert undisturbed(1.0, own=0.0, threads=2) == 1.0  # a clock without a value
 
 
 def test_clocks_of_this_machine_go_on() -> None:
@@ -43,7 +43,7 @@ def test_clocks_of_this_machine_go_on() -> None:
     assert after.processors >= 1
 
 
-def test_a_system_that_does_not_tell_has_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_clocks_has_no_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     def hidden(percpu: bool) -> None:
         raise FileNotFoundError("/proc/stat")
 

@@ -64,7 +64,7 @@ class TestNoHome:
         assert is_private(folder)
         assert cache_folder() == folder
 
-    def test_it_is_told_once(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_it_is_logged_once(self, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.WARNING):
             folder = cache_folder()
             cache_folder()
@@ -142,7 +142,7 @@ class TestNotWritable:
         usual.mkdir()
         (usual / "a.json").write_text("as delivered")
         assert cache_folder().parent == temporary
-        # What it has can be read nevertheless, until something newer takes its place.
+        # Its files can be read nevertheless, until something newer replaces them.
         assert cached_file("a.json") == usual / "a.json"
         (cache_folder() / "a.json").write_text("newer")
         assert cached_file("a.json") == cache_folder() / "a.json"

@@ -31,22 +31,21 @@ CONFIG = ModelConfig(
 
 def test_places_go_stage_by_stage() -> None:
     layout = ParallelLayout(pp=2, tp=3)
-    assert layout.places == ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2))
-    assert layout.ranks(1) == layout.places[3:]
-    assert str(layout.places[3]) == "stage 1, rank 0"
+    assert layout.ranks == ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2))
+    assert str(layout.ranks[3]) == "stage 1, rank 0"
 
 
 def test_the_engine_has_the_place_that_gives_logits() -> None:
     layout = ParallelLayout(pp=2, tp=3)
-    assert layout.engine == (1, 0)
-    assert layout.stages(CONFIG)[layout.engine.stage].last
-    assert set(layout.workers) == set(layout.places) - {layout.engine}
+    assert layout.engine_rank == (1, 0)
+    assert layout.stages(CONFIG)[layout.engine_rank.stage].last
+    assert set(layout.worker_ranks) == set(layout.ranks) - {layout.engine_rank}
 
 
 def test_one_process_has_no_workers() -> None:
     layout = ParallelLayout()
-    assert layout.places == (layout.engine,)
-    assert layout.workers == ()
+    assert layout.ranks == (layout.engine_rank,)
+    assert layout.worker_ranks == ()
 
 
 def test_every_layer_is_in_one_stage() -> None:
@@ -54,9 +53,9 @@ def test_every_layer_is_in_one_stage() -> None:
     assert [layer for stage in stages for layer in stage.layers] == list(range(30))
 
 
-def test_ranks_are_told_apart() -> None:
+def test_ranks_have_different_shards() -> None:
     layout = ParallelLayout(tp=3)
-    assert [layout.shard(place) for place in layout.places] == [Shard(i, 3) for i in range(3)]
+    assert [layout.shard(rank_id) for rank_id in layout.ranks] == [Shard(i, 3) for i in range(3)]
 
 
 def test_it_can_be_sent() -> None:

@@ -1,0 +1,29 @@
+"""The registry describes its backends without importing them."""
+
+from __future__ import annotations
+
+import pytest
+
+from sarathi.backends.options import ExecutorOptions
+from sarathi.backends.registry import BACKENDS, ExecutorName, load_backend
+
+
+def options(name: ExecutorName) -> ExecutorOptions:
+    return ExecutorOptions(
+        executor=name,
+        device="cpu" if BACKENDS[name].has_devices else None,
+        precision="f32",
+        max_position=64,
+        max_tokens=64,
+    )
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_entries_describe_their_backends(name: ExecutorName) -> None:
+    backend = load_backend(options(name))
+    assert (backend.process_groups is not None) == BACKENDS[name].has_tensor_parallelism
+    assert not backend.uses_gpu
+    assert backend.gpu_names == ()
+    assert backend.gpu_memory == ()
+    assert backend.block_size > 0
+    assert backend.choose_precisions() == ("f32", "f32")
