@@ -28,7 +28,7 @@ from perf.performance import (
 )
 from perf.report import MODEL, Figure, show
 from sarathi.bench.capacity.verdict import CapacityTargets
-from sarathi.bench.machine_info import describe_machine
+from sarathi.bench.results import describe_machine
 from sarathi.bench.report import CapacityWithRuns
 from sarathi.bench.results import Run
 from sarathi.bench.server_process import ending_on_signals

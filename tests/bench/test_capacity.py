@@ -16,8 +16,7 @@ from sarathi.bench.capacity.capacity_search import CapacitySearch
 from sarathi.bench.capacity.rate_search import Search, Try
 from sarathi.bench.capacity.search_store import SearchStore
 from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
-from sarathi.bench.result_files import RESULT_NAME, load_results, runs_of
-from sarathi.bench.results import Capacity, Run
+from sarathi.bench.results import RESULT_NAME, Capacity, Run, load_results, runs_of
 from sarathi.bench.server_process import ending_on_signals
 from sarathi.errors import BenchmarkError
 

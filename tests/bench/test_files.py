@@ -13,8 +13,17 @@ import pytest
 from made_up import record, run
 from msgspec.structs import replace
 
-from sarathi.bench.result_files import load_all, load_results, load_run, run_name, runs_of, save
-from sarathi.bench.results import Capacity, Point, Run
+from sarathi.bench.results import (
+    Capacity,
+    Point,
+    Run,
+    load_all,
+    load_results,
+    load_run,
+    run_name,
+    runs_of,
+    save,
+)
 from sarathi.errors import BenchmarkError
 
 RUN = run([record([0.05, 0.06], delay=None), record(failure="timeout")], invalid="the client")

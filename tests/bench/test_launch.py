@@ -249,7 +249,7 @@ def test_one_that_goes_to_the_background_is_told(log: Path) -> None:
         running.wait_ready(10)
 
 
-def test_patience_ends(server: str, log: Path) -> None:
+def test_waiting_ends(server: str, log: Path) -> None:
     with launched(server, log) as running:
         pids(log)
         with pytest.raises(BenchmarkError, match=r"not ready after 0.3 s: GET \S+ fails") as error:

@@ -10,8 +10,7 @@ import pytest
 from scripted_replies import Reply, Tokens, error_body, in_turn, steady
 from scripted_server import ScriptedServer
 
-from sarathi.bench.client.endpoint import Endpoint
-from sarathi.bench.client.request_format import Dialect
+from sarathi.bench.client.endpoint import Dialect, Endpoint
 from sarathi.bench.client.server_probe import DIALECTS, ServerFacts, probe
 from sarathi.errors import BenchmarkError
 
@@ -21,14 +20,14 @@ ANSWER = steady(0.0, 0.0)
 def look(
     server: ScriptedServer,
     *,
-    patience: float = 0.0,
+    ready_timeout: float = 0.0,
     timeout: float = 2.0,
     ignore_eos: bool = True,
     **endpoint: Any,
 ) -> ServerFacts:
     return probe(
         Endpoint.parse(server.url, **endpoint),
-        patience=patience,
+        ready_timeout=ready_timeout,
         timeout=timeout,
         ignore_eos=ignore_eos,
     )
@@ -164,12 +163,12 @@ def test_the_right_key_opens() -> None:
 
 def test_a_server_that_is_loading_is_waited_for() -> None:
     with ScriptedServer(ANSWER, loading=0.3) as server:
-        assert look(server, patience=3).model == "scripted"
+        assert look(server, ready_timeout=3).model == "scripted"
 
 
-def test_patience_ends() -> None:
+def test_waiting_ends() -> None:
     began = time.perf_counter()
-    told = problem(ScriptedServer(ANSWER, loading=60), patience=0.6)
+    told = problem(ScriptedServer(ANSWER, loading=60), ready_timeout=0.6)
     assert time.perf_counter() - began < 1.5
     assert "not ready after 0.6 s" in told
     assert "still loading" in told
@@ -178,7 +177,7 @@ def test_patience_ends() -> None:
 def test_a_model_that_loads_behind_its_list_is_waited_for_too() -> None:
     busy = Reply(status=503, body=error_body("The model is still loading."))
     with ScriptedServer(in_turn(busy, ANSWER)) as server:
-        assert look(server, patience=3).model == "scripted"
+        assert look(server, ready_timeout=3).model == "scripted"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from made_up import record, run
 
 from sarathi.bench.capacity.search_store import SearchStore
-from sarathi.bench.result_files import save
+from sarathi.bench.results import save
 from sarathi.errors import BenchmarkError
 
 CONFIGURATION = {"server": "sarathi serve tiny", "seed": 0, "workload": {"b": "1", "a": "2"}}

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 from made_up import record, run
 from msgspec.structs import replace
-from simulated_runs import simulated, use
-
-from sarathi.bench.comparison import FIGURES, Row
-from sarathi.bench.results import Capacity, Point
-from sarathi.bench.terminal_tables import (
+from sarathi.bench.terminal import (
     capacity_text,
-    notes,
     print_capacities,
     print_comparison,
     print_run,
     run_fields,
 )
+from simulated_runs import simulated, use
+
+from sarathi.bench.comparison import FIGURES, Row
+from sarathi.bench.results import Capacity, Point
+from sarathi.bench.run_notes import run_notes
 from sarathi.telemetry import summarise
 
 HOSTILE = ["http://[fe80::1]:8000", "a[/b]", "[red]x", "a :cat: b", "ends in \\"]
@@ -105,16 +105,16 @@ def test_the_outcome_of_a_search_in_a_sentence() -> None:
 
 def test_what_made_it_easier_for_the_server_is_noted() -> None:
     easy = replace(record(), output_tokens=15, cached_tokens=5)
-    found = notes(run([record(), easy, replace(easy, failure="timeout")]))
+    found = run_notes(run([record(), easy, replace(easy, failure="timeout")]))
     assert "answers had 20 of 25 tokens asked for" in found
     assert "12.5 % of the prompt tokens came from the server's prefix cache" in found
-    plain = notes(run([record()]))
+    plain = run_notes(run([record()]))
     assert not [note for note in plain if "tokens asked for" in note or "prefix cache" in note]
 
 
 def test_a_simulated_run_says_how_well_its_hardware_was_used() -> None:
     second = use(active=300.0, busy=(60.0, 300.0), overhead=0.0, preemptions=2, kv_mean=0.1)
-    found = notes(simulated(run([record()]), use(), second))
+    found = run_notes(simulated(run([record()]), use(), second))
     assert found == [
         "stage 0: busy for 35 % of the time with requests, idle (bubbles) for 65 %",
         "stage 1: busy for 90 % of the time with requests, idle (bubbles) for 10 %",
@@ -127,7 +127,7 @@ def test_a_simulated_run_says_how_well_its_hardware_was_used() -> None:
 
 def test_a_simulated_run_says_what_it_leaves_out() -> None:
     one_stage = use(busy=(90.0,))
-    found = notes(simulated(run([record()]), one_stage, cost=None, every=4))
+    found = run_notes(simulated(run([record()]), one_stage, cost=None, every=4))
     assert found[0].startswith("devices: busy for 90 %")
     assert "figures by request show one in 4; percentiles are those of all" in found
     assert not [note for note in found if "cost" in note or "client" in note]
@@ -135,7 +135,7 @@ def test_a_simulated_run_says_what_it_leaves_out() -> None:
 
 def test_failures_that_no_kept_record_tells_of_are_counted() -> None:
     failed = run([record(), record(failure="refused")])
-    found = notes(simulated(replace(failed, records=failed.records[:1]), every=2))
+    found = run_notes(simulated(replace(failed, records=failed.records[:1]), every=2))
     assert found[0] == "failed: 1 refused"
 
 

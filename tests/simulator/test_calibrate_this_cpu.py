@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from test_this_cpu import log
 
-from sarathi.bench.client.run_listener import RunListener, RunListeners
+from sarathi.bench.client.open_loop import RunListener, RunListeners
 from sarathi.bench.target import Credentials, Target
 from sarathi.bench.workload.workload import Workload
 from sarathi.errors import BenchmarkError, SimulationError

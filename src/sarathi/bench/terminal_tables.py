@@ -12,8 +12,7 @@ from rich.table import Table
 from sarathi.bench.comparison import Row
 from sarathi.bench.number_format import MISSING, interval, milliseconds, number, seconds
 from sarathi.bench.results import Capacity, Point, Run
-from sarathi.bench.run_warnings import cached_prompts, short_answers
-from sarathi.bench.simulation_notes import simulation_notes
+from sarathi.bench.run_notes import cached_prompts, short_answers, simulation_notes
 from sarathi.telemetry import Distribution
 
 _META = (
@@ -58,7 +57,7 @@ def print_run(run: Run) -> None:
         f"{summary.output_tokens_per_second:.1f} output tokens and "
         f"{summary.total_tokens_per_second:.1f} tokens in all a second"
     )
-    for note in notes(run):
+    for note in run_notes(run):
         console.print(note)
 
 
@@ -128,7 +127,7 @@ def print_comparison(rows: Sequence[Row]) -> None:
     _console().print(table)
 
 
-def notes(run: Run) -> list[str]:
+def run_notes(run: Run) -> list[str]:
     """What a reader must know beside the figures."""
     summary, found = run.summary, []
     if summary.goodput is not None and summary.attainment is not None:

@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> int:
     # Imported here, as in the other commands: those that do not measure need no client.
     from sarathi.bench.measure import measure, prepare
     from sarathi.bench.report import check_reports_can_be_made
-    from sarathi.bench.result_files import load_iterations, save
-    from sarathi.bench.target import Target, answering
-    from sarathi.bench.terminal_tables import print_run, run_fields
+    from sarathi.bench.results import load_iterations, save
+    from sarathi.bench.target import Target, running_server
+    from sarathi.bench.terminal import print_run, run_fields
     from sarathi.cli.measuring import Screen, Tokens, access_of, load_of, terms_of
     from sarathi.cli.reporting import print_json, report
     from sarathi.telemetry import Targets
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     terms = terms_of(args, None if targets == Targets() else targets)
     screen = Screen(quiet=args.json)
     contender = Target(args.label or args.url, url=args.url)
-    with answering(contender, access_of(args)) as subject:
+    with running_server(contender, access_of(args)) as subject:
         tokens.ask(subject)
         requests = prepare(load, args.rate, tokens, subject.facts.max_model_len)
         screen.say(f"{len(requests.calls)} requests to {subject.facts.model} at {args.url}")

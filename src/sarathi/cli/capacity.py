@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """The exit code is 1 where no rate meets the target."""
     from sarathi.bench.report import check_reports_can_be_made
-    from sarathi.bench.terminal_tables import capacity_fields, print_capacities
+    from sarathi.bench.terminal import capacity_fields, print_capacities
     from sarathi.cli.measuring import Screen
     from sarathi.cli.reporting import print_json, report
 

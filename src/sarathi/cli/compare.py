@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _capacities(args: argparse.Namespace, contenders: Sequence[Target]) -> int:
-    from sarathi.bench.terminal_tables import capacity_fields, print_capacities
+    from sarathi.bench.terminal import capacity_fields, print_capacities
     from sarathi.cli.reporting import print_json, report
     from sarathi.cli.searching import Searches
 
@@ -136,15 +136,15 @@ def _capacities(args: argparse.Namespace, contenders: Sequence[Target]) -> int:
 
 def _latencies(args: argparse.Namespace, contenders: Sequence[Target]) -> int:
     """The exit code is 1 where figures of a run must not be used."""
-    from sarathi.bench.comparison import compared
-    from sarathi.bench.terminal_tables import print_comparison
+    from sarathi.bench.comparison import compare
+    from sarathi.bench.terminal import print_comparison
     from sarathi.cli.comparing import measure_in_turns
     from sarathi.cli.measuring import Screen
     from sarathi.cli.reporting import print_json, report
 
     screen = Screen(quiet=args.json)
     runs = measure_in_turns(args, contenders, args.rounds or _ROUNDS, screen)
-    rows = compared(runs, [contender.label for contender in contenders])
+    rows = compare(runs, [contender.label for contender in contenders])
     invalid = [run for run in runs if run.invalid is not None]
     if args.json:
         print_json({"rows": rows})

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sarathi.bench.comparison import turns
+from sarathi.bench.comparison import measurement_order
 from sarathi.bench.measure import Requests, measure, prepare
 from sarathi.bench.number_format import milliseconds
-from sarathi.bench.result_files import save
-from sarathi.bench.results import Run
-from sarathi.bench.target import Target, answering
+from sarathi.bench.results import Run, save
+from sarathi.bench.target import Target, running_server
 from sarathi.cli.measuring import Screen, Tokens, access_of, load_of, terms_of, visit
 from sarathi.errors import BenchmarkError
 
@@ -33,13 +32,13 @@ def measure_in_turns(
     folder = _new_folder(args.results)
     screen.say(f"runs are kept in {folder}")
     runs: list[Run] = []
-    for number, rate, order in turns(args.rates, len(contenders), rounds):
+    for number, rate, order in measurement_order(args.rates, len(contenders), rounds):
         # The first contender of a turn counts their tokens; the others are sent the same.
         requests: Requests | None = None
         for place in order:
             contender = contenders[place]
             log = folder / f"server-{place + 1}.log"
-            with answering(contender, access_of(args), log) as subject:
+            with running_server(contender, access_of(args), log) as subject:
                 if requests is None:
                     tokens.ask(subject)
                     salt = f"{load.salt}/{rate:g}/{number}"

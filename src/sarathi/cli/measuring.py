@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.live import Live
 
-from sarathi.bench.client.run_listener import RunListener, RunListeners
+from sarathi.bench.client.open_loop import RunListener, RunListeners
 from sarathi.bench.client.server_probe import ServerFacts
 from sarathi.bench.measure import Load, RunOptions
 from sarathi.bench.progress_line import ProgressLine
-from sarathi.bench.target import Credentials, Subject, Target, answering
+from sarathi.bench.target import Credentials, RunningServer, Target, running_server
 from sarathi.bench.workload.token_counter import LocalTokens, ServerTokens, TokenCounter
 from sarathi.bench.workload.workload import Workload
 from sarathi.cli.keys import api_key
@@ -36,7 +36,7 @@ class Tokens:
         self._local = None if args.tokenizer is None else LocalTokens(args.tokenizer, chat)
         self._remote: ServerTokens | None = None
 
-    def ask(self, subject: Subject) -> None:
+    def ask(self, subject: RunningServer) -> None:
         """A server is up that can be asked."""
         self.close()
         self._remote = ServerTokens(subject.endpoint)
@@ -132,6 +132,6 @@ def visit(
     facts = []
     for contender in contenders:
         screen.say(f"{contender.label}: looking whether it answers")
-        with answering(contender, access_of(args)) as subject:
+        with running_server(contender, access_of(args)) as subject:
             facts.append(subject.facts)
     return facts

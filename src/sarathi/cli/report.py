@@ -29,8 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sarathi.bench.report import CapacityWithRuns
-    from sarathi.bench.result_files import load_all, load_iterations, runs_of
-    from sarathi.bench.results import Run
+    from sarathi.bench.results import Run, load_all, load_iterations, runs_of
     from sarathi.cli.measuring import Screen
     from sarathi.cli.reporting import report
 

@@ -22,11 +22,10 @@ from sarathi.bench.capacity.rate_search import Search, Try
 from sarathi.bench.capacity.search_store import SearchStore
 from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
 from sarathi.bench.client.server_probe import ServerFacts
-from sarathi.bench.machine_info import describe_machine
 from sarathi.bench.measure import measure, prepare
 from sarathi.bench.report import CapacityWithRuns
-from sarathi.bench.results import Run
-from sarathi.bench.target import Subject, Target, answering
+from sarathi.bench.results import Run, describe_machine
+from sarathi.bench.target import RunningServer, Target, running_server
 from sarathi.cli.load_options import SearchOptions, given_search_options
 from sarathi.cli.measuring import Screen, Tokens, access_of, load_of, terms_of, visit
 from sarathi.errors import BenchmarkError
@@ -184,18 +183,18 @@ class _Server:
     log: Path
     tokens: Tokens
     _stack: contextlib.ExitStack | None = None
-    _subject: Subject | None = None
+    _subject: RunningServer | None = None
 
     def keep_in(self, stack: contextlib.ExitStack) -> None:
         """Once started, it runs until the stack is closed."""
         self._stack = stack
 
     @contextlib.contextmanager
-    def subject(self) -> Iterator[Subject]:
+    def subject(self) -> Iterator[RunningServer]:
         if self._subject is not None:
             yield self._subject
             return
-        starting = answering(self.contender, access_of(self.args), self.log)
+        starting = running_server(self.contender, access_of(self.args), self.log)
         if self._stack is not None:
             self._subject = self._stack.enter_context(starting)
             self.tokens.ask(self._subject)

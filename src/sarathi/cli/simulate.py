@@ -68,8 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sarathi.bench.report import check_reports_can_be_made
-    from sarathi.bench.result_files import save
-    from sarathi.bench.terminal_tables import print_run, run_fields
+    from sarathi.bench.results import save
+    from sarathi.bench.terminal import print_run, run_fields
     from sarathi.cli.measuring import Screen
     from sarathi.cli.reporting import print_json, report
     from sarathi.cli.simulating import default_label, progress_bar, setup_of, simulated_load

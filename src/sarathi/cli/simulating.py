@@ -9,9 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
-from sarathi.bench.machine_info import describe_machine
 from sarathi.bench.report import CapacityWithRuns
-from sarathi.bench.results import Run
+from sarathi.bench.results import Run, describe_machine
 from sarathi.bench.workload.presets import PRESETS
 from sarathi.bench.workload.token_counter import LocalTokens
 from sarathi.cli.load_options import SearchOptions, given_search_options

@@ -3,13 +3,18 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 from sample_runs import capacity, record, records, run
+from sarathi.bench.report.result_tables import (
+    capacity_table,
+    comparison_table,
+    conduct_table,
+    latency_table,
+    points_table,
+    throughput_table,
+)
 
 from sarathi.bench.number_format import MISSING
-from sarathi.bench.report.comparison_table import comparison_table
-from sarathi.bench.report.load_tables import conduct_table, latency_table, throughput_table
 from sarathi.bench.report.measured import CapacityWithRuns, ReportData
 from sarathi.bench.report.notes import alerts, facts
-from sarathi.bench.report.search_tables import capacity_table, points_table
 from sarathi.bench.report.table import Table
 from sarathi.bench.results import Run
 from sarathi.telemetry import Targets

@@ -14,7 +14,7 @@ from sarathi.bench.report.table import (
     Column,
     Table,
     complete_cell,
-    failures,
+    failure_counts,
     in_milliseconds,
     label_cell,
     percentile_cell,
@@ -84,7 +84,7 @@ def throughput_table(measured: ReportData) -> Table | None:
         row = [
             *_load_cells(measured, load),
             complete_cell(summary),
-            Cell(failures(summary), tone="bad" if summary.failures else "", prose=True),
+            Cell(failure_counts(summary), tone="bad" if summary.failures else "", prose=True),
         ]
         figures = [
             Cell(number(summary.request_rate)),

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 from sarathi.bench.number_format import rate
 from sarathi.bench.report.measured import ReportData, rate_of
-from sarathi.bench.report.table import failures
 from sarathi.bench.results import Capacity, Run
-from sarathi.bench.run_warnings import cached_prompts, has_conversations, short_answers
-from sarathi.bench.simulation_notes import sampling_note
+from sarathi.bench.run_notes import cached_prompts, has_conversations, sampling_note, short_answers
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,18 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from sarathi.bench.report.colors import variable
-from sarathi.bench.report.comparison_table import comparison_table
-from sarathi.bench.report.load_tables import conduct_table, latency_table, throughput_table
 from sarathi.bench.report.measured import ReportData
 from sarathi.bench.report.notes import Alert, Fact, alerts, facts
 from sarathi.bench.report.render import Rendered
-from sarathi.bench.report.search_tables import capacity_table, points_table
-from sarathi.bench.report.simulation_tables import simulation_table
+from sarathi.bench.report.result_tables import (
+    capacity_table,
+    comparison_table,
+    conduct_table,
+    latency_table,
+    points_table,
+    simulation_table,
+    throughput_table,
+)
 from sarathi.bench.report.stylesheet import stylesheet
 from sarathi.bench.report.table import Table
 from sarathi.bench.report.template import TEMPLATE

@@ -8,7 +8,7 @@ from sarathi.bench.number_format import MISSING, number, percent, plain
 from sarathi.bench.report.measured import ReportData, rate_of
 from sarathi.bench.report.table import LABEL, RATE, Cell, Column, Table, label_cell
 from sarathi.bench.results import ReplicaUse, Run
-from sarathi.bench.simulation_notes import kv_shares, overhead_share, stage_shares
+from sarathi.bench.run_notes import kv_shares, overhead_share, stage_shares
 
 _MOST_REPLICAS = 8  # of one run, each with a row of its own
 

@@ -84,7 +84,7 @@ def complete_cell(summary: Summary) -> Cell:
     return Cell(f"{summary.completed:,} of {summary.requests:,}")
 
 
-def failures(summary: Summary) -> str:
+def failure_counts(summary: Summary) -> str:
     """How many of each kind."""
     if not summary.failures:
         return MISSING
