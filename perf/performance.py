@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 from perf.report import MODEL
-from sarathi.bench.comparison import Row, compare
+from sarathi.bench.comparison import Row, compare_runs
 from sarathi.bench.number_format import milliseconds, plain, seconds
 from sarathi.bench.report import CapacityWithRuns, write_report
 from sarathi.bench.results import Capacity, Run
@@ -131,7 +131,7 @@ def main() -> None:
         args = options(compare, folder, _LATENCIES)
         runs = measure_in_turns(args, SERVERS, 1, Screen(quiet=False))
     files = write_report(folder / "report.html", runs, found)
-    rows = compare(runs, [server.label for server in SERVERS])
+    rows = compare_runs(runs, [server.label for server in SERVERS])
     write(section([one.capacity for one in found], rows, runs), files[1:])
     print(f"the section in {_README} is new, and {files[0]} has all of it")
 

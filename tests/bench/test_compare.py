@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sarathi.bench.comparison import compare, measurement_order
+from sarathi.bench.comparison import compare_runs, measurement_order
 from sarathi.bench.results import Lag, Run
 from sarathi.telemetry import RequestRecord, summarise
 
@@ -46,7 +46,7 @@ def test_every_contender_meets_every_rate_in_every_round_and_begins_some() -> No
 def test_ratios_are_taken_round_by_round() -> None:
     """The machine is twice as slow in the second round: the ratio stays."""
     runs = [run("a", 1, 0.1), run("b", 1, 0.2), run("b", 1, 0.4), run("a", 1, 0.2)]
-    first, second = compare(runs, ["a", "b"])
+    first, second = compare_runs(runs, ["a", "b"])
     assert (first.label, second.label) == ("a", "b")
     assert first.ratios["tbt_p99"] == pytest.approx(1)
     assert second.ratios["tbt_p99"] == pytest.approx(2)
@@ -55,12 +55,12 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 def test_rates_are_told_apart() -> None:
     runs = [run("a", 1, 0.1), run("b", 1, 0.1), run("a", 2, 0.1), run("b", 2, 0.3)]
-    rows = compare(runs, ["a", "b"])
+    rows = compare_runs(runs, ["a", "b"])
     assert [(row.rate, row.label) for row in rows] == [(1, "a"), (1, "b"), (2, "a"), (2, "b")]
     assert rows[3].ratios["tbt_p50"] == pytest.approx(3)
 
 
 def test_what_failed_has_no_ratio_but_is_counted() -> None:
-    rows = compare([run("a", 1, 0.1), run("b", 1, 0.1, failure="dropped")], ["a", "b"])
+    rows = compare_runs([run("a", 1, 0.1), run("b", 1, 0.1, failure="dropped")], ["a", "b"])
     assert rows[1].failed == 1
     assert rows[1].ratios["ttft_p50"] is None

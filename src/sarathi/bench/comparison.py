@@ -46,7 +46,7 @@ def measurement_order(
             yield number, rate, [(number + at) % num_targets for at in range(num_targets)]
 
 
-def compare(runs: Sequence[Run], labels: Sequence[str]) -> list[Row]:
+def compare_runs(runs: Sequence[Run], labels: Sequence[str]) -> list[Row]:
     """Return a row for each target at each rate.
 
     Args:

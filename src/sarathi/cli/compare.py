@@ -136,7 +136,7 @@ def _capacities(args: argparse.Namespace, contenders: Sequence[Target]) -> int:
 
 def _latencies(args: argparse.Namespace, contenders: Sequence[Target]) -> int:
     """The exit code is 1 where figures of a run must not be used."""
-    from sarathi.bench.comparison import compare
+    from sarathi.bench.comparison import compare_runs
     from sarathi.bench.terminal import print_comparison
     from sarathi.cli.comparing import measure_in_turns
     from sarathi.cli.measuring import Screen
@@ -144,7 +144,7 @@ def _latencies(args: argparse.Namespace, contenders: Sequence[Target]) -> int:
 
     screen = Screen(quiet=args.json)
     runs = measure_in_turns(args, contenders, args.rounds or _ROUNDS, screen)
-    rows = compare(runs, [contender.label for contender in contenders])
+    rows = compare_runs(runs, [contender.label for contender in contenders])
     invalid = [run for run in runs if run.invalid is not None]
     if args.json:
         print_json({"rows": rows})

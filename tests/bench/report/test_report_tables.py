@@ -3,6 +3,10 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 from sample_runs import capacity, record, records, run
+
+from sarathi.bench.number_format import MISSING
+from sarathi.bench.report.measured import CapacityWithRuns, ReportData
+from sarathi.bench.report.notes import alerts, facts
 from sarathi.bench.report.result_tables import (
     capacity_table,
     comparison_table,
@@ -11,10 +15,6 @@ from sarathi.bench.report.result_tables import (
     points_table,
     throughput_table,
 )
-
-from sarathi.bench.number_format import MISSING
-from sarathi.bench.report.measured import CapacityWithRuns, ReportData
-from sarathi.bench.report.notes import alerts, facts
 from sarathi.bench.report.table import Table
 from sarathi.bench.results import Run
 from sarathi.telemetry import Targets
@@ -61,7 +61,10 @@ def test_figures_of_a_run_that_was_stopped_are_left_out() -> None:
     for table, heads in (
         (latency_table(all_of), [("P50", "TTFT (s)"), ("P99", "TBT (ms)"), ("P50", "delay (s)")]),
         (throughput_table(all_of), [("sent", "requests (1/s)"), ("output", "tokens (1/s)")]),
-        (points_table(all_of), [("P99 TBT (ms)", ""), ("median delay (s)", "")]),
+        (
+            points_table(all_of.capacity_results, all_of.labels),
+            [("P99 TBT (ms)", ""), ("median delay (s)", "")],
+        ),
     ):
         for head in heads:
             whole, stopped = column(table, *head)
@@ -156,7 +159,7 @@ def test_a_search_without_a_capacity_says_none() -> None:
 
 
 def test_each_rate_of_a_search_has_its_verdict_and_reason() -> None:
-    table = points_table(measured(searches=(capacity(capacity=2.0),)))
+    table = points_table([capacity(capacity=2.0).capacity], ["one"])
     assert column(table, "verdict") == ["met", "met", "missed"]
     assert set(column(table, "reason")) == {"because of <i>it</i>"}
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from sample_runs import capacity, run
-from sarathi.bench.report.result_tables import conduct_table, simulation_table
 from simulated_runs import simulated, use
 
 from sarathi.bench.number_format import MISSING
 from sarathi.bench.report import CapacityWithRuns, write_report
 from sarathi.bench.report.measured import ReportData
 from sarathi.bench.report.notes import alerts, facts
+from sarathi.bench.report.result_tables import conduct_table, simulation_table
 from sarathi.bench.report.table import Table
 from sarathi.bench.results import Run
 

@@ -41,7 +41,7 @@ class EarlyStopping:
 
     Assumes that running requests will be complete: gaps of failed ones do not count in the end, and
     they are removed here once a request has failed. An answer that ends early makes the number of
-    gaps smaller. A run is not stopped before a measured request has ended: a run needs at least one.
+    gaps smaller. A run is not stopped before a measured request has ended.
     """
 
     def __init__(

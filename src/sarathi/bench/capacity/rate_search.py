@@ -114,7 +114,7 @@ class Search:
         return min(missed, default=None)
 
     def _split(self) -> tuple[float | None, float | None]:
-        """Return adjacent rates, the first believed to meet the target and the second to miss it."""
+        """Return adjacent rates, one believed to meet the target and one to miss it."""
         low, high = self.low, self.high
         open_rates = sorted(
             rate

@@ -189,7 +189,8 @@ def _check(endpoint: Endpoint, record: RequestRecord) -> None:
 
 
 def _unauthorised(endpoint: Endpoint, status: int, message: str) -> BenchmarkError:
-    what = "is missing" if endpoint.api_key is None else "is not accepted"
+    problem = "is missing" if endpoint.api_key is None else "is not accepted"
     return BenchmarkError(
-        f"{endpoint.url} wants a key that {what}; give it with --api-key (status {status}: {message})"
+        f"{endpoint.url} wants a key that {problem}; give it with --api-key "
+        f"(status {status}: {message})"
     )
