@@ -77,7 +77,8 @@ class Launched:
         return self._endpoint.url
 
     def __enter__(self) -> Launched:
-        """
+        """Start the server.
+
         Raises:
             BenchmarkError: something listens there already, or the log cannot be written.
         """

@@ -86,7 +86,7 @@ def _probed(
 
 
 def _check_listening(endpoint: Endpoint) -> None:
-    """A missing server must not look like a rate that it cannot serve."""
+    """Check the address: a missing server must not look like a rate that it cannot serve."""
     try:
         socket.create_connection((endpoint.host, endpoint.port), _CONNECT_TIMEOUT).close()
     except OSError as error:

@@ -36,13 +36,16 @@ class RunListener(Protocol):
     def sent(self, index: int, now: float) -> None: ...
 
     def progressed(self, index: int, times: Sequence[float]) -> None:
-        """New tokens came. Where the server does not count the tokens of each event, an event with
-        text counts as one token here; the record is corrected by the usage at the end."""
+        """Handle new tokens.
+
+        Where the server does not count the tokens of each event, an event with text counts as one
+        token here; the record is corrected by the usage at the end.
+        """
 
     def ended(self, index: int, record: RequestRecord) -> None: ...
 
     def stop_reason(self, now: float) -> str | None:
-        """Called a few times a second: why the run should stop at once, or None."""
+        """Return why the run should stop at once, or None; called a few times a second."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +265,7 @@ def _percentiles(late: array[float]) -> npt.NDArray[np.float64]:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """A collection in the middle of a run would be measured as a gap between tokens."""
+    """Pause the garbage collector, which would be measured as a gap between tokens."""
     enabled = gc.isenabled()
     gc.collect()
     gc.freeze()
@@ -276,8 +279,7 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _allow_open_files(connections: int) -> None:
-    """All requests may be open at once; what the system then still refuses is a failure of the
-    client."""
+    """Raise the limit on open files: all requests may be open at once."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + _SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -48,7 +48,7 @@ _LATENCIES: tuple[tuple[str, Callable[[Summary], Distribution], tuple[str, ...],
 
 
 def run_table(run: Run) -> Table:
-    """The latencies of one run, for a terminal."""
+    """Tabulate the latencies of one run, for a terminal."""
     summary = run.summary
     kinds: tuple[tuple[str, Distribution, Format], ...] = (
         ("time to first token", summary.ttft, seconds),
@@ -73,7 +73,7 @@ def run_table(run: Run) -> Table:
 
 
 def latency_table(measured: ReportData) -> Table | None:
-    """The latencies of every load; those that no load has are left out."""
+    """Tabulate the latencies of every load; those that no load has are left out."""
     columns = [
         (Column(percentile, head), _unless_stopped(partial(_percentile, of, percentile, in_ms)))
         for head, of, percentiles, in_ms in _LATENCIES
@@ -100,7 +100,7 @@ def _percentile(
 
 
 def throughput_table(measured: ReportData) -> Table | None:
-    """Requests and tokens per second of every load."""
+    """Tabulate requests and tokens per second of every load."""
 
     def per_second(of: Callable[[Summary], float | None]) -> Callable[[LoadGroup], Cell]:
         return _unless_stopped(lambda load: Cell(number(of(load.summary))))
@@ -142,7 +142,7 @@ def _complete(summary: Summary) -> str:
 
 
 def conduct_table(measured: ReportData) -> Table | None:
-    """How each run went, of those whose files exist.
+    """Tabulate how each run went, of those whose files exist.
 
     A simulated run has no client that could be late, and its duration is on the virtual clock.
     """
@@ -191,7 +191,7 @@ def _state(run: Run) -> Cell:
 
 
 def capacity_table(measured: ReportData) -> Table | None:
-    """The outcome of every search."""
+    """Tabulate the outcome of every search."""
     columns: list[ColumnOf[Capacity]] = [
         (_LABEL, lambda one: _label(measured, one.label)),
         (Column("capacity (1/s)"), _capacity),
@@ -227,7 +227,7 @@ def _range(one: Capacity) -> str:
 
 
 def points_table(searches: Sequence[Capacity], labels: Sequence[str]) -> Table | None:
-    """Every rate that the searches tried.
+    """Tabulate every rate that the searches tried.
 
     Args:
         labels: all labels of a page, in order.
@@ -292,7 +292,7 @@ def _divided(value: float | None, base: float | None) -> float | None:
 
 
 def rounds_table(rows: Sequence[Row]) -> Table:
-    """Medians over the rounds of a comparison, and ratios to the first target."""
+    """Tabulate medians over the rounds of a comparison, and ratios to the first target."""
     columns = (Column("requests/s"), Column("server", prose=True), *_COMPARED_COLUMNS)
     cells = [
         [
@@ -309,7 +309,7 @@ def rounds_table(rows: Sequence[Row]) -> Table:
 
 
 def comparison_table(measured: ReportData) -> Table | None:
-    """The shown runs relative to that of the first label, where there are several labels."""
+    """Tabulate the shown runs relative to that of the first label, if there are several."""
     runs = {run.label: run for run in measured.shown}
     if len(runs) < 2:
         return None
@@ -337,7 +337,7 @@ def comparison_table(measured: ReportData) -> Table | None:
 
 
 def simulation_table(measured: ReportData) -> Table | None:
-    """The use of simulated hardware, by replica; one row for all where there are many."""
+    """Tabulate the use of simulated hardware by replica; in one row where there are many."""
     runs = [run for run in measured.all_runs if run.simulation is not None]
     runs.sort(key=lambda run: (measured.labels.index(run.label), rate_of(run)))
     rows = [

@@ -16,8 +16,8 @@ from sarathi.bench.workload.lengths import MAX_LENGTH, Tokens
 from sarathi.errors import BenchmarkError
 
 _PROMPT, _OUTPUT, _ARRIVAL = "num_prefill_tokens", "num_decode_tokens", "arrived_at"
-_ASKING = frozenset({"human", "user"})
-_ANSWERING = frozenset({"gpt", "chatgpt", "assistant"})
+_USERS = frozenset({"human", "user"})
+_ASSISTANTS = frozenset({"gpt", "chatgpt", "assistant"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +29,8 @@ class LengthTrace:
     outputs: Tokens
     arrived_at: Times | None  # seconds, from 0
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
-        """Each request once in a random order, then each once again, and so on."""
+    def sample(self, count: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+        """Return each request once in a random order, then each once again, and so on."""
         rows = _shuffled(len(self.prompts), count, rng)
         return self.prompts[rows], self.outputs[rows]
 
@@ -51,7 +51,7 @@ class _Conversation(msgspec.Struct, frozen=True):
 class Dialogues:
     """Recorded conversations in the format of ShareGPT.
 
-    Each answer to a human is a request: all turns before it make the prompt.
+    Each answer to a user is a request; all turns before it are the prompt.
     """
 
     path: str
@@ -59,10 +59,10 @@ class Dialogues:
     answers: tuple[tuple[int, int], ...]  # conversation, and turn in it
     count: Callable[[str], int]  # tokens of a text
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
-        """Each request once in a random order, then each once again, and so on.
+    def sample(self, count: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+        """Return each request once in a random order, then each once again, and so on.
 
-        Tokens are counted only now, of those turns alone that take part: files are large.
+        Only the turns of sampled requests are tokenised: files are large.
         """
         around = self.count("a") - 1  # what comes with every text, such as a first `<s>`
         lengths: dict[tuple[int, int], int] = {}
@@ -85,12 +85,12 @@ class Dialogues:
 
 
 def read_trace(path: str) -> LengthTrace:
-    """A CSV file with the columns num_prefill_tokens, num_decode_tokens and perhaps arrived_at
-    (seconds); others are ignored.
+    """Read a CSV file with the columns num_prefill_tokens, num_decode_tokens and, optionally,
+    arrived_at (seconds); others are ignored.
 
     Raises:
-        BenchmarkError: there is no such file, a column is missing, a value is out of range, or
-            there is no request.
+        BenchmarkError: the file or a column is missing, a value is out of range, or there is no
+            request.
     """
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
@@ -109,11 +109,11 @@ def read_trace(path: str) -> LengthTrace:
 
 
 def read_dialogues(path: str, count: Callable[[str], int]) -> Dialogues:
-    """A JSON file: a list of objects with `conversations`, each a list of turns that say `from`
-    whom (human, gpt, ...) and their text as `value`.
+    """Read a JSON file: a list of objects with `conversations`, each a list of turns with the
+    speaker as `from` (human, gpt, ...) and the text as `value`.
 
     Raises:
-        BenchmarkError: there is no such file, it has another form, or no answer to a human.
+        BenchmarkError: the file is missing, has another form, or has no answer to a user.
     """
     try:
         found = msgspec.json.decode(Path(path).read_bytes(), type=list[_Conversation])
@@ -124,7 +124,7 @@ def read_dialogues(path: str, count: Callable[[str], int]) -> Dialogues:
         (number, turn)
         for number, turns in enumerate(conversations)
         for turn in range(1, len(turns))
-        if turns[turn - 1].speaker in _ASKING and turns[turn].speaker in _ANSWERING
+        if turns[turn - 1].speaker in _USERS and turns[turn].speaker in _ASSISTANTS
     )
     if not answers:
         raise BenchmarkError(

@@ -28,6 +28,7 @@ from sarathi.telemetry import Distribution, Summary
 
 
 def capacities(measured: ReportData) -> Drawing | None:
+    """Draw the capacity of each server, with its certain range."""
     found = measured.capacity_results
     if not found:
         return None
@@ -86,7 +87,7 @@ def _draw(axes: Axes, one: Capacity, row: int, index: int, farthest: float) -> N
 
 
 _P50_DASHES: Dashes = (0, (3, 2))
-_WIDE_RANGE = 12.0  # of rates, from which on their axis is logarithmic
+_WIDE_RANGE = 12.0  # of rates, above which the axis is logarithmic
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ _LATENCIES = (
 
 
 def latencies(measured: ReportData) -> Drawing | None:
+    """Draw TTFT and TBT by rate, or side by side where each label has one load."""
     loads = [load for load in measured.loads if load.summary.ttft.count and not load.stopped]
     if len(loads) < 2:
         return None
@@ -196,7 +198,7 @@ def _whiskers(
     index: int,
     horizontal: bool = False,
 ) -> None:
-    """At the points that have an interval."""
+    """Draw the intervals of the points that have one."""
     known = [
         (place, at, latency.factor * ends[0], latency.factor * ends[1])
         for place, at, ends in zip(x, y, intervals, strict=True)

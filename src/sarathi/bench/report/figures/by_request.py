@@ -12,10 +12,11 @@ from sarathi.bench.report.render import Drawing
 from sarathi.bench.report.thinning import in_flight, spread
 from sarathi.bench.results import Run
 
-_FEW = 3  # requests that make no picture
+_FEW = 3  # requests are too few for a figure
 
 
 def requests_in_flight(measured: ReportData) -> Drawing | None:
+    """Draw the number of open requests over time: whether the server keeps up."""
     shown = [style for style in styles(measured) if len(style[0].records) >= _FEW]
     if not shown:
         return None
@@ -62,6 +63,7 @@ _SPREAD = 1.2  # of prompt lengths, below which there is nothing to see
 
 
 def ttft_by_prompt(measured: ReportData) -> Drawing | None:
+    """Draw the TTFT of each request by the length of its prompt."""
     several = len({run.label for run in measured.shown}) > 1
     runs = measured.shown if several else measured.shown[-1:]
     points = [(run, found) for run in runs if len(found := _points(run)) > 2]

@@ -27,11 +27,12 @@ from sarathi.bench.report.thinning import TAIL, Array, depth, quantiles
 from sarathi.bench.results import Run
 from sarathi.telemetry import RequestRecord
 
-_LEAST = 0.1  # milliseconds: what is shorter has no place on a logarithmic axis
+_LEAST = 0.1  # milliseconds, on a logarithmic axis
 _TICKS = {"0": 0.0, "50": 0.5, "90": 0.9, "99": 0.99, "99.9": 0.999}
 
 
 def gaps(measured: ReportData) -> Drawing | None:
+    """Draw the distribution of the times between tokens."""
     curves = {id(run): quantiles(_gaps(run)) for run in measured.shown if run.summary.tbt.count}
     if not curves:
         return None
@@ -92,7 +93,7 @@ def gaps(measured: ReportData) -> Drawing | None:
 
 
 def _gaps(run: Run) -> Array:
-    """Milliseconds, of complete answers."""
+    """Return the gaps of complete answers in milliseconds."""
     tokens = [np.diff(r.tokens) for r in run.records if r.failure is None and len(r.tokens) > 1]
     return 1000 * np.concatenate(tokens) if tokens else np.empty(0)
 
@@ -127,7 +128,7 @@ class _Answer:
 
     @property
     def stalls(self) -> list[int]:
-        """Positions of the tokens before them, the longest first."""
+        """Indices of the tokens before them, the longest first."""
         gaps = self.gaps
         found = np.flatnonzero(gaps > self.limit)
         order = found[np.argsort(-gaps[found], kind="stable")]
@@ -139,6 +140,7 @@ class _Answer:
 
 
 def tokens(measured: ReportData) -> Drawing | None:
+    """Draw the answers with the longest gap, token by token."""
     several = len({run.label for run in measured.shown}) > 1
     runs = measured.shown[:_MOST_PANELS] if several else measured.shown[-1:]
     answers = [answer for run in runs if (answer := _worst(run, measured)) is not None]
@@ -186,14 +188,14 @@ def _limits(measured: ReportData) -> str:
 
 
 def _worst(run: Run, measured: ReportData) -> _Answer | None:
-    """A complete answer if there is one."""
+    """Find the answer with the longest gap, a complete one if possible."""
     candidates = [record for record in run.records if len(record.tokens) > 1]
     record = max(candidates, key=_badness, default=None)
     if record is None:
         return None
     times = np.array(record.tokens) - record.arrival
     gaps = np.diff(times)
-    positive = gaps[gaps > 0]  # tokens that came together are no sign of speed
+    positive = gaps[gaps > 0]  # tokens that came together say nothing about speed
     usual = float(np.median(positive)) if len(positive) else 0.0
     return _Answer(run, times, measured.target_of(run.label) or _FACTOR * usual)
 
@@ -212,7 +214,7 @@ def _draw(axes: Axes, answer: _Answer, index: int, end: float) -> None:
     left, right = float(times[answer.longest]), float(times[answer.longest + 1])
     boxes(axes, [(left, right, 0, top)], STALL)
     text = f"{milliseconds(right - left)} without a token"
-    # Where the curve is not: after its end, or beside the gap, above or below.
+    # Beside the curve: after its end, or next to the gap, above or below.
     height = (0.13 if answer.longest >= 0.5 * count else 0.87) * top
     if times[-1] < 0.65 * end:
         words(axes, (float(times[-1]), answer.longest + 1), text, (8, 0), colour=INK)
@@ -223,7 +225,7 @@ def _draw(axes: Axes, answer: _Answer, index: int, end: float) -> None:
 
 
 def _kept(answer: _Answer) -> Array:
-    """Positions of tokens that are drawn: some of many, and both ends of every stall."""
+    """Return indices of the tokens to draw: some of many, and both ends of every stall."""
     count = len(answer.times)
     some = np.linspace(0, count - 1, min(count, _MOST_TOKENS)).round()
     stalls = np.array(answer.stalls, np.int64)
