@@ -3,9 +3,9 @@
 Usage: python -m perf.performance [FOLDER]
 
 Two servers with the same weights on the same executor: Sarathi with a latency target, and its
-`vllm` policy, which computes whole prompts before anything else. Each is searched for its capacity,
-as `sarathi capacity --start` does, and then they are compared at one rate. What is measured goes
-into FOLDER (benchmark-results/DATE); interrupted, the same command goes on.
+`vllm` policy, which computes whole prompts before anything else. Their capacities are measured as
+with `sarathi capacity --start`, then both are compared at one rate. Results are kept in FOLDER
+(benchmark-results/DATE); after an interruption, the same command continues.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def test_what_cannot_be_read_is_set_aside_with_a_warning(
         assert len(caplog.messages) == 3
         assert "run-2.json.gz is no result, or is damaged" in caplog.messages[0]
         assert "run-2.json.gz.unreadable" in caplog.messages[0]
-        assert "of another rate than its name says" in caplog.messages[1]
+        assert "does not have the rate of its name" in caplog.messages[1]
         assert cut.with_name("run-2.json.gz.unreadable").exists()
         assert numbers(made) == [(1.0, 0, 0)]
         assert len(caplog.messages) == 3

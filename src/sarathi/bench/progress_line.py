@@ -22,7 +22,7 @@ class ProgressLine:
         """
         Args:
             total: requests, the warm-up included.
-            live: started by the caller, without a refresh of its own.
+            live: started by the caller, without automatic refresh.
         """
         self._title = title
         self._total = total

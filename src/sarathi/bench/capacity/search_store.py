@@ -99,7 +99,7 @@ class SearchStore:
                 self._set_aside(path, str(error))
                 continue
             if run.rate is None or run_name(run.rate, repeat) != path.name:
-                self._set_aside(path, f"{path} is of another rate than its name says")
+                self._set_aside(path, f"{path} does not have the rate of its name")
                 continue
             yield run.rate, repeat, run
 

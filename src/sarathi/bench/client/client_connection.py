@@ -1,4 +1,4 @@
-"""One request on a connection of its own.
+"""One request on a separate connection.
 
 It shares the cores with the measured server, so it does as little as possible: no
 reading task, no timer for each event, one look at the clock for each piece of data.
