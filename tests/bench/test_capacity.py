@@ -69,7 +69,7 @@ def test_the_capacity_is_found_with_its_points_in_order(tmp_path: Path) -> None:
     assert result.points[-1].reason == "P99 TBT 300 ms above 100 ms"
 
 
-def test_a_step_makes_one_run_and_tells_of_it(tmp_path: Path) -> None:
+def test_a_step_makes_one_run_and_reports_it(tmp_path: Path) -> None:
     server = Server()
     with searching(tmp_path, server) as search:
         assert search.step()

@@ -96,7 +96,7 @@ def test_requests_are_sent_at_their_times_whatever_became_of_others() -> None:
     assert waits == pytest.approx([0.1, 0, 0.1], abs=ROUGH)
 
 
-def test_requests_say_what_was_asked_for() -> None:
+def test_requests_have_the_fields_of_the_call() -> None:
     with ScriptedServer(steady(0, 0)) as server:
         (record,) = run(server.url + "/v1", [Call(0, "one two three", 9, 4)]).records
         (request,) = server.requests
@@ -137,7 +137,7 @@ def test_comments_are_no_tokens() -> None:
     assert record.gaps == pytest.approx([0.1], abs=ROUGH)
 
 
-def test_the_server_may_tell_its_scheduling_delay() -> None:
+def test_the_server_may_report_its_scheduling_delay() -> None:
     told = {"server-timing": 'cache;desc="hit, or miss", queue;dur=12.5'}
     assert one(steady(0, 0, headers=told)).scheduling_delay == pytest.approx(0.0125)
     assert one(steady(0, 0)).scheduling_delay is None
@@ -234,7 +234,7 @@ def test_a_stream_of_tokens_without_end_is_malformed(usage: Any) -> None:
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-def test_a_stream_that_ends_without_saying_so_was_dropped(runner: str) -> None:
+def test_a_stream_without_an_end_marker_was_dropped(runner: str) -> None:
     record = one(Reply([Tokens(0.01)], ending="bare"), runner=runner)
     assert (record.failure, len(record.tokens)) == ("dropped", 1)
 
@@ -245,7 +245,7 @@ def test_an_answer_without_counts_is_never_short() -> None:
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-def test_a_refused_connection_is_told(runner: str) -> None:
+def test_a_refused_connection_is_reported(runner: str) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -255,7 +255,7 @@ def test_a_refused_connection_is_told(runner: str) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL])
-def test_what_this_machine_lacks_is_the_clients_own_failure(
+def test_missing_resources_of_this_machine_are_a_failure_of_the_client(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(*_: Any, **__: Any) -> None:
@@ -288,13 +288,13 @@ def test_a_process_without_files_left_fails_by_itself(runner: str) -> None:
     assert done.stdout.split() == ["client", "timeout"]
 
 
-def test_a_host_without_an_address_is_told() -> None:
+def test_a_host_without_an_address_is_reported() -> None:
     (record,) = run("http://nowhere.invalid:1", calls(1)).records
     assert record.failure == "connect"
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-def test_a_server_that_does_not_speak_tls_is_told(runner: str) -> None:
+def test_a_server_that_does_not_speak_tls_is_reported(runner: str) -> None:
     with ScriptedServer(steady(0, 0)) as server:
         url = server.url.replace("http://", "https://")
         (record,) = run(url, calls(1), timeout=1, runner=runner).records
@@ -348,7 +348,7 @@ class Quiet:
 
 
 class Notes(Quiet):
-    """Writes down what it is told."""
+    """Records every notification."""
 
     def __init__(self) -> None:
         self.sent_at: dict[int, float] = {}
@@ -448,7 +448,7 @@ def test_late_heartbeats_are_seen_among_many_requests() -> None:
     assert lag.p99 == lag.max == pytest.approx(0.04)
 
 
-def test_a_meter_that_saw_nothing_tells_of_no_lag() -> None:
+def test_a_meter_without_events_reports_no_lag() -> None:
     assert LagMeter().result(1).max == 0
 
 

@@ -36,7 +36,7 @@ def run(label: str, rate: float, tbt: float, failure: str | None = None) -> Run:
     )
 
 
-def test_every_contender_meets_every_rate_in_every_round_and_begins_some() -> None:
+def test_every_target_is_measured_at_every_rate_in_every_round_and_starts_some() -> None:
     played = list(measurement_order([1.0, 2.0], 3, 3))
     assert len(played) == 6
     assert all(sorted(order) == [0, 1, 2] for _, _, order in played)
@@ -53,7 +53,7 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert second.figures["tbt_p99"] == pytest.approx(0.3)
 
 
-def test_rates_are_told_apart() -> None:
+def test_rates_are_kept_apart() -> None:
     runs = [run("a", 1, 0.1), run("b", 1, 0.1), run("a", 2, 0.1), run("b", 2, 0.3)]
     rows = compare_runs(runs, ["a", "b"])
     assert [(row.rate, row.label) for row in rows] == [(1, "a"), (1, "b"), (2, "a"), (2, "b")]

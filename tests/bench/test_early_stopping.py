@@ -54,7 +54,7 @@ def test_more_than_one_percent_of_all_gaps_to_come_stop_it() -> None:
     )
 
 
-def test_a_run_that_is_barely_lost_goes_on() -> None:
+def test_a_run_that_is_close_to_its_targets_continues() -> None:
     assert (
         stopped_after(stopping_early(100), [record([0.3] + [0.05] * 9)] * 12 + [GOOD] * 88) is None
     )
@@ -119,7 +119,7 @@ def test_gaps_of_failed_requests_do_not_count() -> None:
     assert stopped_after(listener, [failed] * 8 + [GOOD] * 992) is None
 
 
-def test_delays_that_the_server_tells_count_once_they_are_told() -> None:
+def test_reported_delays_count_once_they_are_reported() -> None:
     late = record([0.05] * 10, ttft=2.9, delay=2.5)
     listener = stopping_early(100)
     assert stopped_after(listener, [GOOD] * 20 + [late] * 80) == 20 + 60
@@ -129,7 +129,7 @@ def test_delays_that_the_server_tells_count_once_they_are_told() -> None:
     assert stopped_after(stopping_early(100), [patient] * 100) is None
 
 
-def test_where_no_delay_is_told_waiting_for_a_token_counts() -> None:
+def test_without_reported_delays_waiting_for_a_token_counts() -> None:
     listener = stopping_early(100, tells_delay=False)
     play(listener, 0, record([0.05] * 10, delay=None))
     for index in range(1, 71):
@@ -141,7 +141,7 @@ def test_where_no_delay_is_told_waiting_for_a_token_counts() -> None:
     assert listener.stop_reason(2.96) is None
 
 
-def test_where_servers_are_compared_the_delay_that_one_tells_does_not_count() -> None:
+def test_where_servers_are_compared_the_delay_that_only_one_reports_does_not_count() -> None:
     targets = CapacityTargets(tbt=0.1, by_ttft=True)
     patient = record([0.05] * 10, ttft=9.0, delay=0.5)
     listener = EarlyStopping([11] * 100, 0, targets, tells_delay=True)

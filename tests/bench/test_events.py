@@ -181,11 +181,11 @@ def test_with_usage_at_the_end_events_are_tokens_if_their_numbers_agree() -> Non
     assert settled((1.0, 3, None), (2.0, 3, None), final=2) == ([1.0, 2.0], False)
 
 
-def test_usage_beside_the_last_text_alone_is_not_taken_for_usage_in_every_event() -> None:
+def test_usage_only_in_the_last_event_with_text_is_not_usage_in_every_event() -> None:
     assert settled((1.0, 3, None), (2.0, 3, None), (3.0, 3, 3)) == ([1.0, 2.0, 3.0], False)
 
 
-def test_a_count_that_stays_zero_until_the_end_is_not_taken_for_one() -> None:
+def test_a_count_that_stays_zero_until_the_end_is_ignored() -> None:
     assert settled((1.0, 3, 0), (2.0, 3, 0), final=2) == ([1.0, 2.0], False)
 
 

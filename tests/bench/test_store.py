@@ -130,7 +130,7 @@ def test_a_process_that_was_killed_holds_no_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_a_root_that_cannot_be_a_folder_is_told(tmp_path: Path) -> None:
+def test_a_root_that_cannot_be_a_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(BenchmarkError, match="cannot be written: Not a directory"),

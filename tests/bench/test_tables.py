@@ -112,7 +112,7 @@ def test_what_made_a_run_easier_for_the_server_is_noted() -> None:
     assert not [note for note in plain if "tokens asked for" in note or "prefix cache" in note]
 
 
-def test_a_simulated_run_says_how_well_its_hardware_was_used() -> None:
+def test_a_simulated_run_has_notes_on_the_use_of_its_hardware() -> None:
     second = use(active=300.0, busy=(60.0, 300.0), overhead=0.0, preemptions=2, kv_mean=0.1)
     found = run_notes(simulated(run([record()]), use(), second))
     assert found == [
@@ -125,7 +125,7 @@ def test_a_simulated_run_says_how_well_its_hardware_was_used() -> None:
     ]
 
 
-def test_a_simulated_run_says_what_it_leaves_out() -> None:
+def test_a_simulated_run_has_a_note_on_what_it_leaves_out() -> None:
     one_stage = use(busy=(90.0,))
     found = run_notes(simulated(run([record()]), one_stage, cost=None, every=4))
     assert found[0].startswith("devices: busy for 90 %")
@@ -133,7 +133,7 @@ def test_a_simulated_run_says_what_it_leaves_out() -> None:
     assert not [note for note in found if "cost" in note or "client" in note]
 
 
-def test_failures_that_no_kept_record_tells_of_are_counted() -> None:
+def test_failures_without_a_kept_record_are_counted() -> None:
     failed = run([record(), record(failure="refused")])
     found = run_notes(simulated(replace(failed, records=failed.records[:1]), every=2))
     assert found[0] == "failed: 1 refused"

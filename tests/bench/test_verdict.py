@@ -71,7 +71,7 @@ def test_the_median_scheduling_delay_counts() -> None:
     assert verdict(*[GOOD] * 38, late, late).certain is True
 
 
-def test_the_ttft_stands_for_a_delay_that_is_not_told() -> None:
+def test_the_ttft_stands_for_a_delay_that_is_not_reported() -> None:
     found = verdict(*[record(ttft=2.5, delay=None)] * 30)
     assert found == Verdict(False, True, "median TTFT 2.5 s above 2 s")
     assert verdict(*[record(ttft=2.5, delay=1.0)] * 30).met
@@ -101,7 +101,7 @@ def test_one_percent_of_failures_is_allowed(failed: int, met: bool, certain: boo
         assert f"{failed} of 1000 failed ({failed} timeout)" in found.reason
 
 
-def test_all_that_is_missed_is_told() -> None:
+def test_all_that_is_missed_is_reported() -> None:
     records = [record([0.3], delay=5.0)] * 20 + [record(failure="connect")] * 5
     reason = verdict(*records, *[record(failure="timeout")] * 2).reason
     assert reason == (

@@ -38,7 +38,7 @@ def capacity_fields(capacity: Capacity) -> dict[str, Any]:
 def print_run(run: Run) -> None:
     """Print the latencies of a run, and what a reader must know beside them."""
     summary, console = run.summary, _console()
-    console.print(_rich(run_table(run)))
+    console.print(rich_table(run_table(run)))
     console.print(
         f"{summary.completed} of {summary.requests} requests complete, "
         f"{summary.request_rate:.3g} sent a second; "
@@ -55,7 +55,7 @@ def print_capacities(capacities: Sequence[Capacity]) -> None:
     for capacity in capacities:
         points = points_table([capacity], [capacity.label])
         if points is not None:
-            console.print(_rich(points, capacity.label))
+            console.print(rich_table(points, capacity.label))
         console.print(capacity_text(capacity))
         if capacity.accuracy is not None:
             console.print(f"simulated; accuracy: {capacity.accuracy}")
@@ -68,7 +68,7 @@ def print_capacities(capacities: Sequence[Capacity]) -> None:
 
 def print_comparison(rows: Sequence[Row]) -> None:
     """Print a row for each target at each rate."""
-    _console().print(_rich(rounds_table(rows)))
+    _console().print(rich_table(rounds_table(rows)))
 
 
 def capacity_text(capacity: Capacity) -> str:
@@ -95,8 +95,12 @@ def _console() -> Console:
     return Console(highlight=False, markup=False, emoji=False)
 
 
-def _rich(table: Table, title: str | None = None) -> rich.table.Table:
-    """Convert a table; with a title in place of the label, where rows are grouped by label."""
+def rich_table(table: Table, title: str | None = None) -> rich.table.Table:
+    """Convert a table for a terminal; the rows of all labels follow one another without a head.
+
+    Args:
+        title: replaces that of the table, such as by the only label.
+    """
     shown = rich.table.Table(title=title or table.title, title_justify="left", pad_edge=False)
     for group, columns in table.groups:
         for column in columns:

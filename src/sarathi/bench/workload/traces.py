@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,18 +94,27 @@ def read_trace(path: str) -> LengthTrace:
     """
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            rows = list(_rows(path, csv.reader(file)))
+            reader = csv.DictReader(file, restval="")
+            reader.fieldnames = header = [name.strip() for name in reader.fieldnames or ()]
+            rows = [(f"--workload {path}, row {reader.line_num}", row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(path, error) from error
+    for name in (_PROMPT, _OUTPUT):
+        if name not in header:
+            raise BenchmarkError(
+                f"--workload {path} has no column {name}; needed are {_PROMPT} and {_OUTPUT}, "
+                f"and {_ARRIVAL} for the times"
+            )
     if not rows:
         raise BenchmarkError(f"--workload {path} has no requests")
-    if rows[0][2] is None:
-        prompts, outputs = np.array([row[:2] for row in rows], np.int64).T
+    prompts = np.array([_tokens(where, row, _PROMPT) for where, row in rows])
+    outputs = np.array([_tokens(where, row, _OUTPUT) for where, row in rows])
+    if _ARRIVAL not in header:
         return LengthTrace(path, prompts, outputs, None)
-    rows.sort(key=lambda row: row[2] or 0.0)
-    prompts, outputs = np.array([row[:2] for row in rows], np.int64).T
-    times = np.array([row[2] for row in rows], np.float64)
-    return LengthTrace(path, prompts, outputs, times - times[0])
+    times = np.array([_seconds(where, row) for where, row in rows])
+    order = np.argsort(times, kind="stable")
+    times = times[order]
+    return LengthTrace(path, prompts[order], outputs[order], times - times[0])
 
 
 def read_dialogues(path: str, count: Callable[[str], int]) -> Dialogues:
@@ -134,40 +143,21 @@ def read_dialogues(path: str, count: Callable[[str], int]) -> Dialogues:
     return Dialogues(path, conversations, answers, count)
 
 
-def _rows(path: str, reader: Iterator[list[str]]) -> Iterator[tuple[int, int, float | None]]:
-    header = [name.strip() for name in next(reader, [])]
-    for name in (_PROMPT, _OUTPUT):
-        if name not in header:
-            raise BenchmarkError(
-                f"--workload {path} has no column {name}; needed are {_PROMPT} and {_OUTPUT}, "
-                f"and {_ARRIVAL} for the times"
-            )
-    has_times = _ARRIVAL in header
-    for number, values in enumerate(reader, 2):
-        if not values:
-            continue
-        row = dict(zip(header, values, strict=False))
-        where = f"--workload {path}, row {number}"
-        yield (
-            _tokens(where, _PROMPT, row.get(_PROMPT, "")),
-            _tokens(where, _OUTPUT, row.get(_OUTPUT, "")),
-            _seconds(where, row.get(_ARRIVAL, "")) if has_times else None,
-        )
-
-
-def _tokens(where: str, name: str, text: str) -> int:
-    number = _number(text)
+def _tokens(where: str, row: dict[str, str], name: str) -> int:
+    number = _number(row[name])
     if not (number.is_integer() and 1 <= number <= MAX_LENGTH):
         raise BenchmarkError(
-            f"{where}: {name} is {text!r}, expected a whole number from 1 to {MAX_LENGTH:,}"
+            f"{where}: {name} is {row[name]!r}, expected a whole number from 1 to {MAX_LENGTH:,}"
         )
     return int(number)
 
 
-def _seconds(where: str, text: str) -> float:
-    number = _number(text)
+def _seconds(where: str, row: dict[str, str]) -> float:
+    number = _number(row[_ARRIVAL])
     if not math.isfinite(number):
-        raise BenchmarkError(f"{where}: {_ARRIVAL} is {text!r}, expected a time in seconds")
+        raise BenchmarkError(
+            f"{where}: {_ARRIVAL} is {row[_ARRIVAL]!r}, expected a time in seconds"
+        )
     return number
 
 

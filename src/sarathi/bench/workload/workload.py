@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 
 import numpy as np
 
@@ -132,15 +132,10 @@ class Workload:
         """Return the options of this workload that differ from the defaults, without dashes."""
         arrivals = TRACE if self.arrivals is None else self.arrivals.text
         options = self.pairs.options() | {"arrivals": arrivals}
-        for name, value, default in (
-            ("prompt-scale", self.prompt_scale, 1.0),
-            ("output-scale", self.output_scale, 1.0),
-            ("max-prompt", self.max_prompt, None),
-            ("max-output", self.max_output, None),
-            ("turns", self.turns, 1),
-        ):
-            if value != default:
-                options[name] = f"{value}"
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.default not in (MISSING, value):
+                options[field.name.replace("_", "-")] = f"{value}"
         return options
 
     def plan(

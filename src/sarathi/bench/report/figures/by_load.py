@@ -182,7 +182,8 @@ def _draw_label(axes: Axes, latency: _Latency, loads: Sequence[LoadGroup], index
         y = [value for _, value, _ in found]
         style: dict[str, Any] = {"color": colour(index), "linewidth": width}
         axes.plot(x, y, linestyle=dashes, **style)
-        _whiskers(axes, x, y, [interval for _, _, interval in found], latency, index)
+        intervals = [interval for _, _, interval in found]
+        _whiskers(axes, list(zip(x, y, strict=True)), intervals, latency, index)
         for load, value, _ in found:
             face = SURFACE if _is_hollow(load) else colour(index)
             size = 6 if name == "p99" else 4
@@ -191,34 +192,22 @@ def _draw_label(axes: Axes, latency: _Latency, loads: Sequence[LoadGroup], index
 
 def _whiskers(
     axes: Axes,
-    x: Sequence[float],
-    y: Sequence[float],
+    points: Sequence[tuple[float, float]],
     intervals: Sequence[tuple[float, float] | None],
     latency: _Latency,
     index: int,
     horizontal: bool = False,
 ) -> None:
-    """Draw the intervals of the points that have one."""
-    known = [
-        (place, at, latency.factor * ends[0], latency.factor * ends[1])
-        for place, at, ends in zip(x, y, intervals, strict=True)
-        if ends is not None
-    ]
-    if not known:
-        return
-    x, y = [place for place, *_ in known], [at for _, at, *_ in known]
-    below = [max(0.0, at - low) for _, at, low, _ in known]
-    above = [max(0.0, high - at) for _, at, _, high in known]
-    style: dict[str, Any] = {
-        "fmt": "none",
-        "ecolor": colour(index),
-        "elinewidth": 1,
-        "capsize": 2.5,
-    }
-    if horizontal:
-        axes.errorbar(y, x, xerr=[below, above], **style)
-    else:
-        axes.errorbar(x, y, yerr=[below, above], **style)
+    """Draw the intervals of the points (x, y) that have one."""
+    for (x, y), ends in zip(points, intervals, strict=True):
+        if ends is None:
+            continue
+        value = x if horizontal else y
+        low, high = (latency.factor * end for end in ends)
+        style: dict[str, Any] = {"ecolor": colour(index), "elinewidth": 1, "capsize": 2.5}
+        errors = [[max(0.0, value - low)], [max(0.0, high - value)]]
+        style["xerr" if horizontal else "yerr"] = errors
+        axes.errorbar(x, y, fmt="none", **style)
 
 
 def _rate_axis(axes: Axes, rates: Sequence[float]) -> None:
@@ -287,6 +276,6 @@ def _draw_row(axes: Axes, latency: _Latency, values: Distribution, row: int, ind
     for (value, interval), align in zip(ends, ("right", "left"), strict=True):
         at = latency.factor * value
         if at > 0:
-            _whiskers(axes, [row], [at], [interval], latency, index, horizontal=True)
+            _whiskers(axes, [(at, row)], [interval], latency, index, horizontal=True)
             axes.plot([at], [row], marker(index), color=colour(index), ms=7)
             words(axes, (at, row), number(at), (4 if align == "right" else -4, 12), align=align)
