@@ -1,8 +1,8 @@
 """Does the latency budget keep its target, and what does that cost in prompt throughput?
 
-Sixteen requests decode without end while prompts of 500 to 4000 tokens arrive one after the other:
-as soon as one has its first token, the next is sent. The gaps of the sixteen requests and the prompt
-tokens per second are compared, for each target and the best fixed budget that meets it.
+Sixteen requests decode without end while prompts of 500 to 4000 tokens arrive one after the
+other: as soon as one has its first token, the next is sent. The gaps of the sixteen requests and
+the prompt tokens per second are compared, for each target and the best fixed budget that meets it.
 """
 
 from __future__ import annotations

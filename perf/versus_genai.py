@@ -1,4 +1,4 @@
-"""Is the graph of this project as fast as the same model exported by optimum-intel and run by OpenVINO GenAI?
+"""Is the executor as fast as the same model, exported by optimum-intel, in OpenVINO GenAI?
 
 Usage: python -m perf.versus_genai FOLDER
 

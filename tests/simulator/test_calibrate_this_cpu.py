@@ -78,7 +78,7 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Servers:
     tokens: Callable[[object], SimpleNamespace] = lambda endpoint: SimpleNamespace(  # noqa: E731
         close=lambda: None
     )
-    monkeypatch.setattr(module, "answering", found.answering)
+    monkeypatch.setattr(module, "running_server", found.answering)
     monkeypatch.setattr(module, "measure", found.measure)
     monkeypatch.setattr(module, "ServerTokens", tokens)
     monkeypatch.setattr(module, "prepare", lambda load, *rest: SimpleNamespace(load=load, calls=()))

@@ -104,8 +104,8 @@ def rich_table(table: Table, title: str | None = None) -> rich.table.Table:
     shown = rich.table.Table(title=title or table.title, title_justify="left", pad_edge=False)
     for group, columns in table.groups:
         for column in columns:
-            head = f"{group} {column.head}" if group else column.head
-            shown.add_column(head, justify="left" if column.prose else "right")
+            head = f"{group}\n{column.head}" if group else column.head
+            shown.add_column(head, justify="left" if column.prose else "right", overflow="fold")
     for _, rows in table.sections:
         for row in rows:
             shown.add_row(*map(_text, row))
@@ -113,4 +113,4 @@ def rich_table(table: Table, title: str | None = None) -> rich.table.Table:
 
 
 def _text(cell: Cell) -> str:
-    return f"{cell.text} ({cell.note})" if cell.note else cell.text
+    return f"{cell.text}\n{cell.note}" if cell.note else cell.text
