@@ -6,7 +6,7 @@ import random
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import record
 
@@ -171,6 +171,7 @@ def test_it_is_quick() -> None:
     assert time.perf_counter() - before < 0.02
 
 
+@settings(deadline=None)
 @given(st.integers(0), st.booleans(), st.floats(0, 0.4), st.floats(0, 1))
 def test_a_run_that_is_stopped_would_have_missed_whatever_came(
     seed: int, tells_delay: bool, long_share: float, late_share: float
