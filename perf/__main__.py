@@ -1,6 +1,6 @@
-"""All perf in turn, each in a process of its own.
+"""Run all measurements one after the other, each in a separate process.
 
-Usage: python -m perf [FOLDER], the folder being what `versus_genai` takes.
+Usage: python -m perf [FOLDER]; the folder is the argument of `versus_genai`.
 """
 
 from __future__ import annotations

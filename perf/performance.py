@@ -3,9 +3,9 @@
 Usage: python -m perf.performance [FOLDER]
 
 Two servers with the same weights on the same executor: Sarathi with a latency target, and its
-`vllm` policy, which computes whole prompts before anything else. Each is searched for its capacity,
-as `sarathi capacity --start` does, and then they are compared at one rate. What is measured goes
-into FOLDER (benchmark-results/DATE); interrupted, the same command goes on.
+`vllm` policy, which computes whole prompts before anything else. Their capacities are measured as
+with `sarathi capacity --start`, then both are compared at one rate. Results are kept in FOLDER
+(benchmark-results/DATE); after an interruption, the same command continues.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 from perf.report import MODEL
-from sarathi.bench.comparison import Row, compared
+from sarathi.bench.comparison import Row, compare_runs
 from sarathi.bench.number_format import milliseconds, plain, seconds
 from sarathi.bench.report import CapacityWithRuns, write_report
 from sarathi.bench.results import Capacity, Run
@@ -133,7 +133,7 @@ def main() -> None:
         args = options(compare, folder, _LATENCIES)
         runs = measure_in_turns(args, SERVERS, Screen(quiet=False))
     files = write_report(folder / "report.html", runs, found)
-    rows = compared(runs, [server.label for server in SERVERS])
+    rows = compare_runs(runs, [server.label for server in SERVERS])
     write(section([one.capacity for one in found], rows, runs), files[1:])
     print(f"the section in {_README} is new, and {files[0]} has all of it")
 

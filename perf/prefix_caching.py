@@ -1,6 +1,6 @@
-"""What is the prefix cache worth where prompts begin alike, and what does it cost where not?
+"""What does the prefix cache gain for prompts with a common prefix, and cost for others?
 
-Two servers, with and without it, take turns at the same requests, one request at a time.
+The same requests are sent to two servers, with and without it, alternately, one at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from perf.server import Server
 from perf.streams import open_stream
 
 SHARED_TARGET = 0.25  # time to first token with the cache, of that without
-DISTINCT_TARGET = 1.03  # the same where nothing is shared: nothing but noise
+DISTINCT_TARGET = 1.03  # the same without a common prefix: only noise
 _SYSTEM, _OWN = 1500, 50  # tokens of the part that prompts share, and of the rest
 _OUTPUT = 2  # tokens
 _ROUNDS = 15

@@ -1,6 +1,6 @@
 """What do the iteration log and the trace cost, both together, of an iteration?
 
-The offline engine decodes with both of them on. What they take is timed from outside. Sums over
+The offline engine decodes with both of them on. Their cost is timed from outside. Sums over
 about a second are compared, since that is how often they write to their files.
 """
 
@@ -57,7 +57,7 @@ def open_engine(folder: Path, watch: Stopwatch) -> EngineCore:
     )
     core: Any
     core, _ = load_engine(locate(MODEL).path, config, lambda line: None)
-    # What is told to both is put together once, which is a part of the cost.
+    # The record for both is built once, which is part of the cost.
     core._record = watch.timed("both", core._record)
     for recorder in core._recorders:
         recorder.record = watch.timed(type(recorder).__name__, recorder.record)

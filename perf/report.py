@@ -36,7 +36,7 @@ class Figure:
 
 
 def show(title: str, figures: Sequence[Figure], note: str | None = None) -> None:
-    """Print a table. A missed target is told, never an error: machines differ."""
+    """Print a table. A missed target is marked, never an error: machines differ."""
     table = Table(title=title, title_justify="left", caption=note, caption_justify="left")
     table.add_column("figure")
     table.add_column("measured", justify="right")

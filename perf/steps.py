@@ -13,7 +13,7 @@ from sarathi.models.model import open_model
 
 
 def open_executor(max_tokens: int) -> OpenVinoExecutor:
-    """The demo model with room for so many tokens in the KV cache, in the default precision."""
+    """Load the demo model with so many tokens of KV cache, in the default precision."""
     model = open_model(locate(MODEL).path)
     executor = OpenVinoExecutor(model.config, model.weights, max_position=model.config.max_position)
     executor.allocate(-(-max_tokens // BLOCK_SIZE))

@@ -1,8 +1,8 @@
 """Does the latency budget keep its target, and what does that cost in prompt throughput?
 
-Sixteen users decode without end while prompts of 500 to 4000 tokens come one after the other: as
-soon as one has its first token, the next is sent. What is compared is the gaps of the sixteen and
-the prompt tokens computed a second, for each target beside the best fixed budget that meets it.
+Sixteen requests decode without end while prompts of 500 to 4000 tokens arrive one after the
+other: as soon as one has its first token, the next is sent. The gaps of the sixteen requests and
+the prompt tokens per second are compared, for each target and the best fixed budget that meets it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BUDGETS = (48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)  # tokens
 TOLERANCE = 1.15  # of the target, that the P99 of the gaps may reach
 THROUGHPUT = 0.9  # of the best fixed budget's
 _USERS = 16
-_USER_PROMPT, _USER_OUTPUT = 50, 4000  # tokens; nobody ends while it is measured
+_USER_PROMPT, _USER_OUTPUT = 50, 4000  # tokens; longer than the measurement
 _PROMPT = (500, 4000)  # tokens, log-uniform
 _SECONDS = 20.0  # after the first prompt, until the end of the last one that was begun
 _PATIENCE = 180.0  # seconds

@@ -1,8 +1,8 @@
-"""Is our graph as fast as the same model exported by optimum-intel and run by OpenVINO GenAI?
+"""Is the executor as fast as the same model, exported by optimum-intel, in OpenVINO GenAI?
 
 Usage: python -m perf.versus_genai FOLDER
 
-FOLDER is an export in bf16; docs/perf.md says how to make one. OpenVINO GenAI is no
+FOLDER is an export in bf16; docs/performance.md describes how to make one. OpenVINO GenAI is not a
 dependency of this project: without it nothing is measured.
 """
 

@@ -1,4 +1,4 @@
-"""Runs of hardware that there is not, with figures that can be checked by hand."""
+"""Simulated runs with figures that can be checked by hand."""
 
 from __future__ import annotations
 

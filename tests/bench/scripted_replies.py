@@ -1,4 +1,4 @@
-"""What a `ScriptedServer` is told to do with a request."""
+"""How a `ScriptedServer` answers a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server of the OpenAI API that does exactly what it is told, at the times it is told.
+"""A server of the OpenAI API that follows a script exactly, at the times of the script.
 
     with ScriptedServer(steady(ttft=0.05, tbt=0.01)) as server:
         ...  # talk to server.url, look at server.requests

@@ -16,8 +16,7 @@ from sarathi.bench.capacity.capacity_search import CapacitySearch
 from sarathi.bench.capacity.rate_search import Search, Try
 from sarathi.bench.capacity.search_store import SearchStore
 from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
-from sarathi.bench.result_files import RESULT_NAME, load_results, runs_of
-from sarathi.bench.results import Capacity, Run
+from sarathi.bench.results import RESULT_NAME, Capacity, Run, load_results, runs_of
 from sarathi.bench.server_process import ending_on_signals
 from sarathi.errors import BenchmarkError
 
@@ -70,7 +69,7 @@ def test_the_capacity_is_found_with_its_points_in_order(tmp_path: Path) -> None:
     assert result.points[-1].reason == "P99 TBT 300 ms above 100 ms"
 
 
-def test_a_step_makes_one_run_and_tells_of_it(tmp_path: Path) -> None:
+def test_a_step_makes_one_run_and_reports_it(tmp_path: Path) -> None:
     server = Server()
     with searching(tmp_path, server) as search:
         assert search.step()

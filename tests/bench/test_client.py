@@ -19,11 +19,15 @@ from scripted_certificate import self_signed, server_context
 from scripted_replies import PING, Raw, Reply, Script, Tokens, error_body, in_turn, steady
 from scripted_server import ScriptedServer
 
-from sarathi.bench.client.client_lag import INTERVAL, LagMeter
-from sarathi.bench.client.endpoint import Api, Endpoint
-from sarathi.bench.client.open_loop import Played, play
-from sarathi.bench.client.request_format import Call, Dialect
-from sarathi.bench.client.run_listener import RunListener, RunListeners
+from sarathi.bench.client.endpoint import Api, Call, Dialect, Endpoint
+from sarathi.bench.client.open_loop import (
+    HEARTBEAT,
+    LagMeter,
+    Played,
+    RunListener,
+    RunListeners,
+    play,
+)
 from sarathi.telemetry import RequestRecord, summarise
 
 # Seconds by which a median may be off, and a single time: both ends run in one process, on a
@@ -45,12 +49,12 @@ def run(
     dialect: Dialect = Dialect(),  # noqa: B008 - frozen
     *,
     timeout: float = 5.0,
-    watch: RunListener | None = None,
+    listener: RunListener | None = None,
     api: Api = "completions",
     runner: str = "uvloop",
 ) -> Played:
     endpoint = Endpoint.parse(url, model="scripted", api=api)
-    return RUNNERS[runner](play(endpoint, dialect, planned, timeout=timeout, watch=watch))
+    return RUNNERS[runner](play(endpoint, dialect, planned, timeout=timeout, listener=listener))
 
 
 def against(script: Script, planned: Sequence[Call], *args: Any, **options: Any) -> Played:
@@ -92,7 +96,7 @@ def test_requests_are_sent_at_their_times_whatever_became_of_others() -> None:
     assert waits == pytest.approx([0.1, 0, 0.1], abs=ROUGH)
 
 
-def test_requests_say_what_was_asked_for() -> None:
+def test_requests_have_the_fields_of_the_call() -> None:
     with ScriptedServer(steady(0, 0)) as server:
         (record,) = run(server.url + "/v1", [Call(0, "one two three", 9, 4)]).records
         (request,) = server.requests
@@ -133,7 +137,7 @@ def test_comments_are_no_tokens() -> None:
     assert record.gaps == pytest.approx([0.1], abs=ROUGH)
 
 
-def test_the_server_may_tell_its_scheduling_delay() -> None:
+def test_the_server_may_report_its_scheduling_delay() -> None:
     told = {"server-timing": 'cache;desc="hit, or miss", queue;dur=12.5'}
     assert one(steady(0, 0, headers=told)).scheduling_delay == pytest.approx(0.0125)
     assert one(steady(0, 0)).scheduling_delay is None
@@ -230,7 +234,7 @@ def test_a_stream_of_tokens_without_end_is_malformed(usage: Any) -> None:
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-def test_a_stream_that_ends_without_saying_so_was_dropped(runner: str) -> None:
+def test_a_stream_without_an_end_marker_was_dropped(runner: str) -> None:
     record = one(Reply([Tokens(0.01)], ending="bare"), runner=runner)
     assert (record.failure, len(record.tokens)) == ("dropped", 1)
 
@@ -241,7 +245,7 @@ def test_an_answer_without_counts_is_never_short() -> None:
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-def test_a_refused_connection_is_told(runner: str) -> None:
+def test_a_refused_connection_is_reported(runner: str) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -251,7 +255,7 @@ def test_a_refused_connection_is_told(runner: str) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL])
-def test_what_this_machine_lacks_is_the_clients_own_failure(
+def test_missing_resources_of_this_machine_are_a_failure_of_the_client(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(*_: Any, **__: Any) -> None:
@@ -265,7 +269,7 @@ def test_what_this_machine_lacks_is_the_clients_own_failure(
 
 WITH_FEW_FILES = """
 import asyncio, resource, sys, uvloop
-from sarathi.bench.client.request_format import Call, Dialect
+from sarathi.bench.client.endpoint import Call, Dialect
 from sarathi.bench.client.endpoint import Endpoint
 from sarathi.bench.client.open_loop import play
 resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
@@ -284,13 +288,13 @@ def test_a_process_without_files_left_fails_by_itself(runner: str) -> None:
     assert done.stdout.split() == ["client", "timeout"]
 
 
-def test_a_host_without_an_address_is_told() -> None:
+def test_a_host_without_an_address_is_reported() -> None:
     (record,) = run("http://nowhere.invalid:1", calls(1)).records
     assert record.failure == "connect"
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-def test_a_server_that_does_not_speak_tls_is_told(runner: str) -> None:
+def test_a_server_that_does_not_speak_tls_is_reported(runner: str) -> None:
     with ScriptedServer(steady(0, 0)) as server:
         url = server.url.replace("http://", "https://")
         (record,) = run(url, calls(1), timeout=1, runner=runner).records
@@ -339,12 +343,12 @@ class Quiet:
     def ended(self, index: int, record: RequestRecord) -> None:
         return None
 
-    def verdict(self, now: float) -> str | None:
+    def stop_reason(self, now: float) -> str | None:
         return None
 
 
 class Notes(Quiet):
-    """Writes down what it is told."""
+    """Records every notification."""
 
     def __init__(self) -> None:
         self.sent_at: dict[int, float] = {}
@@ -361,9 +365,9 @@ class Notes(Quiet):
         self.records[index] = record
 
 
-def test_a_watch_is_told_everything() -> None:
+def test_a_listener_is_notified_of_everything() -> None:
     notes = Notes()
-    played = against(steady(0.01, 0.01), calls(4), watch=notes)
+    played = against(steady(0.01, 0.01), calls(4), listener=notes)
     for index, record in enumerate(played.records):
         assert notes.sent_at[index] == record.arrival
         assert notes.times[index] == record.tokens
@@ -374,7 +378,7 @@ class Stop(Quiet):
     def __init__(self, at: float) -> None:
         self.at = at
 
-    def verdict(self, now: float) -> str | None:
+    def stop_reason(self, now: float) -> str | None:
         return "enough" if now >= self.at else None
 
 
@@ -383,8 +387,8 @@ def test_a_verdict_stops_the_run_and_keeps_what_has_ended(runner: str) -> None:
     script = in_turn(steady(0.01, 0.01), Reply(ending="hung"))
     with ScriptedServer(script) as server:
         began = time.perf_counter()
-        watch = RunListeners([Quiet(), Stop(0.3)])
-        played = run(server.url, calls(100, every=0.1), watch=watch, timeout=9, runner=runner)
+        listener = RunListeners([Quiet(), Stop(0.3)])
+        played = run(server.url, calls(100, every=0.1), listener=listener, timeout=9, runner=runner)
         assert time.perf_counter() - began < 1
         sent = len(server.requests)
     assert played.stopped == "enough"
@@ -395,20 +399,20 @@ def test_a_verdict_stops_the_run_and_keeps_what_has_ended(runner: str) -> None:
     )
 
 
-def test_an_error_of_a_watch_ends_the_run() -> None:
+def test_an_error_of_a_listener_ends_the_run() -> None:
     class Broken(Quiet):
         def sent(self, index: int, now: float) -> None:
-            raise RuntimeError("broken watch")
+            raise RuntimeError("broken listener")
 
-    with pytest.raises(RuntimeError, match="broken watch"):
-        against(steady(0, 0), calls(2), watch=Broken())
+    with pytest.raises(RuntimeError, match="broken listener"):
+        against(steady(0, 0), calls(2), listener=Broken())
 
 
 class Sleeper(Quiet):
     def __init__(self) -> None:
         self.slept = False
 
-    def verdict(self, now: float) -> str | None:
+    def stop_reason(self, now: float) -> str | None:
         if not self.slept:
             self.slept = True
             time.sleep(0.2)
@@ -417,7 +421,7 @@ class Sleeper(Quiet):
 
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_a_blocked_loop_shows_as_lag(runner: str) -> None:
-    played = against(steady(0.0, 0.01), calls(60), watch=Sleeper(), runner=runner)
+    played = against(steady(0.0, 0.01), calls(60), listener=Sleeper(), runner=runner)
     assert played.lag.max > 0.15
     assert played.lag.p99 > 0.1
     assert played.lag.p50 < 0.05
@@ -427,7 +431,7 @@ def test_a_blocked_loop_shows_as_lag(runner: str) -> None:
 def test_late_requests_are_seen_among_many_heartbeats() -> None:
     meter = LagMeter()
     for beat in range(1, 2001):
-        meter.beat(beat * INTERVAL)
+        meter.beat(beat * HEARTBEAT)
     for _ in range(5):
         meter.sent(0.05)
     lag = meter.result(20)
@@ -444,7 +448,7 @@ def test_late_heartbeats_are_seen_among_many_requests() -> None:
     assert lag.p99 == lag.max == pytest.approx(0.04)
 
 
-def test_a_meter_that_saw_nothing_tells_of_no_lag() -> None:
+def test_a_meter_without_events_reports_no_lag() -> None:
     assert LagMeter().result(1).max == 0
 
 
@@ -461,7 +465,7 @@ def test_garbage_is_not_collected_during_a_run() -> None:
         def progressed(self, index: int, times: Sequence[float]) -> None:
             seen.append(gc.isenabled())
 
-    against(steady(0, 0), calls(1), watch=Look())
+    against(steady(0, 0), calls(1), listener=Look())
     assert seen
     assert not any(seen)
     assert gc.isenabled()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sarathi.bench.comparison import compared, turns
+from sarathi.bench.comparison import compare_runs, measurement_order
 from sarathi.bench.results import Lag, Run
 from sarathi.telemetry import RequestRecord, summarise
 
@@ -36,8 +36,8 @@ def run(label: str, rate: float, tbt: float, failure: str | None = None) -> Run:
     )
 
 
-def test_every_contender_meets_every_rate_in_every_round_and_begins_some() -> None:
-    played = list(turns([1.0, 2.0], 3, 3))
+def test_every_target_is_measured_at_every_rate_in_every_round_and_starts_some() -> None:
+    played = list(measurement_order([1.0, 2.0], 3, 3))
     assert len(played) == 6
     assert all(sorted(order) == [0, 1, 2] for _, _, order in played)
     assert {order[0] for _, _, order in played} == {0, 1, 2}
@@ -46,21 +46,21 @@ def test_every_contender_meets_every_rate_in_every_round_and_begins_some() -> No
 def test_ratios_are_taken_round_by_round() -> None:
     """The machine is twice as slow in the second round: the ratio stays."""
     runs = [run("a", 1, 0.1), run("b", 1, 0.2), run("b", 1, 0.4), run("a", 1, 0.2)]
-    first, second = compared(runs, ["a", "b"])
+    first, second = compare_runs(runs, ["a", "b"])
     assert (first.label, second.label) == ("a", "b")
     assert first.ratios["tbt_p99"] == pytest.approx(1)
     assert second.ratios["tbt_p99"] == pytest.approx(2)
     assert second.figures["tbt_p99"] == pytest.approx(0.3)
 
 
-def test_rates_are_told_apart() -> None:
+def test_rates_are_kept_apart() -> None:
     runs = [run("a", 1, 0.1), run("b", 1, 0.1), run("a", 2, 0.1), run("b", 2, 0.3)]
-    rows = compared(runs, ["a", "b"])
+    rows = compare_runs(runs, ["a", "b"])
     assert [(row.rate, row.label) for row in rows] == [(1, "a"), (1, "b"), (2, "a"), (2, "b")]
     assert rows[3].ratios["tbt_p50"] == pytest.approx(3)
 
 
 def test_what_failed_has_no_ratio_but_is_counted() -> None:
-    rows = compared([run("a", 1, 0.1), run("b", 1, 0.1, failure="dropped")], ["a", "b"])
+    rows = compare_runs([run("a", 1, 0.1), run("b", 1, 0.1, failure="dropped")], ["a", "b"])
     assert rows[1].failed == 1
     assert rows[1].ratios["ttft_p50"] is None

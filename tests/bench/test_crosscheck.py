@@ -21,9 +21,8 @@ import uvloop
 from scripted_replies import Received, Reply, Tokens
 from scripted_server import MODEL, ScriptedServer
 
-from sarathi.bench.client.endpoint import Endpoint
+from sarathi.bench.client.endpoint import Call, Dialect, Endpoint
 from sarathi.bench.client.open_loop import play
-from sarathi.bench.client.request_format import Call, Dialect
 from sarathi.telemetry import RequestRecord, distribution, summarise
 
 WITHIN = 0.05

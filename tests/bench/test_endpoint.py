@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from sarathi.bench.client.endpoint import Endpoint
-from sarathi.bench.client.request_format import Call, Dialect, request
+from sarathi.bench.client.endpoint import Call, Dialect, Endpoint, request
 from sarathi.errors import BenchmarkError
 
 CALL = Call(at=0.0, prompt="Grüße", prompt_tokens=2, output_tokens=7)

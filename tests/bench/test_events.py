@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarathi.bench.client.answer import Answer
-from sarathi.bench.client.server_timing import duration
+from sarathi.bench.client.answer import Answer, TokenTimes, server_timing, spread_over_tokens
 from sarathi.bench.client.sse_events import (
     ChunkUsage,
     EventError,
@@ -17,7 +16,6 @@ from sarathi.bench.client.sse_events import (
     error_message,
     read_chunk,
 )
-from sarathi.bench.client.token_times import TokenTimes, spread
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
 
@@ -154,7 +152,7 @@ def test_errors_are_understood_in_the_words_of_many_servers(
     ],
 )
 def test_server_timing_is_read_leniently(header: str, seconds: float | None) -> None:
-    assert duration(header, "queue") == (None if seconds is None else pytest.approx(seconds))
+    assert server_timing(header, "queue") == (None if seconds is None else pytest.approx(seconds))
 
 
 def settled(
@@ -183,11 +181,11 @@ def test_with_usage_at_the_end_events_are_tokens_if_their_numbers_agree() -> Non
     assert settled((1.0, 3, None), (2.0, 3, None), final=2) == ([1.0, 2.0], False)
 
 
-def test_usage_beside_the_last_text_alone_is_not_taken_for_usage_in_every_event() -> None:
+def test_usage_only_in_the_last_event_with_text_is_not_usage_in_every_event() -> None:
     assert settled((1.0, 3, None), (2.0, 3, None), (3.0, 3, 3)) == ([1.0, 2.0, 3.0], False)
 
 
-def test_a_count_that_stays_zero_until_the_end_is_not_taken_for_one() -> None:
+def test_a_count_that_stays_zero_until_the_end_is_ignored() -> None:
     assert settled((1.0, 3, 0), (2.0, 3, 0), final=2) == ([1.0, 2.0], False)
 
 
@@ -215,7 +213,7 @@ def test_times_are_as_many_as_tokens_and_all_of_them_times_of_events(
     pieces: list[tuple[float, int]], tokens: int
 ) -> None:
     times = sorted(time for time, _ in pieces)
-    found = spread(times, [length for _, length in pieces], tokens)
+    found = spread_over_tokens(times, [length for _, length in pieces], tokens)
     assert len(found) == tokens
     assert found == sorted(found)
     assert found[0] == times[0]
@@ -227,7 +225,7 @@ def test_times_are_as_many_as_tokens_and_all_of_them_times_of_events(
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 7))
 def test_tokens_of_equal_length_are_found_exactly(counts: list[int], length: int) -> None:
     times = [float(i) for i in range(len(counts))]
-    found = spread(times, [count * length for count in counts], sum(counts))
+    found = spread_over_tokens(times, [count * length for count in counts], sum(counts))
     assert found == [time for time, count in zip(times, counts, strict=True) for _ in range(count)]
 
 

@@ -13,8 +13,17 @@ import pytest
 from made_up import record, run
 from msgspec.structs import replace
 
-from sarathi.bench.result_files import load_all, load_results, load_run, run_name, runs_of, save
-from sarathi.bench.results import Capacity, Point, Run
+from sarathi.bench.results import (
+    Capacity,
+    Point,
+    Run,
+    load_all,
+    load_results,
+    load_run,
+    run_name,
+    runs_of,
+    save,
+)
 from sarathi.errors import BenchmarkError
 
 RUN = run([record([0.05, 0.06], delay=None), record(failure="timeout")], invalid="the client")
@@ -94,7 +103,7 @@ def test_a_million_tokens_are_written_and_read_quickly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"", "damaged"),
         (b"{", "damaged"),
@@ -109,16 +118,16 @@ def test_a_million_tokens_are_written_and_read_quickly(tmp_path: Path) -> None:
         (b"[" * 100_000, "damaged"),
     ],
 )
-def test_a_damaged_file_is_told_in_a_line(tmp_path: Path, data: bytes, told: str) -> None:
+def test_a_damaged_file_is_reported_in_one_line(tmp_path: Path, data: bytes, message: str) -> None:
     file = tmp_path / "run.json.gz"
     file.write_bytes(data)
-    with pytest.raises(BenchmarkError, match=told) as error:
+    with pytest.raises(BenchmarkError, match=message) as error:
         load_results(file)
     assert str(file) in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_cut_anywhere_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_cut_anywhere_is_reported(tmp_path: Path) -> None:
     save(tmp_path / "whole.json.gz", RUN)
     whole = (tmp_path / "whole.json.gz").read_bytes()
     for length in range(0, len(whole), 7):
@@ -127,7 +136,7 @@ def test_a_file_that_is_cut_anywhere_is_told(tmp_path: Path) -> None:
             load_results(tmp_path / "cut")
 
 
-def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+def test_what_is_not_there_is_reported(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="No such file"):
         load_results(tmp_path / "run.json")
     with pytest.raises(BenchmarkError, match="cannot be read: Is a directory"):

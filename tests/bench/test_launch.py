@@ -106,7 +106,7 @@ def launched(command: str, log: Path, grace: float = 5.0) -> Launched:
 
 
 def pids(log: Path, number: int = 1) -> list[int]:
-    """Of the processes, once so many have told theirs."""
+    """Return the ids of the processes, once so many have printed theirs."""
     for _ in waiting():
         lines = log.read_text().splitlines() if log.exists() else []
         found = [int(line.split()[1]) for line in lines if line.startswith("pid ")]
@@ -214,7 +214,7 @@ def test_it_ends_when_we_are_ended(
     assert all_end(started)
 
 
-def test_one_that_dies_at_once_is_told_with_its_last_words(server: str, log: Path) -> None:
+def test_one_that_dies_at_once_is_reported_with_its_last_output(server: str, log: Path) -> None:
     with (
         pytest.raises(BenchmarkError, match=r"has ended \(exit code 3\); the last") as error,
         launched(f"{server} --fail 'no memory'", log) as running,
@@ -223,7 +223,7 @@ def test_one_that_dies_at_once_is_told_with_its_last_words(server: str, log: Pat
     assert "cannot go on: no memory" in str(error.value)
 
 
-def test_one_that_crashes_is_told_with_its_signal(server: str, log: Path) -> None:
+def test_one_that_crashes_is_reported_with_its_signal(server: str, log: Path) -> None:
     with (
         pytest.raises(BenchmarkError, match=r"has ended \(SIGABRT\)"),
         launched(f"{server} --fail abort", log) as running,
@@ -241,7 +241,7 @@ def test_a_crash_is_noticed_although_others_live_on(server: str, log: Path) -> N
             running.wait_ready(10)
 
 
-def test_one_that_goes_to_the_background_is_told(log: Path) -> None:
+def test_one_that_goes_to_the_background_is_reported(log: Path) -> None:
     with (
         pytest.raises(BenchmarkError, match=r"in the foreground\); it printed nothing"),
         launched(f"{sys.executable} -c ''", log) as running,
@@ -249,7 +249,7 @@ def test_one_that_goes_to_the_background_is_told(log: Path) -> None:
         running.wait_ready(10)
 
 
-def test_patience_ends(server: str, log: Path) -> None:
+def test_waiting_ends(server: str, log: Path) -> None:
     with launched(server, log) as running:
         pids(log)
         with pytest.raises(BenchmarkError, match=r"not ready after 0.3 s: GET \S+ fails") as error:
@@ -266,12 +266,14 @@ def test_patience_ends(server: str, log: Path) -> None:
         "--models 401",
     ],
 )
-def test_a_server_is_ready_once_it_says_so(server: str, log: Path, port: int, answers: str) -> None:
+def test_a_server_is_ready_once_it_is_healthy(
+    server: str, log: Path, port: int, answers: str
+) -> None:
     with Launched(f"{server} --port {port} {answers}", None, log) as running:
         running.wait_ready(10)
 
 
-def test_a_server_that_stays_unwell_is_told(server: str, log: Path, port: int) -> None:
+def test_a_server_that_stays_unwell_is_reported(server: str, log: Path, port: int) -> None:
     with (
         pytest.raises(BenchmarkError, match="/health gives status 503"),
         Launched(f"{server} --port {port} --health 503", None, log) as running,
@@ -308,7 +310,7 @@ def test_commands_of_the_same_installation_are_found_first(
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
         ("no-such-command --port 1", "there is no command 'no-such-command'"),
         ("/etc/passwd", "there is no command"),
@@ -319,12 +321,12 @@ def test_commands_of_the_same_installation_are_found_first(
         ("true -p 70000", "'70000'"),
     ],
 )
-def test_a_command_that_cannot_be_is_told(log: Path, command: str, told: str) -> None:
-    with pytest.raises(BenchmarkError, match=told):
+def test_a_command_that_cannot_be_is_reported(log: Path, command: str, message: str) -> None:
+    with pytest.raises(BenchmarkError, match=message):
         Launched(command, None, log)
 
 
-def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     with (
         pytest.raises(BenchmarkError, match="cannot be started with its output in"),
         launched("true", tmp_path),

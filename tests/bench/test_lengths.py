@@ -5,29 +5,29 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sarathi.bench.workload.lengths import MAX_LENGTH, Tokens, lengths_from
+from sarathi.bench.workload.lengths import MAX_LENGTH, Tokens, parse_lengths
 from sarathi.errors import BenchmarkError
 
 MANY = 20_000
 
 
-def drawn(text: str, seed: int = 1) -> Tokens:
-    return lengths_from(text, "--prompt-lengths").draw(MANY, np.random.default_rng(seed))
+def sampled(text: str, seed: int = 1) -> Tokens:
+    return parse_lengths(text, "--prompt-lengths").sample(MANY, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("text", ["7", "fixed:7"])
 def test_fixed_lengths_are_all_the_same(text: str) -> None:
-    assert set(drawn(text).tolist()) == {7}
+    assert set(sampled(text).tolist()) == {7}
 
 
 def test_uniform_lengths_include_both_bounds_equally_often() -> None:
-    values, counts = np.unique(drawn("uniform:3,6"), return_counts=True)
+    values, counts = np.unique(sampled("uniform:3,6"), return_counts=True)
     assert values.tolist() == [3, 4, 5, 6]
     assert counts / MANY == pytest.approx(np.full(4, 0.25), abs=0.02)
 
 
 def test_log_normal_lengths_have_their_median_and_p90() -> None:
-    lengths = drawn("lognormal:430,1400")
+    lengths = sampled("lognormal:430,1400")
     assert np.percentile(lengths, [50, 90]) == pytest.approx([430, 1400], rel=0.05)
     logs = np.log(lengths)
     assert np.percentile(logs, 50) - np.percentile(logs, 10) == pytest.approx(
@@ -36,7 +36,7 @@ def test_log_normal_lengths_have_their_median_and_p90() -> None:
 
 
 def test_zipf_lengths_fall_with_a_power() -> None:
-    values, counts = np.unique(drawn("zipf:1.5,100"), return_counts=True)
+    values, counts = np.unique(sampled("zipf:1.5,100"), return_counts=True)
     assert values[0] == 1
     assert values[-1] <= 100
     weights = np.arange(1, 101) ** -1.5
@@ -45,15 +45,15 @@ def test_zipf_lengths_fall_with_a_power() -> None:
 
 @pytest.mark.parametrize("text", ["lognormal:1,1000000", "zipf:20,5", "uniform:1,1", "zipf:0.1,9"])
 def test_all_lengths_are_within_bounds(text: str) -> None:
-    lengths = drawn(text)
+    lengths = sampled(text)
     assert lengths.dtype == np.int64
     assert lengths.min() >= 1
     assert lengths.max() <= MAX_LENGTH
 
 
 def test_the_seed_decides() -> None:
-    assert (drawn("zipf:1,99", 1) == drawn("zipf:1,99", 1)).all()
-    assert (drawn("zipf:1,99", 1) != drawn("zipf:1,99", 2)).any()
+    assert (sampled("zipf:1,99", 1) == sampled("zipf:1,99", 1)).all()
+    assert (sampled("zipf:1,99", 1) != sampled("zipf:1,99", 2)).any()
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,6 @@ def test_the_seed_decides() -> None:
 )
 def test_other_texts_are_refused(text: str, reason: str) -> None:
     with pytest.raises(BenchmarkError) as error:
-        lengths_from(text, "--output-lengths")
+        parse_lengths(text, "--output-lengths")
     assert reason in str(error.value)
     assert f"--output-lengths {text!r}" in str(error.value)

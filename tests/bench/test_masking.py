@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sarathi.bench.masked_command import shown_command
-from sarathi.bench.server_process import Launched
+from sarathi.bench.server_process import Launched, mask_secrets
 from sarathi.errors import BenchmarkError
 
 
@@ -26,7 +25,7 @@ from sarathi.errors import BenchmarkError
     ],
 )
 def test_keys_are_masked(command: str, shown: str) -> None:
-    assert shown_command(command) == shown
+    assert mask_secrets(command) == shown
 
 
 @pytest.mark.parametrize(
@@ -38,7 +37,7 @@ def test_keys_are_masked(command: str, shown: str) -> None:
     ],
 )
 def test_all_else_is_as_it_was_typed(command: str) -> None:
-    assert shown_command(command) == command
+    assert mask_secrets(command) == command
 
 
 def test_messages_of_a_server_that_cannot_be_started_have_no_key(tmp_path: Path) -> None:
@@ -52,5 +51,5 @@ def test_messages_of_a_server_that_cannot_be_started_have_no_key(tmp_path: Path)
 @pytest.mark.parametrize("part", ["-", "--api-key", "-token ", "a", "'a'", '"', "\\"])
 def test_long_commands_take_no_time(part: str) -> None:
     before = time.process_time()
-    shown_command(f"x --api-key {part * 5000}")
+    mask_secrets(f"x --api-key {part * 5000}")
     assert time.process_time() - before < 0.1

@@ -103,7 +103,7 @@ class TestBench:
             assert bench(server, "--rate", "20", "--num-requests", "3", "--json") == 0
             assert of_json(capsys)["failures"] == {"dropped": 1, "status_500": 1}
 
-    def test_people_are_told_the_same(
+    def test_people_see_the_same(
         self, server: ScriptedServer, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert bench(server, "--rate", "40", "--num-requests", "4", "--label", "mine") == 0
@@ -164,7 +164,7 @@ class TestBadInput:
             (("report", "nothing-here.json"), "nothing-here.json"),
         ],
     )
-    def test_it_is_told_in_a_line(
+    def test_it_is_reported_in_one_line(
         self,
         words: tuple[str, ...],
         told: str,
@@ -289,7 +289,7 @@ class TestRealServer:
         assert all(point["summary"]["scheduling_delay"]["count"] for point in found["points"])
         assert not answers(port)
 
-    def test_a_search_that_is_told_to_end_stops_the_server(self, tmp_path: Path) -> None:
+    def test_a_search_that_gets_a_signal_stops_the_server(self, tmp_path: Path) -> None:
         port = free_port()
         process = start_search(tmp_path, port, "--tbt-target", "1s", "--start-rate", "0.1")
         try:

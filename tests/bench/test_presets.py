@@ -14,8 +14,8 @@ from sarathi.bench.workload.traces import read_trace
 TRACES = Path(__file__).parents[3] / "shared" / "traces"
 
 
-def drawn(name: str, count: int = 10_000) -> tuple[Tokens, Tokens]:
-    return PRESETS[name].draw(count, np.random.default_rng(1))
+def sampled(name: str, count: int = 10_000) -> tuple[Tokens, Tokens]:
+    return PRESETS[name].sample(count, np.random.default_rng(1))
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def drawn(name: str, count: int = 10_000) -> tuple[Tokens, Tokens]:
 def test_median_p90_and_deviation_are_those_published(
     name: str, prompts: tuple[int, ...], outputs: tuple[int, ...], max_total: int
 ) -> None:
-    found = drawn(name)
+    found = sampled(name)
     for lengths, (median, p90, deviation) in zip(found, (prompts, outputs), strict=True):
         assert np.percentile(lengths, [50, 90]) == pytest.approx([median, p90], rel=0.05)
         assert lengths.std() == pytest.approx(deviation, rel=0.1)
@@ -41,7 +41,7 @@ def test_sharegpt_has_the_shape_of_the_published_counts() -> None:
     if not path.exists():
         pytest.skip("needs the published token counts")
     trace = read_trace(str(path))
-    for lengths, real in zip(drawn("sharegpt"), (trace.prompts, trace.outputs), strict=True):
+    for lengths, real in zip(sampled("sharegpt"), (trace.prompts, trace.outputs), strict=True):
         grid = np.unique(real)
         shares = [
             np.searchsorted(np.sort(some), grid, side="right") / len(some)

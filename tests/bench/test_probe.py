@@ -10,8 +10,7 @@ import pytest
 from scripted_replies import Reply, Tokens, error_body, in_turn, steady
 from scripted_server import ScriptedServer
 
-from sarathi.bench.client.endpoint import Endpoint
-from sarathi.bench.client.request_format import Dialect
+from sarathi.bench.client.endpoint import Dialect, Endpoint
 from sarathi.bench.client.server_probe import DIALECTS, ServerFacts, probe
 from sarathi.errors import BenchmarkError
 
@@ -21,14 +20,14 @@ ANSWER = steady(0.0, 0.0)
 def look(
     server: ScriptedServer,
     *,
-    patience: float = 0.0,
+    ready_timeout: float = 0.0,
     timeout: float = 2.0,
     ignore_eos: bool = True,
     **endpoint: Any,
 ) -> ServerFacts:
     return probe(
         Endpoint.parse(server.url, **endpoint),
-        patience=patience,
+        ready_timeout=ready_timeout,
         timeout=timeout,
         ignore_eos=ignore_eos,
     )
@@ -51,12 +50,12 @@ def test_a_server_is_known_after_one_small_request(model: str | None, api: str) 
     assert request.tokens == 8
 
 
-def test_a_limit_that_is_not_told_is_none() -> None:
+def test_a_limit_that_is_not_reported_is_none() -> None:
     with ScriptedServer(ANSWER, max_model_len=None) as server:
         assert look(server).max_model_len is None
 
 
-def test_a_server_that_tells_its_delay_is_known_for_it() -> None:
+def test_a_server_that_reports_its_delay_is_recognised() -> None:
     with ScriptedServer(steady(0, 0, headers={"server-timing": "queue;dur=0.1"})) as server:
         assert look(server).tells_delay
 
@@ -81,7 +80,7 @@ def test_fields_that_are_refused_are_left_out_and_no_others(
         assert look(server).dialect == dialect
 
 
-def test_a_server_that_takes_a_field_without_heeding_it_is_found_out() -> None:
+def test_a_server_that_accepts_a_field_but_ignores_it_is_recognised() -> None:
     ends_early = Reply([Tokens(0.0), Tokens(0.0)])
     with ScriptedServer(in_turn(ends_early)) as server:
         assert look(server).dialect == Dialect(ignore_eos=False)
@@ -102,12 +101,12 @@ def test_answers_may_end_where_the_model_ends_them(refuses: list[str], dialect: 
 
 
 def test_a_server_that_refuses_everything_is_quoted() -> None:
-    told = problem(ScriptedServer(ANSWER, refuses=["max_tokens"]))
-    assert "refuses even a plain request" in told
-    assert "max_tokens" in told
+    message = problem(ScriptedServer(ANSWER, refuses=["max_tokens"]))
+    assert "refuses even a plain request" in message
+    assert "max_tokens" in message
 
 
-def test_no_server_is_told_with_its_address() -> None:
+def test_a_missing_server_is_reported_with_its_address() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -136,7 +135,7 @@ class OtherServer(BaseHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("path", "reason"), [("/", "status 404"), ("/json", "data"), ("/text", "JSON")]
 )
-def test_a_server_of_something_else_is_told(path: str, reason: str) -> None:
+def test_a_server_of_something_else_is_reported(path: str, reason: str) -> None:
     with HTTPServer(("127.0.0.1", 0), OtherServer) as server:
         thread = threading.Thread(target=server.handle_request)
         thread.start()
@@ -146,15 +145,15 @@ def test_a_server_of_something_else_is_told(path: str, reason: str) -> None:
         thread.join()
 
 
-def test_an_unknown_model_is_told_with_those_that_are_served() -> None:
+def test_an_unknown_model_is_reported_with_those_that_are_served() -> None:
     assert "no model 'gpt', only scripted" in problem(ScriptedServer(ANSWER), model="gpt")
 
 
 @pytest.mark.parametrize(("key", "words"), [(None, "is missing"), ("wrong", "is not accepted")])
 def test_a_key_is_asked_for(key: str | None, words: str) -> None:
-    told = problem(ScriptedServer(ANSWER, api_key="right"), api_key=key)
-    assert words in told
-    assert "--api-key" in told
+    message = problem(ScriptedServer(ANSWER, api_key="right"), api_key=key)
+    assert words in message
+    assert "--api-key" in message
 
 
 def test_the_right_key_opens() -> None:
@@ -164,21 +163,21 @@ def test_the_right_key_opens() -> None:
 
 def test_a_server_that_is_loading_is_waited_for() -> None:
     with ScriptedServer(ANSWER, loading=0.3) as server:
-        assert look(server, patience=3).model == "scripted"
+        assert look(server, ready_timeout=3).model == "scripted"
 
 
-def test_patience_ends() -> None:
+def test_waiting_ends() -> None:
     began = time.perf_counter()
-    told = problem(ScriptedServer(ANSWER, loading=60), patience=0.6)
+    message = problem(ScriptedServer(ANSWER, loading=60), ready_timeout=0.6)
     assert time.perf_counter() - began < 1.5
-    assert "not ready after 0.6 s" in told
-    assert "still loading" in told
+    assert "not ready after 0.6 s" in message
+    assert "still loading" in message
 
 
 def test_a_model_that_loads_behind_its_list_is_waited_for_too() -> None:
     busy = Reply(status=503, body=error_body("The model is still loading."))
     with ScriptedServer(in_turn(busy, ANSWER)) as server:
-        assert look(server, patience=3).model == "scripted"
+        assert look(server, ready_timeout=3).model == "scripted"
 
 
 @pytest.mark.parametrize(

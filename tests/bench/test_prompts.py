@@ -134,7 +134,7 @@ def test_a_prompt_takes_one_or_two_counts() -> None:
     assert counter.calls - 2 * before <= 2 * 200
 
 
-def test_a_tokenizer_without_such_a_text_is_told() -> None:
+def test_a_tokenizer_without_such_a_text_is_reported() -> None:
     even = Counter(lambda text: 2 * len(text.split()))
     assert len(written([10], even)[0].split()) == 5
     with pytest.raises(BenchmarkError, match="no text of exactly 11 tokens"):

@@ -78,7 +78,7 @@ def test_where_even_the_lowest_rate_misses_there_is_no_capacity(start: float) ->
 
 
 @given(STARTS)
-def test_where_all_rates_meet_the_highest_one_is_told(start: float) -> None:
+def test_where_all_rates_meet_the_highest_one_is_reported(start: float) -> None:
     search = Search(start, 0.1)
     made = carried_out(search, below(math.inf))
     assert search.high is None
@@ -160,15 +160,15 @@ def test_it_ends_whatever_the_verdicts_are(seed: int, resolution: float) -> None
 
 
 def test_repeats_make_results_better_on_the_whole() -> None:
-    """A run tells how far its rate is from the capacity, with an error of a tenth; the runs of a
+    """A run shows how far its rate is from the capacity, with an error of a tenth; the runs of a
     rate are taken together."""
 
     def error(trusting: bool, seed: int) -> float:
         rng = random.Random(seed)
-        told: dict[float, list[float]] = {}
+        seen: dict[float, list[float]] = {}
 
         def oracle(wanted: Try) -> tuple[bool, bool]:
-            runs = told.setdefault(wanted.rate, [])
+            runs = seen.setdefault(wanted.rate, [])
             runs.append(math.log(wanted.rate / 3) + rng.gauss(0, 0.1))
             distance = sum(runs) / len(runs)
             return distance < 0, trusting or abs(distance) > 2 * 0.1 / math.sqrt(len(runs))
@@ -213,12 +213,12 @@ def test_points_of_an_earlier_search_are_not_asked_for_again(start: float, truth
 
 
 @pytest.mark.parametrize(
-    ("start", "resolution", "told"),
+    ("start", "resolution", "message"),
     [(0.0, 0.1, "first rate is 0,"), (math.nan, 0.1, "first rate"), (1e9, 0.1, "first rate")]
     + [(1.0, value, "resolution is") for value in (0.0, -1.0, 0.009, 2.0, math.nan)],
 )
-def test_what_cannot_be_searched_is_refused(start: float, resolution: float, told: str) -> None:
-    with pytest.raises(BenchmarkError, match=told):
+def test_what_cannot_be_searched_is_refused(start: float, resolution: float, message: str) -> None:
+    with pytest.raises(BenchmarkError, match=message):
         Search(start, resolution)
 
 

@@ -12,7 +12,7 @@ import pytest
 from made_up import record, run
 
 from sarathi.bench.capacity.search_store import SearchStore
-from sarathi.bench.result_files import save
+from sarathi.bench.results import save
 from sarathi.errors import BenchmarkError
 
 CONFIGURATION = {"server": "sarathi serve tiny", "seed": 0, "workload": {"b": "1", "a": "2"}}
@@ -78,7 +78,7 @@ def test_what_cannot_be_read_is_set_aside_with_a_warning(
         assert len(caplog.messages) == 3
         assert "run-2.json.gz is no result, or is damaged" in caplog.messages[0]
         assert "run-2.json.gz.unreadable" in caplog.messages[0]
-        assert "of another rate than its name says" in caplog.messages[1]
+        assert "does not have the rate of its name" in caplog.messages[1]
         assert cut.with_name("run-2.json.gz.unreadable").exists()
         assert numbers(made) == [(1.0, 0, 0)]
         assert len(caplog.messages) == 3
@@ -130,7 +130,7 @@ def test_a_process_that_was_killed_holds_no_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_a_root_that_cannot_be_a_folder_is_told(tmp_path: Path) -> None:
+def test_a_root_that_cannot_be_a_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(BenchmarkError, match="cannot be written: Not a directory"),

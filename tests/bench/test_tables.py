@@ -9,9 +9,9 @@ from simulated_runs import simulated, use
 
 from sarathi.bench.comparison import FIGURES, Row
 from sarathi.bench.results import Capacity, Point
-from sarathi.bench.terminal_tables import (
+from sarathi.bench.run_notes import run_notes
+from sarathi.bench.terminal import (
     capacity_text,
-    notes,
     print_capacities,
     print_comparison,
     print_run,
@@ -70,7 +70,7 @@ def test_any_text_is_printed_as_it_is(text: str, capsys: Printed) -> None:
     print_capacities([found, found])
     printed = capsys.readouterr().out
     assert printed.splitlines()[0].strip() == text
-    assert f"misses: {text}" in printed
+    assert text in printed.split("missed")[1].splitlines()[0]
     assert f"{text}: 1.00 of {text}" in printed
 
     empty = dict.fromkeys(FIGURES)
@@ -85,8 +85,8 @@ def test_a_run_that_was_stopped_has_no_latencies(capsys: Printed) -> None:
     lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
     [whole] = [line for line in lines if line[:1] == ["2"]]
     [stopped] = [line for line in lines if line[:1] == ["4"]]
-    assert whole[1:5] == ["50.0", "ms", "0.100", "s"]
-    assert stopped[1:4] == ["-", "-", "-"]
+    assert whole[1:7] == ["met", "50.0", "0.100", "0.200", "0.200", "30"]
+    assert stopped[1:6] == ["missed", "-", "-", "-", "-"]
 
 
 def test_the_outcome_of_a_search_in_a_sentence() -> None:
@@ -103,18 +103,18 @@ def test_the_outcome_of_a_search_in_a_sentence() -> None:
     )
 
 
-def test_what_made_it_easier_for_the_server_is_noted() -> None:
+def test_what_made_a_run_easier_for_the_server_is_noted() -> None:
     easy = replace(record(), output_tokens=15, cached_tokens=5)
-    found = notes(run([record(), easy, replace(easy, failure="timeout")]))
+    found = run_notes(run([record(), easy, replace(easy, failure="timeout")]))
     assert "answers had 20 of 25 tokens asked for" in found
     assert "12.5 % of the prompt tokens came from the server's prefix cache" in found
-    plain = notes(run([record()]))
+    plain = run_notes(run([record()]))
     assert not [note for note in plain if "tokens asked for" in note or "prefix cache" in note]
 
 
-def test_a_simulated_run_says_how_well_its_hardware_was_used() -> None:
+def test_a_simulated_run_has_notes_on_the_use_of_its_hardware() -> None:
     second = use(active=300.0, busy=(60.0, 300.0), overhead=0.0, preemptions=2, kv_mean=0.1)
-    found = notes(simulated(run([record()]), use(), second))
+    found = run_notes(simulated(run([record()]), use(), second))
     assert found == [
         "stage 0: busy for 35 % of the time with requests, idle (bubbles) for 65 %",
         "stage 1: busy for 90 % of the time with requests, idle (bubbles) for 10 %",
@@ -125,17 +125,17 @@ def test_a_simulated_run_says_how_well_its_hardware_was_used() -> None:
     ]
 
 
-def test_a_simulated_run_says_what_it_leaves_out() -> None:
+def test_a_simulated_run_has_a_note_on_what_it_leaves_out() -> None:
     one_stage = use(busy=(90.0,))
-    found = notes(simulated(run([record()]), one_stage, cost=None, every=4))
+    found = run_notes(simulated(run([record()]), one_stage, cost=None, every=4))
     assert found[0].startswith("devices: busy for 90 %")
     assert "figures by request show one in 4; percentiles are those of all" in found
     assert not [note for note in found if "cost" in note or "client" in note]
 
 
-def test_failures_that_no_kept_record_tells_of_are_counted() -> None:
+def test_failures_without_a_kept_record_are_counted() -> None:
     failed = run([record(), record(failure="refused")])
-    found = notes(simulated(replace(failed, records=failed.records[:1]), every=2))
+    found = run_notes(simulated(replace(failed, records=failed.records[:1]), every=2))
     assert found[0] == "failed: 1 refused"
 
 

@@ -45,12 +45,12 @@ def test_local_tokens_of_a_chat_include_its_template() -> None:
     assert chat.count("fox and hare") - plain.count("fox and hare") == around
 
 
-def test_a_model_that_is_not_there_is_told() -> None:
+def test_a_model_that_is_not_there_is_reported() -> None:
     with pytest.raises(BenchmarkError, match=r"--tokenizer nowhere: there is no model 'nowhere'"):
         LocalTokens("nowhere", chat=False)
 
 
-def test_a_model_without_chat_template_is_told(tmp_path: Path) -> None:
+def test_a_model_without_chat_template_is_reported(tmp_path: Path) -> None:
     tiny_models.save_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "tokenizer_config.json").write_text("{}")
@@ -114,19 +114,19 @@ def test_without_the_endpoint_a_tokenizer_is_asked_for(status: int) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b'{"tokens": []}', b'{"count": "3"}'])
-def test_an_answer_without_a_count_is_told(content: bytes) -> None:
+def test_an_answer_without_a_count_is_reported(content: bytes) -> None:
     with pytest.raises(BenchmarkError, match="without a count"):
         asking(lambda request: httpx.Response(200, content=content)).count("x")
 
 
-def test_what_the_server_says_is_shown_in_short() -> None:
+def test_the_message_of_the_server_is_shown_in_short() -> None:
     with pytest.raises(BenchmarkError) as error:
         asking(lambda request: httpx.Response(401, text="no key\n" + "x" * 1000)).count("x")
     assert "answers 401: no key x" in str(error.value)
     assert len(str(error.value)) < 300
 
 
-def test_a_server_that_is_not_there_is_told() -> None:
+def test_a_server_that_is_not_there_is_reported() -> None:
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("connection refused")
 

@@ -45,16 +45,16 @@ def test_a_trace_is_in_the_order_of_time_from_0(tmp_path: Path) -> None:
     assert pairs((trace.prompts, trace.outputs)) == [(3, 4), (1, 2), (5, 6)]
 
 
-def test_requests_are_drawn_once_before_any_is_drawn_again(tmp_path: Path) -> None:
+def test_requests_are_sampled_once_before_any_is_sampled_again(tmp_path: Path) -> None:
     rows = [(number, number + 1) for number in range(1, 21)]
     text = "\n".join([HEADER, *(f"{prompt},{output}" for prompt, output in rows)])
     trace = read_trace(written(tmp_path, text))
-    found = pairs(trace.draw(50, RNG(1)))
+    found = pairs(trace.sample(50, RNG(1)))
     assert sorted(found[:20]) == sorted(found[20:40]) == rows
     assert found[:20] != rows
     assert max(Counter(found).values()) == 3
-    assert found == pairs(trace.draw(50, RNG(1)))
-    assert found != pairs(trace.draw(50, RNG(2)))
+    assert found == pairs(trace.sample(50, RNG(1)))
+    assert found != pairs(trace.sample(50, RNG(2)))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_each_answer_to_a_human_is_a_request_with_all_before_it(tmp_path: Path) 
     )
     second = dialogue(("gpt", "hello"), ("user", "what"), ("assistant", ""))
     path = written(tmp_path, json.dumps([first, dialogue(), second]), "d.json")
-    found = read_dialogues(path, words).draw(3, RNG(1))
+    found = read_dialogues(path, words).sample(3, RNG(1))
     assert sorted(pairs(found)) == [(2 + 2, 1), (2 + 5, 1), (2 + 9, 4)]
 
 
@@ -119,7 +119,7 @@ def test_only_turns_that_take_part_are_counted_and_once(tmp_path: Path) -> None:
 
     many = [dialogue(("human", f"h{number}"), ("gpt", f"g{number}")) for number in range(50)]
     path = written(tmp_path, json.dumps(many), "d.json")
-    read_dialogues(path, count).draw(5, RNG(1))
+    read_dialogues(path, count).sample(5, RNG(1))
     assert len(counted) == 1 + 2 * 5
     assert set(counted.values()) == {1}
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import pytest
 from made_up import record, run
 
-from sarathi.bench.capacity.pooled_runs import pooled
-from sarathi.bench.capacity.verdict import CapacityTargets, Verdict, judge, judge_runs
+from sarathi.bench.capacity.verdict import (
+    CapacityTargets,
+    Verdict,
+    evaluate,
+    evaluate_runs,
+    pool_runs,
+)
 from sarathi.telemetry import RequestRecord, summarise
 
 TARGETS = CapacityTargets(tbt=0.1)
@@ -15,7 +20,7 @@ SLOW = record([0.05, 0.3])
 
 
 def verdict(*records: RequestRecord) -> Verdict:
-    return judge(summarise(records), TARGETS)
+    return evaluate(summarise(records), TARGETS)
 
 
 def test_a_run_far_within_the_targets_meets_them_for_certain() -> None:
@@ -30,18 +35,18 @@ def test_a_short_median_does_not_excuse_a_queue_that_grows_for_a_few() -> None:
     """Of a scheduler that lets some pass others."""
     delays = ([0.1] * 4 + [60.0]) * 20
     summary = summarise([record([0.01], delay=delay) for delay in delays])
-    assert judge(summary, TARGETS).met
+    assert evaluate(summary, TARGETS).met
     bounded = CapacityTargets(tbt=0.1, tail_delay=10.0)
-    found = judge(summary, bounded)
+    found = evaluate(summary, bounded)
     assert not found.met
     assert found.certain
     assert found.reason == "P90 scheduling delay 60 s above 10 s"
     few = summarise([record([0.01], delay=delay) for delay in ([0.1] * 19 + [60.0]) * 5])
-    assert judge(few, bounded).met
+    assert evaluate(few, bounded).met
 
 
 def test_what_is_on_the_target_meets_it() -> None:
-    assert judge(summarise([record([0.125])]), CapacityTargets(tbt=0.125)).met
+    assert evaluate(summarise([record([0.125])]), CapacityTargets(tbt=0.125)).met
 
 
 def test_many_long_gaps_miss_for_certain() -> None:
@@ -66,7 +71,7 @@ def test_the_median_scheduling_delay_counts() -> None:
     assert verdict(*[GOOD] * 38, late, late).certain is True
 
 
-def test_the_ttft_stands_for_a_delay_that_is_not_told() -> None:
+def test_the_ttft_stands_for_a_delay_that_is_not_reported() -> None:
     found = verdict(*[record(ttft=2.5, delay=None)] * 30)
     assert found == Verdict(False, True, "median TTFT 2.5 s above 2 s")
     assert verdict(*[record(ttft=2.5, delay=1.0)] * 30).met
@@ -74,7 +79,7 @@ def test_the_ttft_stands_for_a_delay_that_is_not_told() -> None:
 
 def test_the_ttft_counts_in_place_of_any_delay_where_servers_are_compared() -> None:
     summary = summarise([record(ttft=2.5, delay=1.0)] * 40)
-    found = judge(summary, CapacityTargets(tbt=0.1, by_ttft=True))
+    found = evaluate(summary, CapacityTargets(tbt=0.1, by_ttft=True))
     assert found == Verdict(False, True, "median TTFT 2.5 s above 2 s")
 
 
@@ -96,7 +101,7 @@ def test_one_percent_of_failures_is_allowed(failed: int, met: bool, certain: boo
         assert f"{failed} of 1000 failed ({failed} timeout)" in found.reason
 
 
-def test_all_that_is_missed_is_told() -> None:
+def test_all_that_is_missed_is_reported() -> None:
     records = [record([0.3], delay=5.0)] * 20 + [record(failure="connect")] * 5
     reason = verdict(*records, *[record(failure="timeout")] * 2).reason
     assert reason == (
@@ -123,15 +128,15 @@ def test_a_run_without_a_complete_answer_misses() -> None:
 
 def test_runs_of_one_rate_are_judged_together() -> None:
     missed, met = run([GOOD] * 10 + [SLOW]), run([GOOD] * 300)
-    assert judge_runs([missed], TARGETS)[0].met is False
-    found, summary = judge_runs([missed, met], TARGETS)
+    assert evaluate_runs([missed], TARGETS)[0].met is False
+    found, summary = evaluate_runs([missed, met], TARGETS)
     assert found.met is True
     assert summary.requests == 311
 
 
 def test_a_run_that_was_stopped_decides_for_certain() -> None:
     stopped = run([GOOD], stopped="stopped early: because")
-    found, summary = judge_runs([run([GOOD] * 50), stopped], TARGETS)
+    found, summary = evaluate_runs([run([GOOD] * 50), stopped], TARGETS)
     assert found == Verdict(False, True, "stopped early: because")
     assert summary.requests == 1
 
@@ -141,7 +146,7 @@ def test_pooled_runs_are_as_one_in_latencies_and_a_mean_in_throughput() -> None:
     short = [record([0.05] * 4, arrival=at, ttft=0.8) for at in (0.0, 1.0)]
     long = [record([0.05] * 4, arrival=at, ttft=0.8) for at in (0.0, 5.0)]
     one, other = run(short), run(long)
-    both = pooled([one, other])
+    both = pool_runs([one, other])
     assert (one.summary.duration, other.summary.duration) == pytest.approx((2.0, 6.0))
     assert both.requests == 4
     assert both.tbt.count == 16

@@ -145,7 +145,7 @@ def test_requests_too_long_are_cut_in_proportion(prompt: int, output: int, limit
     assert abs(prompt_cut - prompt * limit / (prompt + output)) <= 1
 
 
-def test_turns_repeat_all_that_was_said_before() -> None:
+def test_turns_repeat_all_earlier_turns() -> None:
     single, multi = (plan(workload(turns=turns), num_requests=50) for turns in (1, 4))
     new = dict(zip((r.at for r in single.requests), lengths(single), strict=True))
     found = conversations(multi)
@@ -182,23 +182,23 @@ def test_a_conversation_too_long_begins_anew(max_prompt: int | None, max_total: 
 
 
 @pytest.mark.parametrize(
-    ("limits", "told"),
+    ("limits", "message"),
     [
         ({"max_prompt": 100}, "a --max-prompt of 100 tokens, no"),
         ({"max_total": 130}, "a context of 130 tokens, no"),
         ({"max_prompt": 100, "max_total": 500}, "of 100 tokens and a context of 500 tokens, no"),
     ],
 )
-def test_turns_for_which_there_is_no_room_are_refused(limits: dict[str, int], told: str) -> None:
+def test_turns_for_which_there_is_no_room_are_refused(limits: dict[str, int], message: str) -> None:
     lengths = {"prompt_lengths": "60", "output_lengths": "10"}
     made = workload(**lengths, turns=4, max_prompt=limits.get("max_prompt"))
     with pytest.raises(BenchmarkError, match="--turns 4 has no effect") as error:
         plan(made, max_total=limits.get("max_total"))
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert len(plan(made, num_requests=1, max_total=limits.get("max_total")).requests) == 1
 
 
-def test_a_trace_can_be_sent_at_its_own_times(trace: str) -> None:
+def test_a_trace_can_be_sent_at_its_times(trace: str) -> None:
     made = plan(workload(workload=trace, arrivals="trace"), None, num_requests=3, warm_up=1)
     assert [request.at for request in made.requests] == [0.0, 1.0, 3.0, 6.0]
     assert lengths(made) == [(15, 6), (16, 7), (18, 9), (21, 12)]

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from test_this_cpu import log
 
-from sarathi.bench.client.run_listener import RunListener, RunListeners
+from sarathi.bench.client.open_loop import RunListener, RunListeners
 from sarathi.bench.target import Credentials, Target
 from sarathi.bench.workload.workload import Workload
 from sarathi.errors import BenchmarkError, SimulationError
@@ -78,7 +78,7 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Servers:
     tokens: Callable[[object], SimpleNamespace] = lambda endpoint: SimpleNamespace(  # noqa: E731
         close=lambda: None
     )
-    monkeypatch.setattr(module, "answering", found.answering)
+    monkeypatch.setattr(module, "running_server", found.answering)
     monkeypatch.setattr(module, "measure", found.measure)
     monkeypatch.setattr(module, "ServerTokens", tokens)
     monkeypatch.setattr(module, "prepare", lambda load, *rest: SimpleNamespace(load=load, calls=()))

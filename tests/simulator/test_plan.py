@@ -209,7 +209,7 @@ def test_only_runs_that_miss_are_stopped(share: float, ttft: float | None) -> No
     number = math.ceil(3 * rate) + 100
     run, verdict = attempt(setup, own, rate, number, "toy", 100)
     whole = simulated_run(setup, replace(own.load, num_requests=number), rate, "toy")
-    assert verdict.met == own.targets.judge(whole.summary).met
+    assert verdict.met == own.targets.evaluate(whole.summary).met
     assert (run is None) == (share >= 1.5)
     if run is None:
         assert verdict.certain
@@ -218,18 +218,18 @@ def test_only_runs_that_miss_are_stopped(share: float, ttft: float | None) -> No
 
 def test_a_tenth_that_is_left_behind_is_a_miss() -> None:
     targets = PlanTargets(0.1)
-    fine = targets.judge(summary([*[0.1] * 19, 60.0] * 20))
+    fine = targets.evaluate(summary([*[0.1] * 19, 60.0] * 20))
     assert (fine.met, fine.certain) == (True, True)
-    behind = targets.judge(summary([0.1, 0.1, 0.1, 60.0] * 25))
+    behind = targets.evaluate(summary([0.1, 0.1, 0.1, 60.0] * 25))
     assert (behind.met, behind.certain) == (False, True)
     assert behind.reason == "P90 scheduling delay 60 s above 4 s"
 
 
 def test_reasons_are_those_of_what_is_missed() -> None:
     slow = summary([0.1] * 100, ttft=3.0)
-    assert PlanTargets(0.1).judge(slow).met
-    assert PlanTargets(0.1, ttft=3.5).judge(slow).met
-    missed = PlanTargets(0.02, ttft=2.0).judge(slow)
+    assert PlanTargets(0.1).evaluate(slow).met
+    assert PlanTargets(0.1, ttft=3.5).evaluate(slow).met
+    missed = PlanTargets(0.02, ttft=2.0).evaluate(slow)
     assert not missed.met
     assert missed.reason == "P99 TBT 50 ms above 20 ms, P90 TTFT 3 s above 2 s"
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from toy import toy_plan
 
-from sarathi.bench.result_files import load_iterations
+from sarathi.bench.results import load_iterations
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import SimulationError
 from sarathi.simulator.cost_model import BatchShape

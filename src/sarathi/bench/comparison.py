@@ -1,4 +1,4 @@
-"""Several contenders, the same requests, and ratios between them."""
+"""Several targets measured with the same requests, and the ratios between them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 
 from sarathi.bench.results import Run
 
-# What is compared, by name, and how to read it off a run.
+# What is compared, by name, and how to read it from a run.
 FIGURES: dict[str, Callable[[Run], float | None]] = {
     "ttft_p50": lambda run: run.summary.ttft.p50,
     "ttft_p99": lambda run: run.summary.ttft.p99,
@@ -22,67 +22,64 @@ FIGURES: dict[str, Callable[[Run], float | None]] = {
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One contender at one rate: medians over the rounds."""
+    """One target at one rate: medians over the rounds."""
 
     label: str
     rate: float | None
-    requests: int  # in all rounds, as the next
-    failed: int
-    invalid: int  # runs that count in no figure
+    requests: int  # in all rounds
+    failed: int  # in all rounds
+    invalid: int  # runs that are left out of all figures
     figures: dict[str, float | None]  # by the names of `FIGURES`
-    ratios: dict[str, float | None]  # to the first contender, round by round
+    ratios: dict[str, float | None]  # to the first target, round by round
 
 
-def turns(
-    rates: Sequence[float | None], contenders: int, rounds: int
+def measurement_order(
+    rates: Sequence[float | None], num_targets: int, rounds: int
 ) -> Iterator[tuple[int, float | None, list[int]]]:
-    """Who is measured when: all contenders at a rate before the next rate.
+    """Yield the round, the rate, and the order of the targets for each set of measurements.
 
-    Each round begins with another contender, so that a machine that grows slower or faster, and
-    whatever the one before left in its caches, hurts all alike.
-
-    Yields:
-        The round, the rate, and the contenders in order.
+    All targets are measured at a rate before the next rate. Each round starts with another target,
+    so that a machine that becomes slower or faster, and warm caches, affect all of them alike.
     """
     for number in range(rounds):
         for rate in rates:
-            order = [(number + at) % contenders for at in range(contenders)]
-            yield number, rate, order
+            yield number, rate, [(number + at) % num_targets for at in range(num_targets)]
 
 
-def compared(runs: Sequence[Run], labels: Sequence[str]) -> list[Row]:
-    """
+def compare_runs(runs: Sequence[Run], labels: Sequence[str]) -> list[Row]:
+    """Return a row for each target at each rate.
+
     Args:
-        runs: as many of each contender at each rate, rounds in order.
-        labels: of the contenders; ratios are to the first.
+        runs: as many of each target at each rate, rounds in order.
+        labels: of the targets; ratios are to the first.
     """
 
     def key(run: Run) -> tuple[float, int]:
         return (0.0 if run.rate is None else run.rate, labels.index(run.label))
 
-    grouped = {group: list(members) for group, members in groupby(sorted(runs, key=key), key=key)}
+    grouped = {group: list(found) for group, found in groupby(sorted(runs, key=key), key=key)}
     rows = []
-    for (rate, place), members in grouped.items():
-        pairs = list(zip(members, grouped[rate, 0], strict=False))
-        figures, ratios = {}, {}
-        for name, read in FIGURES.items():
-            figures[name] = _median([read(run) for run in members if run.invalid is None])
-            ratios[name] = _median(
-                [
-                    _ratio(read(run), read(first))
-                    for run, first in pairs
-                    if run.invalid is None and first.invalid is None
-                ]
-            )
+    for (rate, index), own in grouped.items():
+        valid = [run for run in own if run.invalid is None]
+        pairs = [
+            (run, first)
+            for run, first in zip(own, grouped[rate, 0], strict=False)
+            if run.invalid is None and first.invalid is None
+        ]
         rows.append(
             Row(
-                label=labels[place],
-                rate=members[0].rate,
-                requests=sum(run.summary.requests for run in members),
-                failed=sum(run.summary.requests - run.summary.completed for run in members),
-                invalid=sum(run.invalid is not None for run in members),
-                figures=figures,
-                ratios=ratios,
+                label=labels[index],
+                rate=own[0].rate,
+                requests=sum(run.summary.requests for run in own),
+                failed=sum(run.summary.requests - run.summary.completed for run in own),
+                invalid=len(own) - len(valid),
+                figures={
+                    name: _median([read(run) for run in valid]) for name, read in FIGURES.items()
+                },
+                ratios={
+                    name: _median([_ratio(read(run), read(first)) for run, first in pairs])
+                    for name, read in FIGURES.items()
+                },
             )
         )
     return rows

@@ -1,4 +1,4 @@
-"""One run: a plan of requests, sent to whoever is to be measured."""
+"""One run: planned requests, sent to a server and timed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 import uvloop
 
-from sarathi.bench.client.open_loop import Played, play
-from sarathi.bench.client.request_format import Call
-from sarathi.bench.client.run_listener import RunListener
-from sarathi.bench.machine_info import describe_machine
-from sarathi.bench.results import Run
-from sarathi.bench.target import Subject
+from sarathi.bench.client.endpoint import Call
+from sarathi.bench.client.open_loop import Played, RunListener, play
+from sarathi.bench.results import Run, describe_machine
+from sarathi.bench.target import RunningServer
 from sarathi.bench.workload.prompt_text import write_prompts
 from sarathi.bench.workload.token_counter import TokenCounter
 from sarathi.bench.workload.workload import Plan, Workload
@@ -21,18 +19,18 @@ from sarathi.telemetry import Targets, summarise
 
 @dataclass(frozen=True)
 class Load:
-    """What is sent, beside its rate."""
+    """What is sent, apart from the rate."""
 
     workload: Workload
-    num_requests: int  # to be measured
+    num_requests: int  # measured ones
     warm_up: int  # requests before them
     seed: int
-    salt: str  # texts of prompts differ by it
+    salt: str  # makes the prompts differ from those of other runs
 
 
 @dataclass(frozen=True)
 class Requests:
-    """A load at a rate, ready to be sent, to several servers if need be."""
+    """A load at a rate, ready to be sent to one or several servers."""
 
     load: Load
     rate: float | None
@@ -42,7 +40,7 @@ class Requests:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is judged."""
+    """When requests have failed and runs are invalid."""
 
     timeout: float  # seconds without an event after which a request has failed
     max_lag: float  # seconds; of the client at P99, above which a run is invalid
@@ -52,10 +50,10 @@ class RunOptions:
 def prepare(
     load: Load, rate: float | None, tokens: TokenCounter, max_model_len: int | None
 ) -> Requests:
-    """Draw lengths and times, and write the prompts.
+    """Sample lengths and times, and write the prompts.
 
     Raises:
-        BenchmarkError: the workload cannot be had at this rate or from this file.
+        BenchmarkError: the workload does not fit the rate or the file.
     """
     plan = load.workload.plan(rate, load.num_requests, load.warm_up, load.seed, max_model_len)
     requests = plan.requests
@@ -67,23 +65,25 @@ def prepare(
     return Requests(load, rate, plan, calls)
 
 
-def measure(subject: Subject, requests: Requests, terms: RunOptions, watch: RunListener) -> Run:
-    """Send them all. Where the server is gone at the end, the run is invalid, but kept.
+def measure(
+    server: RunningServer, requests: Requests, options: RunOptions, listener: RunListener
+) -> Run:
+    """Send all requests. Where the server is gone at the end, the run is kept, but invalid.
 
     Raises:
-        BenchmarkError: the server is gone before it began, or nothing was measured.
+        BenchmarkError: the server is gone before the start, or nothing was measured.
     """
-    subject.check()
+    server.check()
     played = uvloop.run(
         play(
-            subject.endpoint,
-            subject.facts.dialect,
+            server.endpoint,
+            server.facts.dialect,
             requests.calls,
-            timeout=terms.timeout,
-            watch=watch,
+            timeout=options.timeout,
+            listener=listener,
         )
     )
-    gone = _gone(subject)
+    gone = _gone(server)
     load, plan = requests.load, requests.plan
     records = [
         record
@@ -94,9 +94,9 @@ def measure(subject: Subject, requests: Requests, terms: RunOptions, watch: RunL
         raise BenchmarkError(gone or f"nothing was measured: {played.stopped}")
     send_time = None if played.stopped else plan.measured_seconds
     return Run(
-        label=subject.label,
-        server=subject.server,
-        model=subject.facts.model,
+        label=server.label,
+        server=server.server,
+        model=server.facts.model,
         workload=load.workload.describe(),
         machine=describe_machine(),
         began=played.began,
@@ -105,18 +105,18 @@ def measure(subject: Subject, requests: Requests, terms: RunOptions, watch: RunL
         salt=load.salt,
         num_shortened=plan.num_shortened,
         records=records,
-        summary=summarise(records, terms.targets, send_time),
+        summary=summarise(records, options.targets, send_time),
         lag=played.lag,
-        targets=terms.targets,
-        invalid=gone or _invalid(played, terms.max_lag),
+        targets=options.targets,
+        invalid=gone or _invalid(played, options.max_lag),
         stopped=played.stopped,
     )
 
 
-def _gone(subject: Subject) -> str | None:
-    """Why the server does not answer any more; None where it does."""
+def _gone(server: RunningServer) -> str | None:
+    """Return why the server does not answer any more; None where it does."""
     try:
-        subject.check()
+        server.check()
     except BenchmarkError as error:
         return str(error)
     return None

@@ -1,8 +1,8 @@
-"""Runs a server and ends it with whoever started it, however that ends.
+"""Runs a server, and ends it when the parent process ends, in whatever way.
 
-A program of its own, started by its path: the standard library is all it needs. Its standard input
-is a pipe that nobody writes to. Once the other end is closed, which the system does for a process
-that was killed, too, the server is ended with all that it has started.
+This is a program that is started by its path and needs only the standard library. Its standard
+input is a pipe without data. Once the other end is closed, which the system does also for a killed
+process, the server and all its children are ended.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main(grace: float, command: list[str]) -> int:
-    """
+    """Run the command until it ends or the parent does.
+
     Args:
         grace: seconds between SIGTERM and SIGKILL.
 
     Returns:
-        The server's exit code; 128 and the number for a signal, as shells have it.
+        The server's exit code; 128 plus the number for a signal, as in shells.
     """
     _adopt_orphans()
     wake = _wake_on_signals()
@@ -50,13 +51,13 @@ def main(grace: float, command: list[str]) -> int:
 
 
 def _adopt_orphans() -> None:
-    """On Linux, what a dead server leaves behind becomes a child of this process, not of init."""
+    """On Linux, make orphans of the server children of this process, not of init."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _wake_on_signals() -> int:
-    """A file that can be read, with the numbers of signals that came."""
+    """Return a file descriptor from which the numbers of signals can be read."""
     readable, writable = os.pipe()
     os.set_blocking(writable, False)
     signal.set_wakeup_fd(writable)
@@ -67,7 +68,7 @@ def _wake_on_signals() -> int:
 
 
 def _watch(server: int, wake: int) -> int | None:
-    """Until the server has ended, whose exit code is returned, or is to be ended."""
+    """Wait until the server has ended (return its exit code) or must be ended (None)."""
     while True:
         code = _reap(server)
         if code is not None:
@@ -80,7 +81,7 @@ def _watch(server: int, wake: int) -> int | None:
 
 
 def _reap(server: int) -> int | None:
-    """Let dead children go; the exit code of the server if it is among them."""
+    """Collect dead children; return the exit code of the server if it is among them."""
     code = None
     while True:
         try:
@@ -94,7 +95,7 @@ def _reap(server: int) -> int | None:
 
 
 def _kill_all(server: int) -> None:
-    """The group of the server, and orphans that had left it."""
+    """Kill the group of the server, and orphans that have left it."""
     while _group_lives(server):
         _signal_group(server, signal.SIGKILL)
         time.sleep(_POLL)
@@ -114,7 +115,7 @@ def _group_lives(group: int) -> bool:
 
 
 def _signal_group(group: int, number: int) -> bool:
-    """False: there is nobody left."""
+    """Return whether the group still has a process."""
     try:
         os.killpg(group, number)
     except (ProcessLookupError, PermissionError):  # the latter for zombies, on macOS
@@ -123,7 +124,7 @@ def _signal_group(group: int, number: int) -> bool:
 
 
 def _children() -> list[int]:
-    """On Linux alone; elsewhere there are no orphans here."""
+    """List child processes on Linux; elsewhere orphans are not adopted."""
     own = os.getpid()
     try:
         return [int(pid) for pid in Path(f"/proc/{own}/task/{own}/children").read_text().split()]

@@ -1,29 +1,28 @@
-"""A run as it goes, in one line of a terminal."""
+"""The progress of a run in one line of a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from sarathi.bench.number_format import milliseconds, seconds
 from sarathi.telemetry import RequestRecord
 
-_INTERVAL = 1.0  # seconds between two pictures: drawing one takes a millisecond from the client
-_LATEST = 5000  # values that percentiles are taken of
+_INTERVAL = 1.0  # seconds between two updates: each takes a millisecond from the client
+_LATEST = 5000  # values for the percentiles
 
 
 class ProgressLine:
-    """A `Watch` that shows what is sent, what runs, and the latest percentiles."""
+    """A `RunListener` that shows how many requests are running, and the latest percentiles."""
 
     def __init__(self, title: str, total: int, live: Live) -> None:
         """
         Args:
             total: requests, the warm-up included.
-            live: started by the caller, without a refresh of its own.
+            live: started by the caller, without automatic refresh.
         """
         self._title = title
         self._total = total
@@ -35,7 +34,7 @@ class ProgressLine:
         self._sent = 0
         self._ended = 0
         self._failed = 0
-        self._drawn = 0.0
+        self._updated = 0.0
 
     def sent(self, index: int, now: float) -> None:
         self._sent += 1
@@ -56,15 +55,16 @@ class ProgressLine:
         self._ended += 1
         self._failed += record.failure is not None
 
-    def verdict(self, now: float) -> str | None:
-        """Never stops a run; a picture a second is drawn here."""
-        if now - self._drawn >= _INTERVAL:
-            self._drawn = now
+    def stop_reason(self, now: float) -> str | None:
+        """Update the line once a second; never stops a run."""
+        if now - self._updated >= _INTERVAL:
+            self._updated = now
             self._live.update(Text(self.line(now)), refresh=True)
         return None
 
     def line(self, now: float) -> str:
-        """
+        """Return the current line.
+
         Args:
             now: seconds since the run began.
         """
@@ -83,9 +83,3 @@ class ProgressLine:
             p50, p99 = np.percentile(self._gaps, (50, 99))
             parts.append(f"TBT P50 {milliseconds(p50)} P99 {milliseconds(p99)}")
         return "  ".join(parts)
-
-
-def terminal() -> Console | None:
-    """Where progress is shown: standard error, if it is a terminal."""
-    console = Console(stderr=True)
-    return console if console.is_terminal else None

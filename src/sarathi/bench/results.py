@@ -1,15 +1,39 @@
-"""What measurements leave behind: the files that reports are made of."""
+"""The results of measurements: their structures, and their files (JSON, gzip where named .gz)."""
 
 from __future__ import annotations
 
-import msgspec
+import gzip
+import os
+import platform
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from itertools import count, takewhile
+from pathlib import Path
+from typing import Literal
 
+import msgspec
+import numpy as np
+from msgspec.structs import replace
+
+from sarathi.errors import BenchmarkError
+from sarathi.system.machine import processor_name, total_memory, usable_cores
 from sarathi.telemetry import RequestRecord, Summary, Targets
+from sarathi.telemetry.iteration_log import IterationLine
+
+RESULT_NAME = "result.json"  # the outcome in a folder of results
+PARTIAL = ".partial"  # suffix of files that are not yet complete
+
+_RUN_FILE = re.compile(r"run-.+\.json(\.gz)?")
+_FORMAT = 1  # is raised when older files can no longer be read
+_DIGITS = 4  # of seconds: a client's clock is exact to 0.1 ms
+_LEVEL = 1  # of compression: digits of times hardly get smaller beyond
+_GZIP = b"\x1f\x8b"
 
 
 class Lag(msgspec.Struct, frozen=True, kw_only=True):
-    """How late the client itself was, in seconds: the worse of sending requests, and of waking up
-    regularly."""
+    """How late the client itself was, in seconds: the worse of its heartbeats and of sending
+    requests."""
 
     p50: float
     p99: float
@@ -18,7 +42,7 @@ class Lag(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplicaUse(msgspec.Struct, frozen=True, kw_only=True):
-    """What one simulated replica did. Times are seconds."""
+    """What one simulated replica computed. Times are seconds."""
 
     iterations: int
     tokens: int  # computed, decodes included
@@ -33,7 +57,7 @@ class ReplicaUse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Simulation(msgspec.Struct, frozen=True, kw_only=True):
-    """How a simulated run came about."""
+    """The simulated hardware of a run, and how it was used."""
 
     deployment: dict[str, str]  # as options are written
     num_devices: int
@@ -46,7 +70,7 @@ class Simulation(msgspec.Struct, frozen=True, kw_only=True):
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One load on one server, with all its requests."""
 
-    label: str  # who was measured, for tables and plots
+    label: str  # the name of the server in tables and figures
     server: str  # its URL, or the command that started it
     model: str
     workload: dict[str, str]  # the options that describe it, as they are written
@@ -54,25 +78,25 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     began: float  # Unix time
     rate: float | None  # requests per second asked for; None for a trace's own times
     seed: int
-    salt: str  # what made the texts differ from those of other runs
+    salt: str  # made the prompts differ from those of other runs
     num_shortened: int = 0  # requests cut to fit the longest context of the server
     records: list[RequestRecord]  # warm-up excluded
     summary: Summary
     lag: Lag
-    targets: Targets | None = None  # those of its goodput
+    targets: Targets | None = None  # of the goodput
     invalid: str | None = None  # why the figures must not be used
     stopped: str | None = None  # why it ended before all requests were sent
-    simulation: Simulation | None = None  # None: it was real
+    simulation: Simulation | None = None  # None: it was measured
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """A rate that a capacity search has tried."""
+    """One rate of a capacity search."""
 
     rate: float
     met: bool
     reason: str  # why it met the target, or what it missed
-    certain: bool  # with 95 % confidence another set of requests would have said the same
-    stopped: bool = False  # early: its figures are of the requests that had ended, not of all
+    certain: bool  # with 95 % confidence, other requests would give the same verdict
+    stopped: bool = False  # early: the summary covers only the requests that had ended
     summary: Summary
     run: str  # the file of its first run, beside the result
 
@@ -86,17 +110,205 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     workload: dict[str, str]
     machine: str
     tbt_target: float  # seconds, for P99
-    delay_target: float  # seconds, for the median scheduling delay, or TTFT in its place
+    delay_target: float  # seconds, for the median scheduling delay, or TTFT instead
     requests_per_point: int
     resolution: float  # relative
-    capacity: float | None  # the highest rate found to meet the targets; None: none did
-    low: float | None  # the highest rate that met them for certain
-    high: float | None  # the lowest rate that missed them for certain
+    capacity: float | None  # the highest rate that met the targets; None: none did
+    low: float | None  # the highest rate that certainly met them
+    high: float | None  # the lowest rate that certainly missed them
     points: list[Point]  # in the order of their rates
     tail_delay_target: float | None = None  # seconds, likewise for P90; None: none
     accuracy: str | None = None  # of the cost model, where the search was simulated
 
     @property
     def open_ended(self) -> bool:
-        """No rate that was tried missed the targets: the capacity may be higher."""
+        """Whether no rate missed the targets, so that the capacity may be higher."""
         return self.capacity is not None and all(point.met for point in self.points)
+
+
+class _Header(msgspec.Struct, frozen=True):
+    kind: Literal["run", "capacity"]
+    format: int
+
+
+class _RunFile(msgspec.Struct, frozen=True, tag_field="kind", tag="run"):
+    format: int
+    content: Run
+
+
+class _CapacityFile(msgspec.Struct, frozen=True, tag_field="kind", tag="capacity"):
+    format: int
+    content: Capacity
+
+
+def save(path: Path, value: Run | Capacity) -> None:
+    """Write a result, with times rounded to 0.1 ms.
+
+    Raises:
+        BenchmarkError: the file cannot be written.
+    """
+    if isinstance(value, Run):
+        file: _RunFile | _CapacityFile = _RunFile(_FORMAT, _rounded(value))
+    else:
+        file = _CapacityFile(_FORMAT, value)
+    data = msgspec.json.encode(file)
+    write(path, gzip.compress(data, _LEVEL, mtime=0) if path.suffix == ".gz" else data)
+
+
+def load_results(path: Path) -> Run | Capacity:
+    """Read a file that `save` has written.
+
+    Raises:
+        BenchmarkError: it is missing, damaged, or of another version.
+    """
+    try:
+        data = path.read_bytes()
+        if data.startswith(_GZIP):
+            data = gzip.decompress(data)
+        header = msgspec.json.decode(data, type=_Header)
+        if header.format == _FORMAT:
+            return msgspec.json.decode(data, type=_RunFile | _CapacityFile).content
+    except OSError as error:
+        raise BenchmarkError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (EOFError, zlib.error, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BenchmarkError(f"{path} is no result, or is damaged: {error}") from None
+    raise BenchmarkError(f"{path} has format {header.format}, this version reads {_FORMAT}")
+
+
+def load_run(path: Path) -> Run:
+    """Read a run.
+
+    Raises:
+        BenchmarkError: it cannot be read, or is no run.
+    """
+    run = load_results(path)
+    if not isinstance(run, Run):
+        raise BenchmarkError(f"{path} is the result of a search, expected a run")
+    return run
+
+
+def load_all(path: Path) -> list[tuple[Path, Run | Capacity]]:
+    """Read all results of a file or a folder, each with its path.
+
+    Args:
+        path: a file, the folder of a search, or a folder with runs.
+
+    Raises:
+        BenchmarkError: a file cannot be read, or there is no result.
+    """
+    if not path.is_dir():
+        return [(path, load_results(path))]
+    if (path / RESULT_NAME).exists():
+        return [(path / RESULT_NAME, load_results(path / RESULT_NAME))]
+    files = sorted(file for file in path.iterdir() if _RUN_FILE.fullmatch(file.name))
+    if not files:
+        raise BenchmarkError(f"{path} holds no results")
+    return [(file, load_run(file)) for file in files]
+
+
+def runs_of(capacity: Capacity, folder: Path) -> list[Run]:
+    """Read the runs of a search, in the order of its points, as far as their files exist.
+
+    Args:
+        folder: of the result.
+
+    Raises:
+        BenchmarkError: a file exists, but cannot be read.
+    """
+    return [load_run(file) for point in capacity.points for file in _files(point.rate, folder)]
+
+
+def run_name(rate: float, repeat: int) -> str:
+    """Return the file name of a run of a search.
+
+    Args:
+        repeat: its number among the runs of this rate, from 0.
+    """
+    number = f"-{repeat + 1}" if repeat else ""
+    return f"run-{rate:.9g}{number}.json.gz"
+
+
+def _files(rate: float, folder: Path) -> Iterator[Path]:
+    files = (folder / run_name(rate, repeat) for repeat in count())
+    return takewhile(Path.is_file, files)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file completely or not at all, even if the power fails.
+
+    Raises:
+        BenchmarkError: it cannot be written.
+    """
+    path = Path(os.path.realpath(path))
+    try:
+        if path.exists() and not path.is_file():  # such as /dev/stdout
+            path.write_bytes(data)
+            return
+        partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise BenchmarkError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rounded(run: Run) -> Run:
+    """Round all times: those of tokens are most of a file, and most of their digits are noise."""
+    counts = [len(record.tokens) for record in run.records]
+    times = np.array([time for record in run.records for time in record.tokens], np.float64)
+    tokens = np.round(times, _DIGITS).tolist()
+    ends = np.cumsum(counts, dtype=np.int64).tolist()
+    records = [
+        _with_times(record, tokens[end - count : end])
+        for record, count, end in zip(run.records, counts, ends, strict=True)
+    ]
+    return replace(run, records=records)
+
+
+def _with_times(record: RequestRecord, tokens: Sequence[float]) -> RequestRecord:
+    delay = record.scheduling_delay
+    return replace(
+        record,
+        arrival=round(record.arrival, _DIGITS),
+        tokens=tokens,
+        end=round(record.end, _DIGITS),
+        scheduling_delay=None if delay is None else round(delay, _DIGITS),
+        lag=round(record.lag, _DIGITS),
+    )
+
+
+def load_iterations(path: Path) -> list[IterationLine]:
+    """Read what a server wrote with `--iteration-log`, without an incomplete last line.
+
+    Raises:
+        BenchmarkError: the file is no iteration log.
+    """
+    decoder = msgspec.json.Decoder(IterationLine)
+    found = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            found.append(decoder.decode(line))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BenchmarkError(f"{path} is no iteration log: line {number}: {error}") from None
+    return found
+
+
+def describe_machine() -> str:
+    """Return the processor, usable cores and memory, and operating system of this machine."""
+    memory = total_memory() / 2**30
+    system = f"{platform.system()} {platform.release().split('-')[0]}"
+    return f"{usable_cores()} cores of {processor_name()}, {memory:.0f} GiB, {system}"

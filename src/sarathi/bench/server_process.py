@@ -1,8 +1,9 @@
-"""A server started by a user's command line, and stopped at the end."""
+"""A server that is started with a user's command line, and stopped at the end."""
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -19,7 +20,6 @@ import httpx
 
 from sarathi.bench import process_guard as guard
 from sarathi.bench.client.endpoint import Endpoint
-from sarathi.bench.masked_command import shown_command
 from sarathi.errors import BenchmarkError
 
 DEFAULT_PORT = 8000
@@ -32,33 +32,41 @@ _LINES_SHOWN = 20
 _BYTES_SHOWN = 8192
 _ANY_ADDRESS = ("0.0.0.0", "::")
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
-_UNAUTHORISED = (401, 403)  # the server is up; that a key is missing is told by the probe
+_UNAUTHORISED = (401, 403)  # the server is up; the probe reports the missing key
+_HIDDEN = "***"
+
+_NAME = r"(?:api[-_]?key|token|secret|password)"
+_VALUE = r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|\\.|[^\s"'\\])+"""  # one word of a shell
+_SECRET = re.compile(
+    rf"(?<![\w-])(?P<name>-[\w-]*{_NAME}(?:=|\s+)|\w*{_NAME}=){_VALUE}",
+    re.IGNORECASE | re.ASCII,
+)
 
 
 class Launched:
     """A server process. Entering the context starts it, without waiting for the model.
 
-    A small process of its own stands between (`guard`), which ends the server and all that it has
-    started as soon as this process leaves the context or dies, even of SIGKILL.
+    A small process in between (`process_guard`) ends the server and all its children as soon as
+    this process leaves the context or dies, even of SIGKILL.
     """
 
     def __init__(self, command: str, url: str | None, log: Path, grace: float = 15.0) -> None:
         """
         Args:
-            command: a command line without what only a shell can do.
-            url: where it will listen; None: as `--host` and `--port` of the command say.
+            command: a command line, without shell syntax.
+            url: where it will listen; None: by `--host` and `--port` of the command.
             log: a file for what it prints, emptied before.
             grace: seconds between SIGTERM and SIGKILL.
 
         Raises:
-            BenchmarkError: there is no such command, or the URL is none.
+            BenchmarkError: there is no such command, or the URL is invalid.
         """
-        self._command = shown_command(command)  # as messages have it
+        self._command = mask_secrets(command)  # as messages have it
         self._arguments = _split(command)
         self._endpoint = Endpoint.parse(url or url_of(self._arguments))
         self._log = log
         self._grace = grace
-        # `sarathi` is to be that of the same installation.
+        # `sarathi` must be that of the same installation.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         self._environment = os.environ | {"PATH": path}
         if shutil.which(self._arguments[0], path=path) is None:
@@ -69,7 +77,8 @@ class Launched:
         return self._endpoint.url
 
     def __enter__(self) -> Launched:
-        """
+        """Start the server.
+
         Raises:
             BenchmarkError: something listens there already, or the log cannot be written.
         """
@@ -83,7 +92,7 @@ class Launched:
                     stdout=log,
                     stderr=log,
                     env=self._environment,
-                    start_new_session=True,  # Ctrl-C in the terminal is for us alone
+                    start_new_session=True,  # Ctrl-C in the terminal must not reach it
                 )
         except OSError as error:
             raise BenchmarkError(
@@ -104,25 +113,26 @@ class Launched:
             self._guard.wait(self._grace + _KILLING)
 
     def check(self) -> None:
-        """
+        """Check that the server is running.
+
         Raises:
-            BenchmarkError: the server has ended; with the last lines it printed.
+            BenchmarkError: it has ended; with the last lines it printed.
         """
         code = self._guard.poll()
         if code is not None:
             ending = _ending(code)
             raise BenchmarkError(f"{self._command!r} has ended ({ending}){self._last_lines()}")
 
-    def wait_ready(self, patience: float = 600.0) -> None:
-        """Ask for its models, and for its health if it tells that, until both are there.
+    def wait_ready(self, timeout: float = 600.0) -> None:
+        """Poll its list of models, and its health if it has such a page, until both are ready.
 
         Args:
-            patience: seconds.
+            timeout: seconds.
 
         Raises:
             BenchmarkError: the server ended, or is not ready in time.
         """
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + timeout
         context = self._endpoint.ssl_context()
         with httpx.Client(timeout=_GET_TIMEOUT, trust_env=False, verify=context or True) as client:
             while True:
@@ -132,7 +142,7 @@ class Launched:
                     return
                 if time.monotonic() > deadline:
                     raise BenchmarkError(
-                        f"{self._command!r} is not ready after {patience:g} s: {reason}"
+                        f"{self._command!r} is not ready after {timeout:g} s: {reason}"
                         f"{self._last_lines()}"
                     )
                 time.sleep(_POLL_INTERVAL)
@@ -178,10 +188,10 @@ class Launched:
 
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """A process that is asked to end does so as after Ctrl-C, so that servers are stopped.
+    """Handle signals that end this process like Ctrl-C, so that servers are stopped.
 
-    SIGTERM and SIGHUP raise KeyboardInterrupt, whose argument is the signal. For the main thread.
-    A SIGHUP that is ignored, as under `nohup`, stays so.
+    SIGTERM and SIGHUP raise KeyboardInterrupt, whose argument is the signal. Only for the main
+    thread. A SIGHUP that is ignored, as under `nohup`, stays ignored.
     """
     found = {number: signal.getsignal(number) for number in _ENDING}
     before = {n: handler for n, handler in found.items() if handler is not signal.SIG_IGN}
@@ -198,8 +208,17 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(signal.Signals(number))
 
 
+def mask_secrets(command: str) -> str:
+    """Mask the keys in a command, for results, reports and messages.
+
+    They are the values of options whose names end in api-key, token, secret or password, such as
+    `--api-key` and `--hf-token`, and of variables before the command, such as `HF_TOKEN=`.
+    """
+    return _SECRET.sub(rf"\g<name>{_HIDDEN}", command)
+
+
 def url_of(arguments: Sequence[str]) -> str:
-    """Where a server will listen, by the `--host` and `--port` (or `-p`) of its command line.
+    """Return the address of a server, from `--host` and `--port` (or `-p`) of its command line.
 
     Raises:
         BenchmarkError: the port is no number.
@@ -218,7 +237,7 @@ def url_of(arguments: Sequence[str]) -> str:
 
 
 def _option(arguments: Sequence[str], *names: str) -> str | None:
-    """The value that is given last, as argparse takes it."""
+    """Return the last value given, as argparse does."""
     found = None
     for at, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")

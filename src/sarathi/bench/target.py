@@ -1,4 +1,4 @@
-"""Whoever is to be measured: a server that runs, or a command that starts one."""
+"""The servers to measure: one that runs already, or a command that starts one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from pathlib import Path
 
 from sarathi.bench.client.endpoint import Api, Endpoint
 from sarathi.bench.client.server_probe import ServerFacts, probe
-from sarathi.bench.masked_command import shown_command
-from sarathi.bench.server_process import Launched
+from sarathi.bench.server_process import Launched, mask_secrets
 from sarathi.errors import BenchmarkError
 
 _CONNECT_TIMEOUT = 10.0  # seconds: a server under load may be slow to accept
@@ -21,7 +20,7 @@ _CONNECT_TIMEOUT = 10.0  # seconds: a server under load may be slow to accept
 
 @dataclass(frozen=True)
 class Target:
-    """Has a URL, a command that starts it, or both."""
+    """A server to measure: its URL, a command that starts it, or both."""
 
     label: str
     url: str | None = None
@@ -29,24 +28,24 @@ class Target:
 
     @property
     def server(self) -> str:
-        """How the results name it, keys left out."""
-        return self.url or "" if self.command is None else shown_command(self.command)
+        """How results name it, with keys masked."""
+        return self.url or "" if self.command is None else mask_secrets(self.command)
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """How servers are asked, all alike."""
+    """How to access the servers, the same for all."""
 
     model: str | None  # None: the first that a server has
     api: Api
     api_key: str | None
-    patience: float  # seconds for a server to load its model
-    ignore_eos: bool = True  # ask for answers of an exact length where the server can do that
+    ready_timeout: float  # seconds for a server to load its model
+    ignore_eos: bool = True  # request answers of an exact length where the server supports it
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A contender that answers."""
+class RunningServer:
+    """A target that answers."""
 
     label: str
     server: str
@@ -56,38 +55,38 @@ class Subject:
 
 
 @contextmanager
-def answering(
-    contender: Target, access: Credentials, log: Path = Path(os.devnull)
-) -> Iterator[Subject]:
-    """The contender while it runs; what was started is stopped at the end.
+def running_server(
+    target: Target, access: Credentials, log: Path = Path(os.devnull)
+) -> Iterator[RunningServer]:
+    """Start the target if it has a command, probe it, and stop what was started at the end.
 
     Args:
-        log: for what a started server prints.
+        log: for the output of a started server.
 
     Raises:
-        BenchmarkError: it cannot be started, does not answer, or not as it should.
+        BenchmarkError: it cannot be started, does not answer, or cannot be measured.
     """
-    if contender.command is None:
-        assert contender.url is not None
-        yield _subject(contender, access, contender.url, None)
+    if target.command is None:
+        assert target.url is not None
+        yield _probed(target, access, target.url, None)
         return
-    with Launched(contender.command, contender.url, log) as launched:
-        launched.wait_ready(access.patience)
-        yield _subject(contender, access, launched.url, launched.check)
+    with Launched(target.command, target.url, log) as launched:
+        launched.wait_ready(access.ready_timeout)
+        yield _probed(target, access, launched.url, launched.check)
 
 
-def _subject(
-    contender: Target, access: Credentials, url: str, check: Callable[[], None] | None
-) -> Subject:
+def _probed(
+    target: Target, access: Credentials, url: str, check: Callable[[], None] | None
+) -> RunningServer:
     endpoint = Endpoint.parse(url, model=access.model, api_key=access.api_key, api=access.api)
-    facts = probe(endpoint, patience=access.patience, ignore_eos=access.ignore_eos)
+    facts = probe(endpoint, ready_timeout=access.ready_timeout, ignore_eos=access.ignore_eos)
     named = replace(endpoint, model=facts.model)
     check = check or partial(_check_listening, named)
-    return Subject(contender.label, contender.server, named, facts, check)
+    return RunningServer(target.label, target.server, named, facts, check)
 
 
 def _check_listening(endpoint: Endpoint) -> None:
-    """Its absence must not be taken for a rate that it cannot serve."""
+    """Check the address: a missing server must not look like a rate that it cannot serve."""
     try:
         socket.create_connection((endpoint.host, endpoint.port), _CONNECT_TIMEOUT).close()
     except OSError as error:

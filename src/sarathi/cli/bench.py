@@ -10,9 +10,9 @@ from typing import Annotated
 import msgspec
 
 from sarathi.bench.measure import measure, prepare
-from sarathi.bench.result_files import load_iterations, save
-from sarathi.bench.target import Target, answering
-from sarathi.bench.terminal_tables import print_run, run_fields
+from sarathi.bench.results import load_iterations, save
+from sarathi.bench.target import Target, running_server
+from sarathi.bench.terminal import print_run, run_fields
 from sarathi.cli.arguments import add_options, build
 from sarathi.cli.measurement import (
     DEFAULT_URL,
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     settings = run_options(args, None if targets == Targets() else targets)
     screen = Screen(quiet=output.json)
     target = Target(options.label or options.url, url=options.url)
-    with answering(target, credentials(args, _READY_TIMEOUT)) as server:
+    with running_server(target, credentials(args, _READY_TIMEOUT)) as server:
         tokens.use(server)
         requests = prepare(load, options.rate, tokens, server.facts.max_model_len)
         screen.log(f"{len(requests.calls)} requests to {server.facts.model} at {options.url}")

@@ -22,11 +22,10 @@ from sarathi.bench.capacity.rate_search import Search, Try
 from sarathi.bench.capacity.search_store import SearchStore
 from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
 from sarathi.bench.client.server_probe import ServerFacts
-from sarathi.bench.machine_info import describe_machine
 from sarathi.bench.measure import measure, prepare
 from sarathi.bench.report import CapacityWithRuns
-from sarathi.bench.results import Run
-from sarathi.bench.target import Subject, Target, answering
+from sarathi.bench.results import Run, describe_machine
+from sarathi.bench.target import RunningServer, Target, running_server
 from sarathi.cli.arguments import build
 from sarathi.cli.measurement import (
     OutputOptions,
@@ -211,16 +210,16 @@ class _LazyServer:
     log: Path
     tokens: Tokens
     keep_in: contextlib.ExitStack | None  # keeps it running; None: it runs for each point
-    _running: Subject | None = None
+    _running: RunningServer | None = None
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[Subject]:
+    def running(self) -> Iterator[RunningServer]:
         """Yield the running server."""
         if self._running is not None:
             yield self._running
             return
         with contextlib.ExitStack() as point:
-            starting = answering(self.target, credentials(self.args), self.log)
+            starting = running_server(self.target, credentials(self.args), self.log)
             server = (self.keep_in or point).enter_context(starting)
             self.tokens.use(server)
             if self.keep_in is not None:

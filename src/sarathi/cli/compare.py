@@ -11,14 +11,13 @@ from typing import Annotated, Any
 
 import msgspec
 
-from sarathi.bench.comparison import compared, turns
+from sarathi.bench.comparison import compare_runs, measurement_order
 from sarathi.bench.measure import Requests, measure, prepare
 from sarathi.bench.number_format import milliseconds
-from sarathi.bench.result_files import save
-from sarathi.bench.results import Run
+from sarathi.bench.results import Run, save
 from sarathi.bench.server_process import ending_on_signals
-from sarathi.bench.target import Target, answering
-from sarathi.bench.terminal_tables import capacity_fields, print_capacities, print_comparison
+from sarathi.bench.target import Target, running_server
+from sarathi.bench.terminal import capacity_fields, print_capacities, print_comparison
 from sarathi.cli.arguments import add_options, argument_type, build, given_options, option_name
 from sarathi.cli.capacity_searches import CapacitySearches
 from sarathi.cli.measurement import (
@@ -159,7 +158,7 @@ def _compare_latencies(args: argparse.Namespace, targets: Sequence[Target]) -> i
     output = build(OutputOptions, args)
     screen = Screen(quiet=output.json)
     runs = measure_in_turns(args, targets, screen)
-    rows = compared(runs, [target.label for target in targets])
+    rows = compare_runs(runs, [target.label for target in targets])
     invalid = [run for run in runs if run.invalid is not None]
     if output.json:
         print_json({"rows": rows})
@@ -188,13 +187,13 @@ def measure_in_turns(
     screen.log(f"runs are kept in {folder}")
     runs: list[Run] = []
     rates, rounds = options.rates or [], options.rounds or _ROUNDS
-    for number, rate, order in turns(rates, len(targets), rounds):
+    for number, rate, order in measurement_order(rates, len(targets), rounds):
         # The first server of a turn counts the tokens; the others are sent the same requests.
         requests: Requests | None = None
         for index in order:
             target = targets[index]
             log = folder / f"server-{index + 1}.log"
-            with answering(target, credentials(args), log) as server:
+            with running_server(target, credentials(args), log) as server:
                 if requests is None:
                     tokens.use(server)
                     salt = f"{load.salt}/{rate:g}/{number}"

@@ -15,13 +15,13 @@ from msgspec import Meta
 from rich.console import Console
 from rich.live import Live
 
-from sarathi.bench.client.run_listener import RunListener, RunListeners
+from sarathi.bench.client.open_loop import RunListener, RunListeners
 from sarathi.bench.client.server_probe import ServerFacts
 from sarathi.bench.measure import Load, RunOptions
 from sarathi.bench.progress_line import ProgressLine
 from sarathi.bench.report import CapacityWithRuns, check_reports_can_be_made, write_report
 from sarathi.bench.results import Run
-from sarathi.bench.target import Credentials, Subject, Target, answering
+from sarathi.bench.target import Credentials, RunningServer, Target, running_server
 from sarathi.bench.workload.token_counter import LocalTokens, ServerTokens, TokenCounter
 from sarathi.bench.workload.workload import Workload
 from sarathi.cli.arguments import add_options, build
@@ -259,7 +259,7 @@ class Tokens:
         self._local = None if name is None else LocalTokens(name, chat)
         self._remote: ServerTokens | None = None
 
-    def use(self, server: Subject) -> None:
+    def use(self, server: RunningServer) -> None:
         """Count with a server that is running."""
         self.close()
         self._remote = ServerTokens(server.endpoint)
@@ -350,7 +350,7 @@ def probe_targets(
     facts = []
     for target in targets:
         screen.log(f"{target.label}: checking whether it answers")
-        with answering(target, credentials(args)) as server:
+        with running_server(target, credentials(args)) as server:
             facts.append(server.facts)
     return facts
 

@@ -9,8 +9,7 @@ from typing import Annotated
 import msgspec
 
 from sarathi.bench.report import CapacityWithRuns
-from sarathi.bench.result_files import load_all, load_iterations, runs_of
-from sarathi.bench.results import Run
+from sarathi.bench.results import Run, load_all, load_iterations, runs_of
 from sarathi.cli.arguments import add_options, build
 from sarathi.cli.measurement import IterationLogOption, Screen, save_report
 from sarathi.options import NewFile, Option

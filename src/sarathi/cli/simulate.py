@@ -8,8 +8,8 @@ from typing import Annotated
 
 import msgspec
 
-from sarathi.bench.result_files import save
-from sarathi.bench.terminal_tables import print_run, run_fields
+from sarathi.bench.results import save
+from sarathi.bench.terminal import print_run, run_fields
 from sarathi.cli.arguments import add_options, build
 from sarathi.cli.measurement import (
     Label,

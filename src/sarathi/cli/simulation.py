@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
-from sarathi.bench.machine_info import describe_machine
 from sarathi.bench.report import CapacityWithRuns
-from sarathi.bench.results import Run
+from sarathi.bench.results import Run, describe_machine
 from sarathi.bench.workload.presets import PRESETS
 from sarathi.bench.workload.token_counter import LocalTokens
 from sarathi.cli.arguments import add_options, build, given_options, option_name

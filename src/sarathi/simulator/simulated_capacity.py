@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from sarathi.bench.capacity.rate_search import Search, Try
-from sarathi.bench.capacity.verdict import CapacityTargets, Verdict, judge
+from sarathi.bench.capacity.verdict import CapacityTargets, Verdict, evaluate
 from sarathi.bench.results import Capacity, Point, Run
 from sarathi.simulator.setup import Setup
 from sarathi.simulator.simulated_run import SimulatedLoad, simulated_run
@@ -58,7 +58,7 @@ def find_capacity(
     runs: dict[float, Run] = {}
     while (attempt := search.next()) is not None:
         run = _run(setup, load, terms, attempt, label, progress)
-        verdict = judge(run.summary, terms.targets)
+        verdict = evaluate(run.summary, terms.targets)
         search.record(attempt.rate, verdict.met, verdict.certain)
         runs[attempt.rate] = run
         points[attempt.rate] = Point(

@@ -1,4 +1,4 @@
-"""Runs, searches and logs that nobody has measured."""
+"""Invented runs, searches and logs."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def test_labels_are_compared_at_the_highest_rate_that_they_share() -> None:
     assert shown(*runs, run("a", 4.0)) == [("a", 2.0), ("b", 2.0)]
 
 
-def test_a_rate_that_nobody_can_take_is_not_the_one_to_compare() -> None:
+def test_a_rate_above_all_capacities_is_not_the_one_to_compare() -> None:
     searches = (capacity("a", 2.0), capacity("b", 1.0))  # both have missed at 4
     assert shown(searches=searches) == [("a", 2.0), ("b", 2.0)]
 
@@ -45,7 +45,7 @@ def test_a_trace_has_the_rate_that_was_had() -> None:
     assert load.rate == 1.5
 
 
-def test_a_label_has_its_own_strictest_target() -> None:
+def test_each_label_has_its_strictest_target() -> None:
     searches = capacity("a", target=0.5), capacity("a", target=0.2), capacity("b", target=0.1)
     found = ReportData((), searches, ())
     assert found.targets == (0.1, 0.2, 0.5)

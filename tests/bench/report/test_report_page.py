@@ -135,7 +135,7 @@ def test_nothing_is_no_report(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_matplotlib_is_told_with_the_way_to_get_it(
+def test_a_missing_matplotlib_is_reported_with_the_way_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -143,7 +143,7 @@ def test_a_missing_matplotlib_is_told_with_the_way_to_get_it(
         write_report(tmp_path / "page.html", [run()], [])
 
 
-def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_none_is_reported(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="cannot be written to"):
         write_report(tmp_path / "none" / "page.html", [run(of=FAILED)], [])
 

@@ -5,11 +5,16 @@ from msgspec.structs import replace
 from sample_runs import capacity, record, records, run
 
 from sarathi.bench.number_format import MISSING
-from sarathi.bench.report.comparison_table import comparison_table
-from sarathi.bench.report.load_tables import conduct_table, latency_table, throughput_table
 from sarathi.bench.report.measured import CapacityWithRuns, ReportData
 from sarathi.bench.report.notes import alerts, facts
-from sarathi.bench.report.search_tables import capacity_table, points_table
+from sarathi.bench.report.result_tables import (
+    capacity_table,
+    comparison_table,
+    conduct_table,
+    latency_table,
+    points_table,
+    throughput_table,
+)
 from sarathi.bench.report.table import Table
 from sarathi.bench.results import Run
 from sarathi.telemetry import Targets
@@ -56,7 +61,10 @@ def test_figures_of_a_run_that_was_stopped_are_left_out() -> None:
     for table, heads in (
         (latency_table(all_of), [("P50", "TTFT (s)"), ("P99", "TBT (ms)"), ("P50", "delay (s)")]),
         (throughput_table(all_of), [("sent", "requests (1/s)"), ("output", "tokens (1/s)")]),
-        (points_table(all_of), [("P99 TBT (ms)", ""), ("median delay (s)", "")]),
+        (
+            points_table(all_of.capacity_results, all_of.labels),
+            [("P99 TBT (ms)", ""), ("median delay (s)", "")],
+        ),
     ):
         for head in heads:
             whole, stopped = column(table, *head)
@@ -72,7 +80,7 @@ def test_there_is_no_ratio_to_a_run_that_was_stopped() -> None:
     assert set(column(table, "P99", "TBT")) == {MISSING}
 
 
-def test_what_no_server_tells_has_no_column() -> None:
+def test_unreported_latencies_have_no_column() -> None:
     silent = [record(gaps=()) for _ in range(3)]
     table = latency_table(measured(run(of=silent)))
     assert table is not None
@@ -81,7 +89,7 @@ def test_what_no_server_tells_has_no_column() -> None:
     assert "TBT (ms)" not in groups
 
 
-def test_failures_are_told_by_kind() -> None:
+def test_failures_are_counted_by_kind() -> None:
     one = run(of=[record(), record(failure="timeout"), record(failure="dropped")])
     table = throughput_table(measured(one))
     assert column(table, "failures") == ["1 dropped, 1 timeout"]
@@ -131,7 +139,7 @@ def test_capacities_are_compared_where_they_have_the_same_target() -> None:
         (None, None, "not known"),
     ],
 )
-def test_the_range_of_a_capacity_says_what_is_known(
+def test_the_range_of_a_capacity_has_the_known_bounds(
     low: float | None, high: float | None, text: str
 ) -> None:
     table = capacity_table(measured(searches=(capacity(low=low, high=high),)))
@@ -139,19 +147,19 @@ def test_the_range_of_a_capacity_says_what_is_known(
     assert column(table, "capacity (1/s)") == ["2"]
 
 
-def test_a_capacity_that_nothing_bounds_says_so() -> None:
+def test_a_capacity_without_an_upper_bound_is_marked() -> None:
     table = capacity_table(measured(searches=(capacity("a", 4.0), capacity("b", 2.0))))
     assert table is not None
     assert [row[1].note for row in table.rows] == ["at least: no rate missed", ""]
 
 
-def test_a_search_without_a_capacity_says_none() -> None:
+def test_a_search_without_a_capacity_has_none() -> None:
     table = capacity_table(measured(searches=(capacity(capacity=None),)))
     assert column(table, "capacity (1/s)") == ["none"]
 
 
 def test_each_rate_of_a_search_has_its_verdict_and_reason() -> None:
-    table = points_table(measured(searches=(capacity(capacity=2.0),)))
+    table = points_table([capacity(capacity=2.0).capacity], ["one"])
     assert column(table, "verdict") == ["met", "met", "missed"]
     assert set(column(table, "reason")) == {"because of <i>it</i>"}
 
@@ -173,7 +181,7 @@ def test_runs_that_must_not_be_used_come_first() -> None:
     assert found[2].texts == ["b, 2/s: 1 of 2 (1 timeout); the first: a <b>timeout</b>"]
 
 
-def test_what_made_it_easier_for_a_server_is_told_once_for_each() -> None:
+def test_what_made_a_run_easier_is_reported_once_for_each_label() -> None:
     easy = [replace(record(), output_tokens=20, cached_tokens=25)] * 2
     found = alerts(measured(run("a", 1.0, of=easy), run("a", 2.0, of=easy), run("b")))
     assert [alert.texts for alert in found] == [
@@ -193,7 +201,7 @@ def test_a_run_that_a_search_stopped_is_no_alert() -> None:
     assert alerts(measured(searches=(stopped,))) == []
 
 
-def test_what_all_share_is_said_once_and_what_differs_for_whom() -> None:
+def test_a_common_value_is_shown_once_and_others_with_their_labels() -> None:
     found = {fact.name: fact.values for fact in facts(measured(run("a"), run("b"), run("a")))}
     assert found["Model"] == [("", "a model")]
     assert found["Server"] == [("a", "serve --name a"), ("b", "serve --name b")]

@@ -1,4 +1,4 @@
-"""What a page says of simulated hardware."""
+"""Simulated hardware on a page."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from simulated_runs import simulated, use
 
 from sarathi.bench.number_format import MISSING
 from sarathi.bench.report import CapacityWithRuns, write_report
-from sarathi.bench.report.load_tables import conduct_table
 from sarathi.bench.report.measured import ReportData
 from sarathi.bench.report.notes import alerts, facts
-from sarathi.bench.report.simulation_tables import simulation_table
+from sarathi.bench.report.result_tables import conduct_table, simulation_table
 from sarathi.bench.report.table import Table
 from sarathi.bench.results import Run
 
@@ -54,7 +53,7 @@ def test_many_replicas_have_one_row_weighted_by_their_time() -> None:
     assert column(table, "preemptions") == ["6"]
 
 
-def test_a_replica_that_nobody_asked_has_no_shares() -> None:
+def test_a_replica_without_requests_has_no_shares() -> None:
     idle = use(active=0.0, busy=(0.0,), overhead=0.0, kv_mean=0.0)
     table = simulation_table(measured(simulated(run(), idle, cost=None)))
     assert column(table, "busy (%)", "stages") == [MISSING]
@@ -70,7 +69,7 @@ def test_a_simulated_client_is_never_late() -> None:
     assert column(both, "P99", "client lag (ms)") == ["3.00", MISSING]
 
 
-def test_the_accuracy_is_told_once_for_each_label() -> None:
+def test_the_accuracy_is_shown_once_for_each_label() -> None:
     runs = [simulated(run("a", 1.0)), simulated(run("a", 2.0), every=4), run("b")]
     [alert] = alerts(measured(*runs))
     assert alert.head == "Simulated, not measured"
@@ -79,7 +78,7 @@ def test_the_accuracy_is_told_once_for_each_label() -> None:
     ]
 
 
-def test_nobody_was_the_client_of_a_simulation() -> None:
+def test_a_simulation_has_no_client() -> None:
     assert "Client's machine" in [fact.name for fact in facts(measured(run()))]
     names = [fact.name for fact in facts(measured(simulated(run())))]
     assert "Machine" in names

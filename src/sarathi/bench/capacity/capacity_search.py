@@ -1,4 +1,4 @@
-"""The capacity of a server: a search, the runs that it asks for, and the folder that keeps them."""
+"""The capacity of a server: the rate search, its runs, and the folder that keeps them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from collections.abc import Callable
 
 from sarathi.bench.capacity.rate_search import Search, Try
 from sarathi.bench.capacity.search_store import SearchStore
-from sarathi.bench.capacity.verdict import CapacityTargets, Verdict, judge_runs
-from sarathi.bench.result_files import run_name
-from sarathi.bench.results import Capacity, Point, Run
+from sarathi.bench.capacity.verdict import CapacityTargets, Verdict, evaluate_runs
+from sarathi.bench.results import Capacity, Point, Run, run_name
 from sarathi.errors import BenchmarkError
 
 Measure = Callable[[Try], Run]
-Tell = Callable[[Try, Run, Verdict], None]
+OnRun = Callable[[Try, Run, Verdict], None]
 
 logger = logging.getLogger(__name__)
 
 
 class CapacitySearch:
-    """One server's search, point by point, so that several can take turns.
+    """The search of one server, one run at a time, so that several can alternate.
 
-    Runs that are in the store already are taken from there.
+    Runs that are already in the store are not repeated.
     """
 
     def __init__(
@@ -30,15 +29,15 @@ class CapacitySearch:
         store: SearchStore,
         targets: CapacityTargets,
         measure: Measure,
-        tell: Tell,
+        on_run: OnRun,
     ) -> None:
         """
         Args:
             search: a new one.
             store: opened.
-            measure: makes a run. It may be asked for the same again, if that was invalid.
-            tell: called with each run, those of the store first, and the verdict on all runs of its
-                rate until then.
+            measure: makes a run; called again for the same if that was invalid.
+            on_run: called with each run, those of the store first, and the verdict on all runs of
+                its rate so far.
 
         Raises:
             BenchmarkError: the store cannot be read.
@@ -47,27 +46,27 @@ class CapacitySearch:
         self._search = search
         self._targets = targets
         self._measure = measure
-        self._tell = tell
+        self._on_run = on_run
         self._points: dict[float, Point] = {}
         self._num_runs: dict[float, int] = {}
         self._about: dict[str, str] = {}
         self._workload: dict[str, str] = {}
         for rate, repeat, run in store.runs():
-            # One after a gap, whose file could not be read, is measured again in its turn.
+            # After a gap (an unreadable file), the runs of this rate are measured again.
             if repeat == self._num_runs.get(rate, 0):
                 self._add(Try(rate, repeat), run)
 
     @property
     def points(self) -> list[Point]:
-        """What is known by now, in the order of rates. Repeated runs of a rate are one point."""
+        """The points so far, in the order of rates. Repeated runs of a rate are one point."""
         return [self._points[rate] for rate in sorted(self._points)]
 
     @property
     def runs(self) -> list[Run]:
-        """All of them, read from the store, in the order of rates.
+        """All runs, read from the store, in the order of rates.
 
         Raises:
-            BenchmarkError: one is not there any more.
+            BenchmarkError: a file is missing.
         """
         return [
             self.store.load(point.rate, repeat)
@@ -82,7 +81,7 @@ class CapacitySearch:
             Whether there are more to make; after the last, further steps do nothing.
 
         Raises:
-            BenchmarkError: the run failed, was invalid twice, or cannot be written. Those before it
+            BenchmarkError: the run failed, was invalid twice, or cannot be written. Earlier runs
                 are kept.
         """
         wanted = self._search.next()
@@ -93,11 +92,11 @@ class CapacitySearch:
         return self._search.next() is not None
 
     def result(self, resolution: float, requests_per_point: int) -> Capacity:
-        """What is known by now; at least one run must have been made.
+        """Return the outcome so far, after at least one run.
 
         Args:
-            resolution: what the search was made with.
-            requests_per_point: likewise the runs.
+            resolution: of the search.
+            requests_per_point: of the runs.
         """
         return Capacity(
             **self._about,
@@ -132,7 +131,7 @@ class CapacitySearch:
         rate = made.rate
         before = [self.store.load(rate, repeat) for repeat in range(made.repeat)]
         runs = [*before, run]
-        verdict, summary = judge_runs(runs, self._targets)
+        verdict, summary = evaluate_runs(runs, self._targets)
         self._search.record(rate, verdict.met, verdict.certain)
         self._points[rate] = Point(
             rate=rate,
@@ -146,4 +145,4 @@ class CapacitySearch:
         self._num_runs[rate] = made.repeat + 1
         self._workload = run.workload
         self._about = {name: getattr(run, name) for name in ("label", "server", "model", "machine")}
-        self._tell(made, run, verdict)
+        self._on_run(made, run, verdict)

@@ -1,4 +1,4 @@
-"""Stops a run that can no longer meet its targets."""
+"""Early stopping: ends a run that can no longer meet its targets."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sarathi.units import format_duration
 _TAIL = 0.01  # what may be above a P99
 
 
-class _Open:
-    """A measured request that waits for tokens."""
+class _OpenRequest:
+    """A measured request whose answer has not ended."""
 
     __slots__ = ("last", "long", "sent", "slow_start", "tokens")
 
@@ -26,22 +26,22 @@ class _Open:
 
 
 class EarlyStopping:
-    """A `Watch` that ends a run once it is sure to miss, whatever the rest of it does.
+    """A `RunListener` that ends a run once it is sure to miss, whatever happens in the rest of it.
 
-    The number of gaps between tokens is known beforehand. More than 1 % of them above the target
+    The number of gaps between tokens is known in advance. More than 1 % of them above the target
     are a P99 above the target; a gap counts as soon as it is too long, while it still lasts. More
     than half of the requests waiting too long are a median above the target; where the verdict is
     by TTFT, that is the wait for the first token, and counts while it lasts as well. And more than
     1 % of failures are too many.
 
-    Each must hold with two standard errors to spare, requests being taken as independent. At the
-    capacity itself every second run would be stopped otherwise, and be taken for a certain miss,
-    although other requests would have met the targets. A run that is barely lost goes on to its
-    end, and is then judged by its intervals.
+    Each must hold by a margin of two standard errors, with requests taken as independent. At the
+    capacity itself every second run would be stopped otherwise, and count as a certain miss,
+    although other requests would have met the targets. A run that is close to its targets
+    goes on to its end, and is then evaluated with its intervals.
 
     Assumes that running requests will be complete: gaps of failed ones do not count in the end, and
-    they count no more here once a request has failed. An answer that ends early makes the number of
-    gaps smaller. A run goes on until one measured request has ended, for one without any is none.
+    they are removed here once a request has failed. An answer that ends early makes the number of
+    gaps smaller. A run is not stopped before a measured request has ended.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class EarlyStopping:
     ) -> None:
         """
         Args:
-            output_tokens: asked for, by the index of the call.
-            num_warm_up: calls that come first and do not count.
-            tells_delay: the server tells the scheduling delay of each request.
+            output_tokens: asked for, by index of the call.
+            num_warm_up: calls before the measured ones.
+            tells_delay: the server reports the scheduling delay of each request.
         """
         self._output_tokens = output_tokens
         self._num_warm_up = num_warm_up
@@ -65,7 +65,7 @@ class EarlyStopping:
         self._num_gaps = sum(max(0, number - 1) for number in measured)
         self._num_requests = len(measured)
         self._num_delays = len(measured)
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, _OpenRequest] = {}
         self._ended = False
         self._failed = 0
         self._late = 0
@@ -74,7 +74,7 @@ class EarlyStopping:
 
     def sent(self, index: int, now: float) -> None:
         if index >= self._num_warm_up:
-            self._open[index] = _Open(now)
+            self._open[index] = _OpenRequest(now)
 
     def progressed(self, index: int, times: Sequence[float]) -> None:
         request = self._open.get(index)
@@ -89,7 +89,7 @@ class EarlyStopping:
         request.tokens += len(times)
 
     def ended(self, index: int, record: RequestRecord) -> None:
-        """The record is right where the times told before were a guess."""
+        """Replace the estimates for this request by its record."""
         if self._open.pop(index, None) is None:
             return
         self._ended = True
@@ -109,7 +109,7 @@ class EarlyStopping:
         else:
             self._late += delay > self._targets.delay
 
-    def verdict(self, now: float) -> str | None:
+    def stop_reason(self, now: float) -> str | None:
         if not self._ended:
             return None
         return self._failures() or self._gaps(now) or self._delays(now)

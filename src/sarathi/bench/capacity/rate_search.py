@@ -1,4 +1,4 @@
-"""Which rate to try next, until the highest that meets a target is known."""
+"""Bisection over request rates, with verdicts that may be uncertain."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _MAX_REPEATS = 1  # of a rate whose verdict is uncertain
 
 @dataclass(frozen=True)
 class Try:
-    """A run that a search asks for."""
+    """A run that the search needs next."""
 
     rate: float  # requests per second
-    repeat: int = 0  # above 0: with other requests than the runs of this rate before
+    repeat: int = 0  # above 0: with other requests than the earlier runs at this rate
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _Rated:
     met: bool
     certain: bool
     runs: int
@@ -33,19 +33,19 @@ class Search:
 
     Steps are shorter from a rate whose verdict is uncertain.
 
-    The middle is the geometric one: the resolution is relative, and each step then halves what is
-    left of it, whether rates are 0.01 or 1000.
+    The middle is the geometric one: the resolution is relative, and each step then halves the
+    remaining distance, whether rates are 0.01 or 1000.
 
-    Verdicts near the capacity depend on the requests drawn, and a bisection that trusts a wrong
-    one ends beside the truth without notice. So verdicts are certain or not, and:
+    Verdicts near the capacity depend on the sampled requests, and a bisection that trusts a wrong
+    one ends at a wrong rate without notice. So verdicts are certain or not, and:
 
-    - Whatever the order in which verdicts came, the highest rate that met for certain, `low`, and
-      the lowest that missed for certain, `high`, are the bounds; a certain miss outweighs what
+    - Whatever the order of the verdicts, the highest rate that certainly met, `low`, and
+      the lowest that certainly missed, `high`, are the bounds; a certain miss outweighs what
       met above it. Between the two the search believes the split that fewest of the uncertain
       verdicts contradict, the lowest of several such.
-    - Once the two rates beside the split are close enough, one whose verdict is uncertain is asked
-      for again, the lower first. The caller then judges all its runs together, and the new verdict
-      replaces the old. If it turns, the split moves and the search goes on from there.
+    - Once the two rates beside the split are close enough, one whose verdict is uncertain is run
+      again, the lower first. The caller then judges all its runs together, and the new verdict
+      replaces the old. If it changes, the split moves and the search goes on from there.
     - A rate is run at most twice, for right at the capacity no number of runs would make it
       certain. Rates are rounded to three digits between fixed ends, so the search
       ends whatever the verdicts are.
@@ -74,54 +74,54 @@ class Search:
         self._start = _rounded(start)
         self._lowest = start / 2**max_halvings
         self._highest = start * 2**_MAX_DOUBLINGS
-        self._judged: dict[float, _Judged] = {}
+        self._rated: dict[float, _Rated] = {}
 
     def next(self) -> Try | None:
-        """What to run now, always the same until a verdict is recorded; None: done."""
+        """Return the next run, the same until a verdict is recorded; None when done."""
         rate = self._untried()
         return self._doubtful() if rate is None else Try(rate)
 
     def record(self, rate: float, met: bool, certain: bool) -> None:
-        """A run has been made at a rate, be it the one asked for or another.
+        """Record the verdict of a run, at the requested rate or another.
 
         Args:
             met: the verdict on all runs at this rate together.
-            certain: other requests would have given the same verdict.
+            certain: other requests would give the same verdict.
         """
-        before = self._judged.get(rate)
-        self._judged[rate] = _Judged(met, certain, 1 if before is None else before.runs + 1)
+        before = self._rated.get(rate)
+        self._rated[rate] = _Rated(met, certain, 1 if before is None else before.runs + 1)
 
     @property
     def capacity(self) -> float | None:
-        """The highest rate believed to meet the target; None: no rate that was tried does."""
+        """The highest rate believed to meet the target; None: no tried rate does."""
         return self._split()[0]
 
     @property
     def low(self) -> float | None:
-        """The highest rate that met for certain, below every certain miss."""
+        """The highest rate that certainly met, below every certain miss."""
         high = self.high
         found = [
             rate
-            for rate, judged in self._judged.items()
-            if judged.met and judged.certain and (high is None or rate < high)
+            for rate, rated in self._rated.items()
+            if rated.met and rated.certain and (high is None or rate < high)
         ]
         return max(found, default=None)
 
     @property
     def high(self) -> float | None:
-        """The lowest rate that missed for certain."""
-        missed = [r for r, judged in self._judged.items() if judged.certain and not judged.met]
+        """The lowest rate that certainly missed."""
+        missed = [r for r, rated in self._rated.items() if rated.certain and not rated.met]
         return min(missed, default=None)
 
     def _split(self) -> tuple[float | None, float | None]:
-        """The neighbours of which the one is believed to meet the target and the other is not."""
+        """Return adjacent rates, one believed to meet the target and one to miss it."""
         low, high = self.low, self.high
         open_rates = sorted(
             rate
-            for rate in self._judged
+            for rate in self._rated
             if (low is None or rate > low) and (high is None or rate < high)
         )
-        met = [self._judged[rate].met for rate in open_rates]
+        met = [self._rated[rate].met for rate in open_rates]
 
         def contradictions(below: int) -> int:
             return met[:below].count(False) + met[below:].count(True)
@@ -131,7 +131,7 @@ class Search:
         return rates[below], rates[below + 1]
 
     def _untried(self) -> float | None:
-        if not self._judged:
+        if not self._rated:
             return self._start
         met, missed = self._split()
         if missed is None:
@@ -147,15 +147,15 @@ class Search:
         return middle if met < middle < missed else None
 
     def _step(self, rate: float) -> float:
-        """How far to go from a rate: a verdict that is not certain says that the end is near."""
-        return 2.0 if self._judged[rate].certain else math.sqrt(2)
+        """Return the factor to the next rate: an uncertain verdict means that the end is near."""
+        return 2.0 if self._rated[rate].certain else math.sqrt(2)
 
     def _doubtful(self) -> Try | None:
         for rate in self._split():
             if rate is not None:
-                judged = self._judged[rate]
-                if not judged.certain and judged.runs <= _MAX_REPEATS:
-                    return Try(rate, judged.runs)
+                rated = self._rated[rate]
+                if not rated.certain and rated.runs <= _MAX_REPEATS:
+                    return Try(rate, rated.runs)
         return None
 
 

@@ -1,4 +1,4 @@
-"""The folder of a capacity search: every finished run is in it before the next begins."""
+"""The folder of a capacity search: each run is saved in it before the next one starts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,16 @@ from pathlib import Path
 
 import msgspec
 
-from sarathi.bench.result_files import PARTIAL, RESULT_NAME, load_run, run_name, save, write
-from sarathi.bench.results import Capacity, Run
+from sarathi.bench.results import (
+    PARTIAL,
+    RESULT_NAME,
+    Capacity,
+    Run,
+    load_run,
+    run_name,
+    save,
+    write,
+)
 from sarathi.errors import BenchmarkError
 
 LOG_NAME = "server.log"
@@ -28,8 +36,8 @@ logger = logging.getLogger(__name__)
 
 
 class SearchStore:
-    """A folder of its own for every configuration, so that a search finds the runs of an earlier
-    one that asked the same.
+    """A separate folder for each configuration, so that a search finds the runs of an earlier one
+    with the same configuration.
 
     It holds `config.json`, a `run-RATE.json.gz` for each run (`run-RATE-2.json.gz` for the second
     at a rate, and so on), and `result.json` once the search is done. Runs are compressed, to a
@@ -39,9 +47,9 @@ class SearchStore:
     def __init__(self, root: Path, name: str, configuration: Mapping[str, object]) -> None:
         """
         Args:
-            root: the folder's folder, made if need be.
-            name: for people who look for the folder; its own name has a hash besides.
-            configuration: whatever changes the outcome; how closely is searched does not.
+            root: the parent folder, made if needed.
+            name: the readable part of the name of the folder, before a hash.
+            configuration: everything that changes the outcome of a run.
         """
         canonical = msgspec.json.encode(configuration, order="deterministic")
         digest = hashlib.sha256(canonical).hexdigest()[:_HASH_DIGITS]
@@ -50,12 +58,12 @@ class SearchStore:
 
     @property
     def log(self) -> Path:
-        """For what a server prints that is started for the search."""
+        """The file for the output of a server that is started for the search."""
         return self.folder / LOG_NAME
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """For this process alone. What follows is for within this context.
+        """Lock the folder for this process; the other methods need this context.
 
         Raises:
             BenchmarkError: the folder cannot be written, or another process writes to it.
@@ -80,8 +88,10 @@ class SearchStore:
             yield
 
     def runs(self) -> Iterator[tuple[float, int, Run]]:
-        """Rate, number and content of each run, those of one rate in order; one at a time, as they
-        are large. What cannot be read gets another name, with a warning."""
+        """Yield rate, number and content of each run, those of one rate in order.
+
+        One at a time, as they are large. An unreadable file is renamed, with a warning.
+        """
         for _, repeat, path in sorted(self._numbered()):
             try:
                 run = load_run(path)
@@ -89,19 +99,20 @@ class SearchStore:
                 self._set_aside(path, str(error))
                 continue
             if run.rate is None or run_name(run.rate, repeat) != path.name:
-                self._set_aside(path, f"{path} is of another rate than its name says")
+                self._set_aside(path, f"{path} does not have the rate of its name")
                 continue
             yield run.rate, repeat, run
 
     def load(self, rate: float, repeat: int) -> Run:
-        """
+        """Read a run.
+
         Raises:
-            BenchmarkError: the run is not there any more.
+            BenchmarkError: the file is missing or damaged.
         """
         return load_run(self.folder / run_name(rate, repeat))
 
     def keep(self, rate: float, repeat: int, run: Run) -> None:
-        """Once it returns, the run is on the disk.
+        """Save a run; it is on disk when this returns.
 
         Args:
             repeat: its number among the runs of this rate, from 0.
@@ -112,7 +123,8 @@ class SearchStore:
         save(self.folder / run_name(rate, repeat), run)
 
     def finish(self, capacity: Capacity) -> None:
-        """
+        """Save the outcome of the search.
+
         Raises:
             BenchmarkError: it cannot be written.
         """

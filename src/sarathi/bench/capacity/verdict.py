@@ -1,4 +1,4 @@
-"""Whether a run met the targets, and how sure that is."""
+"""Whether the runs at a rate met the targets, and how certain that is."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sarathi.bench.capacity.pooled_runs import pooled
+from msgspec.structs import replace
+
 from sarathi.bench.results import Run
-from sarathi.telemetry import Summary
+from sarathi.telemetry import Summary, summarise
 from sarathi.units import format_duration
 
 FAILED_SHARE = 0.01  # of the requests; with more, a run misses whatever the latencies
@@ -17,54 +18,54 @@ Z = 1.96  # standard errors to either side that hold 95 %
 
 @dataclass(frozen=True)
 class CapacityTargets:
-    """What a rate must keep to count, in seconds."""
+    """The latency targets of a capacity search, in seconds."""
 
     tbt: float  # for P99
     delay: float = 2.0  # for the median scheduling delay
     tail_delay: float | None = None  # for its 90th percentile
-    by_ttft: bool = False  # the median TTFT in its place, whatever the server tells of itself
+    by_ttft: bool = False  # the median TTFT instead, whether or not the server reports its delay
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run says of its rate."""
+    """Whether a rate met the targets."""
 
     met: bool
-    certain: bool  # with 95 % confidence other requests would have said the same
+    certain: bool  # with 95 % confidence, other requests would give the same verdict
     reason: str
 
 
-def judge(summary: Summary, targets: CapacityTargets) -> Verdict:
-    """Whether one or several runs met the targets, with at most 1 % of the requests failed.
+def evaluate(summary: Summary, targets: CapacityTargets) -> Verdict:
+    """Evaluate the targets for one or several runs; at most 1 % of the requests may fail.
 
-    Where the server does not tell its scheduling delay, or `by_ttft` is set, the median TTFT stands
-    for it: it is longer, so that a server gains nothing by not telling.
+    Where the server does not report its scheduling delay, or `by_ttft` is set, the median TTFT is
+    used instead: it is longer, so that a server gains nothing by not reporting.
 
-    The bound on the tail of the delay is for schedulers that let some requests pass others: those
-    meet any median while the rest waits ever longer.
+    The bound on the tail of the delay is for schedulers that let some requests overtake others:
+    those meet any median while the other requests wait ever longer.
 
     A miss is certain if any of its reasons is: for a latency, if the whole interval lies above the
-    target. A run that met the targets did so for certain if all its intervals lie below them.
-    Without an interval, for want of requests, nothing is certain.
+    target. The targets are certainly met if all intervals lie below them. Without an interval,
+    which needs enough requests, nothing is certain.
     Answers of one token each have no TBT, and meet any target.
     """
-    return together(_failures(summary), _tbt(summary, targets.tbt), *_delays(summary, targets))
+    return combine(_failures(summary), _tbt(summary, targets.tbt), *_delays(summary, targets))
 
 
-def together(*verdicts: Verdict) -> Verdict:
-    """One on all that had to be met."""
+def combine(*verdicts: Verdict) -> Verdict:
+    """Combine verdicts that must all be met."""
     missed = [verdict for verdict in verdicts if not verdict.met]
-    told = ", ".join(verdict.reason for verdict in missed or verdicts)
+    reason = ", ".join(verdict.reason for verdict in missed or verdicts)
     if missed:
-        return Verdict(False, any(verdict.certain for verdict in missed), told)
-    return Verdict(True, all(verdict.certain for verdict in verdicts), told)
+        return Verdict(False, any(verdict.certain for verdict in missed), reason)
+    return Verdict(True, all(verdict.certain for verdict in verdicts), reason)
 
 
-def judge_runs(runs: Sequence[Run], targets: CapacityTargets) -> tuple[Verdict, Summary]:
-    """One verdict on all runs at a rate, and the figures behind it.
+def evaluate_runs(runs: Sequence[Run], targets: CapacityTargets) -> tuple[Verdict, Summary]:
+    """Return one verdict on all runs at a rate, and their summary.
 
-    Their requests are judged as if they were of one run. A run that was stopped has missed for
-    certain, and its requests are those of its beginning: it decides alone.
+    Their requests are evaluated as those of one run. A run that was stopped early has certainly
+    missed, and has only its first requests: it alone decides.
 
     Args:
         runs: of one rate; at least one.
@@ -72,14 +73,44 @@ def judge_runs(runs: Sequence[Run], targets: CapacityTargets) -> tuple[Verdict, 
     for run in runs:
         if run.stopped is not None:
             return Verdict(False, True, run.stopped), run.summary
-    summary = pooled(runs)
-    return judge(summary, targets), summary
+    summary = pool_runs(runs)
+    return evaluate(summary, targets), summary
+
+
+def pool_runs(runs: Sequence[Run]) -> Summary:
+    """Summarise runs of one load: latencies of all requests, and throughput weighted by duration.
+
+    There is no goodput: the runs of a search have no targets of single requests.
+
+    Args:
+        runs: at least one.
+    """
+    parts = [run.summary for run in runs]
+    if len(parts) == 1:
+        return parts[0]
+    duration = sum(part.duration for part in parts)
+    seconds = [part.duration / duration if duration else 0.0 for part in parts]
+    requests = sum(part.requests for part in parts)
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(value * share for value, share in zip(values, seconds, strict=True))
+
+    # Each run counts time from its own start, so rates are averages over the runs.
+    sending = sum(part.requests / part.request_rate for part in parts if part.request_rate)
+    return replace(
+        summarise([record for run in runs for record in run.records]),
+        duration=duration,
+        request_rate=requests / sending if sending else 0.0,
+        completed_per_second=mean([part.completed_per_second for part in parts]),
+        output_tokens_per_second=mean([part.output_tokens_per_second for part in parts]),
+        total_tokens_per_second=mean([part.total_tokens_per_second for part in parts]),
+    )
 
 
 def _failures(summary: Summary) -> Verdict:
     failed, requests = sum(summary.failures.values()), summary.requests
     allowed = FAILED_SHARE * requests
-    # The number of failures is taken for a Poisson variable; none at all is taken for never.
+    # The number of failures is treated as a Poisson variable, and zero as certain.
     certain = failed == 0 or abs(failed - allowed) > Z * math.sqrt(failed)
     if failed == 0:
         return Verdict(True, certain, "no failures")
@@ -91,25 +122,27 @@ def _tbt(summary: Summary, target: float) -> Verdict:
     tbt = summary.tbt
     if tbt.p99 is None:
         return Verdict(True, True, "no time between tokens")
-    return judge_latency("P99 TBT", tbt.p99, tbt.p99_interval, target)
+    return evaluate_latency("P99 TBT", tbt.p99, tbt.p99_interval, target)
 
 
 def _delays(summary: Summary, targets: CapacityTargets) -> list[Verdict]:
-    told = summary.scheduling_delay.count > 0 and not targets.by_ttft
-    name, delay = ("scheduling delay", summary.scheduling_delay) if told else ("TTFT", summary.ttft)
+    reported = summary.scheduling_delay.count > 0 and not targets.by_ttft
+    name, delay = (
+        ("scheduling delay", summary.scheduling_delay) if reported else ("TTFT", summary.ttft)
+    )
     if delay.p50 is None:
         return [Verdict(False, True, "no complete answer has a token")]
-    verdicts = [judge_latency(f"median {name}", delay.p50, delay.p50_interval, targets.delay)]
+    verdicts = [evaluate_latency(f"median {name}", delay.p50, delay.p50_interval, targets.delay)]
     if targets.tail_delay is not None and delay.p90 is not None:
-        tail = judge_latency(f"P90 {name}", delay.p90, delay.p90_interval, targets.tail_delay)
+        tail = evaluate_latency(f"P90 {name}", delay.p90, delay.p90_interval, targets.tail_delay)
         verdicts.append(tail)
     return verdicts
 
 
-def judge_latency(
+def evaluate_latency(
     name: str, value: float, interval: tuple[float, float] | None, target: float
 ) -> Verdict:
-    """A percentile against its target; certain if all of its interval says the same."""
+    """Compare a percentile with its target; certain if all of its interval is on the same side."""
     low, high = interval or (-math.inf, math.inf)
     if value > target:
         return Verdict(

@@ -1,25 +1,28 @@
-"""What comes back for one request, from the status line to the last token."""
+"""The answer to one request, from the status line to the time of each token."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import httptools
 
-from sarathi.bench.client.server_timing import duration
 from sarathi.bench.client.sse_events import (
     DONE,
+    ChunkUsage,
     EventError,
     EventSplitter,
     error_message,
     quoted,
     read_chunk,
 )
-from sarathi.bench.client.token_times import TokenTimes
 
 _LONGEST_DETAIL = 300  # characters
 _LONGEST_REFUSAL = 2**16  # bytes
-# Events are taken for tokens where the server does not count, and some bring parts of one.
+# Events count as tokens where the server does not count, and some bring parts of one.
 _MOST_BEYOND = 2, 16  # times as many as asked for, and tokens more
 
 
@@ -36,15 +39,16 @@ class Failure:
 
     @classmethod
     def of(cls, kind: str, detail: str) -> Failure:
+        """Make a failure whose detail is one line of bounded length."""
         return cls(kind, " ".join(detail.split())[:_LONGEST_DETAIL])
 
 
 class Answer:
-    """Reads HTTP and the events in it, without touching a connection.
+    """Parses HTTP and the events in it, without touching a connection.
 
-    It is complete when the HTTP message has ended as HTTP wants it and the stream has said that
-    nothing is to come: `[DONE]` or a `finish_reason`. One that brings far more tokens than were
-    asked for, and may never end, is malformed.
+    It is complete when the HTTP message has ended properly and the stream has announced its end:
+    `[DONE]` or a `finish_reason`. An answer with far more tokens than were asked for, which may
+    never end, is malformed.
     """
 
     def __init__(self, asked: int, exact: bool = False) -> None:
@@ -67,21 +71,21 @@ class Answer:
         self._events = EventSplitter()
         self._now = 0.0
         self._new = 0  # tokens of this piece of data
-        self._brought = 0  # tokens of all before
-        self._begun = False  # an event has come
-        self._finished = False  # the stream has said so
+        self._received = 0  # tokens of all pieces before
+        self._has_events = False
+        self._finished = False  # the stream has announced its end
         self._status = 0
         self._headers: dict[bytes, bytes] = {}
         self._refusal: bytearray | None = None  # the body of anything but a stream
 
     def feed(self, data: bytes, now: float) -> int:
-        """Take what has come.
+        """Parse received data.
 
         Returns:
-            How many tokens it brought, as far as one can tell.
+            How many tokens it brought, by the best estimate.
         """
         self._now = now
-        self._brought += self._new
+        self._received += self._new
         self._new = 0
         if self._parser is None:
             return 0
@@ -96,21 +100,23 @@ class Answer:
         return self._new
 
     def end_of_data(self, reason: str = "") -> None:
-        """The connection is closed.
+        """Handle the end of the connection.
 
         Args:
             reason: why, where it was not closed in order.
         """
         self._parser = None  # it refers to this object
-        told_length = {b"content-length", b"transfer-encoding"} & self._headers.keys()
-        if not reason and self._status and not told_length:
+        has_length = {b"content-length", b"transfer-encoding"} & self._headers.keys()
+        if not reason and self._status and not has_length:
             self.on_message_complete()  # closing is how such an answer ends
         else:
             self.fail("dropped", reason or "the server closed the connection before the end")
 
     def fail(self, kind: str, detail: str) -> None:
-        """Give up, unless it is over already. A status other than 200 is the first thing to tell,
-        whatever happened then."""
+        """Record a failure, unless the answer is over already.
+
+        A status other than 200 takes precedence over whatever happened after it.
+        """
         if self._status not in (0, 200):
             kind, detail = f"status_{self._status}", self._refusal_message()
         self._end(Failure.of(kind, detail))
@@ -125,7 +131,7 @@ class Answer:
             return
         status = self._parser.get_status_code()
         if 100 <= status < 200 and status != 101:
-            self._headers.clear()  # the answer proper is still to come
+            self._headers.clear()  # the final answer is still to come
             return
         self._status = status
         kind = self._headers.get(b"content-type", b"")
@@ -133,7 +139,7 @@ class Answer:
             self._refusal = bytearray()
         timing = self._headers.get(b"server-timing")
         if timing is not None:
-            self.scheduling_delay = duration(timing.decode("latin-1"), "queue")
+            self.scheduling_delay = server_timing(timing.decode("latin-1"), "queue")
 
     def on_body(self, body: bytes) -> None:
         if self._refusal is not None:
@@ -144,7 +150,7 @@ class Answer:
             for event in self._events.feed(body):
                 if self.over:
                     return
-                self._begun = True
+                self._has_events = True
                 if event == DONE:
                     self._finished = True
                 else:
@@ -157,7 +163,7 @@ class Answer:
             return
         if self._refusal is not None:
             self.fail("malformed", f"the answer is not a stream: {self._refusal_message()}")
-        elif not self._begun:
+        elif not self._has_events:
             self.fail("malformed", "the answer holds no event")
         elif not self._finished:
             self.fail("dropped", "the stream ended without [DONE] and without a finish_reason")
@@ -169,8 +175,8 @@ class Answer:
         if chunk.error is not None:
             self.fail("error_event", error_message(event) or quoted(event))
             return
-        told = chunk.usage.completion_tokens if chunk.usage is not None else 0
-        if max(told, self._brought + self._new) > self._most:
+        counted = chunk.usage.completion_tokens if chunk.usage is not None else 0
+        if max(counted, self._received + self._new) > self._most:
             self.fail(
                 "malformed", f"more than {self._most} tokens came; {self._asked} were asked for"
             )
@@ -188,10 +194,10 @@ class Answer:
             return
         self.over = True
         self.tokens, self.estimated = self.times.settle()
-        told = self.times.usage is not None or not self.tokens
-        if failure is None and self._exact and told and len(self.tokens) < self._asked:
-            words = f"{len(self.tokens)} of {self._asked} tokens came, although ignore_eos was"
-            failure = Failure.of("short", f"{words} accepted (see --no-ignore-eos)")
+        known = self.times.usage is not None or not self.tokens
+        if failure is None and self._exact and known and len(self.tokens) < self._asked:
+            text = f"{len(self.tokens)} of {self._asked} tokens came, although ignore_eos was"
+            failure = Failure.of("short", f"{text} accepted (see --no-ignore-eos)")
         self.failure = failure
 
     def _refusal_message(self) -> str:
@@ -199,3 +205,109 @@ class Answer:
         target = self._headers.get(b"location")
         moved = f"see {quoted(target)} " if target is not None else ""
         return moved + (error_message(body) or quoted(body))
+
+
+class TokenTimes:
+    """Derives the time of each token of an answer from its events.
+
+    Where every event with text comes with the number of tokens so far, the times are exact.
+    Otherwise each event with text counts as a token, corrected by the usage at the end.
+    """
+
+    def __init__(self) -> None:
+        self.usage: ChunkUsage | None = None  # the latest
+        self._counted: list[float] = []  # a time for each token in the usage
+        self._all_count = True  # every event with text came with its usage
+        self._extra = False  # usage has counted tokens that no event brought
+        self._times: list[float] = []  # of events with text
+        self._lengths: list[int] = []  # of their texts
+
+    def add(self, now: float, length: int, usage: ChunkUsage | None, choices: bool) -> int:
+        """Add an event.
+
+        Args:
+            length: characters of text.
+            choices: the event is part of the answer, not only about it.
+
+        Returns:
+            How many tokens it brought, by the best estimate.
+        """
+        new = 0
+        if usage is not None:
+            self.usage = usage
+            new = usage.completion_tokens - len(self._counted)
+            if new > 0:
+                self._counted += [now] * new
+                if not choices:
+                    self._extra = True
+        if length:
+            self._times.append(now)
+            self._lengths.append(length)
+            # A count of zero beside text is a field that the server fills in at the end only.
+            if usage is None or not usage.completion_tokens:
+                self._all_count = False
+        if self._all_count:
+            return max(new, 0)
+        return 1 if length else 0
+
+    def settle(self) -> tuple[list[float], bool]:
+        """Return the time of every token, and whether these times are estimated."""
+        if self._all_count and self.usage is not None:
+            return self._counted, self._extra
+        tokens = self.usage.completion_tokens if self.usage is not None else 0
+        if not tokens:
+            return self._times, True
+        estimated = tokens != len(self._times)
+        return spread_over_tokens(self._times, self._lengths, tokens), estimated
+
+
+def spread_over_tokens(times: Sequence[float], lengths: Sequence[int], tokens: int) -> list[float]:
+    """Estimate the times of tokens from those of the pieces of their text.
+
+    With more tokens than pieces, every piece brought one, and the others are distributed by the
+    length of the text beyond that of an average token (largest remainder). With fewer, some pieces
+    are parts of a token: those with the shortest gaps before them.
+
+    Args:
+        times: of the pieces, in order; at least one.
+        lengths: of their texts, at least 1 each.
+    """
+    if tokens < len(times):
+        gaps = [after - before for before, after in pairwise(times)]
+        longest = sorted(range(len(gaps)), key=lambda i: -gaps[i])[: tokens - 1]
+        return [times[0], *(times[i + 1] for i in sorted(longest))]
+    spare = tokens - len(times)
+    total = sum(lengths)
+    beyond = [max(0.0, tokens * length / total - 1) for length in lengths]
+    # Where nothing is left to distribute, all of these are zero but for rounding.
+    scale = spare / sum(beyond) if spare else 0.0
+    exact = [amount * scale for amount in beyond]
+    extra = [int(amount) for amount in exact]
+    ranked = sorted(range(len(times)), key=lambda i: extra[i] - exact[i])
+    for i in ranked[: spare - sum(extra)]:
+        extra[i] += 1
+    return [time for time, more in zip(times, extra, strict=True) for _ in range(1 + more)]
+
+
+_QUOTED = r'"(?:\\.|[^"\\])*"?'
+_METRIC = re.compile(rf'(?:[^",]|{_QUOTED})+')
+_PARAMETER = re.compile(rf'(?:[^";]|{_QUOTED})+')
+
+
+def server_timing(header: str, metric: str) -> float | None:
+    """Return the duration of a metric in a `Server-Timing` header, in seconds, or None.
+
+    After W3C Server Timing: metrics are separated by commas, parameters by semicolons, names do
+    not depend on case, and the first of several metrics or parameters counts.
+    """
+    for part in _METRIC.findall(header):
+        texts = [text.strip() for text in _PARAMETER.findall(part)]
+        if texts and texts[0].lower() == metric:
+            parameters = (text.partition("=") for text in texts[1:])
+            values = [value for name, _, value in parameters if name.strip().lower() == "dur"]
+            try:
+                milliseconds = float(values[0].strip().strip('"'))
+            except (IndexError, ValueError):
+                return None
+            return milliseconds / 1000 if 0 <= milliseconds < math.inf else None
+    return None

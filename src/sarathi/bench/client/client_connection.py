@@ -1,6 +1,6 @@
-"""One request on a connection of its own.
+"""One request on a separate connection.
 
-It shares the cores with the server that is measured, so that it does as little as it can: no
+It shares the cores with the measured server, so it does as little as possible: no
 reading task, no timer for each event, one look at the clock for each piece of data.
 """
 
@@ -18,8 +18,8 @@ from sarathi.bench.client.answer import Answer
 from sarathi.bench.client.endpoint import Endpoint
 
 _LONGEST_LOOKUP = 5.0  # seconds
-# No server can be blamed for these: files or ports of this machine have run out.
-_OUR_OWN = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL)
+# Errors of the client, not of the server: this machine has run out of files or ports.
+_CLIENT_ERRORS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL)
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Address:
 
 
 async def locate(endpoint: Endpoint) -> Address:
-    """The address of the server that takes connections; the host itself where none does.
+    """Return the address that accepts connections; the host itself where none does.
 
     A name such as localhost has several, and the server may listen on one alone. Trying each for
     every request would be measured as if it were the server's time.
@@ -64,7 +64,7 @@ class Clock:
 
 
 class ClientConnection(asyncio.Protocol):
-    """Sends a request and reads its answer until that is over, in whatever way."""
+    """Sends a request and reads its answer until that is complete or has failed."""
 
     def __init__(
         self,
@@ -95,14 +95,14 @@ class ClientConnection(asyncio.Protocol):
         self._opening: asyncio.Task[None] | None = None
 
     def open(self, address: Address) -> None:
-        """Begin; nothing is raised, now or later."""
+        """Start connecting; errors end up in the answer."""
         self._began = self._now()
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self._timeout, self._expire)
         self._opening = loop.create_task(self._open(address))
 
-    def cut(self) -> None:
-        """Give up without a word."""
+    def abort(self) -> None:
+        """Close the connection without calling `ended`."""
         self._closed = True
         self._release()
 
@@ -138,16 +138,16 @@ class ClientConnection(asyncio.Protocol):
                 server_hostname=address.server_hostname,
             )
         except OSError as error:
-            kind = "client" if error.errno in _OUR_OWN else "connect"
+            kind = "client" if error.errno in _CLIENT_ERRORS else "connect"
             self._fail(kind, f"{type(error).__name__}: {error}")
 
     def _expire(self) -> None:
-        """Timers are set anew only here: most tokens come long before."""
+        """Check the timeout; only here is the timer restarted, not with each token."""
         last = self._answer.last_progress
-        rest = (self._began if last is None else last) + self._timeout - self._now()
-        if rest > 0:
+        left = (self._began if last is None else last) + self._timeout - self._now()
+        if left > 0:
             # Those of uvloop count milliseconds.
-            self._timer = asyncio.get_running_loop().call_later(rest + 0.001, self._expire)
+            self._timer = asyncio.get_running_loop().call_later(left + 0.001, self._expire)
             return
         what = "no token" if self._transport is not None else "no connection"
         self._fail("timeout", f"{what} for {self._timeout:g} s")
@@ -168,4 +168,4 @@ class ClientConnection(asyncio.Protocol):
         if self._opening is not None:
             self._opening.cancel()
         if self._transport is not None:
-            self._transport.abort()  # what follows the end of an answer is of no interest
+            self._transport.abort()  # whatever follows the end of an answer is ignored

@@ -1,12 +1,14 @@
-"""Where requests go."""
+"""The server's address, and the HTTP requests that are sent to it."""
 
 from __future__ import annotations
 
 import ipaddress
 import ssl
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote, urlsplit
+
+import msgspec
 
 from sarathi.errors import BenchmarkError
 
@@ -37,7 +39,8 @@ class Endpoint:
         api_key: str | None = None,
         api: Api = "completions",
     ) -> Endpoint:
-        """
+        """Parse the address of a server.
+
         Args:
             url: such as http://localhost:8000; `/v1` at its end makes no difference.
 
@@ -54,7 +57,7 @@ class Endpoint:
         if parts.scheme not in _PORTS:
             raise _no_address(url, "it does not begin with http:// or https://")
         if parts.username is not None or parts.query or parts.fragment:
-            raise _no_address(url, "a user, a query or a fragment has no place in it")
+            raise _no_address(url, "it must not have a user, a query or a fragment")
         if port == 0:
             raise _no_address(url, "ports are 1 to 65535")
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
@@ -71,7 +74,7 @@ class Endpoint:
 
     @property
     def path(self) -> str:
-        """Where generation requests go."""
+        """The path of generation requests."""
         return self.prefix + _PATHS[self.api]
 
     @property
@@ -86,15 +89,15 @@ class Endpoint:
 
     @property
     def authorization(self) -> dict[str, str]:
-        """The header that carries the key, if there is one."""
+        """The header with the key, if there is one."""
         return {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
 
     def ssl_context(self) -> ssl.SSLContext | None:
-        """With the machine's own certificates; None for plain HTTP."""
+        """Return a context with the machine's own certificates; None for plain HTTP."""
         return ssl.create_default_context() if self.scheme == "https" else None
 
     def post(self, body: bytes) -> bytes:
-        """A whole HTTP request with a JSON body, after which the server closes the connection."""
+        """Build an HTTP request with a JSON body, after which the server closes the connection."""
         headers = {
             "Host": self.authority,
             "Content-Type": "application/json",
@@ -104,6 +107,44 @@ class Endpoint:
         }
         lines = [f"POST {self.path} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items())]
         return "\r\n".join([*lines, "", ""]).encode("ascii") + body
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request to be sent, with its text."""
+
+    at: float  # seconds after the run begins
+    prompt: str
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """The optional request fields that a server accepts."""
+
+    ignore_eos: bool = True  # answers have exactly `max_tokens` tokens
+    usage: bool = True  # `stream_options.include_usage`: the number of tokens at the end
+    continuous_usage: bool = True  # `stream_options.continuous_usage_stats`: in every event
+
+
+def request(endpoint: Endpoint, dialect: Dialect, call: Call) -> bytes:
+    """Build the HTTP request for a call: greedy and streamed."""
+    fields: dict[str, Any] = {}
+    if endpoint.model is not None:
+        fields["model"] = endpoint.model
+    if endpoint.api == "chat":
+        fields["messages"] = [{"role": "user", "content": call.prompt}]
+    else:
+        fields["prompt"] = call.prompt
+    fields |= {"max_tokens": call.output_tokens, "temperature": 0, "stream": True}
+    if dialect.ignore_eos:
+        fields["ignore_eos"] = True
+    if dialect.usage or dialect.continuous_usage:
+        fields["stream_options"] = {"include_usage": True}
+    if dialect.continuous_usage:
+        fields["stream_options"]["continuous_usage_stats"] = True
+    return endpoint.post(msgspec.json.encode(fields))
 
 
 def _prefix(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Sends requests at their times, whatever becomes of them (open loop), and records the answers."""
+"""Sends requests at their planned times, however slowly earlier ones are answered (open loop)."""
 
 from __future__ import annotations
 
@@ -6,32 +6,80 @@ import asyncio
 import gc
 import resource
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from sarathi.bench.client.answer import Answer
 from sarathi.bench.client.client_connection import Address, ClientConnection, Clock, locate
-from sarathi.bench.client.client_lag import LagMeter
-from sarathi.bench.client.endpoint import Endpoint
-from sarathi.bench.client.request_format import Call, Dialect, request
-from sarathi.bench.client.run_listener import RunListener, RunListeners
+from sarathi.bench.client.endpoint import Call, Dialect, Endpoint, request
 from sarathi.bench.results import Lag
 from sarathi.telemetry import RequestRecord
 
-_VERDICT_INTERVAL = 0.25  # seconds
+HEARTBEAT = 0.01  # seconds between two heartbeats
+_STOP_CHECK_INTERVAL = 0.25  # seconds
 _SPARE_FILES = 256  # for what the process has open already
+
+
+class RunListener(Protocol):
+    """Is notified of everything at once, between two events of the network: it must be quick.
+
+    Times are seconds since the run began. `index` is that of the call.
+    """
+
+    def sent(self, index: int, now: float) -> None: ...
+
+    def progressed(self, index: int, times: Sequence[float]) -> None:
+        """Handle new tokens.
+
+        Where the server does not count the tokens of each event, an event with text counts as one
+        token here; the record is corrected by the usage at the end.
+        """
+
+    def ended(self, index: int, record: RequestRecord) -> None: ...
+
+    def stop_reason(self, now: float) -> str | None:
+        """Return why the run should stop at once, or None; called a few times a second."""
+
+
+@dataclass(frozen=True)
+class RunListeners:
+    """Several listeners as one, or none. The first that wants to stop gives the reason; all are
+    called each time."""
+
+    listeners: Sequence[RunListener]
+
+    def sent(self, index: int, now: float) -> None:
+        for listener in self.listeners:
+            listener.sent(index, now)
+
+    def progressed(self, index: int, times: Sequence[float]) -> None:
+        for listener in self.listeners:
+            listener.progressed(index, times)
+
+    def ended(self, index: int, record: RequestRecord) -> None:
+        for listener in self.listeners:
+            listener.ended(index, record)
+
+    def stop_reason(self, now: float) -> str | None:
+        reasons = [listener.stop_reason(now) for listener in self.listeners]
+        return next((reason for reason in reasons if reason is not None), None)
 
 
 @dataclass(frozen=True)
 class Played:
-    """What became of the calls."""
+    """The outcome of all calls."""
 
     records: list[RequestRecord]  # of requests that ended, in the order of the calls
     indices: list[int]  # of their calls
     lag: Lag
-    stopped: str | None  # why the watch ended the run
+    stopped: str | None  # why the listener ended the run
     began: float  # Unix time
 
 
@@ -41,7 +89,7 @@ async def play(
     calls: Sequence[Call],
     *,
     timeout: float,
-    watch: RunListener | None = None,
+    listener: RunListener | None = None,
 ) -> Played:
     """Send all calls and wait for their answers.
 
@@ -51,14 +99,14 @@ async def play(
     Args:
         timeout: seconds without a token, since the last one or since sending, after which a
             request has failed.
-        watch: told of everything, and may stop the run.
+        listener: is notified of everything, and may stop the run.
     """
     requests = [request(endpoint, dialect, call) for call in calls]
     address = await locate(endpoint)
     _allow_open_files(len(calls))
+    listener = listener or RunListeners(())
     with _collector_paused():
-        run = _Run(calls, requests, address, dialect.ignore_eos, timeout, watch or RunListeners(()))
-        return await run.play()
+        return await _Run(calls, requests, address, dialect.ignore_eos, timeout, listener).play()
 
 
 class _Run:
@@ -71,7 +119,7 @@ class _Run:
         address: Address,
         exact: bool,
         timeout: float,
-        watch: RunListener,
+        listener: RunListener,
     ) -> None:
         """
         Args:
@@ -82,7 +130,7 @@ class _Run:
         self._address = address
         self._exact = exact
         self._timeout = timeout
-        self._watch = watch
+        self._listener = listener
         self._open: dict[int, ClientConnection] = {}
         self._records: dict[int, RequestRecord] = {}
         self._began = time.time()
@@ -92,11 +140,11 @@ class _Run:
     async def play(self) -> Played:
         sender = asyncio.get_running_loop().create_task(self._send_all())
         try:
-            stopped = await self._look_on(sender)
+            stopped = await self._wait(sender)
         finally:
             sender.cancel()
             for connection in self._open.values():
-                connection.cut()
+                connection.abort()
         indices = sorted(self._records)
         return Played(
             records=[self._records[index] for index in indices],
@@ -106,20 +154,20 @@ class _Run:
             began=self._began,
         )
 
-    async def _look_on(self, sender: asyncio.Task[None]) -> str | None:
-        """Keep the heartbeat until all have ended, or the watch has seen enough."""
-        asked = 0.0
+    async def _wait(self, sender: asyncio.Task[None]) -> str | None:
+        """Keep the heartbeat until all have ended, or the listener stops the run."""
+        checked = 0.0
         while len(self._records) < len(self._calls):
-            await asyncio.sleep(max(0.0, self._lag.due - self._clock.now()))
+            await asyncio.sleep(max(0.0, self._lag.next_beat - self._clock.now()))
             now = self._clock.now()
             self._lag.beat(now)
-            if now - asked >= _VERDICT_INTERVAL:
-                asked = now
-                reason = self._watch.verdict(now)
+            if now - checked >= _STOP_CHECK_INTERVAL:
+                checked = now
+                reason = self._listener.stop_reason(now)
                 if reason is not None:
                     return reason
             if sender.done():
-                sender.result()  # raises what the watch has
+                sender.result()  # raises what the listener has raised
         return None
 
     async def _send_all(self) -> None:
@@ -139,22 +187,22 @@ class _Run:
             answer,
             clock=self._clock,
             timeout=self._timeout,
-            progressed=partial(self._watch.progressed, index),
+            progressed=partial(self._listener.progressed, index),
             ended=partial(self._end, index, answer, arrival),
         )
         self._open[index] = connection
         self._lag.sent(arrival - call.at)
-        self._watch.sent(index, arrival)
+        self._listener.sent(index, arrival)
         connection.open(self._address)
 
     def _end(self, index: int, answer: Answer, arrival: float, now: float) -> None:
         call = self._calls[index]
         usage = answer.times.usage
         failure = answer.failure
-        told = usage.prompt_tokens if usage is not None else None
+        prompt_tokens = usage.prompt_tokens if usage is not None else None
         record = RequestRecord(
             arrival=arrival,
-            prompt_tokens=call.prompt_tokens if told is None else told,
+            prompt_tokens=call.prompt_tokens if prompt_tokens is None else prompt_tokens,
             output_tokens=call.output_tokens,
             tokens=answer.tokens,
             end=now,
@@ -167,12 +215,57 @@ class _Run:
         )
         self._records[index] = record
         del self._open[index]
-        self._watch.ended(index, record)
+        self._listener.ended(index, record)
+
+
+class LagMeter:
+    """Measures how late the client itself was: its heartbeats, and the sending of requests.
+
+    The two are kept apart: at low rates there are far more heartbeats than requests, among which
+    late requests would not be seen.
+    """
+
+    def __init__(self) -> None:
+        self.next_beat = HEARTBEAT  # seconds since the run began
+        self._beats = array("d")
+        self._sends = array("d")
+        self._cpu = time.process_time()
+
+    def beat(self, now: float) -> None:
+        """Record a heartbeat.
+
+        A late one stands for all that it delayed: each of them is a moment at which an event would
+        have waited.
+        """
+        while self.next_beat <= now:
+            self._beats.append(now - self.next_beat)
+            self.next_beat += HEARTBEAT
+
+    def sent(self, late: float) -> None:
+        """Record by how many seconds a request was sent late."""
+        self._sends.append(late)
+
+    def result(self, seconds: float) -> Lag:
+        """Return the lag of a run that lasted so many seconds."""
+        p50, p99, most = np.maximum(_percentiles(self._beats), _percentiles(self._sends))
+        return Lag(
+            p50=float(p50),
+            p99=float(p99),
+            max=float(most),
+            cpu=(time.process_time() - self._cpu) / seconds if seconds > 0 else 0.0,
+        )
+
+
+def _percentiles(late: array[float]) -> npt.NDArray[np.float64]:
+    """Return the 50th, the 99th and the 100th percentile."""
+    values = late or array("d", [0.0])
+    found: npt.NDArray[np.float64] = np.percentile(values, (50, 99, 100), method="inverted_cdf")
+    return found
 
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """A collection in the middle of a run would be measured as a gap between tokens."""
+    """Pause the garbage collector, which would be measured as a gap between tokens."""
     enabled = gc.isenabled()
     gc.collect()
     gc.freeze()
@@ -186,8 +279,7 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _allow_open_files(connections: int) -> None:
-    """All requests may be open at once; what the system then still refuses is the client's
-    failure."""
+    """Raise the limit on open files: all requests may be open at once."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + _SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:

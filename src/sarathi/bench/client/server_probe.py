@@ -1,4 +1,4 @@
-"""What a server is, found out by asking it."""
+"""Finds out which model a server has, and which request fields it accepts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import Any
 import httpx
 import msgspec
 
-from sarathi.bench.client.endpoint import Endpoint
+from sarathi.bench.client.endpoint import Call, Dialect, Endpoint
 from sarathi.bench.client.open_loop import play
-from sarathi.bench.client.request_format import Call, Dialect
 from sarathi.bench.client.sse_events import error_message, quoted
 from sarathi.errors import BenchmarkError
 from sarathi.telemetry import RequestRecord
 
-# From the one that tells most. A server that refuses an optional field does so at once.
+# Ordered from the most informative. A server that refuses an optional field does so at once.
 DIALECTS = (
     Dialect(),
     Dialect(continuous_usage=False),
@@ -28,8 +27,8 @@ DIALECTS = (
     Dialect(ignore_eos=False, usage=False, continuous_usage=False),
 )
 
-# Where the answer ends before its eighth token, the server does not heed `ignore_eos`. Most models
-# would end it there, but not all: a long answer does not tell that the server does.
+# If the answer ends before its eighth token, the server ignores `ignore_eos`. Most models would end
+# it there, but not all: a long answer is no proof of the opposite.
 _QUESTION = Call(
     at=0, prompt="Answer yes or no: is the sky blue?", prompt_tokens=9, output_tokens=8
 )
@@ -42,51 +41,59 @@ _REFUSED = ("status_400", "status_422", "short")
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """What there is to know before a run."""
+    """The properties of a server that matter to a run."""
 
     model: str  # its name at the server
-    max_model_len: int | None  # tokens; None where the server does not tell
+    max_model_len: int | None  # tokens; None where the server does not report it
     dialect: Dialect
-    tells_delay: bool  # the scheduling delay, in a `Server-Timing` header
+    tells_delay: bool  # it reports the scheduling delay, in a `Server-Timing` header
 
 
 class ModelEntry(msgspec.Struct, frozen=True):
+    """One model in the list of a server."""
+
     id: str
     max_model_len: Any = None
 
 
 class ServedModels(msgspec.Struct, frozen=True):
+    """The answer to GET /v1/models."""
+
     data: list[ModelEntry]
 
 
 class _LoadingError(Exception):
-    """The server asks for patience; the message is its own."""
+    """The server is still loading; the message is from the server."""
 
 
 def probe(
-    endpoint: Endpoint, *, patience: float = 0.0, timeout: float = 60.0, ignore_eos: bool = True
+    endpoint: Endpoint,
+    *,
+    ready_timeout: float = 0.0,
+    timeout: float = 60.0,
+    ignore_eos: bool = True,
 ) -> ServerFacts:
-    """Ask for the models, then for a few tokens, in the very way in which a run will.
+    """Request the list of models, then a few tokens in the same way as a run does.
 
-    It runs an event loop of its own, hence not from within one.
+    It starts an event loop, so it cannot be called from within one.
 
     Args:
         endpoint: its model must be among those served; without one it is the first served.
-        patience: seconds to wait for a server that is still loading.
+        ready_timeout: seconds to wait for a server that is still loading.
         timeout: seconds to wait for each token.
-        ignore_eos: ask the server for answers of an exact length, if it takes that.
+        ignore_eos: ask the server for answers of an exact length, if it supports that.
 
     Raises:
         BenchmarkError: there is no server, or none that can be measured.
     """
     dialects = [dialect for dialect in DIALECTS if ignore_eos or not dialect.ignore_eos]
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + ready_timeout
     while True:
         try:
             return _ask(endpoint, dialects, timeout)
         except _LoadingError as error:
             if time.monotonic() + _POLL_INTERVAL > deadline:
-                waited = f" after {patience:g} s" if patience else ""
+                waited = f" after {ready_timeout:g} s" if ready_timeout else ""
                 raise BenchmarkError(
                     f"{endpoint.url} is not ready{waited} (status 503: {error})"
                 ) from None
@@ -120,11 +127,11 @@ def _models(endpoint: Endpoint) -> list[ModelEntry]:
         raise BenchmarkError(f"GET {url} was not answered within {_GET_TIMEOUT:g} s") from None
     except httpx.TransportError as error:
         raise BenchmarkError(f"there is no server at {endpoint.url} ({error})") from None
-    told = error_message(response.content) or quoted(response.content)
+    message = error_message(response.content) or quoted(response.content)
     if response.status_code == 503:
-        raise _LoadingError(told)
+        raise _LoadingError(message)
     if response.status_code in _UNAUTHORISED:
-        raise _unauthorised(endpoint, response.status_code, told)
+        raise _unauthorised(endpoint, response.status_code, message)
     reason = f"status {response.status_code}"
     if response.status_code == 200:
         try:
@@ -153,7 +160,7 @@ def _model(endpoint: Endpoint, served: list[ModelEntry]) -> ModelEntry:
 def _first_accepted(
     endpoint: Endpoint, dialects: Sequence[Dialect], timeout: float
 ) -> tuple[Dialect, RequestRecord]:
-    """The first dialect that the server takes and heeds, and its answer."""
+    """Return the first dialect that the server accepts and honours, and its answer."""
     refusals = []
     for dialect in dialects:
         played = asyncio.run(play(endpoint, dialect, [_QUESTION], timeout=timeout))
@@ -168,21 +175,22 @@ def _first_accepted(
 
 
 def _check(endpoint: Endpoint, record: RequestRecord) -> None:
-    told = record.detail or ""
+    message = record.detail or ""
     if record.failure == "status_503":
-        raise _LoadingError(told)
+        raise _LoadingError(message)
     for status in _UNAUTHORISED:
         if record.failure == f"status_{status}":
-            raise _unauthorised(endpoint, status, told)
+            raise _unauthorised(endpoint, status, message)
     if record.failure is not None:
         raise BenchmarkError(
             f"{endpoint.url} does not stream an answer from {endpoint.path} "
-            f"({record.failure.replace('_', ' ')}: {told})"
+            f"({record.failure.replace('_', ' ')}: {message})"
         )
 
 
-def _unauthorised(endpoint: Endpoint, status: int, told: str) -> BenchmarkError:
-    what = "is missing" if endpoint.api_key is None else "is not accepted"
+def _unauthorised(endpoint: Endpoint, status: int, message: str) -> BenchmarkError:
+    problem = "is missing" if endpoint.api_key is None else "is not accepted"
     return BenchmarkError(
-        f"{endpoint.url} wants a key that {what}; give it with --api-key (status {status}: {told})"
+        f"{endpoint.url} wants a key that {problem}; give it with --api-key "
+        f"(status {status}: {message})"
     )

@@ -1,4 +1,4 @@
-"""Server-sent events, and what the OpenAI API puts into them."""
+"""Server-sent events, and the chunks of the OpenAI API in them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-# The bound keeps a server that tells nonsense from filling the memory with times.
+# The bound keeps a wrong count from filling the memory with times.
 Count = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
 
 DONE = b"[DONE]"
@@ -15,27 +15,25 @@ _LONGEST = 4 * 2**20  # bytes of an event
 
 
 class EventError(ValueError):
-    """The message tells what is wrong and quotes the event."""
+    """An event is malformed; the message quotes it."""
 
 
 class EventSplitter:
     """Finds the events in a stream that comes in arbitrary pieces.
 
-    After the event stream of the HTML standard, section 9.2.6, of which it knows the `data` field
-    alone. A line that ends in a bare carriage return is no line here: no server writes such.
+    After the event stream of the HTML standard, section 9.2.6; only the `data` field is read. A
+    bare carriage return does not end a line: no server writes such.
     """
 
     def __init__(self) -> None:
-        self._rest = b""  # the line that is still to be ended
-        self._data: list[bytes] = []  # the lines of the event that is still to be ended
+        self._rest = b""  # the unfinished line
+        self._data: list[bytes] = []  # the lines of the unfinished event
 
     def feed(self, data: bytes) -> list[bytes]:
-        """
-        Returns:
-            The data of all events that are complete by now.
+        """Return the data of all events that are complete with this piece.
 
         Raises:
-            EventError: one has become absurdly long.
+            EventError: an event is longer than any server would send.
         """
         lines = (self._rest + data if self._rest else data).split(b"\n")
         self._rest = lines.pop()
@@ -56,33 +54,41 @@ class EventSplitter:
 
 
 class ChunkDelta(msgspec.Struct, frozen=True, gc=False):
+    """New text of a chat completion."""
+
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
 
 
 class ChunkChoice(msgspec.Struct, frozen=True, gc=False):
+    """New text of an answer."""
+
     text: str | None = None  # of completions
     delta: ChunkDelta | None = None  # of chat completions
     finish_reason: str | None = None
 
     @property
     def length(self) -> int:
-        """Characters it brings."""
+        """The number of new characters."""
         if self.text is not None:
             return len(self.text)
         delta = self.delta
         if delta is None:
             return 0
-        thought = delta.reasoning_content or delta.reasoning or ""
-        return len(delta.content or "") + len(thought)
+        reasoning = delta.reasoning_content or delta.reasoning or ""
+        return len(delta.content or "") + len(reasoning)
 
 
 class PromptDetails(msgspec.Struct, frozen=True, gc=False):
+    """How much of a prompt came from the prefix cache."""
+
     cached_tokens: Count | None = None
 
 
 class ChunkUsage(msgspec.Struct, frozen=True, gc=False):
+    """The tokens of a request so far."""
+
     completion_tokens: Count
     prompt_tokens: Count | None = None
     prompt_tokens_details: PromptDetails | None = None
@@ -94,8 +100,7 @@ class ChunkUsage(msgspec.Struct, frozen=True, gc=False):
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):
-    """An event, as far as it is of interest. Only an event that tells of an error has neither
-    choices nor usage."""
+    """The fields of an event that matter here. Only an error has neither choices nor usage."""
 
     choices: list[ChunkChoice] | None = None
     usage: ChunkUsage | None = None
@@ -106,7 +111,8 @@ _DECODER = msgspec.json.Decoder(Chunk)
 
 
 def read_chunk(event: bytes) -> Chunk:
-    """
+    """Decode an event.
+
     Raises:
         EventError: it is not JSON, or not of the API's shape.
     """
@@ -115,26 +121,25 @@ def read_chunk(event: bytes) -> Chunk:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EventError(f"{error}: {quoted(event)}") from None
     if chunk.choices is None and chunk.usage is None and chunk.error is None:
-        told = error_message(event)
-        if told is None:
+        message = error_message(event)
+        if message is None:
             raise EventError(f"neither choices nor usage nor an error: {quoted(event)}")
-        return Chunk(error=told)
+        return Chunk(error=message)
     return chunk
 
 
 def error_message(body: bytes) -> str | None:
-    """What an answer of JSON says went wrong, in the ways that servers word it; None where it says
-    nothing."""
+    """Return the error message in a JSON body, in any of the usual forms, or None."""
     try:
-        told = msgspec.json.decode(body)
+        decoded = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return _message(told) if isinstance(told, dict) else None
+    return _message(decoded) if isinstance(decoded, dict) else None
 
 
-def _message(told: dict[str, Any]) -> str | None:
+def _message(body: dict[str, Any]) -> str | None:
     for name in ("error", "message", "detail"):
-        value = told.get(name)
+        value = body.get(name)
         if isinstance(value, str) and value:
             return value
         if isinstance(value, dict):
@@ -145,5 +150,5 @@ def _message(told: dict[str, Any]) -> str | None:
 
 
 def quoted(data: bytes, limit: int = 200) -> str:
-    """Bytes of unknown origin, cut so that a message stays short."""
+    """Return bytes of unknown origin as a short text for a message."""
     return data[:limit].decode(errors="replace").strip()

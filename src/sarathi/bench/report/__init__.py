@@ -1,4 +1,10 @@
-"""A page with figures and tables of what was measured."""
+"""The HTML report: figures and tables of runs, searches and iteration logs.
+
+`measured.py` orders the data; `figures/` draws them with `render.py`, `result_tables.py` makes the
+tables (also for the terminal), `notes.py` the warnings, `page.py` the page from `templates/`.
+Import `write_report` from here; the simulator also uses `Table`, `Drawing` and `Section`. Nothing
+above `figures/`, `render.py` and `page.py` imports matplotlib, which is an optional dependency.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +21,10 @@ __all__ = ["CapacityWithRuns", "check_reports_can_be_made", "write_report"]
 
 
 def check_reports_can_be_made() -> None:
-    """To be called before an hour of measuring.
+    """Check that matplotlib is installed, before an hour of measuring.
 
     Raises:
-        BenchmarkError: matplotlib is missing.
+        BenchmarkError: it is missing.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise BenchmarkError("reports need matplotlib: pip install 'sarathi-serve[report]'")
@@ -39,7 +45,7 @@ def write_report(
         iterations: lines of an iteration log, in their order.
 
     Returns:
-        What was written, the page first.
+        The written files, the page first.
 
     Raises:
         BenchmarkError: there is nothing to report, matplotlib is missing, or a file cannot be

@@ -1,7 +1,7 @@
-"""Colours by what they stand for, for light and for dark surroundings.
+"""Colours by their meaning, for light and dark backgrounds.
 
 Those of labels follow the palette of Okabe and Ito, which readers with any kind of colour vision
-tell apart; the lightest are darkened on white. Beyond their number, markers differ.
+can distinguish; the lightest are darkened on white. With more labels than colours, markers differ.
 """
 
 from __future__ import annotations
@@ -40,19 +40,15 @@ _MARKERS = "osD^vPX"
 
 
 def colour(index: int) -> str:
-    """Of the label at this position, in light surroundings."""
+    """Return the colour of the label at this index, on a light background."""
     return LABELS[index % len(LABELS)][0]
 
 
 def marker(index: int) -> str:
+    """Return the marker of the label at this index."""
     return _MARKERS[(index + index // len(LABELS)) % len(_MARKERS)]
 
 
-def variable(index: int) -> str:
-    """What the style sheet calls the colour of a label."""
-    return f"--label-{index % len(LABELS)}"
-
-
 def definitions(dark: bool) -> str:
-    """All colours as CSS variables."""
+    """Return all colours as CSS variables."""
     return "".join(f"--{name}:{both[dark]};" for name, both in NAMES.items())

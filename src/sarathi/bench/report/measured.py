@@ -1,4 +1,4 @@
-"""What a report is about, put in order."""
+"""The data of a report, in order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sarathi.bench.results import Capacity, Run
 from sarathi.telemetry import Summary
 from sarathi.telemetry.iteration_log import IterationLine
 
-# "met" and "missed" are those of searches.
+# Searches have "met" and "missed".
 State = Literal["", "met", "missed", "invalid"]
 
 _MOST_SHOWN = 6  # runs of one label in one figure
@@ -20,7 +20,7 @@ _MOST_SHOWN = 6  # runs of one label in one figure
 
 @dataclass(frozen=True)
 class CapacityWithRuns:
-    """A capacity search, and those of its runs whose files are there."""
+    """A capacity search, and those of its runs whose files exist."""
 
     capacity: Capacity
     runs: Sequence[Run] = ()
@@ -31,19 +31,19 @@ class LoadGroup:
     """A rate at which a server was measured, by itself or in a search."""
 
     label: str
-    rate: float  # requests per second; the one that was had where none was asked for
+    rate: float  # requests per second; the measured one where none was given
     summary: Summary
     state: State
-    stopped: bool  # latencies are of the requests that had ended by then, hence too short
+    stopped: bool  # early: latencies are those of requests that had ended, hence too short
 
     @property
-    def remark(self) -> str:
+    def note(self) -> str:
         return ", ".join(filter(None, (self.state, "stopped" if self.stopped else "")))
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that was measured. Labels are in the order in which they first come."""
+    """Everything that was measured. Labels are in the order of their first use."""
 
     runs: tuple[Run, ...]
     capacities: tuple[CapacityWithRuns, ...]
@@ -55,18 +55,18 @@ class ReportData:
 
     @cached_property
     def all_runs(self) -> tuple[Run, ...]:
-        """Those of searches included."""
+        """All runs, including those of searches."""
         return (*self.runs, *(run for found in self.capacities for run in found.runs))
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """The position of a label is also that of its colour."""
+        """All labels; the index of a label is also that of its colour."""
         everything: tuple[Run | Capacity, ...] = (*self.runs, *self.capacity_results)
         return tuple(dict.fromkeys(one.label for one in everything))
 
     @cached_property
     def loads(self) -> tuple[LoadGroup, ...]:
-        """By label, then by rate."""
+        """All loads, by label, then by rate."""
         found = [_load_of(run) for run in self.runs]
         for capacity in self.capacity_results:
             for point in capacity.points:
@@ -78,12 +78,12 @@ class ReportData:
 
     @cached_property
     def targets(self) -> tuple[float, ...]:
-        """Of TBT in seconds: of P99 those of searches, of the longest gap those of other runs."""
+        """Targets of TBT in seconds: for P99 in searches, for the longest gap in other runs."""
         of_runs = {run.targets.tbt for run in self.runs if run.targets and run.targets.tbt}
         return tuple(sorted(of_runs | {found.tbt_target for found in self.capacity_results}))
 
     def target_of(self, label: str) -> float | None:
-        """The strictest target of TBT that the label was measured against."""
+        """Return the strictest target of TBT for a label."""
         own = [c.tbt_target for c in self.capacity_results if c.label == label]
         own += [
             run.targets.tbt
@@ -97,8 +97,8 @@ class ReportData:
         """The runs that figures compare.
 
         For several labels, one run of each, at rates as near to one another as there are: the
-        highest such that at least one label can take. For one label, some of all its rates. Runs
-        that were stopped are not shown where there are others.
+        highest of these that at least one label can take. For one label, some of all its rates.
+        Runs that were stopped are not shown where there are others.
         """
         by_label = {label: self._whole_runs(label) for label in self.labels}
         by_label = {label: runs for label, runs in by_label.items() if runs}
@@ -125,16 +125,17 @@ class ReportData:
         return tuple(nearest(min(rates, key=badness)))
 
     def _whole_runs(self, label: str) -> list[Run]:
-        """Those of a label that were not stopped, or else all."""
+        """Return the runs of a label that were not stopped, or else all."""
         runs = [run for run in self.all_runs if run.label == label]
         return [run for run in runs if run.stopped is None] or runs
 
     def name(self, run: Run) -> str:
-        """The label, with the rate where it does not go without saying."""
+        """Return the label of a run, with its rate where several runs are shown."""
         return run.label if len(self.shown) == 1 else f"{run.label}, {rate(rate_of(run))}"
 
 
 def rate_of(run: Run) -> float:
+    """Return the requested rate of a run, or else the measured one."""
     return run.summary.request_rate if run.rate is None else run.rate
 
 
@@ -144,7 +145,7 @@ def _load_of(run: Run) -> LoadGroup:
 
 
 def _distance(one: float, other: float) -> float:
-    """0 for equal rates, towards 1 for very different ones."""
+    """Return 0 for equal rates, towards 1 for very different ones."""
     return abs(one - other) / max(one, other, 1e-9)
 
 

@@ -1,4 +1,4 @@
-"""What must be said beside the figures: what is wrong with them, and what they were had with."""
+"""Warnings and conditions beside the figures: what limits their use, and what was measured."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from dataclasses import dataclass
 
 from sarathi.bench.number_format import rate
 from sarathi.bench.report.measured import ReportData, rate_of
-from sarathi.bench.report.table import failures
+from sarathi.bench.report.table import failure_counts
 from sarathi.bench.results import Capacity, Run
-from sarathi.bench.run_warnings import cached_prompts, has_conversations, short_answers
-from sarathi.bench.simulation_notes import sampling_note
+from sarathi.bench.run_notes import cached_prompts, has_conversations, sampling_note, short_answers
 
 
 @dataclass(frozen=True)
 class Alert:
-    """Things of one kind that a reader must know before anything else."""
+    """Warnings of one kind, shown before anything else."""
 
     tone: str  # "bad" or "warn"
     head: str
@@ -24,15 +23,15 @@ class Alert:
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing that was the same for all, or what it was for whom."""
+    """A condition of the measurements, with its value for all or for each label."""
 
     name: str
-    values: list[tuple[str, str]]  # for whom, empty for all, and what
+    values: list[tuple[str, str]]  # labels (empty for all) and value
     code: bool = False
 
 
 def alerts(measured: ReportData) -> list[Alert]:
-    """Those of a search that were stopped, or that failed, are what it looks for: no alerts."""
+    """Return all warnings; stopped or failed runs of a search are normal, and cause none."""
     invalid = _of(measured.all_runs, lambda run: run.invalid)
     stopped = _of(measured.runs, lambda run: run.stopped)
     found = [
@@ -47,11 +46,11 @@ def alerts(measured: ReportData) -> list[Alert]:
     return [alert for alert in found if alert.texts]
 
 
-def _of(runs: tuple[Run, ...], remark: Callable[[Run], str | None]) -> list[str]:
+def _of(runs: tuple[Run, ...], describe: Callable[[Run], str | None]) -> list[str]:
     return [
         f"{run.label}, {rate(rate_of(run))}: {text}"
         for run in runs
-        if (text := remark(run)) is not None
+        if (text := describe(run)) is not None
     ]
 
 
@@ -60,16 +59,16 @@ def _failed(run: Run) -> str | None:
     if not summary.failures:
         return None
     failed = summary.requests - summary.completed
-    text = f"{failed:,} of {summary.requests:,} ({failures(summary)})"
+    text = f"{failed:,} of {summary.requests:,} ({failure_counts(summary)})"
     details = [record.detail for record in run.records if record.detail]
     return f"{text}; the first: {details[0]}" if details else text
 
 
-def _by_label(measured: ReportData, remark: Callable[[list[Run]], str | None]) -> list[str]:
+def _by_label(measured: ReportData, describe: Callable[[list[Run]], str | None]) -> list[str]:
     return [
         f"{label}: {text}"
         for label in measured.labels
-        if (text := remark([run for run in measured.all_runs if run.label == label])) is not None
+        if (text := describe([run for run in measured.all_runs if run.label == label])) is not None
     ]
 
 
@@ -78,7 +77,7 @@ def _cached_by_accident(runs: list[Run]) -> str | None:
 
 
 def _simulated(runs: list[Run]) -> str | None:
-    """How far the figures can be trusted, once for all runs that say the same."""
+    """Return the accuracy of the simulation, each text once."""
     found = [run.simulation for run in runs if run.simulation is not None]
     accuracies = [simulation.accuracy for simulation in found]
     samples = [note for one in found if (note := sampling_note(one)) is not None]
@@ -88,17 +87,17 @@ def _simulated(runs: list[Run]) -> str | None:
 def _estimated(measured: ReportData) -> list[str]:
     labels = {r.label for r in measured.all_runs if any(one.estimated for one in r.records)}
     return [
-        f"{label}: the server does not tell how many tokens each event holds"
+        f"{label}: the server does not report how many tokens each event holds"
         for label in measured.labels
         if label in labels
     ]
 
 
 def facts(measured: ReportData) -> list[Fact]:
-    """What was measured with what."""
+    """Return the model, workload, server and machine of the measurements."""
     all_of: tuple[Run | Capacity, ...] = (*measured.runs, *measured.capacity_results)
     simulated = any(run.simulation is not None for run in measured.all_runs)
-    ways: tuple[tuple[str, Callable[[Run | Capacity], str], bool], ...] = (
+    sources: tuple[tuple[str, Callable[[Run | Capacity], str], bool], ...] = (
         ("Model", lambda one: one.model, False),
         ("Workload", _workload, True),
         ("Server", lambda one: one.server, True),
@@ -106,7 +105,7 @@ def facts(measured: ReportData) -> list[Fact]:
     )
     return [
         Fact(name, _values([(one.label, of(one)) for one in all_of]), code)
-        for name, of, code in ways
+        for name, of, code in sources
         if all_of
     ]
 
@@ -116,7 +115,7 @@ def _workload(one: Run | Capacity) -> str:
 
 
 def _values(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Each value once, with the labels that have it."""
+    """Return each value once, with the labels that have it."""
     owners: dict[str, dict[str, None]] = {}
     for label, value in pairs:
         owners.setdefault(value, {})[label] = None

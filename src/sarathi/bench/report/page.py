@@ -1,24 +1,26 @@
-"""The page itself."""
+"""The HTML page: its sections, and the template that renders them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sarathi.bench.report.colors import variable
-from sarathi.bench.report.comparison_table import comparison_table
-from sarathi.bench.report.load_tables import conduct_table, latency_table, throughput_table
+from sarathi.bench.report.colors import LABELS, definitions
 from sarathi.bench.report.measured import ReportData
 from sarathi.bench.report.notes import Alert, Fact, alerts, facts
 from sarathi.bench.report.render import Rendered
-from sarathi.bench.report.search_tables import capacity_table, points_table
-from sarathi.bench.report.simulation_tables import simulation_table
-from sarathi.bench.report.stylesheet import stylesheet
+from sarathi.bench.report.result_tables import (
+    capacity_table,
+    comparison_table,
+    conduct_table,
+    latency_table,
+    points_table,
+    simulation_table,
+    throughput_table,
+)
 from sarathi.bench.report.table import Table
-from sarathi.bench.report.template import TEMPLATE
 
 _FEW = 4  # loads, whose latencies are best seen first
 _TERMS = {
@@ -26,17 +28,17 @@ _TERMS = {
     "TBT": "Time between two consecutive tokens of an answer, which has one gap less than tokens. "
     "The longest of these gaps is what a reader feels as a stall.",
     "Scheduling delay": "From arrival to the iteration that first computes something of the "
-    "request, where the server tells it.",
+    "request, where the server reports it.",
     "P50, P90, P99": "The least value that so many percent of all do not exceed.",
-    "95 % interval": "A bootstrap over blocks of neighbouring requests: what other requests would "
+    "95 % interval": "A bootstrap over blocks of adjacent requests: what other requests would "
     "have given on the same machine in the same state.",
-    "Rate": "Requests are sent at their times, whatever has become of those before.",
+    "Rate": "Requests are sent at their times, whether or not earlier ones have ended.",
 }
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page, under a heading of its own."""
+    """A part of a page, under its heading."""
 
     title: str
     first: Sequence[Table]  # before the figures
@@ -47,7 +49,7 @@ class Section:
 
 
 def page(measured: ReportData, figures: Sequence[Rendered], title: str) -> str:
-    """HTML that needs no other file."""
+    """Return the report as HTML that needs no other file."""
     return html(
         title, alerts(measured), facts(measured), _sections(measured, figures), terms=_TERMS
     )
@@ -60,26 +62,26 @@ def html(
     sections: Sequence[Section],
     terms: Mapping[str, str],
 ) -> str:
-    """Any page of this look. It needs no other file.
+    """Render any page of this look as HTML that needs no other file.
 
     Args:
-        terms: what words mean that the page uses.
+        terms: definitions of the terms of the page.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    return environment.from_string(TEMPLATE).render(
+    loader = PackageLoader("sarathi.bench.report")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("report.html.j2").render(
         title=title,
-        stylesheet=Markup(stylesheet()),
+        colours=definitions,
+        num_colours=len(LABELS),
         alerts=alerts,
         facts=facts,
         sections=sections,
         terms=terms,
-        variable=variable,
-        safe=Markup,
     )
 
 
 def _sections(measured: ReportData, figures: Sequence[Rendered]) -> list[Section]:
-    """Those that have anything in them."""
+    """Return the sections that have any content."""
 
     def of(*names: str) -> list[Rendered]:
         return [figure for figure in figures if figure.drawing.name in names]
@@ -90,8 +92,9 @@ def _sections(measured: ReportData, figures: Sequence[Rendered]) -> list[Section
     search, engine = of("capacity"), of("iterations")
     others = [figure for figure in figures if figure not in (*search, *engine)]
     latencies, comparison = latency_table(measured), comparison_table(measured)
+    points = points_table(measured.capacity_results, measured.labels)
     first = comparison is None and len(measured.loads) <= _FEW
-    tables = None if first else latencies, throughput_table(measured), points_table(measured)
+    tables = None if first else latencies, throughput_table(measured), points
     found = [
         Section("Capacity", [], search, those(capacity_table(measured))),
         Section("Latency", those(comparison, latencies if first else None), others, []),

@@ -1,4 +1,4 @@
-"""From a drawing to SVG within a page, and to PNG."""
+"""Draws figures with matplotlib: as SVG within a page, at two widths, and as PNG."""
 
 from __future__ import annotations
 
@@ -43,7 +43,6 @@ _SETTINGS: dict[Any, Any] = {
     "legend.labelcolor": INK,
     "lines.linewidth": 1.8,
     "svg.fonttype": "none",  # text stays text, in the font of the page
-    "svg.hashsalt": "sarathi",  # the same data make the same file
     "text.color": INK,
     "text.parse_math": False,  # a label may hold dollar signs
     "xtick.color": LINE,
@@ -55,6 +54,7 @@ _SETTINGS: dict[Any, Any] = {
     "ytick.labelsize": 9.5,
 }
 _VARIABLES = {light: f"var(--{name})" for name, (light, _) in reversed(NAMES.items())}
+_NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ class Drawing:
     name: str  # of the PNG
     title: str
     caption: str  # how to read it
-    alternative: str  # what it shows, for those who do not see it
-    draw: Callable[[Figure, bool], None]  # the second: whether it is narrow
+    alternative: str  # what it shows, as text for screen readers
+    draw: Callable[[Figure, bool], None]  # the second argument: whether it is narrow
     height: float  # inches
     narrow_height: float
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """Its SVG take their colours from the page's variables."""
+    """A drawing as files: SVG, coloured by the variables of the page, and PNG."""
 
     drawing: Drawing
     wide: str
@@ -81,59 +81,45 @@ class Rendered:
 
 
 def render(drawing: Drawing) -> Rendered:
+    """Draw a figure at both widths."""
     with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
-        # Labels may be in any script. What the font lacks is a box in the PNG alone.
+        # Labels may be in any script. A glyph that the font lacks is a box, in the PNG only.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        wide = _drawn(drawing, narrow=False)
-        narrow = _drawn(drawing, narrow=True)
+        wide = _drawn(drawing, (WIDE, drawing.height), narrow=False)
+        narrow = _drawn(drawing, (NARROW, drawing.narrow_height), narrow=True)
         return Rendered(
             drawing,
             _svg(wide, f"{drawing.name}-wide"),
             _svg(narrow, f"{drawing.name}-narrow"),
-            _bytes(wide, "png", without="Software"),
+            _saved(wide, format="png", dpi=_DOTS, metadata={"Software": None}),
         )
 
 
-def _drawn(drawing: Drawing, narrow: bool) -> Figure:
-    size = (NARROW, drawing.narrow_height) if narrow else (WIDE, drawing.height)
+def _drawn(drawing: Drawing, size: tuple[float, float], narrow: bool) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     drawing.draw(figure, narrow)
     return figure
 
 
-def _bytes(figure: Figure, form: str, without: str) -> bytes:
-    """
-    Args:
-        without: what is not to be told of the making of the file.
-    """
+def _saved(figure: Figure, **options: Any) -> bytes:
     file = io.BytesIO()
-    transparent = form == "svg"
-    figure.savefig(file, format=form, dpi=_DOTS, transparent=transparent, metadata={without: None})
+    figure.savefig(file, **options)
     return file.getvalue()
 
 
-def _svg(figure: Figure, prefix: str) -> str:
-    """An element for HTML: no prolog, no metadata, ids that no other figure has."""
-    text = _bytes(figure, "svg", without="Date").decode("utf-8")
-    text = text[text.index("<svg") :]
-    for part in ("metadata", "style"):
-        text = re.sub(rf"<{part}\b.*?</{part}>", "", text, count=1, flags=re.DOTALL)
-    # Between tags is text of the user.
-    text = re.sub(r"<[^>]+>", lambda match: _tag(match[0], prefix), text)
-    return re.sub(r"\n\s*", "\n", text)
+def _svg(figure: Figure, name: str) -> str:
+    """Return an element for a page, whose ids no other figure has."""
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        data = _saved(figure, format="svg", transparent=True, metadata=_NO_METADATA)
+    text = data.decode("utf-8")
+    # The text between tags may be a user's.
+    return re.sub(r"<[^>]+>", lambda tag: _styled(tag[0]), text[text.index("<svg") :])
 
 
-def _tag(tag: str, prefix: str) -> str:
-    if tag.startswith("<svg"):
-        tag = re.sub(r' (width|height|version)="[^"]*"', "", tag)
-        return f'{tag[:-1]} aria-hidden="true">'
-    if tag.startswith("<g "):
-        tag = re.sub(r' id="[^"]*"', "", tag)  # nothing refers to them
-    tag = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{prefix}-", tag)
-    tag = re.sub(r"(\.\d\d)\d+", r"\1", tag)  # hundredths of a point are small enough
-    tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag)
-    return re.sub(r"(?<=: )#[0-9a-f]{6}\b", _variable, tag)
-
-
-def _variable(match: re.Match[str]) -> str:
-    return _VARIABLES.get(match[0], match[0])
+def _styled(tag: str) -> str:
+    """Take colours from the page, and leave out ids without references and needless digits."""
+    tag = re.sub(r'^<g id="[^"]*"', "<g", tag)
+    tag = re.sub(r"(\.\d\d)\d+", r"\1", tag)
+    return re.sub(
+        r"(?<=: )#[0-9a-f]{6}\b", lambda colour: _VARIABLES.get(colour[0], colour[0]), tag
+    )

@@ -1,26 +1,31 @@
-"""What a report says in numbers, before it is HTML."""
+"""A table as data: described once, shown on a page and on a terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeAlias, TypeVar
 
 from sarathi.bench.number_format import MISSING, interval, number
-from sarathi.bench.report.measured import ReportData
 from sarathi.telemetry import Distribution, Summary
 
 
 @dataclass(frozen=True)
 class Cell:
+    """A value, and how to emphasise it."""
+
     text: str
-    note: str = ""  # below it, smaller
+    note: str = ""  # smaller, below it
     tone: str = ""  # "good" or "bad"
-    label: int | None = None  # the position of the label whose colour is before the text
-    prose: bool = False  # words, on the left
+    label: int | None = None  # the index of the label whose colour is before the text
+    prose: bool = False  # words, aligned left
 
 
 @dataclass(frozen=True)
 class Column:
+    """The head of a column."""
+
     head: str
     group: str = ""  # a head over several columns
     prose: bool = False
@@ -28,13 +33,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """The first cell of a row names it."""
+    """Columns and rows; the first cell of a row names it."""
 
     title: str
     caption: str
     columns: tuple[Column, ...]
     rows: list[list[Cell]]
-    by_label: bool = False  # rows of one label follow under it, and their second cell names them
+    by_label: bool = False  # rows of one label are below its name, named by their second cell
 
     @property
     def sections(self) -> list[tuple[Cell | None, list[list[Cell]]]]:
@@ -46,46 +51,52 @@ class Table:
 
     @property
     def groups(self) -> list[tuple[str, list[Column]]]:
-        """Heads over columns, and those."""
+        """Heads over columns, and these columns."""
         columns = self.columns[1:] if self.by_label else self.columns
         runs = groupby(columns, key=lambda column: column.group)
         return [(group, list(columns)) for group, columns in runs]
 
 
-LABEL = Column("", prose=True)
-RATE = Column("rate (1/s)")
+T = TypeVar("T")
+ColumnOf: TypeAlias = tuple[Column, Callable[[T], Cell | str]]
 
 
-def label_cell(measured: ReportData, label: str) -> Cell:
-    return Cell(label, label=measured.labels.index(label), prose=True)
+def table_of(
+    title: str,
+    caption: str,
+    items: Iterable[T],
+    columns: Sequence[ColumnOf[T]],
+    by_label: bool = False,
+) -> Table | None:
+    """Build a table with a row for each item, or None without items.
+
+    Args:
+        columns: each with the function that makes its cell for an item.
+    """
+    rows = [[_as_cell(of(item), column) for column, of in columns] for item in items]
+    heads = tuple(column for column, _ in columns)
+    return Table(title, caption, heads, rows, by_label) if rows else None
+
+
+def _as_cell(value: Cell | str, column: Column) -> Cell:
+    return Cell(value, prose=column.prose) if isinstance(value, str) else value
 
 
 def in_milliseconds(value: float | None) -> str:
-    """
-    Args:
-        value: seconds.
-    """
+    """Format a time in seconds as a number of milliseconds."""
     return number(None if value is None else 1000 * value)
 
 
 def percentile_cell(values: Distribution, percentile: str, milliseconds: bool) -> Cell:
-    """With its interval.
-
-    Args:
-        percentile: such as "P99".
-    """
+    """Return a percentile, such as "P99", with its interval."""
     shown = in_milliseconds if milliseconds else number
     bounds = getattr(values, f"{percentile.lower()}_interval")
     value = getattr(values, percentile.lower())
     return Cell(shown(value), "" if bounds is None else interval(bounds, shown))
 
 
-def complete_cell(summary: Summary) -> Cell:
-    return Cell(f"{summary.completed:,} of {summary.requests:,}")
-
-
-def failures(summary: Summary) -> str:
-    """How many of each kind."""
+def failure_counts(summary: Summary) -> str:
+    """Return how many requests failed, by kind."""
     if not summary.failures:
         return MISSING
     return ", ".join(f"{count:,} {kind}" for kind, count in summary.failures.items())

@@ -1,4 +1,4 @@
-"""Fewer points that draw the same picture."""
+"""Reduces data to the points that a figure needs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _KEPT = (50, 90, 99, 99.9)  # percentiles
 
 
 def depth(share: npt.ArrayLike) -> Array:
-    """How deep in the tail a share of all is: 0.9 is 1, 0.99 is 2, 0.999 is 3."""
+    """Return how deep in the tail a share of all values is: 0.9 is 1, 0.99 is 2, 0.999 is 3."""
     found: Array = -np.log10(1 - np.asarray(share, np.float64))
     return found
 
 
 def quantiles(values: npt.ArrayLike, most: int = 1000) -> tuple[Array, Array]:
-    """Some values, and the shares of all that do not exceed them, evenly by depth.
+    """Return some values, and the shares of all that do not exceed them, evenly by depth.
 
     P50, P90, P99 and P99.9 are exact. Of more than `most` values, those beyond `TAIL` are left out.
-    The share of the greatest would have no depth; it is given half a rank less than all.
+    The share of the greatest value is reduced by half a rank, since 1 has no depth.
     """
     ordered = np.sort(np.asarray(values, np.float64))
     count = len(ordered)
@@ -43,9 +43,9 @@ def quantiles(values: npt.ArrayLike, most: int = 1000) -> tuple[Array, Array]:
 
 
 def in_flight(records: Sequence[RequestRecord], most: int = 600) -> tuple[Array, Array]:
-    """Requests that were sent and had not ended, from each time on.
+    """Return times, and the number of open requests from each time on.
 
-    With more than `most` changes, each time stands for a span, of which it has the most requests.
+    With more than `most` changes, each time stands for a span, with the largest number in it.
     """
     begins = np.array([record.arrival for record in records])
     ends = np.array([record.end for record in records])
@@ -62,7 +62,7 @@ def in_flight(records: Sequence[RequestRecord], most: int = 600) -> tuple[Array,
 
 
 def spread(values: Sequence[float], most: int) -> list[int]:
-    """Positions of at most so many values: evenly by rank, the least and the greatest included."""
+    """Return indices of at most `most` values: evenly by rank, with the least and the greatest."""
     order = np.argsort(np.asarray(values, np.float64), kind="stable")
     if len(order) > most:
         order = order[np.linspace(0, len(order) - 1, most).round().astype(np.int64)]

@@ -1,4 +1,4 @@
-"""When requests arrive: processes that have a rate, and the times of a trace."""
+"""Arrival times: random processes with a rate, and the times of a trace."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRACE = "trace"
 FORMS = "poisson, gamma:CV, constant and trace"
 
 _MAX_VARIATION = 10.0
-_REGULAR = 1e-6  # below it the variation of gaps is as good as none
+_REGULAR = 1e-6  # below it, gaps count as constant
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class ArrivalProcess:
     variation: float
 
     def times(self, count: int, rate: float, rng: np.random.Generator) -> Times:
-        """Times in seconds of `count` requests, the last exactly at `count / rate`.
+        """Return the times of `count` requests in seconds, the last exactly at `count / rate`.
 
-        The gaps are drawn, then rescaled, so that no luck of the draw changes the load. A Poisson
+        The gaps are sampled, then rescaled, so that chance does not change the load. A Poisson
         process stays one for which the time of the last arrival is given: the others are uniform
         in that time, as sums of exponential gaps over their total are.
         """
@@ -41,9 +41,9 @@ class ArrivalProcess:
             return np.empty(0)
         gaps = np.ones(count)
         if self.variation > _REGULAR:
-            drawn = rng.gamma(1 / self.variation**2, size=count)
+            sampled = rng.gamma(1 / self.variation**2, size=count)
             # A few very irregular gaps may all be too small for a number.
-            gaps = drawn if drawn.sum() > 0 else gaps
+            gaps = sampled if sampled.sum() > 0 else gaps
         times: Times = np.cumsum(gaps)
         times *= count / rate / times[-1]
         times[-1] = count / rate
@@ -51,7 +51,7 @@ class ArrivalProcess:
 
 
 def process_from(text: str) -> ArrivalProcess | None:
-    """None for the times of a trace.
+    """Parse an arrival process; None for the times of a trace.
 
     Raises:
         BenchmarkError: the text has none of the forms.
@@ -67,7 +67,7 @@ def process_from(text: str) -> ArrivalProcess | None:
 
 
 def stretched(times: Times, warm_up: int, rate: float | None) -> tuple[Times, float]:
-    """The times of a trace from 0 on, those after the warm-up at a mean rate if one is given.
+    """Shift the times of a trace to start at 0, and stretch them to a mean rate if one is given.
 
     Returns:
         The times, and for how long measuring lasts. It begins with the last request of the warm-up,

@@ -1,4 +1,4 @@
-"""Requests as turns of conversations."""
+"""Groups requests into conversations, whose prompts grow from turn to turn."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from sarathi.bench.workload.lengths import Tokens
 from sarathi.errors import BenchmarkError
 
-_MINGLED = 8  # unfinished conversations that a run soon has, at least
+_MIN_UNFINISHED = 8  # unfinished conversations that a run soon has, at least
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One request of a conversation."""
 
-    prompt_tokens: int  # with all that was said before
+    prompt_tokens: int  # with all earlier turns
     output_tokens: int
     conversation: int
     number: int  # counts from 0
@@ -31,16 +31,15 @@ def converse(
     max_total: int | None,
     rng: np.random.Generator,
 ) -> list[Turn]:
-    """Groups requests, in the order in which they arrive, in conversations of `turns` turns.
+    """Group requests, in the order of arrival, into conversations of `turns` turns.
 
-    One request in `turns`, at random, begins a conversation; so do others while few conversations
-    are unfinished, lest a question come while the one before is still being answered. The rest go
-    on with an unfinished one, at random too. All of this depends on earlier requests alone: how
-    many follow makes no difference. A conversation that would become too long with its next turn
-    begins anew with it.
+    One request in `turns`, at random, starts a conversation; so do others while few conversations
+    are unfinished, so that a turn rarely arrives while the one before is being answered. All other
+    requests continue an unfinished one, also at random. All of this depends only on earlier
+    requests. A conversation that would become too long with its next turn starts over with it.
 
     Args:
-        new: tokens that each request adds to its conversation; they alone must not be too long.
+        new: tokens that each request adds to its conversation; on their own not too long.
         outputs: tokens of the answers, which are part of later prompts.
 
     Raises:
@@ -53,7 +52,7 @@ def converse(
     chances = rng.random((len(new), 2)).tolist()
     for added, answer, (begin, which) in zip(new.tolist(), outputs.tolist(), chances, strict=True):
         turn, left = None, turns
-        if len(unfinished) > min(len(made) // turns, _MINGLED) and begin * turns >= 1:
+        if len(unfinished) > min(len(made) // turns, _MIN_UNFINISHED) and begin * turns >= 1:
             before, left = unfinished.pop(int(which * len(unfinished)))
             turn = _next(before, added, answer, max_prompt, max_total)
             cut = cut or turn is None
@@ -78,7 +77,7 @@ def converse(
 def _next(
     before: Turn, added: int, answer: int, max_prompt: int | None, max_total: int | None
 ) -> Turn | None:
-    """The turn after another; None where it would be too long."""
+    """Return the next turn, or None where it would be too long."""
     prompt = before.prompt_tokens + before.output_tokens + added
     if _above(prompt, max_prompt) or _above(prompt + answer, max_total):
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -26,8 +25,20 @@ _MAX_EXPONENT = 20.0
 class Lengths(Protocol):
     """A distribution of lengths."""
 
-    def draw(self, count: int, rng: np.random.Generator) -> Tokens:
-        """`count` lengths from 1 to `MAX_LENGTH`, the first of them the same however many."""
+    def sample(self, count: int, rng: np.random.Generator) -> Tokens:
+        """Return `count` lengths from 1 to `MAX_LENGTH`; a larger count keeps the first ones."""
+        ...
+
+
+class LengthPairs(Protocol):
+    """A source of lengths of prompts and their answers."""
+
+    def sample(self, count: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+        """Return the lengths of `count` requests; a larger count keeps the first ones."""
+        ...
+
+    def options(self) -> dict[str, str]:
+        """Return the options of the command line that describe it."""
         ...
 
 
@@ -37,7 +48,7 @@ class Fixed:
 
     tokens: int
 
-    def draw(self, count: int, rng: np.random.Generator) -> Tokens:
+    def sample(self, count: int, rng: np.random.Generator) -> Tokens:
         return np.full(count, self.tokens, np.int64)
 
 
@@ -48,7 +59,7 @@ class Uniform:
     low: int
     high: int
 
-    def draw(self, count: int, rng: np.random.Generator) -> Tokens:
+    def sample(self, count: int, rng: np.random.Generator) -> Tokens:
         return rng.integers(self.low, self.high, size=count, endpoint=True)
 
 
@@ -59,37 +70,57 @@ class LogNormal:
     median: float
     p90: float
 
-    def draw(self, count: int, rng: np.random.Generator) -> Tokens:
+    def sample(self, count: int, rng: np.random.Generator) -> Tokens:
         deviation = math.log(self.p90 / self.median) / _P90_DEVIATIONS
         return whole(rng.lognormal(math.log(self.median), deviation, count))
 
 
 @dataclass(frozen=True)
 class Zipf:
-    """A length of k tokens, up to `longest`, is as likely as k to the power of `-exponent`."""
+    """A length of k tokens, up to `longest`, has a probability of k to the power of `-exponent`."""
 
     exponent: float
     longest: int
 
-    def draw(self, count: int, rng: np.random.Generator) -> Tokens:
-        found: Tokens = np.searchsorted(self._cumulative, rng.random(count), side="right") + 1
+    def sample(self, count: int, rng: np.random.Generator) -> Tokens:
+        sums = np.cumsum(np.arange(1, self.longest + 1, dtype=np.float64) ** -self.exponent)
+        found: Tokens = np.searchsorted(sums / sums[-1], rng.random(count), side="right") + 1
         return np.minimum(found, self.longest)
 
-    @cached_property
-    def _cumulative(self) -> npt.NDArray[np.float64]:
-        weights = np.arange(1, self.longest + 1, dtype=np.float64) ** -self.exponent
-        sums = np.cumsum(weights)
-        cumulative: npt.NDArray[np.float64] = sums / sums[-1]
-        return cumulative
+
+@dataclass(frozen=True)
+class IndependentLengths:
+    """Prompts and answers without any correlation."""
+
+    prompt_lengths: str  # as typed
+    output_lengths: str
+
+    def __post_init__(self) -> None:
+        self._parsed()
+
+    def sample(self, count: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+        prompts, outputs = self._parsed()
+        for_prompts, for_outputs = rng.spawn(2)
+        return prompts.sample(count, for_prompts), outputs.sample(count, for_outputs)
+
+    def options(self) -> dict[str, str]:
+        return {"prompt-lengths": self.prompt_lengths, "output-lengths": self.output_lengths}
+
+    def _parsed(self) -> tuple[Lengths, Lengths]:
+        return (
+            parse_lengths(self.prompt_lengths, "--prompt-lengths"),
+            parse_lengths(self.output_lengths, "--output-lengths"),
+        )
 
 
 def whole(lengths: npt.NDArray[np.float64]) -> Tokens:
-    """Rounded, and within the bounds of a length."""
+    """Round lengths, and clip them to the bounds."""
     return np.rint(np.clip(lengths, 1, MAX_LENGTH)).astype(np.int64)
 
 
-def lengths_from(text: str, option: str) -> Lengths:
-    """
+def parse_lengths(text: str, option: str) -> Lengths:
+    """Parse a distribution.
+
     Args:
         option: its name, for messages.
 
@@ -99,7 +130,7 @@ def lengths_from(text: str, option: str) -> Lengths:
     name, colon, rest = text.partition(":")
     if not colon:
         name, rest = "fixed", text
-    build = _FORMS.get(name)
+    build = _BUILDERS.get(name)
     if build is None:
         raise BenchmarkError(f"{option} {text!r} is unknown; accepted are {FORMS}")
     try:
@@ -110,10 +141,6 @@ def lengths_from(text: str, option: str) -> Lengths:
         raise BenchmarkError(f"{option} {text!r}: {error}") from None
 
 
-def _fixed(tokens: str) -> Fixed:
-    return Fixed(_length("N", tokens))
-
-
 def _uniform(low: str, high: str) -> Uniform:
     bounds = Uniform(_length("LOW", low), _length("HIGH", high))
     if bounds.low > bounds.high:
@@ -122,9 +149,7 @@ def _uniform(low: str, high: str) -> Uniform:
 
 
 def _log_normal(median: str, p90: str) -> LogNormal:
-    lengths = LogNormal(
-        _number("MEDIAN", median, 1, MAX_LENGTH), _number("P90", p90, 1, MAX_LENGTH)
-    )
+    lengths = LogNormal(_number("MEDIAN", median), _number("P90", p90))
     if lengths.p90 < lengths.median:
         raise ValueError("P90 is below MEDIAN")
     return lengths
@@ -137,8 +162,8 @@ def _zipf(exponent: str, longest: str) -> Zipf:
     return Zipf(power, _length("MAX", longest))
 
 
-_FORMS: dict[str, Callable[..., Lengths]] = {
-    "fixed": _fixed,
+_BUILDERS: dict[str, Callable[..., Lengths]] = {
+    "fixed": lambda tokens: Fixed(_length("N", tokens)),
     "uniform": _uniform,
     "lognormal": _log_normal,
     "zipf": _zipf,
@@ -146,13 +171,13 @@ _FORMS: dict[str, Callable[..., Lengths]] = {
 
 
 def _length(name: str, text: str) -> int:
-    number = _number(name, text, 1, MAX_LENGTH)
+    number = _number(name, text)
     if not number.is_integer():
         raise ValueError(f"{name} must be a whole number")
     return int(number)
 
 
-def _number(name: str, text: str, low: float, high: float) -> float:
+def _number(name: str, text: str, low: float = 1, high: float = MAX_LENGTH) -> float:
     try:
         number = float(text)
     except ValueError:

@@ -1,10 +1,10 @@
-"""The workloads of the Sarathi-Serve paper, drawn from what is published of them.
+"""Named workloads: those of the Sarathi-Serve paper, sampled from their published statistics.
 
 Source: Agrawal et al., "Taming Throughput-Latency Tradeoff in LLM Inference with Sarathi-Serve",
 OSDI 2024, Table 2: median, 90th percentile and standard deviation of prompts and answers, in tokens
 of Llama 2, and the longest total that the authors kept (8192 and 16384). Between known quantiles,
 lengths are taken as uniform; a log-normal distribution through the same median and 90th percentile
-would exceed the longest total in a sizeable part of its draws.
+would often exceed the longest total.
 
 - `sharegpt` (openchat_sharegpt4): prompts 1730, 5696, 2088; answers 415, 834. The quartiles, the
   10th and the 99th percentile are those of the token counts published with the paper's code.
@@ -13,7 +13,7 @@ would exceed the longest total in a sizeable part of its draws.
 
 The table prints standard deviations of answers of 101 for sharegpt and 265 for arxiv. The published
 counts of sharegpt have 266, and no distribution with such a median and 90th percentile can have as
-little as 101, so that the two are taken as exchanged.
+little as 101, so the two values are assumed to be exchanged.
 """
 
 from __future__ import annotations
@@ -36,22 +36,18 @@ class Preset:
     outputs: Quantiles
     max_total: int
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
-        """Lengths of `count` prompts and answers.
+    def sample(self, count: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+        """Return the lengths of `count` prompts and answers.
 
-        Pairs above the cap are left out rather than cut, as the authors did. The next ones that are
-        drawn follow at the end, so that those before stay where they are however many are wanted.
+        Pairs above the cap are left out rather than cut, as the authors did. Their replacements
+        follow at the end, so that a larger count keeps the first pairs.
         """
         for_prompts, for_outputs = rng.spawn(2)
         pairs = np.empty((2, 0), np.int64)
         while missing := count - pairs.shape[1]:
-            drawn = np.stack(
-                [
-                    _draw(self.prompts, missing, for_prompts),
-                    _draw(self.outputs, missing, for_outputs),
-                ]
-            )
-            pairs = np.hstack([pairs, drawn[:, drawn.sum(axis=0) <= self.max_total]])
+            prompts = _sample(self.prompts, missing, for_prompts)
+            sampled = np.stack([prompts, _sample(self.outputs, missing, for_outputs)])
+            pairs = np.hstack([pairs, sampled[:, sampled.sum(axis=0) <= self.max_total]])
         return pairs[0], pairs[1]
 
     def options(self) -> dict[str, str]:
@@ -77,6 +73,6 @@ PRESETS = {
 }
 
 
-def _draw(quantiles: Quantiles, count: int, rng: np.random.Generator) -> Tokens:
+def _sample(quantiles: Quantiles, count: int, rng: np.random.Generator) -> Tokens:
     shares, lengths = list(quantiles), list(quantiles.values())
     return whole(np.interp(rng.random(count), shares, lengths))

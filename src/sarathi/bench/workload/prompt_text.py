@@ -1,21 +1,46 @@
-"""Prompts of English text with an exact number of tokens."""
+"""Prompts of random words with an exact number of tokens."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sarathi.bench.workload.token_counter import TokenCounter
-from sarathi.bench.workload.word_costs import costs_of
-from sarathi.bench.workload.words import FILLERS, MARKS, OPENERS, PIECES, opening, sentence
 from sarathi.bench.workload.workload import PlannedRequest
 from sarathi.errors import BenchmarkError
 
-_NUM_SENTENCES = 4096  # of which all texts are made, in an order of their own
-_ROUNDS = 20  # to make a text exact that came out a little long or short
-_OPENINGS = 20  # tried until one is new; among very short texts, none may be left
-_BEGINNING = 12  # words by which texts are told apart
+# Common words: most tokenizers have one token for each, with the space before it.
+_WORD_LIST = """
+    able active airport ancient animal answer apple army artist author baby bank basket beach
+    bed bell big bird black blue boat body bold book border bottle box boy branch bridge brother
+    brown building bus cake calm camera captain car card castle cat chair chapter child church
+    circle city class clean clear clock cloud coach coat coffee cold college color common
+    company cool corner country cup customer dark deep desert desk detail dinner doctor dog door
+    dress driver early easy editor empty engine evening factory family farm father field final
+    finger fire fish flat floor flower forest fresh friend full garden gate gentle girl glass
+    golden good great green guard guest hall hand happy hard hat heavy hill history holiday home
+    horse hospital hotel hour house huge island journey judge key king kitchen lake lamp large
+    late leader letter library light lion list local long machine manager map market message
+    metal mirror modern moment morning mother mountain museum music narrow new night north
+    number nurse ocean office officer old open owner paper parent park party path pattern phone
+    picture pilot place plan plant plate player poem police port president price prince problem
+    project queen question quiet radio rain report restaurant right river road rock roof room
+    round safe scene school season secret sharp ship shop short shoulder signal silver simple
+    sister sky small smooth soft soldier son song south spring square stage star station stone
+    storm story strange street student summer table teacher team temple theory ticket tower town
+    track train tree truck uncle valley village visitor voice wall warm watch water weather
+    wheel white wide wild wind window winter woman word worker writer yard young
+"""
+_WORDS = tuple(f" {word}" for word in _WORD_LIST.split())
+_OPENERS = ("Big", "Blue", "Bold", "Dark", "Deep", "Easy", "Good", "Great", "High", "Long", "New")
+_MARK = "."  # shorter than any word to tokenizers of characters
+
+_NUM_PHRASES = 2048  # sampled once; long texts consist of them
+_PHRASE = 12  # words
+_ROUNDS = 20  # to correct the length of a text that came out long or short
+_TRIES = 20  # for a new beginning; short texts have few
+_BEGINNING = 12  # words that distinguish texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +49,15 @@ class _Text:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Sentence:
-    text: str
-    tokens: int
-    pieces: tuple[str, ...]
-
-
 def write_prompts(
     requests: Sequence[PlannedRequest], tokens: TokenCounter, salt: str, seed: int
 ) -> list[str]:
-    """A text for each request, of exactly its number of tokens.
+    """Write a text for each request, of exactly its number of tokens.
 
-    A later turn of a conversation begins with the whole text of the one before. Texts of different
+    A later turn of a conversation starts with the whole text of the one before. Texts of different
     conversations, and texts with another salt or seed, differ from their first words on, so that
-    none finds another's beginning in a prefix cache. Where no text has as few tokens as are asked
-    for (a chat template alone has some), the shortest one stands in.
+    they share no prefix in a prefix cache. Where no text has as few tokens as requested (a chat
+    template alone has some), the shortest one is used.
 
     Args:
         requests: turns of each conversation in order.
@@ -48,56 +66,50 @@ def write_prompts(
         BenchmarkError: the tokenizer has no text of such a length, or cannot count.
     """
     writer = _Writer(tokens, random.Random(f"{seed}/{salt}"))
-    said: dict[int, _Text] = {}
-    for_requests = []
+    latest: dict[int, _Text] = {}  # of each conversation
+    texts = []
     for request in requests:
-        before = said.get(request.conversation) if request.turn else None
+        before = latest.get(request.conversation) if request.turn else None
         if before is None:
             text = writer.begin(request.prompt_tokens)
         else:
-            text = writer.go_on(before, request.prompt_tokens)
-        said[request.conversation] = text
-        for_requests.append(text.text)
-    return for_requests
+            text = writer.extend(before, request.prompt_tokens)
+        latest[request.conversation] = text
+        texts.append(text.text)
+    return texts
 
 
 class _Writer:
-    """Composes texts from words whose tokens are known, and counts each text to be sure."""
+    """Composes texts from words of known costs in tokens, and counts each text to be sure."""
 
-    def __init__(self, tokens: TokenCounter, draw: random.Random) -> None:
+    def __init__(self, tokens: TokenCounter, rng: random.Random) -> None:
         self._count = tokens.count
-        self._draw = draw
-        self._costs = costs_of(PIECES, MARKS, tokens.count)
-        self._sentences = [self._new_sentence() for _ in range(_NUM_SENTENCES)]
-        self._fillers = self._by_cost()
-        self._openers: dict[str, int] = {}
-        self._begun: set[str] = set()
+        self._rng = rng
+        costs = _costs_of(_WORDS, tokens.count)
+        self._singles = [_Text(word, cost) for word, cost in costs.items()]
+        phrases = [rng.choices(_WORDS, k=_PHRASE) for _ in range(_NUM_PHRASES)]
+        self._phrases = [_Text("".join(p), sum(map(costs.__getitem__, p))) for p in phrases]
+        self._by_cost = self._fillers()
+        self._opener_costs: dict[str, int] = {}
+        self._beginnings: set[str] = set()
 
     def begin(self, tokens: int) -> _Text:
-        """A text unlike the earlier ones."""
-        for _ in range(_OPENINGS):
-            head, pieces = self._opening(tokens)
-            text = self._composed(head, pieces, tokens)
-            if _beginning(text) not in self._begun:
+        """Write a text with a new beginning."""
+        for _ in range(_TRIES):
+            opener = self._opener(tokens)
+            text = opener.text + self._words(tokens - opener.tokens)
+            if _beginning(text) not in self._beginnings:
                 break
-        exact = self._exact(text, head, tokens)
-        self._begun.add(_beginning(exact.text))
+        exact = self._exact(text, opener, tokens)
+        self._beginnings.add(_beginning(exact.text))
         return exact
 
-    def go_on(self, before: _Text, tokens: int) -> _Text:
-        """A text that begins with an earlier one."""
-        pieces = [] if before.text.endswith(MARKS) else ["."]
-        return self._exact(self._composed(before, pieces, tokens), before, tokens)
-
-    def _opening(self, tokens: int) -> tuple[_Text, Sequence[str]]:
-        first, *pieces = opening(self._draw)
-        if self._opener_cost(first) > tokens:
-            first = self._short_opener(tokens)
-        return _Text(first, self._opener_cost(first)), pieces
+    def extend(self, before: _Text, tokens: int) -> _Text:
+        """Write a text that starts with an earlier one."""
+        return self._exact(before.text + self._words(tokens - before.tokens), before, tokens)
 
     def _exact(self, text: str, head: _Text, tokens: int) -> _Text:
-        """A text made longer or shorter until it is exact: words may take a token more or less
-        where they meet others."""
+        """Correct the length of a text: a word may take more or fewer tokens beside others."""
         if head.tokens >= tokens:
             return head
         for _ in range(_ROUNDS):
@@ -105,7 +117,7 @@ class _Writer:
             if counted == tokens:
                 return _Text(text, tokens)
             if counted < tokens:
-                text = self._composed(_Text(text, counted), [], tokens)
+                text += self._words(tokens - counted)
             else:
                 text = head.text + _without_last(text[len(head.text) :], counted - tokens)
         raise BenchmarkError(
@@ -113,55 +125,66 @@ class _Writer:
             "nearest"
         )
 
-    def _composed(self, head: _Text, pieces: Sequence[str], tokens: int) -> str:
-        """The head, then the pieces, then sentences, as far as they fit."""
-        parts, left = [head.text], tokens - head.tokens
-        unit: Sequence[str] = pieces
-        while True:
-            for piece in unit:
-                if self._costs[piece] > left:
-                    return "".join(parts) + self._filling(left)
-                parts.append(piece)
-                left -= self._costs[piece]
-            one = self._draw.choice(self._sentences)
-            while one.tokens <= left:
-                parts.append(one.text)
-                left -= one.tokens
-                one = self._draw.choice(self._sentences)
-            unit = one.pieces
-
-    def _filling(self, left: int) -> str:
+    def _words(self, tokens: int) -> str:
+        """Sample words of so many tokens: phrases, then any words, then the longest that fit."""
         parts = []
-        for cost, fillers in self._fillers:
-            while cost <= left:
-                parts.append(self._draw.choice(fillers))
-                left -= cost
+        for options in (self._phrases, self._singles):
+            while (one := self._rng.choice(options)).tokens <= tokens:
+                parts.append(one.text)
+                tokens -= one.tokens
+        for options in self._by_cost:
+            while options[0].tokens <= tokens:
+                one = self._rng.choice(options)
+                parts.append(one.text)
+                tokens -= one.tokens
         return "".join(parts)
 
-    def _by_cost(self) -> list[tuple[int, list[str]]]:
-        """Fillers, those of most tokens first; marks only where no word is as short."""
-        found: dict[int, list[str]] = {}
-        for filler in FILLERS:
-            found.setdefault(self._costs[filler], []).append(filler)
-        for mark in MARKS:
-            if self._costs[mark] < min(found):
-                found[self._costs[mark]] = [mark]
-        return sorted(((cost, some) for cost, some in found.items() if cost > 0), reverse=True)
+    def _fillers(self) -> list[list[_Text]]:
+        """Return the words of each cost, the most expensive first; a mark if none is as short."""
+        found: dict[int, list[_Text]] = {}
+        for single in self._singles:
+            found.setdefault(single.tokens, []).append(single)
+        mark = _costs_of([_MARK], self._count)[_MARK]
+        found.setdefault(mark, [_Text(_MARK, mark)])
+        return [found[cost] for cost in sorted(found, reverse=True)]
 
-    def _new_sentence(self) -> _Sentence:
-        pieces = tuple(sentence(self._draw))
-        return _Sentence("".join(pieces), sum(map(self._costs.__getitem__, pieces)), pieces)
+    def _opener(self, tokens: int) -> _Text:
+        """Sample a first word that fits, or else one of the shortest."""
+        opener = self._rng.choice(_OPENERS)
+        if self._opener_cost(opener) > tokens:
+            limit = max(tokens, min(map(self._opener_cost, _OPENERS)))
+            fitting = [word for word in _OPENERS if self._opener_cost(word) <= limit]
+            opener = self._rng.choice(fitting)
+        return _Text(opener, self._opener_cost(opener))
 
     def _opener_cost(self, word: str) -> int:
-        """Tokens of a text of this word alone, and of all that the server adds."""
-        if word not in self._openers:
-            self._openers[word] = self._count(word)
-        return self._openers[word]
+        """Return the tokens of this word with everything that the server adds."""
+        if word not in self._opener_costs:
+            self._opener_costs[word] = self._count(word)
+        return self._opener_costs[word]
 
-    def _short_opener(self, tokens: int) -> str:
-        """One that leaves a text of so few tokens possible; else of the shortest."""
-        limit = max(tokens, min(map(self._opener_cost, OPENERS)))
-        return self._draw.choice([word for word in OPENERS if self._opener_cost(word) <= limit])
+
+def _costs_of(words: Sequence[str], count: Callable[[str], int]) -> dict[str, int]:
+    """Return the tokens that each word adds to a text, at least 1, with few counts.
+
+    Most words are one token, so they are counted many at a time: where their number of tokens is
+    the number of words, each has one. Otherwise each half is counted.
+    """
+    # Words are counted after another, since tokenizers treat the first one of a text differently.
+    before = count(_OPENERS[0])
+    costs: dict[str, int] = {}
+
+    def find(some: Sequence[str]) -> None:
+        total = count(_OPENERS[0] + "".join(some)) - before
+        if total == len(some) or len(some) == 1:
+            costs.update(dict.fromkeys(some, max(1, total // len(some))))
+            return
+        half = len(some) // 2
+        find(some[:half])
+        find(some[half:])
+
+    find(words)
+    return costs
 
 
 def _beginning(text: str) -> str:

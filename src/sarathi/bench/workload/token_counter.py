@@ -1,4 +1,4 @@
-"""How many tokens a server will make of a prompt."""
+"""Counts the tokens of prompts, with a local tokenizer or by POST /tokenize."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _Counted(msgspec.Struct):
 
 
 class ServerTokens:
-    """Asks the server itself: POST /tokenize, as vLLM and Sarathi have it.
+    """Counts with the server itself: POST /tokenize, as in vLLM and Sarathi.
 
     Args:
         endpoint: with the name of a model.
@@ -77,7 +77,8 @@ class ServerTokens:
         )
 
     def count(self, text: str) -> int:
-        """
+        """Return the tokens of a prompt.
+
         Raises:
             BenchmarkError: the server cannot be reached, has no such endpoint, or refuses.
         """
@@ -106,7 +107,7 @@ class ServerTokens:
             ) from error
 
     def close(self) -> None:
-        """Lets go of the connections."""
+        """Close the connections."""
         self._client.close()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from sarathi.bench.workload.lengths import MAX_LENGTH, Tokens
 from sarathi.errors import BenchmarkError
 
 _PROMPT, _OUTPUT, _ARRIVAL = "num_prefill_tokens", "num_decode_tokens", "arrived_at"
-_ASKING = frozenset({"human", "user"})
-_ANSWERING = frozenset({"gpt", "chatgpt", "assistant"})
+_USERS = frozenset({"human", "user"})
+_ASSISTANTS = frozenset({"gpt", "chatgpt", "assistant"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +29,8 @@ class LengthTrace:
     outputs: Tokens
     arrived_at: Times | None  # seconds, from 0
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
-        """Each request once in a random order, then each once again, and so on."""
+    def sample(self, count: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+        """Return each request once in a random order, then each once again, and so on."""
         rows = _shuffled(len(self.prompts), count, rng)
         return self.prompts[rows], self.outputs[rows]
 
@@ -51,7 +51,7 @@ class _Conversation(msgspec.Struct, frozen=True):
 class Dialogues:
     """Recorded conversations in the format of ShareGPT.
 
-    Each answer to a human is a request: all turns before it make the prompt.
+    Each answer to a user is a request; all turns before it are the prompt.
     """
 
     path: str
@@ -59,10 +59,10 @@ class Dialogues:
     answers: tuple[tuple[int, int], ...]  # conversation, and turn in it
     count: Callable[[str], int]  # tokens of a text
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
-        """Each request once in a random order, then each once again, and so on.
+    def sample(self, count: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+        """Return each request once in a random order, then each once again, and so on.
 
-        Tokens are counted only now, of those turns alone that take part: files are large.
+        Only the turns of sampled requests are tokenised: files are large.
         """
         around = self.count("a") - 1  # what comes with every text, such as a first `<s>`
         lengths: dict[tuple[int, int], int] = {}
@@ -85,35 +85,44 @@ class Dialogues:
 
 
 def read_trace(path: str) -> LengthTrace:
-    """A CSV file with the columns num_prefill_tokens, num_decode_tokens and perhaps arrived_at
-    (seconds); others are ignored.
+    """Read a CSV file with the columns num_prefill_tokens, num_decode_tokens and, optionally,
+    arrived_at (seconds); others are ignored.
 
     Raises:
-        BenchmarkError: there is no such file, a column is missing, a value is out of range, or
-            there is no request.
+        BenchmarkError: the file or a column is missing, a value is out of range, or there is no
+            request.
     """
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            rows = list(_rows(path, csv.reader(file)))
+            reader = csv.DictReader(file, restval="")
+            reader.fieldnames = header = [name.strip() for name in reader.fieldnames or ()]
+            rows = [(f"--workload {path}, row {reader.line_num}", row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(path, error) from error
+    for name in (_PROMPT, _OUTPUT):
+        if name not in header:
+            raise BenchmarkError(
+                f"--workload {path} has no column {name}; needed are {_PROMPT} and {_OUTPUT}, "
+                f"and {_ARRIVAL} for the times"
+            )
     if not rows:
         raise BenchmarkError(f"--workload {path} has no requests")
-    if rows[0][2] is None:
-        prompts, outputs = np.array([row[:2] for row in rows], np.int64).T
+    prompts = np.array([_tokens(where, row, _PROMPT) for where, row in rows])
+    outputs = np.array([_tokens(where, row, _OUTPUT) for where, row in rows])
+    if _ARRIVAL not in header:
         return LengthTrace(path, prompts, outputs, None)
-    rows.sort(key=lambda row: row[2] or 0.0)
-    prompts, outputs = np.array([row[:2] for row in rows], np.int64).T
-    times = np.array([row[2] for row in rows], np.float64)
-    return LengthTrace(path, prompts, outputs, times - times[0])
+    times = np.array([_seconds(where, row) for where, row in rows])
+    order = np.argsort(times, kind="stable")
+    times = times[order]
+    return LengthTrace(path, prompts[order], outputs[order], times - times[0])
 
 
 def read_dialogues(path: str, count: Callable[[str], int]) -> Dialogues:
-    """A JSON file: a list of objects with `conversations`, each a list of turns that say `from`
-    whom (human, gpt, ...) and their text as `value`.
+    """Read a JSON file: a list of objects with `conversations`, each a list of turns with the
+    speaker as `from` (human, gpt, ...) and the text as `value`.
 
     Raises:
-        BenchmarkError: there is no such file, it has another form, or no answer to a human.
+        BenchmarkError: the file is missing, has another form, or has no answer to a user.
     """
     try:
         found = msgspec.json.decode(Path(path).read_bytes(), type=list[_Conversation])
@@ -124,7 +133,7 @@ def read_dialogues(path: str, count: Callable[[str], int]) -> Dialogues:
         (number, turn)
         for number, turns in enumerate(conversations)
         for turn in range(1, len(turns))
-        if turns[turn - 1].speaker in _ASKING and turns[turn].speaker in _ANSWERING
+        if turns[turn - 1].speaker in _USERS and turns[turn].speaker in _ASSISTANTS
     )
     if not answers:
         raise BenchmarkError(
@@ -134,40 +143,21 @@ def read_dialogues(path: str, count: Callable[[str], int]) -> Dialogues:
     return Dialogues(path, conversations, answers, count)
 
 
-def _rows(path: str, reader: Iterator[list[str]]) -> Iterator[tuple[int, int, float | None]]:
-    header = [name.strip() for name in next(reader, [])]
-    for name in (_PROMPT, _OUTPUT):
-        if name not in header:
-            raise BenchmarkError(
-                f"--workload {path} has no column {name}; needed are {_PROMPT} and {_OUTPUT}, "
-                f"and {_ARRIVAL} for the times"
-            )
-    has_times = _ARRIVAL in header
-    for number, values in enumerate(reader, 2):
-        if not values:
-            continue
-        row = dict(zip(header, values, strict=False))
-        where = f"--workload {path}, row {number}"
-        yield (
-            _tokens(where, _PROMPT, row.get(_PROMPT, "")),
-            _tokens(where, _OUTPUT, row.get(_OUTPUT, "")),
-            _seconds(where, row.get(_ARRIVAL, "")) if has_times else None,
-        )
-
-
-def _tokens(where: str, name: str, text: str) -> int:
-    number = _number(text)
+def _tokens(where: str, row: dict[str, str], name: str) -> int:
+    number = _number(row[name])
     if not (number.is_integer() and 1 <= number <= MAX_LENGTH):
         raise BenchmarkError(
-            f"{where}: {name} is {text!r}, expected a whole number from 1 to {MAX_LENGTH:,}"
+            f"{where}: {name} is {row[name]!r}, expected a whole number from 1 to {MAX_LENGTH:,}"
         )
     return int(number)
 
 
-def _seconds(where: str, text: str) -> float:
-    number = _number(text)
+def _seconds(where: str, row: dict[str, str]) -> float:
+    number = _number(row[_ARRIVAL])
     if not math.isfinite(number):
-        raise BenchmarkError(f"{where}: {_ARRIVAL} is {text!r}, expected a time in seconds")
+        raise BenchmarkError(
+            f"{where}: {_ARRIVAL} is {row[_ARRIVAL]!r}, expected a time in seconds"
+        )
     return number
 
 

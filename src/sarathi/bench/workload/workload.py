@@ -1,23 +1,23 @@
-"""What is sent, and when: requests as lengths and times."""
+"""The requests of a run, as lengths and times."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 
 import numpy as np
 
 from sarathi.bench.workload.arrivals import TRACE, ArrivalProcess, Times, process_from, stretched
 from sarathi.bench.workload.conversations import converse
-from sarathi.bench.workload.length_pairs import Pairs, pairs_from
-from sarathi.bench.workload.lengths import Tokens, whole
+from sarathi.bench.workload.lengths import IndependentLengths, LengthPairs, Tokens, whole
+from sarathi.bench.workload.presets import PRESETS
 from sarathi.bench.workload.token_counter import TokenCounter
-from sarathi.bench.workload.traces import LengthTrace
+from sarathi.bench.workload.traces import LengthTrace, read_dialogues, read_trace
 from sarathi.errors import BenchmarkError
 
 _MAX_SCALE = 1000.0
-_PIECE = 4096  # requests that are made at a time
+_PIECE = 4096  # requests per chunk of an iteration
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +62,14 @@ class Plan:
 class Workload:
     """Lengths and arrivals, from which plans are made.
 
-    With `turns` above 1, requests are turns of conversations that are mixed at random. The length
-    drawn for a prompt is then that of what the turn adds; the prompt itself is all that was said
-    before in the conversation, and that. Arrivals never wait for answers, since a slow server would
-    otherwise be sent less: earlier answers in a prompt are therefore scripted, of the lengths drawn
-    for them. A conversation that would grow too long begins anew.
+    With `turns` above 1, requests are turns of conversations that are mixed at random. The sampled
+    prompt length is then what the turn adds; the prompt consists of all earlier turns and that.
+    Arrivals never wait for answers, since a slow server would otherwise receive less: earlier
+    answers in a prompt are therefore invented, with their sampled lengths. A conversation that
+    would grow too long starts over.
     """
 
-    pairs: Pairs
+    pairs: LengthPairs
     arrivals: ArrivalProcess | None  # None: the trace's own times
     prompt_scale: float = 1.0
     output_scale: float = 1.0
@@ -108,15 +108,16 @@ class Workload:
         turns: int = 1,
         tokens: TokenCounter | None = None,
     ) -> Workload:
-        """
+        """Make a workload from the options of the command line.
+
         Args:
-            workload: a preset, FILE.csv or FILE.json; else both kinds of lengths must be given.
-            tokens: counts the tokens of a JSON file; needed for such files alone.
+            workload: a preset, FILE.csv or FILE.json; otherwise both kinds of lengths are required.
+            tokens: counts the tokens of a JSON file; required only for such files.
 
         Raises:
             BenchmarkError: an option is wrong, missing, or one too many.
         """
-        pairs = pairs_from(workload, prompt_lengths, output_lengths, tokens)
+        pairs = _parse_pairs(workload, prompt_lengths, output_lengths, tokens)
         return cls(
             pairs,
             process_from(arrivals),
@@ -128,32 +129,27 @@ class Workload:
         )
 
     def describe(self) -> dict[str, str]:
-        """The options that make this workload, without their dashes and those left at defaults."""
+        """Return the options of this workload that differ from the defaults, without dashes."""
         arrivals = TRACE if self.arrivals is None else self.arrivals.text
         options = self.pairs.options() | {"arrivals": arrivals}
-        for name, value, default in (
-            ("prompt-scale", self.prompt_scale, 1.0),
-            ("output-scale", self.output_scale, 1.0),
-            ("max-prompt", self.max_prompt, None),
-            ("max-output", self.max_output, None),
-            ("turns", self.turns, 1),
-        ):
-            if value != default:
-                options[name] = f"{value}"
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.default not in (MISSING, value):
+                options[field.name.replace("_", "-")] = f"{value}"
         return options
 
     def plan(
         self, rate: float | None, num_requests: int, warm_up: int, seed: int, max_total: int | None
     ) -> Plan:
-        """The requests of one run.
+        """Plan the requests of one run.
 
-        The same seed gives the same requests at every rate, and as the first ones of more. Of as
-        many, it gives the same times up to scale.
+        The same seed gives the same requests at every rate; more requests keep the first ones. For
+        equal numbers of requests, the times are the same up to scale.
 
         Args:
-            rate: requests per second, which those after the warm-up have exactly; None for the
+            rate: requests per second, exact for those after the warm-up; None for the
                 times of a trace as they are.
-            num_requests: to be measured; `warm_up` more come before, at the same rate.
+            num_requests: measured ones; `warm_up` more come before, at the same rate.
             max_total: tokens of prompt and output together, at most.
 
         Raises:
@@ -171,7 +167,7 @@ class Workload:
             begin, seconds = warm_up / rate, num_requests / rate
             before = self.arrivals.times(warm_up, rate, for_times)
             after = begin + self.arrivals.times(num_requests, rate, for_times)
-            times, pairs = np.concatenate([before, after]), self.pairs.draw(total, for_lengths)
+            times, pairs = np.concatenate([before, after]), self.pairs.sample(total, for_lengths)
         prompts = _capped(whole(pairs[0].astype(np.float64) * self.prompt_scale), self.max_prompt)
         outputs = _capped(whole(pairs[1].astype(np.float64) * self.output_scale), self.max_output)
         prompts, outputs, num_shortened = _shortened(prompts, outputs, max_total)
@@ -218,7 +214,53 @@ class Workload:
             raise BenchmarkError(f"a longest total of {max_total} tokens holds no request")
 
 
-def _times(pairs: Pairs) -> Times | None:
+def _parse_pairs(
+    workload: str | None,
+    prompt_lengths: str | None,
+    output_lengths: str | None,
+    tokens: TokenCounter | None,
+) -> LengthPairs:
+    """Return the lengths of a preset or file, or of two distributions.
+
+    Raises:
+        BenchmarkError: an option is wrong, missing, or one too many.
+    """
+    if workload is not None:
+        for option, text in (("prompt", prompt_lengths), ("output", output_lengths)):
+            if text is not None:
+                raise BenchmarkError(
+                    f"--{option}-lengths {text} cannot be had with --workload {workload}, "
+                    "which has lengths of its own"
+                )
+        return _preset_or_file(workload, tokens)
+    if prompt_lengths is None or output_lengths is None:
+        raise BenchmarkError(
+            f"lengths are missing: give --workload ({', '.join(PRESETS)}, FILE.csv or FILE.json), "
+            "or both --prompt-lengths and --output-lengths, such as lognormal:430,1400 and "
+            "lognormal:60,130"
+        )
+    return IndependentLengths(prompt_lengths, output_lengths)
+
+
+def _preset_or_file(workload: str, tokens: TokenCounter | None) -> LengthPairs:
+    if workload in PRESETS:
+        return PRESETS[workload]
+    name = workload.lower()
+    if name.endswith(".csv"):
+        return read_trace(workload)
+    if name.endswith(".json"):
+        if tokens is None:
+            raise BenchmarkError(
+                f"--workload {workload} needs a tokenizer: name one with --tokenizer"
+            )
+        return read_dialogues(workload, tokens.count)
+    raise BenchmarkError(
+        f"--workload {workload} is unknown; accepted are {', '.join(PRESETS)}, FILE.csv and "
+        "FILE.json"
+    )
+
+
+def _times(pairs: LengthPairs) -> Times | None:
     return pairs.arrived_at if isinstance(pairs, LengthTrace) else None
 
 

@@ -40,7 +40,7 @@ def attempt(
         )
     except _HopelessError as error:
         return None, Verdict(False, True, str(error))
-    return run, terms.targets.judge(run.summary)
+    return run, terms.targets.evaluate(run.summary)
 
 
 class _HopelessError(Exception):

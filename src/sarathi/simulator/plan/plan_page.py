@@ -7,7 +7,7 @@ from pathlib import Path
 from sarathi.bench.number_format import MISSING, number, percent, plain
 from sarathi.bench.report import check_reports_can_be_made
 from sarathi.bench.report.measured import ReportData
-from sarathi.bench.report.simulation_tables import simulation_table
+from sarathi.bench.report.result_tables import simulation_table
 from sarathi.bench.report.table import Cell, Column, Table, in_milliseconds, percentile_cell
 from sarathi.errors import BenchmarkError
 from sarathi.simulator.plan.plan_tables import (

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from sarathi.bench.number_format import milliseconds, number, percent, plain, seconds
 from sarathi.bench.results import Run
-from sarathi.bench.simulation_notes import stage_shares
+from sarathi.bench.run_notes import stage_shares
 from sarathi.simulator.plan.candidates import DERIVED, Kind, Rejected
 from sarathi.simulator.plan.evaluate import PlanChoice
 from sarathi.simulator.plan.plan_targets import PlanTerms

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from sarathi.bench.capacity.verdict import (
     CapacityTargets,
     Verdict,
-    judge,
-    judge_latency,
-    together,
+    combine,
+    evaluate,
+    evaluate_latency,
 )
 from sarathi.simulator.simulated_run import SimulatedLoad
 from sarathi.telemetry import Summary
@@ -35,18 +35,18 @@ class PlanTargets:
         """For P90 of the scheduling delay."""
         return 2 * self.delay
 
-    def judge(self, summary: Summary) -> Verdict:
+    def evaluate(self, summary: Summary) -> Verdict:
         """As `capacity.verdict.judge`, with more to be met.
 
         A miss is certain if anything says so for certain; targets are met for certain if all do.
         """
-        load = judge(summary, CapacityTargets(self.tbt, self.delay, self.tail_delay))
+        load = evaluate(summary, CapacityTargets(self.tbt, self.delay, self.tail_delay))
         if self.ttft is None:
             return load
         ttft = summary.ttft
         if ttft.p90 is None:
-            return together(load, Verdict(False, True, "no complete answer has a token"))
-        return together(load, judge_latency("P90 TTFT", ttft.p90, ttft.p90_interval, self.ttft))
+            return combine(load, Verdict(False, True, "no complete answer has a token"))
+        return combine(load, evaluate_latency("P90 TTFT", ttft.p90, ttft.p90_interval, self.ttft))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sarathi.bench.capacity.rate_search import Search
-from sarathi.bench.capacity.verdict import CapacityTargets, judge
+from sarathi.bench.capacity.verdict import CapacityTargets, evaluate
 from sarathi.bench.number_format import number
 from sarathi.simulator.reproduction.experiment import Comparison, Published, gain
 from sarathi.simulator.reproduction.settings import (
@@ -63,7 +63,7 @@ class CapacityJob:
         reasons: dict[float, tuple[bool, str]] = {}
 
         def record(rate: float, summary: Summary) -> None:
-            verdict = judge(summary, targets)
+            verdict = evaluate(summary, targets)
             search.record(rate, verdict.met, verdict.certain)
             reasons[rate] = verdict.met, verdict.reason
 

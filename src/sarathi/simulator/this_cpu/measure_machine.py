@@ -13,11 +13,10 @@ from pathlib import Path
 
 import psutil
 
-from sarathi.bench.client.run_listener import RunListener
-from sarathi.bench.machine_info import describe_machine
+from sarathi.bench.client.open_loop import RunListener
 from sarathi.bench.measure import Load, RunOptions, measure, prepare
-from sarathi.bench.result_files import load_iterations
-from sarathi.bench.target import Credentials, Subject, Target, answering
+from sarathi.bench.results import describe_machine, load_iterations
+from sarathi.bench.target import Credentials, RunningServer, Target, running_server
 from sarathi.bench.workload.token_counter import ServerTokens
 from sarathi.bench.workload.workload import Workload
 from sarathi.errors import BenchmarkError, SimulationError
@@ -155,7 +154,7 @@ class _Session:
         )
         access = Credentials(None, "completions", self.api_key, self.patience)
         printed = log.with_suffix(".out")
-        with answering(Target(policy, command=command), access, printed) as subject:
+        with running_server(Target(policy, command=command), access, printed) as subject:
             self.longest = subject.facts.max_model_len or 0
             tokens = ServerTokens(subject.endpoint)
             try:
@@ -167,7 +166,7 @@ class _Session:
             finally:
                 tokens.close()
 
-    def _send(self, subject: Subject, tokens: ServerTokens, policy: str, number: int) -> None:
+    def _send(self, subject: RunningServer, tokens: ServerTokens, policy: str, number: int) -> None:
         count = max(1, round(self.rate * self.seconds))
         # Prompts of every round are others, or the prefix cache would have them.
         load = Load(self.workload, count, _WARM_UP, number, f"{policy}/{number}")

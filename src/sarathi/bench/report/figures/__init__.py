@@ -1,14 +1,16 @@
-"""The figures of a report: each is drawn where there are data for it."""
+"""The figures of a report, each drawn where there are data for it.
+
+`by_load.py`, `by_request.py` and `by_token.py` hold the figures of what clients measured,
+`iterations.py` that of an engine's log; `figure_parts.py` holds what several figures share, and
+what the simulator's figures import.
+"""
 
 from __future__ import annotations
 
-from sarathi.bench.report.figures.capacities import capacities
-from sarathi.bench.report.figures.gaps import gaps
-from sarathi.bench.report.figures.in_flight import requests_in_flight
+from sarathi.bench.report.figures.by_load import capacities, latencies
+from sarathi.bench.report.figures.by_request import requests_in_flight, ttft_by_prompt
+from sarathi.bench.report.figures.by_token import gaps, tokens
 from sarathi.bench.report.figures.iterations import iterations
-from sarathi.bench.report.figures.latency_by_rate import latencies
-from sarathi.bench.report.figures.ttft_by_prompt import ttft_by_prompt
-from sarathi.bench.report.figures.worst_answers import tokens
 from sarathi.bench.report.measured import ReportData
 from sarathi.bench.report.render import Drawing
 
@@ -16,5 +18,5 @@ _ALL = (capacities, latencies, gaps, tokens, requests_in_flight, ttft_by_prompt,
 
 
 def drawings(measured: ReportData) -> list[Drawing]:
-    """In the order in which they are read."""
+    """Return the figures in the order in which they are read."""
     return [drawing for make in _ALL if (drawing := make(measured)) is not None]

@@ -1,4 +1,4 @@
-"""What several figures have."""
+"""Parts that several figures share: legends, axes, targets, texts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sarathi.bench.results import Run
 Dashes: TypeAlias = Literal["-"] | tuple[float, tuple[float, ...]]
 
 _LONGEST, _LONGEST_NARROW = 48, 32  # characters of a label
-_ROOM, _ROOM_NARROW = 112, 46  # characters beside one another
+_COLUMNS, _COLUMNS_NARROW = 112, 46  # characters of a row of the legend
 _DASHES: tuple[Dashes, ...] = (
     "-",
     (0, (6, 2)),
@@ -34,49 +34,49 @@ _DASHES: tuple[Dashes, ...] = (
 
 
 def short(text: str, narrow: bool) -> str:
-    """On one line that fits into a figure."""
+    """Shorten a text to one line that fits into a figure."""
     text = "".join(c if c.isprintable() else " " for c in text)
     most = _LONGEST_NARROW if narrow else _LONGEST
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 def name(measured: ReportData, run: Run, narrow: bool) -> str:
-    """As `ReportData.name`, short."""
+    """Return `ReportData.name` in short form."""
     label = short(run.label, narrow)
     return label if len(measured.shown) == 1 else f"{label}, {rate(rate_of(run))}"
 
 
 def legend(figure: Figure, entries: Iterable[tuple[Artist, str]], narrow: bool) -> None:
-    """Below the axes, in as many columns as there is room for."""
+    """Add a legend below the axes, in as many columns as fit."""
     handles, texts = zip(*entries, strict=True)
     longest = max(len(line) for text in texts for line in text.split("\n"))
-    room = _ROOM_NARROW if narrow else _ROOM
-    columns = max(1, min(len(texts), room // (longest + 7)))
-    # Texts that begin with an underscore would be left out, hence those in their place.
+    width = _COLUMNS_NARROW if narrow else _COLUMNS
+    columns = max(1, min(len(texts), width // (longest + 7)))
+    # Texts that begin with an underscore would be left out, hence the placeholders.
     found = figure.legend(handles, ["-"] * len(texts), loc="outside lower left", ncols=columns)
     for place, text in zip(found.get_texts(), texts, strict=True):
         place.set_text(text)
 
 
 def key(index: int, dashes: Dashes = "-", with_marker: bool = False) -> Line2D:
-    """Stands for a label in a legend."""
+    """Return the symbol of a label in a legend."""
     mark = marker(index) if with_marker else "none"
     return Line2D([], [], color=colour(index), linestyle=dashes, marker=mark)
 
 
 def styles(measured: ReportData) -> list[tuple[Run, int, Dashes]]:
-    """The shown runs, each with the position of its label and the dashes of its line."""
+    """Return the shown runs, each with the index of its label and the dashes of its line."""
     one_label = len({run.label for run in measured.shown}) == 1
     found = []
     for position, run in enumerate(measured.shown):
         index = measured.labels.index(run.label)
-        of_dashes = position if one_label else index // len(LABELS)  # colours come round again
+        of_dashes = position if one_label else index // len(LABELS)  # colours repeat
         found.append((run, index, _DASHES[of_dashes % len(_DASHES)]))
     return found
 
 
 def logarithmic(axis: Axis) -> None:
-    """Few ticks with plain numbers, once the limits of an axis with a logarithmic scale are set."""
+    """Set few ticks with plain numbers on a logarithmic axis whose limits are set."""
     low, high = axis.get_view_interval()
     ratio = high / low
     if ratio < 4:
@@ -92,7 +92,7 @@ def logarithmic(axis: Axis) -> None:
 
 
 def draw_targets(axes: Axes, targets: Sequence[float], vertical: bool) -> None:
-    """Lines at targets of TBT.
+    """Draw lines at targets of TBT.
 
     Args:
         targets: seconds; the axis has milliseconds.
@@ -124,7 +124,7 @@ def words(
     colour: str | None = None,
     align: str = "left",
 ) -> None:
-    """A few words near a point.
+    """Write a short text near a point.
 
     Args:
         offset: points.
@@ -146,7 +146,7 @@ def words(
 def boxes(
     axes: Axes, corners: Iterable[tuple[float, float, float, float]], face: str, alpha: float = 1
 ) -> None:
-    """Rectangles (left, right, bottom, top) as one path, which keeps the file small."""
+    """Draw rectangles (left, right, bottom, top) as one path, which keeps the file small."""
     paths = [
         Path([(left, low), (left, high), (right, high), (right, low), (left, low)], closed=True)
         for left, right, low, high in corners

@@ -1,4 +1,4 @@
-"""What an engine computed, iteration by iteration."""
+"""The figure of an iteration log: tokens and duration of each iteration."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from sarathi.bench.report.render import Drawing
 from sarathi.telemetry.iteration_log import IterationLine
 
 _SPAN = 10.0  # seconds
-_MOST = 600  # iterations, beyond which they are too thin to be told apart
+_MOST = 600  # iterations, more are too thin to be distinguished
 _DECODE, _PROMPT = LABELS[0][0], LABELS[4][0]
 
 
 def iterations(measured: ReportData) -> Drawing | None:
+    """Draw the iterations around the longest one."""
     lines = sorted(measured.iterations, key=lambda line: line.offset)
     if not lines:
         return None
@@ -66,7 +67,7 @@ def iterations(measured: ReportData) -> Drawing | None:
 
 
 def window(lines: Sequence[IterationLine]) -> Sequence[IterationLine]:
-    """All of a short log; of a long one, those around its longest iteration.
+    """Return all lines of a short log, or those around the longest iteration of a long one.
 
     Args:
         lines: by their offsets, at least one.
@@ -127,7 +128,7 @@ def _draw_durations(
 def _ticks(
     axes: Axes, lines: Sequence[IterationLine], values: Sequence[float | None], colour: str
 ) -> None:
-    """A short line over each iteration that has a value."""
+    """Draw a short line over each iteration that has a value."""
     x: list[float] = []
     y: list[float] = []
     for line, value in zip(lines, values, strict=True):

@@ -1,4 +1,4 @@
-"""TTFT and TBT at each rate, or side by side where each label has one."""
+"""Figures with a point for each load: capacities, and latencies against the rate."""
 
 from __future__ import annotations
 
@@ -23,10 +23,71 @@ from sarathi.bench.report.figures.figure_parts import (
 )
 from sarathi.bench.report.measured import LoadGroup, ReportData
 from sarathi.bench.report.render import Drawing
+from sarathi.bench.results import Capacity
 from sarathi.telemetry import Distribution, Summary
 
+
+def capacities(measured: ReportData) -> Drawing | None:
+    """Draw the capacity of each server, with its certain range."""
+    found = measured.capacity_results
+    if not found:
+        return None
+    ends = [end for one in found for end in (one.capacity, one.low, one.high) if end is not None]
+    farthest = max(ends, default=1.0) or 1.0
+
+    def name(one: Capacity, narrow: bool) -> str:
+        text = short(one.label, True)
+        if len(measured.targets) > 1:
+            text += f"\nat most {milliseconds(one.tbt_target)}"
+        return text
+
+    def draw(figure: Figure, narrow: bool) -> None:
+        axes = figure.add_subplot()
+        for row, one in enumerate(found):
+            _draw(axes, one, row, measured.labels.index(one.label), farthest)
+        axes.set_xlim(0, farthest * (1.45 if narrow else 1.25))
+        axes.set_ylim(len(found) - 0.4, -0.6)
+        axes.set_yticks(range(len(found)), [name(one, narrow) for one in found])
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("requests per second")
+
+    targets = " or ".join(milliseconds(target) for target in measured.targets)
+    values = "; ".join(f"{one.label}: {rate(one.capacity)}" for one in found)
+    return Drawing(
+        name="capacity",
+        title="Load within the target",
+        caption=(
+            f"The highest rate found at which P99 of the time between tokens is at most {targets}. "
+            "Lines are the range that is certain: from the highest rate that met the target to the "
+            "lowest that missed it, both with 95 % confidence. An arrow means that no rate did so "
+            "for certain."
+        ),
+        alternative=f"Capacity in requests per second. {values}.",
+        draw=draw,
+        height=1.0 + 0.55 * len(found),
+        narrow_height=1.0 + 0.6 * len(found),
+    )
+
+
+def _draw(axes: Axes, one: Capacity, row: int, index: int, farthest: float) -> None:
+    if one.capacity is None:
+        words(axes, (0.0, row), "no rate met the target", colour=MUTED)
+        return
+    axes.barh(row, one.capacity, height=0.62, color=colour(index), alpha=0.85)
+    low, high = one.low, one.high
+    left = 0.0 if low is None else min(low, one.capacity)
+    right = one.capacity + 0.1 * farthest if high is None else max(high, one.capacity)
+    axes.plot([left, right], [row, row], color=INK, linewidth=1.3)
+    ends = ((left, "|" if low is not None else "<"), (right, "|" if high is not None else ">"))
+    for at, mark in ends:
+        axes.plot([at], [row], marker=mark, color=INK, ms=9 if mark == "|" else 5, clip_on=False)
+    words(axes, (right, row), rate(one.capacity), (9, 0), colour=INK)
+
+
 _P50_DASHES: Dashes = (0, (3, 2))
-_WIDE_RANGE = 12.0  # of rates, from which on their axis is logarithmic
+_WIDE_RANGE = 12.0  # of rates, above which the axis is logarithmic
 
 
 @dataclass(frozen=True)
@@ -45,6 +106,7 @@ _LATENCIES = (
 
 
 def latencies(measured: ReportData) -> Drawing | None:
+    """Draw TTFT and TBT by rate, or side by side where each label has one load."""
     loads = [load for load in measured.loads if load.summary.ttft.count and not load.stopped]
     if len(loads) < 2:
         return None
@@ -120,7 +182,8 @@ def _draw_label(axes: Axes, latency: _Latency, loads: Sequence[LoadGroup], index
         y = [value for _, value, _ in found]
         style: dict[str, Any] = {"color": colour(index), "linewidth": width}
         axes.plot(x, y, linestyle=dashes, **style)
-        _whiskers(axes, x, y, [interval for _, _, interval in found], latency, index)
+        intervals = [interval for _, _, interval in found]
+        _whiskers(axes, list(zip(x, y, strict=True)), intervals, latency, index)
         for load, value, _ in found:
             face = SURFACE if _is_hollow(load) else colour(index)
             size = 6 if name == "p99" else 4
@@ -129,34 +192,22 @@ def _draw_label(axes: Axes, latency: _Latency, loads: Sequence[LoadGroup], index
 
 def _whiskers(
     axes: Axes,
-    x: Sequence[float],
-    y: Sequence[float],
+    points: Sequence[tuple[float, float]],
     intervals: Sequence[tuple[float, float] | None],
     latency: _Latency,
     index: int,
     horizontal: bool = False,
 ) -> None:
-    """At the points that have an interval."""
-    known = [
-        (place, at, latency.factor * ends[0], latency.factor * ends[1])
-        for place, at, ends in zip(x, y, intervals, strict=True)
-        if ends is not None
-    ]
-    if not known:
-        return
-    x, y = [place for place, *_ in known], [at for _, at, *_ in known]
-    below = [max(0.0, at - low) for _, at, low, _ in known]
-    above = [max(0.0, high - at) for _, at, _, high in known]
-    style: dict[str, Any] = {
-        "fmt": "none",
-        "ecolor": colour(index),
-        "elinewidth": 1,
-        "capsize": 2.5,
-    }
-    if horizontal:
-        axes.errorbar(y, x, xerr=[below, above], **style)
-    else:
-        axes.errorbar(x, y, yerr=[below, above], **style)
+    """Draw the intervals of the points (x, y) that have one."""
+    for (x, y), ends in zip(points, intervals, strict=True):
+        if ends is None:
+            continue
+        value = x if horizontal else y
+        low, high = (latency.factor * end for end in ends)
+        style: dict[str, Any] = {"ecolor": colour(index), "elinewidth": 1, "capsize": 2.5}
+        errors = [[max(0.0, value - low)], [max(0.0, high - value)]]
+        style["xerr" if horizontal else "yerr"] = errors
+        axes.errorbar(x, y, fmt="none", **style)
 
 
 def _rate_axis(axes: Axes, rates: Sequence[float]) -> None:
@@ -225,6 +276,6 @@ def _draw_row(axes: Axes, latency: _Latency, values: Distribution, row: int, ind
     for (value, interval), align in zip(ends, ("right", "left"), strict=True):
         at = latency.factor * value
         if at > 0:
-            _whiskers(axes, [row], [at], [interval], latency, index, horizontal=True)
+            _whiskers(axes, [(at, row)], [interval], latency, index, horizontal=True)
             axes.plot([at], [row], marker(index), color=colour(index), ms=7)
             words(axes, (at, row), number(at), (4 if align == "right" else -4, 12), align=align)

@@ -1,0 +1,116 @@
+"""Results for a terminal: tables and sentences, or JSON fields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import rich.table
+from rich.console import Console
+
+from sarathi.bench.comparison import Row
+from sarathi.bench.number_format import milliseconds
+from sarathi.bench.report.result_tables import points_table, rounds_table, run_table
+from sarathi.bench.report.table import Cell, Table
+from sarathi.bench.results import Capacity, Run
+from sarathi.bench.run_notes import run_notes
+
+_META = (
+    "label server model machine workload rate seed salt num_shortened began lag invalid stopped "
+    "simulation"
+)
+
+
+def run_fields(run: Run) -> dict[str, Any]:
+    """Return what `sarathi bench --json` prints: summary and conditions, without requests."""
+    fields: dict[str, Any] = msgspec.to_builtins(run.summary)
+    fields |= {name: msgspec.to_builtins(getattr(run, name)) for name in _META.split()}
+    return fields | {"estimated": any(record.estimated for record in run.records)}
+
+
+def capacity_fields(capacity: Capacity) -> dict[str, Any]:
+    """Return what `sarathi capacity --json` prints."""
+    fields: dict[str, Any] = msgspec.to_builtins(capacity)
+    return fields
+
+
+def print_run(run: Run) -> None:
+    """Print the latencies of a run, and what a reader must know beside them."""
+    summary, console = run.summary, _console()
+    console.print(rich_table(run_table(run)))
+    console.print(
+        f"{summary.completed} of {summary.requests} requests complete, "
+        f"{summary.request_rate:.3g} sent a second; "
+        f"{summary.output_tokens_per_second:.1f} output tokens and "
+        f"{summary.total_tokens_per_second:.1f} tokens in all a second"
+    )
+    for note in run_notes(run):
+        console.print(note)
+
+
+def print_capacities(capacities: Sequence[Capacity]) -> None:
+    """Print the points and the outcome of each search, and ratios to the first."""
+    console = _console()
+    for capacity in capacities:
+        points = points_table([capacity], [capacity.label])
+        if points is not None:
+            console.print(rich_table(points, capacity.label))
+        console.print(capacity_text(capacity))
+        if capacity.accuracy is not None:
+            console.print(f"simulated; accuracy: {capacity.accuracy}")
+    first, *others = capacities
+    for other in others:
+        if first.capacity and other.capacity:
+            ratio = other.capacity / first.capacity
+            console.print(f"{other.label}: {ratio:.2f} of {first.label}")
+
+
+def print_comparison(rows: Sequence[Row]) -> None:
+    """Print a row for each target at each rate."""
+    _console().print(rich_table(rounds_table(rows)))
+
+
+def capacity_text(capacity: Capacity) -> str:
+    """Return the outcome of a search as a sentence."""
+    target = f"P99 TBT of {milliseconds(capacity.tbt_target)}"
+    if capacity.capacity is None:
+        lowest = min(point.rate for point in capacity.points)
+        return f"no capacity: even {lowest:g} requests a second miss {target}"
+    low = "none" if capacity.low is None else f"{capacity.low:g}"
+    if capacity.open_ended:
+        return (
+            f"capacity: at least {capacity.capacity:g} requests a second within {target}: no rate "
+            f"that was tried misses it (for certain: {low} meets it)"
+        )
+    high = "none" if capacity.high is None else f"{capacity.high:g}"
+    return (
+        f"capacity: {capacity.capacity:g} requests a second within {target} "
+        f"(for certain: {low} meets it, {high} misses it)"
+    )
+
+
+def _console() -> Console:
+    """Labels and reasons are printed literally, without rich's markup in [brackets]."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def rich_table(table: Table, title: str | None = None) -> rich.table.Table:
+    """Convert a table for a terminal; the rows of all labels follow one another without a head.
+
+    Args:
+        title: replaces that of the table, such as by the only label.
+    """
+    shown = rich.table.Table(title=title or table.title, title_justify="left", pad_edge=False)
+    for group, columns in table.groups:
+        for column in columns:
+            head = f"{group}\n{column.head}" if group else column.head
+            shown.add_column(head, justify="left" if column.prose else "right", overflow="fold")
+    for _, rows in table.sections:
+        for row in rows:
+            shown.add_row(*map(_text, row))
+    return shown
+
+
+def _text(cell: Cell) -> str:
+    return f"{cell.text}\n{cell.note}" if cell.note else cell.text
