@@ -37,7 +37,7 @@ from sarathi.cli.load_options import SearchOptions
 from sarathi.cli.measuring import Screen
 from sarathi.engine.config import EngineConfig
 from sarathi.simulator.setup import Setup
-from sarathi.simulator.simulated_capacity import SearchTerms, find_capacity
+from sarathi.simulator.simulated_capacity import SimulatedSearch, find_capacity
 from sarathi.simulator.simulated_run import SimulatedLoad, simulated_run
 from sarathi.simulator.this_cpu.cpu_setup import cpu_setup
 from sarathi.simulator.this_cpu.machine_file import MeasuredMachine, load_machine, save_machine
@@ -98,7 +98,7 @@ def compared(name: str, setup: Setup, found: CapacityWithRuns) -> list[Figure]:
             error = median(map(abs, errors))
             figures.append(Figure(f"{name}: error of {figure}", error, "%", target))
     search = SearchOptions()
-    terms = SearchTerms(
+    terms = SimulatedSearch(
         CapacityTargets(TARGET, search.delay_target, search.tail_delay_target),
         search.resolution,
         search.start_rate,

@@ -14,7 +14,7 @@ from sarathi.errors import SimulationError
 from sarathi.simulator.calibration import ErrorRow, constants, error_table
 from sarathi.simulator.calibration import gpu_fit as fit
 from sarathi.simulator.calibration import measurements as data
-from sarathi.simulator.known_error import HELD_OUT, accuracy_in_words, known_error
+from sarathi.simulator.known_error import HELD_OUT, describe_accuracy, known_error
 
 BESIDE = Path(__file__).parents[2].parent / "shared" / "calibration"
 DATA = Path(os.environ.get("SARATHI_CALIBRATION", BESIDE))
@@ -157,4 +157,4 @@ def test_what_was_never_measured_is_said_so() -> None:
     assert "unknown" in str(borrowed)
     no_attention = known_error(cost("llama2-70b", "h100", tp=4), decodes(32, 4096))
     assert 0.1 < no_attention.unmeasured < 0.5
-    assert accuracy_in_words(deployment()).startswith("time on the GPU: off by ")
+    assert describe_accuracy(deployment()).startswith("time on the GPU: off by ")

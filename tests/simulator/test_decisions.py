@@ -42,7 +42,7 @@ def drawn(batch: Batch) -> Drawn:
 
 def simulated(setup: Setup, plan: Plan) -> list[Drawn]:
     seen: list[Drawn] = []
-    simulate(setup, plan, watcher=lambda replica, batch, *times: seen.append(drawn(batch)))
+    simulate(setup, plan, on_batch=lambda replica, batch, *times: seen.append(drawn(batch)))
     return seen
 
 
@@ -240,7 +240,7 @@ def test_a_recorded_iteration_log_is_repeated(
     # An iteration in which requests are preempted and nothing runs takes no virtual time.
     real = [(begin, line) for begin, line in zip(begins, lines, strict=True) if line.tokens]
     lasting = [after[0] - before[0] for before, after in pairwise(real)]
-    model = setup.rehearsed()
+    model = setup.profile()
     monkeypatch.setattr("sarathi.simulator.setup.profile_latency", lambda *args: model)
     replay = Replay(iter([*lasting, 1.0]))
     found = [

@@ -15,13 +15,16 @@ from toy import ToyCost, toy_setup
 from sarathi.bench.workload.workload import Workload
 from sarathi.errors import SimulationError
 from sarathi.simulator.plan import planner
-from sarathi.simulator.plan.attempt import attempt
 from sarathi.simulator.plan.candidates import Candidate, DeviceLayout, Rejected, candidates, layouts
-from sarathi.simulator.plan.confirm import ConfirmJob, confirm
-from sarathi.simulator.plan.evaluate import EvaluationJob, PlanChoice, evaluate
-from sarathi.simulator.plan.pareto_front import dominates, on_front
-from sarathi.simulator.plan.plan_targets import PlanTargets, PlanTerms
-from sarathi.simulator.plan.planner import PlanResult, make_plan
+from sarathi.simulator.plan.planner import PlanResult, dominates, make_plan, on_front
+from sarathi.simulator.plan.replica_sizing import (
+    ConfirmJob,
+    EvaluationJob,
+    PlanChoice,
+    confirm,
+    evaluate,
+)
+from sarathi.simulator.plan.target_run import PlanOptions, PlanTargets, run_with_early_stopping
 from sarathi.simulator.simulated_run import SimulatedLoad, simulated_run
 from sarathi.telemetry import RequestRecord, Summary, summarise
 
@@ -30,13 +33,13 @@ from sarathi.telemetry import RequestRecord, Summary, summarise
 SPEED_ONE = 32 / 0.042 / 29
 
 
-def terms(rate: float, tbt: float = 0.1, ttft: float | None = None, seed: int = 0) -> PlanTerms:
+def terms(rate: float, tbt: float = 0.1, ttft: float | None = None, seed: int = 0) -> PlanOptions:
     workload = Workload.from_options(
         prompt_lengths="fixed:20", output_lengths="fixed:10", arrivals="constant"
     )
     load = SimulatedLoad(workload, num_requests=60, warm_up=4, seed=seed)
     # With so short a delay, a queue that grows shows within few seconds.
-    return PlanTerms(rate, PlanTargets(tbt, ttft, delay=0.1), load, point_duration=3.0)
+    return PlanOptions(rate, PlanTargets(tbt, ttft, delay=0.1), load, point_duration=3.0)
 
 
 def candidate(device: str, speed: float, price: float, devices: int = 1) -> Candidate:
@@ -144,7 +147,7 @@ def test_one_run_rules_out_what_needs_too_many_replicas() -> None:
 
 
 def test_what_is_too_slow_alone_is_never_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sarathi.simulator.plan.evaluate.attempt", None)
+    monkeypatch.setattr("sarathi.simulator.plan.replica_sizing.run_with_early_stopping", None)
     found = evaluate(EvaluationJob(candidate("slow", 1, 1.0), terms(1.0, tbt=0.0109), None))
     assert found == Rejected(
         DeviceLayout("slow", 1, 1, 32),
@@ -207,9 +210,9 @@ def test_only_runs_that_miss_are_stopped(share: float, ttft: float | None) -> No
     setup, rate = toy_setup(), share * SPEED_ONE
     own = terms(rate, ttft=ttft)
     number = math.ceil(3 * rate) + 100
-    run, verdict = attempt(setup, own, rate, number, "toy", 100)
+    run, verdict = run_with_early_stopping(setup, own, rate, number, "toy", 100)
     whole = simulated_run(setup, replace(own.load, num_requests=number), rate, "toy")
-    assert verdict.met == own.targets.judge(whole.summary).met
+    assert verdict.met == own.targets.evaluate(whole.summary).met
     assert (run is None) == (share >= 1.5)
     if run is None:
         assert verdict.certain
@@ -218,18 +221,18 @@ def test_only_runs_that_miss_are_stopped(share: float, ttft: float | None) -> No
 
 def test_a_tenth_that_is_left_behind_is_a_miss() -> None:
     targets = PlanTargets(0.1)
-    fine = targets.judge(summary([*[0.1] * 19, 60.0] * 20))
+    fine = targets.evaluate(summary([*[0.1] * 19, 60.0] * 20))
     assert (fine.met, fine.certain) == (True, True)
-    behind = targets.judge(summary([0.1, 0.1, 0.1, 60.0] * 25))
+    behind = targets.evaluate(summary([0.1, 0.1, 0.1, 60.0] * 25))
     assert (behind.met, behind.certain) == (False, True)
     assert behind.reason == "P90 scheduling delay 60 s above 4 s"
 
 
 def test_reasons_are_those_of_what_is_missed() -> None:
     slow = summary([0.1] * 100, ttft=3.0)
-    assert PlanTargets(0.1).judge(slow).met
-    assert PlanTargets(0.1, ttft=3.5).judge(slow).met
-    missed = PlanTargets(0.02, ttft=2.0).judge(slow)
+    assert PlanTargets(0.1).evaluate(slow).met
+    assert PlanTargets(0.1, ttft=3.5).evaluate(slow).met
+    missed = PlanTargets(0.02, ttft=2.0).evaluate(slow)
     assert not missed.met
     assert missed.reason == "P99 TBT 50 ms above 20 ms, P90 TTFT 3 s above 2 s"
 

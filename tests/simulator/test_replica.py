@@ -22,7 +22,7 @@ def played(
     def watch(replica: int, batch: Batch, began: float, ended: float) -> None:
         times.append([round(began, 9), round(ended, 9)])
 
-    return simulate(setup, toy_plan(*requests), watcher=watch), times
+    return simulate(setup, toy_plan(*requests), on_batch=watch), times
 
 
 class TestOneStage:
@@ -194,7 +194,7 @@ def test_time_never_runs_backwards_and_nothing_is_lost(
         assert ended >= latest[replica]
         latest[replica] = ended
 
-    outcome = simulate(setup, plan, watcher=watch)
+    outcome = simulate(setup, plan, on_batch=watch)
     assert len(outcome.records) == len(load)
     for record in outcome.records:
         assert record.failure is None or record.prompt_tokens + record.output_tokens > 400

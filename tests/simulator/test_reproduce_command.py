@@ -15,7 +15,7 @@ import pytest
 
 from sarathi.cli import main, reproduce
 from sarathi.errors import UsageError
-from sarathi.simulator.reproduction.study import STUDIES
+from sarathi.simulator.reproduction.evaluation import STUDIES
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

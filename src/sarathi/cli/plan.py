@@ -153,11 +153,10 @@ def run(args: argparse.Namespace) -> int:
     from sarathi.cli.reporting import print_json
     from sarathi.cli.simulating import model_shape, progress_bar, simulated_load
     from sarathi.simulator.plan.candidates import candidates, layouts
-    from sarathi.simulator.plan.evaluate import PlanChoice
-    from sarathi.simulator.plan.plan_page import write_plan
-    from sarathi.simulator.plan.plan_tables import plan_fields, print_plan
-    from sarathi.simulator.plan.plan_targets import PlanTargets, PlanTerms
+    from sarathi.simulator.plan.plan_report import plan_fields, print_plan, write_plan
     from sarathi.simulator.plan.planner import make_plan
+    from sarathi.simulator.plan.replica_sizing import PlanChoice
+    from sarathi.simulator.plan.target_run import PlanOptions, PlanTargets
 
     if args.arrivals == "trace":
         raise UsageError("--arrivals trace cannot be planned for: a trace has one rate")
@@ -165,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
         check_reports_can_be_made()
     model = model_shape(args.model).name  # told here: an unknown one would not fit anywhere
     targets = PlanTargets(args.tbt_target, args.ttft_target)
-    terms = PlanTerms(args.rate, targets, simulated_load(args, args.requests_per_point))
+    terms = PlanOptions(args.rate, targets, simulated_load(args, args.requests_per_point))
     wanted = layouts(args.devices, args.tp, args.pp, args.token_budgets, args.max_devices)
     if not wanted:
         raise UsageError(
@@ -177,14 +176,16 @@ def run(args: argparse.Namespace) -> int:
         task = bar.add_task("plan", total=len(fit))
         seen: set[DeviceLayout] = set()
 
-        def tell(one: object) -> None:
+        def on_candidate(one: object) -> None:
             if isinstance(one, PlanChoice):
                 costs.append(one.cost)
             seen.add(one.layout)  # type: ignore[attr-defined]
             best = f"plan: ${min(costs):.2f} an hour so far" if costs else "plan"
             bar.update(task, description=best, completed=len(seen))
 
-        planned = make_plan(fit, terms, explore=args.explore, router=args.router, tell=tell)
+        planned = make_plan(
+            fit, terms, explore=args.explore, router=args.router, on_candidate=on_candidate
+        )
     planned.rejected.extend(unfit)
     if args.json:
         print_json({"model": model, **plan_fields(planned, terms)})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sarathi.cli.engine_options import positive, utf8
 from sarathi.errors import UsageError
-from sarathi.simulator.reproduction.study import STUDIES
+from sarathi.simulator.reproduction.evaluation import STUDIES
 
 _TRACES = Path("..") / "shared" / "traces"  # where they are looked for unasked
 _REQUESTS = 1024
@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> int:
     from sarathi.cli.measuring import Screen
     from sarathi.cli.reporting import print_json
     from sarathi.cli.simulating import progress_bar
+    from sarathi.simulator.reproduction.evaluation import reproduce
     from sarathi.simulator.reproduction.reproduction_report import fields, write
-    from sarathi.simulator.reproduction.settings import Options
-    from sarathi.simulator.reproduction.study import reproduce
+    from sarathi.simulator.reproduction.testbeds import Options
 
     if args.list:
         for name, study in STUDIES.items():
@@ -81,12 +81,12 @@ def run(args: argparse.Namespace) -> int:
     with progress_bar(args.json) as bar:
         task = bar.add_task("simulating", total=None)
 
-        def done(number: int, total: int, title: str) -> None:
+        def on_progress(number: int, total: int, title: str) -> None:
             bar.update(task, completed=number, total=total, description=title)
             if bar.disable:
                 screen.say(f"{number} of {total}: {title}")
 
-        found = reproduce(names, options, done=done)
+        found = reproduce(names, options, on_progress=on_progress)
     took = time.monotonic() - began
     if folder is not None:
         screen.say(f"drawing, after {took:.0f} s")
@@ -140,7 +140,7 @@ def _traces(given: str | None) -> str | None:
     """
     if given is None:
         return str(_TRACES.resolve()) if _TRACES.is_dir() else None
-    from sarathi.simulator.reproduction.settings import SHAREGPT_FILE
+    from sarathi.simulator.reproduction.testbeds import SHAREGPT_FILE
 
     if not (Path(given) / SHAREGPT_FILE).is_file():
         raise UsageError(f"--traces {given} has no file {SHAREGPT_FILE}")

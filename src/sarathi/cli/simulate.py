@@ -104,8 +104,8 @@ def run(args: argparse.Namespace) -> int:
             args.rate,
             name,
             targets=None if targets == Targets() else targets,
-            record=keep if args.report is not None else None,
-            tell=lambda ended, now: bar.update(task, completed=ended),
+            on_iteration=keep if args.report is not None else None,
+            on_progress=lambda ended, now: bar.update(task, completed=ended),
         )
     if args.json:
         print_json(run_fields(result))

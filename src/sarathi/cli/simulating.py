@@ -26,7 +26,7 @@ from sarathi.simulator.gpu_setup import gpu_setup
 from sarathi.simulator.model_shape import MODELS, ModelShape
 from sarathi.simulator.setup import Setup
 from sarathi.simulator.shape_from_config import shape_from_config
-from sarathi.simulator.simulated_capacity import SearchTerms, find_capacity
+from sarathi.simulator.simulated_capacity import SimulatedSearch, find_capacity
 from sarathi.simulator.simulated_run import SimulatedLoad
 from sarathi.simulator.this_cpu.cpu_setup import cpu_setup
 from sarathi.simulator.this_cpu.machine_file import load_machine, machine_path
@@ -158,7 +158,7 @@ def simulated_capacity(args: argparse.Namespace, setup: Setup, label: str) -> Ca
         BenchmarkError: what is to be sent is missing, contradictory or out of range.
     """
     options = SearchOptions(**given_search_options(args))
-    terms = SearchTerms(
+    terms = SimulatedSearch(
         CapacityTargets(args.tbt_target, options.delay_target, options.tail_delay_target),
         options.resolution,
         options.start_rate,
@@ -177,5 +177,4 @@ def simulated_capacity(args: argparse.Namespace, setup: Setup, label: str) -> Ca
             sure = "" if verdict.certain else " (not for certain)"
             screen.say(f"{label}: {run.rate:g}/s {outcome}{sure}: {verdict.reason}")
 
-        found = find_capacity(setup, load, terms, label, tell=tell, progress=progress)
-    return CapacityWithRuns(found.capacity, found.runs)
+        return find_capacity(setup, load, terms, label, on_point=tell, on_requests=progress)

@@ -98,7 +98,7 @@ def _held_out(deployment: Deployment, term: str) -> tuple[float, float] | None:
 _TYPICAL = BatchShape(32, 32 * 4096, ((2048, 992),), 32, 1024)
 
 
-def accuracy_in_words(deployment: Deployment) -> str:
+def describe_accuracy(deployment: Deployment) -> str:
     """What to print beside figures of a deployment: the known error of a typical iteration."""
     cost = GpuCostModel(deployment, OVERHEADS["none"])
     return f"time on the GPU: {known_error(cost, _TYPICAL)}"

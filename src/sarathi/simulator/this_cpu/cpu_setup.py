@@ -5,8 +5,7 @@ from __future__ import annotations
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.scheduler_factory import TYPICAL_DECODES
 from sarathi.errors import SimulationError
-from sarathi.simulator.engine_description import engine_options
-from sarathi.simulator.setup import Setup
+from sarathi.simulator.setup import Setup, engine_options
 from sarathi.simulator.this_cpu.machine_file import MeasuredMachine
 
 NOTEWORTHY = 0.05  # share of the processors that others may have

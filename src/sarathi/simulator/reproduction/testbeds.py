@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from sarathi.bench.workload.workload import Workload
-from sarathi.engine.config import EngineConfig
+from sarathi.engine.config import DEFAULT_MIN_PREFILL_SHARE, EngineConfig
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.engine_overhead import OVERHEADS
@@ -67,7 +67,12 @@ class Testbed:
         nodes = f", {self.nodes} nodes" if self.nodes > 1 else ""
         return f"{self.tp * self.pp} x {DEVICES[self.device].title}, {split}{nodes}"
 
+    def target(self, name: str) -> float:
+        """Return the strict or the relaxed target in seconds."""
+        return self.strict if name == "strict" else self.relaxed
+
     def deployment(self, max_total: int) -> Deployment:
+        """Return one replica for requests of up to so many tokens."""
         return Deployment(
             model=MODELS[self.model],
             device=DEVICES[self.device],
@@ -92,7 +97,7 @@ FALCON = Testbed(
     (0.2, 0.4, 0.6, 0.8, 1),
 )  # fmt: skip
 FALCON_TP8 = Testbed("falcon-180b", "Falcon-180B", "a100-pairwise", 8, 1, 2, 1.0, 5.0, 2048, 8, ())
-PLACES = (MISTRAL, YI, LLAMA, FALCON)
+TESTBEDS = (MISTRAL, YI, LLAMA, FALCON)
 STRICT_BUDGET = 512
 
 
@@ -107,22 +112,20 @@ class System:
     tbt_target: float | None = None  # seconds; the budget follows from it
 
     def config(self, max_total: int) -> EngineConfig:
-        # Prompts strictly in order, as published. Otherwise the median delay would be that of the
-        # short ones, and a load that long ones wait for without end would count as taken.
-        if self.tbt_target is not None:
-            return EngineConfig(
-                policy=self.policy,
-                tbt_target=self.tbt_target,
-                max_batch_size=self.max_batch,
-                in_order_share=1.0,
-            )
-        budget = max_total if self.policy == "vllm" else self.token_budget
+        """Return the options of an engine for requests of up to so many tokens.
+
+        Prompts are processed strictly in order, as published. Otherwise the median delay would be
+        that of the short ones, and a load under which long ones wait without end would count as
+        met.
+        """
+        by_target = self.tbt_target is not None
         return EngineConfig(
             policy=self.policy,
-            token_budget=budget,
+            token_budget=max_total if self.policy == "vllm" else self.token_budget,
+            tbt_target=self.tbt_target,
             max_batch_size=self.max_batch,
             in_order_share=1.0,
-            min_prefill_share=0.0,
+            min_prefill_share=DEFAULT_MIN_PREFILL_SHARE if by_target else 0.0,
         )
 
 
