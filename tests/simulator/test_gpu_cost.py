@@ -12,7 +12,7 @@ from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.engine_overhead import OVERHEADS, EngineOverhead
 from sarathi.simulator.gpu import GpuCostModel
-from sarathi.simulator.model_shape import MODELS
+from sarathi.simulator.published_models import MODELS
 
 MISTRAL = cost()
 EMPTY = BatchShape(0, 0, (), 0, 0)
@@ -116,9 +116,16 @@ def test_layers_that_remain_go_to_the_first_stages() -> None:
     assert first.linear == pytest.approx(second.linear * 10 / 9)
 
 
-def test_a_window_bounds_what_is_attended_to() -> None:
-    shape = replace(MODELS["mistral-7b"], window=4096, windowed_layers=32)
-    windowed = GpuCostModel(Deployment(model=shape, device=DEVICES["a100"]), OVERHEADS["none"])
+def with_window(window: int, layers: int) -> GpuCostModel:
+    """Mistral with a sliding window in some of its layers."""
+    model = MODELS["mistral-7b"]
+    windows = (window,) * layers + (0,) * (32 - layers)
+    model = replace(model, config=replace(model.config, sliding_windows=windows))
+    return GpuCostModel(Deployment(model=model, device=DEVICES["a100"]), OVERHEADS["none"])
+
+
+def test_a_window_bounds_the_keys_of_attention() -> None:
+    windowed = with_window(4096, 32)
     for near in (prompt(512, 1024), decodes(8, 4000)):
         assert windowed.stages(near) == pytest.approx(MISTRAL.stages(near))
     deep = windowed.components(prompt(512, 30000))[0].attention_prefill
@@ -127,11 +134,7 @@ def test_a_window_bounds_what_is_attended_to() -> None:
 
 
 def test_a_window_in_half_of_the_layers_saves_half() -> None:
-    shape = replace(MODELS["mistral-7b"], window=1000, windowed_layers=16)
-    device = DEVICES["a100"]
-    half = GpuCostModel(Deployment(model=shape, device=device), OVERHEADS["none"])
-    every = replace(shape, windowed_layers=32)
-    whole = GpuCostModel(Deployment(model=every, device=device), OVERHEADS["none"])
+    half, whole = with_window(1000, 16), with_window(1000, 32)
     for deep in (prompt(2048, 8000), prompt(6000), decodes(16, 5000)):
         saved = total(MISTRAL, deep) - total(half, deep)
         assert saved > 0

@@ -124,9 +124,8 @@ def _measure(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from sarathi.simulator.calibration import calibration_report as report
-    from sarathi.simulator.calibration import constants, error_table
+    from sarathi.simulator.calibration.error_table import as_json, as_text, constants, error_table
 
     errors, fitted = error_table(args.data), constants(args.data)
-    print(report.as_json(errors, fitted) if args.json else report.as_text(errors, fitted))
+    print(as_json(errors, fitted) if args.json else as_text(errors, fitted))
     return 0

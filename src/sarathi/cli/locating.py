@@ -17,8 +17,7 @@ def locate_model(name: str, load_format: LoadFormat) -> Located:
     """
     # Imported here: not all commands need them.
     from sarathi.models import locate
-    from sarathi.simulator.model_shape import MODELS
-    from sarathi.simulator.published_config import config_folder
+    from sarathi.simulator.published_models import MODELS, config_folder
 
     if load_format == "dummy" and _is_published(name):
         return Located(config_folder(MODELS[name]), name)
@@ -49,6 +48,6 @@ def check_shared(name: str, load_format: LoadFormat) -> None:
 
 def _is_published(name: str) -> bool:
     """Whether it is the name of a model whose shape is known, and not a path."""
-    from sarathi.simulator.model_shape import MODELS
+    from sarathi.simulator.published_models import MODELS
 
     return name in MODELS and not Path(name).exists()

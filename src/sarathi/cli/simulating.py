@@ -23,10 +23,10 @@ from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.engine_overhead import OVERHEADS
 from sarathi.simulator.gpu_setup import gpu_setup
-from sarathi.simulator.model_shape import MODELS, ModelShape
+from sarathi.simulator.published_models import MODELS
 from sarathi.simulator.setup import Setup
-from sarathi.simulator.shape_from_config import shape_from_config
 from sarathi.simulator.simulated_capacity import SimulatedSearch, find_capacity
+from sarathi.simulator.simulated_model import SimulatedModel
 from sarathi.simulator.simulated_run import SimulatedLoad
 from sarathi.simulator.this_cpu.cpu_setup import cpu_setup
 from sarathi.simulator.this_cpu.machine_file import load_machine, machine_path
@@ -102,7 +102,7 @@ def _this_cpu(model: str, options: SimulationOptions, config: EngineConfig) -> S
     return cpu_setup(machine, config, max_model_len=options.max_model_len, price=options.price)
 
 
-def model_shape(name: str) -> ModelShape:
+def model_shape(name: str) -> SimulatedModel:
     """
     Raises:
         SimulationError: it is neither built in nor the path of a configuration.
@@ -116,13 +116,13 @@ def model_shape(name: str) -> ModelShape:
         raise SimulationError(
             f"model is {name}, expected one of {', '.join(MODELS)}, or the path of a config.json"
         )
-    return shape_from_config(path)
+    return SimulatedModel.read(path)
 
 
-def _longest(workload: str | None, model: ModelShape) -> int:
+def _longest(workload: str | None, model: SimulatedModel) -> int:
     if workload in PRESETS:
         return PRESETS[workload].max_total
-    return model.max_position or _UNKNOWN_LENGTH
+    return model.config.max_position or _UNKNOWN_LENGTH
 
 
 def simulated_load(args: argparse.Namespace, num_requests: int) -> SimulatedLoad:

@@ -85,18 +85,18 @@ def kv_blocks(
 def _stage(
     deployment: Deployment, stage: int, tokens: int, block_size: int, samples: int
 ) -> StageMemory:
-    model, tp = deployment.model, deployment.tp
+    model, tp = deployment.config, deployment.tp
     layers = deployment.stage_layers[stage]
     first, last = stage == 0, stage == deployment.pp - 1
     # Key-value heads are held several times where they are fewer than the workers.
     projections = (2 * deployment.heads + 2 * deployment.kv_heads) * model.head_dim
-    perceptron = (3 if model.gated else 2) * model.intermediate // tp
-    table = deployment.vocab * model.hidden
-    tables = (first + last) if not model.tied else (first or last)
-    weights = layers * model.hidden * (projections + perceptron) + tables * table
+    perceptron = (3 if model.gated_mlp else 2) * model.intermediate_size // tp
+    table = deployment.vocab * model.hidden_size
+    tables = (first + last) if not model.tie_word_embeddings else (first or last)
+    weights = layers * model.hidden_size * (projections + perceptron) + tables * table
     # At the widest point of a layer: the residual, its norm, and what the perceptron computes.
-    width = 2 * model.hidden + (3 if model.gated else 2) * model.intermediate // tp
-    logits = samples * model.vocab * LOGIT * 2 if last else 0
+    width = 2 * model.hidden_size + (3 if model.gated_mlp else 2) * model.intermediate_size // tp
+    logits = samples * model.vocab_size * LOGIT * 2 if last else 0
     kv = 2 * deployment.kv_heads * model.head_dim * deployment.bytes_per_kv
     return StageMemory(
         weights=weights * deployment.bytes_per_weight,

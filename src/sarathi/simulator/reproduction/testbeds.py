@@ -17,7 +17,7 @@ from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.engine_overhead import OVERHEADS
 from sarathi.simulator.gpu_setup import gpu_setup
-from sarathi.simulator.model_shape import MODELS
+from sarathi.simulator.published_models import MODELS
 from sarathi.simulator.setup import Setup
 
 SHAREGPT_FILE = "sharegpt_8k.csv"
