@@ -39,9 +39,13 @@ from sarathi.engine.config import EngineConfig
 from sarathi.simulator.setup import Setup
 from sarathi.simulator.simulated_capacity import SimulatedSearch, find_capacity
 from sarathi.simulator.simulated_run import SimulatedLoad, simulated_run
-from sarathi.simulator.this_cpu.cpu_setup import cpu_setup
-from sarathi.simulator.this_cpu.machine_file import MeasuredMachine, load_machine, save_machine
 from sarathi.simulator.this_cpu.measure_machine import measure_machine
+from sarathi.simulator.this_cpu.measured_machine import (
+    MeasuredMachine,
+    cpu_setup,
+    load_machine,
+    save_machine,
+)
 
 _WARM_UP = 8
 _ERROR = 0.15  # that is granted, of the median TBT and of the capacity
@@ -67,7 +71,7 @@ def measured(folder: Path, screen: Screen) -> MeasuredMachine:
     if not path.exists():
         workload = _workload()
         machine = measure_machine(
-            MODEL, workload, rate=1.0, seconds=90.0, options="", patience=600.0,
+            MODEL, workload, rate=1.0, seconds=90.0, options="", start_timeout=600.0,
             follow=screen.follow,
         )  # fmt: skip
         save_machine(machine, path)

@@ -17,8 +17,8 @@ from sarathi.bench.target import Credentials, Target
 from sarathi.bench.workload.workload import Workload
 from sarathi.errors import BenchmarkError, SimulationError
 from sarathi.simulator.this_cpu import measure_machine as module
-from sarathi.simulator.this_cpu.machine_file import MeasuredMachine
 from sarathi.simulator.this_cpu.measure_machine import measure_machine
+from sarathi.simulator.this_cpu.measured_machine import MeasuredMachine
 
 WORKLOAD = Workload.from_options(prompt_lengths="fixed:100", output_lengths="fixed:10")
 
@@ -66,7 +66,7 @@ class Servers:
             rate=1,
             seconds=10,
             options="",
-            patience=1,
+            start_timeout=1,
             follow=follow,
             on_progress=self.told.append,
         )
@@ -113,7 +113,9 @@ def test_what_there_is_after_some_rounds_is_kept(servers: Servers) -> None:
     machine = servers.run()
     assert machine.error.count == 4 * 10 + 4 * 12
     assert len(servers.sent) == 8
-    assert servers.told[-1] == ("policy vllm: 48 iterations by now, 100 are wanted: that has to do")
+    assert servers.told[-1] == (
+        "policy vllm: 48 iterations by now, 100 are wanted: that must be enough"
+    )
 
 
 def test_hardly_anything_is_an_error_that_says_how_much(servers: Servers) -> None:

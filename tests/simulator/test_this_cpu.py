@@ -14,14 +14,7 @@ from sarathi.engine.config import EngineConfig
 from sarathi.errors import SimulationError
 from sarathi.simulator.cost_model import BatchShape
 from sarathi.simulator.simulation import simulate
-from sarathi.simulator.this_cpu.cpu_setup import cpu_setup
 from sarathi.simulator.this_cpu.iteration_fit import fit
-from sarathi.simulator.this_cpu.machine_file import (
-    MeasuredMachine,
-    load_machine,
-    machine_path,
-    save_machine,
-)
 from sarathi.simulator.this_cpu.measured_cost import (
     KNOTS,
     LARGE,
@@ -29,6 +22,13 @@ from sarathi.simulator.this_cpu.measured_cost import (
     MeasuredNoise,
     kind,
     pieces,
+)
+from sarathi.simulator.this_cpu.measured_machine import (
+    MeasuredMachine,
+    cpu_setup,
+    load_machine,
+    machine_path,
+    save_machine,
 )
 from sarathi.telemetry.iteration_log import IterationLine, PromptSlice
 

@@ -86,9 +86,12 @@ def _measure(args: argparse.Namespace) -> int:
     from sarathi.bench.workload.workload import Workload
     from sarathi.cli.measuring import Screen
     from sarathi.cli.reporting import print_json
-    from sarathi.simulator.this_cpu.cpu_setup import NOTEWORTHY
-    from sarathi.simulator.this_cpu.machine_file import new_machine_path, save_machine
     from sarathi.simulator.this_cpu.measure_machine import measure_machine
+    from sarathi.simulator.this_cpu.measured_machine import (
+        NOTEWORTHY,
+        new_machine_path,
+        save_machine,
+    )
 
     screen = Screen(quiet=args.json)
     workload = Workload.from_options(
@@ -103,7 +106,7 @@ def _measure(args: argparse.Namespace) -> int:
             rate=args.rate,
             seconds=args.seconds,
             options=args.serve_options,
-            patience=args.start_timeout,
+            start_timeout=args.start_timeout,
             follow=screen.follow,
             api_key=api_key(args),
             on_progress=screen.warn,
@@ -116,8 +119,8 @@ def _measure(args: argparse.Namespace) -> int:
     else:
         if machine.others is not None and machine.others > NOTEWORTHY:
             print(
-                f"others had {machine.others:.0%} of the processors: measured on a quiet machine, "
-                "predictions are better"
+                f"other programs had {machine.others:.0%} of the processors: measured on a quiet "
+                "machine, predictions are better"
             )
         print(f"iterations are predicted {machine.error}; kept in {path}")
     return 0

@@ -28,8 +28,7 @@ from sarathi.simulator.setup import Setup
 from sarathi.simulator.simulated_capacity import SimulatedSearch, find_capacity
 from sarathi.simulator.simulated_model import SimulatedModel
 from sarathi.simulator.simulated_run import SimulatedLoad
-from sarathi.simulator.this_cpu.cpu_setup import cpu_setup
-from sarathi.simulator.this_cpu.machine_file import load_machine, machine_path
+from sarathi.simulator.this_cpu.measured_machine import cpu_setup, load_machine, machine_path
 
 _UNKNOWN_LENGTH = 8192  # tokens, of models that do not say
 

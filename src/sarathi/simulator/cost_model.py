@@ -71,7 +71,6 @@ class Noise(Protocol):
 
 
 def iteration_seconds(cost: CostModel, shape: BatchShape) -> float:
-    """Return the time from the start of an iteration until it leaves the last stage of an idle
-    pipeline."""
+    """Return the time of an iteration through all stages of an idle pipeline."""
     hops = (cost.num_stages - 1) * cost.hop(shape)
     return cost.overhead(shape) + sum(cost.stages(shape)) + hops

@@ -13,9 +13,9 @@ _DEPTHS = (0.0, 0.25, 0.5)  # of the longest request
 
 
 def profile_latency(cost: CostModel, max_batch_size: int, max_model_len: int) -> LatencyModel:
-    """Fit a model to iterations of many kinds, as an engine does before it serves anyone.
+    """Fit a model to iterations of many kinds, as an engine does at its start.
 
-    With several pipeline stages it is one of a stage, since each has its part of the time between
+    With several pipeline stages it predicts one stage, since each has its part of the time between
     two tokens.
     """
     shapes = []
@@ -23,30 +23,25 @@ def profile_latency(cost: CostModel, max_batch_size: int, max_model_len: int) ->
         past = int(depth * max_model_len)
         for length in _CHUNKS:
             if past + length <= max_model_len:
-                shapes.append(BatchShape(0, 0, ((past, length),), 1, length))
+                shapes.append(BatchShape.make(chunks=((past, length),)))
         for decodes in {min(number, max_batch_size) for number in _DECODES}:
-            context = decodes * max(past, 1)
-            shapes.append(BatchShape(decodes, context, (), decodes, decodes))
+            shapes.append(BatchShape.make(decodes, max(past, 1)))
             for length in (128, 512):
                 if past + length <= max_model_len:
-                    shapes.append(
-                        BatchShape(
-                            decodes, context, ((past, length),), decodes + 1, decodes + length
-                        )
-                    )
-    return LatencyModel.fit([(_work(shape), seconds(cost, shape)) for shape in shapes])
+                    shapes.append(BatchShape.make(decodes, max(past, 1), ((past, length),)))
+    return LatencyModel.fit([(_work(shape), _seconds(cost, shape)) for shape in shapes])
 
 
-def seconds(cost: CostModel, shape: BatchShape) -> float:
-    """Of an iteration, as `stage_seconds` has it."""
+def _seconds(cost: CostModel, shape: BatchShape) -> float:
+    """Return the `stage_seconds` of an iteration."""
     return stage_seconds(cost.overhead(shape), cost.stages(shape), cost.hop(shape))
 
 
 def stage_seconds(overhead: float, stages: Sequence[float], hop: float) -> float:
-    """What a batch adds to the time between two tokens for each stage that it passes.
+    """Return what a batch adds to the time between two tokens for each stage that it passes.
 
     The slowest stage keeps the others waiting; the engine's own time comes before the first, and
-    the messages between stages are shared out among them.
+    the messages between stages are divided among them.
     """
     first, *others = stages
     if not others:

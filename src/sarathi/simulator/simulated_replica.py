@@ -16,10 +16,10 @@ class ReplicaCallbacks(Protocol):
     """Gets the outcome of each batch."""
 
     def on_tokens(self, requests: Sequence[Request], now: float) -> None:
-        """Each of the requests has got a token."""
+        """Handle a new token of each of the requests."""
 
     def on_batch(self, batch: Batch, began: float, ended: float, scheduler: Scheduler) -> None:
-        """The scheduler has completed the batch."""
+        """Handle a batch that the scheduler has completed."""
 
 
 class _InFlight(NamedTuple):

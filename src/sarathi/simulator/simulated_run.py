@@ -1,4 +1,4 @@
-"""One simulated run, as if a benchmark had measured it."""
+"""One simulated run, with the result of a benchmark."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HOUR = 3600.0
 
 @dataclass(frozen=True)
 class SimulatedLoad:
-    """What is sent, beside its rate."""
+    """The requests that are sent; their rate is given separately."""
 
     workload: Workload
     num_requests: int  # to be measured

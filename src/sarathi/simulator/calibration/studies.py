@@ -36,7 +36,7 @@ class CalibrationStudy(Generic[T]):
     predict: Callable[[Device, T], float]
     measured: Callable[[T], float]  # seconds
     constants: Callable[[Device], dict[str, float]]  # as they are in the project
-    fit: Fit[T] | None  # None where all are held out
+    fit: Fit[T] | None  # None: all rows are held out
     fitted: Callable[[T], bool] = lambda _: True  # which rows the fit is given
     rows: str = "all"  # description of those
 

@@ -195,8 +195,8 @@ class GpuCostModel:
             prompting += fixed + each * start
             if share:
                 before, own = mean_keys(model.window, start, length)
-                dearer = self.deployment.device.achieved.prefill_new
-                prompting -= share * each * (start - before + dearer * (length / 2 - own))
+                own_factor = self.deployment.device.achieved.prefill_new
+                prompting -= share * each * (start - before + own_factor * (length / 2 - own))
         return decoding, prompting
 
     def _prefill(self, length: int) -> Affine:

@@ -314,17 +314,17 @@ def _budget(choice: PlanChoice) -> str:
 
 
 def _capacity(choice: PlanChoice) -> str:
-    """Requests per second, of a replica."""
+    """Return requests per second, of a replica."""
     return f"{'>= ' if choice.open_ended else ''}{plain(choice.capacity)}"
 
 
 def _fronts(planned: PlanResult, choice: PlanChoice) -> str:
-    """The Pareto fronts that a choice is on."""
+    """Return the Pareto fronts that a choice is on."""
     fronts = (("TBT", planned.tbt_front), ("TTFT", planned.ttft_front))
     return "+".join(name for name, front in fronts if choice in front)
 
 
 def _busy(choice: PlanChoice) -> float:
-    """The share of the time with requests in which the busiest stage computed."""
+    """Return the share of the time with requests in which the busiest stage computed."""
     assert choice.run.simulation is not None
     return max((share for share, _ in stage_shares(choice.run.simulation.replicas)), default=0.0)

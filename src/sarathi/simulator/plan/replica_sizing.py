@@ -18,9 +18,7 @@ from sarathi.units import format_duration
 
 _SAMPLE = 1000  # requests, of which mean lengths are computed
 _TOKENS = 512  # of a typical iteration
-_HEADROOM = (
-    0.5  # of the throughput of such iterations, which a replica has at its capacity: a guess
-)
+_HEADROOM = 0.5  # of the throughput of such iterations is a replica's capacity, roughly
 _HALVINGS = 6  # of the estimated capacity, before a replica is rejected
 _RUNS = 2  # at a rate whose verdict is uncertain
 _SPARE = 2  # replicas more than the capacity asks for, where the planned rate misses after all

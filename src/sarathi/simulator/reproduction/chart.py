@@ -1,4 +1,4 @@
-"""What a figure shows, before anything is drawn: no plotting library is needed to have it."""
+"""The content of figures, independent of the plotting library."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Series:
+    """A line of a panel."""
+
     name: str
     x: Sequence[float]
     y: Sequence[float]
@@ -30,7 +32,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Bar:
-    """None: there is no such value, which is told in its place."""
+    """A bar, or a text in its place where there is no value."""
 
     value: float | None
     published: float | None = None  # a mark beside it
@@ -50,8 +52,10 @@ class BarPanel:
 
 @dataclass(frozen=True)
 class Chart:
+    """A figure of one or more panels."""
+
     name: str  # of the PNG
     title: str
     caption: str
-    alternative: str  # what it shows, for those who do not see it
+    alternative: str  # its values as text, for screen readers
     panels: tuple[Panel, ...] | tuple[BarPanel, ...]

@@ -1,4 +1,4 @@
-"""Charts as drawings in the manner of the other reports. Imports the plotting library."""
+"""Charts drawn in the style of the other reports. Imports the plotting library."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from sarathi.bench.report.render import Drawing
 from sarathi.simulator.reproduction.chart import Bar, BarPanel, Chart, Panel, Series
 
 _PUBLISHED: Dashes = (0, (4, 2.5))
-_MOST_TICKS = 8  # that are told one by one
+_MOST_TICKS = 8  # that are labelled one by one
 _BAR, _HEAD, _FOOT = 0.2, 0.55, 0.7  # inches: of a bar, above a panel, below all
 
 
 def drawing(chart: Chart) -> Drawing:
+    """Return how to draw a chart."""
     bars = [panel for panel in chart.panels if isinstance(panel, BarPanel)]
     lines = [panel for panel in chart.panels if isinstance(panel, Panel)]
 

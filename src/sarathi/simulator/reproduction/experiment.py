@@ -216,7 +216,7 @@ class GridPanel:
         )
 
     def text(self, found: Findings) -> str:
-        """Return the values in words, for those who do not see the figure."""
+        """Return the values as text, for screen readers."""
         grid = self.grid
         rows = (
             f"{row.title} "

@@ -78,7 +78,7 @@ def _tokens_per_second(cost: GpuCostModel, kind: str, size: int) -> float:
 
 
 def _iteration_point(kind: str, size: int, shape: BatchShape, known: Published) -> DataPoint:
-    """An iteration of Yi-34B that the artifact has the time of."""
+    """Return an iteration of Yi-34B of which the artifact has the time."""
     what = f"Yi-34B: {kind.format(size)}"
     known = Published(1000 * known.value, known.where, known.medium)
     return DataPoint(

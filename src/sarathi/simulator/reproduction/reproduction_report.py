@@ -1,4 +1,4 @@
-"""The report on experiments: a page with all figures and tables, the figures, and all values."""
+"""The report on experiments: a page with tables and figures, the figures, and all values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CAPTION = (
     "The ratio is ours to the published value. Where it is more than 25 % from 1, the last column "
     "says why, or that the reason is not known."
 )
-_TERMS = {
+_DEFINITIONS = {
     "TTFT": "Time from the arrival of a request to its first token.",
     "TBT": "Time between two consecutive tokens of an answer.",
     "P50, P99": "The least value that so many percent of all do not exceed.",
@@ -41,25 +41,25 @@ _TERMS = {
 
 
 def fields(
-    experiments: Sequence[ExperimentResult], options: Options, took: float
+    experiments: Sequence[ExperimentResult], options: Options, elapsed: float
 ) -> dict[str, Any]:
     """Return the JSON object of all experiments.
 
     Args:
-        took: seconds.
+        elapsed: seconds.
     """
     return {
         "paper": _PAPER,
         "requests": options.requests,
         "seed": options.seed,
         "workloads": {dataset.name: _source(dataset, options) for dataset in DATASETS},
-        "took": took,
+        "took": elapsed,
         "experiments": {one.experiment.name: one.fields() for one in experiments},
     }
 
 
 def write(
-    folder: Path, experiments: Sequence[ExperimentResult], options: Options, took: float
+    folder: Path, experiments: Sequence[ExperimentResult], options: Options, elapsed: float
 ) -> list[Path]:
     """Write `index.html`, which needs nothing else, `results.json`, and figures as PNG.
 
@@ -84,7 +84,7 @@ def write(
         Fact("Requests", [("", f"{options.requests:,} a point, seed {options.seed}")]),
         Fact("Workloads", [(d.name, _source(d, options)) for d in DATASETS]),
         Fact("Engine overhead", [("", OVERHEADS["paper"].source)]),
-        Fact("Took", [("", f"{took / 60:.1f} minutes")]),
+        Fact("Took", [("", f"{elapsed / 60:.1f} minutes")]),
     ]
     headline = [one for experiment in experiments for one in experiment.headline]
     sections = []
@@ -107,8 +107,8 @@ def write(
     written = [page, folder / "results.json"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        page.write_bytes(html(_TITLE, [], facts, sections, _TERMS).encode("utf-8", "replace"))
-        content = msgspec.json.encode(fields(experiments, options, took))
+        page.write_bytes(html(_TITLE, [], facts, sections, _DEFINITIONS).encode("utf-8", "replace"))
+        content = msgspec.json.encode(fields(experiments, options, elapsed))
         written[1].write_bytes(msgspec.json.format(content, indent=1) + b"\n")
         (folder / "figures").mkdir(exist_ok=True)
         for figure in (figure for figures in rendered for figure in figures):

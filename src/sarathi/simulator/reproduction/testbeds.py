@@ -1,4 +1,4 @@
-"""What the paper ran: its models on their hardware, the datasets, the schedulers, the targets.
+"""The paper's models on their hardware, datasets, schedulers and targets.
 
 Source: Agrawal et al., "Taming Throughput-Latency Tradeoff in LLM Inference with Sarathi-Serve",
 OSDI 2024, sections 5.1 to 5.4, and the settings of its artifact (`osdi-experiments`). All
@@ -26,7 +26,7 @@ _OVERHEAD = OVERHEADS["paper"]
 
 @dataclass(frozen=True)
 class Options:
-    """What the user may change."""
+    """Options of the user."""
 
     requests: int = 1024  # of each point; the paper has 2048 for capacities, 1024 by rate
     seed: int = 0
@@ -35,6 +35,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Dataset:
+    """A distribution of prompt and output lengths."""
+
     name: str  # a preset
     title: str
     max_total: int  # tokens of prompt and answer, and of the engine's longest request
@@ -103,7 +105,7 @@ STRICT_BUDGET = 512
 
 @dataclass(frozen=True)
 class System:
-    """A scheduler and its knobs."""
+    """A scheduler and its options."""
 
     title: str
     policy: str
@@ -130,33 +132,38 @@ class System:
 
 
 def vllm(max_batch: int = 128) -> System:
+    """Return vLLM's scheduler."""
     return System("vLLM", "vllm", max_batch=max_batch)
 
 
 def orca(max_batch: int) -> System:
+    """Return Orca's scheduler."""
     return System("Orca", "orca", max_batch=max_batch)
 
 
 def sarathi(budget: int, max_batch: int = 128) -> System:
+    """Return Sarathi with a token budget."""
     return System(f"Sarathi, {budget} tokens", "sarathi", budget, max_batch)
 
 
 def by_target(target: float) -> System:
+    """Return Sarathi with the budget that a target of TBT in seconds leaves."""
     return System("Sarathi, budget from the target", "sarathi", tbt_target=target)
 
 
 @lru_cache(maxsize=64)
-def setup_of(place: Testbed, system: System, max_total: int) -> Setup:
-    """
+def setup_of(testbed: Testbed, system: System, max_total: int) -> Setup:
+    """Return the setup of a system on a testbed.
+
     Raises:
         SimulationError: it does not fit.
     """
-    return gpu_setup(place.deployment(max_total), system.config(max_total), overhead=_OVERHEAD)
+    return gpu_setup(testbed.deployment(max_total), system.config(max_total), overhead=_OVERHEAD)
 
 
 @lru_cache(maxsize=8)
 def workload_of(dataset: Dataset, traces: str | None) -> Workload:
-    """The trace of the paper where it is there, or else what is published of it.
+    """Return the trace of the paper if it exists, or the published statistics.
 
     Raises:
         BenchmarkError: the trace cannot be read.
@@ -166,7 +173,7 @@ def workload_of(dataset: Dataset, traces: str | None) -> Workload:
 
 
 def trace_file(dataset: Dataset, traces: str | None) -> Path | None:
-    """Only sharegpt's is to be had: the file for arxiv beside it has other, shorter papers."""
+    """Return the paper's trace; there is one of sharegpt alone, that of arxiv has other papers."""
     if traces is None or dataset is not SHAREGPT:
         return None
     file = Path(traces) / SHAREGPT_FILE
