@@ -37,7 +37,7 @@ from sarathi.engine.core import StepOutcome
 from sarathi.engine.messages import TokenOutput
 from sarathi.scheduler import AdmissionError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 CEILINGS = Ceilings(bandwidth=3e12, flops=7e14)
 
 

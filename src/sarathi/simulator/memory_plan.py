@@ -41,10 +41,7 @@ class MemoryPlan:
 
 
 def kv_blocks(
-    deployment: Deployment,
-    max_batched_tokens: int,
-    block_size: int = 16,
-    max_sequences: int = 128,
+    deployment: Deployment, max_batched_tokens: int, block_size: int = 16, max_sequences: int = 128
 ) -> MemoryPlan:
     """Return the KV blocks of a replica.
 

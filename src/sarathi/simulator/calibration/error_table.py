@@ -20,10 +20,7 @@ from sarathi.simulator.gpu import GpuCostModel
 from sarathi.simulator.published_models import MODELS
 
 FIT, HELD_OUT, BORROWED = "fit", "held out", "borrowed"
-END_TO_END = {
-    "one prompt": "osdi/figure-2_prefill.csv",
-    "decodes": "osdi/figure-2_decode.csv",
-}
+END_TO_END = {"one prompt": "osdi/figure-2_prefill.csv", "decodes": "osdi/figure-2_decode.csv"}
 CONTEXT = 128  # tokens of each decode of these experiments, whose prompts are short
 
 

@@ -92,10 +92,7 @@ def layers(file: Path) -> list[LayerTime]:
     """Read a profile of linear layers; the median where one was timed several times."""
 
     def times(row: Row) -> tuple[float, ...]:
-        return (
-            *(_seconds(row, op) for op in GEMMS),
-            sum(_seconds(row, op) for op in ELEMENTWISE),
-        )
+        return (*(_seconds(row, op) for op in GEMMS), sum(_seconds(row, op) for op in ELEMENTWISE))
 
     def key(row: Row) -> tuple[int, ...]:
         return tuple(_int(row, field) for field in _GEOMETRY)

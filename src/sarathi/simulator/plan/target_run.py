@@ -7,13 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sarathi.bench.capacity.verdict import (
-    CapacityTargets,
-    Verdict,
-    judge,
-    judge_latency,
-    together,
-)
+from sarathi.bench.capacity.verdict import CapacityTargets, Verdict, judge, judge_latency, together
 from sarathi.bench.results import Run
 from sarathi.bench.workload.arrivals import Times
 from sarathi.scheduler import Batch

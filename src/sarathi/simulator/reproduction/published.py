@@ -38,10 +38,7 @@ FALCON_DECODES = Published(0.200, "section 3.3: about")  # seconds, 32 decodes
 
 # Seconds from the arrival of 128 requests to the last token, of which there were 28,500.
 STALLS = "plot in figure-1/generation_stalls.ipynb"
-STALLS_END = {
-    "vLLM": Published(567, STALLS, "plot"),
-    "Sarathi": Published(505, STALLS, "plot"),
-}
+STALLS_END = {"vLLM": Published(567, STALLS, "plot"), "Sarathi": Published(505, STALLS, "plot")}
 STALLS_FIRST = Published(
     66, STALLS, "plot"
 )  # seconds until the second token of any request under vLLM
