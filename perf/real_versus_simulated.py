@@ -89,7 +89,8 @@ def predicted(setup: Setup, runs: list[Run]) -> dict[str, list[float]]:
             real, found = read(run), read(simulated)
             if real and found:
                 errors[name].append(found / real - 1)
-                print(f"  {run.rate:g}/s {name}: {1000 * real:.0f} ms, {1000 * found:.0f} predicted")
+                both = f"{1000 * real:.0f} ms, {1000 * found:.0f} predicted"
+                print(f"  {run.rate:g}/s {name}: {both}")
     return errors
 
 

@@ -62,7 +62,7 @@ def test_prompts_of_the_papers_engine_end_to_end(table: list[ErrorRow]) -> None:
 
 
 @with_data
-def test_what_is_told_of_the_errors_is_true(table: list[ErrorRow]) -> None:
+def test_the_stated_errors_are_those_of_the_table(table: list[ErrorRow]) -> None:
     found = {
         (row.device, row.term): (row.median, row.p90)
         for row in table
@@ -151,7 +151,7 @@ def test_errors_are_known_by_share_of_the_time() -> None:
     assert shallow.unmeasured == deep.unmeasured == 0
 
 
-def test_what_was_never_measured_is_said_so() -> None:
+def test_what_was_never_measured_is_called_unknown() -> None:
     borrowed = known_error(cost(device="l4"), prompt(512))
     assert borrowed.unmeasured == 1
     assert "unknown" in str(borrowed)

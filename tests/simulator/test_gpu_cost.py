@@ -45,10 +45,10 @@ def test_stages_are_the_sums_of_their_terms(
     name: str, device: str, tp: int, pp: int, shape: BatchShape
 ) -> None:
     model = cost(name, device, tp=tp, pp=pp)
-    terms = model.components(shape)
-    assert [stage.compute for stage in terms] == pytest.approx(model.stages(shape))
-    assert len(terms) == model.num_stages == pp
-    assert [stage.send_recv for stage in terms] == [model.hop(shape)] * (pp - 1) + [0]
+    stages = model.components(shape)
+    assert [stage.compute for stage in stages] == pytest.approx(model.stages(shape))
+    assert len(stages) == model.num_stages == pp
+    assert [stage.send_recv for stage in stages] == [model.hop(shape)] * (pp - 1) + [0]
 
 
 @given(shapes(), st.integers(1, 500))
@@ -100,7 +100,7 @@ def test_embedding_first_and_head_last() -> None:
     assert first.send_recv > 0 == last.send_recv
 
 
-def test_only_rows_that_give_a_token_need_the_head() -> None:
+def test_only_rows_that_sample_a_token_need_the_head() -> None:
     model = cost("llama3-8b")
     assert model.components(prompt(512))[0].head == 0
     ended = prompt(512, samples=1)
@@ -158,7 +158,7 @@ def test_the_published_engine_is_slower_over_ray() -> None:
 
 
 def test_published_figures_of_whole_models() -> None:
-    """Decodes of CodeLlama-34B on two A100 in Vidur's profiles, whose contexts are not told; and
+    """Decodes of CodeLlama-34B on two A100 in Vidur's profiles, whose contexts are not stated; and
     the linear layers of Yi-34B in the paper's artifact."""
     model = cost("codellama-34b", tp=2)
     for number, measured in ((8, 29.4e-3), (64, 34.5e-3), (128, 41.6e-3)):

@@ -74,3 +74,15 @@ def iteration_seconds(cost: CostModel, shape: BatchShape) -> float:
     """Return the time of an iteration through all stages of an idle pipeline."""
     hops = (cost.num_stages - 1) * cost.hop(shape)
     return cost.overhead(shape) + sum(cost.stages(shape)) + hops
+
+
+def stage_seconds(overhead: float, stages: Sequence[float], hop: float) -> float:
+    """Return what a batch adds to the time between two tokens for each stage that it passes.
+
+    The slowest stage keeps the others waiting; the engine's own time comes before the first, and
+    the messages between stages are divided among them.
+    """
+    first, *others = stages
+    if not others:
+        return overhead + first
+    return max(overhead + first, *others) + hop * len(others) / len(stages)

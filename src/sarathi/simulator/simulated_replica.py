@@ -8,8 +8,7 @@ from typing import NamedTuple, Protocol
 
 from sarathi.bench.results import ReplicaUse
 from sarathi.scheduler import Batch, Request, Scheduler
-from sarathi.simulator.cost_model import BatchShape, CostModel, Jitter
-from sarathi.simulator.latency_profile import stage_seconds
+from sarathi.simulator.cost_model import BatchShape, CostModel, Jitter, stage_seconds
 
 
 class ReplicaCallbacks(Protocol):
