@@ -122,7 +122,7 @@ def test_every_experiment_has_tables_figures_and_values(
     for name, found in all_of_them.items():
         assert found.experiment.name == name
         assert found.tables
-        assert found.charts
+        assert found.experiment.figures
         assert found.values
         assert found.accuracy
 

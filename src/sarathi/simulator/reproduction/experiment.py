@@ -15,7 +15,6 @@ from sarathi.bench.number_format import number
 from sarathi.bench.report.table import Cell, Column, Table
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.known_error import describe_accuracy
-from sarathi.simulator.reproduction.chart import Bar, BarPanel, Chart, Panel, Series
 from sarathi.simulator.reproduction.comparison import Comparison, Published
 from sarathi.simulator.reproduction.jobs import Job, Results
 
@@ -151,6 +150,18 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A line of a panel."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int  # position of the label, as in tables
+    published: bool = False  # drawn hollow and dashed
+    points: bool = True  # marks at the values
+
+
+@dataclass(frozen=True)
 class GridPanel:
     """One metric of a grid as bars or, with a label for x, as lines."""
 
@@ -164,30 +175,14 @@ class GridPanel:
     targets: tuple[float, ...] = ()  # horizontal lines, scaled
     curve: Callable[[Any], tuple[Sequence[float], Sequence[float]]] | None = None  # of a result
 
-    def panel(self, found: Findings) -> Panel | BarPanel:
-        """Fill in what was found."""
-        return self._lines(found) if self.x_label else self._bars(found)
-
-    def _bars(self, found: Findings) -> BarPanel:
+    @property
+    def bars(self) -> tuple[tuple[Selection, ...], tuple[Selection, ...]]:
+        """The groups of bars, and the bars in every group."""
         grid = self.grid
-        groups, bars = grid.columns, grid.rows
-        if grid.groups_by_row:
-            groups, bars = bars, groups
-        return BarPanel(
-            self.title,
-            tuple(group.title for group in groups),
-            tuple(bar.title for bar in bars),
-            tuple(
-                tuple(
-                    Bar(one[self.metric], one.published(self.metric))
-                    for bar in bars
-                    for one in [grid.at(found, group, bar)]
-                )
-                for group in groups
-            ),
-        )
+        return (grid.rows, grid.columns) if grid.groups_by_row else (grid.columns, grid.rows)
 
-    def _lines(self, found: Findings) -> Panel:
+    def lines(self, found: Findings) -> list[Line]:
+        """Return a line for each row, and those of published values."""
         ours, published = [], []
         rows = self.grid.rows
         for index, row in enumerate(rows):
@@ -197,10 +192,10 @@ class GridPanel:
             }
             if self.curve is not None:
                 [point] = points.values()
-                ours.append(Series(row.title, *self.curve(point.result), index, points=False))
+                ours.append(Line(row.title, *self.curve(point.result), index, points=False))
                 continue
             values = [self.scale * (one[self.metric] or 0.0) for one in points.values()]
-            ours.append(Series(row.title, list(points), values, index))
+            ours.append(Line(row.title, list(points), values, index))
             known = {
                 x: self.scale * value
                 for x, one in points.items()
@@ -210,13 +205,11 @@ class GridPanel:
                 name = f"{row.title}, published" if len(rows) > 1 else "published"
                 colour = index if len(rows) > 1 else 1
                 y = list(known.values())
-                published.append(Series(name, list(known), y, colour, published=True))
-        return Panel(
-            self.title, self.x_label, (*ours, *published), self.log_x, self.log_y, self.targets
-        )
+                published.append(Line(name, list(known), y, colour, published=True))
+        return [*ours, *published]
 
     def text(self, found: Findings) -> str:
-        """Return the values as text, for screen readers."""
+        """Return the values of the panel as text."""
         grid = self.grid
         rows = (
             f"{row.title} "
@@ -236,11 +229,9 @@ class Figure:
     caption: str
     panels: tuple[GridPanel, ...]
 
-    def chart(self, found: Findings) -> Chart:
-        """Fill in what was found."""
-        panels: Any = tuple(panel.panel(found) for panel in self.panels)
-        alternative = " ".join(panel.text(found) for panel in self.panels)
-        return Chart(self.name, self.title, self.caption, alternative, panels)
+    def text(self, found: Findings) -> str:
+        """Return the values as text, for screen readers."""
+        return " ".join(panel.text(found) for panel in self.panels)
 
 
 @dataclass(frozen=True)
@@ -248,10 +239,10 @@ class ExperimentResult:
     """A figure or a table of the paper, done again."""
 
     experiment: Experiment
+    found: Findings
     comparisons: tuple[Comparison, ...]
     headline: tuple[Comparison, ...]
     tables: tuple[Table, ...]
-    charts: tuple[Chart, ...]
     accuracy: tuple[str, ...]  # of the cost models behind it
     values: tuple[Fields, ...]  # everything that was found, for other programs
 
@@ -290,7 +281,7 @@ class Experiment:
         return [point.job for point in self.points if point.job is not None]
 
     def result(self, results: Results) -> ExperimentResult:
-        """Make tables, charts and comparisons of the results of `jobs`."""
+        """Make tables and comparisons of the results of `jobs`."""
         found = Findings(self.points, results)
         compared = [
             Comparison(value.what, one[value.metric], value.published, value.unit, value.why)
@@ -299,10 +290,10 @@ class Experiment:
         ]
         return ExperimentResult(
             self,
+            found,
             (*compared, *(compare(found) for compare in self.comparisons)),
             tuple(compare(found) for compare in self.headline),
             tuple(table.table(found) for table in self.tables),
-            tuple(figure.chart(found) for figure in self.figures),
             tuple(f"{label}: {describe_accuracy(d)}" for label, d in self.deployments.items()),
             tuple(one.values for one in found.all if one.point.exported),
         )

@@ -76,9 +76,12 @@ def write(
     from sarathi.bench.report.notes import Fact
     from sarathi.bench.report.page import Section, html
     from sarathi.bench.report.render import render
-    from sarathi.simulator.reproduction.drawing import drawing
+    from sarathi.simulator.reproduction.chart_drawing import drawing
 
-    rendered = [[render(drawing(chart)) for chart in one.charts] for one in experiments]
+    rendered = [
+        [render(drawing(figure, one.found)) for figure in one.experiment.figures]
+        for one in experiments
+    ]
     facts = [
         Fact("Paper", [("", _PAPER)]),
         Fact("Requests", [("", f"{options.requests:,} a point, seed {options.seed}")]),
