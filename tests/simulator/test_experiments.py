@@ -11,13 +11,6 @@ from msgspec import structs
 from sarathi.errors import SimulationError
 from sarathi.simulator.reproduction import published
 from sarathi.simulator.reproduction.capacity_experiments import TARGETS
-from sarathi.simulator.reproduction.comparison import (
-    UNKNOWN,
-    Comparison,
-    Published,
-    comparison_table,
-    gain,
-)
 from sarathi.simulator.reproduction.evaluation import STUDIES, reproduce
 from sarathi.simulator.reproduction.experiment import ExperimentResult
 from sarathi.simulator.reproduction.jobs import (
@@ -27,6 +20,13 @@ from sarathi.simulator.reproduction.jobs import (
     Job,
     RateJob,
     StallJob,
+)
+from sarathi.simulator.reproduction.published_value import (
+    UNKNOWN,
+    Comparison,
+    Published,
+    comparison_table,
+    gain,
 )
 from sarathi.simulator.reproduction.testbeds import (
     ARXIV,

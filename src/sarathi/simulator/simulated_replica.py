@@ -11,7 +11,7 @@ from sarathi.scheduler import Batch, Request, Scheduler
 from sarathi.simulator.cost_model import BatchShape, CostModel, Jitter, stage_seconds
 
 
-class ReplicaCallbacks(Protocol):
+class BatchCallbacks(Protocol):
     """Gets the outcome of each batch."""
 
     def on_tokens(self, requests: Sequence[Request], now: float) -> None:
@@ -40,7 +40,7 @@ class SimulatedReplica:
         self,
         scheduler: Scheduler,
         cost: CostModel,
-        callbacks: ReplicaCallbacks,
+        callbacks: BatchCallbacks,
         *,
         learns: bool = True,
         jitter: Jitter | None = None,

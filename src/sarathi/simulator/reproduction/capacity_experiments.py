@@ -10,7 +10,6 @@ from sarathi.bench.number_format import milliseconds, number, plain
 from sarathi.bench.report.table import Cell
 from sarathi.simulator.cost_model import BatchShape
 from sarathi.simulator.reproduction import published
-from sarathi.simulator.reproduction.comparison import Comparison, Published, gain
 from sarathi.simulator.reproduction.experiment import (
     Compare,
     DataPoint,
@@ -26,6 +25,7 @@ from sarathi.simulator.reproduction.experiment import (
 )
 from sarathi.simulator.reproduction.iteration_experiments import cost_of, prompt_batch
 from sarathi.simulator.reproduction.jobs import RESOLUTION, CapacityJob, DecodeJob, FoundCapacity
+from sarathi.simulator.reproduction.published_value import Comparison, Published, gain
 from sarathi.simulator.reproduction.testbeds import (
     DATASETS,
     FALCON,

@@ -14,8 +14,8 @@ from sarathi.bench.number_format import number, plain
 from sarathi.bench.report.colors import INK, MUTED, SURFACE, TARGET, colour, marker
 from sarathi.bench.report.figures.figure_parts import Dashes, key, legend, logarithmic, words
 from sarathi.bench.report.render import Drawing
+from sarathi.simulator.reproduction.experiment import ChartLine, Findings, GridPanel
 from sarathi.simulator.reproduction.experiment import Figure as ExperimentFigure
-from sarathi.simulator.reproduction.experiment import Findings, GridPanel, Line
 
 _PUBLISHED: Dashes = (0, (4, 2.5))
 _MOST_TICKS = 8  # that are labelled one by one
@@ -64,7 +64,7 @@ def _panels(figure: Figure, number_of: int, narrow: bool, heights: list[float]) 
 
 
 def _draw_lines(figure: Figure, panels: Sequence[GridPanel], found: Findings, narrow: bool) -> None:
-    shown: dict[str, Line] = {}
+    shown: dict[str, ChartLine] = {}
     for axes, panel in zip(
         _panels(figure, len(panels), narrow, [1.0] * len(panels)), panels, strict=True
     ):
@@ -92,7 +92,7 @@ def _draw_lines(figure: Figure, panels: Sequence[GridPanel], found: Findings, na
     legend(figure, [(_line_key(one), name) for name, one in shown.items()], narrow)
 
 
-def _style(line: Line) -> dict[str, Any]:
+def _style(line: ChartLine) -> dict[str, Any]:
     style: dict[str, Any] = {"color": colour(line.colour)}
     if line.points:
         style |= {"marker": marker(line.colour), "markersize": 5}
@@ -101,7 +101,7 @@ def _style(line: Line) -> dict[str, Any]:
     return style
 
 
-def _line_key(line: Line) -> Line2D:
+def _line_key(line: ChartLine) -> Line2D:
     found = key(line.colour, _PUBLISHED if line.published else "-", line.points)
     if line.published:
         found.set_markerfacecolor(SURFACE)

@@ -15,8 +15,8 @@ from sarathi.bench.number_format import number
 from sarathi.bench.report.table import Cell, Column, Table
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.known_error import describe_accuracy
-from sarathi.simulator.reproduction.comparison import Comparison, Published
 from sarathi.simulator.reproduction.jobs import Job, Results
+from sarathi.simulator.reproduction.published_value import Comparison, Published
 
 Fields = Mapping[str, Any]
 
@@ -150,7 +150,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Line:
+class ChartLine:
     """A line of a panel."""
 
     name: str
@@ -181,7 +181,7 @@ class GridPanel:
         grid = self.grid
         return (grid.rows, grid.columns) if grid.groups_by_row else (grid.columns, grid.rows)
 
-    def lines(self, found: Findings) -> list[Line]:
+    def lines(self, found: Findings) -> list[ChartLine]:
         """Return a line for each row, and those of published values."""
         ours, published = [], []
         rows = self.grid.rows
@@ -192,10 +192,10 @@ class GridPanel:
             }
             if self.curve is not None:
                 [point] = points.values()
-                ours.append(Line(row.title, *self.curve(point.result), index, points=False))
+                ours.append(ChartLine(row.title, *self.curve(point.result), index, points=False))
                 continue
             values = [self.scale * (one[self.metric] or 0.0) for one in points.values()]
-            ours.append(Line(row.title, list(points), values, index))
+            ours.append(ChartLine(row.title, list(points), values, index))
             known = {
                 x: self.scale * value
                 for x, one in points.items()
@@ -205,7 +205,7 @@ class GridPanel:
                 name = f"{row.title}, published" if len(rows) > 1 else "published"
                 colour = index if len(rows) > 1 else 1
                 y = list(known.values())
-                published.append(Line(name, list(known), y, colour, published=True))
+                published.append(ChartLine(name, list(known), y, colour, published=True))
         return [*ours, *published]
 
     def text(self, found: Findings) -> str:

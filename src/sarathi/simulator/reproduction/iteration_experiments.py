@@ -8,7 +8,6 @@ from sarathi.simulator.cost_model import BatchShape, iteration_seconds
 from sarathi.simulator.engine_overhead import OVERHEADS
 from sarathi.simulator.gpu.gpu_cost import GpuCostModel
 from sarathi.simulator.reproduction import published
-from sarathi.simulator.reproduction.comparison import Comparison, Published
 from sarathi.simulator.reproduction.experiment import (
     DataPoint,
     Expected,
@@ -20,6 +19,7 @@ from sarathi.simulator.reproduction.experiment import (
     Selection,
     by,
 )
+from sarathi.simulator.reproduction.published_value import Comparison, Published
 from sarathi.simulator.reproduction.testbeds import MISTRAL, YI, Options, Testbed
 
 

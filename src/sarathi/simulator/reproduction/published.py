@@ -8,7 +8,7 @@ that it holds without their data were read off here, to about 3 %.
 
 from __future__ import annotations
 
-from sarathi.simulator.reproduction.comparison import Published
+from sarathi.simulator.reproduction.published_value import Published
 
 # By model, or model and dataset and rival: how many times the rival's load Sarathi takes.
 HEADLINE = {
