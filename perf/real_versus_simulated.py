@@ -1,12 +1,12 @@
-"""Does the simulator foretell what a server on this machine does?
+"""Compare simulations of this machine with a real server on it.
 
 Usage: python -m perf.real_versus_simulated [FOLDER]
 
 The machine is measured (as `sarathi calibrate` does), and the capacities of two policies are
-searched for real, unless FOLDER (benchmark-results/DATE) has them from `perf.performance`.
-Each real run that went to its end is then simulated with the same requests at the same times, and
-so is the search. Interrupted, the same command goes on. Takes up to 45 minutes, in which the
-machine should do nothing else.
+searched with real servers, unless FOLDER (benchmark-results/DATE) has them from `perf.performance`.
+Each real run that was not stopped is then simulated with the same requests at the same times, and
+so is the search. If interrupted, the same command continues. It takes up to 45 minutes, in which
+the machine should be idle otherwise.
 """
 
 from __future__ import annotations
@@ -35,14 +35,18 @@ from sarathi.bench.workload.workload import Workload
 from sarathi.cli.measurement import Screen, SearchOptions
 from sarathi.engine.config import EngineConfig
 from sarathi.simulator.setup import Setup
-from sarathi.simulator.simulated_capacity import SearchTerms, find_capacity
+from sarathi.simulator.simulated_capacity import SimulatedSearch, find_capacity
 from sarathi.simulator.simulated_run import SimulatedLoad, simulated_run
-from sarathi.simulator.this_cpu.cpu_setup import cpu_setup
-from sarathi.simulator.this_cpu.machine_file import MeasuredMachine, load_machine, save_machine
 from sarathi.simulator.this_cpu.measure_machine import measure_machine
+from sarathi.simulator.this_cpu.measured_machine import (
+    MeasuredMachine,
+    cpu_setup,
+    load_machine,
+    save_machine,
+)
 
 _WARM_UP = 8
-_ERROR = 0.15  # that is granted, of the median TBT and of the capacity
+_ERROR = 0.15  # target, of the median TBT and of the capacity
 _CONFIGS = (  # of the servers, in their order
     EngineConfig(tbt_target=TARGET),
     EngineConfig(policy="vllm", token_budget=8192),
@@ -60,20 +64,20 @@ def _workload() -> Workload:
 
 
 def measured(folder: Path, screen: Screen) -> MeasuredMachine:
-    """This machine, from an earlier try if there was one."""
+    """Return the measurement of this machine, that of an earlier try if there was one."""
     path = folder / "this-cpu.json"
     if not path.exists():
         workload = _workload()
         machine = measure_machine(
-            MODEL, workload, rate=1.0, seconds=90.0, options="", patience=600.0,
+            MODEL, workload, rate=1.0, seconds=90.0, options="", start_timeout=600.0,
             follow=screen.follow,
         )  # fmt: skip
         save_machine(machine, path)
     return load_machine(path, MODEL, describe_machine())
 
 
-def foretold(setup: Setup, runs: list[Run]) -> dict[str, list[float]]:
-    """Simulated over real, minus 1, of each figure and run."""
+def predicted(setup: Setup, runs: list[Run]) -> dict[str, list[float]]:
+    """Return simulated over real, minus 1, of each figure and run."""
     errors: dict[str, list[float]] = {name: [] for name in _FIGURES}
     workload = _workload()
     for run in runs:
@@ -83,20 +87,21 @@ def foretold(setup: Setup, runs: list[Run]) -> dict[str, list[float]]:
             real, found = read(run), read(simulated)
             if real and found:
                 errors[name].append(found / real - 1)
-                print(f"  {run.rate:g}/s {name}: {1000 * real:.0f} ms, {1000 * found:.0f} foretold")
+                both = f"{1000 * real:.0f} ms, {1000 * found:.0f} predicted"
+                print(f"  {run.rate:g}/s {name}: {both}")
     return errors
 
 
 def compared(name: str, setup: Setup, found: CapacityWithRuns) -> list[Figure]:
-    """A server's real runs and capacity, beside the simulated."""
+    """Return the figures of a server's real runs and capacity, compared with the simulated."""
     figures = []
-    for figure, errors in foretold(setup, [run for run in found.runs if not run.stopped]).items():
+    for figure, errors in predicted(setup, [run for run in found.runs if not run.stopped]).items():
         if errors:
             target = _ERROR if figure == "median TBT" else None
             error = median(map(abs, errors))
             figures.append(Figure(f"{name}: error of {figure}", error, "%", target))
     search = SearchOptions()
-    terms = SearchTerms(
+    options = SimulatedSearch(
         CapacityTargets(TARGET, search.delay_target, search.tail_delay_target),
         search.resolution,
         search.start_rate,
@@ -104,11 +109,11 @@ def compared(name: str, setup: Setup, found: CapacityWithRuns) -> list[Figure]:
     )
     load = SimulatedLoad(_workload(), REQUESTS, _WARM_UP, 0)
     real = found.capacity.capacity
-    simulated = find_capacity(setup, load, terms, name).capacity.capacity
+    simulated = find_capacity(setup, load, options, name).capacity.capacity
     if real and simulated:
         error = abs(simulated / real - 1)
         figures.append(Figure(f"{name}: capacity", real, "/s"))
-        figures.append(Figure(f"{name}: capacity foretold", simulated, "/s"))
+        figures.append(Figure(f"{name}: capacity predicted", simulated, "/s"))
         figures.append(Figure(f"{name}: error of the capacity", error, "%", _ERROR))
     return figures
 

@@ -1,7 +1,7 @@
-"""How long do simulations take, and does their memory grow with the requests?
+"""Measure the time of simulations, and how their memory grows with the requests.
 
-The searches are of one core each. Memory is the most that was resident, of a process of its own for
-each number of requests.
+Each search runs on one core. Memory is the most that was resident, measured in a separate process
+for each number of requests.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FEW, _LOTS = 20_000, 200_000
 
 
 def timed(arguments: list[str]) -> float:
-    """Seconds of a command, the start of Python included."""
+    """Return the seconds of a command, the start of Python included."""
     begin = time.perf_counter()
     command = [sys.executable, "-m", "sarathi.cli.main", *arguments]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -30,7 +30,7 @@ def timed(arguments: list[str]) -> float:
 
 
 def memory(requests: int) -> float:
-    """Bytes that a simulation of so many requests had resident at most."""
+    """Return the most bytes that a simulation of so many requests had resident."""
     program = (
         "import sys; from sarathi.cli.main import main; main(sys.argv[1:]); "
         "sys.stderr.write(open('/proc/self/status').read())"

@@ -351,7 +351,7 @@ def test_idle_shares_are_of_what_no_interval_covers(intervals: list[tuple[int, i
 
 
 def test_work_of_attention() -> None:
-    shape = FULL.model
+    shape = FULL.model.config
     prompt = Sequences(count=1, past=0, new=4096)
     assert prompt.flops(shape) == 4 * 32 * 128 * (4096 * 4097 / 2)
     decodes = Sequences(count=64, past=1023)
@@ -360,7 +360,7 @@ def test_work_of_attention() -> None:
 
 def test_the_memory_bound_of_mistral_7b() -> None:
     """14.2 GB of weights and, at 32 x 1024, 4.3 GB of keys and values."""
-    seconds = memory_bound(FULL.model, CEILINGS, requests=32, context=1024, itemsize=2)
+    seconds = memory_bound(FULL.model.config, CEILINGS, requests=32, context=1024, itemsize=2)
     assert seconds * CEILINGS.bandwidth == pytest.approx(14.22e9 + 4.29e9, rel=1e-3)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -23,7 +23,6 @@ from sarathi.backends.torch.attention_backend import Attention, LayerCache, choo
 from sarathi.backends.torch.step_inputs import step_arrays, upload
 from sarathi.backends.torch.torch_devices import default_precision
 from sarathi.models.model_config import ModelConfig
-from sarathi.simulator.model_shape import ModelShape
 
 DECODE_GOAL = 0.70  # of the copy bandwidth
 PREFILL_GOAL = 0.45  # of the matrix product
@@ -43,14 +42,14 @@ class Sequences:
     def context(self) -> int:
         return self.past + self.new
 
-    def flops(self, shape: ModelShape) -> float:
+    def flops(self, shape: ModelConfig) -> float:
         """Operations on keys that are visible: two products of `head_dim` each."""
         visible = self.count * sum(self.past + number + 1 for number in range(self.new))
-        return 4.0 * shape.heads * shape.head_dim * visible
+        return 4.0 * shape.num_heads * shape.head_dim * visible
 
-    def kv_bytes(self, shape: ModelShape, itemsize: int) -> float:
+    def kv_bytes(self, shape: ModelConfig, itemsize: int) -> float:
         """Bytes of keys and values of one layer."""
-        return float(self.count * self.context * shape.kv_elements * itemsize)
+        return float(self.count * self.context * 2 * shape.num_kv_heads * shape.head_dim * itemsize)
 
 
 @dataclass(frozen=True)
@@ -120,10 +119,12 @@ class AttentionBench:
     """Times one layer's attention, over as many layers' caches as exceed the L2 cache."""
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
-        self.shape = settings.model
+        self.shape = settings.model.config
         self.device = device
         self.dtype = DTYPES[default_precision("cuda" if device.type == "cuda" else "cpu")]
-        self.config = _model_config(self.shape, settings.prompt)
+        self.config = replace(
+            self.shape, num_layers=1, max_position=settings.prompt, sliding_windows=(0,)
+        )
         self.attention: Attention = choose_attention(self.config, self.dtype, device)
         self._rng = np.random.default_rng(0)
 
@@ -165,8 +166,8 @@ class AttentionBench:
         arrays = step_arrays(join_parts(parts, size), size)
         arrays = self.attention.prepare(arrays)
         planned = self.attention.plan(arrays, upload(arrays, self.device))
-        query = self._random(len(arrays.token_ids), shape.heads, shape.head_dim)
-        of_cache = (used, size, shape.kv_heads, shape.head_dim)
+        query = self._random(len(arrays.token_ids), shape.num_heads, shape.head_dim)
+        of_cache = (used, size, shape.num_kv_heads, shape.head_dim)
         caches = [
             LayerCache(self._random(*of_cache), self._random(*of_cache)) for _ in range(layers)
         ]
@@ -182,12 +183,12 @@ class AttentionBench:
         for part in case.batch:
             calls = [
                 torch_attention(
-                    self._random(part.count, self.shape.heads, part.new, self.shape.head_dim),
+                    self._random(part.count, self.shape.num_heads, part.new, self.shape.head_dim),
                     self._random(
-                        part.count, self.shape.kv_heads, part.context, self.shape.head_dim
+                        part.count, self.shape.num_kv_heads, part.context, self.shape.head_dim
                     ),
                     self._random(
-                        part.count, self.shape.kv_heads, part.context, self.shape.head_dim
+                        part.count, self.shape.num_kv_heads, part.context, self.shape.head_dim
                     ),
                 )
                 for _ in range(layers)
@@ -245,24 +246,6 @@ def _hybrid_figures(found: Sequence[Measured]) -> list[Figure]:
         ratio = hybrid.seconds / hybrid.torch_seconds
         figures.append(Figure("  time, of torch's attention", ratio, "x"))
     return figures
-
-
-def _model_config(shape: ModelShape, max_position: int) -> ModelConfig:
-    """What attention reads of a model's configuration."""
-    return ModelConfig(
-        architecture="Llama",
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_layers=1,
-        num_heads=shape.heads,
-        num_kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        norm_eps=1e-5,
-        max_position=max_position,
-        inv_freq=(1.0,) * (shape.head_dim // 2),
-        sliding_windows=(0,),
-    )
 
 
 def _synchronize(device: torch.device) -> None:

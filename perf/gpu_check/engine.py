@@ -53,7 +53,11 @@ def _decode_figures(context: Context, decodes: DecodeSpeed, ceilings: Ceilings) 
     settings = context.settings
     precision = default_precision("cuda" if context.device.type == "cuda" else "cpu")
     bound = memory_bound(
-        settings.model, ceilings, decodes.requests, decodes.context, DTYPES[precision].itemsize
+        settings.model.config,
+        ceilings,
+        decodes.requests,
+        decodes.context,
+        DTYPES[precision].itemsize,
     )
     goal = ITERATION_GOAL if decodes.requests == settings.goal_batch else None
     figures = [

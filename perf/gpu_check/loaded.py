@@ -11,13 +11,14 @@ import torch
 
 from perf.gpu_check.context import Context
 from perf.gpu_check.settings import Settings
+from sarathi.backends.footprint import num_parameters
 from sarathi.backends.runner import Runner
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.core import EngineCore
 from sarathi.engine.scheduler_factory import make_budget, make_scheduler
 from sarathi.engine.startup.load import load_engine
 from sarathi.scheduler import BlockPool, LatencyModel
-from sarathi.simulator.published_config import config_folder
+from sarathi.simulator.published_models import config_folder
 from sarathi.telemetry.recorder import Recorder
 
 _KV_SHARE = 0.5  # of the GPU's memory: the remainder is for weights and Orca's large iterations
@@ -116,5 +117,5 @@ def _kv_cache_memory(settings: Settings, device: torch.device) -> int | None:
     if device.type == "cpu":
         return None
     total = torch.cuda.get_device_properties(device).total_memory
-    available = _UTILISATION * total - 2 * settings.model.parameters - _SLACK
-    return max(1, int(min(_KV_SHARE * total, available)))
+    beside = _UTILISATION * total - 2 * num_parameters(settings.model.config) - _SLACK
+    return max(1, int(min(_KV_SHARE * total, beside)))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sarathi.simulator.model_shape import MODELS, ModelShape
+from sarathi.simulator.published_models import MODELS, llama_fields
+from sarathi.simulator.simulated_model import SimulatedModel
 
 
 @dataclass(frozen=True)
@@ -12,7 +13,7 @@ class Settings:
     """Sizes of all measurements."""
 
     name: str
-    model: ModelShape
+    model: SimulatedModel
     # b. ceilings
     copied_bytes: int
     matrix_size: int  # rows and columns of both factors
@@ -67,16 +68,9 @@ FULL = Settings(
 )
 TINY = Settings(
     name="tiny",
-    model=ModelShape(
-        name="tiny",
-        layers=2,
-        hidden=64,
-        heads=4,
-        kv_heads=2,
-        head_dim=16,
-        intermediate=96,
-        vocab=512,
-        max_position=512,
+    model=SimulatedModel.from_fields(
+        "tiny",
+        llama_fields(2, 64, heads=4, kv_heads=2, intermediate=96, vocab=512, max_position=512),
     ),
     copied_bytes=1 << 22,
     matrix_size=256,

@@ -14,9 +14,10 @@ from perf.gpu_check.decodes import decoding, greedy, random_prompts
 from perf.gpu_check.idle import HostTimes, IdleShares, idle_shares
 from perf.gpu_check.loaded import LoadedEngine, find_engine
 from perf.gpu_check.settings import Settings
+from sarathi.backends.footprint import num_parameters
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.core import EngineCore
-from sarathi.simulator.model_shape import ModelShape
+from sarathi.models.model_config import ModelConfig
 
 _NEEDED = 2.0  # seconds that a measurement takes, about
 
@@ -89,14 +90,16 @@ def measure_speed(context: Context) -> Speed:
 
 
 def memory_bound(
-    shape: ModelShape, ceilings: Ceilings, requests: int, context: int, itemsize: int
+    config: ModelConfig, ceilings: Ceilings, requests: int, context: int, itemsize: int
 ) -> float:
     """Return the seconds that reading weights and KV cache takes at the measured bandwidth.
 
     The embedding is left out: of it, an iteration reads one row a request.
     """
-    weights = itemsize * (shape.layers * shape.layer_parameters + shape.embedding_parameters)
-    return (weights + requests * context * shape.kv_bytes(itemsize)) / ceilings.bandwidth
+    embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    weights = num_parameters(config) - embedding
+    kv = 2 * config.num_layers * config.num_kv_heads * config.head_dim  # elements of one token
+    return itemsize * (weights + requests * context * kv) / ceilings.bandwidth
 
 
 def _decode_speed(

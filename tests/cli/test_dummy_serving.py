@@ -23,9 +23,8 @@ from sarathi.engine.startup.load import load_engine
 from sarathi.errors import ConfigError, ExecutorError
 from sarathi.models.formats.huggingface_config import read_config
 from sarathi.models.locate import RANDOM_WEIGHTS, locate_config
-from sarathi.simulator.model_shape import MODELS
-from sarathi.simulator.published_config import config_folder
-from sarathi.simulator.shape_from_config import shape_from_config
+from sarathi.simulator.published_models import MODELS, config_folder
+from sarathi.simulator.simulated_model import SimulatedModel
 from sarathi.system.cache_folder import cache_folder
 
 START_SECONDS = 120.0
@@ -128,11 +127,13 @@ def test_the_offline_class(tiny: Path, caplog: pytest.LogCaptureFixture) -> None
 def test_a_published_model_has_the_shape_of_the_simulators(name: str) -> None:
     folder = config_folder(MODELS[name])
     assert folder.parent == cache_folder() / "dummy"
-    assert shape_from_config(folder) == MODELS[name]
+    assert SimulatedModel.read(folder) == MODELS[name]
     config = read_config(folder)
-    assert config.num_layers == MODELS[name].layers
-    assert config.vocab_size == MODELS[name].vocab
-    assert config.tie_word_embeddings == MODELS[name].tied
+    simulated = MODELS[name].config
+    for size in ("num_layers", "num_heads", "num_kv_heads", "hidden_size", "intermediate_size"):
+        assert getattr(config, size) == getattr(simulated, size)
+    assert config.vocab_size == simulated.vocab_size
+    assert config.tie_word_embeddings == simulated.tie_word_embeddings
 
 
 def test_a_name_is_enough_for_a_dry_run(

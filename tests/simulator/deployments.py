@@ -9,7 +9,7 @@ from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.engine_overhead import OVERHEADS
 from sarathi.simulator.gpu import GpuCostModel
-from sarathi.simulator.model_shape import MODELS
+from sarathi.simulator.published_models import MODELS
 
 
 def deployment(model: str = "mistral-7b", device: str = "a100", **fields: Any) -> Deployment:

@@ -1,4 +1,4 @@
-"""Measuring this machine: servers that get little done, or do not last."""
+"""Measuring this machine: servers that compute few iterations, or fail."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from sarathi.bench.target import Credentials, Target
 from sarathi.bench.workload.workload import Workload
 from sarathi.errors import BenchmarkError, SimulationError
 from sarathi.simulator.this_cpu import measure_machine as module
-from sarathi.simulator.this_cpu.machine_file import MeasuredMachine
 from sarathi.simulator.this_cpu.measure_machine import measure_machine
+from sarathi.simulator.this_cpu.measured_machine import MeasuredMachine
 
 WORKLOAD = Workload.from_options(prompt_lengths="fixed:100", output_lengths="fixed:10")
 
 
 class Servers:
-    """Write so many iterations in each round, or die."""
+    """Write so many iterations in each round, or fail."""
 
     def __init__(self) -> None:
         self.rounds: dict[str, list[int | str]] = {}  # by policy; a text is an error
         self.sent: list[tuple[str, str]] = []  # policies and salts
-        self.told: list[str] = []
+        self.messages: list[str] = []
         self._log = Path()
         self._policy = ""
 
     @contextmanager
     def answering(
-        self, contender: Target, access: Credentials, printed: Path
+        self, target: Target, access: Credentials, printed: Path
     ) -> Iterator[SimpleNamespace]:
-        assert contender.command is not None
-        found = re.search(r"--policy (\S+) --iteration-log (\S+)", contender.command)
+        assert target.command is not None
+        found = re.search(r"--policy (\S+) --iteration-log (\S+)", target.command)
         assert found is not None
         self._policy, self._log = found[1], Path(found[2])
         if not self.rounds[self._policy]:
@@ -66,9 +66,9 @@ class Servers:
             rate=1,
             seconds=10,
             options="",
-            patience=1,
+            start_timeout=1,
             follow=follow,
-            on_progress=self.told.append,
+            on_progress=self.messages.append,
         )
 
 
@@ -91,7 +91,7 @@ def test_a_machine_that_gets_enough_done_is_measured_once(servers: Servers) -> N
     machine = servers.run()
     assert [policy for policy, _ in servers.sent] == ["sarathi", "vllm"]
     assert machine.error.count == 270
-    assert servers.told == []
+    assert servers.messages == []
     assert machine.max_model_len == 1000
     assert machine.others is None or machine.others >= 0
 
@@ -102,7 +102,7 @@ def test_a_busy_machine_is_sent_more_with_other_texts(servers: Servers) -> None:
     assert [policy for policy, _ in servers.sent] == ["sarathi", "sarathi", "vllm", "vllm"]
     assert len({salt for _, salt in servers.sent}) == 4
     assert machine.error.count == 2 * 94 + 110
-    assert servers.told == [
+    assert servers.messages == [
         "policy sarathi: 94 iterations by now, 100 are wanted: the load is sent again",
         "policy vllm: 60 iterations by now, 100 are wanted: the load is sent again",
     ]
@@ -113,10 +113,12 @@ def test_what_there_is_after_some_rounds_is_kept(servers: Servers) -> None:
     machine = servers.run()
     assert machine.error.count == 4 * 10 + 4 * 12
     assert len(servers.sent) == 8
-    assert servers.told[-1] == ("policy vllm: 48 iterations by now, 100 are wanted: that has to do")
+    assert servers.messages[-1] == (
+        "policy vllm: 48 iterations by now, 100 are wanted: that must be enough"
+    )
 
 
-def test_hardly_anything_is_an_error_that_says_how_much(servers: Servers) -> None:
+def test_too_few_iterations_are_an_error_with_their_number(servers: Servers) -> None:
     servers.rounds = {"sarathi": [5], "vllm": [1]}
     with pytest.raises(SimulationError, match="20 and 4 iterations were measured"):
         servers.run()
@@ -129,7 +131,7 @@ def test_a_second_server_that_fails_does_not_undo_the_first(
     servers.rounds = {"sarathi": [150], "vllm": rounds}
     count = sum(one for one in rounds if isinstance(one, int))
     assert servers.run().error.count == 150 + count
-    assert servers.told[-1].endswith("what has been measured is kept")
+    assert servers.messages[-1].endswith("what has been measured is kept")
 
 
 def test_a_first_server_that_never_answers_is_an_error_at_once(servers: Servers) -> None:

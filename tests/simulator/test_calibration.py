@@ -14,7 +14,7 @@ from sarathi.errors import SimulationError
 from sarathi.simulator.calibration import ErrorRow, constants, error_table
 from sarathi.simulator.calibration import gpu_fit as fit
 from sarathi.simulator.calibration import measurements as data
-from sarathi.simulator.known_error import HELD_OUT, accuracy_in_words, known_error
+from sarathi.simulator.known_error import HELD_OUT, describe_accuracy, known_error
 
 BESIDE = Path(__file__).parents[2].parent / "shared" / "calibration"
 DATA = Path(os.environ.get("SARATHI_CALIBRATION", BESIDE))
@@ -62,7 +62,7 @@ def test_prompts_of_the_papers_engine_end_to_end(table: list[ErrorRow]) -> None:
 
 
 @with_data
-def test_what_is_told_of_the_errors_is_true(table: list[ErrorRow]) -> None:
+def test_the_stated_errors_are_those_of_the_table(table: list[ErrorRow]) -> None:
     found = {
         (row.device, row.term): (row.median, row.p90)
         for row in table
@@ -151,10 +151,10 @@ def test_errors_are_known_by_share_of_the_time() -> None:
     assert shallow.unmeasured == deep.unmeasured == 0
 
 
-def test_what_was_never_measured_is_said_so() -> None:
+def test_what_was_never_measured_is_called_unknown() -> None:
     borrowed = known_error(cost(device="l4"), prompt(512))
     assert borrowed.unmeasured == 1
     assert "unknown" in str(borrowed)
     no_attention = known_error(cost("llama2-70b", "h100", tp=4), decodes(32, 4096))
     assert 0.1 < no_attention.unmeasured < 0.5
-    assert accuracy_in_words(deployment()).startswith("time on the GPU: off by ")
+    assert describe_accuracy(deployment()).startswith("time on the GPU: off by ")

@@ -17,7 +17,7 @@ from sarathi.simulator.interconnect import Link
 MIB = 2**20
 
 
-def test_one_worker_has_nobody_to_tell() -> None:
+def test_one_worker_sends_no_messages() -> None:
     assert all_reduce_seconds(deployment(), 2048) == 0
     assert hop_seconds(deployment(), 2048) == 0
 

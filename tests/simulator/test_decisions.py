@@ -31,18 +31,18 @@ from sarathi.simulator.simulation import simulate
 from sarathi.telemetry.iteration_log import IterationLine, IterationLog
 from sarathi.telemetry.recorder import Recorder
 
-Drawn = tuple[int, list[tuple[int, int, int]], list[int]]
+Decision = tuple[int, list[tuple[int, int, int]], list[int]]
 
 
-def drawn(batch: Batch) -> Drawn:
-    """Decodes, slices and who was preempted."""
+def decision(batch: Batch) -> Decision:
+    """Decodes, slices and preempted requests."""
     slices = [(part.request.id, part.start, part.length) for part in batch.slices]
     return batch.num_decodes, slices, [request.id for request in batch.preempted]
 
 
-def simulated(setup: Setup, plan: Plan) -> list[Drawn]:
-    seen: list[Drawn] = []
-    simulate(setup, plan, watcher=lambda replica, batch, *times: seen.append(drawn(batch)))
+def simulated(setup: Setup, plan: Plan) -> list[Decision]:
+    seen: list[Decision] = []
+    simulate(setup, plan, on_batch=lambda replica, batch, *times: seen.append(decision(batch)))
     return seen
 
 
@@ -55,7 +55,7 @@ def prompt_ids(plan: Plan) -> list[list[int]]:
     ]
 
 
-def really(setup: Setup, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> list[Drawn]:
+def in_the_engine(setup: Setup, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> list[Decision]:
     """What the engine's own loop computes, on a clock that its runner moves."""
     clock = Clock()
     monkeypatch.setattr("sarathi.engine.core.time", clock)
@@ -63,12 +63,12 @@ def really(setup: Setup, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> list[Dr
     runner = Pipeline(setup.cost, clock)
     scheduler = setup.scheduler(prefix_caching=bool(plan.turns.any()))
     schedule = scheduler.schedule
-    seen: list[Drawn] = []
+    seen: list[Decision] = []
 
     def watched(now: float) -> Batch | None:
         runner.batch = schedule(now)
         if runner.batch is not None and runner.batch.slices:
-            seen.append(drawn(runner.batch))
+            seen.append(decision(runner.batch))
         return runner.batch
 
     monkeypatch.setattr(scheduler, "schedule", watched)
@@ -138,7 +138,7 @@ def test_batches_are_those_of_the_engine(
     cost = ToyCost(context=1e-6, overhead_seconds=0.001)
     setup = toy_setup(cost, blocks=blocks, max_model_len=150, **options)
     with monkeypatch.context() as patch:
-        expected = really(setup, plan, patch)
+        expected = in_the_engine(setup, plan, patch)
     assert simulated(setup, plan) == expected
 
 
@@ -167,14 +167,14 @@ def test_a_pipeline_has_the_batches_of_the_engines(
     turns: bool,
     random: Any,
 ) -> None:
-    # Nobody comes at the very moment at which a stage has computed something.
+    # No request arrives at the very moment at which a stage has computed something.
     arrivals = [(at + 1e-5 * math.e, *lengths) for at, *lengths in arrivals]
     names = [random.randrange(4) for _ in arrivals] if turns else ()
     plan = toy_plan(*arrivals, conversations=names)
     cost = ToyCost(context=1e-6, overhead_seconds=0.001, hop_seconds=0.0007, stage_factors=factors)
     setup = toy_setup(cost, blocks=blocks, max_model_len=150, **options)
     with monkeypatch.context() as patch:
-        expected = really(setup, plan, patch)
+        expected = in_the_engine(setup, plan, patch)
     assert simulated(setup, plan) == expected
 
 
@@ -240,7 +240,7 @@ def test_a_recorded_iteration_log_is_repeated(
     # An iteration in which requests are preempted and nothing runs takes no virtual time.
     real = [(begin, line) for begin, line in zip(begins, lines, strict=True) if line.tokens]
     lasting = [after[0] - before[0] for before, after in pairwise(real)]
-    model = setup.rehearsed()
+    model = setup.profile()
     monkeypatch.setattr("sarathi.simulator.setup.profile_latency", lambda *args: model)
     replay = Replay(iter([*lasting, 1.0]))
     found = [

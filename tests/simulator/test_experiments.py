@@ -1,4 +1,4 @@
-"""The experiments with few requests; their searches alone, as all of them would take minutes."""
+"""The experiments with few requests, and with invented capacities: all searches take minutes."""
 
 from __future__ import annotations
 
@@ -9,23 +9,30 @@ import pytest
 from msgspec import structs
 
 from sarathi.errors import SimulationError
-from sarathi.simulator.reproduction import capacity_gains as capacity
 from sarathi.simulator.reproduction import published
-from sarathi.simulator.reproduction.capacity_job import RESOLUTION, CapacityJob, FoundCapacity
-from sarathi.simulator.reproduction.experiment import (
+from sarathi.simulator.reproduction.capacity_experiments import TARGETS
+from sarathi.simulator.reproduction.evaluation import STUDIES, reproduce
+from sarathi.simulator.reproduction.experiment import ExperimentResult
+from sarathi.simulator.reproduction.jobs import (
+    RESOLUTION,
+    CapacityJob,
+    FoundCapacity,
+    Job,
+    RateJob,
+    StallJob,
+)
+from sarathi.simulator.reproduction.published_value import (
     UNKNOWN,
     Comparison,
-    Experiment,
     Published,
     comparison_table,
     gain,
 )
-from sarathi.simulator.reproduction.jobs import Job, RateJob
-from sarathi.simulator.reproduction.settings import (
+from sarathi.simulator.reproduction.testbeds import (
     ARXIV,
     MISTRAL,
-    PLACES,
     SHAREGPT,
+    TESTBEDS,
     YI,
     Options,
     by_target,
@@ -35,8 +42,6 @@ from sarathi.simulator.reproduction.settings import (
     trace_file,
     vllm,
 )
-from sarathi.simulator.reproduction.stalls import StallJob
-from sarathi.simulator.reproduction.study import STUDIES, reproduce
 from sarathi.telemetry import Summary
 
 FEW = Options(requests=12)
@@ -56,18 +61,18 @@ def test_ratios_are_of_ours_to_the_published(
     compared = of(ours, value)
     assert compared.ratio == pytest.approx(ratio)
     assert compared.far is far
-    assert compared.remark == (UNKNOWN if far else "")
+    assert compared.reason == (UNKNOWN if far else "")
 
 
-def test_a_reason_is_told_only_where_values_differ() -> None:
-    assert replace(of(4.0, 2.0), why="because").remark == "because"
-    assert replace(of(2.0, 2.0), why="because").remark == ""
+def test_a_reason_is_given_only_where_values_differ() -> None:
+    assert replace(of(4.0, 2.0), why="because").reason == "because"
+    assert replace(of(2.0, 2.0), why="because").reason == ""
 
 
-def test_what_we_do_not_have_is_no_ratio() -> None:
+def test_a_missing_value_has_no_ratio() -> None:
     compared = of(None, 2.0)
     assert compared.ratio is None
-    assert compared.remark == UNKNOWN
+    assert compared.reason == UNKNOWN
     assert comparison_table("", "", [compared]).rows[0][3].text == "-"
 
 
@@ -77,9 +82,8 @@ def test_gains() -> None:
     assert gain(3.0, None) is None
 
 
-class Imagined(dict[Job, Any]):
-    """Capacities of our own making, one run for all rates, and everything else simulated when it
-    is asked for."""
+class InventedResults(dict[Job, Any]):
+    """Invented capacities, one run for all rates, and everything else simulated when needed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +97,7 @@ class Imagined(dict[Job, Any]):
                 for target in job.targets
             )
         elif isinstance(job, RateJob):
-            alike = job.place, job.system, job.dataset
+            alike = job.testbed, job.system, job.dataset
             found = self.alike.setdefault(alike, None) or job.run()
             self.alike[alike] = found
         else:
@@ -103,51 +107,53 @@ class Imagined(dict[Job, Any]):
 
 
 @pytest.fixture(scope="module")
-def imagined() -> Imagined:
-    return Imagined()
+def invented() -> InventedResults:
+    return InventedResults()
 
 
 @pytest.fixture(scope="module")
-def all_of_them(imagined: Imagined) -> dict[str, Experiment]:
-    return {name: study.present(FEW, imagined) for name, study in STUDIES.items()}
+def all_of_them(invented: InventedResults) -> dict[str, ExperimentResult]:
+    return {name: study.describe(FEW).result(invented) for name, study in STUDIES.items()}
 
 
 def test_every_experiment_has_tables_figures_and_values(
-    all_of_them: dict[str, Experiment],
+    all_of_them: dict[str, ExperimentResult],
 ) -> None:
     for name, found in all_of_them.items():
-        assert found.name == name
+        assert found.experiment.name == name
         assert found.tables
-        assert found.charts
+        assert found.experiment.figures
         assert found.values
         assert found.accuracy
 
 
-def test_nothing_is_presented_that_is_not_asked_for(
-    all_of_them: dict[str, Experiment], imagined: Imagined
+def test_results_use_exactly_the_jobs_of_their_experiments(
+    all_of_them: dict[str, ExperimentResult], invented: InventedResults
 ) -> None:
     assert all_of_them
-    assert set(imagined) == {job for study in STUDIES.values() for job in study.jobs(FEW)}
+    assert set(invented) == {job for study in STUDIES.values() for job in study.describe(FEW).jobs}
 
 
-def test_every_published_value_has_a_source(all_of_them: dict[str, Experiment]) -> None:
+def test_every_published_value_has_a_source(all_of_them: dict[str, ExperimentResult]) -> None:
     compared = [one for found in all_of_them.values() for one in found.comparisons]
     assert len(compared) > 50
     for one in compared:
         assert one.published.where
         assert one.published.source.endswith(("printed", "artifact"))
         assert one.published.value > 0
-        assert not one.far or one.remark
+        assert not one.far or one.reason
 
 
-def test_tables_have_as_many_cells_as_columns(all_of_them: dict[str, Experiment]) -> None:
+def test_tables_have_as_many_cells_as_columns(all_of_them: dict[str, ExperimentResult]) -> None:
     for found in all_of_them.values():
-        own = comparison_table(found.title, "", found.comparisons)
+        own = comparison_table(found.experiment.title, "", found.comparisons)
         for table in (*found.tables, own):
             assert all(len(row) == len(table.columns) for row in table.rows), table.title
 
 
-def test_the_headline_is_of_sarathi_and_its_rivals(all_of_them: dict[str, Experiment]) -> None:
+def test_the_headline_is_of_sarathi_and_its_rivals(
+    all_of_them: dict[str, ExperimentResult],
+) -> None:
     mistral, yi, falcon = all_of_them["capacity"].headline
     assert [mistral.published.value, yi.published.value, falcon.published.value] == [2.6, 3.7, 5.6]
     assert mistral.ours == yi.ours == 3.0  # over vLLM
@@ -181,7 +187,7 @@ def test_the_ablation_orders_as_the_papers() -> None:
             assert both < chunks < tbt["hybrid_only", 1024]
 
 
-def test_chunks_cost_more_the_smaller_they_are(all_of_them: dict[str, Experiment]) -> None:
+def test_chunks_cost_more_the_smaller_they_are(all_of_them: dict[str, ExperimentResult]) -> None:
     ratios = {
         (one["prompt"], one["chunk"]): one["ratio"]
         for one in all_of_them["chunking-overhead"].values
@@ -191,7 +197,7 @@ def test_chunks_cost_more_the_smaller_they_are(all_of_them: dict[str, Experiment
 
 
 def test_tensor_parallelism_over_ethernet_decodes_more_slowly(
-    all_of_them: dict[str, Experiment],
+    all_of_them: dict[str, ExperimentResult],
 ) -> None:
     values = [one for one in all_of_them["falcon-parallelism"].values if "tbt_p50" in one]
     by_split = {(one["split"], one["batch"]): one["tbt_p50"] for one in values}
@@ -199,7 +205,7 @@ def test_tensor_parallelism_over_ethernet_decodes_more_slowly(
         assert by_split["TP8", batch] > by_split["TP4-PP2", batch]
 
 
-def test_one_search_judges_a_run_by_several_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_search_evaluates_a_run_by_several_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine whose P99 TBT is a tenth of the rate."""
     job = CapacityJob(MISTRAL, vllm(), SHAREGPT, (0.1, 0.5), 0.7, FEW)
     summary = RateJob(MISTRAL, vllm(), SHAREGPT, 0.5, FEW).run()
@@ -230,8 +236,8 @@ def test_one_search_judges_a_run_by_several_targets(monkeypatch: pytest.MonkeyPa
 
 
 def test_settings_are_the_papers() -> None:
-    by_name = {place.model: place for place in PLACES}
-    targets = [(place.strict, place.relaxed) for place in PLACES]
+    by_name = {testbed.model: testbed for testbed in TESTBEDS}
+    targets = [(testbed.strict, testbed.relaxed) for testbed in TESTBEDS]
     assert targets == [(0.1, 0.5), (0.2, 1.0), (1.0, 5.0), (1.0, 5.0)]
     assert by_name["llama2-70b"].relaxed_budget == 1536
     assert by_name["falcon-180b"].deployment(8192).num_nodes == 2
@@ -245,7 +251,9 @@ def test_settings_are_the_papers() -> None:
 
 
 def test_what_several_experiments_need_is_simulated_once() -> None:
-    shared = set(STUDIES["capacity"].jobs(FEW)) & set(STUDIES["falcon-parallelism"].jobs(FEW))
+    shared = set(STUDIES["capacity"].describe(FEW).jobs) & set(
+        STUDIES["falcon-parallelism"].describe(FEW).jobs
+    )
     assert len(shared) == 3  # vLLM, and Sarathi with both budgets
 
 
@@ -266,7 +274,7 @@ def test_an_unknown_experiment_is_refused() -> None:
 def test_the_tables_of_published_values_are_whole() -> None:
     assert len(published.ABLATION) == 6
     assert len(published.CHUNKED) == 12
-    assert set(published.HEADLINE) < {place.model for place in PLACES}
-    known = {(place.model, dataset.name) for place in PLACES for dataset in (SHAREGPT, ARXIV)}
+    assert set(published.HEADLINE) < {testbed.model for testbed in TESTBEDS}
+    known = {(testbed.model, dataset.name) for testbed in TESTBEDS for dataset in (SHAREGPT, ARXIV)}
     assert {key[:2] for key in published.GAINS} <= known
-    assert set(capacity.TARGETS) == {"strict", "relaxed"}
+    assert set(TARGETS) == {"strict", "relaxed"}

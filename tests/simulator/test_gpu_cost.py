@@ -12,7 +12,7 @@ from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.engine_overhead import OVERHEADS, EngineOverhead
 from sarathi.simulator.gpu import GpuCostModel
-from sarathi.simulator.model_shape import MODELS
+from sarathi.simulator.published_models import MODELS
 
 MISTRAL = cost()
 EMPTY = BatchShape(0, 0, (), 0, 0)
@@ -45,10 +45,10 @@ def test_stages_are_the_sums_of_their_terms(
     name: str, device: str, tp: int, pp: int, shape: BatchShape
 ) -> None:
     model = cost(name, device, tp=tp, pp=pp)
-    terms = model.components(shape)
-    assert [stage.compute for stage in terms] == pytest.approx(model.stages(shape))
-    assert len(terms) == model.num_stages == pp
-    assert [stage.send_recv for stage in terms] == [model.hop(shape)] * (pp - 1) + [0]
+    stages = model.components(shape)
+    assert [stage.compute for stage in stages] == pytest.approx(model.stages(shape))
+    assert len(stages) == model.num_stages == pp
+    assert [stage.send_recv for stage in stages] == [model.hop(shape)] * (pp - 1) + [0]
 
 
 @given(shapes(), st.integers(1, 500))
@@ -100,7 +100,7 @@ def test_embedding_first_and_head_last() -> None:
     assert first.send_recv > 0 == last.send_recv
 
 
-def test_only_rows_that_give_a_token_need_the_head() -> None:
+def test_only_rows_that_sample_a_token_need_the_head() -> None:
     model = cost("llama3-8b")
     assert model.components(prompt(512))[0].head == 0
     ended = prompt(512, samples=1)
@@ -116,9 +116,16 @@ def test_layers_that_remain_go_to_the_first_stages() -> None:
     assert first.linear == pytest.approx(second.linear * 10 / 9)
 
 
-def test_a_window_bounds_what_is_attended_to() -> None:
-    shape = replace(MODELS["mistral-7b"], window=4096, windowed_layers=32)
-    windowed = GpuCostModel(Deployment(model=shape, device=DEVICES["a100"]), OVERHEADS["none"])
+def with_window(window: int, layers: int) -> GpuCostModel:
+    """Mistral with a sliding window in some of its layers."""
+    model = MODELS["mistral-7b"]
+    windows = (window,) * layers + (0,) * (32 - layers)
+    model = replace(model, config=replace(model.config, sliding_windows=windows))
+    return GpuCostModel(Deployment(model=model, device=DEVICES["a100"]), OVERHEADS["none"])
+
+
+def test_a_window_bounds_the_keys_of_attention() -> None:
+    windowed = with_window(4096, 32)
     for near in (prompt(512, 1024), decodes(8, 4000)):
         assert windowed.stages(near) == pytest.approx(MISTRAL.stages(near))
     deep = windowed.components(prompt(512, 30000))[0].attention_prefill
@@ -127,11 +134,7 @@ def test_a_window_bounds_what_is_attended_to() -> None:
 
 
 def test_a_window_in_half_of_the_layers_saves_half() -> None:
-    shape = replace(MODELS["mistral-7b"], window=1000, windowed_layers=16)
-    device = DEVICES["a100"]
-    half = GpuCostModel(Deployment(model=shape, device=device), OVERHEADS["none"])
-    every = replace(shape, windowed_layers=32)
-    whole = GpuCostModel(Deployment(model=every, device=device), OVERHEADS["none"])
+    half, whole = with_window(1000, 16), with_window(1000, 32)
     for deep in (prompt(2048, 8000), prompt(6000), decodes(16, 5000)):
         saved = total(MISTRAL, deep) - total(half, deep)
         assert saved > 0
@@ -155,7 +158,7 @@ def test_the_published_engine_is_slower_over_ray() -> None:
 
 
 def test_published_figures_of_whole_models() -> None:
-    """Decodes of CodeLlama-34B on two A100 in Vidur's profiles, whose contexts are not told; and
+    """Decodes of CodeLlama-34B on two A100 in Vidur's profiles, whose contexts are not stated; and
     the linear layers of Yi-34B in the paper's artifact."""
     model = cost("codellama-34b", tp=2)
     for number, measured in ((8, 29.4e-3), (64, 34.5e-3), (128, 41.6e-3)):

@@ -46,22 +46,22 @@ def test_workers_beyond_the_key_value_heads_hold_copies() -> None:
 def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
     with pytest.raises(SimulationError) as refused:
         kv_blocks(deployment("llama2-70b", "a40"), 512)
-    told = str(refused.value)
-    assert "llama2-70b TP1 on A40-48G does not fit" in told
-    assert "44.40 GiB x 0.9 = 39.96 GiB - weights 128.48" in told
+    message = str(refused.value)
+    assert "llama2-70b TP1 on A40-48G does not fit" in message
+    assert "44.40 GiB x 0.9 = 39.96 GiB - weights 128.48" in message
 
 
 def test_a_request_that_the_cache_cannot_hold_is_refused() -> None:
     with pytest.raises(SimulationError, match="max_model_len") as refused:
         kv_blocks(deployment("mistral-7b", "l4", max_model_len=65536), 512)
-    told = str(refused.value)
-    assert "takes 4096" in told
-    most = int(told.split("at most ")[1].split()[0])
+    message = str(refused.value)
+    assert "takes 4096" in message
+    most = int(message.split("at most ")[1].split()[0])
     fits = deployment("mistral-7b", "l4", max_model_len=most)
     assert kv_blocks(fits, 512).blocks * 16 == most
 
 
-def test_two_stages_are_told_apart() -> None:
+def test_two_stages_are_listed_separately() -> None:
     plan = kv_blocks(deployment("llama2-70b", "a40", tp=4, pp=2), 512)
     first, last = plan.text.splitlines()
     assert first.startswith("stage 0: ")

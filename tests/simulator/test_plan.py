@@ -15,13 +15,16 @@ from toy import ToyCost, toy_setup
 from sarathi.bench.workload.workload import Workload
 from sarathi.errors import SimulationError
 from sarathi.simulator.plan import planner
-from sarathi.simulator.plan.attempt import attempt
 from sarathi.simulator.plan.candidates import Candidate, DeviceLayout, Rejected, candidates, layouts
-from sarathi.simulator.plan.confirm import ConfirmJob, confirm
-from sarathi.simulator.plan.evaluate import EvaluationJob, PlanChoice, evaluate
-from sarathi.simulator.plan.pareto_front import dominates, on_front
-from sarathi.simulator.plan.plan_targets import PlanTargets, PlanTerms
-from sarathi.simulator.plan.planner import PlanResult, make_plan
+from sarathi.simulator.plan.planner import PlanResult, dominates, make_plan, on_front
+from sarathi.simulator.plan.replica_sizing import (
+    ConfirmJob,
+    EvaluationJob,
+    PlanChoice,
+    confirm,
+    evaluate,
+)
+from sarathi.simulator.plan.target_run import PlanSettings, PlanTargets, run_with_early_stopping
 from sarathi.simulator.simulated_run import SimulatedLoad, simulated_run
 from sarathi.telemetry import RequestRecord, Summary, summarise
 
@@ -30,13 +33,15 @@ from sarathi.telemetry import RequestRecord, Summary, summarise
 SPEED_ONE = 32 / 0.042 / 29
 
 
-def terms(rate: float, tbt: float = 0.1, ttft: float | None = None, seed: int = 0) -> PlanTerms:
+def plan_options(
+    rate: float, tbt: float = 0.1, ttft: float | None = None, seed: int = 0
+) -> PlanSettings:
     workload = Workload.from_options(
         prompt_lengths="fixed:20", output_lengths="fixed:10", arrivals="constant"
     )
     load = SimulatedLoad(workload, num_requests=60, warm_up=4, seed=seed)
     # With so short a delay, a queue that grows shows within few seconds.
-    return PlanTerms(rate, PlanTargets(tbt, ttft, delay=0.1), load, point_duration=3.0)
+    return PlanSettings(rate, PlanTargets(tbt, ttft, delay=0.1), load, point_duration=3.0)
 
 
 def candidate(device: str, speed: float, price: float, devices: int = 1) -> Candidate:
@@ -45,7 +50,7 @@ def candidate(device: str, speed: float, price: float, devices: int = 1) -> Cand
 
 
 def plan(*those: Candidate, rate: float = 40.0, explore: float = 1.5) -> PlanResult:
-    return make_plan(those, terms(rate), explore=explore, workers=1)
+    return make_plan(those, plan_options(rate), explore=explore, workers=1)
 
 
 def cheapest(planned: PlanResult) -> tuple[str, int, float]:
@@ -88,7 +93,7 @@ def test_the_cheapest_is_the_one_worked_out_by_hand(
 
 
 def test_the_capacity_is_that_of_one_replica() -> None:
-    choice = evaluate(EvaluationJob(candidate("slow", 1, 1.0), terms(100.0), None))
+    choice = evaluate(EvaluationJob(candidate("slow", 1, 1.0), plan_options(100.0), None))
     assert isinstance(choice, PlanChoice)
     assert 0.85 * SPEED_ONE < choice.capacity < 1.1 * SPEED_ONE
     assert choice.replicas == math.ceil(100 / choice.capacity)
@@ -100,7 +105,7 @@ def test_the_capacity_is_that_of_one_replica() -> None:
 
 def test_rates_between_those_of_the_search_may_save_replicas() -> None:
     # At 180/s, seven of 25.7/s each. The search ends with rates that are a factor of two apart.
-    coarse = replace(terms(180.0), resolution=1.0)
+    coarse = replace(plan_options(180.0), resolution=1.0)
     choice = evaluate(EvaluationJob(candidate("slow", 1, 1.0), coarse, None))
     assert isinstance(choice, PlanChoice)
     assert choice.replicas <= math.ceil(180 / SPEED_ONE)
@@ -108,16 +113,16 @@ def test_rates_between_those_of_the_search_may_save_replicas() -> None:
 
 
 def test_more_than_the_whole_load_is_not_searched_for() -> None:
-    choice = evaluate(EvaluationJob(candidate("slow", 1, 1.0), terms(2.0), None))
+    choice = evaluate(EvaluationJob(candidate("slow", 1, 1.0), plan_options(2.0), None))
     assert isinstance(choice, PlanChoice)
     assert (choice.replicas, choice.capacity, choice.open_ended) == (1, 2.0, True)
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_what_is_left_out_changes_neither_the_cheapest_nor_the_fronts(seed: int) -> None:
-    draw = Random(seed)
+    rng = Random(seed)
     those = [
-        candidate(f"toy-{i}", draw.uniform(0.5, 4), draw.uniform(0.5, 5), draw.choice((1, 2, 4)))
+        candidate(f"toy-{i}", rng.uniform(0.5, 4), rng.uniform(0.5, 5), rng.choice((1, 2, 4)))
         for i in range(5)
     ]
     everything = plan(*those, explore=math.inf)
@@ -132,20 +137,20 @@ def test_what_is_left_out_changes_neither_the_cheapest_nor_the_fronts(seed: int)
 
 
 def _within(planned: PlanResult, front: str, limit: float) -> list[tuple[DeviceLayout, int]]:
-    members: list[PlanChoice] = getattr(planned, front)
-    return [(one.layout, one.replicas) for one in members if one.cost <= limit]
+    chosen: list[PlanChoice] = getattr(planned, front)
+    return [(one.layout, one.replicas) for one in chosen if one.cost <= limit]
 
 
 def test_one_run_rules_out_what_needs_too_many_replicas() -> None:
-    found = evaluate(EvaluationJob(candidate("slow", 1, 1.0), terms(100.0), most_replicas=2))
+    found = evaluate(EvaluationJob(candidate("slow", 1, 1.0), plan_options(100.0), most_replicas=2))
     assert isinstance(found, Rejected)
     assert found.kind == "costs more"
     assert found.reason.startswith("needs more than 2 replicas: at 50/s each, ")
 
 
 def test_what_is_too_slow_alone_is_never_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sarathi.simulator.plan.evaluate.attempt", None)
-    found = evaluate(EvaluationJob(candidate("slow", 1, 1.0), terms(1.0, tbt=0.0109), None))
+    monkeypatch.setattr("sarathi.simulator.plan.replica_sizing.run_with_early_stopping", None)
+    found = evaluate(EvaluationJob(candidate("slow", 1, 1.0), plan_options(1.0, tbt=0.0109), None))
     assert found == Rejected(
         DeviceLayout("slow", 1, 1, 32),
         "misses",
@@ -155,7 +160,7 @@ def test_what_is_too_slow_alone_is_never_simulated(monkeypatch: pytest.MonkeyPat
 
 def test_nothing_may_be_fast_enough() -> None:
     # A prompt of 20 tokens takes 30 ms, whatever the load.
-    missing = terms(1.0, ttft=0.02)
+    missing = plan_options(1.0, ttft=0.02)
     found = make_plan([candidate("slow", 1, 1.0)], missing, workers=1)
     assert found.cheapest is None
     [rejected] = found.rejected
@@ -164,8 +169,10 @@ def test_nothing_may_be_fast_enough() -> None:
 
 
 def test_a_target_of_ttft_takes_more_replicas() -> None:
-    relaxed = evaluate(EvaluationJob(candidate("slow", 1, 1.0), terms(100.0), None))
-    strict = evaluate(EvaluationJob(candidate("slow", 1, 1.0), terms(100.0, ttft=0.05), None))
+    relaxed = evaluate(EvaluationJob(candidate("slow", 1, 1.0), plan_options(100.0), None))
+    strict = evaluate(
+        EvaluationJob(candidate("slow", 1, 1.0), plan_options(100.0, ttft=0.05), None)
+    )
     assert isinstance(relaxed, PlanChoice)
     assert isinstance(strict, PlanChoice)
     assert strict.replicas > relaxed.replicas
@@ -174,7 +181,7 @@ def test_a_target_of_ttft_takes_more_replicas() -> None:
 
 
 def test_too_few_replicas_are_more_once_they_are_simulated_together() -> None:
-    one, load = candidate("slow", 1, 1.0), terms(50.0)
+    one, load = candidate("slow", 1, 1.0), plan_options(50.0)
     choice = evaluate(EvaluationJob(one, load, None))
     assert isinstance(choice, PlanChoice)
     assert choice.replicas == 2
@@ -187,7 +194,7 @@ def test_too_few_replicas_are_more_once_they_are_simulated_together() -> None:
     assert found.run.simulation.deployment["router"] == "least_outstanding"
 
 
-def test_what_was_too_dear_is_tried_once_the_cheapest_turns_out_dearer(
+def test_what_was_too_expensive_is_tried_once_the_cheapest_costs_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def doubled(job: ConfirmJob) -> PlanChoice | Rejected:
@@ -205,9 +212,9 @@ def test_what_was_too_dear_is_tried_once_the_cheapest_turns_out_dearer(
 @pytest.mark.parametrize("ttft", [None, 0.15])
 def test_only_runs_that_miss_are_stopped(share: float, ttft: float | None) -> None:
     setup, rate = toy_setup(), share * SPEED_ONE
-    own = terms(rate, ttft=ttft)
+    own = plan_options(rate, ttft=ttft)
     number = math.ceil(3 * rate) + 100
-    run, verdict = attempt(setup, own, rate, number, "toy", 100)
+    run, verdict = run_with_early_stopping(setup, own, rate, number, "toy", 100)
     whole = simulated_run(setup, replace(own.load, num_requests=number), rate, "toy")
     assert verdict.met == own.targets.evaluate(whole.summary).met
     assert (run is None) == (share >= 1.5)
@@ -259,10 +266,10 @@ points = st.lists(st.tuples(*[st.integers(0, 6).map(float)] * 2), max_size=30)
 
 
 @given(points)
-def test_no_member_of_the_front_is_dominated_and_everybody_else_is(
+def test_no_point_of_the_front_is_dominated_and_all_others_are(
     those: list[tuple[float, float]],
 ) -> None:
-    members = [one for one, member in zip(those, on_front(those), strict=True) if member]
-    for one, member in zip(those, on_front(those), strict=True):
-        assert member != any(dominates(other, one) for other in members)
-    assert bool(members) == bool(those)
+    chosen = [one for one, is_chosen in zip(those, on_front(those), strict=True) if is_chosen]
+    for one, is_chosen in zip(those, on_front(those), strict=True):
+        assert is_chosen != any(dominates(other, one) for other in chosen)
+    assert bool(chosen) == bool(those)

@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_listed_with_its_arithmetic(capsys: Printed) -> Non
 
 
 @pytest.mark.parametrize(
-    ("devices", "told"),
+    ("devices", "message"),
     [
         ("a101:2", "'a101:2' is no device, expected NAME or NAME:DOLLARS_PER_HOUR with one of"),
         ("a100:", "the price in 'a100:' is '', expected dollars an hour above 0"),
@@ -118,13 +118,13 @@ def test_what_does_not_fit_is_listed_with_its_arithmetic(capsys: Printed) -> Non
         ("a100,", "'' is no device"),
     ],
 )
-def test_a_wrong_price_is_told_with_what_is_accepted(
-    devices: str, told: str, capsys: Printed
+def test_a_wrong_price_is_refused_with_what_is_accepted(
+    devices: str, message: str, capsys: Printed
 ) -> None:
     with pytest.raises(SystemExit) as exit_code:
         run(*MISTRAL, "--devices", devices, *LOAD)
     assert exit_code.value.code == 2
-    assert f"argument --devices: {told}" in capsys.readouterr().err
+    assert f"argument --devices: {message}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_wrong_option_is_named(option: str, value: str, capsys: Printed) -> No
     assert f"argument {option}: " in capsys.readouterr().err
 
 
-def test_what_cannot_be_planned_for_is_told_before_anything_is_simulated(
+def test_what_cannot_be_planned_is_refused_before_anything_is_simulated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sarathi.simulator.plan.planner.run_all", None)

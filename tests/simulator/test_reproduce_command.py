@@ -15,7 +15,7 @@ import pytest
 
 from sarathi.cli import main, reproduce
 from sarathi.errors import UsageError
-from sarathi.simulator.reproduction.study import STUDIES
+from sarathi.simulator.reproduction.evaluation import STUDIES
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -99,7 +99,7 @@ def test_the_page_needs_nothing_else(folder: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_the_page_says_why_or_that_it_is_not_known(folder: Path) -> None:
+def test_the_page_has_reasons_or_that_they_are_not_known(folder: Path) -> None:
     page = (folder / "index.html").read_text()
     assert "why they differ" in page
     assert "published where" in page
@@ -143,7 +143,7 @@ def test_json_is_one_object_and_nothing_else(capfd: pytest.CaptureFixture[str]) 
     assert err == ""
 
 
-def test_the_list_tells_all_names(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_has_all_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(STUDIES)
@@ -159,7 +159,7 @@ def test_the_list_tells_all_names(capsys: pytest.CaptureFixture[str]) -> None:
         (["ablation", "--out", "/proc/none/x"], "cannot be made"),
     ],
 )
-def test_bad_input_is_told(words: list[str], message: str) -> None:
+def test_bad_input_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         run(*words)
 

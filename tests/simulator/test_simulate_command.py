@@ -24,14 +24,16 @@ TINY = {
 }
 
 
-def told(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict:
+def output(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict:
     assert main(arguments) == code
     found: dict = json.loads(capsys.readouterr().out)
     return found
 
 
-def test_a_run_is_told_as_the_benchmark_tells_it(capsys: pytest.CaptureFixture[str]) -> None:
-    run = told(capsys, "simulate", *MISTRAL, *LOAD, "--rate", "5", "--num-requests", "50", "--json")
+def test_a_run_has_the_fields_of_the_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
+    run = output(
+        capsys, "simulate", *MISTRAL, *LOAD, "--rate", "5", "--num-requests", "50", "--json"
+    )
     for name in ("ttft", "tbt", "max_gap"):
         assert 0 < run[name]["p50"] <= run[name]["p90"] <= run[name]["p99"]
     assert run["failures"] == {}
@@ -42,8 +44,8 @@ def test_a_run_is_told_as_the_benchmark_tells_it(capsys: pytest.CaptureFixture[s
 def test_the_same_seed_gives_the_same_run(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["simulate", *MISTRAL, "--workload", "sharegpt", "--rate", "2", "--json"]
     command += ["--num-requests", "60", "--tbt-target", "100ms"]
-    one, same = (told(capsys, *command) for _ in range(2))
-    other = told(capsys, *command, "--seed", "1")
+    one, same = (output(capsys, *command) for _ in range(2))
+    other = output(capsys, *command, "--seed", "1")
     assert one["ttft"] == same["ttft"]
     assert one["ttft"] != other["ttft"]
 
@@ -56,7 +58,7 @@ def test_every_option_reaches_the_simulation(capsys: pytest.CaptureFixture[str])
     command += ["--token-budget", "512"]
 
     def figures(*more: str) -> tuple[float, ...]:
-        run = told(capsys, *command, *more)
+        run = output(capsys, *command, *more)
         uses = run["simulation"]["replicas"]
         return (
             run["ttft"]["mean"],
@@ -96,8 +98,8 @@ def test_every_option_reaches_the_simulation(capsys: pytest.CaptureFixture[str])
     assert figures("--replicas", "2", "--router", "least_outstanding") != routed
 
 
-def test_a_capacity_is_told_as_the_search_tells_it(capsys: pytest.CaptureFixture[str]) -> None:
-    found = told(
+def test_a_capacity_has_the_fields_of_the_search(capsys: pytest.CaptureFixture[str]) -> None:
+    found = output(
         capsys,
         "capacity",
         "--simulate",
@@ -121,7 +123,7 @@ def test_chunks_take_more_than_whole_prompts_within_a_target(
     """The paper's claim, on a small search."""
 
     def capacity(*policy: str) -> float:
-        found = told(
+        found = output(
             capsys,
             *["capacity", "--simulate", *MISTRAL, "--workload", "sharegpt", "--json"],
             *["--tbt-target", "100ms", "--requests-per-point", "100", "--point-duration", "1s"],
@@ -136,7 +138,7 @@ def test_chunks_take_more_than_whole_prompts_within_a_target(
 
 def test_a_target_that_nothing_meets_has_no_capacity(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["capacity", "--simulate", *MISTRAL, *LOAD, "--tbt-target", "1ms", "--json"]
-    found = told(capsys, *command, "--requests-per-point", "20", "--point-duration", "1s", code=1)
+    found = output(capsys, *command, "--requests-per-point", "20", "--point-duration", "1s", code=1)
     assert found["capacity"] is None
 
 
@@ -144,7 +146,7 @@ def test_any_configuration_can_be_named(capsys: pytest.CaptureFixture[str], tmp_
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     command = ["simulate", "--device", "l4", *LOAD, "--rate", "5", "--num-requests", "5", "--json"]
     for name in (str(tmp_path), str(tmp_path / "config.json")):
-        assert told(capsys, *command, "--model", name)["requests"] == 5
+        assert output(capsys, *command, "--model", name)["requests"] == 5
 
 
 def test_figures_can_be_saved_for_a_report(
@@ -199,7 +201,7 @@ def test_figures_can_be_saved_for_a_report(
         ),
     ],
 )
-def test_what_cannot_be_simulated_is_said_in_a_line(
+def test_what_cannot_be_simulated_is_refused_in_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:

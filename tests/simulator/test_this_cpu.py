@@ -14,14 +14,7 @@ from sarathi.engine.config import EngineConfig
 from sarathi.errors import SimulationError
 from sarathi.simulator.cost_model import BatchShape
 from sarathi.simulator.simulation import simulate
-from sarathi.simulator.this_cpu.cpu_setup import cpu_setup
 from sarathi.simulator.this_cpu.iteration_fit import fit
-from sarathi.simulator.this_cpu.machine_file import (
-    MeasuredMachine,
-    load_machine,
-    machine_path,
-    save_machine,
-)
 from sarathi.simulator.this_cpu.measured_cost import (
     KNOTS,
     LARGE,
@@ -29,6 +22,13 @@ from sarathi.simulator.this_cpu.measured_cost import (
     MeasuredNoise,
     kind,
     pieces,
+)
+from sarathi.simulator.this_cpu.measured_machine import (
+    MeasuredMachine,
+    cpu_setup,
+    load_machine,
+    machine_path,
+    save_machine,
 )
 from sarathi.telemetry.iteration_log import IterationLine, PromptSlice
 
@@ -45,21 +45,21 @@ CHANGE = 0.004
 
 
 def log(seed: int, count: int = 600, spread: float = 0.0, slow: float = 1.0) -> list[IterationLine]:
-    """Iterations of a machine that costs what the truth says, and `slow` times that if large."""
-    draw = random.Random(seed)
+    """Iterations that take the true cost, and `slow` times that if they are large."""
+    rng = random.Random(seed)
     lines = []
     now, before, decodes = 0.0, 0, 8
     for number in range(1, count + 1):
-        decodes = max(1, decodes + draw.choice([0, 0, 0, 0, -1, 1]))
+        decodes = max(1, decodes + rng.choice([0, 0, 0, 0, -1, 1]))
         prompts = []
-        if draw.random() < 0.4:
-            length = draw.choice([3, 20, 100, 300, 1500])
-            prompts.append(PromptSlice(9999, draw.choice([0, 500]), length))
-        context = sum(draw.randrange(50, 1500) for _ in range(decodes))
+        if rng.random() < 0.4:
+            length = rng.choice([3, 20, 100, 300, 1500])
+            prompts.append(PromptSlice(9999, rng.choice([0, 500]), length))
+        context = sum(rng.randrange(50, 1500) for _ in range(decodes))
         tokens = decodes + sum(part.length for part in prompts)
         chunks = tuple((part.start, part.length) for part in prompts)
         shape = BatchShape(decodes, context, chunks, decodes, tokens)
-        factor = draw.lognormvariate(0, spread) * (slow if tokens > LARGE else 1.0)
+        factor = rng.lognormvariate(0, spread) * (slow if tokens > LARGE else 1.0)
         model = factor * (TRUTH.stages(shape)[0] + (CHANGE if tokens != before else 0.0))
         engine = factor * TRUTH.overhead(shape)
         lines.append(
@@ -163,7 +163,7 @@ def machine(noise: MeasuredNoise | None = None) -> MeasuredMachine:
 
 
 def test_noise_makes_iterations_take_other_times_with_the_same_median() -> None:
-    """The factors and the change of shape are drawn anew by seed, and repeat with it."""
+    """The factors and the change of shape are sampled by seed, and repeat with it."""
     noise, _ = fit([log(3, 1500, spread=0.2)])
     jitter, same, other = noise.jitter(1), noise.jitter(1), noise.jitter(2)
     shape = BatchShape(8, 8000, (), 8, 8)

@@ -42,7 +42,7 @@ class ToyCost:
 
 
 def toy_setup(cost: Any = None, *, blocks: int = 1000, **options: Any) -> Setup:
-    """One replica, with the paper's scheduler unless `options` say otherwise."""
+    """One replica, with the paper's scheduler unless `options` differ."""
     replicas = options.pop("replicas", 1)
     router = options.pop("router", "round_robin")
     max_model_len = options.pop("max_model_len", 1000)

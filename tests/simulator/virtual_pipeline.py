@@ -1,4 +1,4 @@
-"""A pipeline whose stages take what a cost model says, on a clock of its own."""
+"""A pipeline whose stages take the times of a cost model, on a virtual clock."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class Clock:
 
 
 class Pipeline:
-    """A runner that takes, on its clock, what a cost model says; all tokens are 0.
+    """A runner that takes the times of a cost model on its clock; all tokens are 0.
 
     Each stage computes a step as soon as it is there and the one before is done. The engine's own
-    time and the messages between stages are in what the first stage and all of them took.
+    time and the messages between stages are in the times of the first stage and of all stages.
     """
 
     def __init__(self, cost: ToyCost, clock: Clock) -> None:
         self.depth = cost.num_stages
         self.looks_ahead = False
         self.slots = Sampler(VOCABULARY)
-        self.batch: Batch | None = None  # set by whoever watches the scheduler
+        self.batch: Batch | None = None  # set when the scheduler makes one
         self.comes: float | None = None  # when to stop waiting, since a request comes
         self.most = 0  # steps that were under way
         self._cost = cost
@@ -54,14 +54,14 @@ class Pipeline:
         assert self.batch is not None
         assert self.is_free
         shape, stages = BatchShape.of(self.batch), self.depth
-        took = list(self._cost.stages(shape))
+        spent = list(self._cost.stages(shape))
         hop = self._cost.hop(shape) if stages > 1 else 0.0
         at = self._clock.now + self._cost.overhead(shape)
-        for stage, seconds in enumerate(took):
+        for stage, seconds in enumerate(spent):
             self._free[stage] = at = max(at, self._free[stage]) + seconds
             at += hop
-        took[0] = self._cost.overhead(shape) + took[0]
-        times = tuple(StageTime(0.0, busy + hop * (stages - 1) / stages) for busy in took)
+        spent[0] = self._cost.overhead(shape) + spent[0]
+        times = tuple(StageTime(0.0, busy + hop * (stages - 1) / stages) for busy in spent)
         sampled = SamplerOutput(np.zeros(len(step.sample_rows), np.int64), None)
         self._under_way.append((self._free[-1], StepResult(sampled, times)))
         self.most = max(self.most, len(self._under_way))

@@ -15,10 +15,9 @@ from sarathi.cli.keys import ClientKey, client_key
 from sarathi.cli.measurement import Rate, Screen, ServerStart, print_json
 from sarathi.errors import UsageError
 from sarathi.options import NewFile, Option, Seconds, parse_text
-from sarathi.simulator.calibration import calibration_report, constants, error_table
-from sarathi.simulator.this_cpu.cpu_setup import NOTEWORTHY
-from sarathi.simulator.this_cpu.machine_file import new_machine_path, save_machine
+from sarathi.simulator.calibration.error_table import constants, error_table
 from sarathi.simulator.this_cpu.measure_machine import measure_machine
+from sarathi.simulator.this_cpu.measured_machine import NOTEWORTHY, new_machine_path, save_machine
 
 
 class CalibrateOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,8 +69,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("either MODEL or --data FOLDER is needed: what is to be measured?")
     if options.data is not None:
         errors, fitted = error_table(options.data), constants(options.data)
-        as_text = calibration_report.as_json if options.json else calibration_report.as_text
-        print(as_text(errors, fitted))
+        print((as_json if options.json else as_text)(errors, fitted))
         return 0
     return _measure(args, options)
 
@@ -90,7 +88,7 @@ def _measure(args: argparse.Namespace, options: CalibrateOptions) -> int:
             rate=options.rate,
             seconds=options.seconds,
             options=options.serve_options,
-            patience=build(ServerStart, args).start_timeout,
+            start_timeout=build(ServerStart, args).start_timeout,
             follow=screen.follow,
             api_key=client_key(args),
             on_progress=screen.warn,
@@ -103,7 +101,7 @@ def _measure(args: argparse.Namespace, options: CalibrateOptions) -> int:
         return 0
     if machine.others is not None and machine.others > NOTEWORTHY:
         print(
-            f"other processes used {machine.others:.0%} of the processors: measured on a quiet "
+            f"other programs had {machine.others:.0%} of the processors: measured on a quiet "
             "machine, predictions are better"
         )
     print(f"iterations are predicted {machine.error}; kept in {path}")

@@ -31,11 +31,10 @@ from sarathi.errors import UsageError
 from sarathi.options import Count, Option, Seconds, TextForm, parser_of
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.plan.candidates import DERIVED, DeviceLayout, candidates, layouts
-from sarathi.simulator.plan.evaluate import PlanChoice
-from sarathi.simulator.plan.plan_page import write_plan
-from sarathi.simulator.plan.plan_tables import plan_fields, print_plan
-from sarathi.simulator.plan.plan_targets import PlanTargets, PlanTerms
+from sarathi.simulator.plan.plan_report import plan_fields, print_plan, write_plan
 from sarathi.simulator.plan.planner import make_plan
+from sarathi.simulator.plan.replica_sizing import PlanChoice
+from sarathi.simulator.plan.target_run import PlanSettings, PlanTargets
 from sarathi.simulator.setup import Setup
 
 _MOST_DOLLARS = 1e6  # an hour
@@ -175,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
     model = model_shape(options.model).name
     targets = PlanTargets(options.tbt_target, options.ttft_target)
     load = simulated_load(args, options.requests_per_point)
-    terms = PlanTerms(options.rate, targets, load)
+    settings = PlanSettings(options.rate, targets, load)
     wanted = layouts(
         options.devices, options.tp, options.pp, options.token_budgets, options.max_devices
     )
@@ -191,7 +190,7 @@ def run(args: argparse.Namespace) -> int:
         task = bar.add_task("plan", total=len(fit))
         seen: set[DeviceLayout] = set()
 
-        def on_progress(one: object) -> None:
+        def on_candidate(one: object) -> None:
             if isinstance(one, PlanChoice):
                 costs.append(one.cost)
             seen.add(one.layout)  # type: ignore[attr-defined]
@@ -199,14 +198,16 @@ def run(args: argparse.Namespace) -> int:
             bar.update(task, description=best, completed=len(seen))
 
         router = build(SimulationOptions, _hardware(args)).router
-        planned = make_plan(fit, terms, explore=options.explore, router=router, tell=on_progress)
+        planned = make_plan(
+            fit, settings, explore=options.explore, router=router, on_candidate=on_candidate
+        )
     planned.rejected.extend(unfit)
     if output.json:
-        print_json({"model": model, **plan_fields(planned, terms)})
+        print_json({"model": model, **plan_fields(planned, settings)})
     else:
-        print_plan(planned, terms)
+        print_plan(planned, settings)
     if output.report is not None:
-        files = write_plan(Path(output.report), planned, terms, model)
+        files = write_plan(Path(output.report), planned, settings, model)
         Screen(quiet=output.json).log(f"the report is {files[0]}")
     return 0 if planned.choices else 1
 

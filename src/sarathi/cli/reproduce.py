@@ -15,9 +15,9 @@ from sarathi.cli.measurement import Screen, print_json
 from sarathi.cli.simulation import progress_bar
 from sarathi.errors import UsageError
 from sarathi.options import MAX_NUMBER, CountOrZero, Option, parse_text
+from sarathi.simulator.reproduction.evaluation import STUDIES, reproduce
 from sarathi.simulator.reproduction.reproduction_report import fields, write
-from sarathi.simulator.reproduction.settings import SHAREGPT_FILE, Options
-from sarathi.simulator.reproduction.study import STUDIES, reproduce
+from sarathi.simulator.reproduction.testbeds import Options
 
 _TRACES = Path("..") / "shared" / "traces"  # the default, where it exists
 _FEWEST = 8  # requests of which figures can be made
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             if bar.disable:
                 screen.log(f"{number} of {total}: {title}")
 
-        found = reproduce(names, settings, done=on_progress)
+        found = reproduce(names, settings, on_progress=on_progress)
     duration = time.monotonic() - started
     if folder is not None:
         screen.log(f"drawing, after {duration:.0f} s")
@@ -138,6 +138,8 @@ def _traces(given: str | None) -> str | None:
     """
     if given is None:
         return str(_TRACES.resolve()) if _TRACES.is_dir() else None
+    from sarathi.simulator.reproduction.testbeds import SHAREGPT_FILE
+
     if not (Path(given) / SHAREGPT_FILE).is_file():
         raise UsageError(f"--traces {given} has no file {SHAREGPT_FILE}")
     return str(Path(given).resolve())

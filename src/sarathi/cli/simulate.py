@@ -89,8 +89,8 @@ def run(args: argparse.Namespace) -> int:
             options.rate,
             name,
             targets=None if targets == Targets() else targets,
-            record=keep if output.report is not None else None,
-            tell=lambda ended, now: bar.update(task, completed=ended),
+            on_iteration=keep if output.report is not None else None,
+            on_progress=lambda ended, now: bar.update(task, completed=ended),
         )
     if output.json:
         print_json(run_fields(result))

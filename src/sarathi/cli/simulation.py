@@ -26,14 +26,13 @@ from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.engine_overhead import OVERHEADS
 from sarathi.simulator.gpu_setup import gpu_setup
-from sarathi.simulator.model_shape import MODELS, ModelShape
+from sarathi.simulator.published_models import MODELS
 from sarathi.simulator.routing import ROUTERS
 from sarathi.simulator.setup import Setup
-from sarathi.simulator.shape_from_config import shape_from_config
-from sarathi.simulator.simulated_capacity import SearchTerms, find_capacity
+from sarathi.simulator.simulated_capacity import SimulatedSearch, find_capacity
+from sarathi.simulator.simulated_model import SimulatedModel
 from sarathi.simulator.simulated_run import SimulatedLoad
-from sarathi.simulator.this_cpu.cpu_setup import cpu_setup
-from sarathi.simulator.this_cpu.machine_file import load_machine, machine_path
+from sarathi.simulator.this_cpu.measured_machine import cpu_setup, load_machine, machine_path
 
 THIS_CPU = "this-cpu"
 _UNKNOWN_LENGTH = 8192  # tokens, of models that do not state theirs
@@ -179,7 +178,7 @@ def _this_cpu(
     return cpu_setup(machine, config, max_model_len=max_model_len, price=options.price)
 
 
-def model_shape(name: str) -> ModelShape:
+def model_shape(name: str) -> SimulatedModel:
     """Return the shape of a built-in model or of a configuration.
 
     Raises:
@@ -194,13 +193,13 @@ def model_shape(name: str) -> ModelShape:
         raise SimulationError(
             f"model is {name}, expected one of {', '.join(MODELS)}, or the path of a config.json"
         )
-    return shape_from_config(path)
+    return SimulatedModel.read(path)
 
 
-def _longest(workload: str | None, model: ModelShape) -> int:
+def _longest(workload: str | None, model: SimulatedModel) -> int:
     if workload in PRESETS:
         return PRESETS[workload].max_total
-    return model.max_position or _UNKNOWN_LENGTH
+    return model.config.max_position or _UNKNOWN_LENGTH
 
 
 def simulated_load(args: argparse.Namespace, num_requests: int) -> SimulatedLoad:
@@ -245,7 +244,7 @@ def simulated_capacity(
         BenchmarkError: an option of the load is missing, contradictory or out of range.
     """
     options = build(SearchOptions, args)
-    terms = SearchTerms(
+    search = SimulatedSearch(
         CapacityTargets(tbt_target, options.delay_target, options.tail_delay_target),
         options.resolution,
         options.start_rate,
@@ -257,7 +256,7 @@ def simulated_capacity(
     with progress_bar(quiet) as bar:
         task = bar.add_task(label)
 
-        def progress(rate: float, ended: int, total: int) -> None:
+        def on_requests(rate: float, ended: int, total: int) -> None:
             bar.update(task, description=f"{label} at {rate:g}/s", completed=ended, total=total)
 
         def on_point(run: Run, verdict: Verdict) -> None:
@@ -265,5 +264,4 @@ def simulated_capacity(
             certainty = "" if verdict.certain else " (not for certain)"
             screen.log(f"{label}: {run.rate:g}/s {outcome}{certainty}: {verdict.reason}")
 
-        found = find_capacity(setup, load, terms, label, tell=on_point, progress=progress)
-    return CapacityWithRuns(found.capacity, found.runs)
+        return find_capacity(setup, load, search, label, on_point=on_point, on_requests=on_requests)

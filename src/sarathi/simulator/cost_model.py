@@ -1,4 +1,4 @@
-"""What the simulator asks of whoever knows how long things take."""
+"""The interface of cost models: how long the parts of an iteration take."""
 
 from __future__ import annotations
 
@@ -9,19 +9,38 @@ from sarathi.scheduler import Batch
 
 
 class BatchShape(NamedTuple):
-    """All that the time of an iteration depends on."""
+    """Everything that the time of an iteration depends on."""
 
     num_decodes: int
-    context: int  # tokens of the decodes in the KV cache, of all together
+    context: int  # tokens of the decodes in the KV cache, summed over the decodes
     chunks: tuple[tuple[int, int], ...]  # of prompts: start and length
-    samples: int  # rows that give a token
+    samples: int  # rows that sample a token
     tokens: int  # decodes and chunks
 
     @classmethod
     def of(cls, batch: Batch) -> BatchShape:
+        """Return the shape of a scheduled batch."""
         work = batch.work
         chunks = tuple((part.start, part.length) for part in batch.slices[batch.num_decodes :])
         return cls(batch.num_decodes, work.context, chunks, work.samples, work.tokens)
+
+    @classmethod
+    def make(
+        cls,
+        num_decodes: int = 0,
+        mean_context: int = 0,
+        chunks: tuple[tuple[int, int], ...] = (),
+        samples: int | None = None,
+    ) -> BatchShape:
+        """Return the shape of decodes beside chunks.
+
+        Args:
+            mean_context: tokens of each decode in the KV cache.
+            samples: None: each decode and each chunk samples a token.
+        """
+        tokens = num_decodes + sum(length for _, length in chunks)
+        rows = num_decodes + len(chunks) if samples is None else samples
+        return cls(num_decodes, num_decodes * mean_context, chunks, rows, tokens)
 
 
 class CostModel(Protocol):
@@ -32,13 +51,13 @@ class CostModel(Protocol):
         """Pipeline stages."""
 
     def stages(self, shape: BatchShape) -> Sequence[float]:
-        """How long each pipeline stage computes, all-reduces within it included."""
+        """Return how long each pipeline stage computes, all-reduces within it included."""
 
     def hop(self, shape: BatchShape) -> float:
-        """From one stage to the next; nothing where there is one stage."""
+        """Return the time from one stage to the next; 0 where there is one stage."""
 
     def overhead(self, shape: BatchShape) -> float:
-        """In which the engine prepares and finishes an iteration and no stage computes for it."""
+        """Return the time of the engine before and after the model, when no stage computes."""
 
 
 Jitter = Callable[[BatchShape], float]  # a factor for the time of an iteration
@@ -48,4 +67,22 @@ class Noise(Protocol):
     """How iterations of the same shape differ in time."""
 
     def jitter(self, seed: int) -> Jitter:
-        """The same seed gives the same factors one after the other."""
+        """Return a source of factors; the same seed gives the same sequence."""
+
+
+def iteration_seconds(cost: CostModel, shape: BatchShape) -> float:
+    """Return the time of an iteration through all stages of an idle pipeline."""
+    hops = (cost.num_stages - 1) * cost.hop(shape)
+    return cost.overhead(shape) + sum(cost.stages(shape)) + hops
+
+
+def stage_seconds(overhead: float, stages: Sequence[float], hop: float) -> float:
+    """Return what a batch adds to the time between two tokens for each stage that it passes.
+
+    The slowest stage keeps the others waiting; the engine's own time comes before the first, and
+    the messages between stages are divided among them.
+    """
+    first, *others = stages
+    if not others:
+        return overhead + first
+    return max(overhead + first, *others) + hop * len(others) / len(stages)

@@ -5,20 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sarathi.errors import SimulationError
+from sarathi.models.model_config import ModelConfig
 from sarathi.simulator.devices import Device
-from sarathi.simulator.model_shape import ModelShape
+from sarathi.simulator.simulated_model import SimulatedModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
     """One replica.
 
-    Layers are dealt out evenly. Those that remain go one each to the first stages, since the last
+    Layers are distributed evenly. Those that remain go one each to the first stages, since the last
     also computes the head. Groups of tensor parallelism stay inside a node where they fit into one,
     and stages follow one another from node to node.
     """
 
-    model: ModelShape
+    model: SimulatedModel
     device: Device
     tp: int = 1  # workers that share each layer
     pp: int = 1  # stages, each with a part of the layers
@@ -29,16 +30,21 @@ class Deployment:
     nodes: int | None = None  # None is as few as possible
 
     def __post_init__(self) -> None:
-        model, node = self.model, self.device.node
-        _within("tp", self.tp, 1, model.heads, f"the heads of {model.name}")
-        for what, number in (("heads", model.heads), ("intermediate size", model.intermediate)):
+        name, model, node = self.model.name, self.config, self.device.node
+        _within("tp", self.tp, 1, model.num_heads, f"the heads of {name}")
+        for what, number in (
+            ("heads", model.num_heads),
+            ("intermediate size", model.intermediate_size),
+        ):
             if number % self.tp:
-                raise _wrong("tp", self.tp, f"a divisor of the {number} {what} of {model.name}")
-        if model.kv_heads % self.tp and self.tp % model.kv_heads:
+                raise _wrong("tp", self.tp, f"a divisor of the {number} {what} of {name}")
+        if model.num_kv_heads % self.tp and self.tp % model.num_kv_heads:
             raise _wrong(
-                "tp", self.tp, f"a divisor or a multiple of {model.kv_heads}, the key-value heads"
+                "tp",
+                self.tp,
+                f"a divisor or a multiple of {model.num_kv_heads}, the key-value heads",
             )
-        _within("pp", self.pp, 1, model.layers, f"the layers of {model.name}")
+        _within("pp", self.pp, 1, model.num_layers, f"the layers of {name}")
         _within("max_model_len", self.max_model_len, 1, None, "")
         if not 0 < self.memory_utilization <= 1:
             raise _wrong("memory_utilization", self.memory_utilization, "above 0, at most 1")
@@ -49,6 +55,11 @@ class Deployment:
             raise _wrong("tp", self.tp, f"at most {node.gpus} (the GPUs of a node) or a multiple")
         if self.nodes is not None:
             _within("nodes", self.nodes, self._least_nodes, self._most_nodes, "whole groups each")
+
+    @property
+    def config(self) -> ModelConfig:
+        """The configuration of the model."""
+        return self.model.config
 
     @property
     def workers(self) -> int:
@@ -65,7 +76,7 @@ class Deployment:
 
     @property
     def stage_layers(self) -> tuple[int, ...]:
-        each, more = divmod(self.model.layers, self.pp)
+        each, more = divmod(self.config.num_layers, self.pp)
         return tuple(each + (stage < more) for stage in range(self.pp))
 
     @property
@@ -81,17 +92,17 @@ class Deployment:
     @property
     def heads(self) -> int:
         """Query heads of one worker."""
-        return self.model.heads // self.tp
+        return self.config.num_heads // self.tp
 
     @property
     def kv_heads(self) -> int:
         """Key-value heads of one worker; several workers hold the same where there are too few."""
-        return max(1, self.model.kv_heads // self.tp)
+        return max(1, self.config.num_kv_heads // self.tp)
 
     @property
     def vocab(self) -> int:
         """Rows of the embedding and of the head on one worker."""
-        return -(-self.model.vocab // self.tp)
+        return -(-self.config.vocab_size // self.tp)
 
     @property
     def _least_nodes(self) -> int:

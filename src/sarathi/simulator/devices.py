@@ -1,12 +1,12 @@
-"""GPUs as data: published peak figures, and what part of them work really achieves.
+"""GPUs as data: published peak figures, and the fractions of them that kernels achieve.
 
 Peaks are the makers' data sheets: dense bfloat16 matrix products with float32 sums, and memory
 bandwidth. Memory is what a program sees, a little less than what is sold. Prices are those of
 Vidur's configuration explorer, in dollars an hour for one GPU, and None where it has none.
 
 The fractions of A100, A40 and H100 are fitted to Vidur's profiles by `sarathi calibrate`. Attention
-was profiled on the A100 alone; whatever was not measured on a device is borrowed, as its source
-says, and its error is unknown.
+was profiled on the A100 alone; what was not measured on a device is borrowed, as its source says,
+and its error is unknown.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Achieved:
     gemm_bandwidth: float  # of bandwidth, reading weights
     gemm_launch: float
     prefill_compute: float  # of peak_flops, prompt attention to tokens in the cache
-    prefill_new: float  # how many times as much it takes to attend to the chunk's own tokens
+    prefill_new: float  # how many times as much attention to the chunk's own tokens takes
     prefill_keys: float  # cached tokens that the beginning and end of a block of rows amount to
     prefill_launch: float
     decode_bandwidth: float  # of bandwidth, reading the KV cache
@@ -99,17 +99,16 @@ def _like(achieved: Achieved, name: str) -> Achieved:
     return replace(achieved, source=f"borrowed from the {name}")
 
 
-A100 = Device(
-    "a100",
-    "A100-80G SXM",
-    312 * TERA,
-    2.039 * TERA,
-    int(79.15 * GIB),
-    108,
-    _A100,
-    A100_DGX,
-    2.21,
-)
+def _gpu(
+    name: str, title: str, teraflops: float, terabytes: float, gib: float, processors: int,
+    achieved: Achieved, node: NodeLinks, price: float | None = None,
+) -> Device:  # fmt: skip
+    peak, bandwidth, memory = teraflops * TERA, terabytes * TERA, int(gib * GIB)
+    return Device(name, title, peak, bandwidth, memory, processors, achieved, node, price)
+
+
+A100 = _gpu("a100", "A100-80G SXM", 312, 2.039, 79.15, 108, _A100, A100_DGX, 2.21)
+_AS_A40, _AS_H100 = _like(_A40, "A40"), _like(_H100, "H100")
 
 DEVICES = {
     device.name: device
@@ -124,87 +123,13 @@ DEVICES = {
             bandwidth=1.935 * TERA,
             node=A100_PAIRWISE,
         ),
-        Device(
-            "a40",
-            "A40-48G",
-            149.7 * TERA,
-            0.696 * TERA,
-            int(44.4 * GIB),
-            84,
-            _A40,
-            A40_NODE,
-            1.28,
-        ),
-        Device(
-            "h100",
-            "H100-80G SXM",
-            989.4 * TERA,
-            3.35 * TERA,
-            int(79.1 * GIB),
-            132,
-            _H100,
-            H100_DGX,
-            4.25,
-        ),
-        Device(
-            "h200",
-            "H200-141G SXM",
-            989.4 * TERA,
-            4.8 * TERA,
-            int(139.8 * GIB),
-            132,
-            _like(_H100, "H100"),
-            H100_DGX,
-        ),
-        Device(
-            "l4",
-            "L4-24G",
-            121 * TERA,
-            0.3 * TERA,
-            int(22.0 * GIB),
-            58,
-            _like(_A40, "A40"),
-            PCIE_NODE,
-        ),
-        Device(
-            "l40s",
-            "L40S-48G",
-            362 * TERA,
-            0.864 * TERA,
-            int(44.4 * GIB),
-            142,
-            _like(_A40, "A40"),
-            PCIE_NODE,
-        ),
-        Device(
-            "rtx4090",
-            "GeForce RTX 4090",
-            165.2 * TERA,
-            1.008 * TERA,
-            int(23.5 * GIB),
-            128,
-            _like(_A40, "A40"),
-            PCIE_NODE,
-        ),
-        Device(
-            "b200",
-            "B200-180G SXM",
-            2250 * TERA,
-            8 * TERA,
-            int(178 * GIB),
-            148,
-            _like(_H100, "H100"),
-            B200_NODE,
-        ),
-        Device(
-            "mi300x",
-            "Instinct MI300X",
-            1307.4 * TERA,
-            5.3 * TERA,
-            int(191.9 * GIB),
-            304,
-            _like(_H100, "H100"),
-            MI300X_NODE,
-        ),
+        _gpu("a40", "A40-48G", 149.7, 0.696, 44.4, 84, _A40, A40_NODE, 1.28),
+        _gpu("h100", "H100-80G SXM", 989.4, 3.35, 79.1, 132, _H100, H100_DGX, 4.25),
+        _gpu("h200", "H200-141G SXM", 989.4, 4.8, 139.8, 132, _AS_H100, H100_DGX),
+        _gpu("l4", "L4-24G", 121, 0.3, 22.0, 58, _AS_A40, PCIE_NODE),
+        _gpu("l40s", "L40S-48G", 362, 0.864, 44.4, 142, _AS_A40, PCIE_NODE),
+        _gpu("rtx4090", "GeForce RTX 4090", 165.2, 1.008, 23.5, 128, _AS_A40, PCIE_NODE),
+        _gpu("b200", "B200-180G SXM", 2250, 8, 178, 148, _AS_H100, B200_NODE),
+        _gpu("mi300x", "Instinct MI300X", 1307.4, 5.3, 191.9, 304, _AS_H100, MI300X_NODE),
     )
 }

@@ -1,4 +1,4 @@
-"""What an engine adds to the time of the GPU in every iteration."""
+"""The time that an engine adds to that of the GPU in every iteration."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class EngineOverhead:
     source: str = ""
 
     def seconds(self, sequences: int, prompt_tokens: int, workers: int) -> float:
+        """Return the overhead of one iteration."""
         fixed = self.iteration + (self.distributed if workers > 1 else 0.0)
         return fixed + self.sequence * sequences + self.prompt_token * prompt_tokens
 
@@ -31,7 +32,7 @@ OVERHEADS = {
             sequence=10e-6,
             source="this project's loop, all but the model, greedy: 0.98 ms with 32 running "
             "requests, 1.95 ms with 128 (docs/perf.md, on two cores of a server processor); "
-            "nothing is known of its share in several workers",
+            "its share with several workers is unknown",
         ),
         EngineOverhead(
             "paper",

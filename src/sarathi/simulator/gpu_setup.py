@@ -1,15 +1,14 @@
-"""Replicas on GPUs that need not be there."""
+"""Replicas on GPUs."""
 
 from __future__ import annotations
 
 from sarathi.engine.config import EngineConfig
 from sarathi.simulator.deployment import Deployment
-from sarathi.simulator.engine_description import engine_options
 from sarathi.simulator.engine_overhead import OVERHEADS, EngineOverhead
 from sarathi.simulator.gpu.gpu_cost import GpuCostModel
-from sarathi.simulator.known_error import accuracy_in_words
+from sarathi.simulator.known_error import describe_accuracy
 from sarathi.simulator.memory_plan import kv_blocks
-from sarathi.simulator.setup import Setup
+from sarathi.simulator.setup import Setup, engine_options
 
 _BLOCK_SIZE = 16  # tokens
 
@@ -23,9 +22,10 @@ def gpu_setup(
     router: str = "round_robin",
     price: float | None = None,
 ) -> Setup:
-    """
+    """Return a setup of replicas on GPUs.
+
     Args:
-        config: how each engine is run; its `max_model_len` is that of the deployment.
+        config: options of each engine; its `max_model_len` is that of the deployment.
         price: dollars an hour of a device; None: that of the device, if it has one.
 
     Raises:
@@ -56,7 +56,7 @@ def gpu_setup(
         num_replicas=replicas,
         devices_per_replica=deployment.workers,
         router=router,
-        accuracy=accuracy_in_words(deployment),
+        accuracy=describe_accuracy(deployment),
         price=deployment.device.price if price is None else price,
         memory=memory.text,
     )

@@ -26,10 +26,11 @@ class Link:
     beyond: float = inf  # bytes per second of those after
 
     def seconds(self, size: float, streams: int = 1, together: float = inf) -> float:
-        """
+        """Return the time of a message.
+
         Args:
             size: bytes of one message.
-            streams: messages of this size that are under way at once.
+            streams: messages of this size that are in flight at once.
             together: bytes per second of all streams; no limit where they share nothing.
         """
         share = together / streams
@@ -57,7 +58,7 @@ class NodeLinks:
     source: str
 
     def ring(self, workers: int, crosses: bool) -> Link:
-        """The link that an all-reduce among `workers` waits for."""
+        """Return the link that an all-reduce among `workers` waits for."""
         if crosses or workers > self.gpus:
             return self.between
         return next(link for most, link in self.rings if workers <= most)
@@ -128,7 +129,7 @@ PCIE_NODE = NodeLinks(
     A40_NODE.peer,
     _A40_SOCKETS,
     12.5 * GIGA,
-    "borrowed from the A40's node, whose GPUs talk over PCIe 4.0, too",
+    "borrowed from the A40's node, whose GPUs communicate over PCIe 4.0, too",
 )
 B200_NODE = NodeLinks(
     "b200-nvswitch",

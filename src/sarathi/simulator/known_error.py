@@ -1,4 +1,4 @@
-"""How wrong the cost model is known to be: to be told beside every figure that comes from it."""
+"""The known error of the cost model, which is printed beside every figure that comes from it."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ class KnownError:
 
     median: float  # of its measured terms, each by its share of the time
     p90: float
-    unmeasured: float  # share of the time that no measurement on the device speaks for
+    unmeasured: float  # share of the time for which there is no measurement on the device
 
     def __str__(self) -> str:
-        told = f"off by {self.median:.0%} in the median and {self.p90:.0%} at P90"
+        text = f"off by {self.median:.0%} in the median and {self.p90:.0%} at P90"
         if self.unmeasured >= 1:
             return "how far it is off is unknown, as nothing was measured on this device"
         if self.unmeasured >= 0.005:
-            return f"{told}; unknown for {self.unmeasured:.0%} of the time"
-        return told
+            return f"{text}; unknown for {self.unmeasured:.0%} of the time"
+        return text
 
 
 def known_error(cost: GpuCostModel, shape: BatchShape) -> KnownError:
-    """Of one iteration, from the held-out errors of its terms.
+    """Return the error of one iteration, from the held-out errors of its terms.
 
     The errors of terms are added as if they always went the same way, which is the worst case.
     """
@@ -94,11 +94,11 @@ def _held_out(deployment: Deployment, term: str) -> tuple[float, float] | None:
     return HELD_OUT.get((name, study)) or HELD_OUT.get((_MEASURED_AS.get((name, study), ""), study))
 
 
-# An iteration as they are under load: half of what the paper's larger budget allows.
+# A typical iteration under load: half of what the paper's larger budget allows.
 _TYPICAL = BatchShape(32, 32 * 4096, ((2048, 992),), 32, 1024)
 
 
-def accuracy_in_words(deployment: Deployment) -> str:
-    """What to print beside figures of a deployment: the known error of a typical iteration."""
+def describe_accuracy(deployment: Deployment) -> str:
+    """Return what to print beside figures of a deployment: the error of a typical iteration."""
     cost = GpuCostModel(deployment, OVERHEADS["none"])
     return f"time on the GPU: {known_error(cost, _TYPICAL)}"

@@ -1,4 +1,4 @@
-"""How many KV blocks are left when a deployment's weights and activations have their memory."""
+"""The KV blocks for which a deployment has memory beside weights and activations."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class StageMemory:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The blocks of a replica: as many as the stage with the least room has."""
+    """The blocks of a replica: as many as fit into the stage with the least memory for them."""
 
     stages: tuple[StageMemory, ...]
     block_size: int  # tokens
@@ -41,16 +41,14 @@ class MemoryPlan:
 
 
 def kv_blocks(
-    deployment: Deployment,
-    max_batched_tokens: int,
-    block_size: int = 16,
-    max_sequences: int = 128,
+    deployment: Deployment, max_batched_tokens: int, block_size: int = 16, max_sequences: int = 128
 ) -> MemoryPlan:
-    """
+    """Return the KV blocks of a replica.
+
     Args:
         max_batched_tokens: of one iteration, on which the activations depend.
         block_size: tokens of a block.
-        max_sequences: rows that may give a token in one iteration.
+        max_sequences: rows that may sample a token in one iteration.
 
     Raises:
         SimulationError: the weights do not fit, or the cache could not hold one request of
@@ -85,18 +83,18 @@ def kv_blocks(
 def _stage(
     deployment: Deployment, stage: int, tokens: int, block_size: int, samples: int
 ) -> StageMemory:
-    model, tp = deployment.model, deployment.tp
+    model, tp = deployment.config, deployment.tp
     layers = deployment.stage_layers[stage]
     first, last = stage == 0, stage == deployment.pp - 1
-    # Key-value heads are held several times where they are fewer than the workers.
+    # Key-value heads are replicated where they are fewer than the workers.
     projections = (2 * deployment.heads + 2 * deployment.kv_heads) * model.head_dim
-    perceptron = (3 if model.gated else 2) * model.intermediate // tp
-    table = deployment.vocab * model.hidden
-    tables = (first + last) if not model.tied else (first or last)
-    weights = layers * model.hidden * (projections + perceptron) + tables * table
-    # At the widest point of a layer: the residual, its norm, and what the perceptron computes.
-    width = 2 * model.hidden + (3 if model.gated else 2) * model.intermediate // tp
-    logits = samples * model.vocab * LOGIT * 2 if last else 0
+    mlp = (3 if model.gated_mlp else 2) * model.intermediate_size // tp
+    table = deployment.vocab * model.hidden_size
+    tables = (first + last) if not model.tie_word_embeddings else (first or last)
+    weights = layers * model.hidden_size * (projections + mlp) + tables * table
+    # At the widest point of a layer: the residual, its norm, and what the MLP computes.
+    width = 2 * model.hidden_size + (3 if model.gated_mlp else 2) * model.intermediate_size // tp
+    logits = samples * model.vocab_size * LOGIT * 2 if last else 0
     kv = 2 * deployment.kv_heads * model.head_dim * deployment.bytes_per_kv
     return StageMemory(
         weights=weights * deployment.bytes_per_weight,
@@ -114,9 +112,9 @@ def _title(deployment: Deployment) -> str:
 def _arithmetic(deployment: Deployment, stages: tuple[StageMemory, ...], block_size: int) -> str:
     lines = []
     for number, stage in enumerate(stages):
-        where = f"stage {number}: " if len(stages) > 1 else ""
+        label = f"stage {number}: " if len(stages) > 1 else ""
         lines.append(
-            f"{where}{deployment.device.memory / GIB:.2f} GiB x {deployment.memory_utilization:g}"
+            f"{label}{deployment.device.memory / GIB:.2f} GiB x {deployment.memory_utilization:g}"
             f" = {stage.usable / GIB:.2f} GiB - weights {stage.weights / GIB:.2f}"
             f" - activations {stage.activations / GIB:.2f}"
             f" = {stage.cache / GIB:.2f} GiB for the KV cache; / {stage.block / 2**20:.3f} MiB a "

@@ -18,14 +18,14 @@ def run_all(
     function: Callable[[Job], Result],
     jobs: Sequence[Job],
     *,
-    done: Callable[[int, Result], None] = lambda index, result: None,
+    on_result: Callable[[int, Result], None] = lambda index, result: None,
     workers: int | None = None,
 ) -> list[Result]:
-    """The results of all jobs, in their order. The first error ends all.
+    """Return the results of all jobs, in their order. The first error ends all.
 
     Args:
-        function: of a module, as jobs and results must be such that processes can exchange them.
-        done: is called in this process with the index of a job and its result, as they come.
+        function: defined in a module, since jobs and results are exchanged between processes.
+        on_result: called in this process with the index of a job and its result, as they arrive.
         workers: processes; None: one for each core that may be used.
     """
     workers = min(len(jobs), workers or usable_cores())
@@ -33,19 +33,19 @@ def run_all(
         results = []
         for index, job in enumerate(jobs):
             results.append(function(job))
-            done(index, results[-1])
+            on_result(index, results[-1])
         return results
     found: dict[int, Result] = {}
     context = multiprocessing.get_context("spawn")  # inherits no locks and no threads
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_signals)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupts)
     try:
         futures = {pool.submit(function, job): index for index, job in enumerate(jobs)}
         for future in as_completed(futures):
             index = futures[future]
             found[index] = future.result()
-            done(index, found[index])
+            on_result(index, found[index])
     except BaseException:
-        # What runs could go on for minutes, and nobody would wait for it.
+        # Running jobs could go on for minutes, though their results are not needed any more.
         for process in list((pool._processes or {}).values()):
             process.terminate()
         pool.shutdown(cancel_futures=True)
@@ -54,6 +54,6 @@ def run_all(
     return [found[index] for index in range(len(jobs))]
 
 
-def _leave_signals() -> None:
-    """Ctrl-C in a terminal reaches all processes: it is for the one that asked."""
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C, which a terminal sends to all processes, to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

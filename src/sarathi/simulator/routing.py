@@ -1,4 +1,4 @@
-"""Which of several replicas gets a request."""
+"""The choice of a replica for each request."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from sarathi.scheduler import LatencyModel, Request
 
 
 class Router(Protocol):
-    """Knows of a request what a real router would: its prompt, not how long its answer will be."""
+    """Sees of a request what a real router would: its prompt, not how long its answer will be."""
 
     def choose(self, request: Request) -> int:
-        """The index of a replica."""
+        """Return the index of a replica."""
 
     def started(self, replica: int, request: Request) -> None:
-        """Its first token has come."""
+        """Record that its first token has been sampled."""
 
-    def ended(self, replica: int, request: Request) -> None: ...
+    def ended(self, replica: int, request: Request) -> None:
+        """Record that it has ended."""
 
 
 class RoundRobin:
-    """One after the other."""
+    """One replica after the other."""
 
     def __init__(self, replicas: int, model: LatencyModel) -> None:
         self._replicas = replicas
@@ -40,7 +41,7 @@ class RoundRobin:
 
 
 class LeastOutstanding:
-    """The one with the fewest requests that have not ended."""
+    """The replica with the fewest requests that have not ended."""
 
     def __init__(self, replicas: int, model: LatencyModel) -> None:
         self._open = [0] * replicas
@@ -58,9 +59,9 @@ class LeastOutstanding:
 
 
 class LeastPredicted:
-    """The one that would be done first with all it has: the fleet's own router, `LeastWork`.
+    """The replica that would finish all its requests first: the fleet's own router, `LeastWork`.
 
-    It is told nothing of what prompts say, so prefixes do not draw requests to a replica.
+    Prompts have no text here, so prefixes do not attract requests to a replica.
     """
 
     def __init__(self, replicas: int, model: LatencyModel) -> None:

@@ -1,4 +1,4 @@
-"""What is simulated: hardware that has its times, and engines that run on it."""
+"""What is simulated: the cost of iterations on some hardware, and the engines that run on it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from sarathi.engine.scheduler_factory import (
     make_budget,
     make_scheduler,
 )
-from sarathi.scheduler import BlockPool, LatencyModel, Scheduler
-from sarathi.simulator.cost_model import CostModel, Jitter, Noise
-from sarathi.simulator.latency_profile import profile_latency
+from sarathi.scheduler import BlockPool, LatencyModel, Scheduler, Work
+from sarathi.simulator.cost_model import BatchShape, CostModel, Jitter, Noise, stage_seconds
+
+# Iterations that the latency model is fitted to: tokens and requests.
+_CHUNKS = (1, 16, 64, 128, 256, 512, 1024, 2048)
+_DECODES = (1, 8, 32, 64, 128)
+_DEPTHS = (0.0, 0.25, 0.5)  # of the longest request
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Replicas that are all alike."""
+    """Equal replicas."""
 
     description: dict[str, str]  # as options are written: model, device, tp and so on
     cost: CostModel
@@ -31,7 +35,7 @@ class Setup:
     max_model_len: int
     num_replicas: int
     devices_per_replica: int
-    router: str  # a key of `router.ROUTERS`
+    router: str  # a key of `routing.ROUTERS`
     accuracy: str  # how far the cost model is off, in a sentence
     memory: str = ""  # the arithmetic behind `num_blocks`
     price: float | None = None  # dollars an hour, of a device
@@ -41,20 +45,21 @@ class Setup:
 
     @property
     def learns(self) -> bool:
-        """Whether any decision depends on what the latency model has seen."""
+        """Whether any decision depends on what the latency model has observed."""
         return self.config.latency_budget or self.config.order == "slack"
 
-    def rehearsed(self) -> LatencyModel:
-        """The model that an engine would have fitted at its start."""
+    def profile(self) -> LatencyModel:
+        """Return the latency model that an engine would have fitted at its start."""
         return profile_latency(self.cost, self.config.max_batch_size, self.max_model_len)
 
     def scheduler(self, prefix_caching: bool) -> Scheduler:
-        """
+        """Return the scheduler of a new replica.
+
         Args:
-            prefix_caching: whether prompts have anything in common; if not, looking for it takes
+            prefix_caching: whether prompts have common beginnings; if not, looking for them takes
                 time and finds nothing.
         """
-        config, model, stages = self.config, self.rehearsed(), self.cost.num_stages
+        config, model, stages = self.config, self.profile(), self.cost.num_stages
         typical = self.typical_decodes.fitting(config.max_batch_size, self.max_model_len)
         target = derived_target(stages * model.predict(typical.work))
         return make_scheduler(
@@ -67,4 +72,51 @@ class Setup:
         )
 
     def jitter(self, seed: int) -> Jitter | None:
+        """Return the noise in the times of a replica's iterations; None where there is none."""
         return None if self.noise is None else self.noise.jitter(seed)
+
+
+def engine_options(config: EngineConfig, max_model_len: int) -> dict[str, str]:
+    """Return the options of an engine as they are typed, for descriptions of a setup."""
+    options = {
+        "policy": config.policy,
+        "max-batch-size": str(config.max_batch_size),
+        "max-model-len": str(max_model_len),
+    }
+    if config.fixed_budget is not None:
+        options["token-budget"] = str(config.fixed_budget)
+    if config.latency_budget and config.tbt_target is not None:
+        options["tbt-target"] = f"{config.tbt_target:g}"
+    if config.order != "fcfs":
+        options["order"] = config.order
+    return options
+
+
+def profile_latency(cost: CostModel, max_batch_size: int, max_model_len: int) -> LatencyModel:
+    """Fit a model to iterations of many kinds, as an engine does at its start.
+
+    With several pipeline stages it predicts one stage, since each has its part of the time between
+    two tokens.
+    """
+    shapes = []
+    for depth in _DEPTHS:
+        past = int(depth * max_model_len)
+        for length in _CHUNKS:
+            if past + length <= max_model_len:
+                shapes.append(BatchShape.make(chunks=((past, length),)))
+        for decodes in {min(number, max_batch_size) for number in _DECODES}:
+            shapes.append(BatchShape.make(decodes, max(past, 1)))
+            for length in (128, 512):
+                if past + length <= max_model_len:
+                    shapes.append(BatchShape.make(decodes, max(past, 1), ((past, length),)))
+    return LatencyModel.fit([(_work(shape), _seconds(cost, shape)) for shape in shapes])
+
+
+def _seconds(cost: CostModel, shape: BatchShape) -> float:
+    """Return the `stage_seconds` of an iteration."""
+    return stage_seconds(cost.overhead(shape), cost.stages(shape), cost.hop(shape))
+
+
+def _work(shape: BatchShape) -> Work:
+    attention = sum(length * (start + length / 2) for start, length in shape.chunks)
+    return Work(shape.tokens, attention, shape.context, shape.samples)

@@ -1,13 +1,15 @@
-"""The highest rate within a latency target, found on a virtual clock."""
+"""The highest rate within latency targets, searched on a virtual clock."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
-from sarathi.bench.capacity.rate_search import Search, Try
+from sarathi.bench.capacity.rate_search import Search
 from sarathi.bench.capacity.verdict import CapacityTargets, Verdict, evaluate
+from sarathi.bench.report import CapacityWithRuns
 from sarathi.bench.results import Capacity, Point, Run
 from sarathi.simulator.setup import Setup
 from sarathi.simulator.simulated_run import SimulatedLoad, simulated_run
@@ -15,99 +17,89 @@ from sarathi.simulator.simulated_run import SimulatedLoad, simulated_run
 _HALVINGS = 12  # of the first rate: big models serve a request a minute, and time costs little here
 _RECORDS = 512  # of a run, for figures
 
-TellPoint = Callable[[Run, Verdict], None]
-TellProgress = Callable[[float, int, int], None]  # rate, requests that have ended, all requests
+OnPoint = Callable[[Run, Verdict], None]
+OnRequests = Callable[[float, int, int], None]  # rate, requests that have ended, all requests
 
 
 @dataclass(frozen=True)
-class SearchTerms:
-    """How a search goes. Rates are requests per second."""
+class SimulatedSearch:
+    """What is searched for, and how. Rates are requests per second."""
 
     targets: CapacityTargets
     resolution: float  # relative
     start_rate: float
-    point_duration: float  # seconds of arrivals that a point has at least
-
-
-@dataclass(frozen=True)
-class Found:
-    capacity: Capacity
-    runs: list[Run]  # the latest of each rate, in their order
+    point_duration: float  # least seconds of arrivals of a point
 
 
 def find_capacity(
     setup: Setup,
     load: SimulatedLoad,
-    terms: SearchTerms,
+    options: SimulatedSearch,
     label: str,
     *,
-    tell: TellPoint = lambda run, verdict: None,
-    progress: TellProgress | None = None,
-) -> Found:
-    """
+    on_point: OnPoint = lambda run, verdict: None,
+    on_requests: OnRequests = lambda rate, ended, total: None,
+) -> CapacityWithRuns:
+    """Search the capacity of a setup.
+
     Args:
-        load: its requests are those of a point at least.
-        tell: is called with each run and its verdict.
-        progress: is called now and then within a run.
+        load: its number of requests is the least of a point.
+        on_point: called with each run and its verdict.
+        on_requests: called every few hundred requests within a run.
+
+    Returns:
+        The capacity, and the latest run of each rate, in the order of rates.
 
     Raises:
-        BenchmarkError: the workload cannot be had.
+        BenchmarkError: the workload cannot be made.
     """
-    search = Search(terms.start_rate, terms.resolution, max_halvings=_HALVINGS)
-    points: dict[float, Point] = {}
-    runs: dict[float, Run] = {}
+    search = Search(options.start_rate, options.resolution, max_halvings=_HALVINGS)
+    points: dict[float, tuple[Point, Run]] = {}
     while (attempt := search.next()) is not None:
-        run = _run(setup, load, terms, attempt, label, progress)
-        verdict = evaluate(run.summary, terms.targets)
-        search.record(attempt.rate, verdict.met, verdict.certain)
-        runs[attempt.rate] = run
-        points[attempt.rate] = Point(
-            rate=attempt.rate,
+        rate = attempt.rate
+        number = max(load.num_requests, math.ceil(rate * options.point_duration))
+        # An uncertain rate is repeated with twice as many requests, the first half being the same.
+        number *= 2**attempt.repeat
+        run = simulated_run(
+            setup,
+            replace(load, num_requests=number),
+            rate,
+            label,
+            most_records=_RECORDS,
+            on_progress=partial(_pass_on, on_requests, rate, number + load.warm_up),
+        )
+        verdict = evaluate(run.summary, options.targets)
+        search.record(rate, verdict.met, verdict.certain)
+        point = Point(
+            rate=rate,
             met=verdict.met,
             reason=verdict.reason,
             certain=verdict.certain,
             summary=run.summary,
             run="",
         )
-        tell(run, verdict)
-    return Found(
-        Capacity(
-            label=label,
-            server=run.server,
-            model=run.model,
-            workload=run.workload,
-            machine=run.machine,
-            tbt_target=terms.targets.tbt,
-            delay_target=terms.targets.delay,
-            tail_delay_target=terms.targets.tail_delay,
-            requests_per_point=load.num_requests,
-            resolution=terms.resolution,
-            capacity=search.capacity,
-            low=search.low,
-            high=search.high,
-            points=[points[rate] for rate in sorted(points)],
-            accuracy=setup.accuracy,
-        ),
-        [runs[rate] for rate in sorted(runs)],
+        points[rate] = point, run
+        on_point(run, verdict)
+    in_order = [points[rate] for rate in sorted(points)]
+    capacity = Capacity(
+        label=label,
+        server=run.server,
+        model=run.model,
+        workload=run.workload,
+        machine=run.machine,
+        tbt_target=options.targets.tbt,
+        delay_target=options.targets.delay,
+        tail_delay_target=options.targets.tail_delay,
+        requests_per_point=load.num_requests,
+        resolution=options.resolution,
+        capacity=search.capacity,
+        low=search.low,
+        high=search.high,
+        points=[point for point, _ in in_order],
+        accuracy=setup.accuracy,
     )
+    return CapacityWithRuns(capacity, [run for _, run in in_order])
 
 
-def _run(
-    setup: Setup,
-    load: SimulatedLoad,
-    terms: SearchTerms,
-    attempt: Try,
-    label: str,
-    progress: TellProgress | None,
-) -> Run:
-    number = max(load.num_requests, math.ceil(attempt.rate * terms.point_duration))
-    # A rate that is doubtful is tried with twice as many requests, the first half being the same.
-    number *= 2**attempt.repeat
-    own = replace(load, num_requests=number)
-    total = number + load.warm_up
-
-    def tell(ended: int, now: float) -> None:
-        if progress is not None:
-            progress(attempt.rate, ended, total)
-
-    return simulated_run(setup, own, attempt.rate, label, most_records=_RECORDS, tell=tell)
+def _pass_on(on_requests: OnRequests, rate: float, total: int, ended: int, now: float) -> None:
+    on_requests(rate, ended, total)

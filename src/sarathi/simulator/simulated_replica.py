@@ -6,79 +6,80 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from sarathi.bench.results import ReplicaUse
 from sarathi.scheduler import Batch, Request, Scheduler
-from sarathi.simulator.cost_model import BatchShape, CostModel, Jitter
-from sarathi.simulator.latency_profile import stage_seconds
-from sarathi.simulator.usage import ReplicaUsage
+from sarathi.simulator.cost_model import BatchShape, CostModel, Jitter, stage_seconds
 
 
-class Observer(Protocol):
-    """Is told what became of each batch."""
+class BatchCallbacks(Protocol):
+    """Gets the outcome of each batch."""
 
-    def progressed(self, requests: Sequence[Request], now: float) -> None:
-        """Each of them has got a token."""
+    def on_tokens(self, requests: Sequence[Request], now: float) -> None:
+        """Handle a new token of each of the requests."""
 
-    def computed(self, batch: Batch, began: float, ended: float, scheduler: Scheduler) -> None:
-        """After the scheduler has completed it."""
+    def on_batch(self, batch: Batch, began: float, ended: float, scheduler: Scheduler) -> None:
+        """Handle a batch that the scheduler has completed."""
 
 
-class _UnderWay(NamedTuple):
+class _InFlight(NamedTuple):
     batch: Batch
     began: float
     ends: float
-    in_stage: float  # seconds, as `stage_seconds` has it
+    in_stage: float  # seconds, see `stage_seconds`
 
 
 class SimulatedReplica:
     """A scheduler, and the stages that its micro-batches pass one after the other.
 
-    A micro-batch begins as soon as the first stage is free and fewer are under way than there are
-    stages. The engine prepares it, then each stage computes it after what came before. Nothing is
-    said of when a stage is idle: that follows.
+    A micro-batch begins as soon as the first stage is free and fewer are in flight than there are
+    stages. The engine prepares it, then each stage computes it after the micro-batch before. When
+    stages are idle follows from that.
     """
 
     def __init__(
         self,
         scheduler: Scheduler,
         cost: CostModel,
-        observer: Observer,
+        callbacks: BatchCallbacks,
         *,
         learns: bool = True,
         jitter: Jitter | None = None,
     ) -> None:
-        """
+        """Connect a scheduler with a cost model.
+
         Args:
             scheduler: made for as many micro-batches as there are stages.
-            learns: whether the scheduler's latency model sees the times, as the engine's does;
-                where no decision depends on it, this takes time for nothing.
+            learns: whether the scheduler's latency model observes the times, as the engine's does;
+                where no decision depends on it, this costs time and changes nothing.
             jitter: None: iterations take exactly what they cost.
         """
         self.scheduler = scheduler
         self.usage = ReplicaUsage(cost.num_stages, scheduler.pool.num_blocks)
         self._cost = cost
-        self._observer = observer
+        self._callbacks = callbacks
         self._model = scheduler.latency_model if learns else None
         self._jitter = jitter
-        self._free = [0.0] * cost.num_stages  # when each stage is
-        self._under_way: deque[_UnderWay] = deque()
+        self._free = [0.0] * cost.num_stages  # when each stage is free
+        self._in_flight: deque[_InFlight] = deque()
 
     def add(self, request: Request, now: float) -> None:
-        """
+        """Add a request.
+
         Raises:
             AdmissionError: it can never run.
         """
         self.scheduler.add(request)
-        self.usage.work_comes(now)
+        self.usage.on_work(now)
 
     def begin(self, now: float) -> list[float]:
-        """Start as many micro-batches as can be, and say when to look again."""
+        """Start as many micro-batches as possible, and return the times to look again."""
         times: list[float] = []
         num_stages = len(self._free)
-        while len(self._under_way) < num_stages and self._free[0] <= now:
+        while len(self._in_flight) < num_stages and self._free[0] <= now:
             batch = self.scheduler.schedule(now)
             if batch is None:
                 break
-            if not batch.slices:  # somebody was preempted, and nothing more
+            if not batch.slices:  # a preemption, and nothing more
                 self.scheduler.complete(batch, (), now)
                 continue
             times.append(self._compute(batch, now))
@@ -88,22 +89,22 @@ class SimulatedReplica:
 
     def end(self, now: float) -> None:
         """Complete the micro-batches that have left the last stage by now."""
-        while self._under_way and self._under_way[0].ends <= now:
-            batch, began, ends, in_stage = self._under_way.popleft()
+        while self._in_flight and self._in_flight[0].ends <= now:
+            batch, began, ends, in_stage = self._in_flight.popleft()
             scheduler, pool = self.scheduler, self.scheduler.pool
-            self.usage.blocks_used(pool.num_blocks - pool.num_free, ends)
+            self.usage.on_blocks(pool.num_blocks - pool.num_free, ends)
             tokens = (0,) * batch.work.samples
-            self._observer.progressed(scheduler.complete(batch, tokens, ends), ends)
-            self._observer.computed(batch, began, ends, scheduler)
+            self._callbacks.on_tokens(scheduler.complete(batch, tokens, ends), ends)
+            self._callbacks.on_batch(batch, began, ends, scheduler)
             if self._model is not None:
                 # With one stage, an iteration is all that passes between two tokens.
-                took = ends - began if len(self._free) == 1 else in_stage
-                self._model.observe(batch.work, took)
+                spent = ends - began if len(self._free) == 1 else in_stage
+                self._model.observe(batch.work, spent)
             if not scheduler.has_work:
-                self.usage.work_ends(ends)
+                self.usage.on_idle(ends)
 
     def _compute(self, batch: Batch, now: float) -> float:
-        """When it leaves the last stage."""
+        """Return when the batch leaves the last stage."""
         shape = BatchShape.of(batch)
         cost, usage, free = self._cost, self.usage, self._free
         overhead, seconds = cost.overhead(shape), cost.stages(shape)
@@ -112,16 +113,67 @@ class SimulatedReplica:
             overhead, seconds = overhead * factor, [factor * part for part in seconds]
         hop = cost.hop(shape) if len(free) > 1 else 0.0
         at = now + overhead
-        for stage, took in enumerate(seconds):
+        for stage, spent in enumerate(seconds):
             if free[stage] > at:
                 at = free[stage]
-            free[stage] = at = at + took
-            usage.busy[stage] += took
+            free[stage] = at = at + spent
+            usage.busy[stage] += spent
             at += hop
         usage.overhead += overhead
         usage.iterations += 1
         usage.tokens += shape.tokens
         usage.decodes += shape.num_decodes
         in_stage = stage_seconds(overhead, seconds, hop)
-        self._under_way.append(_UnderWay(batch, now, free[-1], in_stage))
+        self._in_flight.append(_InFlight(batch, now, free[-1], in_stage))
         return free[-1]
+
+
+class ReplicaUsage:
+    """What a replica does with its time and memory. Times are seconds of the virtual clock."""
+
+    def __init__(self, num_stages: int, num_blocks: int) -> None:
+        self.busy = [0.0] * num_stages
+        self.overhead = 0.0
+        self.tokens = 0
+        self.decodes = 0
+        self.iterations = 0
+        self._num_blocks = num_blocks
+        self._active = 0.0
+        self._active_since: float | None = None
+        self._seen = 0.0
+        self._block_seconds = 0.0
+        self._most_blocks = 0
+
+    def on_work(self, now: float) -> None:
+        """Count the replica as active from now on, if it was idle."""
+        if self._active_since is None:
+            self._active_since = self._seen = now
+
+    def on_blocks(self, blocks: int, now: float) -> None:
+        """Count so many blocks as used since the call before."""
+        self._block_seconds += blocks * (now - self._seen)
+        self._seen = now
+        if blocks > self._most_blocks:
+            self._most_blocks = blocks
+
+    def on_idle(self, now: float) -> None:
+        """Count the replica as idle from now on."""
+        if self._active_since is not None:
+            self._active += now - self._active_since
+            self._active_since = None
+
+    def result(self, preemptions: int) -> ReplicaUse:
+        """Return what was counted."""
+        active = self._active
+        return ReplicaUse(
+            iterations=self.iterations,
+            tokens=self.tokens,
+            decodes=self.decodes,
+            preemptions=preemptions,
+            active=active,
+            busy=self.busy,
+            bubbles=[max(0.0, active - busy) for busy in self.busy],
+            overhead=self.overhead,
+            kv_mean=self._block_seconds / (active * self._num_blocks) if active else 0.0,
+            kv_max=self._most_blocks / self._num_blocks,
+        )

@@ -1,4 +1,4 @@
-"""One simulated run, as if a benchmark had measured it."""
+"""One simulated run, with the result of a benchmark."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from sarathi.bench.results import Lag, Run, Simulation
 from sarathi.bench.workload.workload import Workload
-from sarathi.simulator.request_recording import Record, Watcher
 from sarathi.simulator.setup import Setup
-from sarathi.simulator.simulation import Tell, simulate
+from sarathi.simulator.simulation import OnBatch, OnIteration, OnProgress, simulate
 from sarathi.telemetry import Summary, Targets
 
 _NO_LAG = Lag(p50=0.0, p99=0.0, max=0.0, cpu=0.0)  # the client is on the virtual clock, too
@@ -18,7 +17,7 @@ _HOUR = 3600.0
 
 @dataclass(frozen=True)
 class SimulatedLoad:
-    """What is sent, beside its rate."""
+    """The requests that are sent; their rate is given separately."""
 
     workload: Workload
     num_requests: int  # to be measured
@@ -34,19 +33,19 @@ def simulated_run(
     *,
     targets: Targets | None = None,
     most_records: int = 4096,
-    tell: Tell | None = None,
-    watcher: Watcher | None = None,
-    record: Record | None = None,
+    on_progress: OnProgress | None = None,
+    on_batch: OnBatch | None = None,
+    on_iteration: OnIteration | None = None,
 ) -> Run:
-    """
+    """Simulate a load, and return the result as a benchmark would.
+
     Args:
         rate: requests per second, of all replicas together; None for a trace's own times.
         targets: for goodput.
-        watcher: is told of every batch.
-        record: is told of every iteration of the first replica.
+        on_progress, on_batch, on_iteration: see `simulate`.
 
     Raises:
-        BenchmarkError: the workload cannot be had at this rate or from this file.
+        BenchmarkError: the workload cannot be made at this rate or from this file.
     """
     workload = load.workload
     plan = workload.plan(rate, load.num_requests, load.warm_up, load.seed, setup.max_model_len)
@@ -57,9 +56,9 @@ def simulated_run(
         seed=load.seed,
         targets=targets,
         most_records=most_records,
-        tell=tell,
-        watcher=watcher,
-        record=record,
+        on_progress=on_progress,
+        on_batch=on_batch,
+        on_iteration=on_iteration,
     )
     devices = setup.num_replicas * setup.devices_per_replica
     description = setup.description

@@ -1,25 +1,28 @@
-"""Requests come, replicas compute, and the clock jumps from one event to the next."""
+"""The discrete-event simulation: requests arrive, replicas compute, the clock jumps."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
 from sarathi.bench.results import ReplicaUse
-from sarathi.bench.workload.workload import Plan, PlannedRequest
-from sarathi.scheduler import AdmissionError, Request, StopCriteria
-from sarathi.simulator.request_recording import Record, Recording, ReplicaObserver, Watcher
-from sarathi.simulator.routing import ROUTERS
+from sarathi.bench.workload.workload import Plan
+from sarathi.engine.messages import TokenOutput
+from sarathi.scheduler import AdmissionError, Batch, Request, Scheduler, StopCriteria
+from sarathi.simulator.routing import ROUTERS, Router
 from sarathi.simulator.setup import Setup
 from sarathi.simulator.simulated_replica import SimulatedReplica
-from sarathi.telemetry import RequestRecord, Summary, Targets
+from sarathi.telemetry import RequestRecord, StreamingSummary, Summary, Targets
+from sarathi.telemetry.recorder import IterationRecord
 
-_TELL_EVERY = 256  # requests that ended
-_PLACE = 2**32  # token ids of one conversation, so that they are those of no other
+_PROGRESS_EVERY = 256  # requests that ended
+_MAX_PROMPT = 2**32  # distance of token ids, so that conversations have none in common
 
-Tell = Callable[[int, float], None]  # requests that have ended, seconds of the virtual clock
+OnProgress = Callable[[int, float], None]  # requests that have ended, seconds of the virtual clock
+OnBatch = Callable[[int, Batch, float, float], None]  # replica, batch, when it began and ended
+OnIteration = Callable[[IterationRecord], None]
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class SimulationOutcome:
 
     summary: Summary  # warm-up excluded
     records: list[RequestRecord]  # in the order in which they ended
-    every: int  # of so many requests, the records hold one
+    every: int  # the records hold one of so many requests
     replicas: list[ReplicaUse]
 
 
@@ -39,9 +42,9 @@ def simulate(
     seed: int = 0,
     targets: Targets | None = None,
     most_records: int = 4096,
-    tell: Tell | None = None,
-    watcher: Watcher | None = None,
-    record: Record | None = None,
+    on_progress: OnProgress | None = None,
+    on_batch: OnBatch | None = None,
+    on_iteration: OnIteration | None = None,
 ) -> SimulationOutcome:
     """Run a plan to its end.
 
@@ -49,18 +52,19 @@ def simulate(
         seed: of the noise in the times of iterations, where the setup has any.
         targets: for goodput.
         most_records: that are kept, evenly from all requests.
-        tell: is called now and then.
-        watcher: is told of every batch.
-        record: is told of every iteration of the first replica, as recorders of an engine are.
+        on_progress: called every few hundred requests.
+        on_batch: called with every batch.
+        on_iteration: called with every iteration of the first replica, as recorders of an engine
+            are.
     """
-    recording = Recording(len(plan), plan.num_warm_up, targets, most_records)
-    router = ROUTERS[setup.router](setup.num_replicas, setup.rehearsed())
+    recording = _Recording(len(plan), plan.num_warm_up, targets, most_records)
+    router = ROUTERS[setup.router](setup.num_replicas, setup.profile())
     shares = bool(plan.turns.any())
     replicas = [
         SimulatedReplica(
             setup.scheduler(prefix_caching=shares),
             setup.cost,
-            ReplicaObserver(index, recording, router, watcher, None if index else record),
+            _Callbacks(index, recording, router, on_batch, None if index else on_iteration),
             learns=setup.learns,
             jitter=setup.jitter(seed * setup.num_replicas + index),
         )
@@ -69,35 +73,35 @@ def simulate(
     events: list[tuple[float, int, int]] = []  # time, a number that breaks ties, replica
     numbers = count()
 
-    coming = _requests(plan, shares)
-    request = next(coming, None)
-    told = 0
+    arriving = _requests(plan, shares)
+    request = next(arriving, None)
+    reported = 0
     changed: set[int] = set()  # replicas
     while request is not None or events:
         if request is not None and (not events or request.arrival <= events[0][0]):
             now = request.arrival
             index = router.choose(request)
-            recording.comes(request)
+            recording.add(request)
             try:
                 replicas[index].add(request, now)
             except AdmissionError as error:
                 router.started(index, request)
                 router.ended(index, request)
                 recording.refused(request, str(error))
-            request = next(coming, None)
+            request = next(arriving, None)
         else:
             now, _, index = heapq.heappop(events)
             replicas[index].end(now)
         changed.add(index)
-        # Whoever comes at the same instant is in the same batch.
+        # Requests that arrive at the same instant are in the same batch.
         if request is None or request.arrival > now:
             for index in changed:
                 for time in replicas[index].begin(now):
                     heapq.heappush(events, (time, next(numbers), index))
             changed.clear()
-        if tell is not None and recording.ended - told >= _TELL_EVERY:
-            told = recording.ended
-            tell(told, now)
+        if on_progress is not None and recording.ended - reported >= _PROGRESS_EVERY:
+            reported = recording.ended
+            on_progress(reported, now)
     for replica in replicas:
         replica.scheduler.check()
     if recording.ended != len(plan):
@@ -113,15 +117,128 @@ def simulate(
 
 
 def _requests(plan: Plan, shares: bool) -> Iterator[Request]:
-    """
+    """Return the requests of a plan.
+
     Args:
-        shares: whether token ids matter, since prompts begin alike.
+        shares: whether token ids matter, since prompts have common beginnings: what was said in a
+            conversation so far is the beginning of the next prompt.
     """
     for index, planned in enumerate(plan):
-        yield _request(index, planned, _PLACE * planned.conversation if shares else 0)
+        first_id = _MAX_PROMPT * planned.conversation if shares else 0
+        prompt = range(first_id, first_id + planned.prompt_tokens)
+        yield Request(index, prompt, StopCriteria(planned.output_tokens), planned.at)
 
 
-def _request(index: int, planned: PlannedRequest, first_id: int) -> Request:
-    # All that was said before in a conversation is the beginning of the prompt.
-    prompt = range(first_id, first_id + planned.prompt_tokens)
-    return Request(index, prompt, StopCriteria(planned.output_tokens), planned.at)
+class _Recording:
+    """Makes records of requests, in memory that only grows with those that have not ended."""
+
+    def __init__(
+        self, num_requests: int, warm_up: int, targets: Targets | None, most_records: int
+    ) -> None:
+        """Begin with no requests.
+
+        Args:
+            num_requests: that will arrive, the warm-up included.
+            warm_up: the first so many are in no figure.
+            most_records: that are kept whole; of more requests, every second, third and so on.
+        """
+        self.records: list[RequestRecord] = []
+        self.summary = StreamingSummary(targets)
+        self.every = -(-max(1, num_requests - warm_up) // most_records)
+        self.ended = 0
+        self._warm_up = warm_up
+        self._tokens: dict[int, list[float]] = {}  # times, by request id
+
+    def add(self, request: Request) -> None:
+        self._tokens[request.id] = []
+
+    def on_tokens(self, requests: Sequence[Request], now: float) -> list[Request]:
+        """Record a token of each request; return those for which it was the first or the last."""
+        tokens = self._tokens
+        turned = []
+        for request in requests:
+            times = tokens[request.id]
+            times.append(now)
+            number = len(times)
+            if number == 1 or number == request.stop_criteria.max_tokens:
+                turned.append(request)
+        return turned
+
+    def finished(self, request: Request, now: float) -> None:
+        self._keep(
+            request.id,
+            RequestRecord(
+                arrival=request.arrival,
+                prompt_tokens=len(request.prompt_ids),
+                output_tokens=request.stop_criteria.max_tokens,
+                tokens=self._tokens.pop(request.id),
+                end=now,
+                scheduling_delay=request.scheduling_delay,
+                cached_tokens=request.num_cached,
+            ),
+        )
+
+    def refused(self, request: Request, reason: str) -> None:
+        del self._tokens[request.id]
+        self._keep(
+            request.id,
+            RequestRecord(
+                arrival=request.arrival,
+                prompt_tokens=len(request.prompt_ids),
+                output_tokens=request.stop_criteria.max_tokens,
+                end=request.arrival,
+                failure="refused",
+                detail=reason,
+            ),
+        )
+
+    def _keep(self, request_id: int, record: RequestRecord) -> None:
+        self.ended += 1
+        index = request_id - self._warm_up
+        if index < 0:
+            return
+        self.summary.add(index, record)
+        if index % self.every == 0:
+            self.records.append(record)
+
+
+@dataclass(frozen=True)
+class _Callbacks:
+    """Passes the outcome of one replica's batches to the recording, the router and the caller."""
+
+    replica: int
+    recording: _Recording
+    router: Router
+    batch: OnBatch | None
+    iteration: OnIteration | None
+
+    def on_tokens(self, requests: Sequence[Request], now: float) -> None:
+        for request in self.recording.on_tokens(requests, now):
+            number = len(request.output_ids)
+            if number == 1:
+                self.router.started(self.replica, request)
+            if number == request.stop_criteria.max_tokens:
+                self.router.ended(self.replica, request)
+                self.recording.finished(request, now)
+
+    def on_batch(self, batch: Batch, began: float, ended: float, scheduler: Scheduler) -> None:
+        if self.batch is not None:
+            self.batch(self.replica, batch, began, ended)
+        if self.iteration is not None:
+            self.iteration(_iteration(batch, began, ended, scheduler))
+
+
+def _iteration(batch: Batch, began: float, ended: float, scheduler: Scheduler) -> IterationRecord:
+    """Return what an engine would pass to its recorders."""
+    return IterationRecord(
+        batch=batch,
+        outputs=[TokenOutput(r.id, r.output_ids[-1], r.finish_reason()) for r in batch.sampling],
+        begin=began,
+        end=ended,
+        parts=(("execute", ended),),
+        running=len(scheduler.running),
+        waiting=len(scheduler.waiting),
+        free_blocks=scheduler.pool.num_free,
+        cached_blocks=scheduler.pool.num_cached,
+        total_blocks=scheduler.pool.num_blocks,
+    )

@@ -1,27 +1,26 @@
-"""How far the cost model is from what was measured."""
+"""The errors of the cost model on measurements, and its constants beside a new fit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sarathi.simulator.calibration import measurements as data
-from sarathi.simulator.calibration import predict
 from sarathi.simulator.calibration.studies import CalibrationStudy, Pairs, borrowed_studies, studies
+from sarathi.simulator.cost_model import BatchShape, iteration_seconds
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.engine_overhead import OVERHEADS
 from sarathi.simulator.gpu import GpuCostModel
-from sarathi.simulator.model_shape import MODELS
+from sarathi.simulator.published_models import MODELS
 
 FIT, HELD_OUT, BORROWED = "fit", "held out", "borrowed"
-END_TO_END = {
-    "one prompt": "osdi/figure-2_prefill.csv",
-    "decodes": "osdi/figure-2_decode.csv",
-}
+END_TO_END = {"one prompt": "osdi/figure-2_prefill.csv", "decodes": "osdi/figure-2_decode.csv"}
 CONTEXT = 128  # tokens of each decode of these experiments, whose prompts are short
 
 
@@ -56,7 +55,7 @@ class Constant:
 
 
 def error_table(folder: Path) -> list[ErrorRow]:
-    """Of the project's constants, with measurements of the fit and those that are not.
+    """Return the errors of the project's constants, on measurements of the fit and others.
 
     Raises:
         SimulationError: a file is missing, or is not what it should be.
@@ -75,7 +74,7 @@ def error_table(folder: Path) -> list[ErrorRow]:
 
 
 def constants(folder: Path) -> list[Constant]:
-    """Those of the project beside a new fit.
+    """Return the project's constants beside a new fit.
 
     Raises:
         SimulationError: a file is missing, or is not what it should be.
@@ -103,14 +102,70 @@ def _errors(pairs: Pairs) -> tuple[int, float, float, float]:
 
 
 def _end_to_end(folder: Path) -> list[ErrorRow]:
-    """Whole iterations of the paper's engine, which no fit has seen."""
+    """Return the errors of whole iterations of the paper's engine, which are in no fit."""
     deployment = Deployment(model=MODELS["yi-34b"], device=DEVICES["a100-pairwise"], tp=2)
     cost = GpuCostModel(deployment, OVERHEADS["paper"])
     found = []
     for term, file in END_TO_END.items():
         times = data.iterations(folder / file)
-        pairs = [(predict.iteration(cost, time, CONTEXT), time.seconds) for time in times]
+        pairs = []
+        for time in times:
+            chunks = ((0, time.prompt),) if time.prompt else ()
+            shape = BatchShape.make(time.decodes, CONTEXT, chunks)
+            pairs.append((iteration_seconds(cost, shape), time.seconds))
         found.append(
             ErrorRow(f"yi-34b TP2, {term}", "a100-pairwise", file, "all", HELD_OUT, *_errors(pairs))
         )
     return found
+
+
+def as_json(errors: Sequence[ErrorRow], constants: Sequence[Constant]) -> str:
+    """Return both tables as JSON."""
+    return json.dumps(
+        {
+            "errors": [asdict(row) for row in errors],
+            "constants": [{**asdict(c), "difference": c.difference} for c in constants],
+        },
+        indent=2,
+    )
+
+
+def as_text(errors: Sequence[ErrorRow], constants: Sequence[Constant]) -> str:
+    """Return both tables for a terminal."""
+    table = [("term", "device", "file", "rows", "used", "points", "median", "P90", "bias")]
+    for row in errors:
+        figures = (f"{row.median:.1%}", f"{row.p90:.1%}", f"{row.bias:+.1%}")
+        named = (row.term, row.device, row.file, row.rows, row.used)
+        table.append((*named, str(row.points), *figures))
+    fits = [("device", "term", "constant", "project", "refitted", "difference")]
+    for c in constants:
+        figures = (f"{c.project:.4g}", f"{c.refitted:.4g}", f"{c.difference:+.1%}")
+        fits.append((c.device, c.term, c.name, *figures))
+    return "\n".join(
+        (
+            "Errors of the cost model: predicted over measured, less 1",
+            "",
+            *_aligned(table, numbers=4),
+            "",
+            "Constants of the project, and as a fit to these measurements gives them",
+            "",
+            *_aligned(fits, numbers=3),
+        )
+    )
+
+
+def _aligned(rows: Sequence[tuple[str, ...]], numbers: int) -> list[str]:
+    """Return rows of equally wide columns.
+
+    Args:
+        numbers: columns at the end that are aligned to the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = len(widths) - numbers
+    return [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

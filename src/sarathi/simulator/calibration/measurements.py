@@ -1,4 +1,4 @@
-"""Measurements out of the profiles: what was timed, and how long it took."""
+"""Measurements from profiles: what was timed, and how long it took."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from pathlib import Path
 from statistics import median
 
 from sarathi.errors import SimulationError
-from sarathi.simulator.model_shape import ModelShape
+from sarathi.simulator.deployment import Deployment
+from sarathi.simulator.devices import Device
+from sarathi.simulator.gpu.kernel_cost import layer_gemms
+from sarathi.simulator.published_models import llama_fields
+from sarathi.simulator.simulated_model import SimulatedModel
 
 GEMMS = ("attn_pre_proj", "attn_post_proj", "mlp_up_proj", "mlp_down_proj")
 # Kernels of a serial layer, as often as each runs.
@@ -34,11 +38,21 @@ Row = dict[str, str]
 class LayerTime:
     """One layer of one worker."""
 
-    shape: ModelShape
+    model: SimulatedModel
     tp: int
     tokens: int
     gemms: tuple[float, ...]  # seconds, in the order of GEMMS
     elementwise: float  # seconds of all kernels
+
+    @property
+    def gemm_shapes(self) -> tuple[tuple[int, int], ...]:
+        """Outputs and depth of the matrix products, on one worker."""
+        config, tp = self.model.config, self.tp
+        return layer_gemms(config, config.num_heads // tp, max(1, config.num_kv_heads // tp), tp)
+
+    def deployment(self, device: Device) -> Deployment:
+        """Return the deployment that was timed."""
+        return Deployment(model=self.model, device=device, tp=self.tp)
 
 
 @dataclass(frozen=True)
@@ -75,35 +89,24 @@ class IterationTime:
 
 
 def layers(file: Path) -> list[LayerTime]:
-    """Of a profile of linear layers; the median where one was timed several times."""
+    """Read a profile of linear layers; the median where one was timed several times."""
 
     def times(row: Row) -> tuple[float, ...]:
-        return (
-            *(_seconds(row, op) for op in GEMMS),
-            sum(_seconds(row, op) for op in ELEMENTWISE),
-        )
+        return (*(_seconds(row, op) for op in GEMMS), sum(_seconds(row, op) for op in ELEMENTWISE))
 
     def key(row: Row) -> tuple[int, ...]:
         return tuple(_int(row, field) for field in _GEOMETRY)
 
     found = []
     for (tp, tokens, heads, kv_heads, hidden, inner, vocab), taken in _medians(file, key, times):
-        shape = ModelShape(
-            name=file.stem,
-            layers=1,
-            hidden=hidden,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=hidden // heads,
-            intermediate=inner,
-            vocab=vocab,
-        )
-        found.append(LayerTime(shape, tp, tokens, taken[:-1], taken[-1]))
+        fields = llama_fields(1, hidden, heads, kv_heads, inner, vocab, 1)
+        model = SimulatedModel.from_fields(file.stem, fields)
+        found.append(LayerTime(model, tp, tokens, taken[:-1], taken[-1]))
     return found
 
 
 def attention(file: Path, prefill: bool) -> list[AttentionTime]:
-    """Of a profile of attention, that of chunks or that of decodes."""
+    """Read a profile of attention, that of chunks or that of decodes."""
     operation = "attn_prefill" if prefill else "attn_decode"
 
     def key(row: Row) -> tuple[int, ...]:
@@ -131,7 +134,7 @@ def attention(file: Path, prefill: bool) -> list[AttentionTime]:
 
 
 def messages(file: Path) -> list[MessageTime]:
-    """Of a profile of the network, at most `SIZES_BY_OCTAVE` of each doubling in size."""
+    """Read a profile of the network, at most `SIZES_BY_OCTAVE` of each doubling in size."""
 
     def key(row: Row) -> tuple[int, ...]:
         return tuple(_int(row, field) for field in ("num_workers", "devices_per_node", "size"))
@@ -150,7 +153,7 @@ def messages(file: Path) -> list[MessageTime]:
 
 
 def iterations(file: Path) -> list[IterationTime]:
-    """Of an experiment of the paper's artifact. The first batch of an engine is left out."""
+    """Read an experiment of the paper's artifact, without the first batch of the engine."""
     return [
         IterationTime(
             _int(row, "batch_num_decode_tokens"),

@@ -1,4 +1,4 @@
-"""What an iteration costs on GPUs: the terms, and their sum for each stage."""
+"""The cost of an iteration on GPUs: its terms, and their sum for each stage."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ from dataclasses import dataclass
 from sarathi.simulator.cost_model import BatchShape
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.engine_overhead import EngineOverhead
-from sarathi.simulator.gpu import attention_cost as attention
 from sarathi.simulator.gpu.communication_cost import all_reduce_seconds, all_reduces, hop_seconds
-from sarathi.simulator.gpu.elementwise_cost import embedding_seconds, layer_seconds, norm_seconds
-from sarathi.simulator.gpu.gemm_cost import gemm_seconds
-from sarathi.simulator.model_shape import ModelShape
+from sarathi.simulator.gpu.kernel_cost import (
+    EMBED,
+    NORM,
+    Affine,
+    decode_attention,
+    gemm_seconds,
+    layer_gemms,
+    layer_seconds,
+    mean_keys,
+    prefill_attention,
+    stream_seconds,
+)
 
 
 @dataclass(frozen=True)
@@ -53,20 +61,20 @@ class GpuCostModel:
         self.engine_overhead = overhead
         model, device = deployment.model, deployment.device
         self._layers = deployment.stage_layers
-        self._decode = attention.decode(
-            device, deployment.kv_heads, model.head_dim, deployment.bytes_per_kv
+        self._decode = decode_attention(
+            device, deployment.kv_heads, model.config.head_dim, deployment.bytes_per_kv
         )
-        self._windowed = model.windowed_layers / model.layers if model.window else 0.0
+        self._windowed = model.windowed_layers / model.config.num_layers  # share of them
         self._by_tokens: dict[int, tuple[float, ...]] = {}
         self._by_samples: dict[int, float] = {0: 0.0}
-        self._by_length: dict[int, attention.Affine] = {}
+        self._by_length: dict[int, Affine] = {}
 
     @property
     def num_stages(self) -> int:
         return self.deployment.pp
 
     def stages(self, shape: BatchShape) -> tuple[float, ...]:
-        """Seconds that each stage computes, all-reduces within it included."""
+        """Return the seconds that each stage computes, all-reduces within it included."""
         _, _, _, samples, tokens = shape
         fixed = self._by_tokens.get(tokens)
         if fixed is None:
@@ -82,18 +90,18 @@ class GpuCostModel:
         return tuple(times)
 
     def hop(self, shape: BatchShape) -> float:
-        """Seconds from one stage to the next."""
+        """Return the seconds from one stage to the next."""
         return hop_seconds(self.deployment, shape.tokens)
 
     def overhead(self, shape: BatchShape) -> float:
-        """Seconds in which the engine prepares and finishes the iteration."""
+        """Return the seconds in which the engine prepares and finishes the iteration."""
         decodes, _, chunks, _, tokens = shape
         return self.engine_overhead.seconds(
             decodes + len(chunks), tokens - decodes, self.deployment.workers
         )
 
     def components(self, shape: BatchShape) -> tuple[StageTimes, ...]:
-        """The terms of `stages` and `hop`, for each stage."""
+        """Return the terms of `stages` and `hop`, for each stage."""
         tokens, last = shape.tokens, self.num_stages - 1
         if tokens == 0:
             return (StageTimes(0, 0, 0, 0, 0, 0, 0, 0),) * self.num_stages
@@ -115,7 +123,7 @@ class GpuCostModel:
         )
 
     def _fixed(self, tokens: int) -> tuple[float, ...]:
-        """What each stage takes for so many tokens, whosever they are."""
+        """Return what each stage takes for so many tokens of any requests."""
         if tokens == 0:
             times = [0.0] * self.num_stages
         else:
@@ -126,9 +134,11 @@ class GpuCostModel:
         return self._by_tokens[tokens]
 
     def _layer_terms(self, tokens: int) -> tuple[float, float, float]:
-        """One layer's matrix products, elementwise kernels and all-reduces."""
+        """Return the times of one layer's matrix products, elementwise kernels and all-reduces."""
         deployment = self.deployment
-        shapes = layer_gemms(deployment.model, deployment.heads, deployment.kv_heads, deployment.tp)
+        shapes = layer_gemms(
+            deployment.config, deployment.heads, deployment.kv_heads, deployment.tp
+        )
         linear = sum(
             gemm_seconds(deployment.device, tokens, *shape, deployment.bytes_per_weight)
             for shape in shapes
@@ -137,25 +147,27 @@ class GpuCostModel:
         return linear, layer_seconds(deployment, tokens), reducing
 
     def _embedding(self, tokens: int) -> tuple[float, float]:
-        """Looking up rows of the table, and gathering them from all workers."""
+        """Return the times of looking up rows of the table, and of their all-reduce."""
         deployment = self.deployment
-        return embedding_seconds(deployment, tokens), all_reduce_seconds(deployment, tokens)
+        width = EMBED * deployment.config.hidden_size
+        reducing = all_reduce_seconds(deployment, tokens)
+        return stream_seconds(deployment.device, tokens, width), reducing
 
     def _head(self, samples: int) -> float:
-        """The last norm and the product with the vocabulary, for rows that give a token."""
+        """Return the time of the last norm and the head, for rows that sample a token."""
         known = self._by_samples.get(samples)
         if known is not None:
             return known
         deployment = self.deployment
-        hidden = deployment.model.hidden
-        seconds = norm_seconds(deployment.device, hidden, samples) + gemm_seconds(
+        hidden = deployment.config.hidden_size
+        seconds = stream_seconds(deployment.device, samples, NORM * hidden) + gemm_seconds(
             deployment.device, samples, deployment.vocab, hidden, deployment.bytes_per_weight
         )
         self._by_samples[samples] = seconds
         return seconds
 
     def _attention(self, shape: BatchShape) -> float:
-        """Both kinds of attention in one layer, averaged over layers with and without a window."""
+        """Return the time of attention in one layer, the mean of layers with and without window."""
         if self._windowed:
             return sum(self._attention_terms(shape))
         decodes, context, chunks, _, _ = shape
@@ -170,10 +182,10 @@ class GpuCostModel:
         return seconds
 
     def _attention_terms(self, shape: BatchShape) -> tuple[float, float]:
-        """That of decodes and that of prompts, in one layer on average."""
+        """Return the times of attention of decodes and of prompts, in one layer on average."""
         decodes, context, chunks, _, _ = shape
         model, share = self.deployment.model, self._windowed
-        # Decodes are told of together: none is taken to be shorter than the window while the mean
+        # Of decodes, the sum is known: none is assumed to be shorter than the window while the mean
         # is longer.
         seen = (1 - share) * context + share * min(context, decodes * model.window)
         decoding = self._decode.fixed + self._decode.each * seen if decodes else 0.0
@@ -182,37 +194,17 @@ class GpuCostModel:
             fixed, each = self._prefill(length)
             prompting += fixed + each * start
             if share:
-                before, own = model.mean_keys(start, length)
-                dearer = self.deployment.device.achieved.prefill_new
-                prompting -= share * each * (start - before + dearer * (length / 2 - own))
+                before, own = mean_keys(model.window, start, length)
+                own_factor = self.deployment.device.achieved.prefill_new
+                prompting -= share * each * (start - before + own_factor * (length / 2 - own))
         return decoding, prompting
 
-    def _prefill(self, length: int) -> attention.Affine:
+    def _prefill(self, length: int) -> Affine:
         known = self._by_length.get(length)
         if known is None:
             deployment = self.deployment
-            known = attention.prefill(
-                deployment.device, deployment.heads, deployment.model.head_dim, length
+            known = prefill_attention(
+                deployment.device, deployment.heads, deployment.config.head_dim, length
             )
             self._by_length[length] = known
         return known
-
-
-def layer_gemms(
-    model: ModelShape, heads: int, kv_heads: int, tp: int
-) -> tuple[tuple[int, int], ...]:
-    """Outputs and depth of a layer's matrix products on one worker.
-
-    They are: queries, keys and values; the output of attention; up, and down again.
-
-    Args:
-        heads: of the worker, as `kv_heads`.
-    """
-    queries, keys = heads * model.head_dim, kv_heads * model.head_dim
-    inner = model.intermediate // tp
-    return (
-        (queries + 2 * keys, model.hidden),
-        (model.hidden, queries),
-        ((2 if model.gated else 1) * inner, model.hidden),
-        (model.hidden, inner),
-    )

@@ -1,4 +1,4 @@
-"""What could be rented: devices, and the ways to split a model over them."""
+"""Candidates of a plan: devices to rent, and the ways to split a model over them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sarathi.errors import SimulationError
 if TYPE_CHECKING:  # command lines are parsed without the simulator
     from sarathi.simulator.setup import Setup
 
-DERIVED = "target"  # in the place of a token budget that follows from the latency target
+DERIVED = "target"  # instead of a token budget: it follows from the latency target
 
 
 @dataclass(frozen=True, order=True)
@@ -50,7 +50,7 @@ class Candidate:
         return self.price * self.layout.devices
 
 
-# Why something is no choice: it cannot be had, it is never fast enough, or it costs too much.
+# Why a layout is no choice: it does not fit, it is never fast enough, or it costs too much.
 Kind = Literal["does not fit", "misses", "costs more"]
 
 
@@ -71,7 +71,7 @@ def layouts(
     budgets: Sequence[int | None],
     max_devices: int,
 ) -> list[DeviceLayout]:
-    """All with at most `max_devices` for a replica."""
+    """Return all layouts with at most `max_devices` for a replica."""
     found = (DeviceLayout(*each) for each in product(devices, tps, pps, budgets))
     return [layout for layout in found if layout.devices <= max_devices]
 
@@ -81,11 +81,12 @@ def candidates(
     prices: Mapping[str, float],
     make: Callable[[DeviceLayout], Setup],
 ) -> tuple[list[Candidate], list[Rejected]]:
-    """Those that fit, and the others with their arithmetic.
+    """Return the candidates that fit, and the other layouts with their arithmetic.
 
     Args:
         prices: by device, in dollars an hour.
-        make: gives one replica; raises SimulationError where the model cannot be laid out so.
+        make: returns the setup of one replica; raises SimulationError where the model cannot be
+            laid out so.
     """
     fit: list[Candidate] = []
     others: list[Rejected] = []

@@ -1,4 +1,4 @@
-"""Cost against latency, drawn. Imports the plotting library."""
+"""The figure of cost against latency. Imports the plotting library."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sarathi.bench.number_format import seconds
 from sarathi.bench.report.colors import INK, TARGET, colour, marker
 from sarathi.bench.report.figures.figure_parts import key, legend, words
 from sarathi.bench.report.render import Drawing
-from sarathi.simulator.plan.evaluate import PlanChoice
-from sarathi.simulator.plan.plan_targets import PlanTargets
 from sarathi.simulator.plan.planner import PlanResult, tbt, ttft
+from sarathi.simulator.plan.replica_sizing import PlanChoice
+from sarathi.simulator.plan.target_run import PlanTargets
 
 
 def pareto(planned: PlanResult, targets: PlanTargets) -> Drawing | None:
-    """None where there is no choice."""
+    """Return the figure of all choices; None where there is none."""
     choices = planned.choices
     if not choices:
         return None
@@ -38,7 +38,7 @@ def pareto(planned: PlanResult, targets: PlanTargets) -> Drawing | None:
             entries.append((handle, device))
         legend(figure, entries, narrow)
 
-    told = "; ".join(
+    listed = "; ".join(
         f"{one.replicas} x {one.layout}: ${one.cost:.2f} an hour, P99 TBT {seconds(tbt(one))}, "
         f"P90 TTFT {seconds(ttft(one))}"
         for one in choices
@@ -57,7 +57,7 @@ def pareto(planned: PlanResult, targets: PlanTargets) -> Drawing | None:
                 else "Every candidate was tried."
             )
         ),
-        alternative=f"Cost an hour against latency. On the fronts: {told}.",
+        alternative=f"Cost an hour against latency. On the fronts: {listed}.",
         draw=draw,
         height=4.0,
         narrow_height=6.6,
@@ -84,17 +84,17 @@ def _draw(
     )
     for choice in choices:
         index = devices.index(choice.layout.device)
-        member = choice in front
+        is_on_front = choice in front
         axes.plot(
             [choice.cost],
             [latency(choice)],
             marker(index),
             color=colour(index),
-            markersize=8 if member else 5,
-            alpha=1.0 if member else 0.5,
+            markersize=8 if is_on_front else 5,
+            alpha=1.0 if is_on_front else 0.5,
             markeredgewidth=0,
         )
-        if member:
+        if is_on_front:
             text = f"{choice.replicas} x {choice.layout.split}"
             if choice.layout.token_budget is not None:
                 text += f", {choice.layout.token_budget}"

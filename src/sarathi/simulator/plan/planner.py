@@ -1,4 +1,4 @@
-"""Tries candidates, the cheapest first, and leaves out what cannot be worth its money."""
+"""The search over candidates, the cheapest first; what must cost more is left out."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from dataclasses import dataclass
 
 from sarathi.simulator.parallel import run_all
 from sarathi.simulator.plan.candidates import Candidate, DeviceLayout, Rejected
-from sarathi.simulator.plan.confirm import ConfirmJob, confirm
-from sarathi.simulator.plan.estimate import guessed_cost, mean_request
-from sarathi.simulator.plan.evaluate import EvaluationJob, PlanChoice, evaluate
-from sarathi.simulator.plan.pareto_front import on_front
-from sarathi.simulator.plan.plan_targets import PlanTerms
+from sarathi.simulator.plan.replica_sizing import (
+    ConfirmJob,
+    EvaluationJob,
+    PlanChoice,
+    confirm,
+    estimated_cost,
+    evaluate,
+    mean_request,
+)
+from sarathi.simulator.plan.target_run import PlanSettings
 from sarathi.system.machine import usable_cores
 
 _ROUNDING = 1e-9  # relative
-_GUESS = 2.0  # times the lowest guessed cost, which the cheapest plan hardly exceeds
+_ESTIMATE = 2.0  # times the lowest estimated cost, which the cheapest plan hardly exceeds
 
-TellOne = Callable[[PlanChoice | Rejected], None]
+OnCandidate = Callable[[PlanChoice | Rejected], None]
 
 
 @dataclass(frozen=True)
@@ -50,36 +55,37 @@ class PlanResult:
 
 
 def tbt(choice: PlanChoice) -> float:
-    """P99 in seconds; answers of one token each have none."""
+    """Return P99 in seconds; answers of one token each have none."""
     return choice.run.summary.tbt.p99 or 0.0
 
 
 def ttft(choice: PlanChoice) -> float:
-    """P90 in seconds."""
+    """Return P90 in seconds."""
     return choice.run.summary.ttft.p90 or 0.0
 
 
 def make_plan(
     candidates: Sequence[Candidate],
-    terms: PlanTerms,
+    options: PlanSettings,
     *,
     explore: float = 1.5,
     router: str = "round_robin",
-    tell: TellOne = lambda one: None,
+    on_candidate: OnCandidate = lambda one: None,
     workers: int | None = None,
 ) -> PlanResult:
-    """
+    """Find the cheapest deployments that serve a load.
+
     Args:
         explore: candidates are tried as far as they may cost so many times as much as the cheapest
             that was found; at least 1, and infinite to try them all. The cheapest is the same in
             any case, and both fronts are complete up to this cost.
-        tell: is called with each candidate that has been tried or left out.
+        on_candidate: called with each candidate that has been tried or left out.
         workers: processes; None: one for each core.
 
     Raises:
-        BenchmarkError: the workload cannot be had.
+        BenchmarkError: the workload cannot be made.
     """
-    planner = _Planner(candidates, terms, explore, router, tell, workers)
+    planner = _Planner(candidates, options, explore, router, on_candidate, workers)
     while planner.left:
         planner.try_all()
         planner.confirm()
@@ -91,27 +97,28 @@ class _Planner:
     def __init__(
         self,
         candidates: Sequence[Candidate],
-        terms: PlanTerms,
+        options: PlanSettings,
         explore: float,
         router: str,
-        tell: TellOne,
+        on_candidate: OnCandidate,
         workers: int | None,
     ) -> None:
-        promises = {}
+        estimates = {}
         for candidate in candidates:
-            mean = mean_request(terms, candidate.setup.max_model_len)
-            promises[candidate.layout] = guessed_cost(candidate, terms, mean)
+            mean = mean_request(options, candidate.setup.max_model_len)
+            estimates[candidate.layout] = estimated_cost(candidate, options, mean)
         self._candidates = {candidate.layout: candidate for candidate in candidates}
-        self.left = sorted(candidates, key=lambda one: promises[one.layout])
-        self._first_limit = _GUESS * explore * min(promises.values(), default=math.inf)
-        self._terms, self._explore, self._router = terms, explore, router
-        self._tell, self._workers = tell, workers
+        self.left = sorted(candidates, key=lambda one: estimates[one.layout])
+        self._first_limit = _ESTIMATE * explore * min(estimates.values(), default=math.inf)
+        self._options, self._explore, self._router = options, explore, router
+        self._on_candidate, self._workers = on_candidate, workers
         self._choices: dict[DeviceLayout, PlanChoice] = {}
         self._rejected: dict[DeviceLayout, Rejected] = {}
         self._limits: dict[DeviceLayout, float] = {}  # dollars an hour above which one was left out
 
     @property
     def planned(self) -> PlanResult:
+        """What is known by now."""
         choices = sorted(self._choices.values(), key=lambda one: (one.cost, tbt(one)))
         return PlanResult(choices, list(self._rejected.values()), self._explore)
 
@@ -121,10 +128,15 @@ class _Planner:
         return self._explore * min((one.cost for one in self._choices.values()), default=math.inf)
 
     def try_all(self) -> None:
-        """In batches. The first find a price; each of the others then mostly takes one run.
+        """Evaluate candidates in batches.
 
-        Until there is one, a guess takes its place: should it be too low, `reopen` mends it.
+        The first find a price; each of the others then mostly takes one run. Until there is a
+        price, an estimate takes its place; if it is too low, `reopen` corrects it.
         """
+
+        def on_result(index: int, one: PlanChoice | Rejected) -> None:
+            self._on_candidate(one)
+
         number = self._workers or usable_cores()
         while self.left:
             limit = min(self._limit, self._first_limit)
@@ -133,21 +145,22 @@ class _Planner:
                 candidate = self.left.pop(0)
                 most = _most_replicas(candidate, limit)
                 if most == 0:
-                    rejected = _unaffordable(candidate, limit)
+                    reason = f"one replica alone costs more than ${limit:.2f} an hour"
+                    rejected = Rejected(candidate.layout, "costs more", reason)
                     self._keep(rejected, limit)
-                    self._tell(rejected)
+                    self._on_candidate(rejected)
                 else:
-                    jobs.append(EvaluationJob(candidate, self._terms, most))
-            for one in run_all(evaluate, jobs, done=self._done, workers=self._workers):
+                    jobs.append(EvaluationJob(candidate, self._options, most))
+            for one in run_all(evaluate, jobs, on_result=on_result, workers=self._workers):
                 self._keep(one, limit)
             number *= 2
 
     def confirm(self) -> None:
-        """The cheapest, and the fronts. One may need more replicas, and leave them to others."""
+        """Simulate the cheapest and the fronts with all replicas, until none of them changes."""
         while True:
             notable = self.planned.notable
             jobs = [
-                ConfirmJob(one, self._candidates[one.layout], self._terms, self._router)
+                ConfirmJob(one, self._candidates[one.layout], self._options, self._router)
                 for one in self.planned.choices
                 if one.layout in notable and not one.confirmed
             ]
@@ -158,7 +171,7 @@ class _Planner:
                 self._keep(one, math.inf)
 
     def reopen(self) -> None:
-        """Look again at what was left out for a price that has turned out to be too low."""
+        """Try candidates again that were left out for a price that turned out to be too low."""
         self._first_limit = math.inf
         for layout, limit in list(self._limits.items()):
             if limit < self._limit * (1 - _ROUNDING):
@@ -173,25 +186,27 @@ class _Planner:
         if one.kind == "costs more":
             self._limits[one.layout] = limit
 
-    def _done(self, index: int, one: PlanChoice | Rejected) -> None:
-        self._tell(one)
-
 
 def _most_replicas(candidate: Candidate, limit: float) -> int | None:
-    """
-    Args:
-        limit: dollars an hour.
-    """
+    """Return the replicas that dollars an hour pay for; None: any number."""
     if math.isinf(limit):
         return None
     return math.floor(limit / candidate.replica_price * (1 + _ROUNDING))
 
 
-def _unaffordable(candidate: Candidate, limit: float) -> Rejected:
-    reason = f"one replica alone costs more than ${limit:.2f} an hour"
-    return Rejected(candidate.layout, "costs more", reason)
-
-
 def _front(choices: list[PlanChoice], latency: Callable[[PlanChoice], float]) -> list[PlanChoice]:
-    members = on_front([(choice.cost, latency(choice)) for choice in choices])
-    return [choice for choice, member in zip(choices, members, strict=True) if member]
+    on = on_front([(choice.cost, latency(choice)) for choice in choices])
+    return [choice for choice, chosen in zip(choices, on, strict=True) if chosen]
+
+
+def on_front(points: Sequence[tuple[float, ...]]) -> list[bool]:
+    """Return for each point whether it is on the Pareto front: no other dominates it.
+
+    Less is better in every coordinate. Equal points do not dominate one another.
+    """
+    return [not any(dominates(other, point) for other in points) for point in points]
+
+
+def dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Return whether one is at least as good in everything, and better in something."""
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))

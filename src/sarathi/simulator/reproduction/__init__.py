@@ -1,1 +1,5 @@
-"""The evaluation of the Sarathi-Serve paper on the simulator, each figure or table by its name."""
+"""The paper's evaluation as data, and its reproduction.
+
+evaluation.py names the experiments and runs them; each is described in *_experiments.py with values
+of published.py and testbeds.py; experiment.py makes tables and figures of a description.
+"""

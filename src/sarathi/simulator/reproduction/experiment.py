@@ -1,141 +1,299 @@
-"""What an experiment gives: tables, figures, and each published value beside ours."""
+"""An experiment as data: what is measured, and the tables, figures and comparisons made of it.
+
+`Experiment` is the description; `Experiment.result` is the one piece of code that turns it and the
+results of its jobs into tables, charts and JSON.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
 
-from sarathi.bench.number_format import MISSING, number
+from sarathi.bench.number_format import number
 from sarathi.bench.report.table import Cell, Column, Table
-from sarathi.simulator.reproduction.chart import Chart
+from sarathi.simulator.deployment import Deployment
+from sarathi.simulator.known_error import describe_accuracy
+from sarathi.simulator.reproduction.jobs import Job, Results
+from sarathi.simulator.reproduction.published_value import Comparison, Published
 
-FAR = 0.25  # relative difference from which on the report says why
-UNKNOWN = "not known"
-
-How = Literal["printed", "file", "plot"]
-_HOW = {
-    "printed": "printed",
-    "file": "a file of the artifact",
-    "plot": "read off a plot of the artifact",
-}
+Fields = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Published:
-    """A value of the paper, or of the artifact that was published with it."""
+class Expected:
+    """The published value of one metric of a data point."""
 
-    value: float
-    where: str  # section, table or file
-    how: How = "printed"
-
-    @property
-    def source(self) -> str:
-        return f"{self.where}, {_HOW[self.how]}"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A published value, and ours."""
-
-    what: str
-    ours: float | None  # None: we have none, for instance as no rate met a target
+    metric: str
+    what: str  # in words
     published: Published
-    unit: str  # "s", "ms", "x", "1/s", "tokens/s"
-    why: str = ""  # why they differ, where they do; empty: not known
-    note: str = ""  # what ours is of
-
-    @property
-    def ratio(self) -> float | None:
-        """Of ours to the published value."""
-        return None if self.ours is None else self.ours / self.published.value
-
-    @property
-    def far(self) -> bool:
-        return self.ratio is None or abs(self.ratio - 1) > FAR
-
-    @property
-    def remark(self) -> str:
-        return (self.why or UNKNOWN) if self.far else ""
-
-    def fields(self) -> dict[str, Any]:
-        return {
-            "what": self.what,
-            "unit": self.unit,
-            "ours": self.ours,
-            "published": self.published.value,
-            "ratio": self.ratio,
-            "source": self.published.source,
-            "remark": self.remark,
-            "note": self.note,
-        }
+    unit: str
+    why: str = ""  # why ours may differ
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """A figure or a table of the paper, done again."""
+class DataPoint:
+    """One measurement, of a job or, without one, known from the start."""
+
+    fields: Fields  # what is measured
+    metrics: Mapping[str, Callable[[Any], Any]]  # what is taken from the result
+    job: Job | None = None
+    result: Any = None  # where there is no job
+    select: Callable[[Any], Any] = lambda result: result  # a part of the job's result
+    expected: tuple[Expected, ...] = ()
+    exported: bool = True  # to JSON
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A data point and what was found."""
+
+    point: DataPoint
+    result: Any
+    values: Fields  # fields and metrics
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def published(self, metric: str) -> float | None:
+        """Return the published value of a metric, if there is one."""
+        known = (one.published.value for one in self.point.expected if one.metric == metric)
+        return next(known, None)
+
+
+class Findings:
+    """All data points of an experiment, measured."""
+
+    def __init__(self, points: Sequence[DataPoint], results: Results) -> None:
+        self.all = []
+        for point in points:
+            result = point.result if point.job is None else point.select(results[point.job])
+            values = {name: metric(result) for name, metric in point.metrics.items()}
+            self.all.append(Measured(point, result, {**point.fields, **values}))
+
+    def one(self, **fields: Any) -> Measured:
+        """Return the data point with exactly these fields."""
+        return next(one for one in self.all if one.point.fields == fields)
+
+
+Compare = Callable[[Findings], Comparison]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A row or column of a grid: the data points with these fields."""
+
+    title: str
+    where: Fields
+    group: str = ""  # a common head with others
+    head: str = ""  # in tables, instead of the title
+    note: str = ""
+
+
+def by(name: str, values: Iterable[Any], group: str = "") -> tuple[Selection, ...]:
+    """Return a selection for each value of a field."""
+    return tuple(Selection(str(value), {name: value}, group) for value in values)
+
+
+CellOf = Callable[[Measured], Cell]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Data points by two or more fields, as a table and as the panels of figures."""
+
+    title: str
+    caption: str
+    rows: tuple[Selection, ...]
+    columns: tuple[Selection, ...]
+    cells: Mapping[str, CellOf]  # by head; a column of the table for each
+    corner: tuple[str, ...] = ("",)  # heads of the columns that name the row
+    groups_by_row: bool = False  # whether bars are grouped by row, with a bar for each column
+
+    def at(self, found: Findings, row: Selection, column: Selection) -> Measured:
+        """Return the data point of a row and a column."""
+        return found.one(**{**row.where, **column.where})
+
+    def table(self, found: Findings) -> Table:
+        """Return the grid as a table."""
+        columns = list(product(self.columns, self.cells.items()))
+        several = len(self.cells) > 1
+        return Table(
+            self.title,
+            self.caption,
+            (
+                *(Column(head, prose=not self.groups_by_row) for head in self.corner),
+                *(
+                    Column(head, one.group or one.title)
+                    if several
+                    else Column(one.head or one.title, one.group)
+                    for one, (head, _) in columns
+                ),
+            ),
+            [
+                [
+                    *self._names(index, row),
+                    *(cell(self.at(found, row, column)) for column, (_, cell) in columns),
+                ]
+                for index, row in enumerate(self.rows)
+            ],
+            by_label=len(self.corner) > 1,
+        )
+
+    def _names(self, index: int, row: Selection) -> list[Cell]:
+        if self.groups_by_row:
+            return [Cell(row.head or row.title, row.note)]
+        if row.group:
+            return [Cell(row.group, prose=True), Cell(row.title, prose=True)]
+        return [Cell(row.title, row.note, prose=True, label=index)]
+
+
+@dataclass(frozen=True)
+class ChartLine:
+    """A line of a panel."""
 
     name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int  # position of the label, as in tables
+    published: bool = False  # drawn hollow and dashed
+    points: bool = True  # marks at the values
+
+
+@dataclass(frozen=True)
+class GridPanel:
+    """One metric of a grid as bars or, with a label for x, as lines."""
+
     title: str
-    of: str  # which figure or table of the paper
-    text: str  # what was done
+    grid: Grid
+    metric: str
+    x_label: str = ""
+    scale: float = 1.0  # of the metric
+    log_x: bool = False
+    log_y: bool = False
+    targets: tuple[float, ...] = ()  # horizontal lines, scaled
+    curve: Callable[[Any], tuple[Sequence[float], Sequence[float]]] | None = None  # of a result
+
+    @property
+    def bars(self) -> tuple[tuple[Selection, ...], tuple[Selection, ...]]:
+        """The groups of bars, and the bars in every group."""
+        grid = self.grid
+        return (grid.rows, grid.columns) if grid.groups_by_row else (grid.columns, grid.rows)
+
+    def lines(self, found: Findings) -> list[ChartLine]:
+        """Return a line for each row, and those of published values."""
+        ours, published = [], []
+        rows = self.grid.rows
+        for index, row in enumerate(rows):
+            points = {
+                next(iter(column.where.values()), 0.0): self.grid.at(found, row, column)
+                for column in self.grid.columns
+            }
+            if self.curve is not None:
+                [point] = points.values()
+                ours.append(ChartLine(row.title, *self.curve(point.result), index, points=False))
+                continue
+            values = [self.scale * (one[self.metric] or 0.0) for one in points.values()]
+            ours.append(ChartLine(row.title, list(points), values, index))
+            known = {
+                x: self.scale * value
+                for x, one in points.items()
+                if (value := one.published(self.metric)) is not None
+            }
+            if known:
+                name = f"{row.title}, published" if len(rows) > 1 else "published"
+                colour = index if len(rows) > 1 else 1
+                y = list(known.values())
+                published.append(ChartLine(name, list(known), y, colour, published=True))
+        return [*ours, *published]
+
+    def text(self, found: Findings) -> str:
+        """Return the values of the panel as text."""
+        grid = self.grid
+        rows = (
+            f"{row.title} "
+            + ", ".join(number(grid.at(found, row, one)[self.metric]) for one in grid.columns)
+            for row in grid.rows
+        )
+        columns = ", ".join(" ".join(column.title.split()) for column in grid.columns)
+        return f"{self.title}, by {columns}: {'; '.join(rows)}."
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Panels of grids side by side."""
+
+    name: str  # of the PNG
+    title: str
+    caption: str
+    panels: tuple[GridPanel, ...]
+
+    def text(self, found: Findings) -> str:
+        """Return the values as text, for screen readers."""
+        return " ".join(panel.text(found) for panel in self.panels)
+
+
+@dataclass(frozen=True)
+class ExperimentResult:
+    """A figure or a table of the paper, done again."""
+
+    experiment: Experiment
+    found: Findings
     comparisons: tuple[Comparison, ...]
+    headline: tuple[Comparison, ...]
     tables: tuple[Table, ...]
-    charts: tuple[Chart, ...]
-    remarks: tuple[str, ...]
     accuracy: tuple[str, ...]  # of the cost models behind it
-    values: tuple[dict[str, Any], ...]  # all that was found, for other programs
-    headline: tuple[Comparison, ...] = ()  # of the comparisons, those that the abstract tells
+    values: tuple[Fields, ...]  # everything that was found, for other programs
 
     def fields(self) -> dict[str, Any]:
+        """Return the JSON object of the experiment."""
         return {
-            "title": self.title,
-            "of": self.of,
-            "text": self.text,
+            "title": self.experiment.title,
+            "of": self.experiment.source,
+            "text": self.experiment.text,
             "comparisons": [one.fields() for one in self.comparisons],
             "headline": [one.fields() for one in self.headline],
             "values": list(self.values),
-            "remarks": list(self.remarks),
+            "remarks": list(self.experiment.notes),
             "accuracy": list(self.accuracy),
         }
 
 
-def comparison_table(title: str, caption: str, comparisons: Sequence[Comparison]) -> Table:
-    """Ours beside theirs, with the ratio; where it is far from 1, with the reason."""
-    return Table(
-        title,
-        caption,
-        (
-            Column("", prose=True),
-            Column("ours"),
-            Column("published"),
-            Column("ratio"),
-            Column("published where", prose=True),
-            Column("why they differ", prose=True),
-        ),
-        [_row(one) for one in comparisons],
-    )
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What is measured, and how it is presented."""
 
+    name: str
+    title: str
+    source: str  # the figure or table of the paper
+    text: str  # what is done
+    points: tuple[DataPoint, ...]
+    tables: tuple[Grid, ...]
+    figures: tuple[Figure, ...]
+    comparisons: tuple[Compare, ...] = ()  # beside those of data points
+    headline: tuple[Compare, ...] = ()  # comparisons with the gains in the abstract
+    notes: tuple[str, ...] = ()
+    deployments: Mapping[str, Deployment] = field(default_factory=dict)  # whose accuracy is printed
 
-def _row(one: Comparison) -> list[Cell]:
-    ratio = one.ratio
-    return [
-        Cell(one.what, one.note, prose=True),
-        Cell(quantity(one.ours, one.unit)),
-        Cell(quantity(one.published.value, one.unit)),
-        Cell(MISSING if ratio is None else number(ratio), tone="bad" if one.far else "good"),
-        Cell(one.published.source, prose=True),
-        Cell(one.remark, prose=True),
-    ]
+    @property
+    def jobs(self) -> list[Job]:
+        return [point.job for point in self.points if point.job is not None]
 
-
-def quantity(value: float | None, unit: str) -> str:
-    text = number(value)
-    if text == MISSING:
-        return text
-    return f"{text}{unit}" if unit == "x" else f"{text} {unit}"
-
-
-def gain(ours: float | None, theirs: float | None) -> float | None:
-    """How many times as much; None where there is nothing to divide by."""
-    return None if ours is None or not theirs else ours / theirs
+    def result(self, results: Results) -> ExperimentResult:
+        """Make tables and comparisons of the results of `jobs`."""
+        found = Findings(self.points, results)
+        compared = [
+            Comparison(value.what, one[value.metric], value.published, value.unit, value.why)
+            for one in found.all
+            for value in one.point.expected
+        ]
+        return ExperimentResult(
+            self,
+            found,
+            (*compared, *(compare(found) for compare in self.comparisons)),
+            tuple(compare(found) for compare in self.headline),
+            tuple(table.table(found) for table in self.tables),
+            tuple(f"{label}: {describe_accuracy(d)}" for label, d in self.deployments.items()),
+            tuple(one.values for one in found.all if one.point.exported),
+        )

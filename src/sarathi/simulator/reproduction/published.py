@@ -1,4 +1,4 @@
-"""What the paper and its artifact tell in numbers, each with where it says so.
+"""The published values of the paper and its artifact, each with its source.
 
 The paper: Agrawal et al., OSDI 2024. Bars of figures whose heights are not printed are left out, as
 are readings of them by others. The artifact is the branch `osdi-sarathi-serve` of
@@ -8,13 +8,13 @@ that it holds without their data were read off here, to about 3 %.
 
 from __future__ import annotations
 
-from sarathi.simulator.reproduction.experiment import Published
+from sarathi.simulator.reproduction.published_value import Published
 
 # By model, or model and dataset and rival: how many times the rival's load Sarathi takes.
 HEADLINE = {
     "mistral-7b": Published(2.6, "abstract, over vLLM"),
     "yi-34b": Published(3.7, "abstract, up to, over vLLM"),
-    "falcon-180b": Published(5.6, "abstract, up to, over whom is not said"),
+    "falcon-180b": Published(5.6, "abstract, up to, over which system is not stated"),
 }
 GAINS = {  # model, dataset, target, rival; all of section 5.1 are "up to"
     ("yi-34b", "sharegpt", "strict", "Orca"): Published(4.0, "section 5.1"),
@@ -38,11 +38,10 @@ FALCON_DECODES = Published(0.200, "section 3.3: about")  # seconds, 32 decodes
 
 # Seconds from the arrival of 128 requests to the last token, of which there were 28,500.
 STALLS = "plot in figure-1/generation_stalls.ipynb"
-STALLS_END = {
-    "vLLM": Published(567, STALLS, "plot"),
-    "Sarathi": Published(505, STALLS, "plot"),
-}
-STALLS_FIRST = Published(66, STALLS, "plot")  # seconds until vLLM's second token of anyone
+STALLS_END = {"vLLM": Published(567, STALLS, "plot"), "Sarathi": Published(505, STALLS, "plot")}
+STALLS_FIRST = Published(
+    66, STALLS, "plot"
+)  # seconds until the second token of any request under vLLM
 
 TAIL = "plot in figure-1/high_tail_latency.ipynb"
 TAILS = {  # P99 TBT in seconds, by rate and scheduler

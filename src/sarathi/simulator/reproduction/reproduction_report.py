@@ -1,4 +1,4 @@
-"""The report on experiments: a page with all figures and tables, the figures, and all values."""
+"""The report on experiments: a page with tables and figures, the figures, and all values."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import msgspec
 from sarathi.bench.report import check_reports_can_be_made
 from sarathi.errors import BenchmarkError
 from sarathi.simulator.engine_overhead import OVERHEADS
-from sarathi.simulator.reproduction.experiment import Experiment, comparison_table
-from sarathi.simulator.reproduction.settings import DATASETS, Options, trace_file
+from sarathi.simulator.reproduction.experiment import ExperimentResult
+from sarathi.simulator.reproduction.published_value import comparison_table
+from sarathi.simulator.reproduction.testbeds import DATASETS, Dataset, Options, trace_file
 
 _TITLE = "The evaluation of Sarathi-Serve, simulated"
 _PAPER = (
@@ -21,9 +22,9 @@ _PAPER = (
 )
 _CAPTION = (
     "The ratio is ours to the published value. Where it is more than 25 % from 1, the last column "
-    "says why, or that we do not know."
+    "says why, or that the reason is not known."
 )
-_TERMS = {
+_DEFINITIONS = {
     "TTFT": "Time from the arrival of a request to its first token.",
     "TBT": "Time between two consecutive tokens of an answer.",
     "P50, P99": "The least value that so many percent of all do not exceed.",
@@ -39,24 +40,26 @@ _TERMS = {
 }
 
 
-def fields(experiments: Sequence[Experiment], options: Options, took: float) -> dict[str, Any]:
-    """All that was found, as JSON has it.
+def fields(
+    experiments: Sequence[ExperimentResult], options: Options, elapsed: float
+) -> dict[str, Any]:
+    """Return the JSON object of all experiments.
 
     Args:
-        took: seconds.
+        elapsed: seconds.
     """
     return {
         "paper": _PAPER,
         "requests": options.requests,
         "seed": options.seed,
-        "workloads": {dataset.name: _source(dataset.name, options) for dataset in DATASETS},
-        "took": took,
-        "experiments": {one.name: one.fields() for one in experiments},
+        "workloads": {dataset.name: _source(dataset, options) for dataset in DATASETS},
+        "took": elapsed,
+        "experiments": {one.experiment.name: one.fields() for one in experiments},
     }
 
 
 def write(
-    folder: Path, experiments: Sequence[Experiment], options: Options, took: float
+    folder: Path, experiments: Sequence[ExperimentResult], options: Options, elapsed: float
 ) -> list[Path]:
     """Write `index.html`, which needs nothing else, `results.json`, and figures as PNG.
 
@@ -73,54 +76,53 @@ def write(
     from sarathi.bench.report.notes import Fact
     from sarathi.bench.report.page import Section, html
     from sarathi.bench.report.render import render
-    from sarathi.simulator.reproduction.drawing import drawing
+    from sarathi.simulator.reproduction.chart_drawing import drawing
 
-    rendered = {one.name: [render(drawing(chart)) for chart in one.charts] for one in experiments}
+    rendered = [
+        [render(drawing(figure, one.found)) for figure in one.experiment.figures]
+        for one in experiments
+    ]
     facts = [
         Fact("Paper", [("", _PAPER)]),
         Fact("Requests", [("", f"{options.requests:,} a point, seed {options.seed}")]),
-        Fact("Workloads", [(d.name, _source(d.name, options)) for d in DATASETS]),
+        Fact("Workloads", [(d.name, _source(d, options)) for d in DATASETS]),
         Fact("Engine overhead", [("", OVERHEADS["paper"].source)]),
-        Fact("Took", [("", f"{took / 60:.1f} minutes")]),
+        Fact("Took", [("", f"{elapsed / 60:.1f} minutes")]),
     ]
     headline = [one for experiment in experiments for one in experiment.headline]
     sections = []
     if headline:
         text = (
-            "Gains in capacity that the abstract tells: the largest of all targets and datasets, "
+            "Gains in capacity that the abstract states: the largest of all targets and datasets, "
             "which is named below each."
         )
-        sections.append(
-            Section(
-                "Headline gains", [comparison_table("Gains", _CAPTION, headline)], [], [], [text]
-            )
-        )
-    for one in experiments:
-        first = []
-        if one.comparisons:
-            first.append(comparison_table("Ours beside the published", _CAPTION, one.comparisons))
-        notes = [*one.remarks, *(f"Accuracy: {text}." for text in one.accuracy)]
-        texts = [f"{one.of}. {one.text}"]
-        sections.append(Section(one.title, first, rendered[one.name], one.tables, texts, notes))
+        gains = comparison_table("Gains", _CAPTION, headline)
+        sections.append(Section("Headline gains", [gains], [], [], [text]))
+    for result, figures in zip(experiments, rendered, strict=True):
+        own, first = result.experiment, []
+        if result.comparisons:
+            title = "Ours beside the published"
+            first.append(comparison_table(title, _CAPTION, result.comparisons))
+        notes = [*own.notes, *(f"Accuracy: {text}." for text in result.accuracy)]
+        texts = [f"{own.source}. {own.text}"]
+        sections.append(Section(own.title, first, figures, result.tables, texts, notes))
     page = folder / "index.html"
     written = [page, folder / "results.json"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        page.write_bytes(html(_TITLE, [], facts, sections, _TERMS).encode("utf-8", "replace"))
-        content = msgspec.json.encode(fields(experiments, options, took))
+        page.write_bytes(html(_TITLE, [], facts, sections, _DEFINITIONS).encode("utf-8", "replace"))
+        content = msgspec.json.encode(fields(experiments, options, elapsed))
         written[1].write_bytes(msgspec.json.format(content, indent=1) + b"\n")
-        figures = folder / "figures"
-        figures.mkdir(exist_ok=True)
-        for figure in (figure for own in rendered.values() for figure in own):
-            written.append(figures / f"{figure.drawing.name}.png")
+        (folder / "figures").mkdir(exist_ok=True)
+        for figure in (figure for figures in rendered for figure in figures):
+            written.append(folder / "figures" / f"{figure.drawing.name}.png")
             written[-1].write_bytes(figure.png)
     except OSError as error:
         raise BenchmarkError(f"the report cannot be written to {folder}: {error}") from None
     return written
 
 
-def _source(name: str, options: Options) -> str:
-    [dataset] = [dataset for dataset in DATASETS if dataset.name == name]
+def _source(dataset: Dataset, options: Options) -> str:
     file = trace_file(dataset, options.traces)
     if file is not None:
         return f"the paper's trace {file.name}, of {dataset.title}"

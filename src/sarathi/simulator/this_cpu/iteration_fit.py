@@ -1,4 +1,4 @@
-"""From the iteration log of a server under load to what its iterations cost."""
+"""Fits the cost of iterations to the iteration log of a server under load."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from sarathi.simulator.this_cpu.measured_cost import (
 from sarathi.telemetry.iteration_log import IterationLine
 
 WANTED = 200  # iterations, of all kinds
-_LEAST = 50  # below which a fit says nothing
-_SEGMENT = 50  # iterations that are held out together: neighbours are alike
+_LEAST = 50  # for a fit
+_SEGMENT = 50  # iterations that are held out together: consecutive ones are alike
 _SEGMENTS = 4  # at least
 _LONGEST_GAP = 0.05  # seconds between two iterations; beyond, the engine was idle
 
@@ -54,8 +54,7 @@ class _Observed:
 
 
 def fit(logs: Sequence[Sequence[IterationLine]]) -> tuple[MeasuredNoise, FitError]:
-    """
-    The cost, within the noise around it, and how far its predictions were off.
+    """Return the cost, within the noise around it, and the error of its predictions.
 
     Args:
         logs: of servers on the same machine with the same model, each from its start to its end.
@@ -68,7 +67,7 @@ def fit(logs: Sequence[Sequence[IterationLine]]) -> tuple[MeasuredNoise, FitErro
         counts = " and ".join(str(num_iterations(log)) for log in logs) or "0"
         raise SimulationError(
             f"{counts} iterations were measured, expected at least {_LEAST} altogether: measure "
-            "for longer, with --seconds, or when the machine does less else"
+            "for longer, with --seconds, or when the machine is less busy"
         )
     cost, change = _fit(observed)
     size = min(_SEGMENT, len(observed) // _SEGMENTS)
@@ -92,7 +91,7 @@ def fit(logs: Sequence[Sequence[IterationLine]]) -> tuple[MeasuredNoise, FitErro
 
 
 def num_iterations(log: Sequence[IterationLine]) -> int:
-    """Those that computed anything."""
+    """Return the number of iterations that computed anything."""
     return sum(line.tokens > 0 for line in log)
 
 
@@ -107,20 +106,15 @@ def _observed(log: Sequence[IterationLine]) -> list[_Observed]:
         if after is not None:
             gap = after.offset - line.offset - line.duration
             engine += gap if gap <= _LONGEST_GAP else 0.0
-        shape = BatchShape(
-            len(line.decodes),
-            line.context,
-            tuple((part.start, part.length) for part in line.prompts),
-            line.samples,
-            line.tokens,
-        )
+        chunks = tuple((part.start, part.length) for part in line.prompts)
+        shape = BatchShape(len(line.decodes), line.context, chunks, line.samples, line.tokens)
         found.append(_Observed(shape, model, engine, line.tokens != before))
         before = line.tokens
     return found
 
 
 def _fit(observed: Sequence[_Observed]) -> tuple[MeasuredCost, float]:
-    """The cost, and what a change of the number of tokens adds to it."""
+    """Return the cost, and what a change of the number of tokens adds to it."""
     rows = [
         (
             1.0,

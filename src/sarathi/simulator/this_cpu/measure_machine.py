@@ -1,4 +1,4 @@
-"""A server of this machine under load, with its iteration log."""
+"""Measures a server on this machine under load, by its iteration log."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from sarathi.bench.workload.token_counter import ServerTokens
 from sarathi.bench.workload.workload import Workload
 from sarathi.errors import BenchmarkError, SimulationError
 from sarathi.simulator.this_cpu.iteration_fit import WANTED, fit, num_iterations
-from sarathi.simulator.this_cpu.machine_file import MeasuredMachine
+from sarathi.simulator.this_cpu.measured_machine import MeasuredMachine
 from sarathi.system.cpu_contention import cpu_times
 from sarathi.telemetry.iteration_log import IterationLine
 
 _BLOCK_SIZE = 32  # tokens, of the executor on processors
 # Whole prompts beside chunks, so that iterations of all sizes are seen.
 _POLICIES = ("sarathi", "vllm")
-_ROUNDS = 4  # of the load at most, where a busy machine gets little done in one
+_ROUNDS = 4  # of the load at most, where a busy machine computes few iterations in one
 _FLUSHING = 1.0  # seconds until an idle server has written its log
 _WARM_UP = 2
 _TIMEOUT = 120.0  # seconds
@@ -44,15 +44,15 @@ def measure_machine(
     rate: float,
     seconds: float,
     options: str,
-    patience: float,
+    start_timeout: float,
     follow: Follow,
     api_key: str | None = None,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> MeasuredMachine:
     """Start a server for each of two policies, load it, and fit a cost to its iterations.
 
-    The client runs on the same machine, as it does when a server is measured there. Where the load
-    gives too few iterations, as on a busy machine, it is sent again some times; what has been
+    The client runs on the same machine, as it does when a server is measured there. If the load
+    gives too few iterations, as on a busy machine, it is repeated a few times; what has been
     measured is kept, whatever happens afterwards.
 
     Args:
@@ -60,18 +60,18 @@ def measure_machine(
         rate: requests per second.
         seconds: of load, for each policy.
         options: further ones of `sarathi serve`.
-        patience: seconds for a server to load the model.
+        start_timeout: seconds for a server to load the model.
         follow: shows a run of so many requests with a title.
         api_key: of the servers, where `options` or the environment gives them one.
         on_progress: called with a line about what does not go as planned.
 
     Raises:
         BenchmarkError: a server cannot be started or measured, and nothing was before.
-        SimulationError: too little came of it.
+        SimulationError: too few iterations were measured.
     """
     logs: list[list[IterationLine]] = []
     session = _Session(
-        model, workload, rate, seconds, options, patience, follow, on_progress, api_key
+        model, workload, rate, seconds, options, start_timeout, follow, on_progress, api_key
     )
     with tempfile.TemporaryDirectory(prefix="sarathi-") as folder:
         for policy in _POLICIES:
@@ -88,7 +88,7 @@ def measure_machine(
     noise, fit_error = fit(logs)
     blocks = max((line.free_blocks for log in logs for line in log), default=0)
     if not (blocks and session.longest):
-        raise SimulationError("the server does not tell the length of its model")
+        raise SimulationError("the server does not report the length of its model")
     return MeasuredMachine(
         model=model,
         machine=describe_machine(),
@@ -102,16 +102,16 @@ def measure_machine(
     )
 
 
-class _Others:
-    """What everybody else has of the processors while a server is loaded."""
+class _OtherPrograms:
+    """Measures what other programs have of the processors while a server is loaded."""
 
     def __init__(self) -> None:
-        self._took = self._available = 0.0  # seconds
+        self._used = self._available = 0.0  # seconds
 
     @property
     def share(self) -> float | None:
         """Of all processors; None before anything was counted."""
-        return self._took / self._available if self._available > 0 else None
+        return self._used / self._available if self._available > 0 else None
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -120,8 +120,8 @@ class _Others:
             yield
         finally:
             after = cpu_times()
-            took = after.busy - before.busy - (_own_seconds() - own)
-            self._took += max(0.0, took)
+            used = after.busy - before.busy - (_own_seconds() - own)
+            self._used += max(0.0, used)
             self._available += (after.clock - before.clock) * after.processors
 
 
@@ -134,12 +134,12 @@ class _Session:
     rate: float
     seconds: float
     options: str
-    patience: float
+    start_timeout: float
     follow: Follow
     on_progress: Callable[[str], None]
     api_key: str | None = None
-    longest: int = 0  # tokens of a request, once a server has told it
-    others: _Others = field(default_factory=_Others)
+    longest: int = 0  # tokens of a request, once a server has reported it
+    others: _OtherPrograms = field(default_factory=_OtherPrograms)
 
     def measure(self, policy: str, log: Path) -> None:
         """Start a server with a policy, and load it until its log is long enough.
@@ -147,50 +147,49 @@ class _Session:
         Raises:
             BenchmarkError: it cannot be started or measured.
         """
-        port = _free_port()
         command = (
-            f"sarathi serve {shlex.quote(self.model)} --port {port} --policy {policy} "
+            f"sarathi serve {shlex.quote(self.model)} --port {_free_port()} --policy {policy} "
             f"--iteration-log {shlex.quote(str(log))} {self.options}"
         )
-        access = Credentials(None, "completions", self.api_key, self.patience)
+        access = Credentials(None, "completions", self.api_key, self.start_timeout)
         printed = log.with_suffix(".out")
-        with running_server(Target(policy, command=command), access, printed) as subject:
-            self.longest = subject.facts.max_model_len or 0
-            tokens = ServerTokens(subject.endpoint)
+        with running_server(Target(policy, command=command), access, printed) as server:
+            self.longest = server.facts.max_model_len or 0
+            tokens = ServerTokens(server.endpoint)
             try:
                 for number in range(_ROUNDS):
-                    self._send(subject, tokens, policy, number)
+                    self._send(server, tokens, policy, number)
                     time.sleep(_FLUSHING)
                     if self._enough(policy, log, number):
                         break
             finally:
                 tokens.close()
 
-    def _send(self, subject: RunningServer, tokens: ServerTokens, policy: str, number: int) -> None:
+    def _send(self, server: RunningServer, tokens: ServerTokens, policy: str, number: int) -> None:
         count = max(1, round(self.rate * self.seconds))
-        # Prompts of every round are others, or the prefix cache would have them.
+        # Prompts of every round are different, or they would be in the prefix cache.
         load = Load(self.workload, count, _WARM_UP, number, f"{policy}/{number}")
-        requests = prepare(load, self.rate, tokens, subject.facts.max_model_len)
+        requests = prepare(load, self.rate, tokens, server.facts.max_model_len)
         again = f", round {number + 1}" if number else ""
         title = f"{self.model}, policy {policy}{again}"
-        with self.follow(title, len(requests.calls)) as watch, self.others.counted():
-            measure(subject, requests, RunOptions(_TIMEOUT, _ANY_LAG), watch)
+        with self.follow(title, len(requests.calls)) as listener, self.others.counted():
+            measure(server, requests, RunOptions(_TIMEOUT, _ANY_LAG), listener)
 
     def _enough(self, policy: str, log: Path, number: int) -> bool:
         found, wanted = num_iterations(load_iterations(log)), WANTED // len(_POLICIES)
         if found >= wanted:
             return True
         last = number == _ROUNDS - 1
-        then = "that has to do" if last else "the load is sent again"
+        then = "that must be enough" if last else "the load is sent again"
         self.on_progress(f"policy {policy}: {found} iterations by now, {wanted} are wanted: {then}")
         return False
 
 
 def _own_seconds() -> float:
-    """That this process and those it has started have computed."""
+    """Return the processor time of this process and those it has started."""
     total = 0.0
-    here = psutil.Process()
-    for process in [here, *here.children(recursive=True)]:
+    own = psutil.Process()
+    for process in [own, *own.children(recursive=True)]:
         with suppress(psutil.Error):  # it has just ended
             times = process.cpu_times()
             total += times.user + times.system

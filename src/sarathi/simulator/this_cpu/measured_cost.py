@@ -1,4 +1,4 @@
-"""What iterations cost on a machine that was measured."""
+"""The cost of iterations on a machine that was measured, and the noise around it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 from sarathi.simulator.cost_model import BatchShape, Jitter
 
-# Tokens at which what one more costs may change: few share the reading of weights, many do not.
+# Tokens at which the cost of one more may change: few share the reading of weights.
 KNOTS = (4, 16, 64)
 NUM_KINDS = 3
 LARGE = 512  # tokens, beyond what a latency budget gives an iteration on a processor
@@ -24,7 +24,7 @@ class MeasuredCost(msgspec.Struct, frozen=True, kw_only=True):
               + attention * A + context * C + samples * S
 
     where A sums `length * (start + length / 2)` over chunks of prompts, C are the cached tokens of
-    the decodes, and S the rows that give a token. The pieces of tokens are bounded by `KNOTS`.
+    the decodes, and S the rows that sample a token. The pieces of tokens are bounded by `KNOTS`.
     """
 
     fixed: float
@@ -40,6 +40,7 @@ class MeasuredCost(msgspec.Struct, frozen=True, kw_only=True):
         return 1
 
     def stages(self, shape: BatchShape) -> Sequence[float]:
+        """Return the seconds of the only stage."""
         reads = sum(length * (start + length / 2) for start, length in shape.chunks)
         seconds = (
             self.fixed
@@ -52,31 +53,33 @@ class MeasuredCost(msgspec.Struct, frozen=True, kw_only=True):
         return (seconds,)
 
     def hop(self, shape: BatchShape) -> float:
+        """Return 0: there is one stage."""
         return 0.0
 
     def overhead(self, shape: BatchShape) -> float:
+        """Return the seconds of the loop around the model."""
         return self.engine + self.engine_samples * shape.samples
 
 
 def kind(shape: BatchShape) -> int:
-    """Whether an iteration only decodes (0), or has chunks (1) or many whole prompts in it (2)."""
+    """Return 0 for an iteration of decodes alone, 1 with chunks, 2 with many whole prompts."""
     if not shape.chunks:
         return 0
     return 1 if shape.tokens <= LARGE else 2
 
 
 def pieces(tokens: int) -> list[int]:
-    """How many of the tokens lie between each two knots."""
+    """Return how many of the tokens lie between each two knots."""
     ends = (0, *KNOTS)
     found = [max(0, min(tokens, end) - begin) for begin, end in zip(ends, KNOTS, strict=False)]
     return [*found, max(0, tokens - KNOTS[-1])]
 
 
 class MeasuredNoise(msgspec.Struct, frozen=True, kw_only=True):
-    """How real iterations differed from the cost, in the order in which they came.
+    """How real iterations differed from the cost, in their order.
 
-    They are played again, from places drawn at random, since a spell in which the machine is slow
-    lasts for a while: without that, times between tokens would have too short a tail.
+    They are replayed from random positions, since a machine that is slow stays so for a while:
+    independent samples would give times between tokens too short a tail.
     """
 
     change: float  # seconds that an iteration of other tokens than the one before takes longer
@@ -84,35 +87,36 @@ class MeasuredNoise(msgspec.Struct, frozen=True, kw_only=True):
     cost: MeasuredCost
 
     def jitter(self, seed: int) -> Jitter:
-        draw = random.Random(seed)
-        players = [_Player(factors, draw) for factors in self.factors]
+        """Return a replay of the factors; the same seed gives the same sequence."""
+        rng = random.Random(seed)
+        replays = [_Replay(factors, rng) for factors in self.factors]
         latest = 0
 
         def factor(shape: BatchShape) -> float:
             nonlocal latest
-            played = players[kind(shape)].next()
+            replayed = replays[kind(shape)].next()
             if shape.tokens == latest:
-                return played
+                return replayed
             latest = shape.tokens
             whole = self.cost.overhead(shape) + self.cost.stages(shape)[0]
-            return played * (1 + self.change / whole)
+            return replayed * (1 + self.change / whole)
 
         return factor
 
 
-class _Player:
-    """Goes through a list, and jumps now and then."""
+class _Replay:
+    """Iterates over a list, and jumps to a random position now and then."""
 
     _LENGTH = 100  # iterations between two jumps
 
-    def __init__(self, factors: Sequence[float], draw: random.Random) -> None:
+    def __init__(self, factors: Sequence[float], rng: random.Random) -> None:
         self._factors = factors or (1.0,)
-        self._draw = draw
+        self._rng = rng
         self._at = self._left = 0
 
     def next(self) -> float:
         if not self._left:
-            self._at, self._left = self._draw.randrange(len(self._factors)), self._LENGTH
+            self._at, self._left = self._rng.randrange(len(self._factors)), self._LENGTH
         self._left -= 1
         self._at = (self._at + 1) % len(self._factors)
         return self._factors[self._at]

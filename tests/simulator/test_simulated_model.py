@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deployments import deployment
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sarathi.backends.footprint import num_parameters
 from sarathi.errors import SimulationError
-from sarathi.simulator.model_shape import MODELS, ModelShape
-from sarathi.simulator.shape_from_config import shape_from_config
+from sarathi.simulator.gpu.kernel_cost import mean_keys
+from sarathi.simulator.memory_plan import kv_blocks
+from sarathi.simulator.published_models import MODELS
+from sarathi.simulator.simulated_model import SimulatedModel
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -32,10 +36,10 @@ FALCON: dict[str, Any] = {
 }
 
 
-def shape(folder: Path, config: dict[str, Any], **changed: Any) -> ModelShape:
+def shape(folder: Path, config: dict[str, Any], **changed: Any) -> SimulatedModel:
     fields = {k: v for k, v in {**config, **changed}.items() if v != "absent"}
     (folder / "config.json").write_text(json.dumps(fields))
-    return shape_from_config(folder)
+    return SimulatedModel.read(folder)
 
 
 @pytest.mark.parametrize(
@@ -57,29 +61,42 @@ def shape(folder: Path, config: dict[str, Any], **changed: Any) -> ModelShape:
     ],
 )
 def test_parameters_are_the_published_ones(name: str, billions: float) -> None:
-    assert MODELS[name].parameters / 1e9 == pytest.approx(billions, rel=0.005)
+    assert num_parameters(MODELS[name].config) / 1e9 == pytest.approx(billions, rel=0.005)
 
 
 def test_key_value_bytes() -> None:
-    assert MODELS["mistral-7b"].kv_bytes() == 128 * 1024
-    assert MODELS["llama2-7b"].kv_bytes() == 512 * 1024
-    assert MODELS["yi-34b"].kv_bytes(1) == 120 * 1024
+    def block(model: str, **fields: Any) -> float:
+        [stage] = kv_blocks(deployment(model, **fields), 512, 1).stages
+        return stage.block
+
+    assert block("mistral-7b") == 128 * 1024
+    assert block("llama2-7b") == 512 * 1024
+    assert block("yi-34b", bytes_per_kv=1) == 120 * 1024
 
 
 def test_a_configuration_gives_the_built_in_shape(tmp_path: Path) -> None:
     folder = tmp_path / "llama3-8b"
     folder.mkdir()
     assert shape(folder, LLAMA) == MODELS["llama3-8b"]
-    assert shape_from_config(folder / "config.json") == MODELS["llama3-8b"]
+    assert SimulatedModel.read(folder / "config.json") == MODELS["llama3-8b"]
 
 
 def test_falcon_with_one_key_value_head(tmp_path: Path) -> None:
     found = shape(tmp_path, FALCON)
-    assert (found.kv_heads, found.head_dim, found.intermediate) == (1, 64, 4 * 4544)
-    assert (found.parallel, found.gated, found.tied, found.norms) == (True, False, True, 1)
-    assert found.parameters / 1e9 == pytest.approx(6.92, rel=0.01)
-    assert shape(tmp_path, FALCON, multi_query=False).kv_heads == 71
-    assert not shape(tmp_path, FALCON, parallel_attn=False).parallel
+    assert (found.config.num_kv_heads, found.config.head_dim, found.config.intermediate_size) == (
+        1,
+        64,
+        4 * 4544,
+    )
+    assert (
+        found.config.parallel,
+        found.config.gated_mlp,
+        found.config.tie_word_embeddings,
+        found.norms,
+    ) == (True, False, True, 1)
+    assert num_parameters(found.config) / 1e9 == pytest.approx(6.92, rel=0.01)
+    assert shape(tmp_path, FALCON, multi_query=False).config.num_kv_heads == 71
+    assert not shape(tmp_path, FALCON, parallel_attn=False).config.parallel
 
 
 def test_falcon_of_the_new_architecture(tmp_path: Path) -> None:
@@ -93,26 +110,32 @@ def test_falcon_of_the_new_architecture(tmp_path: Path) -> None:
         num_hidden_layers=60,
     )
     known = MODELS["falcon-40b"]
-    assert (found.kv_heads, found.norms, found.parallel) == (8, 2, True)
-    assert found.parameters == known.parameters
+    assert (found.config.num_kv_heads, found.norms, found.config.parallel) == (8, 2, True)
+    assert num_parameters(found.config) == num_parameters(known.config)
 
 
-def test_head_width_is_told_or_derived(tmp_path: Path) -> None:
-    assert shape(tmp_path, LLAMA, head_dim=64).head_dim == 64
-    assert shape(tmp_path, LLAMA, model_type="qwen3").head_dim == 128
-    assert shape(tmp_path, LLAMA, model_type="gemma2").head_dim == 256
+def test_head_width_is_read_or_derived(tmp_path: Path) -> None:
+    assert shape(tmp_path, LLAMA, head_dim=64).config.head_dim == 64
+    assert shape(tmp_path, LLAMA, model_type="qwen3").config.head_dim == 128
+    assert shape(tmp_path, LLAMA, model_type="gemma2").config.head_dim == 256
 
 
 def test_families_differ_in_what_the_file_does_not_say(tmp_path: Path) -> None:
     gemma = shape(tmp_path, LLAMA, model_type="gemma2")
-    assert (gemma.tied, gemma.norms) == (True, 4)
-    assert shape(tmp_path, LLAMA, model_type="qwen3").head_norms
+    assert (gemma.config.tie_word_embeddings, gemma.norms) == (True, 4)
+    assert shape(tmp_path, LLAMA, model_type="qwen3").config.qk_norm
     neox = shape(tmp_path, LLAMA, model_type="gpt_neox", num_key_value_heads="absent")
-    assert (neox.gated, neox.parallel, neox.kv_heads) == (False, True, 32)
-    assert not shape(tmp_path, LLAMA, model_type="gpt_neox", use_parallel_residual=False).parallel
+    assert (neox.config.gated_mlp, neox.config.parallel, neox.config.num_kv_heads) == (
+        False,
+        True,
+        32,
+    )
+    assert not shape(
+        tmp_path, LLAMA, model_type="gpt_neox", use_parallel_residual=False
+    ).config.parallel
 
 
-def test_the_language_part_of_a_model_that_sees(tmp_path: Path) -> None:
+def test_the_language_part_of_a_multimodal_model(tmp_path: Path) -> None:
     inner = {**LLAMA, "model_type": "gemma3_text", "sliding_window": 1024, "num_hidden_layers": 34}
     found = shape(tmp_path, {"model_type": "gemma3", "text_config": inner})
     assert (found.window, found.windowed_layers) == (1024, 34 - 5)
@@ -178,16 +201,12 @@ def test_what_has_no_price_is_refused(tmp_path: Path, fields: dict[str, Any], me
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SimulationError, match="cannot read"):
-        shape_from_config(tmp_path)
+        SimulatedModel.read(tmp_path)
 
 
 @given(st.integers(0, 3000), st.integers(1, 3000), st.integers(1, 3000))
 def test_keys_in_a_window_are_counted_row_by_row(start: int, length: int, window: int) -> None:
-    windowed = ModelShape(
-        name="w", layers=1, hidden=1, heads=1, kv_heads=1, head_dim=1, intermediate=1, vocab=1,
-        window=window, windowed_layers=1,
-    )  # fmt: skip
-    before, own = windowed.mean_keys(start, length)
+    before, own = mean_keys(window, start, length)
     rows = [row + 0.5 for row in range(length)]
     assert own == pytest.approx(sum(min(row, window) for row in rows) / length, abs=0.5)
     both = sum(min(start + row, window) for row in rows) / length

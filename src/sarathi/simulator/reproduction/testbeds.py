@@ -1,4 +1,4 @@
-"""What the paper ran: its models on their hardware, the datasets, the schedulers, the targets.
+"""The paper's models on their hardware, datasets, schedulers and targets.
 
 Source: Agrawal et al., "Taming Throughput-Latency Tradeoff in LLM Inference with Sarathi-Serve",
 OSDI 2024, sections 5.1 to 5.4, and the settings of its artifact (`osdi-experiments`). All
@@ -17,7 +17,7 @@ from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.engine_overhead import OVERHEADS
 from sarathi.simulator.gpu_setup import gpu_setup
-from sarathi.simulator.model_shape import MODELS
+from sarathi.simulator.published_models import MODELS
 from sarathi.simulator.setup import Setup
 
 SHAREGPT_FILE = "sharegpt_8k.csv"
@@ -26,7 +26,7 @@ _OVERHEAD = OVERHEADS["paper"]
 
 @dataclass(frozen=True)
 class Options:
-    """What the user may change."""
+    """Options of the user."""
 
     requests: int = 1024  # of each point; the paper has 2048 for capacities, 1024 by rate
     seed: int = 0
@@ -35,6 +35,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Dataset:
+    """A distribution of prompt and output lengths."""
+
     name: str  # a preset
     title: str
     max_total: int  # tokens of prompt and answer, and of the engine's longest request
@@ -67,7 +69,12 @@ class Testbed:
         nodes = f", {self.nodes} nodes" if self.nodes > 1 else ""
         return f"{self.tp * self.pp} x {DEVICES[self.device].title}, {split}{nodes}"
 
+    def target(self, name: str) -> float:
+        """Return the strict or the relaxed target in seconds."""
+        return self.strict if name == "strict" else self.relaxed
+
     def deployment(self, max_total: int) -> Deployment:
+        """Return one replica for requests of up to so many tokens."""
         return Deployment(
             model=MODELS[self.model],
             device=DEVICES[self.device],
@@ -92,13 +99,13 @@ FALCON = Testbed(
     (0.2, 0.4, 0.6, 0.8, 1),
 )  # fmt: skip
 FALCON_TP8 = Testbed("falcon-180b", "Falcon-180B", "a100-pairwise", 8, 1, 2, 1.0, 5.0, 2048, 8, ())
-PLACES = (MISTRAL, YI, LLAMA, FALCON)
+TESTBEDS = (MISTRAL, YI, LLAMA, FALCON)
 STRICT_BUDGET = 512
 
 
 @dataclass(frozen=True)
 class System:
-    """A scheduler and its knobs."""
+    """A scheduler and its options."""
 
     title: str
     policy: str
@@ -107,53 +114,56 @@ class System:
     tbt_target: float | None = None  # seconds; the budget follows from it
 
     def config(self, max_total: int) -> EngineConfig:
-        # Prompts strictly in order, as published. Otherwise the median delay would be that of the
-        # short ones, and a load that long ones wait for without end would count as taken.
-        if self.tbt_target is not None:
-            return EngineConfig(
-                policy=self.policy,
-                tbt_target=self.tbt_target,
-                max_batch_size=self.max_batch,
-                in_order_share=1.0,
-            )
-        budget = max_total if self.policy == "vllm" else self.token_budget
+        """Return the options of an engine for requests of up to so many tokens.
+
+        Prompts are processed strictly in order, as published. Otherwise the median delay would be
+        that of the short ones, and a load under which long ones wait without end would count as
+        met.
+        """
+        by_target = self.tbt_target is not None
         return EngineConfig(
             policy=self.policy,
-            token_budget=budget,
+            token_budget=max_total if self.policy == "vllm" else self.token_budget,
+            tbt_target=self.tbt_target,
             max_batch_size=self.max_batch,
             in_order_share=1.0,
-            min_prefill_share=0.0,
+            min_prefill_share=EngineConfig().min_prefill_share if by_target else 0.0,
         )
 
 
 def vllm(max_batch: int = 128) -> System:
+    """Return vLLM's scheduler."""
     return System("vLLM", "vllm", max_batch=max_batch)
 
 
 def orca(max_batch: int) -> System:
+    """Return Orca's scheduler."""
     return System("Orca", "orca", max_batch=max_batch)
 
 
 def sarathi(budget: int, max_batch: int = 128) -> System:
+    """Return Sarathi with a token budget."""
     return System(f"Sarathi, {budget} tokens", "sarathi", budget, max_batch)
 
 
 def by_target(target: float) -> System:
+    """Return Sarathi with the budget that a target of TBT in seconds leaves."""
     return System("Sarathi, budget from the target", "sarathi", tbt_target=target)
 
 
 @lru_cache(maxsize=64)
-def setup_of(place: Testbed, system: System, max_total: int) -> Setup:
-    """
+def setup_of(testbed: Testbed, system: System, max_total: int) -> Setup:
+    """Return the setup of a system on a testbed.
+
     Raises:
         SimulationError: it does not fit.
     """
-    return gpu_setup(place.deployment(max_total), system.config(max_total), overhead=_OVERHEAD)
+    return gpu_setup(testbed.deployment(max_total), system.config(max_total), overhead=_OVERHEAD)
 
 
 @lru_cache(maxsize=8)
 def workload_of(dataset: Dataset, traces: str | None) -> Workload:
-    """The trace of the paper where it is there, or else what is published of it.
+    """Return the trace of the paper if it exists, or the published statistics.
 
     Raises:
         BenchmarkError: the trace cannot be read.
@@ -163,7 +173,7 @@ def workload_of(dataset: Dataset, traces: str | None) -> Workload:
 
 
 def trace_file(dataset: Dataset, traces: str | None) -> Path | None:
-    """Only sharegpt's is to be had: the file for arxiv beside it has other, shorter papers."""
+    """Return the paper's trace; there is one of sharegpt alone, that of arxiv has other papers."""
     if traces is None or dataset is not SHAREGPT:
         return None
     file = Path(traces) / SHAREGPT_FILE

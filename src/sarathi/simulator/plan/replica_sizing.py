@@ -1,0 +1,260 @@
+"""The number of replicas of one candidate that a load takes: estimated, searched and confirmed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from msgspec import structs
+
+from sarathi.bench.capacity.rate_search import Search
+from sarathi.bench.capacity.verdict import Verdict
+from sarathi.bench.results import Run
+from sarathi.simulator.cost_model import BatchShape, iteration_seconds
+from sarathi.simulator.plan.candidates import Candidate, DeviceLayout, Rejected
+from sarathi.simulator.plan.target_run import PlanSettings, run_with_early_stopping
+from sarathi.simulator.setup import Setup
+from sarathi.units import format_duration
+
+_SAMPLE = 1000  # requests, of which mean lengths are computed
+_TOKENS = 512  # of a typical iteration
+_HEADROOM = 0.5  # of the throughput of such iterations is a replica's capacity, roughly
+_HALVINGS = 6  # of the estimated capacity, before a replica is rejected
+_RUNS = 2  # at a rate whose verdict is uncertain
+_SPARE = 2  # replicas more than the capacity asks for, where the planned rate misses after all
+_RECORDS = 256  # of a run, for figures
+_CONFIRM_SPARE = 3  # likewise, where all replicas are simulated
+_CONFIRM_REQUESTS = 4096  # at most, unless the least duration of a run asks for more
+_CONFIRM_RECORDS = 1024
+
+
+@dataclass(frozen=True)
+class MeanRequest:
+    """Mean lengths in tokens."""
+
+    prompt: float
+    output: float
+
+    @property
+    def total(self) -> float:
+        return self.prompt + self.output
+
+
+def mean_request(options: PlanSettings, max_model_len: int) -> MeanRequest:
+    """Return the mean lengths of a load.
+
+    Raises:
+        BenchmarkError: the workload cannot be made.
+    """
+    load = options.load
+    plan = load.workload.plan(options.rate, _SAMPLE, 0, load.seed, max_model_len)
+    return MeanRequest(float(plan.prompts.mean()), float(plan.outputs.mean()))
+
+
+def estimated_capacity(setup: Setup, mean: MeanRequest) -> float:
+    """Return requests per second, within a factor of two or so: where a search begins."""
+    decodes = min(setup.config.max_batch_size, 64, round(_TOKENS * mean.output / mean.total) + 1)
+    chunk = _TOKENS - decodes
+    context = int(decodes * (mean.prompt + mean.output / 2))
+    shape = BatchShape(decodes, context, ((int(mean.prompt / 2), chunk),), decodes, _TOKENS)
+    seconds = max(setup.cost.stages(shape)) + setup.cost.overhead(shape)
+    return _HEADROOM * _TOKENS / (seconds * mean.total)
+
+
+def estimated_cost(candidate: Candidate, options: PlanSettings, mean: MeanRequest) -> float:
+    """Return dollars an hour. Parts of a replica count, so that there are no ties."""
+    replicas = options.rate / estimated_capacity(candidate.setup, mean)
+    return max(1.0, replicas) * candidate.replica_price
+
+
+@dataclass(frozen=True)
+class PlanChoice:
+    """A deployment that serves the load within the targets."""
+
+    layout: DeviceLayout
+    replicas: int
+    rate: float  # requests per second, of all replicas together
+    price: float  # dollars an hour, of a device
+    capacity: float  # requests per second, of a replica
+    open_ended: bool  # the capacity is at least that
+    run: Run  # at the planned rate: of one replica with its share, or of all once confirmed
+    reason: str  # why it meets the targets
+    tokens_per_second: float  # of the whole load, prompts included
+    confirmed: bool = False  # simulated with all its replicas and their router
+
+    @property
+    def devices(self) -> int:
+        return self.replicas * self.layout.devices
+
+    @property
+    def rate_per_replica(self) -> float:
+        return self.rate / self.replicas
+
+    @property
+    def cost(self) -> float:
+        """Dollars an hour."""
+        return self.devices * self.price
+
+    @property
+    def cost_per_million_tokens(self) -> float:
+        return self.cost / 3600 / self.tokens_per_second * 1e6
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """A candidate to be evaluated."""
+
+    candidate: Candidate
+    options: PlanSettings
+    most_replicas: int | None  # with more, it costs too much; None: it never does
+
+
+def evaluate(job: EvaluationJob) -> PlanChoice | Rejected:
+    """Search the capacity of one replica, then simulate it at its share of the load."""
+    candidate, target = job.candidate, job.options.targets.tbt
+    fastest = iteration_seconds(candidate.setup.cost, BatchShape.make(1, 1))
+    if fastest > target and candidate.setup.noise is None:
+        reason = f"a token takes {format_duration(fastest)} even of a request alone, above "
+        return Rejected(candidate.layout, "misses", reason + format_duration(target))
+    return _Evaluation(job).result()
+
+
+class _Evaluation:
+    def __init__(self, job: EvaluationJob) -> None:
+        self._candidate = job.candidate
+        self._options = job.options
+        self._most = job.most_replicas
+        self._mean = mean_request(job.options, job.candidate.setup.max_model_len)
+        estimate = estimated_capacity(job.candidate.setup, self._mean)
+        self._start = float(f"{max(1e-5, min(estimate, job.options.rate)):.3g}")
+        self._search = Search(self._start, job.options.resolution, max_halvings=_HALVINGS)
+        self._latest: dict[float, tuple[Run | None, Verdict]] = {}  # by rate
+        self._times: dict[float, int] = {}  # that a rate was run
+
+    def result(self) -> PlanChoice | Rejected:
+        rejected = self._too_expensive()
+        if rejected is not None:
+            return rejected
+        self._find_capacity()
+        capacity = self._search.capacity
+        if capacity is None:
+            lowest = min(self._latest)
+            reason = f"even {lowest:.3g} requests a second miss: {self._latest[lowest][1].reason}"
+            return Rejected(self._candidate.layout, "misses", reason)
+        return self._choice(capacity)
+
+    def _too_expensive(self) -> Rejected | None:
+        """Reject the candidate if one run shows that the affordable replicas are too few."""
+        if self._most is None:
+            return None
+        rate = self._options.rate / self._most
+        verdict = self._settle(rate)
+        if verdict.met or not verdict.certain:
+            return None
+        replicas = "one replica" if self._most == 1 else f"{self._most} replicas"
+        reason = f"needs more than {replicas}: at {rate:.3g}/s each, {verdict.reason}"
+        return Rejected(self._candidate.layout, "costs more", reason)
+
+    def _find_capacity(self) -> None:
+        rate = self._options.rate
+        if all(verdict.met and r < self._start for r, (_, verdict) in self._latest.items()):
+            self._run(self._start)  # which saves doublings from a low rate
+        while (attempt := self._search.next()) is not None:
+            # One replica that serves all is enough: how much more it could take costs long runs.
+            verdict = self._run(min(attempt.rate, rate))
+            if attempt.rate >= rate and verdict.met and self._settled(rate):
+                return
+
+    def _choice(self, capacity: float) -> PlanChoice | Rejected:
+        """Return the fewest replicas that meet the targets at their share of the load.
+
+        The search ends with two rates that are some way apart; shares between them are tried.
+        """
+        rate = self._options.rate
+        missed = [r for r, (_, v) in self._latest.items() if not v.met and r > capacity]
+        least = max(1, math.floor(rate / min(missed)) + 1) if missed else 1
+        enough = max(1, math.ceil(rate / capacity))
+        for replicas in range(min(least, enough), enough + _SPARE + 1):
+            share = rate / replicas
+            if share not in self._latest:
+                self._run(share)
+            run, verdict = self._latest[share]
+            if run is not None and verdict.met:
+                return PlanChoice(
+                    layout=self._candidate.layout,
+                    replicas=replicas,
+                    rate=rate,
+                    price=self._candidate.price,
+                    capacity=capacity if replicas == enough else share,
+                    open_ended=capacity >= rate,
+                    run=run,
+                    reason=verdict.reason,
+                    tokens_per_second=rate * self._mean.total,
+                )
+        reason = f"no number of replicas was sure to do: {verdict.reason} at {share:.3g}/s each"
+        return Rejected(self._candidate.layout, "misses", reason)
+
+    def _settle(self, rate: float) -> Verdict:
+        """Run a rate until its verdict is as certain as possible."""
+        verdict = self._run(rate)
+        while not self._settled(rate):
+            verdict = self._run(rate)
+        return verdict
+
+    def _settled(self, rate: float) -> bool:
+        return self._latest[rate][1].certain or self._times[rate] >= _RUNS
+
+    def _run(self, rate: float) -> Verdict:
+        """Run a rate, each time with twice as many requests, the first half being the same."""
+        options, times = self._options, self._times.get(rate, 0)
+        number = max(options.load.num_requests, math.ceil(rate * options.point_duration))
+        run, verdict = run_with_early_stopping(
+            self._candidate.setup,
+            options,
+            rate,
+            number * 2**times,
+            str(self._candidate.layout),
+            _RECORDS,
+        )
+        self._search.record(rate, verdict.met, verdict.certain)
+        self._latest[rate] = (run, verdict)
+        self._times[rate] = times + 1
+        return verdict
+
+
+@dataclass(frozen=True)
+class ConfirmJob:
+    """A choice to be simulated with all its replicas and the router."""
+
+    choice: PlanChoice
+    candidate: Candidate
+    options: PlanSettings
+    router: str
+
+
+def confirm(job: ConfirmJob) -> PlanChoice | Rejected:
+    """Simulate a choice as it would run, with more replicas where the estimated number misses."""
+    choice, options, setup = job.choice, job.options, job.candidate.setup
+    for replicas in range(choice.replicas, choice.replicas + _CONFIRM_SPARE + 1):
+        number = max(
+            min(_CONFIRM_REQUESTS, replicas * options.load.num_requests),
+            math.ceil(options.rate * options.point_duration),
+        )
+        described = {**setup.description, "replicas": str(replicas), "router": job.router}
+        run, verdict = run_with_early_stopping(
+            replace(setup, num_replicas=replicas, router=job.router, description=described),
+            options,
+            options.rate,
+            number,
+            f"{replicas} x {choice.layout}",
+            _CONFIRM_RECORDS,
+        )
+        if run is not None and verdict.met:
+            found = replace(choice, replicas=replicas, reason=verdict.reason, confirmed=True)
+            # The cost of a steady load: at its end, a run keeps devices for ever fewer requests.
+            assert run.simulation is not None
+            cost = found.cost_per_million_tokens
+            simulation = structs.replace(run.simulation, cost_per_million_tokens=cost)
+            return replace(found, run=structs.replace(run, simulation=simulation))
+    reason = f"{replicas} replicas together miss: {verdict.reason}"
+    return Rejected(choice.layout, "misses", reason)

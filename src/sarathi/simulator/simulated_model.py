@@ -1,0 +1,198 @@
+"""A model to be simulated: the configuration of a decoder, from a config.json of any dense family.
+
+More families can be simulated than served: what an iteration costs depends on sizes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sarathi.errors import ModelError, SimulationError
+from sarathi.models.json_fields import Fields
+from sarathi.models.model_config import MAX_LAYERS, ModelConfig
+
+
+@dataclass(frozen=True)
+class SimulatedModel:
+    """A decoder with a name. Positions, biases and activations are not read: they cost little."""
+
+    name: str
+    config: ModelConfig
+    norms: int  # a layer; those of query and key heads excluded
+    fields: Mapping[str, Any] = field(compare=False, repr=False)  # of its config.json
+
+    @property
+    def window(self) -> int:
+        """Tokens of the sliding window; 0 where no layer has one."""
+        return max(self.config.sliding_windows)
+
+    @property
+    def windowed_layers(self) -> int:
+        return sum(window > 0 for window in self.config.sliding_windows)
+
+    @classmethod
+    def from_fields(cls, name: str, data: Mapping[str, Any]) -> SimulatedModel:
+        """Read the fields of a config.json.
+
+        Raises:
+            SimulationError: a field is missing or wrong, or the model is not a dense decoder.
+        """
+        return _model(name, Fields(data, name))
+
+    @classmethod
+    def read(cls, path: str | Path) -> SimulatedModel:
+        """Read a config.json, or that of a folder.
+
+        Raises:
+            SimulationError: the file cannot be read, a field is missing or wrong, or the model is
+                not a dense decoder.
+        """
+        path = Path(path)
+        file = path / "config.json" if path.is_dir() else path
+        name = file.resolve().parent.name if file.name == "config.json" else file.stem
+        try:
+            fields = Fields.read(file)
+        except ModelError as error:
+            raise SimulationError(str(error)) from error
+        return _model(name, fields)
+
+
+@dataclass(frozen=True)
+class _Family:
+    """What configurations of a type of model leave out."""
+
+    gated: bool = True
+    parallel: bool = False
+    tied: bool = False  # where the file does not say
+    norms: int = 2
+    head_norms: bool = False
+    head_dim: int = 0  # where the file does not say; 0: the hidden size over the number of heads
+
+
+_FAMILIES = {
+    "llama": _Family(),
+    "mistral": _Family(),
+    "ministral": _Family(),
+    "qwen2": _Family(),
+    "qwen3": _Family(head_norms=True, head_dim=128),
+    "phi3": _Family(),
+    "gemma": _Family(tied=True, head_dim=256),
+    "gemma2": _Family(tied=True, norms=4, head_dim=256),
+    "gemma3_text": _Family(tied=True, norms=4, head_norms=True, head_dim=256),
+    "granite": _Family(),
+    "smollm3": _Family(tied=True),
+    "olmo2": _Family(head_norms=True),
+    "stablelm": _Family(),
+    "internlm2": _Family(),
+    "starcoder2": _Family(gated=False, tied=True),
+    "cohere": _Family(parallel=True, tied=True, norms=1),
+    "cohere2": _Family(parallel=True, tied=True, norms=1, head_dim=128),
+    "phi": _Family(gated=False, parallel=True, norms=1),
+    "gpt_neox": _Family(gated=False, parallel=True),
+    "falcon": _Family(gated=False, parallel=True, tied=True),
+}
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size")
+_OTHER = {
+    "kv_lora_rank": "none: compressed keys and values have no price here",
+    "quantization_config": "none: say how many bytes a weight takes where the model is deployed",
+}
+
+
+def _model(name: str, fields: Fields) -> SimulatedModel:
+    try:
+        inner = fields.object("text_config") or fields  # of multimodal models
+        config, norms = _config(inner)
+    except ModelError as error:
+        raise SimulationError(str(error)) from error
+    return SimulatedModel(name, config, norms, fields.data)
+
+
+def _config(fields: Fields) -> tuple[ModelConfig, int]:
+    """Return the configuration, and the norms a layer."""
+    _refuse(fields)
+    kind = fields.text("model_type", "")
+    if kind not in _FAMILIES:
+        raise fields.wrong("model_type", f"a dense decoder: one of {', '.join(sorted(_FAMILIES))}")
+    family = _FAMILIES[kind]
+    hidden = fields.required("hidden_size")
+    heads = fields.required("num_attention_heads")
+    layers = fields.required("num_hidden_layers", MAX_LAYERS)
+    kv_heads, norms = fields.integer("num_key_value_heads", heads), family.norms
+    parallel, inner = family.parallel, 0
+    if kind == "falcon":
+        kv_heads, parallel, norms = _falcon(fields, heads)
+        inner = fields.integer("ffn_hidden_size", 4 * hidden)
+    elif kind in ("gpt_neox", "stablelm"):
+        parallel = fields.boolean("use_parallel_residual", family.parallel)
+    if heads % kv_heads:
+        raise fields.wrong("num_key_value_heads", f"a divisor of num_attention_heads ({heads})")
+    head_dim = fields.integer("head_dim", family.head_dim or max(1, hidden // heads))
+    window, windowed = _window(fields, kind, layers)
+    config = ModelConfig(
+        architecture=kind,
+        vocab_size=fields.required("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=inner or fields.required("intermediate_size"),
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        norm_eps=1e-5,
+        max_position=fields.integer("max_position_embeddings", 2048),
+        inv_freq=(1.0,) * (head_dim // 2),
+        sliding_windows=(window,) * windowed + (0,) * (layers - windowed),  # in any order
+        gated_mlp=family.gated,
+        parallel=parallel,
+        mlp_norm=norms > 1,
+        qk_norm=family.head_norms or fields.boolean("use_qk_norm", False),
+        tie_word_embeddings=fields.boolean("tie_word_embeddings", family.tied),
+    )
+    return config, norms
+
+
+def _refuse(fields: Fields) -> None:
+    for field_name in _EXPERTS:
+        if field_name in fields and fields.value(field_name) not in (0, 1):
+            raise fields.wrong(field_name, "none: a mixture of experts has no price here")
+    for field_name, expected in _OTHER.items():
+        if field_name in fields:
+            raise fields.wrong(field_name, expected)
+    if fields.boolean("is_encoder_decoder", False):
+        raise fields.wrong("is_encoder_decoder", "false: a decoder alone")
+
+
+def _falcon(fields: Fields, heads: int) -> tuple[int, bool, int]:
+    """Return heads of keys and values, whether blocks are parallel, and norms a layer."""
+    if fields.boolean("alibi", False):
+        raise fields.wrong("alibi", "false: rotary positions")
+    if fields.boolean("new_decoder_architecture", False):
+        norms = fields.integer("num_ln_in_parallel_attn", 2)
+        return fields.integer("num_kv_heads", heads), True, norms
+    parallel = fields.boolean("parallel_attn", True)
+    kv_heads = 1 if fields.boolean("multi_query", True) else heads
+    return kv_heads, parallel, 1 if parallel else 2
+
+
+def _window(fields: Fields, kind: str, layers: int) -> tuple[int, int]:
+    """Return the sliding window and the number of layers that have it; zeros if none has one."""
+    if "sliding_window" not in fields or not fields.boolean("use_sliding_window", True):
+        return 0, 0
+    if kind == "qwen2" and "use_sliding_window" not in fields:
+        return 0, 0
+    window = fields.required("sliding_window")
+    kinds = fields.value("layer_types")
+    if isinstance(kinds, list):
+        windowed = min(layers, sum(kind == "sliding_attention" for kind in kinds))
+    elif "sliding_window_pattern" in fields or kind == "gemma3_text":
+        pattern = fields.integer("sliding_window_pattern", 6)
+        windowed = layers - layers // pattern
+    elif kind == "gemma2":
+        windowed = (layers + 1) // 2
+    elif kind == "qwen2":
+        windowed = max(0, layers - fields.integer("max_window_layers", 28))
+    else:
+        windowed = layers
+    return (window, windowed) if windowed else (0, 0)
