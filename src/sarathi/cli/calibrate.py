@@ -15,7 +15,7 @@ from sarathi.cli.keys import ClientKey, client_key
 from sarathi.cli.measurement import Rate, Screen, ServerStart, print_json
 from sarathi.errors import UsageError
 from sarathi.options import NewFile, Option, Seconds, parse_text
-from sarathi.simulator.calibration.error_table import constants, error_table
+from sarathi.simulator.calibration.error_table import as_json, as_text, constants, error_table
 from sarathi.simulator.this_cpu.measure_machine import measure_machine
 from sarathi.simulator.this_cpu.measured_machine import NOTEWORTHY, new_machine_path, save_machine
 
