@@ -146,6 +146,11 @@ class TestConnecting:
         with pytest.raises(ExecutorError, match="rank 0 of 2 could not connect to the other ranks"):
             DistributedGroup(Rendezvous.open(HOST, 0.3), 0, 2, torch.device("cpu"), 0.3)
 
+    def test_a_group_after_one_that_failed(self, crew: Crew) -> None:
+        with pytest.raises(ExecutorError):
+            DistributedGroup(Rendezvous.open(HOST, 0.3), 0, 2, torch.device("cpu"), 0.3)
+        assert everywhere(crew, 2, collectives) == [(True,) * 5] * 2
+
     def test_a_rendezvous_that_does_not_answer(self) -> None:
         with socket.create_server((HOST, 0)) as server:
             address = f"{HOST}:{server.getsockname()[1]}"

@@ -149,6 +149,10 @@ class DistributedGroup:
             )
 
         def make() -> None:
+            # Ranks find each other under the number of groups that a process has made, which a
+            # failed attempt increments and only the end of a group resets: the next group would
+            # wait for keys that no other rank writes. No public function resets it.
+            distributed.distributed_c10d._world.group_count = 0
             with _gloo_interface(rendezvous.host):
                 distributed.init_process_group(
                     "nccl" if device.type == "cuda" else "gloo",
