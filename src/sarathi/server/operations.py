@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import metadata
-
 from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from sarathi import __version__
 from sarathi.fleet.replica import ReplicaState, ReplicaStatus, by_state
 from sarathi.server.request_body import Int64, decode, seconds
 from sarathi.server.responses import invalid, json_response
@@ -61,15 +59,7 @@ async def health(service: Service, request: Request) -> Response:
 
 async def version(service: Service, request: Request) -> Response:
     """Answer GET /version."""
-    return json_response(Version(_package_version()))
-
-
-@cache
-def _package_version() -> str:
-    try:
-        return metadata.version("sarathi-serve")
-    except metadata.PackageNotFoundError:  # run from a source tree
-        return "unknown"
+    return json_response(Version(__version__))
 
 
 async def scale(service: Service, call: RequestContext) -> ASGIApp:
