@@ -17,7 +17,6 @@ from sarathi.bench.report.result_tables import simulation_table
 from sarathi.bench.report.table import Cell, Column, Table, in_milliseconds, percentile_cell
 from sarathi.bench.results import Run
 from sarathi.bench.run_notes import stage_shares
-from sarathi.errors import BenchmarkError
 from sarathi.simulator.plan.candidates import DERIVED, Kind, Rejected
 from sarathi.simulator.plan.planner import PlanResult, tbt, ttft
 from sarathi.simulator.plan.replica_sizing import PlanChoice
@@ -144,12 +143,11 @@ def write_plan(path: Path, planned: PlanResult, options: PlanSettings, model: st
     check_reports_can_be_made()
     # Imported here: matplotlib takes half a second and is an extra.
     from sarathi.bench.report.notes import Alert, Fact
-    from sarathi.bench.report.page import Section, html
-    from sarathi.bench.report.render import render
+    from sarathi.bench.report.page import Section, write_page
     from sarathi.simulator.plan.pareto_figure import pareto
 
     drawing = pareto(planned, options.targets)
-    figures = [] if drawing is None else [render(drawing)]
+    figures = [] if drawing is None else [drawing]
     targets, workload = options.targets, options.load.workload.describe()
     wanted = f"P99 TBT {format_duration(targets.tbt)}"
     if targets.ttft is not None:
@@ -167,23 +165,19 @@ def write_plan(path: Path, planned: PlanResult, options: PlanSettings, model: st
     runs = tuple(choice.run for choice in planned.choices if choice.confirmed)
     use = simulation_table(ReportData(runs, (), ()))
     tables = [table for table in (_page_table(planned), use) if table is not None and table.rows]
-    sections = [Section("Plan", [], figures, tables, [_outcome(planned, options)])]
+    sections = [Section("Plan", (), figures, tables, [_outcome(planned, options)])]
     if planned.rejected:
-        sections.append(Section("Not chosen", [_rejected_table(planned)], [], []))
+        sections.append(Section("Not chosen", [_rejected_table(planned)]))
     alerts = [Alert("warn", "Simulated, not measured", _accuracies(planned))]
-    title = f"Hardware for {model}"
-    text = html(title, alerts if planned.choices else [], facts, sections, _DEFINITIONS)
-    written = [path]
-    try:
-        path.write_bytes(text.encode("utf-8", "replace"))
-        for figure in figures:
-            folder = path.with_name(f"{path.stem}-figures")
-            folder.mkdir(exist_ok=True)
-            written.append(folder / f"{figure.drawing.name}.png")
-            written[-1].write_bytes(figure.png)
-    except OSError as error:
-        raise BenchmarkError(f"the report cannot be written to {path}: {error}") from None
-    return written
+    return write_page(
+        path,
+        path.with_name(f"{path.stem}-figures"),
+        f"Hardware for {model}",
+        sections,
+        _DEFINITIONS,
+        facts,
+        alerts if planned.choices else (),
+    )
 
 
 def _terminal_table(planned: PlanResult, wide: bool) -> rich.table.Table:

@@ -11,6 +11,7 @@ from sarathi.bench.report.table import Cell
 from sarathi.simulator.cost_model import BatchShape
 from sarathi.simulator.reproduction import published
 from sarathi.simulator.reproduction.experiment import (
+    WORDS,
     Compare,
     DataPoint,
     Experiment,
@@ -24,7 +25,7 @@ from sarathi.simulator.reproduction.experiment import (
     by,
 )
 from sarathi.simulator.reproduction.iteration_experiments import cost_of, prompt_batch
-from sarathi.simulator.reproduction.jobs import RESOLUTION, CapacityJob, DecodeJob, FoundCapacity
+from sarathi.simulator.reproduction.jobs import CapacityJob, DecodeJob, FoundCapacity
 from sarathi.simulator.reproduction.published_value import Comparison, Published, gain
 from sarathi.simulator.reproduction.testbeds import (
     DATASETS,
@@ -149,12 +150,6 @@ def _systems(testbed: Testbed) -> list[tuple[str, System, tuple[str, ...]]]:
     ]
 
 
-_FEW_AT_A_TIME = (
-    "Orca is bound by the 8 requests that it runs at a time: both targets give the same capacity, "
-    "at which requests begin to wait. It then depends on the time of a decode, in which the model "
-    "is quicker than the paper's engine (see throughput)"
-)
-_TARGET_LIST = "; ".join(f"{t.title} {plain(t.strict)} and {plain(t.relaxed)} s" for t in TESTBEDS)
 _LOADS = tuple(
     Selection(
         f"{dataset.name}\n{target}",
@@ -179,9 +174,7 @@ def _capacity_cell(one: Measured) -> Cell:
 def _capacity_grid(*testbeds: Testbed) -> Grid:
     return Grid(
         "Capacities (requests per second)",
-        "Below each is the range that is certain: from the highest rate that met the target to the "
-        "lowest that missed it, both with 95 % confidence. Targets are P99 TBT: "
-        f"{_TARGET_LIST}.",
+        WORDS["capacity"].captions["table"],
         tuple(
             Selection(
                 system,
@@ -199,20 +192,11 @@ def _capacity_grid(*testbeds: Testbed) -> Grid:
 
 def capacity(options: Options) -> Experiment:
     """Return the description of Figures 10 and 11."""
+    words = WORDS["capacity"]
     titles = {testbed.model: testbed.title for testbed in TESTBEDS}
     full_titles = {each.model: f"{each.title} on {each.hardware}" for each in TESTBEDS}
     return Experiment(
         name="capacity",
-        title="Capacity under strict and relaxed targets",
-        source="Figures 10 and 11, Table 3",
-        text=(
-            "The highest Poisson rate at which P99 TBT is within the target and the median "
-            f"scheduling delay at most 2 s, to within {RESOLUTION:.0%}. Sarathi has a budget of "
-            "512 tokens under the strict target and 2048 (LLaMA2-70B: 1536) under the relaxed one; "
-            "vLLM and Sarathi run up to 128 requests at a time, Orca 16 or (LLaMA2-70B, "
-            "Falcon-180B) 8. The last row of each is our own step beyond the paper: no number of "
-            "tokens, but the target itself as the budget."
-        ),
         points=tuple(
             point
             for testbed in TESTBEDS
@@ -233,8 +217,7 @@ def capacity(options: Options) -> Experiment:
             Figure(
                 "capacity",
                 "Capacity by scheduler",
-                "Longer is better. The paper does not print its capacities, only some of the "
-                "gains.",
+                words.captions["capacity"],
                 tuple(
                     GridPanel(
                         f"{testbed.title} (requests per second)",
@@ -263,7 +246,7 @@ def capacity(options: Options) -> Experiment:
                     (SHAREGPT,),
                     (rival,),
                     known,
-                    _FEW_AT_A_TIME if rival == ORCA else "",
+                    words.reasons["few at a time"] if rival == ORCA else "",
                 )
                 for rival, known in published.LLAMA_GAINS.items()
             ),
@@ -278,18 +261,6 @@ def capacity(options: Options) -> Experiment:
             )
             for model, known in published.HEADLINE.items()
         ),
-        notes=(
-            "The artifact cuts long gaps between arrivals, so that its rates are 5.2 % above what "
-            "it says. Ours are exact. Both sides of a gain have this, so that it cancels out.",
-            "The median scheduling delay says nothing about the requests that wait longest: "
-            "prompts are processed strictly in order here, also with the budget from the target, "
-            "which would otherwise put short ones first and seem to take more.",
-            "With pipeline stages, the budget from the target overshoots it by 2 to 8 %, and so "
-            "counts as missing it at loads that it could take: it divides the target among the "
-            "stages, and leaves nothing for the messages between them and for the engine.",
-            "Capacities in requests per second are not printed in the paper, only some of the "
-            "gains.",
-        ),
         deployments={full_titles[each.model]: each.deployment(8192) for each in TESTBEDS},
     )
 
@@ -297,6 +268,7 @@ def capacity(options: Options) -> Experiment:
 # Figure 13: tensor against pipeline parallelism for Falcon-180B on two nodes with Ethernet.
 
 _BATCHES = (8, 16, 32, 64, 128)
+_WHY = WORDS["falcon-parallelism"].reasons
 _SPLITS = {"TP8": FALCON_TP8, "TP4-PP2": FALCON}
 _VLLM_TP, _VLLM_PP, _SARATHI_PP = "vLLM, TP8", "vLLM, TP4-PP2", "Sarathi, TP4-PP2"
 _FALCON_RUNS: tuple[tuple[str, Testbed, System, tuple[str, ...]], ...] = (
@@ -304,11 +276,6 @@ _FALCON_RUNS: tuple[tuple[str, Testbed, System, tuple[str, ...]], ...] = (
     (_VLLM_PP, FALCON, vllm(), TARGETS),
     (_SARATHI_PP, FALCON, sarathi(STRICT_BUDGET), ("strict",)),
     (_SARATHI_PP, FALCON, sarathi(FALCON.relaxed_budget), ("relaxed",)),
-)
-_NETWORK = "the network between the nodes was not measured (see the notes)"
-_SLOW_DECODES = (
-    "decodes are slow in the paper's engine (see throughput): each GPU reads its weights in 32 ms. "
-    "What takes the rest is not known"
 )
 
 
@@ -332,14 +299,15 @@ def _falcon_gain(target: str, what: str, rival: str, known: Published, why: str 
 def _decode_ratio(found: Findings) -> Comparison:
     tp, pp = (found.one(split=split, batch=32)["tbt_p50"] for split in _SPLITS)
     what = "median TBT of 32 decodes, TP8 to TP4-PP2"
-    return Comparison(what, gain(tp, pp), published.TP8_TBT, "x", _NETWORK)
+    return Comparison(what, gain(tp, pp), published.TP8_TBT, "x", _WHY["network"])
 
 
 def falcon_parallelism(options: Options) -> Experiment:
     """Return the description of Figure 13."""
+    words = WORDS["falcon-parallelism"]
     decodes = Grid(
         "P50 TBT of decodes",
-        "By the number of requests that decode together.",
+        words.captions["table"],
         by("split", _SPLITS),
         by("batch", _BATCHES, "batch"),
         {"": lambda one: Cell(milliseconds(one["tbt_p50"]))},
@@ -353,14 +321,6 @@ def falcon_parallelism(options: Options) -> Experiment:
     )
     return Experiment(
         name="falcon-parallelism",
-        title="Falcon-180B over Ethernet: tensor or pipeline parallelism",
-        source="Figure 13, section 3.3",
-        text=(
-            "Eight A100 in two nodes with 100 Gb/s Ethernet between them. With TP8, every layer of "
-            "every iteration waits for an all-reduce over Ethernet; with TP4-PP2 only activations "
-            "cross it, once an iteration. Left: decodes alone, of requests with prompts of 2048 "
-            "tokens. Right: capacity on sharegpt."
-        ),
         points=(
             *(
                 DataPoint(
@@ -390,7 +350,7 @@ def falcon_parallelism(options: Options) -> Experiment:
             Figure(
                 "falcon-decodes",
                 "Decodes: tensor parallelism over Ethernet waits",
-                "Median time between tokens of decodes alone.",
+                words.captions["falcon-decodes"],
                 (
                     GridPanel(
                         "P50 TBT (ms)", decodes, "tbt_p50", "requests in a batch", 1000, log_x=True
@@ -400,14 +360,18 @@ def falcon_parallelism(options: Options) -> Experiment:
             Figure(
                 "falcon-capacity",
                 "Capacity by parallelism",
-                "Longer is better.",
+                words.captions["falcon-capacity"],
                 (GridPanel("Requests per second", capacities, "capacity"),),
             ),
         ),
         comparisons=(
             _decode_ratio,
             _falcon_gain(
-                "strict", "Sarathi TP4-PP2 over vLLM TP8", _VLLM_TP, published.TP8_GAIN, _NETWORK
+                "strict",
+                "Sarathi TP4-PP2 over vLLM TP8",
+                _VLLM_TP,
+                published.TP8_GAIN,
+                _WHY["network"],
             ),
             *(
                 _falcon_gain(
@@ -425,18 +389,8 @@ def falcon_parallelism(options: Options) -> Experiment:
                 "32 decodes, one stage",
                 BatchShape.make(32, 2048),
                 published.FALCON_DECODES,
-                _SLOW_DECODES,
+                _WHY["decodes"],
             ),
-        ),
-        notes=(
-            "Decodes are spread evenly over the two micro-batches here. In the paper's engine the "
-            "first micro-batch takes all that can run, so that the other may be small.",
-            "No all-reduce between two such nodes was measured. The model has the latency of "
-            "another network and the bandwidth of long messages over this one: for few decodes TP8 "
-            "is then no slower than TP4-PP2, for many several times as slow.",
-            "Section 3.3 says that a prompt of 4k takes 1150 ms and 32 decodes 200 ms, and that a "
-            "bubble lasts for the difference: that is the time of one stage. Through both in that "
-            "time, the prompt would need more than the peak of the GPUs.",
         ),
         deployments={f"Falcon-180B, {name}": t.deployment(8192) for name, t in _SPLITS.items()},
     )

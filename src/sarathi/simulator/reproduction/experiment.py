@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from itertools import product
 from typing import Any
+
+import msgspec
 
 from sarathi.bench.number_format import number
 from sarathi.bench.report.table import Cell, Column, Table
@@ -19,6 +22,23 @@ from sarathi.simulator.reproduction.jobs import Job, Results
 from sarathi.simulator.reproduction.published_value import Comparison, Published
 
 Fields = Mapping[str, Any]
+
+
+class Words(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is said about an experiment."""
+
+    summary: str  # one line
+    title: str
+    source: str  # the figure or table of the paper
+    text: str  # what is done
+    captions: dict[str, str]
+    notes: tuple[str, ...]
+    reasons: dict[str, str] = {}  # why ours may differ from published values
+
+
+WORDS = msgspec.yaml.decode(
+    files(__package__).joinpath("evaluation.yaml").read_bytes(), type=dict[str, Words]
+)
 
 
 @dataclass(frozen=True)
@@ -181,6 +201,11 @@ class GridPanel:
         grid = self.grid
         return (grid.rows, grid.columns) if grid.groups_by_row else (grid.columns, grid.rows)
 
+    def measured(self, found: Findings) -> list[Measured]:
+        """Return the data points of all bars, by group."""
+        groups, bars = self.bars
+        return [self.grid.at(found, group, bar) for group in groups for bar in bars]
+
     def lines(self, found: Findings) -> list[ChartLine]:
         """Return a line for each row, and those of published values."""
         ours, published = [], []
@@ -248,14 +273,15 @@ class ExperimentResult:
 
     def fields(self) -> dict[str, Any]:
         """Return the JSON object of the experiment."""
+        words = self.experiment.words
         return {
-            "title": self.experiment.title,
-            "of": self.experiment.source,
-            "text": self.experiment.text,
+            "title": words.title,
+            "of": words.source,
+            "text": words.text,
             "comparisons": [one.fields() for one in self.comparisons],
             "headline": [one.fields() for one in self.headline],
             "values": list(self.values),
-            "remarks": list(self.experiment.notes),
+            "remarks": list(words.notes),
             "accuracy": list(self.accuracy),
         }
 
@@ -265,16 +291,16 @@ class Experiment:
     """What is measured, and how it is presented."""
 
     name: str
-    title: str
-    source: str  # the figure or table of the paper
-    text: str  # what is done
     points: tuple[DataPoint, ...]
     tables: tuple[Grid, ...]
     figures: tuple[Figure, ...]
     comparisons: tuple[Compare, ...] = ()  # beside those of data points
     headline: tuple[Compare, ...] = ()  # comparisons with the gains in the abstract
-    notes: tuple[str, ...] = ()
     deployments: Mapping[str, Deployment] = field(default_factory=dict)  # whose accuracy is printed
+
+    @property
+    def words(self) -> Words:
+        return WORDS[self.name]
 
     @property
     def jobs(self) -> list[Job]:
