@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from operator import itemgetter
+from itertools import product
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from sarathi.bench.number_format import milliseconds, number, plain
@@ -16,7 +17,6 @@ from sarathi.simulator.reproduction.experiment import (
     DataPoint,
     Experiment,
     Fields,
-    Figure,
     Findings,
     Grid,
     GridPanel,
@@ -60,11 +60,8 @@ _STARTS: Mapping[tuple[str, str], float] = {
     ("falcon-180b", "arxiv"): 0.15,
 }
 _METRICS: Mapping[str, Callable[[Any], Any]] = {
-    "tbt_target": lambda found: found.target,
-    "capacity": lambda found: found.capacity,
-    "low": lambda found: found.low,
-    "high": lambda found: found.high,
-    "bound": lambda found: found.bound,
+    "tbt_target": attrgetter("target"),
+    **{name: attrgetter(name) for name in ("capacity", "low", "high", "bound")},
 }
 
 
@@ -121,14 +118,13 @@ def _largest_gain(
 
     def compare(found: Findings) -> Comparison:
         gains = []
-        for dataset in datasets:
-            for target in TARGETS:
-                where = {"model": model, "dataset": dataset.name, "target": target}
-                ours = found.one(**where, scheduler=SARATHI)["capacity"]
-                for rival in rivals:
-                    value = gain(ours, found.one(**where, scheduler=rival)["capacity"])
-                    if value is not None:
-                        gains.append((value, f"{dataset.name}, {target}, over {rival}"))
+        for dataset, target, rival in product(datasets, TARGETS, rivals):
+            where = {"model": model, "dataset": dataset.name, "target": target}
+            ours, theirs = (
+                found.one(**where, scheduler=name)["capacity"] for name in (SARATHI, rival)
+            )
+            if (value := gain(ours, theirs)) is not None:
+                gains.append((value, f"{dataset.name}, {target}, over {rival}"))
         largest, note = max(gains, default=(None, "no rate met the target"))
         return Comparison(what, largest, known, "x", why, note)
 
@@ -174,7 +170,7 @@ def _capacity_cell(one: Measured) -> Cell:
 def _capacity_grid(*testbeds: Testbed) -> Grid:
     return Grid(
         "Capacities (requests per second)",
-        WORDS["capacity"].captions["table"],
+        WORDS["capacity"].table_caption,
         tuple(
             Selection(
                 system,
@@ -214,10 +210,8 @@ def capacity(options: Options) -> Experiment:
         ),
         tables=(_capacity_grid(*TESTBEDS),),
         figures=(
-            Figure(
+            words.figure(
                 "capacity",
-                "Capacity by scheduler",
-                words.captions["capacity"],
                 tuple(
                     GridPanel(
                         f"{testbed.title} (requests per second)",
@@ -307,7 +301,7 @@ def falcon_parallelism(options: Options) -> Experiment:
     words = WORDS["falcon-parallelism"]
     decodes = Grid(
         "P50 TBT of decodes",
-        words.captions["table"],
+        words.table_caption,
         by("split", _SPLITS),
         by("batch", _BATCHES, "batch"),
         {"": lambda one: Cell(milliseconds(one["tbt_p50"]))},
@@ -347,20 +341,16 @@ def falcon_parallelism(options: Options) -> Experiment:
         ),
         tables=(decodes, capacities),
         figures=(
-            Figure(
+            words.figure(
                 "falcon-decodes",
-                "Decodes: tensor parallelism over Ethernet waits",
-                words.captions["falcon-decodes"],
                 (
                     GridPanel(
                         "P50 TBT (ms)", decodes, "tbt_p50", "requests in a batch", 1000, log_x=True
                     ),
                 ),
             ),
-            Figure(
+            words.figure(
                 "falcon-capacity",
-                "Capacity by parallelism",
-                words.captions["falcon-capacity"],
                 (GridPanel("Requests per second", capacities, "capacity"),),
             ),
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +10,7 @@ from matplotlib.axes import Axes
 from sarathi.bench.number_format import number, plain
 from sarathi.bench.report.chart import Drawing, Key, Panel, dots, name_rows, words
 from sarathi.bench.report.colors import INK, MUTED, SURFACE, colour
-from sarathi.simulator.reproduction.experiment import ChartLine, Figure, Findings, GridPanel
+from sarathi.simulator.reproduction.experiment import Figure, Findings, GridPanel
 
 _MOST_TICKS = 8  # that are labelled one by one
 _BAR, _HEAD, _FOOT = 0.2, 0.55, 0.7  # inches: of a bar, above a panel, below all
@@ -23,6 +22,11 @@ _MARK: dict[str, Any] = {
     "linestyle": "none",
     "zorder": 4,
 }
+_DASHED: dict[str, Any] = {
+    "linestyle": (0, (4, 2.5)),
+    "markerfacecolor": SURFACE,
+    "linewidth": 1.3,
+}
 
 
 def drawing(described: Figure, found: Findings) -> Drawing:
@@ -32,7 +36,7 @@ def drawing(described: Figure, found: Findings) -> Drawing:
     if panels[0].x_label:
         rows = -(-len(panels) // 2)
         keys: dict[str, Key] = {}
-        shown = [_line_panel(panel, panel.lines(found), keys) for panel in panels]
+        shown = [_line_panel(panel, found, keys) for panel in panels]
         heights = 0.9 + 3.0 * rows, 1.4 + 2.8 * len(panels)
         return Drawing(*text, shown, *heights, list(keys.values()))
     titles = dict.fromkeys(bar.title for panel in panels for bar in panel.bars[1])
@@ -48,14 +52,36 @@ def drawing(described: Figure, found: Findings) -> Drawing:
     return Drawing(*text, shown, _FOOT + sum(pairs), _FOOT + 0.5 + sum(tall), boxes)
 
 
-def _line_panel(panel: GridPanel, lines: Sequence[ChartLine], keys: dict[str, Key]) -> Panel:
+def _line_panel(panel: GridPanel, found: Findings, keys: dict[str, Key]) -> Panel:
     """Return the panel, and add its lines to the keys of the legend."""
-    keys.update((line.name, Key(line.name, _style(line))) for line in lines)
-    sizes = sorted({float(x) for line in lines for x in line.x})
+    ours, published = [], []
+    rows = panel.grid.rows
+    for index, row in enumerate(rows):
+        points = {
+            next(iter(column.where.values()), 0.0): panel.grid.at(found, row, column)
+            for column in panel.grid.columns
+        }
+        if panel.curve is not None:
+            [point] = points.values()
+            ours.append((row.title, {"color": colour(index)}, *panel.curve(point.result)))
+            continue
+        values = [panel.scale * (one[panel.metric] or 0.0) for one in points.values()]
+        ours.append((row.title, _marks(index), list(points), values))
+        known = {
+            x: panel.scale * value
+            for x, one in points.items()
+            if (value := one.published(panel.metric)) is not None
+        }
+        if known:
+            name, of = (f"{row.title}, published", index) if len(rows) > 1 else ("published", 1)
+            published.append((name, _marks(of) | _DASHED, list(known), list(known.values())))
+    lines = [*ours, *published]
+    keys.update((name, Key(name, style)) for name, style, _, _ in lines)
+    sizes = sorted({float(value) for _, _, x, _ in lines for value in x})
 
     def draw(axes: Axes, narrow: bool) -> None:
-        for line in lines:
-            axes.plot(line.x, line.y, **_style(line))
+        for _, style, x, y in lines:
+            axes.plot(x, y, **style)
         if not panel.log_y:
             axes.set_ylim(bottom=0)
 
@@ -70,13 +96,8 @@ def _line_panel(panel: GridPanel, lines: Sequence[ChartLine], keys: dict[str, Ke
     )
 
 
-def _style(line: ChartLine) -> Mapping[str, Any]:
-    style: dict[str, Any] = {"color": colour(line.colour)}
-    if line.points:
-        style |= dots(line.colour) | {"linestyle": "-", "markersize": 5}
-    if line.published:
-        style |= {"linestyle": (0, (4, 2.5)), "markerfacecolor": SURFACE, "linewidth": 1.3}
-    return style
+def _marks(index: int) -> dict[str, Any]:
+    return dots(index) | {"linestyle": "-", "markersize": 5}
 
 
 def _bar_panel(panel: GridPanel, found: Findings) -> Panel:

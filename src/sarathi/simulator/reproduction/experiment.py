@@ -31,9 +31,16 @@ class Words(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     title: str
     source: str  # the figure or table of the paper
     text: str  # what is done
-    captions: dict[str, str]
     notes: tuple[str, ...]
+    figures: dict[str, tuple[str, str]] = {}  # titles and captions
+    figure_caption: str = ""  # of all others
+    table_caption: str = ""
     reasons: dict[str, str] = {}  # why ours may differ from published values
+
+    def figure(self, name: str, panels: tuple[GridPanel, ...]) -> Figure:
+        """Return a figure with its title and caption."""
+        title, caption = self.figures[name]
+        return Figure(name, title, caption, panels)
 
 
 WORDS = msgspec.yaml.decode(
@@ -170,18 +177,6 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class ChartLine:
-    """A line of a panel."""
-
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    colour: int  # position of the label, as in tables
-    published: bool = False  # drawn hollow and dashed
-    points: bool = True  # marks at the values
-
-
-@dataclass(frozen=True)
 class GridPanel:
     """One metric of a grid as bars or, with a label for x, as lines."""
 
@@ -205,33 +200,6 @@ class GridPanel:
         """Return the data points of all bars, by group."""
         groups, bars = self.bars
         return [self.grid.at(found, group, bar) for group in groups for bar in bars]
-
-    def lines(self, found: Findings) -> list[ChartLine]:
-        """Return a line for each row, and those of published values."""
-        ours, published = [], []
-        rows = self.grid.rows
-        for index, row in enumerate(rows):
-            points = {
-                next(iter(column.where.values()), 0.0): self.grid.at(found, row, column)
-                for column in self.grid.columns
-            }
-            if self.curve is not None:
-                [point] = points.values()
-                ours.append(ChartLine(row.title, *self.curve(point.result), index, points=False))
-                continue
-            values = [self.scale * (one[self.metric] or 0.0) for one in points.values()]
-            ours.append(ChartLine(row.title, list(points), values, index))
-            known = {
-                x: self.scale * value
-                for x, one in points.items()
-                if (value := one.published(self.metric)) is not None
-            }
-            if known:
-                name = f"{row.title}, published" if len(rows) > 1 else "published"
-                colour = index if len(rows) > 1 else 1
-                y = list(known.values())
-                published.append(ChartLine(name, list(known), y, colour, published=True))
-        return [*ours, *published]
 
     def text(self, found: Findings) -> str:
         """Return the values of the panel as text."""

@@ -13,7 +13,6 @@ from sarathi.simulator.reproduction.experiment import (
     DataPoint,
     Expected,
     Experiment,
-    Figure,
     Findings,
     Grid,
     GridPanel,
@@ -91,7 +90,7 @@ def throughput(options: Options) -> Experiment:
     grids = {
         kind: Grid(
             f"{title} (tokens per second)",
-            words.captions["table"],
+            words.table_caption,
             tuple(Selection(m.title, {"model": m.model, "kind": kind}) for m in _MODELS),
             by(axis, sizes, axis),
             {"": lambda one: Cell(number(one["tokens_per_second"]))},
@@ -129,10 +128,8 @@ def throughput(options: Options) -> Experiment:
         ),
         tables=tuple(grids.values()),
         figures=(
-            Figure(
+            words.figure(
                 "throughput",
-                "Throughput by batch and chunk",
-                words.captions["throughput"],
                 tuple(
                     GridPanel(
                         f"{title} (tokens per second)",
@@ -144,10 +141,8 @@ def throughput(options: Options) -> Experiment:
                     for kind, (_, title, x_label, _, _) in _THROUGHPUTS.items()
                 ),
             ),
-            Figure(
+            words.figure(
                 "iteration-times",
-                "Times of iterations of Yi-34B on two A100",
-                words.captions["iteration-times"],
                 tuple(
                     GridPanel(
                         title,
@@ -195,7 +190,7 @@ def chunking_overhead(options: Options) -> Experiment:
     whole = {length: chunked_seconds(cost, length, length) for length in _LENGTHS}
     grid = Grid(
         "Time relative to the whole prompt",
-        words.captions["table"],
+        words.table_caption,
         tuple(
             Selection(f"{n:,}", {"prompt": n}, head=f"{n:,} tokens", note=seconds(whole[n]))
             for n in _LENGTHS
@@ -218,10 +213,8 @@ def chunking_overhead(options: Options) -> Experiment:
         ),
         tables=(grid,),
         figures=(
-            Figure(
+            words.figure(
                 "chunking-overhead",
-                "Time of prompts in chunks",
-                words.captions["chunking-overhead"],
                 (GridPanel("Times as long as the whole prompt", grid, "ratio"),),
             ),
         ),

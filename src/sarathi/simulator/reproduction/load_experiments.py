@@ -82,7 +82,7 @@ def stalls(options: Options) -> Experiment:
     words = WORDS["stalls"]
     at_once = Grid(
         "Stalls",
-        words.captions["table"],
+        words.table_caption,
         by("scheduler", _STALLING),
         (Selection("", {}),),
         _STALL_CELLS,
@@ -130,10 +130,8 @@ def stalls(options: Options) -> Experiment:
         ),
         tables=(at_once,),
         figures=(
-            Figure(
+            words.figure(
                 "stalls",
-                "Tokens over time, and the tail of TBT",
-                words.captions["stalls"],
                 (
                     GridPanel("Tokens so far", at_once, "tokens", "seconds", curve=_thinned),
                     GridPanel(
@@ -174,7 +172,7 @@ def _latency_figure(testbed: Testbed, grid: Grid) -> Figure:
     return Figure(
         f"latency-by-rate-{testbed.model}",
         f"{testbed.title} on {testbed.hardware}",
-        WORDS["latency-by-rate"].captions["figure"],
+        WORDS["latency-by-rate"].figure_caption,
         (
             GridPanel("P50 TTFT (s)", grid, "ttft_p50", axis, log_y=True),
             GridPanel("P99 TBT (ms)", grid, "tbt_p99", axis, 1000, log_y=True, targets=targets),
@@ -188,7 +186,7 @@ def latency_by_rate(options: Options) -> Experiment:
     grids = {
         testbed: Grid(
             f"{testbed.title}, {testbed.hardware}",
-            words.captions["table"],
+            words.table_caption,
             tuple(
                 Selection(name, {"model": testbed.model, "scheduler": name})
                 for name in _compared_systems(testbed)
@@ -250,7 +248,7 @@ def ablation(options: Options) -> Experiment:
     words = WORDS["ablation"]
     grid = Grid(
         "P50 TTFT and P99 TBT",
-        words.captions["table"],
+        words.table_caption,
         tuple(
             Selection(system.title, {"scheduler": policy, "budget": budget})
             for (policy, budget), system in _ABLATED.items()
@@ -272,10 +270,8 @@ def ablation(options: Options) -> Experiment:
         ),
         tables=(grid,),
         figures=(
-            Figure(
+            words.figure(
                 "ablation",
-                "What each half does",
-                words.captions["ablation"],
                 (
                     GridPanel("P50 TTFT (s)", grid, "ttft_p50"),
                     GridPanel("P99 TBT (s)", grid, "tbt_p99"),

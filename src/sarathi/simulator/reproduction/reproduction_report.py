@@ -24,6 +24,10 @@ _CAPTION = (
     "The ratio is ours to the published value. Where it is more than 25 % from 1, the last column "
     "says why, or that the reason is not knwords."
 )
+_GAINS = (
+    "Gains in capacity that the abstract states: the largest of all targets and datasets, which is "
+    "named below each."
+)
 _DEFINITIONS = {
     "TTFT": "Time from the arrival of a request to its first token.",
     "TBT": "Time between two consecutive tokens of an answer.",
@@ -85,19 +89,12 @@ def write(
         Fact("Took", [("", f"{elapsed / 60:.1f} minutes")]),
     ]
     headline = [one for experiment in experiments for one in experiment.headline]
-    sections = []
-    if headline:
-        text = (
-            "Gains in capacity that the abstract states: the largest of all targets and datasets, "
-            "which is named below each."
-        )
-        gains = comparison_table("Gains", _CAPTION, headline)
-        sections.append(Section("Headline gains", [gains], texts=[text]))
+    gains = comparison_table("Gains", _CAPTION, headline)
+    sections = [] if gains is None else [Section("Headline gains", [gains], texts=[_GAINS])]
     for result in experiments:
-        words, first = result.experiment.words, []
-        if result.comparisons:
-            title = "Ours beside the published"
-            first.append(comparison_table(title, _CAPTION, result.comparisons))
+        words = result.experiment.words
+        compared = comparison_table("Ours beside the published", _CAPTION, result.comparisons)
+        first = [] if compared is None else [compared]
         notes = [*words.notes, *(f"Accuracy: {text}." for text in result.accuracy)]
         texts = [f"{words.source}. {words.text}"]
         figures = [drawing(one, result.found) for one in result.experiment.figures]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 
@@ -20,7 +20,7 @@ from sarathi.bench.report.chart import (
     short,
     words,
 )
-from sarathi.bench.report.colors import INK, MUTED, SURFACE, colour, marker
+from sarathi.bench.report.colors import INK, MUTED, SURFACE, colour
 from sarathi.bench.report.measured import LoadGroup, ReportData
 from sarathi.bench.results import Capacity
 from sarathi.telemetry import Distribution, Summary
@@ -92,12 +92,11 @@ class _Latency:
     of: Callable[[Summary], Distribution]
     factor: float  # from seconds to the unit of the axis
     unit: str
-    shown: Callable[[float | None], str]
 
 
 _LATENCIES = (
-    _Latency("Time to first token", lambda summary: summary.ttft, 1, "s", seconds),
-    _Latency("Time between tokens", lambda summary: summary.tbt, 1000, "ms", milliseconds),
+    _Latency("Time to first token", lambda summary: summary.ttft, 1, "s"),
+    _Latency("Time between tokens", lambda summary: summary.tbt, 1000, "ms"),
 )
 
 
@@ -129,10 +128,10 @@ def _by_rate(measured: ReportData, loads: list[LoadGroup]) -> Drawing:
         if not log_x:
             axes.set_xlim(0, 1.06 * max(rates) or 1)
 
-    indices = [measured.labels.index(label) for label in own]
     keys = [
         Key(label, dots(index) | {"linestyle": "-"})
-        for label, index in zip(own, indices, strict=True)
+        for index, label in enumerate(measured.labels)
+        if label in own
     ]
     keys.append(Key("P99", {"color": MUTED}))
     keys.append(Key("P50", {"color": MUTED, "linestyle": _P50_DASHES}))
@@ -162,44 +161,37 @@ def _by_rate(measured: ReportData, loads: list[LoadGroup]) -> Drawing:
 
 
 def _draw_label(axes: Axes, latency: _Latency, loads: Sequence[LoadGroup], index: int) -> None:
-    for name, dashes, width in (("p99", "-", 1.8), ("p50", _P50_DASHES, 1.3)):
+    for name, dashes, width, size in (("p99", "-", 1.8, 6), ("p50", _P50_DASHES, 1.3, 4)):
+        of = [(load, latency.of(load.summary)) for load in loads]
         found = [
-            (load, latency.factor * value, getattr(latency.of(load.summary), f"{name}_interval"))
-            for load in loads
-            if (value := getattr(latency.of(load.summary), name))
+            (load, latency.factor * value, getattr(distribution, f"{name}_interval"))
+            for load, distribution in of
+            if (value := getattr(distribution, name))
         ]
-        if not found:
-            continue
-        x = [load.rate for load, _, _ in found]
-        y = [value for _, value, _ in found]
-        style: dict[str, Any] = {"color": colour(index), "linewidth": width}
-        axes.plot(x, y, linestyle=dashes, **style)
-        intervals = [interval for _, _, interval in found]
-        _whiskers(axes, list(zip(x, y, strict=True)), intervals, latency, index)
-        for load, value, _ in found:
+        style: dict[str, Any] = {"color": colour(index), "linestyle": dashes, "linewidth": width}
+        axes.plot([load.rate for load, _, _ in found], [value for _, value, _ in found], **style)
+        for load, value, interval in found:
+            _whiskers(axes, (load.rate, value), interval, latency, index)
             face = SURFACE if _is_hollow(load) else colour(index)
-            size = 6 if name == "p99" else 4
-            axes.plot([load.rate], [value], marker(index), color=colour(index), mfc=face, ms=size)
+            axes.plot([load.rate], [value], **dots(index), mfc=face, ms=size)
 
 
 def _whiskers(
     axes: Axes,
-    points: Sequence[tuple[float, float]],
-    intervals: Sequence[tuple[float, float] | None],
+    point: tuple[float, float],
+    interval: tuple[float, float] | None,
     latency: _Latency,
     index: int,
-    horizontal: bool = False,
+    direction: Literal["x", "y"] = "y",
 ) -> None:
-    """Draw the intervals of the points (x, y) that have one."""
-    for (x, y), ends in zip(points, intervals, strict=True):
-        if ends is None:
-            continue
-        value = x if horizontal else y
-        low, high = (latency.factor * end for end in ends)
-        style: dict[str, Any] = {"ecolor": colour(index), "elinewidth": 1, "capsize": 2.5}
-        errors = [[max(0.0, value - low)], [max(0.0, high - value)]]
-        style["xerr" if horizontal else "yerr"] = errors
-        axes.errorbar(x, y, fmt="none", **style)
+    """Draw the interval of a point, if it has one."""
+    if interval is None:
+        return
+    value = point[direction == "y"]
+    low, high = (latency.factor * end for end in interval)
+    style: dict[str, Any] = {"ecolor": colour(index), "elinewidth": 1, "capsize": 2.5}
+    style[f"{direction}err"] = [[max(0.0, value - low)], [max(0.0, high - value)]]
+    axes.errorbar(point[0], point[1], fmt="none", **style)
 
 
 def _is_hollow(load: LoadGroup) -> bool:
@@ -254,6 +246,6 @@ def _draw_row(axes: Axes, latency: _Latency, values: Distribution, row: int, ind
     for (value, interval), align in zip(ends, ("right", "left"), strict=True):
         at = latency.factor * value
         if at > 0:
-            _whiskers(axes, [(at, row)], [interval], latency, index, horizontal=True)
-            axes.plot([at], [row], marker(index), color=colour(index), ms=7)
+            _whiskers(axes, (at, row), interval, latency, index, "x")
+            axes.plot([at], [row], **dots(index), ms=7)
             words(axes, (at, row), number(at), (4 if align == "right" else -4, 12), align=align)
