@@ -31,6 +31,7 @@ from sarathi.simulator.reproduction.testbeds import (
     DATASETS,
     FALCON,
     FALCON_TP8,
+    LLAMA,
     SHAREGPT,
     STRICT_BUDGET,
     TESTBEDS,
@@ -72,7 +73,7 @@ def _capacities(
     system: System,
     targets: tuple[str, ...],
     options: Options,
-    metrics: Mapping[str, Callable[[Any], Any]],
+    metrics: Mapping[str, Callable[[Any], Any]] = _METRICS,
 ) -> list[DataPoint]:
     """Return a data point for each target; all are searched for by one job."""
     start = _STARTS[testbed.model, dataset.name] * (1.5 if system.policy == "sarathi" else 1)
@@ -191,70 +192,36 @@ def capacity(options: Options) -> Experiment:
     words = WORDS["capacity"]
     titles = {testbed.model: testbed.title for testbed in TESTBEDS}
     full_titles = {each.model: f"{each.title} on {each.hardware}" for each in TESTBEDS}
+    points = []
+    for testbed, dataset in product(TESTBEDS, DATASETS):
+        for name, system, targets in _systems(testbed):
+            fields = {"model": testbed.model, "dataset": dataset.name, "scheduler": name}
+            points += _capacities(fields, testbed, dataset, system, targets, options)
+    panels = [
+        GridPanel(f"{each.title} (requests per second)", _capacity_grid(each), "capacity")
+        for each in TESTBEDS
+    ]
+    comparisons = []
+    for (model, load, target, rival), known in published.GAINS.items():
+        what = f"{titles[model]}, {load}, {target}: gain over {rival}"
+        where = {"model": model, "dataset": load, "target": target}
+        ours, theirs = ({**where, "scheduler": name} for name in (SARATHI, rival))
+        comparisons.append(_gain(what, ours, theirs, known))
+    for rival, known in published.LLAMA_GAINS.items():
+        what = f"LLaMA2-70B, sharegpt: largest gain over {rival}"
+        why = words.reasons["few at a time"] if rival == ORCA else ""
+        comparisons.append(_largest_gain(what, LLAMA.model, (SHAREGPT,), (rival,), known, why))
+    headline = []
+    for model, known in published.HEADLINE.items():
+        rivals = (VLLM, ORCA) if model == FALCON.model else (VLLM,)
+        headline.append(_largest_gain(full_titles[model], model, DATASETS, rivals, known))
     return Experiment(
         name="capacity",
-        points=tuple(
-            point
-            for testbed in TESTBEDS
-            for dataset in DATASETS
-            for name, system, targets in _systems(testbed)
-            for point in _capacities(
-                {"model": testbed.model, "dataset": dataset.name, "scheduler": name},
-                testbed,
-                dataset,
-                system,
-                targets,
-                options,
-                _METRICS,
-            )
-        ),
-        tables=(_capacity_grid(*TESTBEDS),),
-        figures=(
-            words.figure(
-                "capacity",
-                tuple(
-                    GridPanel(
-                        f"{testbed.title} (requests per second)",
-                        _capacity_grid(testbed),
-                        "capacity",
-                    )
-                    for testbed in TESTBEDS
-                ),
-            ),
-        ),
-        comparisons=(
-            *(
-                _gain(
-                    f"{titles[model]}, {dataset}, {target}: gain over {rival}",
-                    {**where, "scheduler": SARATHI},
-                    {**where, "scheduler": rival},
-                    known,
-                )
-                for (model, dataset, target, rival), known in published.GAINS.items()
-                for where in [{"model": model, "dataset": dataset, "target": target}]
-            ),
-            *(
-                _largest_gain(
-                    f"LLaMA2-70B, sharegpt: largest gain over {rival}",
-                    "llama2-70b",
-                    (SHAREGPT,),
-                    (rival,),
-                    known,
-                    words.reasons["few at a time"] if rival == ORCA else "",
-                )
-                for rival, known in published.LLAMA_GAINS.items()
-            ),
-        ),
-        headline=tuple(
-            _largest_gain(
-                full_titles[model],
-                model,
-                DATASETS,
-                (VLLM, ORCA) if model == FALCON.model else (VLLM,),
-                known,
-            )
-            for model, known in published.HEADLINE.items()
-        ),
+        points=points,
+        tables=[_capacity_grid(*TESTBEDS)],
+        figures=[words.figure("capacity", *panels)],
+        comparisons=comparisons,
+        headline=headline,
         deployments={full_titles[each.model]: each.deployment(8192) for each in TESTBEDS},
     )
 
@@ -278,9 +245,7 @@ def _shown_capacity(one: Measured) -> Cell:
     return Cell("none", tone="bad") if found is None else Cell(plain(found))
 
 
-def _stage_time(
-    what: str, shape: BatchShape, known: Published, why: str = ""
-) -> Callable[[Findings], Comparison]:
+def _stage_time(what: str, shape: BatchShape, known: Published, why: str = "") -> Compare:
     seconds = max(cost_of(FALCON, SHAREGPT.max_total).stages(shape))
     return lambda found: Comparison(what, seconds, known, "s", why)
 
@@ -313,74 +278,42 @@ def falcon_parallelism(options: Options) -> Experiment:
         by("target", TARGETS),
         {"": _shown_capacity},
     )
+    points = [
+        DataPoint(
+            {"split": name, "batch": n}, {"tbt_p50": lambda median: median}, DecodeJob(testbed, n)
+        )
+        for name, testbed in _SPLITS.items()
+        for n in _BATCHES
+    ]
+    metrics = {"capacity": _METRICS["capacity"]}
+    for name, testbed, system, targets in _FALCON_RUNS:
+        fields = {"scheduler": name}
+        points += _capacities(fields, testbed, SHAREGPT, system, targets, options, metrics)
+    axis, tp_gain = "requests in a batch", "Sarathi TP4-PP2 over vLLM TP8"
+    known = {
+        target: published.GAINS[FALCON.model, SHAREGPT.name, target, VLLM] for target in TARGETS
+    }
+    both = "Sarathi over vLLM, both TP4-PP2"
+    prompt, batch = prompt_batch(1, 4096), BatchShape.make(32, 2048)
     return Experiment(
         name="falcon-parallelism",
-        points=(
-            *(
-                DataPoint(
-                    {"split": name, "batch": batch},
-                    {"tbt_p50": lambda median: median},
-                    DecodeJob(testbed, batch),
-                )
-                for name, testbed in _SPLITS.items()
-                for batch in _BATCHES
-            ),
-            *(
-                point
-                for name, testbed, system, targets in _FALCON_RUNS
-                for point in _capacities(
-                    {"scheduler": name},
-                    testbed,
-                    SHAREGPT,
-                    system,
-                    targets,
-                    options,
-                    {"capacity": _METRICS["capacity"]},
-                )
-            ),
-        ),
-        tables=(decodes, capacities),
-        figures=(
+        points=points,
+        tables=[decodes, capacities],
+        figures=[
             words.figure(
                 "falcon-decodes",
-                (
-                    GridPanel(
-                        "P50 TBT (ms)", decodes, "tbt_p50", "requests in a batch", 1000, log_x=True
-                    ),
-                ),
+                GridPanel("P50 TBT (ms)", decodes, "tbt_p50", axis, 1000, log_x=True),
             ),
             words.figure(
-                "falcon-capacity",
-                (GridPanel("Requests per second", capacities, "capacity"),),
+                "falcon-capacity", GridPanel("Requests per second", capacities, "capacity")
             ),
-        ),
-        comparisons=(
+        ],
+        comparisons=[
             _decode_ratio,
-            _falcon_gain(
-                "strict",
-                "Sarathi TP4-PP2 over vLLM TP8",
-                _VLLM_TP,
-                published.TP8_GAIN,
-                _WHY["network"],
-            ),
-            *(
-                _falcon_gain(
-                    target,
-                    "Sarathi over vLLM, both TP4-PP2",
-                    _VLLM_PP,
-                    published.GAINS["falcon-180b", "sharegpt", target, "vLLM"],
-                )
-                for target in TARGETS
-            ),
-            _stage_time(
-                "prompt of 4096, one stage", prompt_batch(1, 4096), published.FALCON_PROMPT
-            ),
-            _stage_time(
-                "32 decodes, one stage",
-                BatchShape.make(32, 2048),
-                published.FALCON_DECODES,
-                _WHY["decodes"],
-            ),
-        ),
+            _falcon_gain("strict", tp_gain, _VLLM_TP, published.TP8_GAIN, _WHY["network"]),
+            *(_falcon_gain(target, both, _VLLM_PP, known[target]) for target in TARGETS),
+            _stage_time("prompt of 4096, one stage", prompt, published.FALCON_PROMPT),
+            _stage_time("32 decodes, one stage", batch, published.FALCON_DECODES, _WHY["decodes"]),
+        ],
         deployments={f"Falcon-180B, {name}": t.deployment(8192) for name, t in _SPLITS.items()},
     )

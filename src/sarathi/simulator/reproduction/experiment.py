@@ -37,7 +37,7 @@ class Words(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     table_caption: str = ""
     reasons: dict[str, str] = {}  # why ours may differ from published values
 
-    def figure(self, name: str, panels: tuple[GridPanel, ...]) -> Figure:
+    def figure(self, name: str, *panels: GridPanel) -> Figure:
         """Return a figure with its title and caption."""
         title, caption = self.figures[name]
         return Figure(name, title, caption, panels)
@@ -68,7 +68,7 @@ class DataPoint:
     job: Job | None = None
     result: Any = None  # where there is no job
     select: Callable[[Any], Any] = lambda result: result  # a part of the job's result
-    expected: tuple[Expected, ...] = ()
+    expected: Sequence[Expected] = ()
     exported: bool = True  # to JSON
 
 
@@ -220,7 +220,7 @@ class Figure:
     name: str  # of the PNG
     title: str
     caption: str
-    panels: tuple[GridPanel, ...]
+    panels: Sequence[GridPanel]
 
     def text(self, found: Findings) -> str:
         """Return the values as text, for screen readers."""
@@ -259,11 +259,11 @@ class Experiment:
     """What is measured, and how it is presented."""
 
     name: str
-    points: tuple[DataPoint, ...]
-    tables: tuple[Grid, ...]
-    figures: tuple[Figure, ...]
-    comparisons: tuple[Compare, ...] = ()  # beside those of data points
-    headline: tuple[Compare, ...] = ()  # comparisons with the gains in the abstract
+    points: Sequence[DataPoint]
+    tables: Sequence[Grid]
+    figures: Sequence[Figure]
+    comparisons: Sequence[Compare] = ()  # beside those of data points
+    headline: Sequence[Compare] = ()  # comparisons with the gains in the abstract
     deployments: Mapping[str, Deployment] = field(default_factory=dict)  # whose accuracy is printed
 
     @property

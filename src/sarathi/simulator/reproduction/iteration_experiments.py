@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sarathi.bench.number_format import number, seconds
 from sarathi.bench.report.table import Cell
 from sarathi.simulator.cost_model import BatchShape, iteration_seconds
@@ -97,78 +99,55 @@ def throughput(options: Options) -> Experiment:
         )
         for kind, (title, _, _, axis, sizes) in _THROUGHPUTS.items()
     }
+    points = [
+        DataPoint(
+            {"model": testbed.model, "kind": kind, axis: size},
+            {"tokens_per_second": float},
+            result=_tokens_per_second(cost_of(testbed), kind, size),
+        )
+        for kind, (_, _, _, axis, sizes) in _THROUGHPUTS.items()
+        for testbed in _MODELS
+        for size in sizes
+    ]
     decodes, prompt = "iteration of {} decodes", "prompt of {}"
+    for n, known in published.DECODES.items():
+        points.append(_iteration_point(decodes, n, BatchShape.make(n, _PROMPT), known))
+    for n, known in published.PREFILLS.items():
+        points.append(_iteration_point(prompt, n, prompt_batch(1, n), known))
+    hybrid, shape = (
+        "1021 tokens of a prompt and 3 decodes",
+        BatchShape.make(3, _PROMPT, ((0, 1021),), 3),
+    )
+    points.append(_iteration_point(hybrid, 1024, shape, published.HYBRID))
+    throughputs = [
+        GridPanel(
+            f"{title} (tokens per second)", grids[kind], "tokens_per_second", x_label, log_x=True
+        )
+        for kind, (_, title, x_label, _, _) in _THROUGHPUTS.items()
+    ]
+    times = [
+        GridPanel(title, _sizes(kind, known), "time", x_label, log_x=True, log_y=True)
+        for title, x_label, kind, known in (
+            ("Iteration of decodes (ms)", "requests in a batch", decodes, published.DECODES),
+            ("Iteration of a prompt (ms)", "tokens of the prompt", prompt, published.PREFILLS),
+        )
+    ]
     return Experiment(
         name="throughput",
-        points=(
-            *(
-                DataPoint(
-                    {"model": testbed.model, "kind": kind, axis: size},
-                    {"tokens_per_second": lambda rate: rate},
-                    result=_tokens_per_second(cost_of(testbed), kind, size),
-                )
-                for kind, (_, _, _, axis, sizes) in _THROUGHPUTS.items()
-                for testbed in _MODELS
-                for size in sizes
-            ),
-            *(
-                _iteration_point(decodes, n, BatchShape.make(n, _PROMPT), known)
-                for n, known in published.DECODES.items()
-            ),
-            *(
-                _iteration_point(prompt, n, prompt_batch(1, n), known)
-                for n, known in published.PREFILLS.items()
-            ),
-            _iteration_point(
-                "1021 tokens of a prompt and 3 decodes",
-                1024,
-                BatchShape.make(3, _PROMPT, ((0, 1021),), samples=3),
-                published.HYBRID,
-            ),
-        ),
-        tables=tuple(grids.values()),
-        figures=(
-            words.figure(
-                "throughput",
-                tuple(
-                    GridPanel(
-                        f"{title} (tokens per second)",
-                        grids[kind],
-                        "tokens_per_second",
-                        x_label,
-                        log_x=True,
-                    )
-                    for kind, (_, title, x_label, _, _) in _THROUGHPUTS.items()
-                ),
-            ),
-            words.figure(
-                "iteration-times",
-                tuple(
-                    GridPanel(
-                        title,
-                        Grid("", "", (Selection("ours", {}),), _sizes(kind, known), {}),
-                        "time",
-                        x_label,
-                        log_x=True,
-                        log_y=True,
-                    )
-                    for title, x_label, kind, known in (
-                        ("Iteration of decodes (ms)", "requests in a batch", decodes, _DECODES),
-                        ("Iteration of a prompt (ms)", "tokens of the prompt", prompt, _PREFILLS),
-                    )
-                ),
-            ),
-        ),
-        comparisons=(_tile_step,),
+        points=points,
+        tables=list(grids.values()),
+        figures=[
+            words.figure("throughput", *throughputs),
+            words.figure("iteration-times", *times),
+        ],
+        comparisons=[_tile_step],
         deployments={each.title: each.deployment(8192) for each in _MODELS},
     )
 
 
-_DECODES, _PREFILLS = tuple(published.DECODES), tuple(published.PREFILLS)
-
-
-def _sizes(kind: str, sizes: tuple[int, ...]) -> tuple[Selection, ...]:
-    return tuple(Selection(str(size), {"size": size, "iteration": kind}) for size in sizes)
+def _sizes(kind: str, sizes: Iterable[int]) -> Grid:
+    columns = (Selection(str(size), {"size": size, "iteration": kind}) for size in sizes)
+    return Grid("", "", (Selection("ours", {}),), tuple(columns), {})
 
 
 def _tile_step(found: Findings) -> Comparison:
@@ -205,19 +184,18 @@ def chunking_overhead(options: Options) -> Experiment:
         points=tuple(
             DataPoint(
                 {"prompt": length, "chunk": chunk},
-                {"ratio": lambda ratio: ratio},
+                {"ratio": float},
                 result=chunked_seconds(cost, length, chunk) / whole[length],
                 expected=(Expected("ratio", f"{length} tokens, chunks of {chunk}", known, "x"),),
             )
             for (length, chunk), known in published.CHUNKED.items()
         ),
         tables=(grid,),
-        figures=(
+        figures=[
             words.figure(
-                "chunking-overhead",
-                (GridPanel("Times as long as the whole prompt", grid, "ratio"),),
-            ),
-        ),
+                "chunking-overhead", GridPanel("Times as long as the whole prompt", grid, "ratio")
+            )
+        ],
         comparisons=(
             lambda found: Comparison(
                 "most, chunks of 512",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import product
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -39,9 +41,9 @@ from sarathi.simulator.reproduction.testbeds import (
 )
 
 _METRICS: Mapping[str, Callable[[Any], Any]] = {
-    "ttft_p50": lambda summary: summary.ttft.p50,
-    "tbt_p99": lambda summary: summary.tbt.p99,
-    "scheduling_delay_p50": lambda summary: summary.scheduling_delay.p50,
+    "ttft_p50": attrgetter("ttft.p50"),
+    "tbt_p99": attrgetter("tbt.p99"),
+    "scheduling_delay_p50": attrgetter("scheduling_delay.p50"),
 }
 
 
@@ -88,58 +90,37 @@ def stalls(options: Options) -> Experiment:
         _STALL_CELLS,
     )
     by_rate = replace(at_once, columns=by("rate", _STALL_RATES))
-    ends = {
-        name: [
-            Expected("end", f"{name}: last token of 128 requests", known, "s", words.reasons["end"])
-        ]
-        for name, known in published.STALLS_END.items()
-    }
-    ends["vLLM"] += [Expected("first", "vLLM: answers begin", published.STALLS_FIRST, "s")]
+    points = []
+    for name, system in _STALLING.items():
+        end, why = f"{name}: last token of 128 requests", words.reasons["end"]
+        expected = [Expected("end", end, published.STALLS_END[name], "s", why)]
+        if name == "vLLM":
+            expected.append(Expected("first", "vLLM: answers begin", published.STALLS_FIRST, "s"))
+        job = StallJob(system, options)
+        points.append(DataPoint({"scheduler": name}, _STALL_METRICS, job, expected=expected))
+    for rate, name in product(_STALL_RATES, _STALLING):
+        known, what = published.TAILS.get((rate, name)), f"{name}: P99 TBT at {rate:g}/s"
+        points.append(
+            DataPoint(
+                {"scheduler": name, "rate": rate},
+                _metrics("tbt_p99"),
+                RateJob(YI, _STALLING[name], SHAREGPT, rate, _few(options)),
+                expected=[Expected("tbt_p99", what, known, "s", words.reasons["tail"])]
+                if known
+                else (),
+            )
+        )
     return Experiment(
         name="stalls",
-        points=(
-            *(
-                DataPoint(
-                    {"scheduler": name},
-                    _STALL_METRICS,
-                    StallJob(system, options),
-                    expected=tuple(ends[name]),
-                )
-                for name, system in _STALLING.items()
-            ),
-            *(
-                DataPoint(
-                    {"scheduler": name, "rate": rate},
-                    _metrics("tbt_p99"),
-                    RateJob(YI, system, SHAREGPT, rate, _few(options)),
-                    expected=tuple(
-                        Expected(
-                            "tbt_p99",
-                            f"{name}: P99 TBT at {rate:g}/s",
-                            known,
-                            "s",
-                            words.reasons["tail"],
-                        )
-                        for known in [published.TAILS.get((rate, name))]
-                        if known is not None
-                    ),
-                )
-                for rate in _STALL_RATES
-                for name, system in _STALLING.items()
-            ),
-        ),
-        tables=(at_once,),
-        figures=(
+        points=points,
+        tables=[at_once],
+        figures=[
             words.figure(
                 "stalls",
-                (
-                    GridPanel("Tokens so far", at_once, "tokens", "seconds", curve=_thinned),
-                    GridPanel(
-                        "P99 TBT (ms)", by_rate, "tbt_p99", "requests per second", scale=1000
-                    ),
-                ),
-            ),
-        ),
+                GridPanel("Tokens so far", at_once, "tokens", "seconds", curve=_thinned),
+                GridPanel("P99 TBT (ms)", by_rate, "tbt_p99", "requests per second", scale=1000),
+            )
+        ],
         deployments={YI.title: YI.deployment(ARXIV.max_total)},
     )
 
@@ -269,14 +250,12 @@ def ablation(options: Options) -> Experiment:
             for (policy, budget), system in _ABLATED.items()
         ),
         tables=(grid,),
-        figures=(
+        figures=[
             words.figure(
                 "ablation",
-                (
-                    GridPanel("P50 TTFT (s)", grid, "ttft_p50"),
-                    GridPanel("P99 TBT (s)", grid, "tbt_p99"),
-                ),
-            ),
-        ),
+                GridPanel("P50 TTFT (s)", grid, "ttft_p50"),
+                GridPanel("P99 TBT (s)", grid, "tbt_p99"),
+            )
+        ],
         deployments={YI.title: YI.deployment(SHAREGPT.max_total)},
     )

@@ -22,7 +22,7 @@ _PAPER = (
 )
 _CAPTION = (
     "The ratio is ours to the published value. Where it is more than 25 % from 1, the last column "
-    "says why, or that the reason is not knwords."
+    "says why, or that the reason is not known."
 )
 _GAINS = (
     "Gains in capacity that the abstract states: the largest of all targets and datasets, which is "
