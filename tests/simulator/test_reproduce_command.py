@@ -1,60 +1,19 @@
 from __future__ import annotations
 
 import argparse
-import html
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
+from browser import BROWSER, look_at
 
 from sarathi.cli import main, reproduce
 from sarathi.errors import UsageError
 from sarathi.simulator.reproduction.evaluation import STUDIES
-
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-LOOK = """
-<script>
-let errors = 0;
-window.onerror = () => { errors += 1; };
-window.addEventListener("load", () => {
-  const outside = [...document.querySelectorAll("svg")]
-    .map((svg) => [svg, svg.getBoundingClientRect()])
-    .filter(([svg, box]) => box.width > 0 && box.height > 0)
-    .flatMap(([svg, box]) => [...svg.querySelectorAll("text")].filter((text) => {
-      const own = text.getBoundingClientRect();
-      return own.left < box.left - 2 || own.right > box.right + 2 ||
-        own.top < box.top - 2 || own.bottom > box.bottom + 2;
-    }).map((text) => text.textContent));
-  const found = document.createElement("pre");
-  found.id = "found";
-  found.textContent = JSON.stringify({
-    errors, outside,
-    width: window.innerWidth,
-    scrollWidth: document.documentElement.scrollWidth,
-    resources: performance.getEntriesByType("resource").map((entry) => entry.name),
-    tables: [...document.querySelectorAll("table")].map((table) => table.rows.length),
-  });
-  document.body.append(found);
-});
-</script>
-"""
-# No window is as narrow as a phone.
-FRAME = """<!DOCTYPE html><meta charset="utf-8">
-<iframe style="width:{width}px;height:900px;border:0" srcdoc="{page}"></iframe>
-<script>
-window.addEventListener("load", () => {{
-  document.body.append(document.querySelector("iframe").contentDocument.getElementById("found"));
-}});
-</script>
-"""
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:
@@ -110,28 +69,12 @@ def test_the_page_has_reasons_or_that_they_are_not_known(folder: Path) -> None:
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
 @pytest.mark.parametrize("width", [400, 1200])
 def test_a_browser_shows_all_of_it(folder: Path, width: int, tmp_path: Path) -> None:
-    assert BROWSER is not None
-    page = (folder / "index.html").read_text().replace("</head>", f"{LOOK}</head>", 1)
-    path = tmp_path / "looked-at.html"
-    path.write_text(FRAME.format(width=width, page=html.escape(page)), encoding="utf-8")
-    command = [
-        BROWSER,
-        *["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"],
-        *["--disable-background-networking", "--disable-component-update"],
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--window-size=1300,900",
-        "--dump-dom",
-        path.as_uri(),
-    ]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    match = re.search(r'<pre id="found">(.*?)</pre>', dom, flags=re.DOTALL)
-    assert match is not None, dom[-2000:]
-    found: dict[str, Any] = json.loads(html.unescape(match[1]))
+    found = look_at((folder / "index.html").read_text(), width, tmp_path)
     assert found["errors"] == 0
     assert found["width"] == width
     assert found["scrollWidth"] <= width
     assert found["resources"] == []
-    assert found["outside"] == []
+    assert not any(figure["outside"] for figure in found["figures"])
     assert all(rows > 1 for rows in found["tables"])
 
 

@@ -16,6 +16,7 @@ from sarathi.cli.simulation import progress_bar
 from sarathi.errors import UsageError
 from sarathi.options import MAX_NUMBER, CountOrZero, Option, parse_text
 from sarathi.simulator.reproduction.evaluation import STUDIES, reproduce
+from sarathi.simulator.reproduction.experiment import WORDS
 from sarathi.simulator.reproduction.reproduction_report import fields, write
 from sarathi.simulator.reproduction.testbeds import Options
 
@@ -65,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
     """Run experiments and write the report; return the exit code."""
     options = build(ReproduceOptions, args)
     if options.list:
-        for name, study in STUDIES.items():
-            print(f"{name:20} {study.summary}")
+        for name in STUDIES:
+            print(f"{name:20} {WORDS[name].summary}")
         return 0
     names = _names(args.names, options.all)
     folder = None if options.out is None else Path(options.out)

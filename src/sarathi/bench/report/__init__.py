@@ -1,9 +1,10 @@
 """The HTML report: figures and tables of runs, searches and iteration logs.
 
-`measured.py` orders the data; `figures/` draws them with `render.py`, `result_tables.py` makes the
-tables (also for the terminal), `notes.py` the warnings, `page.py` the page from `templates/`.
-Import `write_report` from here; the simulator also uses `Table`, `Drawing` and `Section`. Nothing
-above `figures/`, `render.py` and `page.py` imports matplotlib, which is an optional dependency.
+`measured.py` orders the data; `figures/` describes the charts, which `chart.py` and `render.py`
+draw; `result_tables.py` makes the tables (also for the terminal), `notes.py` the warnings,
+`page.py` the page from `templates/`. Import `write_report` from here; the simulator also uses
+`Table`, `Drawing` and `Section`. Nothing above `figures/`, `chart.py`, `render.py` and `page.py`
+imports matplotlib, which is an optional dependency.
 """
 
 from __future__ import annotations
@@ -54,22 +55,8 @@ def write_report(
     if not (runs or capacities or iterations):
         raise BenchmarkError("there is nothing to report: no run, no capacity, no iteration")
     check_reports_can_be_made()
-    # Imported here: matplotlib takes half a second and is an extra.
-    from sarathi.bench.report.figures import drawings
-    from sarathi.bench.report.page import page
-    from sarathi.bench.report.render import render
+    from sarathi.bench.report.page import write_measured  # matplotlib takes half a second
 
-    measured = ReportData(tuple(runs), tuple(capacities), tuple(iterations))
-    figures = [render(drawing) for drawing in drawings(measured)]
-    folder = path.with_name(f"{path.stem}-figures")
-    written = [path]
-    try:
-        path.write_bytes(page(measured, figures, title).encode("utf-8", "replace"))
-        if figures:
-            folder.mkdir(exist_ok=True)
-        for figure in figures:
-            written.append(folder / f"{figure.drawing.name}.png")
-            written[-1].write_bytes(figure.png)
-    except OSError as error:
-        raise BenchmarkError(f"the report cannot be written to {path}: {error}") from None
-    return written
+    return write_measured(
+        path, ReportData(tuple(runs), tuple(capacities), tuple(iterations)), title
+    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from sarathi.bench.number_format import rate
+from sarathi.bench.number_format import milliseconds, rate
 from sarathi.bench.results import Capacity, Run
 from sarathi.telemetry import Summary
 from sarathi.telemetry.iteration_log import IterationLine
@@ -82,6 +82,11 @@ class ReportData:
         of_runs = {run.targets.tbt for run in self.runs if run.targets and run.targets.tbt}
         return tuple(sorted(of_runs | {found.tbt_target for found in self.capacity_results}))
 
+    @property
+    def tbt_targets(self) -> list[tuple[float, str]]:
+        """Targets of TBT in milliseconds, with their texts in figures."""
+        return [(1000 * target, f"target {milliseconds(target)}") for target in self.targets]
+
     def target_of(self, label: str) -> float | None:
         """Return the strictest target of TBT for a label."""
         own = [c.tbt_target for c in self.capacity_results if c.label == label]
@@ -131,7 +136,11 @@ class ReportData:
 
     def name(self, run: Run) -> str:
         """Return the label of a run, with its rate where several runs are shown."""
-        return run.label if len(self.shown) == 1 else f"{run.label}, {rate(rate_of(run))}"
+        return run.label + self.rest_of_name(run)
+
+    def rest_of_name(self, run: Run) -> str:
+        """Return what follows the label in the name of a run."""
+        return "" if len(self.shown) == 1 else f", {rate(rate_of(run))}"
 
 
 def rate_of(run: Run) -> float:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from sarathi.bench.report.chart import Drawing
 from sarathi.bench.report.colors import LABELS, definitions
+from sarathi.bench.report.figures import drawings
 from sarathi.bench.report.measured import ReportData
 from sarathi.bench.report.notes import Alert, Fact, alerts, facts
-from sarathi.bench.report.render import Rendered
+from sarathi.bench.report.render import render
 from sarathi.bench.report.result_tables import (
     capacity_table,
     comparison_table,
@@ -21,6 +24,7 @@ from sarathi.bench.report.result_tables import (
     throughput_table,
 )
 from sarathi.bench.report.table import Table
+from sarathi.errors import BenchmarkError
 
 _FEW = 4  # loads, whose latencies are best seen first
 _TERMS = {
@@ -41,65 +45,92 @@ class Section:
     """A part of a page, under its heading."""
 
     title: str
-    first: Sequence[Table]  # before the figures
-    figures: Sequence[Rendered]
-    tables: Sequence[Table]  # after them
+    first: Sequence[Table] = ()  # before the figures
+    figures: Sequence[Drawing] = ()
+    tables: Sequence[Table] = ()  # after them
     texts: Sequence[str] = ()  # paragraphs below the heading
     notes: Sequence[str] = ()  # at the end
 
 
-def page(measured: ReportData, figures: Sequence[Rendered], title: str) -> str:
-    """Return the report as HTML that needs no other file."""
-    return html(
-        title, alerts(measured), facts(measured), _sections(measured, figures), terms=_TERMS
-    )
-
-
-def html(
+def write_page(
+    path: Path,
+    folder: Path,
     title: str,
-    alerts: Sequence[Alert],
-    facts: Sequence[Fact],
     sections: Sequence[Section],
     terms: Mapping[str, str],
-) -> str:
-    """Render any page of this look as HTML that needs no other file.
+    facts: Sequence[Fact] = (),
+    alerts: Sequence[Alert] = (),
+) -> list[Path]:
+    """Write HTML that needs no other file, and its figures as PNG. Existing files are replaced.
 
     Args:
+        folder: for the figures.
         terms: definitions of the terms of the page.
+
+    Returns:
+        The written files, the page first.
+
+    Raises:
+        BenchmarkError: a file cannot be written.
     """
+    figures = {one.name: render(one) for section in sections for one in section.figures}
     loader = PackageLoader("sarathi.bench.report")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("report.html.j2").render(
+    text = environment.get_template("report.html.j2").render(
         title=title,
         colours=definitions,
         num_colours=len(LABELS),
         alerts=alerts,
         facts=facts,
         sections=sections,
+        rendered=figures,
         terms=terms,
+    )
+    written = [path]
+    try:
+        path.write_bytes(text.encode("utf-8", "replace"))
+        if figures:
+            folder.mkdir(exist_ok=True)
+        for name, figure in figures.items():
+            written.append(folder / f"{name}.png")
+            written[-1].write_bytes(figure.png)
+    except OSError as error:
+        raise BenchmarkError(f"the report cannot be written to {path}: {error}") from None
+    return written
+
+
+def write_measured(path: Path, measured: ReportData, title: str) -> list[Path]:
+    """Write the page of everything that was measured; returns and raises as `write_page`."""
+    return write_page(
+        path,
+        path.with_name(f"{path.stem}-figures"),
+        title,
+        _sections(measured),
+        _TERMS,
+        facts(measured),
+        alerts(measured),
     )
 
 
-def _sections(measured: ReportData, figures: Sequence[Rendered]) -> list[Section]:
+def _sections(measured: ReportData) -> list[Section]:
     """Return the sections that have any content."""
-
-    def of(*names: str) -> list[Rendered]:
-        return [figure for figure in figures if figure.drawing.name in names]
+    figures = drawings(measured)
+    search = [figure for figure in figures if figure.name == "capacity"]
+    engine = [figure for figure in figures if figure.name == "iterations"]
+    others = [figure for figure in figures if figure not in (*search, *engine)]
 
     def those(*tables: Table | None) -> list[Table]:
         return [table for table in tables if table is not None]
 
-    search, engine = of("capacity"), of("iterations")
-    others = [figure for figure in figures if figure not in (*search, *engine)]
     latencies, comparison = latency_table(measured), comparison_table(measured)
     points = points_table(measured.capacity_results, measured.labels)
     first = comparison is None and len(measured.loads) <= _FEW
     tables = None if first else latencies, throughput_table(measured), points
     found = [
-        Section("Capacity", [], search, those(capacity_table(measured))),
-        Section("Latency", those(comparison, latencies if first else None), others, []),
-        Section("Inside the engine", [], engine, []),
-        Section("Simulated hardware", those(simulation_table(measured)), [], []),
-        Section("All loads", those(*tables, conduct_table(measured)), [], []),
+        Section("Capacity", (), search, those(capacity_table(measured))),
+        Section("Latency", those(comparison, latencies if first else None), others),
+        Section("Inside the engine", figures=engine),
+        Section("Simulated hardware", those(simulation_table(measured))),
+        Section("All loads", those(*tables, conduct_table(measured))),
     ]
     return [one for one in found if one.first or one.figures or one.tables]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
+from sarathi.bench.report.chart import Drawing
 from sarathi.bench.report.colors import INK, LINE, MUTED, NAMES, SURFACE
 
 WIDE, NARROW = 10.0, 4.3  # inches
@@ -58,23 +58,9 @@ _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A figure that can be drawn at two widths."""
-
-    name: str  # of the PNG
-    title: str
-    caption: str  # how to read it
-    alternative: str  # what it shows, as text for screen readers
-    draw: Callable[[Figure, bool], None]  # the second argument: whether it is narrow
-    height: float  # inches
-    narrow_height: float
-
-
-@dataclass(frozen=True)
 class Rendered:
     """A drawing as files: SVG, coloured by the variables of the page, and PNG."""
 
-    drawing: Drawing
     wide: str
     narrow: str
     png: bytes
@@ -88,7 +74,6 @@ def render(drawing: Drawing) -> Rendered:
         wide = _drawn(drawing, (WIDE, drawing.height), narrow=False)
         narrow = _drawn(drawing, (NARROW, drawing.narrow_height), narrow=True)
         return Rendered(
-            drawing,
             _svg(wide, f"{drawing.name}-wide"),
             _svg(narrow, f"{drawing.name}-narrow"),
             _saved(wide, format="png", dpi=_DOTS, metadata={"Software": None}),

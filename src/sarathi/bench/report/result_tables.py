@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 
@@ -299,8 +300,7 @@ def rounds_table(rows: Sequence[Row]) -> Table:
             Cell("" if row.rate is None else f"{row.rate:g}"),
             Cell(row.label, prose=True),
             *_compared(row.figures, row.ratios),
-            Cell(str(row.failed)),
-            Cell(str(row.invalid)),
+            *map(Cell, (str(row.failed), str(row.invalid))),
         ]
         for row in rows
     ]
@@ -340,68 +340,63 @@ def simulation_table(measured: ReportData) -> Table | None:
     """Tabulate the use of simulated hardware by replica; in one row where there are many."""
     runs = [run for run in measured.all_runs if run.simulation is not None]
     runs.sort(key=lambda run: (measured.labels.index(run.label), rate_of(run)))
-    rows = [
-        [
-            _label(measured, run.label),
-            Cell(plain(rate_of(run))),
-            Cell(name, prose=True),
-            *_use(uses),
-            Cell("" if position else number(run.simulation.cost_per_million_tokens)),
-        ]
-        for run in runs
-        if run.simulation is not None
-        for position, (name, uses) in enumerate(_by_replica(run.simulation.replicas))
-    ]
-    if not rows:
-        return None
-    return Table(
-        title="Use of the simulated hardware",
-        caption=(
-            "Shares are of the time in which a replica had requests. A stage that is idle in it is "
-            "a bubble of the pipeline; with one stage, that is the engine's own time. Where there "
-            "are several stages, their shares follow one another. The cost is that of all devices "
-            "of a run, for prompts and answers together."
-        ),
-        columns=(
-            _LABEL,
-            _RATE,
-            Column("replica", prose=True),
-            Column("busy (%)", "stages"),
-            Column("idle (%)", "stages"),
-            Column("own time", "engine"),
-            Column("iterations", "engine"),
+    columns: list[ColumnOf[_Use]] = [
+        (_LABEL, lambda use: _label(measured, use.run.label)),
+        (_RATE, lambda use: plain(rate_of(use.run))),
+        (Column("replica", prose=True), lambda use: use.name),
+        (Column("busy (%)", "stages"), lambda use: _shares(use, 0)),
+        (Column("idle (%)", "stages"), lambda use: _shares(use, 1)),
+        (Column("own time", "engine"), lambda use: percent(overhead_share(use.replicas))),
+        (Column("iterations", "engine"), lambda use: f"{use.total('iterations'):,}"),
+        (
             Column("tokens each", "engine"),
-            Column("mean", "KV blocks in use"),
-            Column("most", "KV blocks in use"),
-            Column("preemptions"),
-            Column("$ per million tokens"),
+            lambda use: number(_divided(use.total("tokens"), use.total("iterations"))),
         ),
-        rows=rows,
+        (Column("mean", "KV blocks in use"), lambda use: percent(use.kv[0])),
+        (Column("most", "KV blocks in use"), lambda use: percent(use.kv[1])),
+        (Column("preemptions"), lambda use: f"{use.total('preemptions'):,}"),
+        (Column("$ per million tokens"), lambda use: use.cost),
+    ]
+    return table_of(
+        "Use of the simulated hardware",
+        "Shares are of the time in which a replica had requests. A stage that is idle in it is a "
+        "bubble of the pipeline; with one stage, that is the engine's own time. Where there are "
+        "several stages, their shares follow one another. The cost is that of all devices of a "
+        "run, for prompts and answers together.",
+        [use for run in runs for use in _uses(run)],
+        columns,
         by_label=True,
     )
 
 
-def _by_replica(replicas: Sequence[ReplicaUse]) -> list[tuple[str, Sequence[ReplicaUse]]]:
+@dataclass(frozen=True)
+class _Use:
+    """A row of the table of simulated hardware."""
+
+    run: Run
+    name: str
+    replicas: Sequence[ReplicaUse]
+    cost: str
+
+    @property
+    def kv(self) -> tuple[float | None, float | None]:
+        return kv_shares(self.replicas) or (None, None)
+
+    def total(self, name: str) -> int:
+        return sum(getattr(use, name) for use in self.replicas)
+
+
+def _uses(run: Run) -> list[_Use]:
+    assert run.simulation is not None
+    replicas, cost = run.simulation.replicas, number(run.simulation.cost_per_million_tokens)
     if len(replicas) > _MOST_REPLICAS:
-        return [(f"all {len(replicas)}", replicas)]
-    return [(str(index), [use]) for index, use in enumerate(replicas)]
+        return [_Use(run, f"all {len(replicas)}", replicas, cost)]
+    return [_Use(run, str(i), [use], "" if i else cost) for i, use in enumerate(replicas)]
 
 
-def _use(replicas: Sequence[ReplicaUse]) -> list[Cell]:
-    shares = stage_shares(replicas)
-    iterations = sum(use.iterations for use in replicas)
-    tokens = sum(use.tokens for use in replicas)
-    mean, most = kv_shares(replicas) or (None, None)
-    return [
-        Cell(", ".join(plain(100 * busy) for busy, _ in shares) or MISSING),
-        Cell(", ".join(plain(100 * idle) for _, idle in shares) or MISSING),
-        Cell(percent(overhead_share(replicas))),
-        Cell(f"{iterations:,}"),
-        Cell(number(tokens / iterations if iterations else None)),
-        Cell(percent(mean)),
-        Cell(percent(most)),
-        Cell(f"{sum(use.preemptions for use in replicas):,}"),
-    ]
+def _shares(use: _Use, which: int) -> str:
+    """Return the share of each stage that is busy (0) or idle (1)."""
+    return ", ".join(plain(100 * one[which]) for one in stage_shares(use.replicas)) or MISSING
 
 
 def _label(measured: ReportData, label: str) -> Cell:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from sarathi.bench.number_format import seconds
-from sarathi.bench.report.colors import INK, TARGET, colour, marker
-from sarathi.bench.report.figures.figure_parts import key, legend, words
-from sarathi.bench.report.render import Drawing
+from sarathi.bench.report.chart import Drawing, Key, Panel, dots, words
+from sarathi.bench.report.colors import INK
 from sarathi.simulator.plan.planner import PlanResult, tbt, ttft
 from sarathi.simulator.plan.replica_sizing import PlanChoice
 from sarathi.simulator.plan.target_run import PlanTargets
@@ -26,18 +25,6 @@ def pareto(planned: PlanResult, targets: PlanTargets) -> Drawing | None:
         ("P99 TBT (ms)", lambda one: 1000 * tbt(one), planned.tbt_front, 1000 * targets.tbt),
         ("P90 TTFT (s)", ttft, planned.ttft_front, targets.ttft),
     )
-
-    def draw(figure: Figure, narrow: bool) -> None:
-        shape = (2, 1) if narrow else (1, 2)
-        for axes, panel in zip(figure.subplots(*shape).ravel(), panels, strict=True):
-            _draw(axes, choices, devices, *panel)
-        entries = []
-        for index, device in enumerate(devices):
-            handle = key(index, with_marker=True)
-            handle.set_linestyle("none")
-            entries.append((handle, device))
-        legend(figure, entries, narrow)
-
     listed = "; ".join(
         f"{one.replicas} x {one.layout}: ${one.cost:.2f} an hour, P99 TBT {seconds(tbt(one))}, "
         f"P90 TTFT {seconds(ttft(one))}"
@@ -58,20 +45,30 @@ def pareto(planned: PlanResult, targets: PlanTargets) -> Drawing | None:
             )
         ),
         alternative=f"Cost an hour against latency. On the fronts: {listed}.",
-        draw=draw,
+        panels=[
+            Panel(
+                partial(_draw, choices, devices, latency, front, target),
+                x_label="dollars an hour",
+                y_label=label,
+                targets=() if target is None else ((target, "target"),),
+                targets_text="right",
+            )
+            for label, latency, front, target in panels
+        ],
+        keys=[Key(device, dots(index)) for index, device in enumerate(devices)],
         height=4.0,
         narrow_height=6.6,
     )
 
 
 def _draw(
-    axes: Axes,
     choices: Sequence[PlanChoice],
     devices: Sequence[str],
-    label: str,
     latency: Callable[[PlanChoice], float],
     front: Sequence[PlanChoice],
     target: float | None,
+    axes: Axes,
+    narrow: bool,
 ) -> None:
     on_front = sorted(front, key=lambda one: one.cost)
     axes.step(
@@ -83,13 +80,11 @@ def _draw(
         zorder=1.8,
     )
     for choice in choices:
-        index = devices.index(choice.layout.device)
         is_on_front = choice in front
         axes.plot(
             [choice.cost],
             [latency(choice)],
-            marker(index),
-            color=colour(index),
+            **dots(devices.index(choice.layout.device)),
             markersize=8 if is_on_front else 5,
             alpha=1.0 if is_on_front else 0.5,
             markeredgewidth=0,
@@ -99,12 +94,6 @@ def _draw(
             if choice.layout.token_budget is not None:
                 text += f", {choice.layout.token_budget}"
             words(axes, (choice.cost, latency(choice)), text, (7, 7))
-    if target is not None:
-        axes.axhline(target, color=TARGET, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1.5)
-        transform = axes.get_yaxis_transform()
-        words(axes, (0.99, target), "target", (0, 7), transform, TARGET, "right")
     axes.set_xlim(0, 1.5 * max(choice.cost for choice in choices))
     highest = max([*(latency(choice) for choice in choices), target or 0.0])
     axes.set_ylim(0, 1.15 * highest or 1.0)
-    axes.set_xlabel("dollars an hour")
-    axes.set_ylabel(label)

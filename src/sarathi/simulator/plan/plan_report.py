@@ -14,14 +14,22 @@ from sarathi.bench.number_format import MISSING, milliseconds, number, percent, 
 from sarathi.bench.report import check_reports_can_be_made
 from sarathi.bench.report.measured import ReportData
 from sarathi.bench.report.result_tables import simulation_table
-from sarathi.bench.report.table import Cell, Column, Table, in_milliseconds, percentile_cell
+from sarathi.bench.report.table import (
+    Cell,
+    Column,
+    ColumnOf,
+    Table,
+    in_milliseconds,
+    percentile_cell,
+    table_of,
+)
 from sarathi.bench.results import Run
 from sarathi.bench.run_notes import stage_shares
-from sarathi.errors import BenchmarkError
 from sarathi.simulator.plan.candidates import DERIVED, Kind, Rejected
 from sarathi.simulator.plan.planner import PlanResult, tbt, ttft
 from sarathi.simulator.plan.replica_sizing import PlanChoice
 from sarathi.simulator.plan.target_run import PlanSettings
+from sarathi.telemetry import Summary
 from sarathi.units import format_duration
 
 _KINDS = get_args(Kind)
@@ -46,50 +54,55 @@ _DEFINITIONS = {
 class _PlanColumn:
     """A column of plans, on the page and in the terminal."""
 
-    page_head: tuple[str, str]  # and the head over several
+    column: Column  # of the page
     terminal_head: str  # empty: on the page alone
-    cell: Callable[[PlanChoice], Cell]
+    cell: Callable[[PlanChoice], Cell | str]
     terminal: Callable[[PlanChoice], str] | None = None  # None: as on the page
     wide: bool = False  # whether it needs a wide terminal
 
+    def text(self, choice: PlanChoice) -> str:
+        """Return what the terminal shows."""
+        if self.terminal is not None:
+            return self.terminal(choice)
+        found = self.cell(choice)
+        return found if isinstance(found, str) else found.text
+
 
 _COLUMNS = (
-    _PlanColumn(("budget (tokens)", ""), "budget", lambda one: Cell(_budget(one))),
-    _PlanColumn(("devices", ""), "devices", lambda one: Cell(f"{one.devices:,}")),
-    _PlanColumn(("an hour", "cost ($)"), "$/hour", lambda one: Cell(f"{one.cost:,.2f}")),
+    _PlanColumn(Column("budget (tokens)"), "budget", lambda one: _budget(one)),
+    _PlanColumn(Column("devices"), "devices", lambda one: f"{one.devices:,}"),
+    _PlanColumn(Column("an hour", "cost ($)"), "$/hour", lambda one: f"{one.cost:,.2f}"),
     _PlanColumn(
-        ("a million tokens", "cost ($)"),
+        Column("a million tokens", "cost ($)"),
         "$/million\ntokens",
-        lambda one: Cell(number(one.cost_per_million_tokens)),
+        lambda one: number(one.cost_per_million_tokens),
         wide=True,
     ),
-    _PlanColumn(("capacity (1/s)", "a replica"), "capacity", lambda one: Cell(_capacity(one))),
+    _PlanColumn(Column("capacity (1/s)", "a replica"), "capacity", lambda one: _capacity(one)),
     _PlanColumn(
-        ("load (1/s)", "a replica"),
+        Column("load (1/s)", "a replica"),
         "rate\neach",
-        lambda one: Cell(plain(one.rate_per_replica)),
+        lambda one: plain(one.rate_per_replica),
         wide=True,
     ),
-    _PlanColumn(("busy", ""), "busy", lambda one: Cell(percent(_busy(one))), wide=True),
+    _PlanColumn(Column("busy"), "busy", lambda one: percent(_busy(one)), wide=True),
+    _PlanColumn(Column("P50", "TBT (ms)"), "", lambda one: in_milliseconds(_summary(one).tbt.p50)),
     _PlanColumn(
-        ("P50", "TBT (ms)"), "", lambda one: Cell(in_milliseconds(one.run.summary.tbt.p50))
-    ),
-    _PlanColumn(
-        ("P99", "TBT (ms)"),
+        Column("P99", "TBT (ms)"),
         "P99\nTBT",
-        lambda one: percentile_cell(one.run.summary.tbt, "P99", milliseconds=True),
+        lambda one: percentile_cell(_summary(one).tbt, "P99", milliseconds=True),
         lambda one: milliseconds(tbt(one)),
     ),
     _PlanColumn(
-        ("P50", "TTFT (s)"),
+        Column("P50", "TTFT (s)"),
         "P50\nTTFT",
-        lambda one: percentile_cell(one.run.summary.ttft, "P50", milliseconds=False),
-        lambda one: seconds(one.run.summary.ttft.p50),
+        lambda one: percentile_cell(_summary(one).ttft, "P50", milliseconds=False),
+        lambda one: seconds(_summary(one).ttft.p50),
     ),
     _PlanColumn(
-        ("P90", "TTFT (s)"),
+        Column("P90", "TTFT (s)"),
         "P90\nTTFT",
-        lambda one: percentile_cell(one.run.summary.ttft, "P90", milliseconds=False),
+        lambda one: percentile_cell(_summary(one).ttft, "P90", milliseconds=False),
         lambda one: seconds(ttft(one)),
     ),
 )
@@ -144,12 +157,11 @@ def write_plan(path: Path, planned: PlanResult, options: PlanSettings, model: st
     check_reports_can_be_made()
     # Imported here: matplotlib takes half a second and is an extra.
     from sarathi.bench.report.notes import Alert, Fact
-    from sarathi.bench.report.page import Section, html
-    from sarathi.bench.report.render import render
+    from sarathi.bench.report.page import Section, write_page
     from sarathi.simulator.plan.pareto_figure import pareto
 
     drawing = pareto(planned, options.targets)
-    figures = [] if drawing is None else [render(drawing)]
+    figures = [] if drawing is None else [drawing]
     targets, workload = options.targets, options.load.workload.describe()
     wanted = f"P99 TBT {format_duration(targets.tbt)}"
     if targets.ttft is not None:
@@ -165,25 +177,20 @@ def write_plan(path: Path, planned: PlanResult, options: PlanSettings, model: st
         Fact("Workload", [("", " ".join(f"--{k} {v}" for k, v in workload.items()))], code=True),
     ]
     runs = tuple(choice.run for choice in planned.choices if choice.confirmed)
-    use = simulation_table(ReportData(runs, (), ()))
-    tables = [table for table in (_page_table(planned), use) if table is not None and table.rows]
-    sections = [Section("Plan", [], figures, tables, [_outcome(planned, options)])]
-    if planned.rejected:
-        sections.append(Section("Not chosen", [_rejected_table(planned)], [], []))
+    tables = filter(None, (_page_table(planned), simulation_table(ReportData(runs, (), ()))))
+    sections = [Section("Plan", (), figures, list(tables), [_outcome(planned, options)])]
+    if (rejected := _rejected_table(planned)) is not None:
+        sections.append(Section("Not chosen", [rejected]))
     alerts = [Alert("warn", "Simulated, not measured", _accuracies(planned))]
-    title = f"Hardware for {model}"
-    text = html(title, alerts if planned.choices else [], facts, sections, _DEFINITIONS)
-    written = [path]
-    try:
-        path.write_bytes(text.encode("utf-8", "replace"))
-        for figure in figures:
-            folder = path.with_name(f"{path.stem}-figures")
-            folder.mkdir(exist_ok=True)
-            written.append(folder / f"{figure.drawing.name}.png")
-            written[-1].write_bytes(figure.png)
-    except OSError as error:
-        raise BenchmarkError(f"the report cannot be written to {path}: {error}") from None
-    return written
+    return write_page(
+        path,
+        path.with_name(f"{path.stem}-figures"),
+        f"Hardware for {model}",
+        sections,
+        _DEFINITIONS,
+        facts,
+        alerts if planned.choices else (),
+    )
 
 
 def _terminal_table(planned: PlanResult, wide: bool) -> rich.table.Table:
@@ -200,45 +207,39 @@ def _terminal_table(planned: PlanResult, wide: bool) -> rich.table.Table:
         table.add_column(column.terminal_head, justify="right", no_wrap=True)
     table.add_column("front", no_wrap=True)
     for one in planned.choices:
-        cells = [c.cell(one).text if c.terminal is None else c.terminal(one) for c in columns]
+        cells = [column.text(one) for column in columns]
         table.add_row(_name(one) + (" *" if one.confirmed else ""), *cells, _fronts(planned, one))
     return table
 
 
-def _page_table(planned: PlanResult) -> Table:
-    return Table(
-        title="Deployments that meet the targets",
-        caption="The cheapest first. Below latencies are their 95 % intervals, where there were "
-        "requests enough.",
-        columns=(
-            Column("", prose=True),
-            *(Column(*column.page_head) for column in _COLUMNS),
-            Column("front", prose=True),
-        ),
-        rows=[
-            [
-                Cell(_name(one), "" if one.confirmed else "figures of one replica", prose=True),
-                *(column.cell(one) for column in _COLUMNS),
-                Cell(_fronts(planned, one) or MISSING, prose=True),
-            ]
-            for one in planned.choices
+def _page_table(planned: PlanResult) -> Table | None:
+    def named(one: PlanChoice) -> Cell:
+        return Cell(_name(one), "" if one.confirmed else "figures of one replica", prose=True)
+
+    return table_of(
+        "Deployments that meet the targets",
+        "The cheapest first. Below latencies are their 95 % intervals, where there were requests "
+        "enough.",
+        planned.choices,
+        [
+            (Column("", prose=True), named),
+            *((one.column, one.cell) for one in _COLUMNS),
+            (Column("front", prose=True), lambda one: _fronts(planned, one) or MISSING),
         ],
     )
 
 
-def _rejected_table(planned: PlanResult) -> Table:
-    return Table(
-        title="What was left out, and why",
-        caption="What costs more was tried no further than was needed to know that it does.",
-        columns=tuple(Column(head, prose=True) for head in ("replica", "why", "reason")),
-        rows=[
-            [
-                Cell(names, prose=True),
-                Cell(one.kind, prose=True),
-                Cell(one.reason, one.detail, prose=True),
-            ]
-            for names, one in _grouped(planned.rejected)
-        ],
+def _rejected_table(planned: PlanResult) -> Table | None:
+    columns: list[ColumnOf[tuple[str, Rejected]]] = [
+        (Column("replica", prose=True), lambda row: row[0]),
+        (Column("why", prose=True), lambda row: row[1].kind),
+        (Column("reason", prose=True), lambda row: Cell(row[1].reason, row[1].detail, prose=True)),
+    ]
+    return table_of(
+        "What was left out, and why",
+        "What costs more was tried no further than was needed to know that it does.",
+        _grouped(planned.rejected),
+        columns,
     )
 
 
@@ -297,6 +298,10 @@ def _fields(planned: PlanResult, choice: PlanChoice) -> dict[str, Any]:
 
 def _layout(one: PlanChoice | Rejected) -> dict[str, Any]:
     return {name: getattr(one.layout, name) for name in ("device", "tp", "pp", "token_budget")}
+
+
+def _summary(choice: PlanChoice) -> Summary:
+    return choice.run.summary
 
 
 def _name(choice: PlanChoice) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from operator import itemgetter
+from itertools import product
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from sarathi.bench.number_format import milliseconds, number, plain
@@ -11,11 +12,11 @@ from sarathi.bench.report.table import Cell
 from sarathi.simulator.cost_model import BatchShape
 from sarathi.simulator.reproduction import published
 from sarathi.simulator.reproduction.experiment import (
+    WORDS,
     Compare,
     DataPoint,
     Experiment,
     Fields,
-    Figure,
     Findings,
     Grid,
     GridPanel,
@@ -24,12 +25,13 @@ from sarathi.simulator.reproduction.experiment import (
     by,
 )
 from sarathi.simulator.reproduction.iteration_experiments import cost_of, prompt_batch
-from sarathi.simulator.reproduction.jobs import RESOLUTION, CapacityJob, DecodeJob, FoundCapacity
+from sarathi.simulator.reproduction.jobs import CapacityJob, DecodeJob, FoundCapacity
 from sarathi.simulator.reproduction.published_value import Comparison, Published, gain
 from sarathi.simulator.reproduction.testbeds import (
     DATASETS,
     FALCON,
     FALCON_TP8,
+    LLAMA,
     SHAREGPT,
     STRICT_BUDGET,
     TESTBEDS,
@@ -59,11 +61,8 @@ _STARTS: Mapping[tuple[str, str], float] = {
     ("falcon-180b", "arxiv"): 0.15,
 }
 _METRICS: Mapping[str, Callable[[Any], Any]] = {
-    "tbt_target": lambda found: found.target,
-    "capacity": lambda found: found.capacity,
-    "low": lambda found: found.low,
-    "high": lambda found: found.high,
-    "bound": lambda found: found.bound,
+    "tbt_target": attrgetter("target"),
+    **{name: attrgetter(name) for name in ("capacity", "low", "high", "bound")},
 }
 
 
@@ -74,7 +73,7 @@ def _capacities(
     system: System,
     targets: tuple[str, ...],
     options: Options,
-    metrics: Mapping[str, Callable[[Any], Any]],
+    metrics: Mapping[str, Callable[[Any], Any]] = _METRICS,
 ) -> list[DataPoint]:
     """Return a data point for each target; all are searched for by one job."""
     start = _STARTS[testbed.model, dataset.name] * (1.5 if system.policy == "sarathi" else 1)
@@ -120,14 +119,13 @@ def _largest_gain(
 
     def compare(found: Findings) -> Comparison:
         gains = []
-        for dataset in datasets:
-            for target in TARGETS:
-                where = {"model": model, "dataset": dataset.name, "target": target}
-                ours = found.one(**where, scheduler=SARATHI)["capacity"]
-                for rival in rivals:
-                    value = gain(ours, found.one(**where, scheduler=rival)["capacity"])
-                    if value is not None:
-                        gains.append((value, f"{dataset.name}, {target}, over {rival}"))
+        for dataset, target, rival in product(datasets, TARGETS, rivals):
+            where = {"model": model, "dataset": dataset.name, "target": target}
+            ours, theirs = (
+                found.one(**where, scheduler=name)["capacity"] for name in (SARATHI, rival)
+            )
+            if (value := gain(ours, theirs)) is not None:
+                gains.append((value, f"{dataset.name}, {target}, over {rival}"))
         largest, note = max(gains, default=(None, "no rate met the target"))
         return Comparison(what, largest, known, "x", why, note)
 
@@ -149,12 +147,6 @@ def _systems(testbed: Testbed) -> list[tuple[str, System, tuple[str, ...]]]:
     ]
 
 
-_FEW_AT_A_TIME = (
-    "Orca is bound by the 8 requests that it runs at a time: both targets give the same capacity, "
-    "at which requests begin to wait. It then depends on the time of a decode, in which the model "
-    "is quicker than the paper's engine (see throughput)"
-)
-_TARGET_LIST = "; ".join(f"{t.title} {plain(t.strict)} and {plain(t.relaxed)} s" for t in TESTBEDS)
 _LOADS = tuple(
     Selection(
         f"{dataset.name}\n{target}",
@@ -179,9 +171,7 @@ def _capacity_cell(one: Measured) -> Cell:
 def _capacity_grid(*testbeds: Testbed) -> Grid:
     return Grid(
         "Capacities (requests per second)",
-        "Below each is the range that is certain: from the highest rate that met the target to the "
-        "lowest that missed it, both with 95 % confidence. Targets are P99 TBT: "
-        f"{_TARGET_LIST}.",
+        WORDS["capacity"].table_caption,
         tuple(
             Selection(
                 system,
@@ -199,97 +189,39 @@ def _capacity_grid(*testbeds: Testbed) -> Grid:
 
 def capacity(options: Options) -> Experiment:
     """Return the description of Figures 10 and 11."""
+    words = WORDS["capacity"]
     titles = {testbed.model: testbed.title for testbed in TESTBEDS}
     full_titles = {each.model: f"{each.title} on {each.hardware}" for each in TESTBEDS}
+    points = []
+    for testbed, dataset in product(TESTBEDS, DATASETS):
+        for name, system, targets in _systems(testbed):
+            fields = {"model": testbed.model, "dataset": dataset.name, "scheduler": name}
+            points += _capacities(fields, testbed, dataset, system, targets, options)
+    panels = [
+        GridPanel(f"{each.title} (requests per second)", _capacity_grid(each), "capacity")
+        for each in TESTBEDS
+    ]
+    comparisons = []
+    for (model, load, target, rival), known in published.GAINS.items():
+        what = f"{titles[model]}, {load}, {target}: gain over {rival}"
+        where = {"model": model, "dataset": load, "target": target}
+        ours, theirs = ({**where, "scheduler": name} for name in (SARATHI, rival))
+        comparisons.append(_gain(what, ours, theirs, known))
+    for rival, known in published.LLAMA_GAINS.items():
+        what = f"LLaMA2-70B, sharegpt: largest gain over {rival}"
+        why = words.reasons["few at a time"] if rival == ORCA else ""
+        comparisons.append(_largest_gain(what, LLAMA.model, (SHAREGPT,), (rival,), known, why))
+    headline = []
+    for model, known in published.HEADLINE.items():
+        rivals = (VLLM, ORCA) if model == FALCON.model else (VLLM,)
+        headline.append(_largest_gain(full_titles[model], model, DATASETS, rivals, known))
     return Experiment(
         name="capacity",
-        title="Capacity under strict and relaxed targets",
-        source="Figures 10 and 11, Table 3",
-        text=(
-            "The highest Poisson rate at which P99 TBT is within the target and the median "
-            f"scheduling delay at most 2 s, to within {RESOLUTION:.0%}. Sarathi has a budget of "
-            "512 tokens under the strict target and 2048 (LLaMA2-70B: 1536) under the relaxed one; "
-            "vLLM and Sarathi run up to 128 requests at a time, Orca 16 or (LLaMA2-70B, "
-            "Falcon-180B) 8. The last row of each is our own step beyond the paper: no number of "
-            "tokens, but the target itself as the budget."
-        ),
-        points=tuple(
-            point
-            for testbed in TESTBEDS
-            for dataset in DATASETS
-            for name, system, targets in _systems(testbed)
-            for point in _capacities(
-                {"model": testbed.model, "dataset": dataset.name, "scheduler": name},
-                testbed,
-                dataset,
-                system,
-                targets,
-                options,
-                _METRICS,
-            )
-        ),
-        tables=(_capacity_grid(*TESTBEDS),),
-        figures=(
-            Figure(
-                "capacity",
-                "Capacity by scheduler",
-                "Longer is better. The paper does not print its capacities, only some of the "
-                "gains.",
-                tuple(
-                    GridPanel(
-                        f"{testbed.title} (requests per second)",
-                        _capacity_grid(testbed),
-                        "capacity",
-                    )
-                    for testbed in TESTBEDS
-                ),
-            ),
-        ),
-        comparisons=(
-            *(
-                _gain(
-                    f"{titles[model]}, {dataset}, {target}: gain over {rival}",
-                    {**where, "scheduler": SARATHI},
-                    {**where, "scheduler": rival},
-                    known,
-                )
-                for (model, dataset, target, rival), known in published.GAINS.items()
-                for where in [{"model": model, "dataset": dataset, "target": target}]
-            ),
-            *(
-                _largest_gain(
-                    f"LLaMA2-70B, sharegpt: largest gain over {rival}",
-                    "llama2-70b",
-                    (SHAREGPT,),
-                    (rival,),
-                    known,
-                    _FEW_AT_A_TIME if rival == ORCA else "",
-                )
-                for rival, known in published.LLAMA_GAINS.items()
-            ),
-        ),
-        headline=tuple(
-            _largest_gain(
-                full_titles[model],
-                model,
-                DATASETS,
-                (VLLM, ORCA) if model == FALCON.model else (VLLM,),
-                known,
-            )
-            for model, known in published.HEADLINE.items()
-        ),
-        notes=(
-            "The artifact cuts long gaps between arrivals, so that its rates are 5.2 % above what "
-            "it says. Ours are exact. Both sides of a gain have this, so that it cancels out.",
-            "The median scheduling delay says nothing about the requests that wait longest: "
-            "prompts are processed strictly in order here, also with the budget from the target, "
-            "which would otherwise put short ones first and seem to take more.",
-            "With pipeline stages, the budget from the target overshoots it by 2 to 8 %, and so "
-            "counts as missing it at loads that it could take: it divides the target among the "
-            "stages, and leaves nothing for the messages between them and for the engine.",
-            "Capacities in requests per second are not printed in the paper, only some of the "
-            "gains.",
-        ),
+        points=points,
+        tables=[_capacity_grid(*TESTBEDS)],
+        figures=[words.figure("capacity", *panels)],
+        comparisons=comparisons,
+        headline=headline,
         deployments={full_titles[each.model]: each.deployment(8192) for each in TESTBEDS},
     )
 
@@ -297,6 +229,7 @@ def capacity(options: Options) -> Experiment:
 # Figure 13: tensor against pipeline parallelism for Falcon-180B on two nodes with Ethernet.
 
 _BATCHES = (8, 16, 32, 64, 128)
+_WHY = WORDS["falcon-parallelism"].reasons
 _SPLITS = {"TP8": FALCON_TP8, "TP4-PP2": FALCON}
 _VLLM_TP, _VLLM_PP, _SARATHI_PP = "vLLM, TP8", "vLLM, TP4-PP2", "Sarathi, TP4-PP2"
 _FALCON_RUNS: tuple[tuple[str, Testbed, System, tuple[str, ...]], ...] = (
@@ -305,11 +238,6 @@ _FALCON_RUNS: tuple[tuple[str, Testbed, System, tuple[str, ...]], ...] = (
     (_SARATHI_PP, FALCON, sarathi(STRICT_BUDGET), ("strict",)),
     (_SARATHI_PP, FALCON, sarathi(FALCON.relaxed_budget), ("relaxed",)),
 )
-_NETWORK = "the network between the nodes was not measured (see the notes)"
-_SLOW_DECODES = (
-    "decodes are slow in the paper's engine (see throughput): each GPU reads its weights in 32 ms. "
-    "What takes the rest is not known"
-)
 
 
 def _shown_capacity(one: Measured) -> Cell:
@@ -317,9 +245,7 @@ def _shown_capacity(one: Measured) -> Cell:
     return Cell("none", tone="bad") if found is None else Cell(plain(found))
 
 
-def _stage_time(
-    what: str, shape: BatchShape, known: Published, why: str = ""
-) -> Callable[[Findings], Comparison]:
+def _stage_time(what: str, shape: BatchShape, known: Published, why: str = "") -> Compare:
     seconds = max(cost_of(FALCON, SHAREGPT.max_total).stages(shape))
     return lambda found: Comparison(what, seconds, known, "s", why)
 
@@ -332,14 +258,15 @@ def _falcon_gain(target: str, what: str, rival: str, known: Published, why: str 
 def _decode_ratio(found: Findings) -> Comparison:
     tp, pp = (found.one(split=split, batch=32)["tbt_p50"] for split in _SPLITS)
     what = "median TBT of 32 decodes, TP8 to TP4-PP2"
-    return Comparison(what, gain(tp, pp), published.TP8_TBT, "x", _NETWORK)
+    return Comparison(what, gain(tp, pp), published.TP8_TBT, "x", _WHY["network"])
 
 
 def falcon_parallelism(options: Options) -> Experiment:
     """Return the description of Figure 13."""
+    words = WORDS["falcon-parallelism"]
     decodes = Grid(
         "P50 TBT of decodes",
-        "By the number of requests that decode together.",
+        words.table_caption,
         by("split", _SPLITS),
         by("batch", _BATCHES, "batch"),
         {"": lambda one: Cell(milliseconds(one["tbt_p50"]))},
@@ -351,92 +278,42 @@ def falcon_parallelism(options: Options) -> Experiment:
         by("target", TARGETS),
         {"": _shown_capacity},
     )
+    points = [
+        DataPoint(
+            {"split": name, "batch": n}, {"tbt_p50": lambda median: median}, DecodeJob(testbed, n)
+        )
+        for name, testbed in _SPLITS.items()
+        for n in _BATCHES
+    ]
+    metrics = {"capacity": _METRICS["capacity"]}
+    for name, testbed, system, targets in _FALCON_RUNS:
+        fields = {"scheduler": name}
+        points += _capacities(fields, testbed, SHAREGPT, system, targets, options, metrics)
+    axis, tp_gain = "requests in a batch", "Sarathi TP4-PP2 over vLLM TP8"
+    known = {
+        target: published.GAINS[FALCON.model, SHAREGPT.name, target, VLLM] for target in TARGETS
+    }
+    both = "Sarathi over vLLM, both TP4-PP2"
+    prompt, batch = prompt_batch(1, 4096), BatchShape.make(32, 2048)
     return Experiment(
         name="falcon-parallelism",
-        title="Falcon-180B over Ethernet: tensor or pipeline parallelism",
-        source="Figure 13, section 3.3",
-        text=(
-            "Eight A100 in two nodes with 100 Gb/s Ethernet between them. With TP8, every layer of "
-            "every iteration waits for an all-reduce over Ethernet; with TP4-PP2 only activations "
-            "cross it, once an iteration. Left: decodes alone, of requests with prompts of 2048 "
-            "tokens. Right: capacity on sharegpt."
-        ),
-        points=(
-            *(
-                DataPoint(
-                    {"split": name, "batch": batch},
-                    {"tbt_p50": lambda median: median},
-                    DecodeJob(testbed, batch),
-                )
-                for name, testbed in _SPLITS.items()
-                for batch in _BATCHES
-            ),
-            *(
-                point
-                for name, testbed, system, targets in _FALCON_RUNS
-                for point in _capacities(
-                    {"scheduler": name},
-                    testbed,
-                    SHAREGPT,
-                    system,
-                    targets,
-                    options,
-                    {"capacity": _METRICS["capacity"]},
-                )
-            ),
-        ),
-        tables=(decodes, capacities),
-        figures=(
-            Figure(
+        points=points,
+        tables=[decodes, capacities],
+        figures=[
+            words.figure(
                 "falcon-decodes",
-                "Decodes: tensor parallelism over Ethernet waits",
-                "Median time between tokens of decodes alone.",
-                (
-                    GridPanel(
-                        "P50 TBT (ms)", decodes, "tbt_p50", "requests in a batch", 1000, log_x=True
-                    ),
-                ),
+                GridPanel("P50 TBT (ms)", decodes, "tbt_p50", axis, 1000, log_x=True),
             ),
-            Figure(
-                "falcon-capacity",
-                "Capacity by parallelism",
-                "Longer is better.",
-                (GridPanel("Requests per second", capacities, "capacity"),),
+            words.figure(
+                "falcon-capacity", GridPanel("Requests per second", capacities, "capacity")
             ),
-        ),
-        comparisons=(
+        ],
+        comparisons=[
             _decode_ratio,
-            _falcon_gain(
-                "strict", "Sarathi TP4-PP2 over vLLM TP8", _VLLM_TP, published.TP8_GAIN, _NETWORK
-            ),
-            *(
-                _falcon_gain(
-                    target,
-                    "Sarathi over vLLM, both TP4-PP2",
-                    _VLLM_PP,
-                    published.GAINS["falcon-180b", "sharegpt", target, "vLLM"],
-                )
-                for target in TARGETS
-            ),
-            _stage_time(
-                "prompt of 4096, one stage", prompt_batch(1, 4096), published.FALCON_PROMPT
-            ),
-            _stage_time(
-                "32 decodes, one stage",
-                BatchShape.make(32, 2048),
-                published.FALCON_DECODES,
-                _SLOW_DECODES,
-            ),
-        ),
-        notes=(
-            "Decodes are spread evenly over the two micro-batches here. In the paper's engine the "
-            "first micro-batch takes all that can run, so that the other may be small.",
-            "No all-reduce between two such nodes was measured. The model has the latency of "
-            "another network and the bandwidth of long messages over this one: for few decodes TP8 "
-            "is then no slower than TP4-PP2, for many several times as slow.",
-            "Section 3.3 says that a prompt of 4k takes 1150 ms and 32 decodes 200 ms, and that a "
-            "bubble lasts for the difference: that is the time of one stage. Through both in that "
-            "time, the prompt would need more than the peak of the GPUs.",
-        ),
+            _falcon_gain("strict", tp_gain, _VLLM_TP, published.TP8_GAIN, _WHY["network"]),
+            *(_falcon_gain(target, both, _VLLM_PP, known[target]) for target in TARGETS),
+            _stage_time("prompt of 4096, one stage", prompt, published.FALCON_PROMPT),
+            _stage_time("32 decodes, one stage", batch, published.FALCON_DECODES, _WHY["decodes"]),
+        ],
         deployments={f"Falcon-180B, {name}": t.deployment(8192) for name, t in _SPLITS.items()},
     )

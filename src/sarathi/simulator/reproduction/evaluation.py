@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from sarathi.errors import SimulationError
 from sarathi.simulator.parallel import run_all
@@ -14,36 +13,14 @@ from sarathi.simulator.reproduction.experiment import Experiment, ExperimentResu
 from sarathi.simulator.reproduction.jobs import run_job
 from sarathi.simulator.reproduction.testbeds import Options
 
-
-@dataclass(frozen=True)
-class Study:
-    """An experiment that can be asked for by name."""
-
-    summary: str  # one line
-    describe: Callable[[Options], Experiment]
-
-
-STUDIES: Mapping[str, Study] = {
-    "stalls": Study("generation stalls over time (Figure 1)", loads.stalls),
-    "throughput": Study(
-        "throughput of prompts and decodes by batch and chunk (Figures 3 and 4)",
-        iterations.throughput,
-    ),
-    "capacity": Study(
-        "load within strict and relaxed targets, four models, two datasets (Figures 10 and 11)",
-        capacities.capacity,
-    ),
-    "latency-by-rate": Study(
-        "vLLM's batch sizes against Sarathi's budgets (Figure 12)", loads.latency_by_rate
-    ),
-    "falcon-parallelism": Study(
-        "Falcon-180B over Ethernet: tensor or pipeline parallelism (Figure 13)",
-        capacities.falcon_parallelism,
-    ),
-    "chunking-overhead": Study(
-        "how much longer prompts take in chunks (Figure 14)", iterations.chunking_overhead
-    ),
-    "ablation": Study("chunks, hybrid batches, and both (Table 4)", loads.ablation),
+STUDIES: Mapping[str, Callable[[Options], Experiment]] = {
+    "stalls": loads.stalls,
+    "throughput": iterations.throughput,
+    "capacity": capacities.capacity,
+    "latency-by-rate": loads.latency_by_rate,
+    "falcon-parallelism": capacities.falcon_parallelism,
+    "chunking-overhead": iterations.chunking_overhead,
+    "ablation": loads.ablation,
 }
 
 OnProgress = Callable[[int, int, str], None]  # finished jobs, all jobs, title of the last one
@@ -70,7 +47,7 @@ def reproduce(
     for name in names:
         if name not in STUDIES:
             raise SimulationError(f"{name} is no experiment, expected one of {', '.join(STUDIES)}")
-    experiments = [STUDIES[name].describe(options) for name in dict.fromkeys(names)]
+    experiments = [STUDIES[name](options) for name in dict.fromkeys(names)]
     jobs = list(dict.fromkeys(job for experiment in experiments for job in experiment.jobs))
     finished = 0
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from itertools import product
 from typing import Any
+
+import msgspec
 
 from sarathi.bench.number_format import number
 from sarathi.bench.report.table import Cell, Column, Table
@@ -19,6 +22,30 @@ from sarathi.simulator.reproduction.jobs import Job, Results
 from sarathi.simulator.reproduction.published_value import Comparison, Published
 
 Fields = Mapping[str, Any]
+
+
+class Words(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is said about an experiment."""
+
+    summary: str  # one line
+    title: str
+    source: str  # the figure or table of the paper
+    text: str  # what is done
+    notes: tuple[str, ...]
+    figures: dict[str, tuple[str, str]] = {}  # titles and captions
+    figure_caption: str = ""  # of all others
+    table_caption: str = ""
+    reasons: dict[str, str] = {}  # why ours may differ from published values
+
+    def figure(self, name: str, *panels: GridPanel) -> Figure:
+        """Return a figure with its title and caption."""
+        title, caption = self.figures[name]
+        return Figure(name, title, caption, panels)
+
+
+WORDS = msgspec.yaml.decode(
+    files(__package__).joinpath("evaluation.yaml").read_bytes(), type=dict[str, Words]
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +68,7 @@ class DataPoint:
     job: Job | None = None
     result: Any = None  # where there is no job
     select: Callable[[Any], Any] = lambda result: result  # a part of the job's result
-    expected: tuple[Expected, ...] = ()
+    expected: Sequence[Expected] = ()
     exported: bool = True  # to JSON
 
 
@@ -150,18 +177,6 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class ChartLine:
-    """A line of a panel."""
-
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    colour: int  # position of the label, as in tables
-    published: bool = False  # drawn hollow and dashed
-    points: bool = True  # marks at the values
-
-
-@dataclass(frozen=True)
 class GridPanel:
     """One metric of a grid as bars or, with a label for x, as lines."""
 
@@ -181,32 +196,10 @@ class GridPanel:
         grid = self.grid
         return (grid.rows, grid.columns) if grid.groups_by_row else (grid.columns, grid.rows)
 
-    def lines(self, found: Findings) -> list[ChartLine]:
-        """Return a line for each row, and those of published values."""
-        ours, published = [], []
-        rows = self.grid.rows
-        for index, row in enumerate(rows):
-            points = {
-                next(iter(column.where.values()), 0.0): self.grid.at(found, row, column)
-                for column in self.grid.columns
-            }
-            if self.curve is not None:
-                [point] = points.values()
-                ours.append(ChartLine(row.title, *self.curve(point.result), index, points=False))
-                continue
-            values = [self.scale * (one[self.metric] or 0.0) for one in points.values()]
-            ours.append(ChartLine(row.title, list(points), values, index))
-            known = {
-                x: self.scale * value
-                for x, one in points.items()
-                if (value := one.published(self.metric)) is not None
-            }
-            if known:
-                name = f"{row.title}, published" if len(rows) > 1 else "published"
-                colour = index if len(rows) > 1 else 1
-                y = list(known.values())
-                published.append(ChartLine(name, list(known), y, colour, published=True))
-        return [*ours, *published]
+    def measured(self, found: Findings) -> list[Measured]:
+        """Return the data points of all bars, by group."""
+        groups, bars = self.bars
+        return [self.grid.at(found, group, bar) for group in groups for bar in bars]
 
     def text(self, found: Findings) -> str:
         """Return the values of the panel as text."""
@@ -227,7 +220,7 @@ class Figure:
     name: str  # of the PNG
     title: str
     caption: str
-    panels: tuple[GridPanel, ...]
+    panels: Sequence[GridPanel]
 
     def text(self, found: Findings) -> str:
         """Return the values as text, for screen readers."""
@@ -248,14 +241,15 @@ class ExperimentResult:
 
     def fields(self) -> dict[str, Any]:
         """Return the JSON object of the experiment."""
+        words = self.experiment.words
         return {
-            "title": self.experiment.title,
-            "of": self.experiment.source,
-            "text": self.experiment.text,
+            "title": words.title,
+            "of": words.source,
+            "text": words.text,
             "comparisons": [one.fields() for one in self.comparisons],
             "headline": [one.fields() for one in self.headline],
             "values": list(self.values),
-            "remarks": list(self.experiment.notes),
+            "remarks": list(words.notes),
             "accuracy": list(self.accuracy),
         }
 
@@ -265,16 +259,16 @@ class Experiment:
     """What is measured, and how it is presented."""
 
     name: str
-    title: str
-    source: str  # the figure or table of the paper
-    text: str  # what is done
-    points: tuple[DataPoint, ...]
-    tables: tuple[Grid, ...]
-    figures: tuple[Figure, ...]
-    comparisons: tuple[Compare, ...] = ()  # beside those of data points
-    headline: tuple[Compare, ...] = ()  # comparisons with the gains in the abstract
-    notes: tuple[str, ...] = ()
+    points: Sequence[DataPoint]
+    tables: Sequence[Grid]
+    figures: Sequence[Figure]
+    comparisons: Sequence[Compare] = ()  # beside those of data points
+    headline: Sequence[Compare] = ()  # comparisons with the gains in the abstract
     deployments: Mapping[str, Deployment] = field(default_factory=dict)  # whose accuracy is printed
+
+    @property
+    def words(self) -> Words:
+        return WORDS[self.name]
 
     @property
     def jobs(self) -> list[Job]:

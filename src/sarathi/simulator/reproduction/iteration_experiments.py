@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sarathi.bench.number_format import number, seconds
 from sarathi.bench.report.table import Cell
 from sarathi.simulator.cost_model import BatchShape, iteration_seconds
@@ -9,10 +11,10 @@ from sarathi.simulator.engine_overhead import OVERHEADS
 from sarathi.simulator.gpu.gpu_cost import GpuCostModel
 from sarathi.simulator.reproduction import published
 from sarathi.simulator.reproduction.experiment import (
+    WORDS,
     DataPoint,
     Expected,
     Experiment,
-    Figure,
     Findings,
     Grid,
     GridPanel,
@@ -61,12 +63,6 @@ _THROUGHPUTS = {
         (64, 128, 256, 512, 1024, 2048, 4096, 8192),
     ),
 }
-_OVERHEAD = (
-    "outside its kernels the artifact's engine takes much longer than the overhead profiled in "
-    "Vidur's (7 to 14 ms), and more with each request: of 4 decodes 40 of 68 ms. The cause is not "
-    "known; our overhead was not raised to match"
-)
-_TILES = "the paper does not say for which model, nor whether the engine's time is included"
 
 
 def _tokens_per_second(cost: GpuCostModel, kind: str, size: int) -> float:
@@ -85,121 +81,79 @@ def _iteration_point(kind: str, size: int, shape: BatchShape, known: Published) 
         {"iteration": kind, "size": size},
         {"time": lambda seconds: 1000 * seconds},
         result=iteration_seconds(cost_of(YI), shape),
-        expected=(Expected("time", what, known, "ms", _OVERHEAD),),
+        expected=(Expected("time", what, known, "ms", WORDS["throughput"].reasons["overhead"]),),
         exported=False,
     )
 
 
 def throughput(options: Options) -> Experiment:
     """Return the description of Figures 3 and 4."""
+    words = WORDS["throughput"]
     grids = {
         kind: Grid(
             f"{title} (tokens per second)",
-            "With the overhead of the paper's engine.",
+            words.table_caption,
             tuple(Selection(m.title, {"model": m.model, "kind": kind}) for m in _MODELS),
             by(axis, sizes, axis),
             {"": lambda one: Cell(number(one["tokens_per_second"]))},
         )
         for kind, (title, _, _, axis, sizes) in _THROUGHPUTS.items()
     }
+    points = [
+        DataPoint(
+            {"model": testbed.model, "kind": kind, axis: size},
+            {"tokens_per_second": float},
+            result=_tokens_per_second(cost_of(testbed), kind, size),
+        )
+        for kind, (_, _, _, axis, sizes) in _THROUGHPUTS.items()
+        for testbed in _MODELS
+        for size in sizes
+    ]
     decodes, prompt = "iteration of {} decodes", "prompt of {}"
+    for n, known in published.DECODES.items():
+        points.append(_iteration_point(decodes, n, BatchShape.make(n, _PROMPT), known))
+    for n, known in published.PREFILLS.items():
+        points.append(_iteration_point(prompt, n, prompt_batch(1, n), known))
+    hybrid, shape = (
+        "1021 tokens of a prompt and 3 decodes",
+        BatchShape.make(3, _PROMPT, ((0, 1021),), 3),
+    )
+    points.append(_iteration_point(hybrid, 1024, shape, published.HYBRID))
+    throughputs = [
+        GridPanel(
+            f"{title} (tokens per second)", grids[kind], "tokens_per_second", x_label, log_x=True
+        )
+        for kind, (_, title, x_label, _, _) in _THROUGHPUTS.items()
+    ]
+    times = [
+        GridPanel(title, _sizes(kind, known), "time", x_label, log_x=True, log_y=True)
+        for title, x_label, kind, known in (
+            ("Iteration of decodes (ms)", "requests in a batch", decodes, published.DECODES),
+            ("Iteration of a prompt (ms)", "tokens of the prompt", prompt, published.PREFILLS),
+        )
+    ]
     return Experiment(
         name="throughput",
-        title="Throughput of prompts and decodes",
-        source="Figures 3 and 4; Figure 2 and Table 2 of the artifact",
-        text=(
-            "Batching makes decodes cheaper almost in proportion, and prompts hardly at all: one "
-            "of 1024 tokens already keeps the GPU busy. Single iterations of the cost model, with "
-            "the overhead of the paper's engine; prompts of 1024 tokens, decodes with as many in "
-            "the cache, and a prompt of 8192 tokens in chunks."
-        ),
-        points=(
-            *(
-                DataPoint(
-                    {"model": testbed.model, "kind": kind, axis: size},
-                    {"tokens_per_second": lambda rate: rate},
-                    result=_tokens_per_second(cost_of(testbed), kind, size),
-                )
-                for kind, (_, _, _, axis, sizes) in _THROUGHPUTS.items()
-                for testbed in _MODELS
-                for size in sizes
-            ),
-            *(
-                _iteration_point(decodes, n, BatchShape.make(n, _PROMPT), known)
-                for n, known in published.DECODES.items()
-            ),
-            *(
-                _iteration_point(prompt, n, prompt_batch(1, n), known)
-                for n, known in published.PREFILLS.items()
-            ),
-            _iteration_point(
-                "1021 tokens of a prompt and 3 decodes",
-                1024,
-                BatchShape.make(3, _PROMPT, ((0, 1021),), samples=3),
-                published.HYBRID,
-            ),
-        ),
-        tables=tuple(grids.values()),
-        figures=(
-            Figure(
-                "throughput",
-                "Throughput by batch and chunk",
-                "Decodes get cheaper in larger batches almost in proportion, prompts hardly, and "
-                "chunks are as good as whole prompts from some size on.",
-                tuple(
-                    GridPanel(
-                        f"{title} (tokens per second)",
-                        grids[kind],
-                        "tokens_per_second",
-                        x_label,
-                        log_x=True,
-                    )
-                    for kind, (_, title, x_label, _, _) in _THROUGHPUTS.items()
-                ),
-            ),
-            Figure(
-                "iteration-times",
-                "Times of iterations of Yi-34B on two A100",
-                "Dashed: measured by the authors, files in their artifact.",
-                tuple(
-                    GridPanel(
-                        title,
-                        Grid("", "", (Selection("ours", {}),), _sizes(kind, known), {}),
-                        "time",
-                        x_label,
-                        log_x=True,
-                        log_y=True,
-                    )
-                    for title, x_label, kind, known in (
-                        ("Iteration of decodes (ms)", "requests in a batch", decodes, _DECODES),
-                        ("Iteration of a prompt (ms)", "tokens of the prompt", prompt, _PREFILLS),
-                    )
-                ),
-            ),
-        ),
-        comparisons=(_tile_step,),
-        notes=(
-            "The bars of Figures 3 and 4 (Mistral-7B) have no printed values. The artifact has "
-            "times of Yi-34B on two A100, which are compared one by one.",
-            "Prompts agree, since they keep the GPU busy. Decodes do not: of an iteration of 4 "
-            "requests, matrix products and attention take 28.5 of 68 ms by the artifact's own "
-            "count (table-2/results.csv; 49 ms in its figure 2).",
-        ),
+        points=points,
+        tables=list(grids.values()),
+        figures=[
+            words.figure("throughput", *throughputs),
+            words.figure("iteration-times", *times),
+        ],
+        comparisons=[_tile_step],
         deployments={each.title: each.deployment(8192) for each in _MODELS},
     )
 
 
-_DECODES, _PREFILLS = tuple(published.DECODES), tuple(published.PREFILLS)
-
-
-def _sizes(kind: str, sizes: tuple[int, ...]) -> tuple[Selection, ...]:
-    return tuple(Selection(str(size), {"size": size, "iteration": kind}) for size in sizes)
+def _sizes(kind: str, sizes: Iterable[int]) -> Grid:
+    columns = (Selection(str(size), {"size": size, "iteration": kind}) for size in sizes)
+    return Grid("", "", (Selection("ours", {}),), tuple(columns), {})
 
 
 def _tile_step(found: Findings) -> Comparison:
     more, fewer = (iteration_seconds(cost_of(MISTRAL), prompt_batch(1, n)) for n in (257, 256))
     what = "Mistral-7B: chunk of 257 to one of 256"
-    return Comparison(what, more / fewer, published.TILE, "x", _TILES)
+    return Comparison(what, more / fewer, published.TILE, "x", WORDS["throughput"].reasons["tiles"])
 
 
 # Figure 14: how much longer a prompt takes in chunks.
@@ -210,11 +164,12 @@ _CHUNKS = (512, 1024, 2048)
 
 def chunking_overhead(options: Options) -> Experiment:
     """Return the description of Figure 14."""
+    words = WORDS["chunking-overhead"]
     cost = cost_of(YI)
     whole = {length: chunked_seconds(cost, length, length) for length in _LENGTHS}
     grid = Grid(
         "Time relative to the whole prompt",
-        "Below the length: the time of the whole prompt.",
+        words.table_caption,
         tuple(
             Selection(f"{n:,}", {"prompt": n}, head=f"{n:,} tokens", note=seconds(whole[n]))
             for n in _LENGTHS
@@ -226,31 +181,21 @@ def chunking_overhead(options: Options) -> Experiment:
     )
     return Experiment(
         name="chunking-overhead",
-        title="Overhead of chunks",
-        source="Figure 14",
-        text=(
-            "Yi-34B on two A100: the time of a prompt in chunks, relative to that of the whole "
-            "prompt in one iteration. Each chunk reads what is in the cache before it again, and "
-            "each iteration has the overhead of the engine."
-        ),
         points=tuple(
             DataPoint(
                 {"prompt": length, "chunk": chunk},
-                {"ratio": lambda ratio: ratio},
+                {"ratio": float},
                 result=chunked_seconds(cost, length, chunk) / whole[length],
                 expected=(Expected("ratio", f"{length} tokens, chunks of {chunk}", known, "x"),),
             )
             for (length, chunk), known in published.CHUNKED.items()
         ),
         tables=(grid,),
-        figures=(
-            Figure(
-                "chunking-overhead",
-                "Time of prompts in chunks",
-                "By the length of the prompt in tokens; 1 is as quick as the whole prompt.",
-                (GridPanel("Times as long as the whole prompt", grid, "ratio"),),
-            ),
-        ),
+        figures=[
+            words.figure(
+                "chunking-overhead", GridPanel("Times as long as the whole prompt", grid, "ratio")
+            )
+        ],
         comparisons=(
             lambda found: Comparison(
                 "most, chunks of 512",
@@ -258,11 +203,6 @@ def chunking_overhead(options: Options) -> Experiment:
                 published.CHUNKED_MOST,
                 "x",
             ),
-        ),
-        notes=(
-            "Long prompts are quicker in chunks than whole, by the artifact's measurements and by "
-            "the model, which took it from a profile of attention: attention to a token of the "
-            "chunk itself takes 2.5 times as long as to one that is in the cache.",
         ),
         deployments={YI.title: YI.deployment(16384)},
     )

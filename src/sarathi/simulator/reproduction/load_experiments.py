@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import product
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from sarathi.bench.number_format import milliseconds, number, plain, seconds
 from sarathi.bench.report.table import Cell
 from sarathi.simulator.reproduction import published
 from sarathi.simulator.reproduction.experiment import (
+    WORDS,
     CellOf,
     DataPoint,
     Expected,
@@ -38,9 +41,9 @@ from sarathi.simulator.reproduction.testbeds import (
 )
 
 _METRICS: Mapping[str, Callable[[Any], Any]] = {
-    "ttft_p50": lambda summary: summary.ttft.p50,
-    "tbt_p99": lambda summary: summary.tbt.p99,
-    "scheduling_delay_p50": lambda summary: summary.scheduling_delay.p50,
+    "ttft_p50": attrgetter("ttft.p50"),
+    "tbt_p99": attrgetter("tbt.p99"),
+    "scheduling_delay_p50": attrgetter("scheduling_delay.p50"),
 }
 
 
@@ -57,15 +60,6 @@ def _few(options: Options) -> Options:
 _STALLING = {"vLLM": vllm(256), "Sarathi": sarathi(1536, 256)}
 _STALL_RATES = (0.55, 0.7, 1.0)  # requests per second
 _POINTS = 1500  # of a line
-_SLOW_DECODES = (
-    "decodes of the artifact are slow: between 66 and 100 s vLLM gives 110 tokens a second in its "
-    "plot, 0.3 s an iteration of some 35 requests with 8k tokens each, which the profiled kernels "
-    "do in 0.07 s. The prompts that fill the memory before take as long here (answers begin)"
-)
-_TAIL = (
-    "decodes of the artifact take two to three times as long (see throughput): an iteration is "
-    "longer, and more requests run beside each other, so that more of their gaps contain a prompt"
-)
 _STALL_METRICS: Mapping[str, Callable[[Any], Any]] = {
     "end": lambda stalls: stalls.times[-1],
     "first": lambda stalls: stalls.first,
@@ -87,75 +81,46 @@ _STALL_CELLS: Mapping[str, CellOf] = {
 
 def stalls(options: Options) -> Experiment:
     """Return the description of Figure 1."""
+    words = WORDS["stalls"]
     at_once = Grid(
         "Stalls",
-        "A stall is a second or more in which no request gets a token, though some have started.",
+        words.table_caption,
         by("scheduler", _STALLING),
         (Selection("", {}),),
         _STALL_CELLS,
     )
     by_rate = replace(at_once, columns=by("rate", _STALL_RATES))
-    ends = {
-        name: [Expected("end", f"{name}: last token of 128 requests", known, "s", _SLOW_DECODES)]
-        for name, known in published.STALLS_END.items()
-    }
-    ends["vLLM"] += [Expected("first", "vLLM: answers begin", published.STALLS_FIRST, "s")]
+    points = []
+    for name, system in _STALLING.items():
+        end, why = f"{name}: last token of 128 requests", words.reasons["end"]
+        expected = [Expected("end", end, published.STALLS_END[name], "s", why)]
+        if name == "vLLM":
+            expected.append(Expected("first", "vLLM: answers begin", published.STALLS_FIRST, "s"))
+        job = StallJob(system, options)
+        points.append(DataPoint({"scheduler": name}, _STALL_METRICS, job, expected=expected))
+    for rate, name in product(_STALL_RATES, _STALLING):
+        known, what = published.TAILS.get((rate, name)), f"{name}: P99 TBT at {rate:g}/s"
+        points.append(
+            DataPoint(
+                {"scheduler": name, "rate": rate},
+                _metrics("tbt_p99"),
+                RateJob(YI, _STALLING[name], SHAREGPT, rate, _few(options)),
+                expected=[Expected("tbt_p99", what, known, "s", words.reasons["tail"])]
+                if known
+                else (),
+            )
+        )
     return Experiment(
         name="stalls",
-        title="Generation stalls over time",
-        source="Figure 1",
-        text=(
-            "Yi-34B on two A100: 128 requests of arxiv arrive at once. vLLM computes all prompts "
-            "that fit into memory before any decode, and stalls answers whenever a prompt follows; "
-            "Sarathi (1536 tokens an iteration) continues answers beside the prompts. To the "
-            "right, the tail of TBT with 128 requests of sharegpt that arrive one after the other. "
-            "Up to 256 requests run at a time."
-        ),
-        points=(
-            *(
-                DataPoint(
-                    {"scheduler": name},
-                    _STALL_METRICS,
-                    StallJob(system, options),
-                    expected=tuple(ends[name]),
-                )
-                for name, system in _STALLING.items()
-            ),
-            *(
-                DataPoint(
-                    {"scheduler": name, "rate": rate},
-                    _metrics("tbt_p99"),
-                    RateJob(YI, system, SHAREGPT, rate, _few(options)),
-                    expected=tuple(
-                        Expected("tbt_p99", f"{name}: P99 TBT at {rate:g}/s", known, "s", _TAIL)
-                        for known in [published.TAILS.get((rate, name))]
-                        if known is not None
-                    ),
-                )
-                for rate in _STALL_RATES
-                for name, system in _STALLING.items()
-            ),
-        ),
-        tables=(at_once,),
-        figures=(
-            Figure(
+        points=points,
+        tables=[at_once],
+        figures=[
+            words.figure(
                 "stalls",
-                "Tokens over time, and the tail of TBT",
-                "Where a line is flat, no answer goes on. Dashed: the artifact's plot.",
-                (
-                    GridPanel("Tokens so far", at_once, "tokens", "seconds", curve=_thinned),
-                    GridPanel(
-                        "P99 TBT (ms)", by_rate, "tbt_p99", "requests per second", scale=1000
-                    ),
-                ),
-            ),
-        ),
-        notes=(
-            "The lengths of arxiv are sampled from the published statistics, as the paper's trace "
-            "is not available. An answer of the artifact's plot has 223 tokens on average.",
-            "The bars of the paper's own Figure 1b have no printed values. Compared is the "
-            "artifact's plot of the same, in which the rate of 0.7 is missing.",
-        ),
+                GridPanel("Tokens so far", at_once, "tokens", "seconds", curve=_thinned),
+                GridPanel("P99 TBT (ms)", by_rate, "tbt_p99", "requests per second", scale=1000),
+            )
+        ],
         deployments={YI.title: YI.deployment(ARXIV.max_total)},
     )
 
@@ -188,7 +153,7 @@ def _latency_figure(testbed: Testbed, grid: Grid) -> Figure:
     return Figure(
         f"latency-by-rate-{testbed.model}",
         f"{testbed.title} on {testbed.hardware}",
-        "Lines at the strict and the relaxed target.",
+        WORDS["latency-by-rate"].figure_caption,
         (
             GridPanel("P50 TTFT (s)", grid, "ttft_p50", axis, log_y=True),
             GridPanel("P99 TBT (ms)", grid, "tbt_p99", axis, 1000, log_y=True, targets=targets),
@@ -198,10 +163,11 @@ def _latency_figure(testbed: Testbed, grid: Grid) -> Figure:
 
 def latency_by_rate(options: Options) -> Experiment:
     """Return the description of Figure 12."""
+    words = WORDS["latency-by-rate"]
     grids = {
         testbed: Grid(
             f"{testbed.title}, {testbed.hardware}",
-            "P50 TTFT, and below it P99 TBT, at each rate (requests per second).",
+            words.table_caption,
             tuple(
                 Selection(name, {"model": testbed.model, "scheduler": name})
                 for name in _compared_systems(testbed)
@@ -213,13 +179,6 @@ def latency_by_rate(options: Options) -> Experiment:
     }
     return Experiment(
         name="latency-by-rate",
-        title="Latency against load",
-        source="Figure 12's schedulers at the artifact's rates (its figure 7)",
-        text=(
-            "P50 TTFT and P99 TBT of sharegpt at five rates a model. A smaller batch keeps vLLM's "
-            "TBT no shorter, since one prompt is enough for a stall, and makes requests wait; a "
-            "token budget sets TBT as wanted: 512, or 2048 (LLaMA2-70B: 1536)."
-        ),
         points=tuple(
             DataPoint(
                 {"model": testbed.model, "scheduler": name, "rate": rate},
@@ -232,12 +191,6 @@ def latency_by_rate(options: Options) -> Experiment:
         ),
         tables=tuple(grids.values()),
         figures=tuple(_latency_figure(testbed, grid) for testbed, grid in grids.items()),
-        notes=(
-            "The paper prints no value of this figure but two gains in capacity, which the section "
-            "on capacity compares.",
-            "At the highest rates all requests wait ever longer, so that TTFT grows with their "
-            "number and says only that the load is too high.",
-        ),
         deployments={testbed.title: testbed.deployment(8192) for testbed in TESTBEDS},
     )
 
@@ -253,29 +206,17 @@ _ABLATED = {
     ("chunked_only", _SCRIPTS): System("chunks only, 512", "chunked_only", _SCRIPTS),
     ("sarathi", _SCRIPTS): System("both: Sarathi, 512", "sarathi", _SCRIPTS),
 }
-_CAPTION = "the artifact's script has 512 tokens, with which the values agree (see below)"
-_SAMPLE = (
-    "of 128 requests TTFT depends on the random sample (see the notes); in the artifact they also "
-    "arrive 5.2 % faster than its rate says"
-)
-_WHOLE = (
-    "not known. The random sample alone does not explain it: with six seeds ours is 0.83 to 1.3 s. "
-    "A lower rate than that of the script would make both this and TTFT shorter"
-)
-_OVERLOAD = (
-    "0.5 a second is more than the capacity of Yi-34B on arxiv (see there), so that all wait. At "
-    "0.35 ours would be 3.0, 6.6 and 3.5 s. Whether the paper's rate was lower than that of the "
-    "script, or its trace has shorter prompts than the published statistics give, is not known"
-)
 
 
 def _expected_in_table_4(dataset: str, policy: str, title: str) -> tuple[Expected, ...]:
     ttft, tbt = published.ABLATION[dataset, policy]
-    late, whole = (_OVERLOAD, _OVERLOAD) if dataset == ARXIV.name else (_SAMPLE, _WHOLE)
-    long = whole if policy == "hybrid_only" else _CAPTION
+    of_ttft, of_tbt = ("overload", "overload") if dataset == ARXIV.name else ("sample", "whole")
+    why = WORDS["ablation"].reasons
+    if policy != "hybrid_only":
+        of_tbt = "caption"
     return (
-        Expected("ttft_p50", f"{dataset}, {title}: P50 TTFT", ttft, "s", late),
-        Expected("tbt_p99", f"{dataset}, {title}: P99 TBT", tbt, "s", long),
+        Expected("ttft_p50", f"{dataset}, {title}: P50 TTFT", ttft, "s", why[of_ttft]),
+        Expected("tbt_p99", f"{dataset}, {title}: P99 TBT", tbt, "s", why[of_tbt]),
     )
 
 
@@ -285,9 +226,10 @@ def _beside_published(metric: str) -> CellOf:
 
 def ablation(options: Options) -> Experiment:
     """Return the description of Table 4."""
+    words = WORDS["ablation"]
     grid = Grid(
         "P50 TTFT and P99 TBT",
-        "Ours, with the published value below.",
+        words.table_caption,
         tuple(
             Selection(system.title, {"scheduler": policy, "budget": budget})
             for (policy, budget), system in _ABLATED.items()
@@ -297,16 +239,6 @@ def ablation(options: Options) -> Experiment:
     )
     return Experiment(
         name="ablation",
-        title="Ablation: chunks, hybrid batches, and both",
-        source="Table 4",
-        text=(
-            "Yi-34B on two A100, 128 requests. Hybrid batches alone let a whole prompt run beside "
-            "the decodes, which wait for it; chunks alone alternate with the decodes, so that "
-            "prompts take twice as many iterations. The paper does not state the rates: those of "
-            "the artifact's script are used, 1 a second for sharegpt and 0.5 for arxiv. By its "
-            "caption, the table has a budget of 1024 tokens; the script has 512, simulated here, "
-            "too."
-        ),
         points=tuple(
             DataPoint(
                 {"dataset": dataset.name, "scheduler": policy, "budget": budget},
@@ -318,23 +250,12 @@ def ablation(options: Options) -> Experiment:
             for (policy, budget), system in _ABLATED.items()
         ),
         tables=(grid,),
-        figures=(
-            Figure(
+        figures=[
+            words.figure(
                 "ablation",
-                "What each half does",
-                "Shorter is better: hybrid batches alone have long gaps, chunks alone late first "
-                "tokens.",
-                (
-                    GridPanel("P50 TTFT (s)", grid, "ttft_p50"),
-                    GridPanel("P99 TBT (s)", grid, "tbt_p99"),
-                ),
-            ),
-        ),
-        notes=(
-            "With 512 tokens, P99 TBT agrees in all four cases; with the 1024 of the caption in "
-            "none.",
-            "P50 TTFT of so few requests depends on the random sample: from 0.65 to 1.7 s for "
-            "Sarathi with 512 tokens on sharegpt, with six seeds.",
-        ),
+                GridPanel("P50 TTFT (s)", grid, "ttft_p50"),
+                GridPanel("P99 TBT (s)", grid, "tbt_p99"),
+            )
+        ],
         deployments={YI.title: YI.deployment(SHAREGPT.max_total)},
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sarathi.bench.number_format import MISSING, number
-from sarathi.bench.report.table import Cell, Column, Table
+from sarathi.bench.report.table import Cell, Column, ColumnOf, Table, table_of
 
 FAR = 0.25  # relative difference above which the report gives a reason
 UNKNOWN = "not known"
@@ -72,33 +72,17 @@ class Comparison:
         }
 
 
-def comparison_table(title: str, caption: str, comparisons: Sequence[Comparison]) -> Table:
-    """Return a table of ours beside theirs, with ratios, sources and reasons."""
-    heads = ("ours", "published", "ratio")
-    return Table(
-        title,
-        caption,
-        (
-            Column("", prose=True),
-            *map(Column, heads),
-            Column("published where", prose=True),
-            Column("why they differ", prose=True),
-        ),
-        [
-            [
-                Cell(one.what, one.note, prose=True),
-                Cell(_quantity(one.ours, one.unit)),
-                Cell(_quantity(one.published.value, one.unit)),
-                Cell(
-                    MISSING if one.ratio is None else number(one.ratio),
-                    tone="bad" if one.far else "good",
-                ),
-                Cell(one.published.source, prose=True),
-                Cell(one.reason, prose=True),
-            ]
-            for one in comparisons
-        ],
-    )
+def comparison_table(title: str, caption: str, comparisons: Sequence[Comparison]) -> Table | None:
+    """Tabulate ours beside theirs, with ratios, sources and reasons; None without any."""
+    columns: list[ColumnOf[Comparison]] = [
+        (Column("", prose=True), lambda one: Cell(one.what, one.note, prose=True)),
+        (Column("ours"), lambda one: _quantity(one.ours, one.unit)),
+        (Column("published"), lambda one: _quantity(one.published.value, one.unit)),
+        (Column("ratio"), lambda one: Cell(number(one.ratio), tone="bad" if one.far else "good")),
+        (Column("published where", prose=True), lambda one: one.published.source),
+        (Column("why they differ", prose=True), lambda one: one.reason),
+    ]
+    return table_of(title, caption, comparisons, columns)
 
 
 def _quantity(value: float | None, unit: str) -> str:

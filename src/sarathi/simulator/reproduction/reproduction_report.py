@@ -24,6 +24,10 @@ _CAPTION = (
     "The ratio is ours to the published value. Where it is more than 25 % from 1, the last column "
     "says why, or that the reason is not known."
 )
+_GAINS = (
+    "Gains in capacity that the abstract states: the largest of all targets and datasets, which is "
+    "named below each."
+)
 _DEFINITIONS = {
     "TTFT": "Time from the arrival of a request to its first token.",
     "TBT": "Time between two consecutive tokens of an answer.",
@@ -74,14 +78,9 @@ def write(
     check_reports_can_be_made()
     # Imported here: matplotlib takes half a second and is an extra.
     from sarathi.bench.report.notes import Fact
-    from sarathi.bench.report.page import Section, html
-    from sarathi.bench.report.render import render
+    from sarathi.bench.report.page import Section, write_page
     from sarathi.simulator.reproduction.chart_drawing import drawing
 
-    rendered = [
-        [render(drawing(figure, one.found)) for figure in one.experiment.figures]
-        for one in experiments
-    ]
     facts = [
         Fact("Paper", [("", _PAPER)]),
         Fact("Requests", [("", f"{options.requests:,} a point, seed {options.seed}")]),
@@ -90,36 +89,25 @@ def write(
         Fact("Took", [("", f"{elapsed / 60:.1f} minutes")]),
     ]
     headline = [one for experiment in experiments for one in experiment.headline]
-    sections = []
-    if headline:
-        text = (
-            "Gains in capacity that the abstract states: the largest of all targets and datasets, "
-            "which is named below each."
-        )
-        gains = comparison_table("Gains", _CAPTION, headline)
-        sections.append(Section("Headline gains", [gains], [], [], [text]))
-    for result, figures in zip(experiments, rendered, strict=True):
-        own, first = result.experiment, []
-        if result.comparisons:
-            title = "Ours beside the published"
-            first.append(comparison_table(title, _CAPTION, result.comparisons))
-        notes = [*own.notes, *(f"Accuracy: {text}." for text in result.accuracy)]
-        texts = [f"{own.source}. {own.text}"]
-        sections.append(Section(own.title, first, figures, result.tables, texts, notes))
-    page = folder / "index.html"
-    written = [page, folder / "results.json"]
+    gains = comparison_table("Gains", _CAPTION, headline)
+    sections = [] if gains is None else [Section("Headline gains", [gains], texts=[_GAINS])]
+    for result in experiments:
+        words = result.experiment.words
+        compared = comparison_table("Ours beside the published", _CAPTION, result.comparisons)
+        first = [] if compared is None else [compared]
+        notes = [*words.notes, *(f"Accuracy: {text}." for text in result.accuracy)]
+        texts = [f"{words.source}. {words.text}"]
+        figures = [drawing(one, result.found) for one in result.experiment.figures]
+        sections.append(Section(words.title, first, figures, result.tables, texts, notes))
+    values = folder / "results.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        page.write_bytes(html(_TITLE, [], facts, sections, _DEFINITIONS).encode("utf-8", "replace"))
         content = msgspec.json.encode(fields(experiments, options, elapsed))
-        written[1].write_bytes(msgspec.json.format(content, indent=1) + b"\n")
-        (folder / "figures").mkdir(exist_ok=True)
-        for figure in (figure for figures in rendered for figure in figures):
-            written.append(folder / "figures" / f"{figure.drawing.name}.png")
-            written[-1].write_bytes(figure.png)
+        values.write_bytes(msgspec.json.format(content, indent=1) + b"\n")
     except OSError as error:
         raise BenchmarkError(f"the report cannot be written to {folder}: {error}") from None
-    return written
+    page = folder / "index.html"
+    return [*write_page(page, folder / "figures", _TITLE, sections, _DEFINITIONS, facts), values]
 
 
 def _source(dataset: Dataset, options: Options) -> str:

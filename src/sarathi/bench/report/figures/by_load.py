@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from sarathi.bench.number_format import milliseconds, number, rate, seconds
-from sarathi.bench.report.colors import INK, MUTED, SURFACE, colour, marker
-from sarathi.bench.report.figures.figure_parts import (
+from sarathi.bench.report.chart import (
     Dashes,
-    draw_targets,
-    key,
-    legend,
-    logarithmic,
+    Drawing,
+    Key,
+    Panel,
+    dots,
+    name_rows,
     short,
     words,
 )
+from sarathi.bench.report.colors import INK, MUTED, SURFACE, colour
 from sarathi.bench.report.measured import LoadGroup, ReportData
-from sarathi.bench.report.render import Drawing
 from sarathi.bench.results import Capacity
 from sarathi.telemetry import Distribution, Summary
+
+_RATE = "requests per second"
+Draw = Callable[[Axes, bool], None]
 
 
 def capacities(measured: ReportData) -> Drawing | None:
@@ -34,24 +36,18 @@ def capacities(measured: ReportData) -> Drawing | None:
         return None
     ends = [end for one in found for end in (one.capacity, one.low, one.high) if end is not None]
     farthest = max(ends, default=1.0) or 1.0
+    names = [short(one.label, True) for one in found]
+    if len(measured.targets) > 1:
+        limits = [milliseconds(one.tbt_target) for one in found]
+        names = [f"{name}\nat most {limit}" for name, limit in zip(names, limits, strict=True)]
 
-    def name(one: Capacity, narrow: bool) -> str:
-        text = short(one.label, True)
-        if len(measured.targets) > 1:
-            text += f"\nat most {milliseconds(one.tbt_target)}"
-        return text
-
-    def draw(figure: Figure, narrow: bool) -> None:
-        axes = figure.add_subplot()
+    def draw(axes: Axes, narrow: bool) -> None:
         for row, one in enumerate(found):
             _draw(axes, one, row, measured.labels.index(one.label), farthest)
         axes.set_xlim(0, farthest * (1.45 if narrow else 1.25))
         axes.set_ylim(len(found) - 0.4, -0.6)
-        axes.set_yticks(range(len(found)), [name(one, narrow) for one in found])
-        axes.tick_params(axis="y", length=0, labelcolor=INK)
-        axes.grid(axis="y", visible=False)
+        name_rows(axes, names)
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel("requests per second")
 
     targets = " or ".join(milliseconds(target) for target in measured.targets)
     values = "; ".join(f"{one.label}: {rate(one.capacity)}" for one in found)
@@ -65,7 +61,7 @@ def capacities(measured: ReportData) -> Drawing | None:
             "for certain."
         ),
         alternative=f"Capacity in requests per second. {values}.",
-        draw=draw,
+        panels=(Panel(draw, x_label=_RATE),),
         height=1.0 + 0.55 * len(found),
         narrow_height=1.0 + 0.6 * len(found),
     )
@@ -96,12 +92,11 @@ class _Latency:
     of: Callable[[Summary], Distribution]
     factor: float  # from seconds to the unit of the axis
     unit: str
-    shown: Callable[[float | None], str]
 
 
 _LATENCIES = (
-    _Latency("Time to first token", lambda summary: summary.ttft, 1, "s", seconds),
-    _Latency("Time between tokens", lambda summary: summary.tbt, 1000, "ms", milliseconds),
+    _Latency("Time to first token", lambda summary: summary.ttft, 1, "s"),
+    _Latency("Time between tokens", lambda summary: summary.tbt, 1000, "ms"),
 )
 
 
@@ -115,42 +110,34 @@ def latencies(measured: ReportData) -> Drawing | None:
     return _side_by_side(measured, loads)
 
 
-def _panels(figure: Figure, narrow: bool, sharey: bool = False) -> list[Axes]:
-    rows, columns = (2, 1) if narrow else (1, 2)
-    panels: list[Axes] = (
-        figure.subplots(rows, columns, sharey=sharey, squeeze=False).ravel().tolist()
-    )
-    return panels
+def _panel(measured: ReportData, latency: _Latency, draw: Draw, **options: Any) -> Panel:
+    """Return the panel of a latency, with the targets of TBT."""
+    targets = measured.tbt_targets if latency.unit == "ms" else ()
+    return Panel(draw, f"{latency.title} ({latency.unit})", targets=targets, **options)
 
 
 def _by_rate(measured: ReportData, loads: list[LoadGroup]) -> Drawing:
-    labels = list(dict.fromkeys(load.label for load in loads))
-    hollow = any(_is_hollow(load) for load in loads)
+    own = {label: [load for load in loads if load.label == label] for label in measured.labels}
+    own = {label: found for label, found in own.items() if found}
+    rates = [load.rate for load in loads]
+    log_x = min(rates) > 0 and max(rates) > _WIDE_RANGE * min(rates)
 
-    def draw(figure: Figure, narrow: bool) -> None:
-        panels = _panels(figure, narrow)
-        for axes, latency in zip(panels, _LATENCIES, strict=True):
-            axes.set_yscale("log")
-            for label in labels:
-                own = [load for load in loads if load.label == label]
-                _draw_label(axes, latency, own, measured.labels.index(label))
-            _rate_axis(axes, [load.rate for load in loads])
-            if latency.unit == "ms":
-                draw_targets(axes, measured.targets, vertical=False)
-            logarithmic(axes.yaxis)
-            axes.set_title(f"{latency.title} ({latency.unit})")
-        entries = [
-            (key(index, with_marker=True), short(label, narrow))
-            for index, label in enumerate(measured.labels)
-            if label in labels
-        ]
-        entries.append((Line2D([], [], color=MUTED), "P99"))
-        entries.append((Line2D([], [], color=MUTED, linestyle=_P50_DASHES), "P50"))
-        if hollow:
-            dot = Line2D([], [], color=MUTED, marker="o", linestyle="none", mfc=SURFACE)
-            entries.append((dot, "missed the target, or invalid"))
-        legend(figure, entries, narrow)
+    def draw(latency: _Latency, axes: Axes, narrow: bool) -> None:
+        for label, found in own.items():
+            _draw_label(axes, latency, found, measured.labels.index(label))
+        if not log_x:
+            axes.set_xlim(0, 1.06 * max(rates) or 1)
 
+    keys = [
+        Key(label, dots(index) | {"linestyle": "-"})
+        for index, label in enumerate(measured.labels)
+        if label in own
+    ]
+    keys.append(Key("P99", {"color": MUTED}))
+    keys.append(Key("P50", {"color": MUTED, "linestyle": _P50_DASHES}))
+    if any(_is_hollow(load) for load in loads):
+        hollow = {"color": MUTED, "marker": "o", "linestyle": "none", "mfc": SURFACE}
+        keys.append(Key("missed the target, or invalid", hollow))
     return Drawing(
         name="latency-by-rate",
         title="Latency against load",
@@ -160,63 +147,51 @@ def _by_rate(measured: ReportData, loads: list[LoadGroup]) -> Drawing:
             "stopped are left out: their longest requests had not ended."
         ),
         alternative=(
-            f"TTFT and TBT, P50 and P99, against the request rate for {', '.join(labels)}; "
+            f"TTFT and TBT, P50 and P99, against the request rate for {', '.join(own)}; "
             "the figures are in the table of all loads."
         ),
-        draw=draw,
+        panels=[
+            _panel(measured, one, partial(draw, one), x_label=_RATE, log_x=log_x, log_y=True)
+            for one in _LATENCIES
+        ],
+        keys=keys,
         height=4.4,
-        narrow_height=6.6 + 0.2 * len(labels),
+        narrow_height=6.6 + 0.2 * len(own),
     )
 
 
 def _draw_label(axes: Axes, latency: _Latency, loads: Sequence[LoadGroup], index: int) -> None:
-    for name, dashes, width in (("p99", "-", 1.8), ("p50", _P50_DASHES, 1.3)):
+    for name, dashes, width, size in (("p99", "-", 1.8, 6), ("p50", _P50_DASHES, 1.3, 4)):
+        of = [(load, latency.of(load.summary)) for load in loads]
         found = [
-            (load, latency.factor * value, getattr(latency.of(load.summary), f"{name}_interval"))
-            for load in loads
-            if (value := getattr(latency.of(load.summary), name))
+            (load, latency.factor * value, getattr(distribution, f"{name}_interval"))
+            for load, distribution in of
+            if (value := getattr(distribution, name))
         ]
-        if not found:
-            continue
-        x = [load.rate for load, _, _ in found]
-        y = [value for _, value, _ in found]
-        style: dict[str, Any] = {"color": colour(index), "linewidth": width}
-        axes.plot(x, y, linestyle=dashes, **style)
-        intervals = [interval for _, _, interval in found]
-        _whiskers(axes, list(zip(x, y, strict=True)), intervals, latency, index)
-        for load, value, _ in found:
+        style: dict[str, Any] = {"color": colour(index), "linestyle": dashes, "linewidth": width}
+        axes.plot([load.rate for load, _, _ in found], [value for _, value, _ in found], **style)
+        for load, value, interval in found:
+            _whiskers(axes, (load.rate, value), interval, latency, index)
             face = SURFACE if _is_hollow(load) else colour(index)
-            size = 6 if name == "p99" else 4
-            axes.plot([load.rate], [value], marker(index), color=colour(index), mfc=face, ms=size)
+            axes.plot([load.rate], [value], **dots(index), mfc=face, ms=size)
 
 
 def _whiskers(
     axes: Axes,
-    points: Sequence[tuple[float, float]],
-    intervals: Sequence[tuple[float, float] | None],
+    point: tuple[float, float],
+    interval: tuple[float, float] | None,
     latency: _Latency,
     index: int,
-    horizontal: bool = False,
+    direction: Literal["x", "y"] = "y",
 ) -> None:
-    """Draw the intervals of the points (x, y) that have one."""
-    for (x, y), ends in zip(points, intervals, strict=True):
-        if ends is None:
-            continue
-        value = x if horizontal else y
-        low, high = (latency.factor * end for end in ends)
-        style: dict[str, Any] = {"ecolor": colour(index), "elinewidth": 1, "capsize": 2.5}
-        errors = [[max(0.0, value - low)], [max(0.0, high - value)]]
-        style["xerr" if horizontal else "yerr"] = errors
-        axes.errorbar(x, y, fmt="none", **style)
-
-
-def _rate_axis(axes: Axes, rates: Sequence[float]) -> None:
-    axes.set_xlabel("requests per second")
-    if min(rates) > 0 and max(rates) > _WIDE_RANGE * min(rates):
-        axes.set_xscale("log")
-        logarithmic(axes.xaxis)
-    else:
-        axes.set_xlim(0, 1.06 * max(rates) or 1)
+    """Draw the interval of a point, if it has one."""
+    if interval is None:
+        return
+    value = point[direction == "y"]
+    low, high = (latency.factor * end for end in interval)
+    style: dict[str, Any] = {"ecolor": colour(index), "elinewidth": 1, "capsize": 2.5}
+    style[f"{direction}err"] = [[max(0.0, value - low)], [max(0.0, high - value)]]
+    axes.errorbar(point[0], point[1], fmt="none", **style)
 
 
 def _is_hollow(load: LoadGroup) -> bool:
@@ -224,27 +199,18 @@ def _is_hollow(load: LoadGroup) -> bool:
 
 
 def _side_by_side(measured: ReportData, loads: list[LoadGroup]) -> Drawing:
-    def draw(figure: Figure, narrow: bool) -> None:
-        panels = _panels(figure, narrow, sharey=not narrow)
-        names = [
-            f"{short(load.label, True)}\n{rate(load.rate)}"
-            + (f", {load.state}" if load.state else "")
-            for load in loads
-        ]
-        for axes, latency in zip(panels, _LATENCIES, strict=True):
-            axes.set_xscale("log")
-            for row, load in enumerate(loads):
-                index = measured.labels.index(load.label)
-                _draw_row(axes, latency, latency.of(load.summary), row, index)
-            axes.set_ylim(len(loads) - 0.4, -0.6)
-            axes.set_yticks(range(len(loads)), names)
-            axes.tick_params(axis="y", length=0, labelcolor=INK)
-            axes.grid(axis="y", visible=False)
-            axes.margins(x=0.14)
-            if latency.unit == "ms":
-                draw_targets(axes, measured.targets, vertical=True)
-            logarithmic(axes.xaxis)
-            axes.set_title(f"{latency.title} ({latency.unit})", pad=20 if measured.targets else 6)
+    names = [
+        f"{short(load.label, True)}\n{rate(load.rate)}" + (f", {load.state}" if load.state else "")
+        for load in loads
+    ]
+
+    def draw(latency: _Latency, axes: Axes, narrow: bool) -> None:
+        for row, load in enumerate(loads):
+            index = measured.labels.index(load.label)
+            _draw_row(axes, latency, latency.of(load.summary), row, index)
+        axes.set_ylim(len(loads) - 0.4, -0.6)
+        name_rows(axes, names)
+        axes.margins(x=0.14)
 
     values = [
         f"{load.label}: TTFT P50 {seconds(load.summary.ttft.p50)}, P99 "
@@ -260,7 +226,11 @@ def _side_by_side(measured: ReportData, loads: list[LoadGroup]) -> Drawing:
             "shorter is steadier. Thin lines are 95 % intervals."
         ),
         alternative="; ".join(values) + ".",
-        draw=draw,
+        panels=[
+            _panel(measured, one, partial(draw, one), log_x=True, targets_text="top")
+            for one in _LATENCIES
+        ],
+        share_y=True,
         height=1.3 + 0.62 * len(loads),
         narrow_height=2.2 + 1.25 * len(loads),
     )
@@ -276,6 +246,6 @@ def _draw_row(axes: Axes, latency: _Latency, values: Distribution, row: int, ind
     for (value, interval), align in zip(ends, ("right", "left"), strict=True):
         at = latency.factor * value
         if at > 0:
-            _whiskers(axes, [(at, row)], [interval], latency, index, horizontal=True)
-            axes.plot([at], [row], marker(index), color=colour(index), ms=7)
+            _whiskers(axes, (at, row), interval, latency, index, "x")
+            axes.plot([at], [row], **dots(index), ms=7)
             words(axes, (at, row), number(at), (4 if align == "right" else -4, 12), align=align)

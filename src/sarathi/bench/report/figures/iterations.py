@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from sarathi.bench.number_format import milliseconds, number
+from sarathi.bench.report.chart import Drawing, Key, Panel, boxes
 from sarathi.bench.report.colors import INK, LABELS, MUTED, TARGET
-from sarathi.bench.report.figures.figure_parts import boxes, legend
 from sarathi.bench.report.measured import ReportData
-from sarathi.bench.report.render import Drawing
 from sarathi.telemetry.iteration_log import IterationLine
 
 _SPAN = 10.0  # seconds
@@ -32,26 +28,20 @@ def iterations(measured: ReportData) -> Drawing | None:
     staged = any(len(line.stages) > 1 for line in shown)
     limited = any(line.budget is not None and line.budget_unit == "seconds" for line in shown)
 
-    def draw(figure: Figure, narrow: bool) -> None:
-        upper, lower = figure.subplots(2, 1, sharex=True)
-        _draw_tokens(upper, shown)
-        _draw_durations(lower, shown, predicted, limited)
-        upper.set_ylabel("tokens")
-        lower.set_ylabel("ms")
-        lower.set_xlabel("time since the log was opened (s)")
-        lower.set_xlim(shown[0].offset, shown[-1].offset + shown[-1].duration or 1)
-        entries: list[tuple[Line2D | Patch, str]] = [
-            (Patch(color=_DECODE), "decode tokens"),
-            (Patch(color=_PROMPT), "prompt tokens"),
-            (Patch(color=MUTED, alpha=0.45), "duration"),
-        ]
-        if predicted:
-            name = "predicted of a stage" if staged else "predicted"
-            entries.append((Line2D([], [], color=INK, linewidth=1.2), name))
-        if limited:
-            entries.append((Line2D([], [], color=TARGET, linewidth=1.2), "budget for prompts"))
-        legend(figure, entries, narrow)
+    def draw(axes: Axes, narrow: bool) -> None:
+        _draw_durations(axes, shown, predicted, limited)
+        axes.set_xlim(shown[0].offset, shown[-1].offset + shown[-1].duration or 1)
 
+    keys = [
+        Key("decode tokens", {"color": _DECODE}, box=True),
+        Key("prompt tokens", {"color": _PROMPT}, box=True),
+        Key("duration", {"color": MUTED, "alpha": 0.45}, box=True),
+    ]
+    if predicted:
+        name = "predicted of a stage" if staged else "predicted"
+        keys.append(Key(name, {"color": INK, "linewidth": 1.2}))
+    if limited:
+        keys.append(Key("budget for prompts", {"color": TARGET, "linewidth": 1.2}))
     return Drawing(
         name="iterations",
         title="Iterations of the engine",
@@ -60,7 +50,12 @@ def iterations(measured: ReportData) -> Drawing | None:
             f"Tokens and durations of {len(shown)} iterations; the longest of the log took "
             f"{milliseconds(longest.duration)} for {longest.tokens} tokens."
         ),
-        draw=draw,
+        panels=(
+            Panel(lambda axes, narrow: _draw_tokens(axes, shown), y_label="tokens"),
+            Panel(draw, x_label="time since the log was opened (s)", y_label="ms"),
+        ),
+        keys=keys,
+        stacked=True,
         height=4.8,
         narrow_height=5.0,
     )

@@ -1,0 +1,217 @@
+"""Charts as data: panels and the keys of a legend, the function that draws them, and its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, PathPatch
+from matplotlib.path import Path
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from sarathi.bench.number_format import plain
+from sarathi.bench.report.colors import INK, SURFACE, TARGET, colour, marker
+
+Dashes: TypeAlias = Literal["-"] | tuple[float, tuple[float, ...]]
+
+_LONGEST, _LONGEST_NARROW = 48, 32  # characters of a label
+_COLUMNS, _COLUMNS_NARROW = 112, 46  # characters of a row of the legend
+
+
+@dataclass(frozen=True)
+class Key:
+    """An entry of a legend: a line or marks, or a box."""
+
+    label: str  # shortened to fit
+    style: Mapping[str, Any] = field(hash=False)  # as matplotlib has it
+    rest: str = ""  # after the label
+    detail: str = ""  # after both; below them in a narrow figure
+    box: bool = False
+
+    def text(self, narrow: bool) -> str:
+        """Return the text beside the symbol."""
+        detail = ("\n" if narrow else ": ") + self.detail if self.detail else ""
+        return short(self.label, narrow) + self.rest + detail
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The axes of a plot, and what is drawn on them."""
+
+    draw: Callable[[Axes, bool], None]  # the second argument: whether the figure is narrow
+    title: str = ""
+    x_label: str = ""
+    y_label: str = ""
+    log_x: bool = False
+    log_y: bool = False
+    x_ticks: Sequence[float] = ()
+    targets: Sequence[tuple[float, str]] = ()  # lines with a text
+    targets_text: Literal["left", "right", "top"] = "left"  # top: the lines are vertical
+    height: float = 1.0  # relative to other rows
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that can be drawn at two widths."""
+
+    name: str  # of the PNG
+    title: str
+    caption: str  # how to read it
+    alternative: str  # what it shows, as text for screen readers
+    panels: Sequence[Panel]
+    height: float  # inches
+    narrow_height: float
+    keys: Sequence[Key] = ()  # none: no legend
+    stacked: bool = False  # one below the other, with a common x axis; else two in a row
+    share_y: bool = False  # within a row
+
+    def draw(self, figure: Figure, narrow: bool) -> None:
+        """Draw all panels and the legend."""
+        panels = self.panels
+        columns = 1 if narrow or self.stacked or len(panels) == 1 else 2
+        starts = range(0, len(panels), columns)
+        grid = figure.subplots(
+            len(starts),
+            columns,
+            squeeze=False,
+            sharex=self.stacked,
+            sharey=self.share_y and not narrow,
+            height_ratios=[max(one.height for one in panels[i : i + columns]) for i in starts],
+        ).ravel()
+        raised = any(panel.targets and panel.targets_text == "top" for panel in panels)
+        for axes, panel in zip(grid, panels, strict=False):
+            _draw_panel(axes, panel, narrow, title_pad=20 if raised else 6)
+        for spare in grid[len(panels) :]:
+            spare.set_axis_off()
+        if self.keys:
+            _legend(figure, self.keys, narrow)
+
+
+def _draw_panel(axes: Axes, panel: Panel, narrow: bool, title_pad: float) -> None:
+    if panel.log_x:
+        axes.set_xscale("log")
+    if panel.log_y:
+        axes.set_yscale("log")
+    panel.draw(axes, narrow)
+    for at, text in panel.targets:
+        _draw_target(axes, at, text, panel.targets_text)
+    if panel.log_x:
+        _logarithmic(axes.xaxis)
+    if panel.log_y:
+        _logarithmic(axes.yaxis)
+    if panel.x_ticks:
+        axes.set_xticks(panel.x_ticks, [plain(tick) for tick in panel.x_ticks])
+    axes.set_xlabel(panel.x_label)
+    axes.set_ylabel(panel.y_label)
+    if panel.title:
+        axes.set_title(panel.title, pad=title_pad)
+
+
+def _draw_target(axes: Axes, at: float, text: str, side: str) -> None:
+    style: dict[str, Any] = {"color": TARGET, "linewidth": 1.2, "zorder": 1.5}
+    style["linestyle"] = (0, (4, 3))
+    if side == "top":
+        axes.axvline(at, **style)
+        words(axes, (at, 1), text, (0, 7), axes.get_xaxis_transform(), TARGET, "center")
+    else:
+        axes.axhline(at, **style)
+        x = 0.01 if side == "left" else 0.99
+        words(axes, (x, at), text, (0, 7), axes.get_yaxis_transform(), TARGET, side)
+
+
+def _logarithmic(axis: Axis) -> None:
+    """Set few ticks with plain numbers on a logarithmic axis whose limits are set."""
+    low, high = axis.get_view_interval()
+    ratio = high / low
+    if ratio < 4:
+        axis.set_major_locator(MaxNLocator(5))
+    elif ratio < 12:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5), numticks=20))
+    elif ratio < 60:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+    else:
+        axis.set_major_locator(LogLocator(subs=(1, 3) if ratio < 3000 else (1,), numticks=20))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+
+
+def _legend(figure: Figure, keys: Sequence[Key], narrow: bool) -> None:
+    """Add a legend below the axes, in as many columns as fit."""
+    handles = [Patch(**one.style) if one.box else Line2D([], [], **one.style) for one in keys]
+    texts = [one.text(narrow) for one in keys]
+    longest = max(len(line) for text in texts for line in text.split("\n"))
+    width = _COLUMNS_NARROW if narrow else _COLUMNS
+    columns = max(1, min(len(texts), width // (longest + 7)))
+    # Texts that begin with an underscore would be left out, hence the placeholders.
+    found = figure.legend(handles, ["-"] * len(texts), loc="outside lower left", ncols=columns)
+    for place, text in zip(found.get_texts(), texts, strict=True):
+        place.set_text(text)
+
+
+def short(text: str, narrow: bool) -> str:
+    """Shorten a text to one line that fits into a figure."""
+    text = "".join(c if c.isprintable() else " " for c in text)
+    most = _LONGEST_NARROW if narrow else _LONGEST
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+def dots(index: int) -> dict[str, Any]:
+    """Return the style of unconnected marks of a label."""
+    return {"color": colour(index), "linestyle": "none", "marker": marker(index)}
+
+
+def name_rows(axes: Axes, names: Sequence[str], spacing: float = 1.0, middle: float = 0.0) -> None:
+    """Name rows from the top on the y axis, instead of numbers and lines.
+
+    Args:
+        middle: of the first row.
+    """
+    axes.set_yticks([middle + i * spacing for i in range(len(names))], names)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.grid(axis="y", visible=False)
+
+
+def words(
+    axes: Axes,
+    point: tuple[float, float],
+    text: str,
+    offset: tuple[float, float] = (6, 0),
+    transform: object = "data",
+    colour: str | None = None,
+    align: str = "left",
+) -> None:
+    """Write a short text near a point.
+
+    Args:
+        offset: points.
+    """
+    axes.annotate(
+        text,
+        point,
+        xycoords=transform,  # type: ignore[arg-type]
+        xytext=offset,
+        textcoords="offset points",
+        ha=align,
+        va="center",
+        color=colour,
+        fontsize=9,
+        bbox={"facecolor": SURFACE, "edgecolor": "none", "alpha": 0.7, "pad": 1},
+    )
+
+
+def boxes(
+    axes: Axes, corners: Iterable[tuple[float, float, float, float]], face: str, alpha: float = 1
+) -> None:
+    """Draw rectangles (left, right, bottom, top) as one path, which keeps the file small."""
+    paths = [
+        Path([(left, low), (left, high), (right, high), (right, low), (left, low)], closed=True)
+        for left, right, low, high in corners
+    ]
+    if paths:
+        path = Path.make_compound_path(*paths)
+        axes.add_patch(PathPatch(path, facecolor=face, edgecolor="none", alpha=alpha))
