@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import html
 import json
 import re
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from sarathi.cli import main, reproduce
+from sarathi.cli.arguments import parse_options
 from sarathi.errors import UsageError
 from sarathi.simulator.reproduction.evaluation import STUDIES
 
@@ -57,10 +57,8 @@ window.addEventListener("load", () => {{
 """
 
 
-def parsed(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    reproduce.add_arguments(parser)
-    return parser.parse_args(words)
+def parsed(words: Sequence[str]) -> reproduce.ReproduceOptions:
+    return parse_options(reproduce.ReproduceOptions, words)
 
 
 def run(*words: str) -> int:
