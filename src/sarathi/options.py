@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 
 import msgspec
 
-from sarathi.bounds import bounds_of, check_bounds
+from sarathi.bounds import Bounds, bounds_of, check_bounds
 from sarathi.units import MAX_SIZE, parse_duration, parse_size
 
 REQUIRED: Any = inspect.Parameter.empty  # the default of an option that has to be given
@@ -77,8 +77,7 @@ class Declaration:
     value_type: Any  # the type without None and annotations; the item's type of a tuple
     default: Any  # or REQUIRED
     form: TextForm | None
-    accepted: str  # in words
-    admits: Callable[[Any], bool]
+    bounds: Bounds | None
     is_list: bool
     group: str  # heading in help texts and documentation
 
@@ -117,6 +116,12 @@ class Declaration:
             return "on" if self.default else "off"
         return self.form.format(self.default) if self.form is not None else f"{self.default}"
 
+    @property
+    def accepted(self) -> str:
+        """The accepted values in words, or nothing."""
+        words = None if self.form is None else self.form.accepted
+        return words or ("" if self.bounds is None else self.bounds.accepted)
+
     def parse(self, text: str) -> Any:
         """Return the value that a text stands for.
 
@@ -140,7 +145,7 @@ class Declaration:
             value = _PARSERS[self.value_type](text)
         except ValueError:
             value = None
-        if value is None or not self.admits(value):
+        if value is None or (self.bounds is not None and not self.bounds.admits(value)):
             raise ValueError(f"{text!r} is not {self.accepted}")
         return value
 
@@ -211,10 +216,8 @@ def _declaration(name: str, hint: Any, option: Option, default: Any, group: str)
         hint = get_args(value_type)[0]
         value_type, inner = _unwrap(hint)
         annotations += inner
-    form, bounds = _first(annotations, TextForm), bounds_of(hint)
-    accepted = (form and form.accepted) or ("" if bounds is None else bounds.accepted)
-    admits = (lambda value: True) if bounds is None else bounds.admits
-    return Declaration(name, option, value_type, default, form, accepted, admits, is_list, group)
+    form = _first(annotations, TextForm)
+    return Declaration(name, option, value_type, default, form, bounds_of(hint), is_list, group)
 
 
 def _unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -216,6 +216,11 @@ def test_an_option_from_a_file_is_checked_with_the_others(
     assert "--ttft-target has no effect on --order fcfs" in capsys.readouterr().err
 
 
+def test_a_file_names_a_row_of_a_table(file: Path) -> None:
+    file.write_text("policy: vllm\n")
+    assert engine("--config", str(file)).policy == "vllm"
+
+
 @pytest.mark.parametrize(("words", "level"), [((), "WARNING"), (("--log-level", "debug"), "DEBUG")])
 def test_the_level_of_the_log(words: tuple[str, ...], level: str) -> None:
     logger = logging.getLogger("sarathi")

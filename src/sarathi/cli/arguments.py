@@ -156,15 +156,15 @@ def _environment_values(options: Iterable[Declaration]) -> Iterator[tuple[Declar
 
 def _file_values(options: Iterable[Declaration], path: Path) -> Iterator[tuple[Declaration, Any]]:
     by_name = {name: each for each in options for name in (*each.names, each.field)}
-    seen: dict[Declaration, str] = {}
+    seen: dict[str, str] = {}
     for key, value in _read_yaml(path).items():
         option = by_name.get(str(key)) or by_name.get(str(key).replace("_", "-"))
         if option is None:
             accepted = ", ".join(sorted({each.names[0] for each in by_name.values()}))
             raise UsageError(f"{path}: {key} is not an option here, expected one of {accepted}")
-        if option in seen:
-            raise UsageError(f"{path}: {key} and {seen[option]} are the same option")
-        seen[option] = str(key)
+        if option.key in seen:
+            raise UsageError(f"{path}: {key} and {seen[option.key]} are the same option")
+        seen[option.key] = str(key)
         if value is None:
             continue
         values = value if isinstance(value, list) and option.is_list else [value]

@@ -55,10 +55,10 @@ class _AddTarget(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         label, equals, server = (part.strip() for part in str(values).partition("="))
+        field = "url" if option_string == "--url" else "command"
         if not (equals and label and server):
-            parser.error(f"{option_string} {values!r} is not of the form {self.metavar}")
-        is_url = option_string == "--url"
-        target = Target(label, url=server) if is_url else Target(label, command=server)
+            parser.error(f"{option_string} {values!r} is not of the form LABEL={field.upper()}")
+        target = Target(label, **{field: server})
         setattr(namespace, self.dest, [*getattr(namespace, self.dest, ()), target])
 
 

@@ -21,7 +21,6 @@ from sarathi.bench.progress_line import ProgressLine
 from sarathi.bench.report import CapacityWithRuns, check_reports_can_be_made, write_report
 from sarathi.bench.results import Run, save
 from sarathi.bench.target import Credentials, RunningServer, Target, running_server
-from sarathi.bench.terminal import print_run, run_fields
 from sarathi.bench.workload.token_counter import LocalTokens, ServerTokens, TokenCounter
 from sarathi.bench.workload.workload import Workload
 from sarathi.cli.keys import ClientKey
@@ -279,6 +278,9 @@ class RunOutput(OutputOptions, frozen=True, kw_only=True):
         Raises:
             BenchmarkError: a file cannot be written.
         """
+        # Imported here: not every command prints a run.
+        from sarathi.bench.terminal import print_run, run_fields
+
         if self.json:
             print_json(run_fields(run))
         else:
