@@ -86,7 +86,10 @@ def _parse_budgets(text: str) -> list[int | None]:
 
 
 def _parse_exploration(text: str) -> float:
-    return math.inf if text.strip() == "all" else cast(float, _parse_factor(text))
+    try:
+        return math.inf if text.strip() == "all" else cast(float, _parse_factor(text))
+    except ValueError:
+        raise ValueError(f"{text!r} is neither a number from 1 to 1000 nor `all`") from None
 
 
 Prices = Annotated[
