@@ -10,14 +10,12 @@ with `sarathi capacity --start`, then both are compared at one rate. Results are
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
 import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from types import ModuleType
 
 from perf.report import MODEL
 from sarathi.bench.comparison import Row, compare_runs
@@ -26,9 +24,10 @@ from sarathi.bench.report import CapacityWithRuns, write_report
 from sarathi.bench.results import Capacity, Run
 from sarathi.bench.server_process import ending_on_signals
 from sarathi.bench.target import Target
-from sarathi.cli import capacity, compare
+from sarathi.cli.arguments import parse_options
+from sarathi.cli.capacity import CapacityOptions
 from sarathi.cli.capacity_searches import CapacitySearches
-from sarathi.cli.compare import measure_in_turns
+from sarathi.cli.compare import CompareOptions, measure_in_turns
 from sarathi.cli.measurement import Screen
 
 _ROOT = Path(__file__).parent.parent
@@ -57,17 +56,12 @@ def default_folder() -> Path:
     return Path(f"benchmark-results/{date.today()}")
 
 
-def options(command: ModuleType, folder: Path, words: Sequence[str]) -> argparse.Namespace:
-    """As a command would have them."""
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    return parser.parse_args([*_LOAD, "--results", str(folder), *words])
-
-
 def searched(server: Target, folder: Path) -> CapacityWithRuns:
     """A server's capacity; runs that are in the folder already are taken from there."""
-    args = options(capacity, folder, _CAPACITY)
-    searches = CapacitySearches(args, [server], tbt_target=TARGET, requests_per_point=REQUESTS)
+    options = parse_options(CapacityOptions, [*_LOAD, "--results", str(folder), *_CAPACITY])
+    searches = CapacitySearches(
+        options.servers, [server], tbt_target=TARGET, requests_per_point=REQUESTS
+    )
     [found] = searches.run()
     return found
 
@@ -130,8 +124,8 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else default_folder()
     with ending_on_signals():
         found = [searched(server, folder) for server in SERVERS]
-        args = options(compare, folder, _LATENCIES)
-        runs = measure_in_turns(args, SERVERS, Screen(quiet=False))
+        words = [*_LOAD, "--results", str(folder), *_LATENCIES]
+        runs = measure_in_turns(parse_options(CompareOptions, words), SERVERS, Screen(quiet=False))
     files = write_report(folder / "report.html", runs, found)
     rows = compare_runs(runs, [server.label for server in SERVERS])
     write(section([one.capacity for one in found], rows, runs), files[1:])

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -36,14 +36,6 @@ class Bounds:
     admits: Callable[[Any], bool]
     # What is wrong with a value that is not admitted: "is 0, expected an integer at least 1"
     explain: Callable[[Any], str]
-
-    def admits_all(self, values: Iterable[Any]) -> bool:
-        """Return whether every value is admitted."""
-        return all(map(self.admits, values))
-
-    def first_refused(self, values: Iterable[Any]) -> Any:
-        """Return the first value that is not admitted; there must be one."""
-        return next(value for value in values if not self.admits(value))
 
 
 def check_bounds(struct: msgspec.Struct, error: Callable[[str, str], Exception]) -> None:
@@ -96,8 +88,15 @@ def _bounds(info: inspect.Type) -> Bounds | None:
     if isinstance(info, inspect.StrType):
         return _text(info)
     if isinstance(info, (inspect.ListType, inspect.VarTupleType)):
-        return _sequence(info)
-    return _mapping(info) if isinstance(info, inspect.DictType) else None
+        item = _bounds(info.item_type) or _ANYTHING
+        accepted = f"a sequence, each item {item.accepted}"
+        # A string is a sequence too, but its characters are not meant.
+        return _collection((tuple, list), accepted, info.max_length, item, None)
+    if isinstance(info, inspect.DictType):
+        key, item = (_bounds(each) or _ANYTHING for each in (info.key_type, info.value_type))
+        accepted = f"a mapping from {key.accepted} to {item.accepted}"
+        return _collection(Mapping, accepted, info.max_length, item, key)
+    return None
 
 
 def _scalar(accepted: str, admits: Callable[[Any], bool]) -> Bounds:
@@ -157,53 +156,27 @@ def _text(info: inspect.StrType) -> Bounds:
     return _scalar(accepted, lambda value: isinstance(value, str) and least <= len(value) <= most)
 
 
-def _sequence(info: inspect.ListType | inspect.VarTupleType) -> Bounds:
-    item = _bounds(info.item_type) or _ANYTHING
-    most = _max_length(info)
-    accepted = f"a sequence, each item {item.accepted}"
+def _collection(
+    kinds: Any, accepted: str, max_length: int | None, item: Bounds, key: Bounds | None
+) -> Bounds:
+    """Return the bounds of a sequence, or of a mapping with bounds of its keys."""
 
-    def admits(value: Any) -> bool:
-        # A string is a sequence too, but its characters are not meant.
-        return isinstance(value, (tuple, list)) and len(value) <= most and item.admits_all(value)
-
-    def explain(value: Any) -> str:
-        if not isinstance(value, (tuple, list)):
+    def problem(value: Any) -> str | None:
+        if not isinstance(value, kinds):
             return f"is {value!r}, expected {accepted}"
-        if len(value) > most:
-            return f"has {len(value)} entries, expected at most {most}"
-        return item.explain(item.first_refused(value))
+        if max_length is not None and len(value) > max_length:
+            return f"has {len(value)} entries, expected at most {max_length}"
+        for each in value if key is not None else ():
+            if key is not None and not key.admits(each):
+                return f"has the key {each!r}, expected {key.accepted}"
+        for each in value if key is None else value.values():
+            if not item.admits(each):
+                return item.explain(each)
+        return None
 
-    return Bounds(accepted, admits, explain)
-
-
-def _mapping(info: inspect.DictType) -> Bounds:
-    key = _bounds(info.key_type) or _ANYTHING
-    item = _bounds(info.value_type) or _ANYTHING
-    most = _max_length(info)
-    accepted = f"a mapping from {key.accepted} to {item.accepted}"
-
-    def admits(value: Any) -> bool:
-        return (
-            isinstance(value, Mapping)
-            and len(value) <= most
-            and key.admits_all(value)
-            and item.admits_all(value.values())
-        )
-
-    def explain(value: Any) -> str:
-        if not isinstance(value, Mapping):
-            return f"is {value!r}, expected {accepted}"
-        if len(value) > most:
-            return f"has {len(value)} entries, expected at most {most}"
-        if not key.admits_all(value):
-            return f"has the key {key.first_refused(value)!r}, expected {key.accepted}"
-        return item.explain(item.first_refused(value.values()))
-
-    return Bounds(accepted, admits, explain)
-
-
-def _max_length(info: inspect.ListType | inspect.VarTupleType | inspect.DictType) -> int:
-    return sys.maxsize if info.max_length is None else info.max_length
+    return Bounds(
+        accepted, lambda value: problem(value) is None, lambda value: problem(value) or ""
+    )
 
 
 _ANYTHING = _scalar("any value", lambda value: True)

@@ -5,7 +5,8 @@
 
 The class itself holds the values. From its declarations follow the arguments of the command line,
 environment variables, the keys of a configuration file (`sarathi.cli.arguments`), validation
-(`check_options`) and the tables of docs/configuration.md.
+(`check_options`) and the tables of docs/configuration.md. A field whose type is another such class
+has the options of that class; a `Section` among its annotations says which, and where they appear.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from sarathi.bounds import bounds_of, check_bounds
+from sarathi.bounds import Bounds, bounds_of, check_bounds
 from sarathi.units import MAX_SIZE, parse_duration, parse_size
 
 REQUIRED: Any = inspect.Parameter.empty  # the default of an option that has to be given
@@ -41,6 +42,20 @@ class Option:
     choices: Iterable[str] | None = None  # None: the values of a Literal, or any
     spellings: Mapping[str, str | None] | None = None  # other spelling to value
     alternative: str | None = None  # key of an option that overrides this one from a higher layer
+    positional: bool = False  # an argument without a name, called by its metavar
+    action: Any = None  # a subclass of `argparse.Action`; None: follows from the type
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a field takes from the class of options that is its type."""
+
+    only: tuple[str, ...] | None = None  # fields; None: all
+    group: str | None = None  # heading; None: those of the declarations
+    layered: bool = False  # whether environment and configuration file count, too
+
+
+LAYERED = Section(layered=True)
 
 
 @dataclass(frozen=True)
@@ -62,8 +77,7 @@ class Declaration:
     value_type: Any  # the type without None and annotations; the item's type of a tuple
     default: Any  # or REQUIRED
     form: TextForm | None
-    accepted: str  # in words
-    admits: Callable[[Any], bool]
+    bounds: Bounds | None
     is_list: bool
     group: str  # heading in help texts and documentation
 
@@ -75,6 +89,8 @@ class Declaration:
     @property
     def key(self) -> str:
         """The first name as an identifier."""
+        if self.option.positional:
+            return self.option.metavar or self.field.upper()
         return self.names[0].replace("-", "_")
 
     @property
@@ -100,6 +116,12 @@ class Declaration:
             return "on" if self.default else "off"
         return self.form.format(self.default) if self.form is not None else f"{self.default}"
 
+    @property
+    def accepted(self) -> str:
+        """The accepted values in words, or nothing."""
+        words = None if self.form is None else self.form.accepted
+        return words or ("" if self.bounds is None else self.bounds.accepted)
+
     def parse(self, text: str) -> Any:
         """Return the value that a text stands for.
 
@@ -123,23 +145,50 @@ class Declaration:
             value = _PARSERS[self.value_type](text)
         except ValueError:
             value = None
-        if value is None or not self.admits(value):
+        if value is None or (self.bounds is not None and not self.bounds.admits(value)):
             raise ValueError(f"{text!r} is not {self.accepted}")
         return value
 
 
+class Nested(NamedTuple):
+    """A field of a class of options that holds another such class."""
+
+    field: str
+    cls: type
+    section: Section
+
+
 @cache
-def declarations(cls: type) -> tuple[Declaration, ...]:
-    """Return the options of a class, in their order; fields without an `Option` are left out."""
+def members(cls: type) -> tuple[Declaration | Nested, ...]:
+    """Return the options of a class and the classes that it holds, in the order of its fields."""
     defaults = inspect.signature(cls).parameters
-    hints = get_type_hints(cls, include_extras=True)
-    found, group = [], ""
-    for name, hint in hints.items():
-        option = _annotation(hint, Option)
+    found: list[Declaration | Nested] = []
+    group = ""
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        value_type, annotations = _unwrap(hint)
+        option = _first(annotations, Option)
         if option is not None:
             group = group if option.group is None else option.group
             found.append(_declaration(name, hint, option, defaults[name].default, group))
+        elif isinstance(value_type, type) and (
+            issubclass(value_type, msgspec.Struct) or is_dataclass(value_type)
+        ):
+            found.append(Nested(name, value_type, _first(annotations, Section) or Section()))
     return tuple(found)
+
+
+def declarations(cls: type) -> tuple[Declaration, ...]:
+    """Return the options of a class itself; fields without an `Option` are left out."""
+    return tuple(each for each in members(cls) if isinstance(each, Declaration))
+
+
+def changed(options: Any) -> list[str]:
+    """Return the names of those options of the class itself that differ from their defaults."""
+    return [
+        f"--{each.names[0]}"
+        for each in declarations(type(options))
+        if getattr(options, each.field) != each.default
+    ]
 
 
 def parser_of(annotation: Any) -> Callable[[str], Any]:
@@ -161,35 +210,29 @@ def check_options(options: msgspec.Struct, error: Callable[[str, str], Exception
 
 
 def _declaration(name: str, hint: Any, option: Option, default: Any, group: str) -> Declaration:
-    form, value_type = _annotation(hint, TextForm), _value_type(hint)
+    value_type, annotations = _unwrap(hint)
     is_list = get_origin(value_type) is tuple
     if is_list:
         hint = get_args(value_type)[0]
-        form, value_type = form or _annotation(hint, TextForm), _value_type(hint)
-    bounds = bounds_of(hint)
-    accepted = (form and form.accepted) or ("" if bounds is None else bounds.accepted)
-    admits = (lambda value: True) if bounds is None else bounds.admits
-    return Declaration(name, option, value_type, default, form, accepted, admits, is_list, group)
+        value_type, inner = _unwrap(hint)
+        annotations += inner
+    form = _first(annotations, TextForm)
+    return Declaration(name, option, value_type, default, form, bounds_of(hint), is_list, group)
 
 
-def _annotation(hint: Any, kind: type) -> Any:
-    """Return the annotation of a kind on a type, or on the type that it is a union of with None."""
+def _unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return a type without its annotations and without None, and the annotations."""
     if get_origin(hint) is Annotated:
-        for each in hint.__metadata__:
-            if isinstance(each, kind):
-                return each
-        return _annotation(hint.__origin__, kind)
-    inner = [part for part in get_args(hint) if part is not NoneType]
-    return _annotation(inner[0], kind) if len(inner) == 1 else None
-
-
-def _value_type(hint: Any) -> Any:
-    if get_origin(hint) is Annotated:
-        return _value_type(hint.__origin__)
+        inner, annotations = _unwrap(hint.__origin__)
+        return inner, (*hint.__metadata__, *annotations)
     if NoneType in get_args(hint):
         [inner] = [part for part in get_args(hint) if part is not NoneType]
-        return _value_type(inner)
-    return hint
+        return _unwrap(inner)
+    return hint, ()
+
+
+def _first(annotations: Iterable[Any], kind: type) -> Any:
+    return next((each for each in annotations if isinstance(each, kind)), None)
 
 
 def parse_text(text: str) -> str:

@@ -12,7 +12,6 @@ _UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PATTERN = re.compile(r"([0-9]*\.?[0-9]+)\s*([a-z]*)", re.ASCII)
 _MAX_TEXT = 32  # characters
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-_SIZE_PATTERN = re.compile(r"([0-9]*\.?[0-9]+)\s*([kmg]?i?)b?", re.ASCII)
 
 
 def parse_duration(duration: float | str) -> float:
@@ -34,10 +33,10 @@ def parse_size(text: str) -> int:
     Raises:
         ValueError: the text is no size, or out of range; the message is complete.
     """
-    match = _SIZE_PATTERN.fullmatch(text.strip().lower())
-    if match is None or match[2] not in _SIZES:
+    match = _PATTERN.fullmatch(text.strip().lower())
+    if match is None or (unit := match[2].removesuffix("b")) not in _SIZES:
         raise ValueError(f"{text!r} is not a size such as 2GiB, 512MB or 4096")
-    size = float(match[1]) * _SIZES[match[2]]
+    size = float(match[1]) * _SIZES[unit]
     if not 1 <= size <= MAX_SIZE:
         raise ValueError(f"{text!r} is out of range, expected 1 to {MAX_SIZE} bytes")
     return int(size)

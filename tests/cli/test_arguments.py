@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,26 +9,14 @@ from typing import Annotated, Literal
 import pytest
 from msgspec import Meta, Struct
 
-from sarathi.cli.arguments import (
-    add_config_argument,
-    add_options,
-    build,
-    fill_in,
-    given_options,
-    option_name,
-)
-from sarathi.cli.engine_arguments import (
-    LogOptions,
-    add_engine_arguments,
-    configure_log,
-    engine_config,
-)
+from sarathi.cli.arguments import ConfigFile, layered_options, parse_options
+from sarathi.cli.engine_options import LogOptions
 from sarathi.cli.main import main
 from sarathi.cli.options_table import options_tables
-from sarathi.cli.serve import OPTIONS
+from sarathi.cli.serve import ServeOptions
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import UsageError
-from sarathi.options import Count, Option, Seconds, declarations
+from sarathi.options import LAYERED, Count, Option, Seconds, Section, changed
 
 
 class Options(Struct, frozen=True, kw_only=True):
@@ -43,18 +30,19 @@ class Options(Struct, frozen=True, kw_only=True):
     line: Annotated[tuple[str, ...], Option("of text; may be given several times")] = ()
 
 
+class Layers(Struct, frozen=True, kw_only=True):
+    config: ConfigFile = None
+    options: Annotated[Options, LAYERED]
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "options.yaml"
 
 
 def read(*argv: str, file: Path | None = None) -> Options:
-    parser = argparse.ArgumentParser()
-    add_config_argument(parser)
-    add_options(parser, Options)
-    args = parser.parse_args([*argv, *([] if file is None else ["--config", str(file)])])
-    fill_in(args, Options)
-    return build(Options, args)
+    words = [*argv, *([] if file is None else ["--config", str(file)])]
+    return parse_options(Layers, words).options
 
 
 def test_the_command_line() -> None:
@@ -66,7 +54,7 @@ def test_the_command_line() -> None:
         delay=0.05,
         color="blue",
         border=False,
-        line=["a", "b"],  # type: ignore[arg-type]
+        line=("a", "b"),
     )
 
 
@@ -92,7 +80,7 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SARATHI_WIDTH", "5")
     monkeypatch.setenv("SARATHI_SHOW_BORDER", "off")
     monkeypatch.setenv("SARATHI_LINE", "a b")
-    assert read() == Options(width=5, border=False, line=["a b"])  # type: ignore[arg-type]
+    assert read() == Options(width=5, border=False, line=("a b",))
     monkeypatch.setenv("SARATHI_WIDTH", "wide")
     with pytest.raises(UsageError, match="SARATHI_WIDTH: 'wide' is not an integer"):
         read()
@@ -104,7 +92,7 @@ def test_a_file(file: Path) -> None:
         width=5,
         delay=0.5,
         border=False,
-        line=["a", "7"],  # type: ignore[arg-type]
+        line=("a", "7"),
     )
     file.write_text("# nothing\n")
     assert read(file=file) == Options()
@@ -147,21 +135,50 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "none cannot be read: No such file" in capsys.readouterr().err
 
 
-def test_only_what_was_given_is_in_the_namespace() -> None:
-    parser = argparse.ArgumentParser()
-    add_options(parser, Options, only=("width", "color"), group="other")
-    args = parser.parse_args(["--width", "80"])
-    assert vars(args) == {"width": 80}
-    assert given_options(args, Options) == {"width": 80}
-    assert option_name(Options, "border") == "--show-border"
+class Page(Struct, frozen=True, kw_only=True):
+    source: Annotated[str, Option("a text", positional=True, metavar="SOURCE")]
+    others: Annotated[tuple[str, ...], Option("more", positional=True, metavar="OTHER")] = ()
+    width: Annotated[int, Option("its own")] = 0
+    text: Annotated[Options, Section(only=("color", "border"), group="other")]
+
+
+def test_a_class_holds_a_part_of_another(capsys: pytest.CaptureFixture[str]) -> None:
+    found = parse_options(Page, ["a", "b", "--width", "3", "--color", "blue"])
+    text = Options(color="blue")
+    assert found == Page(source="a", others=("b",), width=3, text=text)
+    assert parse_options(Page, ["a"]) == Page(source="a", text=Options())
+    assert changed(text) == ["--color"]
+    for words, message in (([], "required: SOURCE"), (["a", "--share", "1"], "unrecognized")):
+        with pytest.raises(SystemExit):
+            parse_options(Page, words)
+        assert message in capsys.readouterr().err
+
+
+def test_only_classes_that_are_layered_take_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SARATHI_COLOR", "blue")
+    assert parse_options(Page, ["a"]).text.color == "red"
+
+
+def test_what_kubernetes_sets_for_a_service_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SARATHI_WIDTH", "tcp://10.0.0.1:8000")
+    monkeypatch.setenv("SARATHI_LINE", "tcp://10.0.0.1:8000")
+    assert read() == Options(line=("tcp://10.0.0.1:8000",))
+    monkeypatch.setenv("SARATHI_WIDTH", "tcp:8000")
+    with pytest.raises(UsageError, match="SARATHI_WIDTH: 'tcp:8000' is not an integer"):
+        read()
+
+
+def test_the_port_is_not_that_of_kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SARATHI_PORT", "tcp://10.0.0.1:8000")
+    monkeypatch.setenv("SARATHI_HOST", "::1")
+    server = parse_options(ServeOptions, ["smollm2-135m"]).server
+    assert (server.port, server.host) == (8000, "::1")
 
 
 def engine(*argv: str) -> EngineConfig:
-    parser = argparse.ArgumentParser()
-    add_engine_arguments(parser)
-    args = parser.parse_args(argv)
-    fill_in(args, EngineConfig)
-    return engine_config(args)
+    return parse_options(ServeOptions, ["smollm2-135m", *argv]).engine
 
 
 @pytest.mark.parametrize(
@@ -199,14 +216,17 @@ def test_an_option_from_a_file_is_checked_with_the_others(
     assert "--ttft-target has no effect on --order fcfs" in capsys.readouterr().err
 
 
+def test_a_file_names_a_row_of_a_table(file: Path) -> None:
+    file.write_text("policy: vllm\n")
+    assert engine("--config", str(file)).policy == "vllm"
+
+
 @pytest.mark.parametrize(("words", "level"), [((), "WARNING"), (("--log-level", "debug"), "DEBUG")])
 def test_the_level_of_the_log(words: tuple[str, ...], level: str) -> None:
-    parser = argparse.ArgumentParser()
-    add_engine_arguments(parser, LogOptions)
     logger = logging.getLogger("sarathi")
     before = logger.level
     try:
-        configure_log(parser.parse_args(words))
+        parse_options(LogOptions, words).configure()
         assert logging.getLevelName(logger.level) == level
     finally:
         logger.setLevel(before)
@@ -215,7 +235,6 @@ def test_the_level_of_the_log(words: tuple[str, ...], level: str) -> None:
 def test_the_documentation_lists_every_option_with_its_default() -> None:
     page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
     assert options_tables() in page, "run python -m sarathi.cli.options_table docs/configuration.md"
-    for cls in (*OPTIONS, EngineConfig):
-        for each in declarations(cls):
-            row = next(row for row in page.splitlines() if row.startswith(f"| `--{each.names[0]}`"))
-            assert f"| `{each.variable}` | {each.default_text or 'none'} |" in row
+    for each in layered_options(ServeOptions):
+        row = next(row for row in page.splitlines() if row.startswith(f"| `--{each.names[0]}`"))
+        assert f"| `{each.variable}` | {each.default_text or 'none'} |" in row

@@ -79,9 +79,10 @@ def test_a_refused_question_is_forgotten():
 
 
 def test_markup_in_an_answer_is_shown_as_it_is():
-    assert "[bold]x[/bold] [/]" in talk(
-        Terminal("q"), lambda messages: iter(["[bold]x[/bold] [/]"])
-    )
+    def replies(messages: Sequence[dict[str, str]]) -> Iterator[str]:
+        yield "[bold]x[/bold] [/]"
+
+    assert "[bold]x[/bold] [/]" in talk(Terminal("q"), replies)
 
 
 def server(handler) -> ChatClient:

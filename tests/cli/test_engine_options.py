@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pytest
 
-from sarathi.cli.engine_arguments import add_engine_arguments, engine_config
+from sarathi.cli.arguments import parse_options
 from sarathi.engine.config import EngineConfig
 
 
 def config(*flags: str) -> EngineConfig:
-    parser = argparse.ArgumentParser()
-    add_engine_arguments(parser)
-    return engine_config(parser.parse_args(flags))
+    return parse_options(EngineConfig, flags)
 
 
 def test_without_flags_all_is_as_in_the_configs_defaults() -> None:

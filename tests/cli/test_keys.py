@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from msgspec import Struct
 
-from sarathi.cli.arguments import add_options, build, fill_in
-from sarathi.cli.keys import ClientKey, ServerKeys, client_key
+from sarathi.cli.arguments import parse_options
+from sarathi.cli.keys import ClientKey, ServerKeys
 from sarathi.cli.main import main
 from sarathi.errors import UsageError
+from sarathi.options import LAYERED
 
 LENGTHS = ("--prompt-lengths", "fixed:9", "--output-lengths", "fixed:9")
 
@@ -22,17 +24,14 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def server(*argv: str) -> ServerKeys:
-    parser = argparse.ArgumentParser()
-    add_options(parser, ServerKeys)
-    args = parser.parse_args(argv)
-    fill_in(args, ServerKeys)
-    return build(ServerKeys, args)
+    class Options(Struct):
+        keys: Annotated[ServerKeys, LAYERED]
+
+    return parse_options(Options, argv).keys
 
 
-def client(*argv: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_options(parser, ClientKey)
-    return parser.parse_args(argv)
+def client(*argv: str) -> str | None:
+    return parse_options(ClientKey, argv).read()
 
 
 @pytest.fixture
@@ -85,19 +84,19 @@ class TestOfAServer:
 
 class TestOfAClient:
     def test_none(self) -> None:
-        assert client_key(client()) is None
+        assert client() is None
 
     def test_each_place(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("SARATHI_API_KEY", "k")
         path = tmp_path / "key"
         path.write_text("filed\n")
-        assert client_key(client()) == "k"
-        assert client_key(client("--api-key", "given")) == "given"
-        assert client_key(client("--api-key-file", str(path))) == "filed"
+        assert client() == "k"
+        assert client("--api-key", "given") == "given"
+        assert client("--api-key-file", str(path)) == "filed"
 
     def test_a_file_with_several_keys_is_not_for_a_client(self, key_file: Path) -> None:
         with pytest.raises(UsageError, match="2 keys"):
-            client_key(client("--api-key-file", str(key_file)))
+            client("--api-key-file", str(key_file))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 from deployments import cost, decodes, deployment, prompt
 
 from sarathi.cli import calibrate
+from sarathi.cli.arguments import parse_options
 from sarathi.errors import SimulationError
 from sarathi.simulator.calibration import ErrorRow, constants, error_table
 from sarathi.simulator.calibration import gpu_fit as fit
@@ -82,10 +82,8 @@ def test_the_projects_constants_are_those_of_a_fit() -> None:
 @with_data
 @pytest.mark.parametrize("as_json", [True, False])
 def test_the_command_prints_both_tables(capsys: pytest.CaptureFixture[str], as_json: bool) -> None:
-    parser = argparse.ArgumentParser()
-    calibrate.add_arguments(parser)
     options = ["--data", str(DATA), *(["--json"] if as_json else [])]
-    assert calibrate.run(parser.parse_args(options)) == 0
+    assert calibrate.run(parse_options(calibrate.CalibrateOptions, options)) == 0
     printed = capsys.readouterr().out
     if as_json:
         found = json.loads(printed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from sarathi.cli import plan
+from sarathi.cli.arguments import parse_options
 from sarathi.errors import BenchmarkError, SimulationError, UsageError
 from sarathi.simulator.devices import DEVICES
 
@@ -21,9 +21,7 @@ Printed = pytest.CaptureFixture[str]
 
 
 def run(*options: str) -> int:
-    parser = argparse.ArgumentParser(prog="sarathi plan")
-    plan.add_arguments(parser)
-    return plan.run(parser.parse_args(options))
+    return plan.run(parse_options(plan.PlanOptions, options))
 
 
 @pytest.fixture(autouse=True)

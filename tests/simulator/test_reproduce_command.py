@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import subprocess
@@ -12,14 +11,13 @@ import pytest
 from browser import BROWSER, look_at
 
 from sarathi.cli import main, reproduce
+from sarathi.cli.arguments import parse_options
 from sarathi.errors import UsageError
 from sarathi.simulator.reproduction.evaluation import STUDIES
 
 
-def parsed(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    reproduce.add_arguments(parser)
-    return parser.parse_args(words)
+def parsed(words: Sequence[str]) -> reproduce.ReproduceOptions:
+    return parse_options(reproduce.ReproduceOptions, words)
 
 
 def run(*words: str) -> int:

@@ -7,57 +7,66 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from sarathi.errors import UsageError
-from sarathi.options import REQUIRED, Declaration, declarations
+from sarathi.options import REQUIRED, Declaration, Nested, Option, Section, declarations, members
 
 _T = TypeVar("_T")
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "FILE"}
+# What Kubernetes sets SARATHI_PORT to, in every pod, for a Service named `sarathi`.
+_SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://.*", re.DOTALL)
+_LAYERS = (
+    "Each option can also be set by an environment variable, such as SARATHI_TBT_TARGET for "
+    "--tbt-target, or in the file of --config. The command line has precedence over the "
+    "environment, and the environment over the file."
+)
+ConfigFile = Annotated[
+    Path | None,
+    Option(
+        "options that the command line and the environment leave out, by their names, such "
+        "as `max-batch-size: 64`",
+        name="config",
+        metavar="FILE.yaml",
+    ),
+]
 
 
 def add_options(
-    parser: argparse.ArgumentParser,
-    *classes: type,
-    only: Collection[str] | None = None,
-    group: str | None = None,
-) -> None:
-    """Add an argument for each declared option.
+    parser: argparse.ArgumentParser, cls: type, section: Section | None = None
+) -> argparse.ArgumentParser:
+    """Add an argument for each option of a class and of those that it holds; return the parser.
 
     Args:
-        classes: declare the options.
-        only: the names of the fields to add; None for all.
-        group: heading in the help text; None for that of each declaration.
+        section: which options of the class to add; None for all.
     """
-    for cls in classes:
-        for each in declarations(cls):
-            if only is None or each.field in only:
-                _add_option(parser, each, each.group if group is None else group)
+    section = section or Section()
+    for each in members(cls):
+        if isinstance(each, Nested):
+            add_options(parser, each.cls, each.section)
+        elif section.only is None or each.field in section.only:
+            _add_option(parser, each, each.group if section.group is None else section.group)
+            if each.key == "config":
+                parser.epilog = _LAYERS
+    return parser
 
 
-def add_config_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--config`, which `fill_in` reads."""
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE.yaml",
-        help="options that the command line and the environment leave out, by their names, such "
-        "as `max-batch-size: 64`",
-    )
+def parse_options(cls: type[_T], argv: Sequence[str]) -> _T:
+    """Return the options of the command line `argv`; raise as `read_options`."""
+    return read_options(cls, add_options(argparse.ArgumentParser(), cls).parse_args(argv))
 
 
-def fill_in(args: argparse.Namespace, *classes: type) -> None:
-    """Set options that the command line leaves out: from the environment, then from `--config`.
-
-    Args:
-        classes: declare the options; others are unknown to the file.
+def read_options(cls: type[_T], args: argparse.Namespace) -> _T:
+    """Return options from the command line, then the environment, `--config` and the defaults.
 
     Raises:
         UsageError: the file cannot be read, or an option is unknown or has a wrong value.
+        ConfigError: options exclude each other.
     """
-    options = [each for cls in classes for each in declarations(cls)]
+    options = list(layered_options(cls))
     path = getattr(args, "config", None)
     layers = [_environment_values(options), [] if path is None else _file_values(options, path)]
     for layer in layers:
@@ -65,43 +74,49 @@ def fill_in(args: argparse.Namespace, *classes: type) -> None:
         for option, value in layer:
             if option.key not in given and option.option.alternative not in given:
                 setattr(args, option.key, value)
+    return _build(cls, args, Section())
 
 
-def given_options(args: argparse.Namespace, cls: type) -> dict[str, Any]:
-    """Return the options of a class that have been given, by the names of their fields."""
-    return {
-        each.field: getattr(args, each.key) for each in declarations(cls) if hasattr(args, each.key)
-    }
+def layered_options(cls: type) -> Iterator[Declaration]:
+    """Yield those options that the environment and a configuration file can set."""
+    for each in members(cls):
+        if isinstance(each, Nested):
+            layered = declarations if each.section.layered else layered_options
+            yield from layered(each.cls)
 
 
-def build(cls: Callable[..., _T], args: argparse.Namespace) -> _T:
-    """Make an instance of a class from the options that have been given and its defaults."""
-    assert isinstance(cls, type)
-    return cls(**given_options(args, cls))  # type: ignore[no-any-return]
-
-
-def option_name(cls: type, field: str) -> str:
-    """Return the option of a field as it is written on the command line."""
-    return next(f"--{each.names[0]}" for each in declarations(cls) if each.field == field)
+def _build(cls: type[_T], args: argparse.Namespace, section: Section) -> _T:
+    values: dict[str, Any] = {}
+    declared: type = cls
+    for each in members(declared):
+        if isinstance(each, Nested):
+            values[each.field] = _build(each.cls, args, each.section)
+        elif hasattr(args, each.key) and (section.only is None or each.field in section.only):
+            value = getattr(args, each.key)
+            values[each.field] = tuple(value) if each.is_list else value
+    return cls(**values)
 
 
 def _add_option(parser: argparse.ArgumentParser, declared: Declaration, group: str) -> None:
     option = declared.option
     default = declared.default_text
     text = option.help if default is None else f"{option.help} (default: {default})"
-    details: dict[str, Any] = {
-        "dest": declared.key,
-        "default": argparse.SUPPRESS,
-        "help": text.replace("%", "%%"),
-        "required": declared.default is REQUIRED,
-    }
+    details: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+    required = declared.default is REQUIRED
     if declared.value_type is bool:
         details["action"] = argparse.BooleanOptionalAction
     else:
-        details["type"] = argument_type(declared.parse)
+        details["type"] = _argument_type(declared)
         details["metavar"] = metavar(declared)
-        details["action"] = "append" if declared.is_list else "store"
-    flags = [f"--{name}" for name in declared.names]
+    if option.positional:
+        flags = [declared.key]
+        if declared.is_list or not required:
+            details["nargs"] = "?" if not declared.is_list else "+" if required else "*"
+    else:
+        flags = [f"--{name}" for name in declared.names]
+        details |= {"dest": declared.key, "required": required}
+        if declared.is_list:
+            details["action"] = option.action or "append"
     _group(parser, group).add_argument(*flags, **details)
 
 
@@ -114,13 +129,11 @@ def metavar(declared: Declaration) -> str:
     return declared.form.metavar if declared.form is not None else _METAVARS[declared.value_type]
 
 
-def argument_type(parse: Callable[[str], _T]) -> Callable[[str], _T]:
-    """Return a parser as a `type` of argparse, which prints the message of its ValueError."""
-
-    def argument(text: str) -> _T:
+def _argument_type(declared: Declaration) -> Any:
+    def argument(text: str) -> Any:
         try:
-            return parse(text)
-        except ValueError as error:
+            return declared.parse(text)
+        except ValueError as error:  # of which argparse would not print the message
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return argument
@@ -136,21 +149,22 @@ def _group(parser: argparse.ArgumentParser, title: str) -> argparse._ActionsCont
 def _environment_values(options: Iterable[Declaration]) -> Iterator[tuple[Declaration, Any]]:
     for option in options:
         text = os.environ.get(option.variable)
-        if text is not None:
-            yield option, _parsed(option, [text], f"{option.variable}: ")
+        if text is None or (option.value_type in (int, float) and _SERVICE_LINK.fullmatch(text)):
+            continue
+        yield option, _parsed(option, [text], f"{option.variable}: ")
 
 
 def _file_values(options: Iterable[Declaration], path: Path) -> Iterator[tuple[Declaration, Any]]:
     by_name = {name: each for each in options for name in (*each.names, each.field)}
-    seen: dict[Declaration, str] = {}
+    seen: dict[str, str] = {}
     for key, value in _read_yaml(path).items():
         option = by_name.get(str(key)) or by_name.get(str(key).replace("_", "-"))
         if option is None:
             accepted = ", ".join(sorted({each.names[0] for each in by_name.values()}))
             raise UsageError(f"{path}: {key} is not an option here, expected one of {accepted}")
-        if option in seen:
-            raise UsageError(f"{path}: {key} and {seen[option]} are the same option")
-        seen[option] = str(key)
+        if option.key in seen:
+            raise UsageError(f"{path}: {key} and {seen[option.key]} are the same option")
+        seen[option.key] = str(key)
         if value is None:
             continue
         values = value if isinstance(value, list) and option.is_list else [value]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Annotated
 
@@ -10,19 +9,27 @@ import msgspec
 
 from sarathi.bench.server_process import ending_on_signals
 from sarathi.bench.workload.workload import Workload
-from sarathi.cli.arguments import add_options, argument_type, build
-from sarathi.cli.keys import ClientKey, client_key
+from sarathi.cli.keys import ClientKey
 from sarathi.cli.measurement import Rate, Screen, ServerStart, print_json
 from sarathi.errors import UsageError
-from sarathi.options import NewFile, Option, Seconds, parse_text
+from sarathi.options import NewFile, Option, Seconds
 from sarathi.simulator.calibration.error_table import as_json, as_text, constants, error_table
 from sarathi.simulator.this_cpu.measure_machine import measure_machine
 from sarathi.simulator.this_cpu.measured_machine import NOTEWORTHY, new_machine_path, save_machine
 
 
 class CalibrateOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of the command alone."""
+    """The options of the command."""
 
+    model: Annotated[
+        str | None,
+        Option(
+            "start `sarathi serve MODEL`, load it, and keep what its iterations cost for "
+            "--device this-cpu",
+            metavar="MODEL",
+            positional=True,
+        ),
+    ] = None
     rate: Annotated[Rate, Option("requests per second that are sent to it", metavar="N")] = 1.0
     seconds: Annotated[Seconds, Option("duration of the load, for each of two policies")] = 90.0
     prompt_lengths: Annotated[
@@ -47,50 +54,39 @@ class CalibrateOptions(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     json: Annotated[bool, Option("print one JSON object")] = False
+    server: ServerStart
+    key: ClientKey
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
-    parser.add_argument(
-        "model",
-        nargs="?",
-        type=argument_type(parse_text),
-        metavar="MODEL",
-        help="start `sarathi serve MODEL`, load it, and keep what its iterations cost for "
-        "--device this-cpu",
-    )
-    add_options(parser, CalibrateOptions, ServerStart, ClientKey)
-
-
-def run(args: argparse.Namespace) -> int:
+def run(options: CalibrateOptions) -> int:
     """Measure or check; return the exit code."""
-    options = build(CalibrateOptions, args)
-    if (args.model is None) == (options.data is None):
+    if (options.model is None) == (options.data is None):
         raise UsageError("either MODEL or --data FOLDER is needed: what is to be measured?")
     if options.data is not None:
         errors, fitted = error_table(options.data), constants(options.data)
         print((as_json if options.json else as_text)(errors, fitted))
         return 0
-    return _measure(args, options)
+    assert options.model is not None
+    return _measure(options.model, options)
 
 
-def _measure(args: argparse.Namespace, options: CalibrateOptions) -> int:
+def _measure(model: str, options: CalibrateOptions) -> int:
     screen = Screen(quiet=options.json)
     workload = Workload.from_options(
         prompt_lengths=options.prompt_lengths, output_lengths=options.output_lengths
     )
-    path = new_machine_path(args.model) if options.output is None else Path(options.output)
-    screen.log(f"measuring {args.model} on this machine, which should do nothing else meanwhile")
+    path = new_machine_path(model) if options.output is None else Path(options.output)
+    screen.log(f"measuring {model} on this machine, which should do nothing else meanwhile")
     with ending_on_signals():
         machine = measure_machine(
-            args.model,
+            model,
             workload,
             rate=options.rate,
             seconds=options.seconds,
             options=options.serve_options,
-            start_timeout=build(ServerStart, args).start_timeout,
+            start_timeout=options.server.start_timeout,
             follow=screen.follow,
-            api_key=client_key(args),
+            api_key=options.key.read(),
             on_progress=screen.warn,
         )
     save_machine(machine, path)

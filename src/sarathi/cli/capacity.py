@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from typing import Annotated
 
 import msgspec
 
+from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
 from sarathi.bench.report import CapacityWithRuns
+from sarathi.bench.results import Run
 from sarathi.bench.server_process import ending_on_signals
 from sarathi.bench.target import Target
 from sarathi.bench.terminal import capacity_fields, print_capacities
-from sarathi.cli.arguments import add_options, build, given_options, option_name
-from sarathi.cli.capacity_searches import CapacitySearches
-from sarathi.cli.keys import ClientKey
+from sarathi.cli.capacity_searches import CapacitySearches, verdict_line
 from sarathi.cli.measurement import (
     DEFAULT_URL,
     REQUESTS_PER_POINT,
     Label,
-    OutputOptions,
-    RequestOptions,
-    ResultOptions,
     Screen,
-    SearchOptions,
-    ServerStart,
-    WorkloadOptions,
-    add_request_arguments,
+    ServerMeasurement,
     print_json,
     save_report,
 )
-from sarathi.cli.simulation import (
-    add_simulation_arguments,
-    default_label,
-    given_simulation_options,
-    make_setup,
-    simulated_capacity,
-)
+from sarathi.cli.simulation import SimulationOptions, default_label, progress_bar, simulated_load
 from sarathi.errors import UsageError
-from sarathi.options import Count, Option, Seconds, declarations
+from sarathi.options import Count, Option, Seconds, changed
+from sarathi.simulator.simulated_capacity import SimulatedSearch, find_capacity
 
 _REQUESTS = 30  # those of slow servers; others get more
 _SIMULATED_REQUESTS = 2048  # as in the paper
@@ -57,8 +45,9 @@ class CapacityTarget(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CapacityOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of the command alone."""
+    """The options of the command."""
 
+    target: CapacityTarget
     label: Annotated[
         Label | None, Option("its name in reports", default="the command or the address")
     ] = None
@@ -76,43 +65,37 @@ class CapacityOptions(msgspec.Struct, frozen=True, kw_only=True):
         Count | None,
         replace(REQUESTS_PER_POINT, default=f"{_REQUESTS}, or {_SIMULATED_REQUESTS} simulated"),
     ] = None
+    servers: ServerMeasurement
+    simulation: SimulationOptions
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
-    add_options(parser, CapacityTarget, CapacityOptions, ResultOptions, SearchOptions)
-    add_request_arguments(parser)
-    add_simulation_arguments(parser)
-    add_options(parser, ServerStart, OutputOptions)
-
-
-def run(args: argparse.Namespace) -> int:
+def run(options: CapacityOptions) -> int:
     """Search for the capacity; return 1 where no rate meets the target."""
-    output = build(OutputOptions, args)
-    if build(WorkloadOptions, args).arrivals == "trace":
+    output = options.servers.output
+    if options.servers.requests.workload.arrivals == "trace":
         raise UsageError("--arrivals trace cannot be searched: a trace has one rate")
-    output.check_report()
-    options = build(CapacityOptions, args)
-    found = _simulated(args, options) if options.simulate else _measured(args, options)
+    output.check()
+    screen = Screen(quiet=output.json)
+    found = _simulated(options, screen) if options.simulate else _measured(options)
     result = found.capacity
     if output.json:
         print_json(capacity_fields(result))
     else:
         print_capacities([result])
-    save_report(output.report, [], [found], Screen(quiet=output.json))
+    save_report(output.report, [], [found], screen)
     return 0 if result.capacity is not None else 1
 
 
-def _measured(args: argparse.Namespace, options: CapacityOptions) -> CapacityWithRuns:
-    for name in given_simulation_options(args):
+def _measured(options: CapacityOptions) -> CapacityWithRuns:
+    for name in (*changed(options.simulation.hardware), *changed(options.simulation.engine)):
         raise UsageError(f"{name} needs --simulate: it describes no server")
-    server = build(CapacityTarget, args)
+    server = options.target
     url = server.url if server.url or server.start else DEFAULT_URL
     unnamed = Target("", url, server.start)
     target = replace(unnamed, label=options.label or unnamed.server)
     with ending_on_signals():
         [found] = CapacitySearches(
-            args,
+            options.servers,
             [target],
             tbt_target=options.tbt_target,
             requests_per_point=options.requests_per_point or _REQUESTS,
@@ -120,21 +103,28 @@ def _measured(args: argparse.Namespace, options: CapacityOptions) -> CapacityWit
     return found
 
 
-def _simulated(args: argparse.Namespace, options: CapacityOptions) -> CapacityWithRuns:
-    for cls in (CapacityTarget, ServerStart, RequestOptions, ClientKey, ResultOptions):
-        given = given_options(args, cls)
-        for each in declarations(cls):
-            if given.get(each.field, each.default) == each.default:
-                continue
-            # The name at the server is also that of the model to simulate.
-            if each.key != "model":
-                name = option_name(cls, each.field)
+def _simulated(options: CapacityOptions, screen: Screen) -> CapacityWithRuns:
+    servers, requests = options.servers, options.servers.requests
+    for unused in (options.target, servers.start, requests, requests.key, servers.results):
+        for name in changed(unused):
+            if name != "--model":  # the name at the server, or else of the model to simulate
                 raise UsageError(f"{name} and --simulate exclude each other: no server is used")
-    setup = make_setup(args, options.tbt_target, None)
-    return simulated_capacity(
-        args,
-        setup,
-        options.label or default_label(setup.description),
-        tbt_target=options.tbt_target,
-        num_requests=options.requests_per_point or _SIMULATED_REQUESTS,
+    setup = options.simulation.setup(requests.model, requests.workload.workload, options.tbt_target)
+    label = options.label or default_label(setup.description)
+    targets = CapacityTargets(
+        options.tbt_target, servers.search.delay_target, servers.search.tail_delay_target
     )
+    search = SimulatedSearch(
+        targets, servers.search.resolution, servers.search.start_rate, servers.search.point_duration
+    )
+    load = simulated_load(requests.workload, options.requests_per_point or _SIMULATED_REQUESTS)
+    with progress_bar(servers.output.json) as bar:
+        task = bar.add_task(label)
+
+        def on_requests(rate: float, ended: int, total: int) -> None:
+            bar.update(task, description=f"{label} at {rate:g}/s", completed=ended, total=total)
+
+        def on_point(run: Run, verdict: Verdict) -> None:
+            screen.log(verdict_line(label, run.rate, verdict))
+
+        return find_capacity(setup, load, search, label, on_point=on_point, on_requests=on_requests)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import hashlib
@@ -10,7 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,21 +25,7 @@ from sarathi.bench.measure import measure, prepare
 from sarathi.bench.report import CapacityWithRuns
 from sarathi.bench.results import Run, describe_machine
 from sarathi.bench.target import RunningServer, Target, running_server
-from sarathi.cli.arguments import build
-from sarathi.cli.measurement import (
-    OutputOptions,
-    RequestOptions,
-    ResultOptions,
-    Screen,
-    SearchOptions,
-    Tokens,
-    WorkloadOptions,
-    credentials,
-    make_load,
-    probe_targets,
-    run_options,
-)
-from sarathi.errors import BenchmarkError
+from sarathi.cli.measurement import Screen, ServerMeasurement, Tokens
 
 _HALVINGS = 4  # of the first rate: a search may take long, but not for ever
 
@@ -50,7 +35,7 @@ class CapacitySearches:
 
     def __init__(
         self,
-        args: argparse.Namespace,
+        options: ServerMeasurement,
         targets: Sequence[Target],
         *,
         tbt_target: float,
@@ -59,23 +44,22 @@ class CapacitySearches:
         """Probe the targets and prepare the load.
 
         Args:
-            args: with the options of `sarathi.cli.measurement`.
             tbt_target: seconds, for P99 of the time between tokens.
             requests_per_point: to measure at each rate, at least.
 
         Raises:
             BenchmarkError: an option of the load is missing, contradictory or out of range.
         """
-        self.screen = Screen(quiet=build(OutputOptions, args).json)
+        self.screen = Screen(quiet=options.output.json)
         self._attempts: Counter[tuple[Target, float, int]] = Counter()
         self._began = time.time()
-        self._args = args
+        self._kept: RunningServer | None = None
+        self._servers = options
         self._targets = targets
-        self._results = build(ResultOptions, args)
         self._requests_per_point = requests_per_point
-        self._tokens = Tokens(args)
-        self._load = make_load(args, requests_per_point, self._tokens)
-        self._options = build(SearchOptions, args)
+        self._tokens = Tokens(options.requests)
+        self._load = options.requests.load(requests_per_point, self._tokens)
+        self._options = options.search
         self._facts = self._probe()
         # Delays that one server reports cannot be compared with those of one that does not.
         by_ttft = not all(facts.tells_delay for facts in self._facts)
@@ -108,31 +92,24 @@ class CapacitySearches:
 
     def _search(self, target: Target, stack: contextlib.ExitStack) -> CapacitySearch:
         name = f"capacity-{target.label}"
-        store = SearchStore(self._results.results, name, self._configuration(target))
-        if self._results.fresh:
-            _set_aside(store.folder)
+        store = SearchStore(self._servers.results.results, name, self._configuration(target))
+        if self._servers.results.fresh and store.folder.exists():
+            until = f"{store.folder.name}-until-{datetime.now():%Y%m%d-%H%M%S}"
+            store.folder.rename(store.folder.with_name(until))
         stack.enter_context(store.opened())
-        # Several alternate, and most machines have memory for one of them at a time.
-        keep_in = stack if len(self._targets) == 1 else None
-        server = _LazyServer(target, self._args, store.log, self._tokens, keep_in)
-
         dates: list[float] = []  # of runs from before
 
         def on_point(attempt: Try, run: Run, verdict: Verdict) -> None:
             if run.began < self._began:
                 dates.append(run.began)
                 return
-            outcome = "meets the target" if verdict.met else "misses it"
-            certainty = "" if verdict.certain else " (not for certain)"
-            self.screen.log(
-                f"{target.label}: {attempt.rate:g}/s {outcome}{certainty}: {verdict.reason}"
-            )
+            self.screen.log(verdict_line(target.label, attempt.rate, verdict))
 
         search = CapacitySearch(
             Search(self._options.start_rate, self._options.resolution, max_halvings=_HALVINGS),
             store,
             self._latencies,
-            lambda attempt: self._measure(server, attempt),
+            lambda attempt: self._measure(target, attempt, store.log, stack),
             on_point,
         )
         if dates:
@@ -147,19 +124,36 @@ class CapacitySearches:
         """Return the facts of the servers, without starting a single one just for that."""
         if len(self._targets) == 1 and self._targets[0].command is not None:
             return []
-        return probe_targets(self._args, self._targets, self.screen)
+        return self._servers.probe(self._targets, self.screen)
 
-    def _measure(self, server: _LazyServer, attempt: Try) -> Run:
+    @contextlib.contextmanager
+    def _running(
+        self, target: Target, log: Path, stack: contextlib.ExitStack
+    ) -> Iterator[RunningServer]:
+        """Yield a running server, started when needed: points of an earlier search need none."""
+        if self._kept is not None:
+            yield self._kept
+            return
+        with contextlib.ExitStack() as point:
+            # Several alternate, and most machines have memory for one of them at a time.
+            is_only = len(self._targets) == 1
+            starting = running_server(target, self._servers.credentials, log)
+            server = (stack if is_only else point).enter_context(starting)
+            self._tokens.use(server)
+            self._kept = server if is_only else None
+            yield server
+
+    def _measure(self, target: Target, attempt: Try, log: Path, stack: contextlib.ExitStack) -> Run:
         rate, repeat = attempt.rate, attempt.repeat
         # Fast servers need many requests: in a short burst, no queue grows for long.
         number = max(self._load.num_requests, math.ceil(rate * self._options.point_duration))
         # An invalid run is repeated with other texts, which are in no prefix cache.
-        which = server.target, rate, repeat
+        which = target, rate, repeat
         self._attempts[which] += 1
         salt = f"{self._load.salt}/{rate:g}/{repeat}/{self._attempts[which]}"
         seed = self._load.seed + repeat
         load = replace(self._load, num_requests=number, seed=seed, salt=salt)
-        with server.running() as running:
+        with self._running(target, log, stack) as running:
             running.check()
             requests = prepare(load, rate, self._tokens, running.facts.max_model_len)
             early_stopping = EarlyStopping(
@@ -170,12 +164,12 @@ class CapacitySearches:
             )
             title = f"{running.label} at {rate:g}/s"
             with self.screen.follow(title, len(requests.calls), [early_stopping]) as listener:
-                return measure(running, requests, run_options(self._args), listener)
+                return measure(running, requests, self._servers.requests.evaluation(), listener)
 
     def _configuration(self, target: Target) -> dict[str, Any]:
         """Return everything that a point depends on."""
-        load, requests = self._load, build(RequestOptions, self._args)
-        workload = build(WorkloadOptions, self._args)
+        load, requests = self._load, self._servers.requests
+        workload = requests.workload
         return {
             "version": __version__,
             "machine": describe_machine(),
@@ -201,45 +195,11 @@ class CapacitySearches:
         }
 
 
-@dataclass
-class _LazyServer:
-    """A target that is started when it is first needed: points of an earlier search need none."""
-
-    target: Target
-    args: argparse.Namespace
-    log: Path
-    tokens: Tokens
-    keep_in: contextlib.ExitStack | None  # keeps it running; None: it runs for each point
-    _running: RunningServer | None = None
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[RunningServer]:
-        """Yield the running server."""
-        if self._running is not None:
-            yield self._running
-            return
-        with contextlib.ExitStack() as point:
-            starting = running_server(self.target, credentials(self.args), self.log)
-            server = (self.keep_in or point).enter_context(starting)
-            self.tokens.use(server)
-            if self.keep_in is not None:
-                self._running = server
-            yield server
-
-
-def _set_aside(folder: Path) -> None:
-    """Rename the folder of an earlier search.
-
-    Raises:
-        BenchmarkError: it cannot be renamed.
-    """
-    if folder.exists():
-        aside = folder.with_name(f"{folder.name}-until-{datetime.now():%Y%m%d-%H%M%S}")
-        try:
-            folder.rename(aside)
-        except OSError as error:
-            reason = error.strerror or error
-            raise BenchmarkError(f"{folder} cannot be renamed: {reason}") from None
+def verdict_line(label: str, rate: float | None, verdict: Verdict) -> str:
+    """Return how a server did at a rate, for the log."""
+    outcome = "meets the target" if verdict.met else "misses it"
+    certainty = "" if verdict.certain else " (not for certain)"
+    return f"{label}: {rate:g}/s {outcome}{certainty}: {verdict.reason}"
 
 
 def _digest(workload: str | None) -> str | None:

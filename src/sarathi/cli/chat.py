@@ -2,113 +2,108 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import msgspec
 from rich.console import Console
 
-from sarathi.cli.arguments import argument_type
-from sarathi.cli.engine_arguments import (
-    LogOptions,
-    add_engine_arguments,
-    configure_log,
-    engine_config,
-)
-from sarathi.cli.keys import ClientKey, client_key
-from sarathi.cli.model_argument import locate_model
-from sarathi.engine.config import EngineConfig
+from sarathi.cli.arguments import ConfigFile
+from sarathi.cli.engine_options import LocalEngine, check_engine
+from sarathi.cli.keys import ClientKey
 from sarathi.errors import UsageError
-from sarathi.options import parse_text
+from sarathi.options import LAYERED, Option
 from sarathi.sampling.params import SamplingParams
 
 DEFAULT_URL = "http://localhost:8000"
 
 Message = dict[str, str]
 # The pieces of the answer to a conversation; closing the iterator stops the answer.
-Replies = Callable[[Sequence[Message]], Iterator[str]]
+Replies = Callable[[Sequence[Message]], Generator[str]]
 
 
 class ChatError(RuntimeError):
     """The conversation cannot go on; the message is for the user."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
-    parser.add_argument(
-        "model",
-        nargs="?",
-        help="run this model here, without a server: a folder, a .gguf file, a hub id or a name",
-    )
-    parser.add_argument(
-        "--url",
-        type=argument_type(parse_text),
-        default=None,
-        help=f"the server to talk to (default {DEFAULT_URL})",
-    )
-    parser.add_argument(
-        "--model",
-        dest="served_model",
-        metavar="NAME",
-        help="the model's name at the server (default: the one it serves)",
-    )
-    parser.add_argument("--system", help="instructions to the model, before the conversation")
-    parser.add_argument("--temperature", type=float, help="0 always takes the likeliest token")
-    parser.add_argument("--max-tokens", type=int, help="the longest answer, in tokens")
-    add_engine_arguments(parser, ClientKey, LogOptions)
+class AnswerOptions(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is asked of each answer; None for what the model or the server chooses."""
+
+    temperature: Annotated[float | None, Option("0 always takes the likeliest token")] = None
+    max_tokens: Annotated[int | None, Option("the longest answer, in tokens")] = None
 
 
-def run(args: argparse.Namespace) -> int:
+class ChatOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of the command."""
+
+    model: Annotated[
+        str | None,
+        Option(
+            "run this model here, without a server: a folder, a .gguf file, a hub id or a name",
+            metavar="MODEL",
+            positional=True,
+        ),
+    ] = None
+    config: ConfigFile = None
+    url: Annotated[
+        str | None, Option("the server to talk to", default=DEFAULT_URL, metavar="URL")
+    ] = None
+    served_model: Annotated[
+        str | None,
+        Option(
+            "the model's name at the server",
+            default="the one it serves",
+            name="model",
+            metavar="NAME",
+        ),
+    ] = None
+    system: Annotated[str | None, Option("instructions to the model, before the conversation")] = (
+        None
+    )
+    answers: AnswerOptions
+    key: Annotated[ClientKey, LAYERED]
+    engine: LocalEngine
+
+
+def run(options: ChatOptions) -> int:
     """Talk until the user ends the conversation.
 
     Raises:
         UsageError: the conversation cannot start.
     """
-    if args.model is not None and args.url is not None:
+    if options.model is not None and options.url is not None:
         raise UsageError("give either a model to run here or --url, not both")
-    options = {
-        name: value
-        for name in ("temperature", "max_tokens")
-        if (value := getattr(args, name)) is not None
-    }
-    configure_log(args)
+    answers = msgspec.to_builtins(options.answers)
+    options.engine.log.configure()
     console = Console(highlight=False)
-    if args.model is not None:
+    if options.model is not None:
         # Checked before the model is loaded.
-        params = SamplingParams(**{"max_tokens": None, **options})
-        config = engine_config(args)
-        # Not under the status line: a download has its own progress bar.
-        path = locate_model(args.model, config.load_format).path
-        with console.status("loading") as status:
-            replies = local_replies(str(path), config, params, status.update)
-        name = args.model
+        params = SamplingParams(**{"max_tokens": None, **answers})
+        check_engine(options.engine.config)
+        replies, name = _local_replies(options, console, params), options.model
     else:
         try:
-            server = ChatClient.connect(
-                args.url or DEFAULT_URL, client_key(args), args.served_model
-            )
+            key, url = options.key.read(), options.url or DEFAULT_URL
+            server = ChatClient.connect(url, key, options.served_model)
         except ChatError as error:
             raise UsageError(str(error)) from error
-        replies = server.replies(options)
-        name = f"{server.model} at {server.url}"
+        replies, name = server.replies(answers), f"{server.model} at {server.url}"
     console.print(f"{name}. Ctrl-C stops an answer, Ctrl-D ends the conversation.", style="dim")
-    converse(console, replies, args.system, lambda: console.input("[bold]> [/bold]"))
+    converse(console, replies, options.system, lambda: console.input("[bold]> [/bold]"))
     return 0
 
 
-def local_replies(
-    model: str, config: EngineConfig, params: SamplingParams, report: Callable[[str], None]
-) -> Replies:
+def _local_replies(options: ChatOptions, console: Console, params: SamplingParams) -> Replies:
     """Return a function that computes answers in this process; raise what `LLM` does."""
     # Imported here: talking to a server needs no engine.
-    from sarathi.engine.llm import LLM, GenerationError
+    from sarathi.engine.llm import GenerationError
 
-    llm = LLM(model, config=config, report=report)
+    assert options.model is not None
+    llm = options.engine.load(options.model, console)
 
-    def reply(messages: Sequence[Message]) -> Iterator[str]:
+    def reply(messages: Sequence[Message]) -> Generator[str]:
         try:
             yield from llm.stream_chat(messages, params)
         except (ValueError, GenerationError) as error:  # too long, or refused by the template
@@ -145,7 +140,7 @@ def converse(
         messages += [question, {"role": "assistant", "content": answer}]
 
 
-def _answer(console: Console, pieces: Iterator[str]) -> str:
+def _answer(console: Console, pieces: Generator[str]) -> str:
     """Print an answer as it arrives; what was printed until Ctrl-C is the answer."""
     printed: list[str] = []
     try:
@@ -155,9 +150,7 @@ def _answer(console: Console, pieces: Iterator[str]) -> str:
     except KeyboardInterrupt:
         console.print(" [dim](stopped)[/dim]", end="")
     finally:
-        close = getattr(pieces, "close", None)
-        if close is not None:
-            close()
+        pieces.close()
     console.print()
     return "".join(printed)
 
@@ -200,7 +193,7 @@ class ChatClient:
     def replies(self, options: dict[str, Any]) -> Replies:
         """Return a function that requests answers, with these options in the request."""
 
-        def reply(messages: Sequence[Message]) -> Iterator[str]:
+        def reply(messages: Sequence[Message]) -> Generator[str]:
             body = {"model": self.model, "messages": messages, "stream": True, **options}
             try:
                 with self.client.stream("POST", "/v1/chat/completions", json=body) as response:
@@ -215,7 +208,7 @@ class ChatClient:
         return reply
 
 
-def _pieces(line: str) -> Iterator[str]:
+def _pieces(line: str) -> Generator[str]:
     """Yield the text of one line of an event stream."""
     data = line.removeprefix("data:").strip()
     if not line.startswith("data:") or data == "[DONE]":

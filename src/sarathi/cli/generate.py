@@ -2,93 +2,79 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from sarathi.cli.engine_arguments import (
-    LogOptions,
-    add_engine_arguments,
-    configure_log,
-    engine_config,
-)
-from sarathi.cli.model_argument import add_model_argument, locate_model
+import msgspec
+
+from sarathi.cli.arguments import ConfigFile
+from sarathi.cli.engine_options import LocalEngine, Model, check_engine
 from sarathi.errors import UsageError
+from sarathi.options import Option
 from sarathi.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from sarathi.engine.llm import RequestOutput
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
-    add_model_argument(parser)
-    source = parser.add_argument_group("prompts")
-    source.add_argument(
-        "--prompt", action="append", default=[], metavar="TEXT", help="may be given several times"
-    )
-    source.add_argument(
-        "--prompt-file",
-        type=Path,
-        metavar="FILE",
-        help="one prompt a line; in a .jsonl file a string, a list of token ids, or an object with "
-        '"prompt"',
-    )
-    source.add_argument(
-        "--chat", action="store_true", help="each prompt is a user's message in the chat template"
-    )
-    sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--max-tokens", type=int, default=128, help="(default: %(default)s)")
-    sampling.add_argument("--temperature", type=float, default=1.0, help="(default: %(default)s)")
-    sampling.add_argument("--top-p", type=float, default=1.0)
-    sampling.add_argument("--top-k", type=int, default=0)
-    sampling.add_argument("--min-p", type=float, default=0.0)
-    sampling.add_argument("--seed", type=int)
-    sampling.add_argument("--n", type=int, default=1, help="outputs a prompt")
-    sampling.add_argument("--stop", action="append", default=[], metavar="TEXT")
-    sampling.add_argument("--ignore-eos", action="store_true")
-    parser.add_argument("--json", action="store_true", help="a JSON object a line for each prompt")
-    add_engine_arguments(parser, LogOptions)
+class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How tokens are chosen; `SamplingParams` checks the values."""
+
+    max_tokens: Annotated[int, Option("most tokens of an output", group="sampling")] = 128
+    temperature: Annotated[float, Option("0 always takes the likeliest token")] = 1.0
+    top_p: Annotated[float, Option("choose from the likeliest tokens with this share")] = 1.0
+    top_k: Annotated[int, Option("choose from this many likeliest tokens", default="all")] = 0
+    min_p: Annotated[float, Option("least probability, relative to the likeliest token's")] = 0.0
+    seed: Annotated[int | None, Option("the same gives the same outputs")] = None
+    n: Annotated[int, Option("outputs a prompt")] = 1
+    stop: Annotated[
+        tuple[str, ...], Option("text that ends an output; may be given several times")
+    ] = ()
+    ignore_eos: Annotated[bool, Option("go on where the model would end")] = False
 
 
-def run(args: argparse.Namespace) -> int:
+class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of the command."""
+
+    model: Model
+    config: ConfigFile = None
+    json: Annotated[bool, Option("a JSON object a line for each prompt")] = False
+    prompt: Annotated[tuple[str, ...], Option("may be given several times", group="prompts")] = ()
+    prompt_file: Annotated[
+        Path | None,
+        Option(
+            "one prompt a line; in a .jsonl file a string, a list of token ids, or an object with "
+            '"prompt"'
+        ),
+    ] = None
+    chat: Annotated[bool, Option("each prompt is a user's message in the chat template")] = False
+    sampling: SamplingOptions
+    engine: LocalEngine
+
+
+def run(options: GenerateOptions) -> int:
     """Print the outputs of all prompts; return the exit code."""
-    params = SamplingParams(
-        max_tokens=args.max_tokens,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        min_p=args.min_p,
-        seed=args.seed,
-        n=args.n,
-        stop=tuple(args.stop),
-        ignore_eos=args.ignore_eos,
-    )
-    config = engine_config(args)
-    prompts = [*args.prompt, *(_read(args.prompt_file) if args.prompt_file else [])]
+    params = SamplingParams(**msgspec.structs.asdict(options.sampling))
+    check_engine(options.engine.config)
+    prompts = [*options.prompt, *(_read(options.prompt_file) if options.prompt_file else [])]
     if not prompts:
         raise UsageError("there is nothing to do: give --prompt or --prompt-file")
-
-    configure_log(args)
+    options.engine.log.configure()
     # Imported here, after the arguments have been checked: it takes a moment.
     from rich.console import Console
     from rich.progress import Progress
 
-    from sarathi.engine.llm import LLM
-
     console = Console(stderr=True)
-    # Not under the status line: a download has its own progress bar.
-    path = locate_model(args.model, config.load_format).path
-    with console.status("loading") as status:
-        llm = LLM(str(path), config=config, report=status.update)
-    if args.chat:
+    llm = options.engine.load(options.model, console)
+    if options.chat:
         prompts = [_in_template(llm, prompt) for prompt in prompts]
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("generating", total=len(prompts))
         results = llm.generate(prompts, params, on_finish=lambda *_: progress.advance(task))
     for result in results:
-        print(json.dumps(_as_json(result), ensure_ascii=False) if args.json else _as_text(result))
+        text = _as_text(result)
+        print(json.dumps(_as_json(result), ensure_ascii=False) if options.json else text)
     return 0
 
 

@@ -5,15 +5,14 @@ A key on a command line can be read by every user of the machine (`ps`); the oth
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
-from sarathi.cli.arguments import build, fill_in
+from sarathi.cli.arguments import parse_options
 from sarathi.errors import UsageError
-from sarathi.options import Option, TextForm, parse_text
+from sarathi.options import LAYERED, Option, TextForm, parse_text
 
 _MAX_FILE = 2**20  # bytes
 
@@ -45,6 +44,24 @@ class ClientKey(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     api_key_file: Annotated[Path | None, Option(_FILE_HELP, alternative="api_key")] = None
+
+    def read(self) -> str | None:
+        """Return the key, None for none; where no option is given, that of the environment.
+
+        Raises:
+            UsageError: the file cannot be read or has not exactly one key.
+        """
+        given = self if self != ClientKey() else parse_options(_Environment, ()).key
+        keys = _keys(
+            () if given.api_key is None else (given.api_key,), given.api_key_file, "--api-key-file"
+        )
+        if len(keys) > 1:
+            raise UsageError(f"{given.api_key_file} has {len(keys)} keys, expected one")
+        return keys[0] if keys else None
+
+
+class _Environment(msgspec.Struct, frozen=True):
+    key: Annotated[ClientKey, LAYERED]
 
 
 class ServerKeys(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,21 +99,6 @@ class ServerKeys(msgspec.Struct, frozen=True, kw_only=True):
     def admin_keys(self) -> tuple[str, ...]:
         """Return the distinct keys for what changes the server; raises as `api_keys`."""
         return _keys(self.admin_key, self.admin_key_file, "--admin-key-file")
-
-
-def client_key(args: argparse.Namespace) -> str | None:
-    """Return the key that a client sends, None for none.
-
-    Raises:
-        UsageError: the file cannot be read or has not exactly one key.
-    """
-    fill_in(args, ClientKey)
-    options = build(ClientKey, args)
-    given = () if options.api_key is None else (options.api_key,)
-    keys = _keys(given, options.api_key_file, "--api-key-file")
-    if len(keys) > 1:
-        raise UsageError(f"{options.api_key_file} has {len(keys)} keys, expected one")
-    return keys[0] if keys else None
 
 
 def _keys(given: tuple[str, ...], file: Path | None, option: str) -> tuple[str, ...]:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from types import ModuleType
+from typing import Any, get_type_hints
 
 from sarathi import __version__
-from sarathi.cli.arguments import fill_in
+from sarathi.cli.arguments import add_options, read_options
 from sarathi.errors import (
     BenchmarkError,
     ConfigError,
@@ -24,7 +25,8 @@ from sarathi.errors import (
 from sarathi.sampling.params import SamplingError
 from sarathi.scheduler import AdmissionError
 
-# Each is a module of this package with `add_arguments` and `run`, imported when it is chosen.
+# Each is a module of this package, imported when it is chosen, with a function `run`. The type of
+# its parameter `options` declares the arguments.
 _COMMANDS = {
     "serve": "Serve a model over the OpenAI API.",
     "generate": "Complete prompts offline, without a server.",
@@ -59,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = _parser(argv).parse_args(argv)
     try:
-        fill_in(args, *getattr(args, "layered", ()))
-        code = int(_module(args.command).run(args))
+        code: int = _module(args.command).run(read_options(_options(args.command), args))
         sys.stdout.flush()
         return code
     except _BAD_INPUT as error:
@@ -93,8 +94,13 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     for name, summary in _COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
         if name in argv:
-            _module(name).add_arguments(command)
+            add_options(command, _options(name))
     return parser
+
+
+def _options(command: str) -> type[Any]:
+    hints: dict[str, type] = get_type_hints(_module(command).run)
+    return hints["options"]
 
 
 def _module(command: str) -> ModuleType:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,12 +19,11 @@ from sarathi.bench.client.server_probe import ServerFacts
 from sarathi.bench.measure import Load, RunOptions
 from sarathi.bench.progress_line import ProgressLine
 from sarathi.bench.report import CapacityWithRuns, check_reports_can_be_made, write_report
-from sarathi.bench.results import Run
+from sarathi.bench.results import Run, save
 from sarathi.bench.target import Credentials, RunningServer, Target, running_server
 from sarathi.bench.workload.token_counter import LocalTokens, ServerTokens, TokenCounter
 from sarathi.bench.workload.workload import Workload
-from sarathi.cli.arguments import add_options, build
-from sarathi.cli.keys import ClientKey, client_key
+from sarathi.cli.keys import ClientKey
 from sarathi.errors import UsageError
 from sarathi.options import (
     Count,
@@ -57,9 +55,6 @@ Factor = Annotated[float, Meta(gt=0, le=1000)]
 # Options of several commands.
 RateOption = Annotated[
     Rate | None, Option("requests per second; needed except with --arrivals trace", metavar="N")
-]
-SaveOption = Annotated[
-    NewFile | None, Option("file for all times, for `sarathi report`", metavar="FILE.json")
 ]
 IterationLogOption = Annotated[
     ExistingFile | None,
@@ -127,8 +122,9 @@ class WorkloadOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How requests are sent to a server."""
+    """What is sent to a server, and how."""
 
+    workload: WorkloadOptions
     salt: Annotated[
         str | None,
         Option(
@@ -156,6 +152,32 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_client_lag: Annotated[
         Seconds, Option("how late the client itself may be at P99 before a run is invalid")
     ] = 0.02
+    key: ClientKey
+
+    def load(self, num_requests: int, tokens: Tokens) -> Load:
+        """Return what is sent.
+
+        Raises:
+            BenchmarkError: an option is missing, contradictory or out of range.
+        """
+        options = self.workload
+        salt = secrets.token_hex(4) if self.salt is None else self.salt
+        return Load(options.build(tokens), num_requests, options.warm_up, options.seed, salt)
+
+    def credentials(self, ready_timeout: float) -> Credentials:
+        """Return how servers are accessed.
+
+        Args:
+            ready_timeout: seconds for a server to load its model.
+
+        Raises:
+            UsageError: the file with the key cannot be used.
+        """
+        return Credentials(self.model, self.api, self.key.read(), ready_timeout, self.ignore_eos)
+
+    def evaluation(self, targets: Targets | None = None) -> RunOptions:
+        """Return how runs are evaluated; `targets` are those of goodput."""
+        return RunOptions(self.timeout, self.max_client_lag, targets)
 
 
 class ServerStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -227,36 +249,90 @@ class OutputOptions(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
 
-    def check_report(self, save: str | None = None) -> None:
-        """Check, before a long run, that the report can be made, and is not the file `save`.
+    def check(self) -> None:
+        """Check, before a long run, that the output can be written.
 
         Raises:
-            UsageError, BenchmarkError: it is not so.
+            UsageError, BenchmarkError: it cannot.
         """
-        if self.report is None:
-            return
-        if self.report == save:
+        if self.report is not None:
+            check_reports_can_be_made()
+
+
+class RunOutput(OutputOptions, frozen=True, kw_only=True):
+    """What a command prints and writes of a single run."""
+
+    save: Annotated[
+        NewFile | None, Option("file for all times, for `sarathi report`", metavar="FILE.json")
+    ] = None
+
+    def check(self) -> None:
+        """Check, before a long run, that the output can be written; raise as `OutputOptions`."""
+        if self.report is not None and self.report == self.save:
             raise UsageError("--save and --report are the same file")
-        check_reports_can_be_made()
+        super().check()
+
+    def publish(self, run: Run, screen: Screen, iterations: Sequence[IterationLine]) -> None:
+        """Print and write a run.
+
+        Raises:
+            BenchmarkError: a file cannot be written.
+        """
+        # Imported here: not every command prints a run.
+        from sarathi.bench.terminal import print_run, run_fields
+
+        if self.json:
+            print_json(run_fields(run))
+        else:
+            print_run(run)
+        if self.save is not None:
+            save(Path(self.save), run)
+        save_report(self.report, [run], [], screen, iterations)
 
 
-def add_request_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the workload and of its requests to a server."""
-    add_options(parser, WorkloadOptions, RequestOptions, ClientKey)
+class ServerMeasurement(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of a command that measures servers at several rates."""
+
+    results: ResultOptions
+    search: SearchOptions
+    requests: RequestOptions
+    start: ServerStart
+    output: OutputOptions
+
+    @property
+    def credentials(self) -> Credentials:
+        """How servers are accessed.
+
+        Raises:
+            UsageError: the file with the key cannot be used.
+        """
+        return self.requests.credentials(self.start.start_timeout)
+
+    def probe(self, targets: Sequence[Target], screen: Screen) -> list[ServerFacts]:
+        """Return the facts of each target; this shows early whether all of them start.
+
+        Raises:
+            BenchmarkError: one cannot be measured.
+        """
+        facts = []
+        for target in targets:
+            screen.log(f"{target.label}: checking whether it answers")
+            with running_server(target, self.credentials) as server:
+                facts.append(server.facts)
+        return facts
 
 
 class Tokens:
     """Counts tokens with `--tokenizer`, or else with the server that is measured."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, options: RequestOptions) -> None:
         """Load the tokenizer.
 
         Raises:
             BenchmarkError: there is no such tokenizer.
         """
-        name = build(WorkloadOptions, args).tokenizer
-        chat = build(RequestOptions, args).api == "chat"
-        self._local = None if name is None else LocalTokens(name, chat)
+        name = options.workload.tokenizer
+        self._local = None if name is None else LocalTokens(name, options.api == "chat")
         self._remote: ServerTokens | None = None
 
     def use(self, server: RunningServer) -> None:
@@ -275,40 +351,6 @@ class Tokens:
         if self._remote is not None:
             self._remote.close()
             self._remote = None
-
-
-def make_load(args: argparse.Namespace, num_requests: int, tokens: Tokens) -> Load:
-    """Return what is sent.
-
-    Raises:
-        BenchmarkError: an option is missing, contradictory or out of range.
-    """
-    options, salt = build(WorkloadOptions, args), build(RequestOptions, args).salt
-    salt = secrets.token_hex(4) if salt is None else salt
-    return Load(options.build(tokens), num_requests, options.warm_up, options.seed, salt)
-
-
-def credentials(args: argparse.Namespace, ready_timeout: float | None = None) -> Credentials:
-    """Return how servers are accessed.
-
-    Args:
-        ready_timeout: seconds for a server to load its model; None: that of `ServerStart`.
-
-    Raises:
-        UsageError: the file with the key cannot be used.
-    """
-    options = build(RequestOptions, args)
-    if ready_timeout is None:
-        ready_timeout = build(ServerStart, args).start_timeout
-    return Credentials(
-        options.model, options.api, client_key(args), ready_timeout, options.ignore_eos
-    )
-
-
-def run_options(args: argparse.Namespace, targets: Targets | None = None) -> RunOptions:
-    """Return how runs are evaluated; `targets` are those of goodput."""
-    options = build(RequestOptions, args)
-    return RunOptions(options.timeout, options.max_client_lag, targets)
 
 
 class Screen:
@@ -337,22 +379,6 @@ class Screen:
         # Drawn from the client's own loop: a thread that redraws would delay it at any time.
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
             yield RunListeners([*others, ProgressLine(title, total, live)])
-
-
-def probe_targets(
-    args: argparse.Namespace, targets: Sequence[Target], screen: Screen
-) -> list[ServerFacts]:
-    """Return the facts of each target; this shows early whether all of them start.
-
-    Raises:
-        BenchmarkError: one cannot be measured.
-    """
-    facts = []
-    for target in targets:
-        screen.log(f"{target.label}: checking whether it answers")
-        with running_server(target, credentials(args)) as server:
-            facts.append(server.facts)
-    return facts
 
 
 def print_json(value: Any) -> None:

@@ -7,17 +7,15 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
-from sarathi.cli.arguments import metavar
-from sarathi.cli.serve import OPTIONS
-from sarathi.engine.config import EngineConfig
-from sarathi.options import Declaration, declarations
+from sarathi.cli.arguments import layered_options, metavar
+from sarathi.cli.serve import ServeOptions
+from sarathi.options import Declaration
 
 _MARKED = re.compile(r"(<!-- options -->\n).*?(<!-- end of options -->)", re.DOTALL)
 
 
 def options_tables() -> str:
     """Return the options of `sarathi serve`, a Markdown table for each heading."""
-    options = [each for cls in (*OPTIONS, EngineConfig) for each in declarations(cls)]
     return "\n".join(
         "\n".join(
             [
@@ -28,7 +26,7 @@ def options_tables() -> str:
                 "",
             ]
         )
-        for group, members in groupby(options, lambda each: each.group)
+        for group, members in groupby(layered_options(ServeOptions), lambda each: each.group)
     )
 
 

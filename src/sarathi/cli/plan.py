@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import msgspec
+from msgspec import Meta
+from msgspec.structs import replace
 
-from sarathi.cli.arguments import add_options, build
 from sarathi.cli.measurement import (
     REQUESTS_PER_POINT,
     OutputOptions,
@@ -19,16 +19,16 @@ from sarathi.cli.measurement import (
     print_json,
 )
 from sarathi.cli.simulation import (
+    HardwareOptions,
     ModelName,
     SimulationOptions,
-    make_setup,
     model_shape,
     progress_bar,
     simulated_load,
 )
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import UsageError
-from sarathi.options import Count, Option, Seconds, TextForm, parser_of
+from sarathi.options import Count, Option, Seconds, Section, TextForm, parser_of
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.plan.candidates import DERIVED, DeviceLayout, candidates, layouts
 from sarathi.simulator.plan.plan_report import plan_fields, print_plan, write_plan
@@ -39,6 +39,8 @@ from sarathi.simulator.setup import Setup
 
 _MOST_DOLLARS = 1e6  # an hour
 _parse_number = parser_of(Count)
+_parse_dollars = parser_of(Annotated[float, Meta(gt=0, le=_MOST_DOLLARS)])
+_parse_factor = parser_of(Annotated[float, Meta(ge=1, le=1000)])
 _ENGINE = "simulated engine"
 
 
@@ -65,15 +67,12 @@ def _parse_prices(text: str) -> dict[str, float]:
 
 def _parse_price(part: str, given: str) -> float:
     try:
-        value = float(given)
+        return cast(float, _parse_dollars(given))
     except ValueError:
-        value = math.nan
-    if not 0 < value <= _MOST_DOLLARS:
         raise ValueError(
             f"the price in {part!r} is {given!r}, expected dollars an hour above 0 and up to "
             f"{_MOST_DOLLARS:.0f}, as in NAME:2.21"
-        )
-    return value
+        ) from None
 
 
 def _parse_numbers(text: str) -> list[int]:
@@ -87,15 +86,10 @@ def _parse_budgets(text: str) -> list[int | None]:
 
 
 def _parse_exploration(text: str) -> float:
-    if text.strip() == "all":
-        return math.inf
     try:
-        value = float(text)
+        return math.inf if text.strip() == "all" else cast(float, _parse_factor(text))
     except ValueError:
-        value = 0.0
-    if not 1 <= value <= 1000:
-        raise ValueError(f"{text!r} is neither a number from 1 to 1000 nor `all`")
-    return value
+        raise ValueError(f"{text!r} is neither a number from 1 to 1000 nor `all`") from None
 
 
 Prices = Annotated[
@@ -107,7 +101,7 @@ Budgets = Annotated[list[int | None], TextForm(_parse_budgets, "N,...")]
 
 
 class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of the command alone."""
+    """The options of the command."""
 
     model: ModelName
     rate: Annotated[Rate, Option("requests per second, of all replicas together", metavar="N")]
@@ -153,27 +147,37 @@ class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
             "buys; 1 finds the cheapest soonest, `all` leaves nothing out"
         ),
     ] = 1.5
+    hardware: Annotated[
+        HardwareOptions, Section(only=("router", "overhead", "memory_utilization"), group=_ENGINE)
+    ]
+    engine: Annotated[
+        EngineConfig, Section(only=("max_batch_size", "max_model_len"), group=_ENGINE)
+    ]
+    workload: WorkloadOptions
+    output: OutputOptions
+
+    def setup(self, layout: DeviceLayout) -> Setup:
+        """Return one replica, as `sarathi simulate` would make it from the same options."""
+        price = self.devices[layout.device]
+        simulation = SimulationOptions(
+            hardware=replace(
+                self.hardware, device=layout.device, tp=layout.tp, pp=layout.pp, price=price
+            ),
+            engine=replace(self.engine, token_budget=layout.token_budget),
+        )
+        return simulation.setup(self.model, self.workload.workload, self.tbt_target)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
-    add_options(parser, PlanOptions)
-    simulated = ("router", "overhead", "memory_utilization")
-    add_options(parser, SimulationOptions, only=simulated, group=_ENGINE)
-    add_options(parser, EngineConfig, only=("max_batch_size", "max_model_len"), group=_ENGINE)
-    add_options(parser, WorkloadOptions, OutputOptions)
-
-
-def run(args: argparse.Namespace) -> int:
+def run(options: PlanOptions) -> int:
     """Make a plan; return 1 where nothing meets the targets."""
-    options, output = build(PlanOptions, args), build(OutputOptions, args)
-    if build(WorkloadOptions, args).arrivals == "trace":
+    output = options.output
+    if options.workload.arrivals == "trace":
         raise UsageError("--arrivals trace cannot be planned for: a trace has one rate")
-    output.check_report()
+    output.check()
     # Checked here: an unknown model would be reported as one that fits nowhere.
     model = model_shape(options.model).name
     targets = PlanTargets(options.tbt_target, options.ttft_target)
-    load = simulated_load(args, options.requests_per_point)
+    load = simulated_load(options.workload, options.requests_per_point)
     settings = PlanSettings(options.rate, targets, load)
     wanted = layouts(
         options.devices, options.tp, options.pp, options.token_budgets, options.max_devices
@@ -182,9 +186,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"--max-devices {options.max_devices} is fewer than any product of --tp and --pp"
         )
-    fit, unfit = candidates(
-        wanted, options.devices, lambda layout: _make_setup(args, options, layout)
-    )
+    fit, unfit = candidates(wanted, options.devices, options.setup)
     costs: list[float] = []
     with progress_bar(output.json) as bar:
         task = bar.add_task("plan", total=len(fit))
@@ -197,7 +199,7 @@ def run(args: argparse.Namespace) -> int:
             best = f"plan: ${min(costs):.2f} an hour so far" if costs else "plan"
             bar.update(task, description=best, completed=len(seen))
 
-        router = build(SimulationOptions, _hardware(args)).router
+        router = options.hardware.router
         planned = make_plan(
             fit, settings, explore=options.explore, router=router, on_candidate=on_candidate
         )
@@ -210,19 +212,3 @@ def run(args: argparse.Namespace) -> int:
         files = write_plan(Path(output.report), planned, settings, model)
         Screen(quiet=output.json).log(f"the report is {files[0]}")
     return 0 if planned.choices else 1
-
-
-def _hardware(args: argparse.Namespace, **own: object) -> argparse.Namespace:
-    """Return the arguments of `sarathi simulate`, without the lists of candidates."""
-    lists = ("tp", "pp")
-    kept = {name: value for name, value in vars(args).items() if name not in lists}
-    return argparse.Namespace(**kept | own)
-
-
-def _make_setup(args: argparse.Namespace, options: PlanOptions, layout: DeviceLayout) -> Setup:
-    """Return one replica, as `sarathi simulate` would make it from the same options."""
-    own: dict[str, object] = {"device": layout.device, "tp": layout.tp, "pp": layout.pp}
-    own["price"] = options.devices[layout.device]
-    if layout.token_budget is not None:
-        own["token_budget"] = layout.token_budget
-    return make_setup(_hardware(args, **own), options.tbt_target, None)

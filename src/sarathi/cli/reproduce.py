@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 from typing import Annotated
@@ -10,11 +9,10 @@ from typing import Annotated
 import msgspec
 
 from sarathi.bench.report import check_reports_can_be_made
-from sarathi.cli.arguments import add_options, argument_type, build
 from sarathi.cli.measurement import Screen, print_json
 from sarathi.cli.simulation import progress_bar
 from sarathi.errors import UsageError
-from sarathi.options import MAX_NUMBER, CountOrZero, Option, parse_text
+from sarathi.options import MAX_NUMBER, CountOrZero, Option
 from sarathi.simulator.reproduction.evaluation import STUDIES, reproduce
 from sarathi.simulator.reproduction.experiment import WORDS
 from sarathi.simulator.reproduction.reproduction_report import fields, write
@@ -27,6 +25,10 @@ _FEWEST = 8  # requests of which figures can be made
 class ReproduceOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of the command."""
 
+    names: Annotated[
+        tuple[str, ...],
+        Option(f"an experiment: {', '.join(STUDIES)}", metavar="NAME", positional=True),
+    ] = ()
     all: Annotated[bool, Option("all experiments")] = False
     list: Annotated[bool, Option("list the experiments, and run none")] = False
     out: Annotated[
@@ -50,32 +52,22 @@ class ReproduceOptions(msgspec.Struct, frozen=True, kw_only=True):
     json: Annotated[bool, Option("all values as one JSON object, and nothing else")] = False
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
-    parser.add_argument(
-        "names",
-        nargs="*",
-        type=argument_type(parse_text),
-        metavar="NAME",
-        help=f"an experiment: {', '.join(STUDIES)}",
-    )
-    add_options(parser, ReproduceOptions)
-
-
-def run(args: argparse.Namespace) -> int:
+def run(options: ReproduceOptions) -> int:
     """Run experiments and write the report; return the exit code."""
-    options = build(ReproduceOptions, args)
     if options.list:
         for name in STUDIES:
             print(f"{name:20} {WORDS[name].summary}")
         return 0
-    names = _names(args.names, options.all)
+    names = _names(options.names, options.all)
     folder = None if options.out is None else Path(options.out)
     if folder is None and not options.json:
         raise UsageError("--out is missing: the folder for the report; or --json")
     if folder is not None:
         check_reports_can_be_made()
-        _prepare(folder)
+        try:  # before the experiments, which take minutes
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--out {folder} cannot be made: {error.strerror}") from None
     settings = Options(options.requests, options.seed, _traces(options.traces))
     screen = Screen(quiet=options.json)
     started = time.monotonic()
@@ -102,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _names(given: list[str], every: bool) -> list[str]:
+def _names(given: tuple[str, ...], every: bool) -> list[str]:
     """Return the names of the experiments to run.
 
     Raises:
@@ -117,18 +109,6 @@ def _names(given: list[str], every: bool) -> list[str]:
     if not given:
         raise UsageError(f"no experiment is named: {known}")
     return list(dict.fromkeys(given))
-
-
-def _prepare(folder: Path) -> None:
-    """Make the folder before the experiments run, which takes minutes.
-
-    Raises:
-        UsageError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {folder} cannot be made: {error.strerror}") from None
 
 
 def _traces(given: str | None) -> str | None:

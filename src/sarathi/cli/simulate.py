@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
-from sarathi.bench.results import save
-from sarathi.bench.terminal import print_run, run_fields
-from sarathi.cli.arguments import add_options, build
-from sarathi.cli.measurement import (
-    Label,
-    OutputOptions,
-    RateOption,
-    SaveOption,
-    Screen,
-    WorkloadOptions,
-    print_json,
-    save_report,
-)
+from sarathi.cli.measurement import Label, RateOption, RunOutput, Screen, WorkloadOptions
 from sarathi.cli.simulation import (
     ModelName,
-    add_simulation_arguments,
+    SimulationOptions,
     default_label,
-    make_setup,
     progress_bar,
     simulated_load,
 )
@@ -38,7 +23,7 @@ from sarathi.telemetry.recorder import IterationRecord
 
 
 class SimulateOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of the command alone."""
+    """The options of the command."""
 
     model: ModelName
     label: Annotated[
@@ -53,23 +38,20 @@ class SimulateOptions(msgspec.Struct, frozen=True, kw_only=True):
     ttft_target: Annotated[
         Seconds | None, Option("time to first token: for --order slack, and for goodput")
     ] = None
-    save: SaveOption = None
     show_memory: Annotated[bool, Option("also print what the memory is used for")] = False
+    simulation: SimulationOptions
+    workload: WorkloadOptions
+    output: RunOutput
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
-    add_options(parser, SimulateOptions)
-    add_simulation_arguments(parser)
-    add_options(parser, WorkloadOptions, OutputOptions)
-
-
-def run(args: argparse.Namespace) -> int:
+def run(options: SimulateOptions) -> int:
     """Simulate a run; return the exit code."""
-    options, output = build(SimulateOptions, args), build(OutputOptions, args)
-    output.check_report(options.save)
-    setup = make_setup(args, options.tbt_target, options.ttft_target)
-    load = simulated_load(args, options.num_requests)
+    output = options.output
+    output.check()
+    setup = options.simulation.setup(
+        options.model, options.workload.workload, options.tbt_target, options.ttft_target
+    )
+    load = simulated_load(options.workload, options.num_requests)
     targets = Targets(options.ttft_target, options.tbt_target)
     screen = Screen(quiet=output.json)
     if options.show_memory:
@@ -92,11 +74,5 @@ def run(args: argparse.Namespace) -> int:
             on_iteration=keep if output.report is not None else None,
             on_progress=lambda ended, now: bar.update(task, completed=ended),
         )
-    if output.json:
-        print_json(run_fields(result))
-    else:
-        print_run(result)
-    if options.save is not None:
-        save(Path(options.save), result)
-    save_report(output.report, [result], [], screen, iterations)
+    output.publish(result, screen, iterations)
     return 0

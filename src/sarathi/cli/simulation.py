@@ -1,8 +1,7 @@
-"""What the commands that simulate share: options, the simulated engine, and a capacity search."""
+"""What the commands that simulate share: options, the simulated engine, and its load."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,17 +10,13 @@ from msgspec import Meta
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
-from sarathi.bench.report import CapacityWithRuns
-from sarathi.bench.results import Run, describe_machine
+from sarathi.bench.results import describe_machine
 from sarathi.bench.workload.presets import PRESETS
 from sarathi.bench.workload.token_counter import LocalTokens
-from sarathi.cli.arguments import add_options, build, given_options, option_name
-from sarathi.cli.measurement import OutputOptions, Screen, SearchOptions, WorkloadOptions
+from sarathi.cli.measurement import WorkloadOptions
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import SimulationError, UsageError
-from sarathi.options import Count, Option, Share
-from sarathi.scheduler import POLICIES
+from sarathi.options import Count, Option, Section, Share, changed
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.engine_overhead import OVERHEADS
@@ -29,22 +24,23 @@ from sarathi.simulator.gpu_setup import gpu_setup
 from sarathi.simulator.published_models import MODELS
 from sarathi.simulator.routing import ROUTERS
 from sarathi.simulator.setup import Setup
-from sarathi.simulator.simulated_capacity import SimulatedSearch, find_capacity
 from sarathi.simulator.simulated_model import SimulatedModel
 from sarathi.simulator.simulated_run import SimulatedLoad
 from sarathi.simulator.this_cpu.measured_machine import cpu_setup, load_machine, machine_path
 
 THIS_CPU = "this-cpu"
 _UNKNOWN_LENGTH = 8192  # tokens, of models that do not state theirs
-_ENGINE = "simulated engine"
 # Options of an engine that have the same meaning in the simulator.
-_ENGINE_FIELDS = (
-    "max_model_len",
-    "token_budget",
-    "min_prefill_share",
-    "in_order_share",
-    "max_batch_size",
-    "policy",
+_SHARED = Section(
+    only=(
+        "max_model_len",
+        "token_budget",
+        "min_prefill_share",
+        "in_order_share",
+        "max_batch_size",
+        "policy",
+    ),
+    group="simulated engine",
 )
 
 ModelName = Annotated[
@@ -52,7 +48,7 @@ ModelName = Annotated[
 ]
 
 
-class SimulationOptions(msgspec.Struct, frozen=True, kw_only=True):
+class HardwareOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The hardware to simulate, and what an engine on it has in the simulator alone."""
 
     device: Annotated[
@@ -89,88 +85,78 @@ class SimulationOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = "fcfs"
 
 
-def add_simulation_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the simulated hardware and engine."""
-    add_options(parser, SimulationOptions)
-    add_options(parser, EngineConfig, only=_ENGINE_FIELDS, group=_ENGINE)
+class SimulationOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine on a device."""
 
+    hardware: HardwareOptions
+    engine: Annotated[EngineConfig, _SHARED]
 
-def given_simulation_options(args: argparse.Namespace) -> list[str]:
-    """Return the options of the simulation that have been given, as they are written."""
-    classes = ((SimulationOptions, None), (EngineConfig, _ENGINE_FIELDS))
-    return [
-        option_name(cls, field)
-        for cls, fields in classes
-        for field in given_options(args, cls)
-        if fields is None or field in fields
-    ]
+    def setup(
+        self,
+        model_name: str | None,
+        workload: str | None,
+        tbt_target: float | None,
+        ttft_target: float | None = None,
+    ) -> Setup:
+        """Return what is simulated.
 
+        Args:
+            workload: its name, which may give the model's length.
+            tbt_target: seconds, of the engine where it has no token budget.
+            ttft_target: seconds, for `--order slack`.
 
-def make_setup(
-    args: argparse.Namespace, tbt_target: float | None, ttft_target: float | None
-) -> Setup:
-    """Return what is simulated: a model and an engine on a device.
-
-    Args:
-        tbt_target: seconds, of the engine where it has no token budget.
-        ttft_target: seconds, for `--order slack`.
-
-    Raises:
-        UsageError: the model or the device is not named.
-        SimulationError: they are unknown, or do not go together.
-        ConfigError: options of the engine do not go together.
-    """
-    options, model_name = build(SimulationOptions, args), getattr(args, "model", None)
-    if model_name is None:
-        raise UsageError(f"--model is missing: {', '.join(MODELS)}, or a config.json")
-    if options.device is None:
-        raise UsageError(f"--device is missing: {', '.join(DEVICES)}")
-    engine = given_options(args, EngineConfig)
-    engine = {name: engine[name] for name in _ENGINE_FIELDS if name in engine}
-    max_model_len = engine.pop("max_model_len", None)
-    by_target = (
-        POLICIES[engine.get("policy", "sarathi")].stall_free and "token_budget" not in engine
-    )
-    if ttft_target is not None:
-        engine["ttft_target"] = ttft_target
-    config = EngineConfig(
-        **engine, tbt_target=tbt_target if by_target else None, order=options.order
-    )
-    if options.device == THIS_CPU:
-        return _this_cpu(model_name, options, config, max_model_len)
-    if options.device not in DEVICES:
-        raise SimulationError(f"device is {options.device}, expected one of {', '.join(DEVICES)}")
-    model = model_shape(model_name)
-    deployment = Deployment(
-        model=model,
-        device=DEVICES[options.device],
-        tp=options.tp,
-        pp=options.pp,
-        nodes=options.nodes,
-        max_model_len=max_model_len or _longest(build(WorkloadOptions, args).workload, model),
-        memory_utilization=options.memory_utilization,
-    )
-    return gpu_setup(
-        deployment,
-        config,
-        overhead=OVERHEADS[options.overhead],
-        replicas=options.replicas,
-        router=options.router,
-        price=options.price,
-    )
+        Raises:
+            UsageError: the model or the device is not named.
+            SimulationError: they are unknown, or do not go together.
+            ConfigError: options of the engine do not go together.
+        """
+        options, engine = self.hardware, self.engine
+        if model_name is None:
+            raise UsageError(f"--model is missing: {', '.join(MODELS)}, or a config.json")
+        if options.device is None:
+            raise UsageError(f"--device is missing: {', '.join(DEVICES)}")
+        config = msgspec.structs.replace(
+            engine,
+            max_model_len=None,
+            tbt_target=tbt_target if engine.latency_budget else None,
+            ttft_target=engine.ttft_target if ttft_target is None else ttft_target,
+            order=options.order,
+        )
+        if options.device == THIS_CPU:
+            return _this_cpu(model_name, options, config, engine.max_model_len)
+        if options.device not in DEVICES:
+            raise SimulationError(
+                f"device is {options.device}, expected one of {', '.join(DEVICES)}"
+            )
+        model = model_shape(model_name)
+        deployment = Deployment(
+            model=model,
+            device=DEVICES[options.device],
+            tp=options.tp,
+            pp=options.pp,
+            nodes=options.nodes,
+            max_model_len=engine.max_model_len or _longest(workload, model),
+            memory_utilization=options.memory_utilization,
+        )
+        return gpu_setup(
+            deployment,
+            config,
+            overhead=OVERHEADS[options.overhead],
+            replicas=options.replicas,
+            router=options.router,
+            price=options.price,
+        )
 
 
 def _this_cpu(
-    model: str, options: SimulationOptions, config: EngineConfig, max_model_len: int | None
+    model: str, options: HardwareOptions, config: EngineConfig, max_model_len: int | None
 ) -> Setup:
     for name in ("tp", "pp", "replicas"):
         value = getattr(options, name)
         if value != 1:
             raise SimulationError(f"{name} is {value}, expected 1: {THIS_CPU} is one machine")
-    defaults = SimulationOptions()
-    for name in ("nodes", "overhead", "router", "memory_utilization"):
-        if getattr(options, name) != getattr(defaults, name):
-            option = option_name(SimulationOptions, name)
+    for option in changed(options):
+        if option not in ("--device", "--price", "--order"):
             raise SimulationError(
                 f"{option} has no effect on {THIS_CPU}: the measurement includes it"
             )
@@ -202,13 +188,12 @@ def _longest(workload: str | None, model: SimulatedModel) -> int:
     return model.config.max_position or _UNKNOWN_LENGTH
 
 
-def simulated_load(args: argparse.Namespace, num_requests: int) -> SimulatedLoad:
+def simulated_load(options: WorkloadOptions, num_requests: int) -> SimulatedLoad:
     """Return what is sent.
 
     Raises:
         BenchmarkError: an option is missing, contradictory or out of range.
     """
-    options = build(WorkloadOptions, args)
     tokens = None if options.tokenizer is None else LocalTokens(options.tokenizer, False)
     return SimulatedLoad(options.build(tokens), num_requests, options.warm_up, options.seed)
 
@@ -229,39 +214,3 @@ def progress_bar(quiet: bool) -> Progress:
 def default_label(description: dict[str, str]) -> str:
     """Return the name of a simulated run in reports."""
     return " ".join(description[part] for part in ("model", "device", "policy"))
-
-
-def simulated_capacity(
-    args: argparse.Namespace, setup: Setup, label: str, *, tbt_target: float, num_requests: int
-) -> CapacityWithRuns:
-    """Search for a capacity by the options of `sarathi capacity`.
-
-    Args:
-        tbt_target: seconds, for P99 of the time between tokens.
-        num_requests: of a point at least.
-
-    Raises:
-        BenchmarkError: an option of the load is missing, contradictory or out of range.
-    """
-    options = build(SearchOptions, args)
-    search = SimulatedSearch(
-        CapacityTargets(tbt_target, options.delay_target, options.tail_delay_target),
-        options.resolution,
-        options.start_rate,
-        options.point_duration,
-    )
-    load = simulated_load(args, num_requests)
-    quiet = build(OutputOptions, args).json
-    screen = Screen(quiet)
-    with progress_bar(quiet) as bar:
-        task = bar.add_task(label)
-
-        def on_requests(rate: float, ended: int, total: int) -> None:
-            bar.update(task, description=f"{label} at {rate:g}/s", completed=ended, total=total)
-
-        def on_point(run: Run, verdict: Verdict) -> None:
-            outcome = "meets the target" if verdict.met else "misses it"
-            certainty = "" if verdict.certain else " (not for certain)"
-            screen.log(f"{label}: {run.rate:g}/s {outcome}{certainty}: {verdict.reason}")
-
-        return find_capacity(setup, load, search, label, on_point=on_point, on_requests=on_requests)
