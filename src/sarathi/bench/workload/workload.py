@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -83,12 +84,8 @@ class Workload:
                 raise BenchmarkError(
                     f"--{name}-scale {scale:g} must be above 0 and at most {_MAX_SCALE:g}"
                 )
-        for name, limit in (("max-prompt", self.max_prompt), ("max-output", self.max_output)):
-            if limit is not None and limit < 1:
-                raise BenchmarkError(f"--{name} {limit} must be at least 1")
-        if self.turns < 1:
-            raise BenchmarkError(f"--turns {self.turns} must be at least 1")
-        if self.arrivals is None and _times(self.pairs) is None:
+        _check_at_least(1, max_prompt=self.max_prompt, max_output=self.max_output, turns=self.turns)
+        if self.arrivals is None and getattr(self.pairs, "arrived_at", None) is None:
             raise BenchmarkError(
                 f"--arrivals {TRACE} needs --workload FILE.csv with a column arrived_at"
             )
@@ -101,32 +98,21 @@ class Workload:
         prompt_lengths: str | None = None,
         output_lengths: str | None = None,
         arrivals: str = "poisson",
-        prompt_scale: float = 1.0,
-        output_scale: float = 1.0,
-        max_prompt: int | None = None,
-        max_output: int | None = None,
-        turns: int = 1,
         tokens: TokenCounter | None = None,
+        **shape: Any,
     ) -> Workload:
         """Make a workload from the options of the command line.
 
         Args:
             workload: a preset, FILE.csv or FILE.json; otherwise both kinds of lengths are required.
             tokens: counts the tokens of a JSON file; required only for such files.
+            shape: the other fields of a workload, such as `max_prompt` and `turns`.
 
         Raises:
             BenchmarkError: an option is wrong, missing, or one too many.
         """
         pairs = _parse_pairs(workload, prompt_lengths, output_lengths, tokens)
-        return cls(
-            pairs,
-            process_from(arrivals),
-            prompt_scale,
-            output_scale,
-            max_prompt,
-            max_output,
-            turns,
-        )
+        return cls(pairs, process_from(arrivals), **shape)
 
     def describe(self) -> dict[str, str]:
         """Return the options of this workload that differ from the defaults, without dashes."""
@@ -173,10 +159,9 @@ class Workload:
         prompts, outputs, num_shortened = _shortened(prompts, outputs, max_total)
         conversations, numbers = np.arange(total), np.zeros(total, np.int64)
         if self.turns > 1:
-            turns = converse(prompts, outputs, self.turns, self.max_prompt, max_total, for_turns)
-            prompts = np.array([turn.prompt_tokens for turn in turns])
-            conversations = np.array([turn.conversation for turn in turns])
-            numbers = np.array([turn.number for turn in turns])
+            prompts, conversations, numbers = converse(
+                prompts, outputs, self.turns, self.max_prompt, max_total, for_turns
+            )
         return Plan(
             times, prompts, outputs, conversations, numbers, warm_up, seconds, num_shortened
         )
@@ -204,12 +189,8 @@ class Workload:
             )
         if rate is not None and not (rate > 0 and math.isfinite(rate)):
             raise BenchmarkError(f"--rate {rate:g} must be a number above 0")
-        if num_requests < 1:
-            raise BenchmarkError(f"--num-requests {num_requests} must be at least 1")
-        if warm_up < 0:
-            raise BenchmarkError(f"--warm-up {warm_up} must be at least 0")
-        if seed < 0:
-            raise BenchmarkError(f"--seed {seed} must be at least 0")
+        _check_at_least(1, num_requests=num_requests)
+        _check_at_least(0, warm_up=warm_up, seed=seed)
         if max_total is not None and max_total < 2:
             raise BenchmarkError(f"a longest total of {max_total} tokens holds no request")
 
@@ -220,11 +201,7 @@ def _parse_pairs(
     output_lengths: str | None,
     tokens: TokenCounter | None,
 ) -> LengthPairs:
-    """Return the lengths of a preset or file, or of two distributions.
-
-    Raises:
-        BenchmarkError: an option is wrong, missing, or one too many.
-    """
+    """Return the lengths of a preset or file, or of two distributions."""
     if workload is not None:
         for option, text in (("prompt", prompt_lengths), ("output", output_lengths)):
             if text is not None:
@@ -260,8 +237,11 @@ def _preset_or_file(workload: str, tokens: TokenCounter | None) -> LengthPairs:
     )
 
 
-def _times(pairs: LengthPairs) -> Times | None:
-    return pairs.arrived_at if isinstance(pairs, LengthTrace) else None
+def _check_at_least(least: int, **options: int | None) -> None:
+    for name, value in options.items():
+        if value is not None and value < least:
+            option = name.replace("_", "-")
+            raise BenchmarkError(f"--{option} {value} must be at least {least}")
 
 
 def _capped(lengths: Tokens, limit: int | None) -> Tokens:
