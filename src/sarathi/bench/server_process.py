@@ -133,8 +133,7 @@ class Launched:
             BenchmarkError: the server ended, or is not ready in time.
         """
         deadline = time.monotonic() + timeout
-        context = self._endpoint.ssl_context()
-        with httpx.Client(timeout=_GET_TIMEOUT, trust_env=False, verify=context or True) as client:
+        with self._endpoint.http_client(_GET_TIMEOUT) as client:
             while True:
                 self.check()
                 reason = self._unready(client)

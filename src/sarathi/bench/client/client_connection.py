@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ssl
-from collections.abc import Callable
-from dataclasses import dataclass
-from time import perf_counter
-from typing import cast
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, cast
 
 from sarathi.bench.client.answer import Answer
 from sarathi.bench.client.endpoint import Endpoint
@@ -22,24 +20,17 @@ _LONGEST_LOOKUP = 5.0  # seconds
 _CLIENT_ERRORS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL)
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where connections go, found once for all of them."""
-
-    host: str
-    port: int
-    ssl: ssl.SSLContext | None
-    server_hostname: str | None
+Connect = Callable[[Callable[[], asyncio.Protocol]], Coroutine[Any, Any, object]]
 
 
-async def locate(endpoint: Endpoint) -> Address:
-    """Return the address that accepts connections; the host itself where none does.
+async def connector(endpoint: Endpoint) -> Connect:
+    """Find the address that accepts connections, and return what connects a protocol to it.
 
     A name such as localhost has several, and the server may listen on one alone. Trying each for
-    every request would be measured as if it were the server's time.
+    every request would be measured as if it were the server's time. Where none accepts, each
+    connection will try the name.
     """
     context = endpoint.ssl_context()
-    name = endpoint.host if context is not None else None
     host = endpoint.host
     try:
         _, writer = await asyncio.wait_for(
@@ -50,17 +41,13 @@ async def locate(endpoint: Endpoint) -> Address:
     else:
         host = writer.get_extra_info("peername")[0]
         writer.transport.abort()
-    return Address(host, endpoint.port, context, name)
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Seconds since a run began."""
-
-    origin: float  # by perf_counter
-
-    def now(self) -> float:
-        return perf_counter() - self.origin
+    return partial(
+        asyncio.get_running_loop().create_connection,
+        host=host,
+        port=endpoint.port,
+        ssl=context,
+        server_hostname=endpoint.host if context is not None else None,
+    )
 
 
 class ClientConnection(asyncio.Protocol):
@@ -71,20 +58,21 @@ class ClientConnection(asyncio.Protocol):
         request: bytes,
         answer: Answer,
         *,
-        clock: Clock,
+        now: Callable[[], float],
         timeout: float,
         progressed: Callable[[list[float]], None],
         ended: Callable[[float], None],
     ) -> None:
         """
         Args:
+            now: the clock, in seconds since the run began.
             timeout: seconds without a token, since the last one or since the start.
             progressed: called with the times of new tokens.
             ended: called once, with the time, when the answer is over.
         """
         self._request = request
         self._answer = answer
-        self._now = clock.now
+        self._now = now
         self._timeout = timeout
         self._progressed = progressed
         self._ended = ended
@@ -94,12 +82,12 @@ class ClientConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._opening: asyncio.Task[None] | None = None
 
-    def open(self, address: Address) -> None:
+    def open(self, connect: Connect) -> None:
         """Start connecting; errors end up in the answer."""
         self._began = self._now()
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self._timeout, self._expire)
-        self._opening = loop.create_task(self._open(address))
+        self._opening = loop.create_task(self._open(connect))
 
     def abort(self) -> None:
         """Close the connection without calling `ended`."""
@@ -128,15 +116,9 @@ class ClientConnection(asyncio.Protocol):
         self._answer.end_of_data(str(exc) if exc is not None else "")
         self._end(self._now())
 
-    async def _open(self, address: Address) -> None:
+    async def _open(self, connect: Connect) -> None:
         try:
-            await asyncio.get_running_loop().create_connection(
-                lambda: self,
-                address.host,
-                address.port,
-                ssl=address.ssl,
-                server_hostname=address.server_hostname,
-            )
+            await connect(lambda: self)
         except OSError as error:
             kind = "client" if error.errno in _CLIENT_ERRORS else "connect"
             self._fail(kind, f"{type(error).__name__}: {error}")

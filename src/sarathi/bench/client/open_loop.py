@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sarathi.bench.client.answer import Answer
-from sarathi.bench.client.client_connection import Address, ClientConnection, Clock, locate
+from sarathi.bench.client.client_connection import ClientConnection, Connect, connector
 from sarathi.bench.client.endpoint import Call, Dialect, Endpoint, request
 from sarathi.bench.results import Lag
 from sarathi.telemetry import RequestRecord
@@ -102,11 +102,11 @@ async def play(
         listener: is notified of everything, and may stop the run.
     """
     requests = [request(endpoint, dialect, call) for call in calls]
-    address = await locate(endpoint)
+    connect = await connector(endpoint)
     _allow_open_files(len(calls))
     listener = listener or RunListeners(())
     with _collector_paused():
-        return await _Run(calls, requests, address, dialect.ignore_eos, timeout, listener).play()
+        return await _Run(calls, requests, connect, dialect.ignore_eos, timeout, listener).play()
 
 
 class _Run:
@@ -116,7 +116,7 @@ class _Run:
         self,
         calls: Sequence[Call],
         requests: Sequence[bytes],
-        address: Address,
+        connect: Connect,
         exact: bool,
         timeout: float,
         listener: RunListener,
@@ -127,14 +127,14 @@ class _Run:
         """
         self._calls = calls
         self._requests = requests
-        self._address = address
+        self._connect = connect
         self._exact = exact
         self._timeout = timeout
         self._listener = listener
         self._open: dict[int, ClientConnection] = {}
         self._records: dict[int, RequestRecord] = {}
         self._began = time.time()
-        self._clock = Clock(time.perf_counter())
+        self._origin = time.perf_counter()
         self._lag = LagMeter()
 
     async def play(self) -> Played:
@@ -149,17 +149,20 @@ class _Run:
         return Played(
             records=[self._records[index] for index in indices],
             indices=indices,
-            lag=self._lag.result(self._clock.now()),
+            lag=self._lag.result(self._now()),
             stopped=stopped,
             began=self._began,
         )
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._origin
 
     async def _wait(self, sender: asyncio.Task[None]) -> str | None:
         """Keep the heartbeat until all have ended, or the listener stops the run."""
         checked = 0.0
         while len(self._records) < len(self._calls):
-            await asyncio.sleep(max(0.0, self._lag.next_beat - self._clock.now()))
-            now = self._clock.now()
+            await asyncio.sleep(max(0.0, self._lag.next_beat - self._now()))
+            now = self._now()
             self._lag.beat(now)
             if now - checked >= _STOP_CHECK_INTERVAL:
                 checked = now
@@ -173,7 +176,7 @@ class _Run:
     async def _send_all(self) -> None:
         for index in sorted(range(len(self._calls)), key=lambda index: self._calls[index].at):
             # Timers of uvloop count milliseconds and may be early by half of one.
-            while (wait := self._calls[index].at - self._clock.now()) > 0:
+            while (wait := self._calls[index].at - self._now()) > 0:
                 await asyncio.sleep(wait)
             self._send(index)
             await asyncio.sleep(0)  # a burst must not keep the connections from being made
@@ -181,11 +184,11 @@ class _Run:
     def _send(self, index: int) -> None:
         call = self._calls[index]
         answer = Answer(call.output_tokens, self._exact)
-        arrival = self._clock.now()
+        arrival = self._now()
         connection = ClientConnection(
             self._requests[index],
             answer,
-            clock=self._clock,
+            now=self._now,
             timeout=self._timeout,
             progressed=partial(self._listener.progressed, index),
             ended=partial(self._end, index, answer, arrival),
@@ -193,12 +196,11 @@ class _Run:
         self._open[index] = connection
         self._lag.sent(arrival - call.at)
         self._listener.sent(index, arrival)
-        connection.open(self._address)
+        connection.open(self._connect)
 
     def _end(self, index: int, answer: Answer, arrival: float, now: float) -> None:
         call = self._calls[index]
         usage = answer.times.usage
-        failure = answer.failure
         prompt_tokens = usage.prompt_tokens if usage is not None else None
         record = RequestRecord(
             arrival=arrival,
@@ -208,8 +210,8 @@ class _Run:
             end=now,
             scheduling_delay=answer.scheduling_delay,
             cached_tokens=usage.cached_tokens if usage is not None else 0,
-            failure=failure.kind if failure is not None else None,
-            detail=failure.detail if failure is not None else None,
+            failure=answer.failure,
+            detail=answer.detail,
             estimated=answer.estimated,
             lag=arrival - call.at,
         )
