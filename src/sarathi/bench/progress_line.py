@@ -76,10 +76,11 @@ class ProgressLine:
         ]
         if self._failed:
             parts.append(f"{self._failed} failed")
-        if self._ttft:
-            p50, p99 = np.percentile(self._ttft, (50, 99))
-            parts.append(f"TTFT P50 {seconds(p50)} P99 {seconds(p99)}")
-        if self._gaps:
-            p50, p99 = np.percentile(self._gaps, (50, 99))
-            parts.append(f"TBT P50 {milliseconds(p50)} P99 {milliseconds(p99)}")
+        for name, values, shown in (
+            ("TTFT", self._ttft, seconds),
+            ("TBT", self._gaps, milliseconds),
+        ):
+            if values:
+                p50, p99 = np.percentile(values, (50, 99))
+                parts.append(f"{name} P50 {shown(p50)} P99 {shown(p99)}")
         return "  ".join(parts)

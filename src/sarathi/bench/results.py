@@ -128,7 +128,7 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
 class _ResultFile(msgspec.Struct, frozen=True):
     kind: Literal["run", "capacity"]
     format: int
-    content: msgspec.Raw
+    content: msgspec.Raw = msgspec.Raw()
 
 
 def save(path: Path, value: Run | Capacity) -> None:
@@ -157,7 +157,9 @@ def load_results(path: Path) -> Run | Capacity:
             data = gzip.decompress(data)
         file = msgspec.json.decode(data, type=_ResultFile)
         if file.format == _FORMAT:
-            return msgspec.json.decode(file.content, type=Run if file.kind == "run" else Capacity)
+            if file.kind == "run":
+                return msgspec.json.decode(file.content, type=Run)
+            return msgspec.json.decode(file.content, type=Capacity)
     except OSError as error:
         raise BenchmarkError(f"{path} cannot be read: {error.strerror or error}") from None
     except (EOFError, zlib.error, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

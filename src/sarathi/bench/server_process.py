@@ -192,10 +192,8 @@ def ending_on_signals() -> Iterator[None]:
     SIGTERM and SIGHUP raise KeyboardInterrupt, whose argument is the signal. Only for the main
     thread. A SIGHUP that is ignored, as under `nohup`, stays ignored.
     """
-    found = {number: signal.getsignal(number) for number in _ENDING}
-    before = {n: handler for n, handler in found.items() if handler is not signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, _interrupt)
+    caught = [n for n in _ENDING if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _interrupt) for number in caught}
     try:
         yield
     finally:

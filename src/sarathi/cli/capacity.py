@@ -11,7 +11,7 @@ import msgspec
 from sarathi.bench.report import CapacityWithRuns
 from sarathi.bench.server_process import ending_on_signals
 from sarathi.bench.target import Target
-from sarathi.bench.terminal import capacity_fields, print_capacities
+from sarathi.bench.terminal import print_capacities
 from sarathi.cli.arguments import add_options, build, given_options, option_name
 from sarathi.cli.capacity_searches import CapacitySearches
 from sarathi.cli.keys import ClientKey
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     found = _simulated(args, options) if options.simulate else _measured(args, options)
     result = found.capacity
     if output.json:
-        print_json(capacity_fields(result))
+        print_json(result)
     else:
         print_capacities([result])
     save_report(output.report, [], [found], Screen(quiet=output.json))

@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from sarathi import __version__
-from sarathi.bench.capacity.capacity_search import CapacitySearch
+from sarathi.bench.capacity.capacity_search import CapacitySearch, SearchStore
 from sarathi.bench.capacity.early_stopping import EarlyStopping
 from sarathi.bench.capacity.rate_search import Search, Try
-from sarathi.bench.capacity.search_store import SearchStore
 from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
 from sarathi.bench.client.server_probe import ServerFacts
 from sarathi.bench.measure import measure, prepare
 from sarathi.bench.report import CapacityWithRuns
-from sarathi.bench.results import Run, describe_machine
+from sarathi.bench.results import RESULT_NAME, Run, describe_machine, save
 from sarathi.bench.target import RunningServer, Target, running_server
 from sarathi.cli.arguments import build
 from sarathi.cli.measurement import (
@@ -102,7 +101,7 @@ class CapacitySearches:
 
     def _finished(self, search: CapacitySearch) -> CapacityWithRuns:
         result = search.result(self._options.resolution, self._requests_per_point)
-        search.store.finish(result)
+        save(search.store.folder / RESULT_NAME, result)
         self.screen.log(f"{result.label}: kept in {search.store.folder}")
         return CapacityWithRuns(result, search.runs)
 
@@ -114,7 +113,7 @@ class CapacitySearches:
         stack.enter_context(store.opened())
         # Several alternate, and most machines have memory for one of them at a time.
         keep_in = stack if len(self._targets) == 1 else None
-        server = _LazyServer(target, self._args, store.log, self._tokens, keep_in)
+        server = _LazyServer(target, self._args, store.folder / "server.log", self._tokens, keep_in)
 
         dates: list[float] = []  # of runs from before
 

@@ -19,12 +19,8 @@ from sarathi.telemetry import RequestRecord
 
 # Ordered from the most informative. A server that refuses an optional field does so at once.
 DIALECTS = (
-    Dialect(),
-    Dialect(continuous_usage=False),
-    Dialect(ignore_eos=False),
-    Dialect(ignore_eos=False, continuous_usage=False),
-    Dialect(usage=False, continuous_usage=False),
-    Dialect(ignore_eos=False, usage=False, continuous_usage=False),
+    *(Dialect(eos, True, continuous) for eos in (True, False) for continuous in (True, False)),
+    *(Dialect(eos, usage=False, continuous_usage=False) for eos in (True, False)),
 )
 
 # If the answer ends before its eighth token, the server ignores `ignore_eos`. Most models would end
