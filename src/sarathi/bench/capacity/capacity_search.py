@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from sarathi.bench.results import PARTIAL, Capacity, Point, Run, load_run, run_n
 from sarathi.errors import BenchmarkError
 
 Measure = Callable[[Try], Run]
-OnRun = Callable[[Try, Run, Verdict], None]
+OnRun = Callable[[Try, Run, Verdict], None]  # the verdict is on all runs of the rate so far
 
 _RUN_NAME = re.compile(
-    r"run-(?P<rate>[0-9.e+-]+?)(?:-(?P<repeat>[2-9]|[1-9][0-9]{1,5}))?\.json\.gz"
+    r"run-(?P<rate>\d+(\.\d+)?(e[+-]\d+)?)(-(?P<repeat>[2-9]|[1-9]\d{1,5}))?\.json\.gz", re.ASCII
 )
 _HASH_DIGITS = 12
 _NAME_LENGTH = 60  # characters of what people read
@@ -30,40 +31,27 @@ _NAME_LENGTH = 60  # characters of what people read
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class CapacitySearch:
     """The search of one server, one run at a time, so that several can alternate.
 
     Runs that are already in the store are not repeated.
+
+    Raises:
+        BenchmarkError: the store cannot be read.
     """
 
-    def __init__(
-        self,
-        search: Search,
-        store: SearchStore,
-        targets: CapacityTargets,
-        measure: Measure,
-        on_run: OnRun,
-    ) -> None:
-        """
-        Args:
-            search: a new one.
-            store: opened.
-            measure: makes a run; called again for the same if that was invalid.
-            on_run: called with each run, those of the store first, and the verdict on all runs of
-                its rate so far.
+    search: Search  # a new one
+    store: SearchStore  # opened
+    targets: CapacityTargets
+    measure: Measure  # makes a run; called again for the same if that was invalid
+    on_run: OnRun  # called with each run, those of the store first
 
-        Raises:
-            BenchmarkError: the store cannot be read.
-        """
-        self.store = store
-        self._search = search
-        self._targets = targets
-        self._measure = measure
-        self._on_run = on_run
+    def __post_init__(self) -> None:
         self._points: dict[float, Point] = {}
         self._num_runs: dict[float, int] = {}
         self._about: dict[str, Any] = {}
-        for rate, repeat, run in store.runs():
+        for rate, repeat, run in self.store.runs():
             # After a gap (an unreadable file), the runs of this rate are measured again.
             if repeat == self._num_runs.get(rate, 0):
                 self._add(Try(rate, repeat), run)
@@ -96,12 +84,12 @@ class CapacitySearch:
             BenchmarkError: the run failed, was invalid twice, or cannot be written. Earlier runs
                 are kept.
         """
-        wanted = self._search.next()
+        wanted = self.search.next()
         if wanted is not None:
             run = self._valid_run(wanted)
             self.store.keep(wanted.rate, wanted.repeat, run)
             self._add(wanted, run)
-        return self._search.next() is not None
+        return self.search.next() is not None
 
     def result(self, resolution: float, requests_per_point: int) -> Capacity:
         """Return the outcome so far, after at least one run.
@@ -112,24 +100,24 @@ class CapacitySearch:
         """
         return Capacity(
             **self._about,
-            tbt_target=self._targets.tbt,
-            delay_target=self._targets.delay,
-            tail_delay_target=self._targets.tail_delay,
+            tbt_target=self.targets.tbt,
+            delay_target=self.targets.delay,
+            tail_delay_target=self.targets.tail_delay,
             resolution=resolution,
             requests_per_point=requests_per_point,
-            capacity=self._search.capacity,
-            low=self._search.low,
-            high=self._search.high,
+            capacity=self.search.capacity,
+            low=self.search.low,
+            high=self.search.high,
             points=self.points,
         )
 
     def _valid_run(self, wanted: Try) -> Run:
-        run = self._measure(wanted)
+        run = self.measure(wanted)
         if run.invalid is None:
             return run
         what = f"the run at {wanted.rate:g} requests per second"
         logger.warning("%s is made again: %s", what, run.invalid)
-        run = self._measure(wanted)
+        run = self.measure(wanted)
         if run.invalid is None:
             return run
         raise BenchmarkError(
@@ -142,8 +130,8 @@ class CapacitySearch:
         rate = made.rate
         before = [self.store.load(rate, repeat) for repeat in range(made.repeat)]
         runs = [*before, run]
-        verdict, summary = evaluate_runs(runs, self._targets)
-        self._search.record(rate, verdict.met, verdict.certain)
+        verdict, summary = evaluate_runs(runs, self.targets)
+        self.search.record(rate, verdict.met, verdict.certain)
         self._points[rate] = Point(
             rate=rate,
             met=verdict.met,
@@ -156,7 +144,7 @@ class CapacitySearch:
         self._num_runs[rate] = made.repeat + 1
         about = ("label", "server", "model", "workload", "machine")
         self._about = {name: getattr(run, name) for name in about}
-        self._on_run(made, run, verdict)
+        self.on_run(made, run, verdict)
 
 
 class SearchStore:
@@ -214,13 +202,19 @@ class SearchStore:
         for _, repeat, path in sorted(self._numbered()):
             try:
                 run = load_run(path)
+                if run.rate is None or run_name(run.rate, repeat) != path.name:
+                    raise BenchmarkError(f"{path} does not have the rate of its name")
             except BenchmarkError as error:
-                self._set_aside(path, str(error))
-                continue
-            if run.rate is None or run_name(run.rate, repeat) != path.name:
-                self._set_aside(path, f"{path} does not have the rate of its name")
-                continue
-            yield run.rate, repeat, run
+                aside = path.with_name(f"{path.name}.unreadable")
+                try:
+                    path.replace(aside)
+                except OSError as problem:
+                    raise _unwritable(path, problem) from None
+                logger.warning(
+                    "%s; it is now %s, and its rate may be measured again", error, aside.name
+                )
+            else:
+                yield run.rate, repeat, run
 
     def load(self, rate: float, repeat: int) -> Run:
         """Read a run.
@@ -242,18 +236,7 @@ class SearchStore:
         for path in self.folder.iterdir():
             match = _RUN_NAME.fullmatch(path.name)
             if match is not None:
-                try:
-                    yield float(match["rate"]), int(match["repeat"] or 1) - 1, path
-                except ValueError:  # "1.2.3", say
-                    continue
-
-    def _set_aside(self, path: Path, reason: str) -> None:
-        aside = path.with_name(f"{path.name}.unreadable")
-        try:
-            path.replace(aside)
-        except OSError as error:
-            raise _unwritable(path, error) from None
-        logger.warning("%s; it is now %s, and its rate may be measured again", reason, aside.name)
+                yield float(match["rate"]), int(match["repeat"] or 1) - 1, path
 
 
 def _slug(name: str) -> str:

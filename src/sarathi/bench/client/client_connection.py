@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -50,43 +51,27 @@ async def connector(endpoint: Endpoint) -> Connect:
     )
 
 
+@dataclass(eq=False)
 class ClientConnection(asyncio.Protocol):
     """Sends a request and reads its answer until that is complete or has failed."""
 
-    def __init__(
-        self,
-        request: bytes,
-        answer: Answer,
-        *,
-        now: Callable[[], float],
-        timeout: float,
-        progressed: Callable[[list[float]], None],
-        ended: Callable[[float], None],
-    ) -> None:
-        """
-        Args:
-            now: the clock, in seconds since the run began.
-            timeout: seconds without a token, since the last one or since the start.
-            progressed: called with the times of new tokens.
-            ended: called once, with the time, when the answer is over.
-        """
-        self._request = request
-        self._answer = answer
-        self._now = now
-        self._timeout = timeout
-        self._progressed = progressed
-        self._ended = ended
-        self._closed = False
-        self._began = 0.0
-        self._transport: asyncio.Transport | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._opening: asyncio.Task[None] | None = None
+    request: bytes
+    answer: Answer
+    now: Callable[[], float]  # the clock, in seconds since the run began
+    timeout: float  # seconds without a token, since the last one or since the start
+    progressed: Callable[[list[float]], None]  # called with the times of new tokens
+    ended: Callable[[float], None]  # called once, with the time, when the answer is over
+    _closed: bool = False
+    _began: float = 0.0
+    _transport: asyncio.Transport | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _opening: asyncio.Task[None] | None = None
 
     def open(self, connect: Connect) -> None:
         """Start connecting; errors end up in the answer."""
-        self._began = self._now()
+        self._began = self.now()
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._timeout, self._expire)
+        self._timer = loop.call_later(self.timeout, self._expire)
         self._opening = loop.create_task(self._open(connect))
 
     def abort(self) -> None:
@@ -100,21 +85,21 @@ class ClientConnection(asyncio.Protocol):
         if self._closed:
             self._transport.abort()
         else:
-            self._transport.write(self._request)
+            self._transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:
         if self._closed:
             return
-        now = self._now()
-        new = self._answer.feed(data, now)
+        now = self.now()
+        new = self.answer.feed(data, now)
         if new:
-            self._progressed([now] * new)
-        if self._answer.over:
+            self.progressed([now] * new)
+        if self.answer.over:
             self._end(now)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._answer.end_of_data(str(exc) if exc is not None else "")
-        self._end(self._now())
+        self.answer.end_of_data(str(exc) if exc is not None else "")
+        self._end(self.now())
 
     async def _open(self, connect: Connect) -> None:
         try:
@@ -125,24 +110,24 @@ class ClientConnection(asyncio.Protocol):
 
     def _expire(self) -> None:
         """Check the timeout; only here is the timer restarted, not with each token."""
-        last = self._answer.last_progress
-        left = (self._began if last is None else last) + self._timeout - self._now()
+        last = self.answer.last_progress
+        left = (self._began if last is None else last) + self.timeout - self.now()
         if left > 0:
             # Those of uvloop count milliseconds.
             self._timer = asyncio.get_running_loop().call_later(left + 0.001, self._expire)
             return
         what = "no token" if self._transport is not None else "no connection"
-        self._fail("timeout", f"{what} for {self._timeout:g} s")
+        self._fail("timeout", f"{what} for {self.timeout:g} s")
 
     def _fail(self, kind: str, detail: str) -> None:
-        self._answer.fail(kind, detail)
-        self._end(self._now())
+        self.answer.fail(kind, detail)
+        self._end(self.now())
 
     def _end(self, now: float) -> None:
         if not self._closed:
             self._closed = True
             self._release()
-            self._ended(now)
+            self.ended(now)
 
     def _release(self) -> None:
         if self._timer is not None:

@@ -109,28 +109,18 @@ async def play(
         return await _Run(calls, requests, connect, dialect.ignore_eos, timeout, listener).play()
 
 
+@dataclass
 class _Run:
     """Time begins when it is made."""
 
-    def __init__(
-        self,
-        calls: Sequence[Call],
-        requests: Sequence[bytes],
-        connect: Connect,
-        exact: bool,
-        timeout: float,
-        listener: RunListener,
-    ) -> None:
-        """
-        Args:
-            exact: an answer with fewer tokens than asked for has failed.
-        """
-        self._calls = calls
-        self._requests = requests
-        self._connect = connect
-        self._exact = exact
-        self._timeout = timeout
-        self._listener = listener
+    calls: Sequence[Call]
+    requests: Sequence[bytes]
+    connect: Connect
+    exact: bool  # an answer with fewer tokens than asked for has failed
+    timeout: float
+    listener: RunListener
+
+    def __post_init__(self) -> None:
         self._open: dict[int, ClientConnection] = {}
         self._records: dict[int, RequestRecord] = {}
         self._began = time.time()
@@ -160,13 +150,13 @@ class _Run:
     async def _wait(self, sender: asyncio.Task[None]) -> str | None:
         """Keep the heartbeat until all have ended, or the listener stops the run."""
         checked = 0.0
-        while len(self._records) < len(self._calls):
+        while len(self._records) < len(self.calls):
             await asyncio.sleep(max(0.0, self._lag.next_beat - self._now()))
             now = self._now()
             self._lag.beat(now)
             if now - checked >= _STOP_CHECK_INTERVAL:
                 checked = now
-                reason = self._listener.stop_reason(now)
+                reason = self.listener.stop_reason(now)
                 if reason is not None:
                     return reason
             if sender.done():
@@ -174,32 +164,32 @@ class _Run:
         return None
 
     async def _send_all(self) -> None:
-        for index in sorted(range(len(self._calls)), key=lambda index: self._calls[index].at):
+        for index in sorted(range(len(self.calls)), key=lambda index: self.calls[index].at):
             # Timers of uvloop count milliseconds and may be early by half of one.
-            while (wait := self._calls[index].at - self._now()) > 0:
+            while (wait := self.calls[index].at - self._now()) > 0:
                 await asyncio.sleep(wait)
             self._send(index)
             await asyncio.sleep(0)  # a burst must not keep the connections from being made
 
     def _send(self, index: int) -> None:
-        call = self._calls[index]
-        answer = Answer(call.output_tokens, self._exact)
+        call = self.calls[index]
+        answer = Answer(call.output_tokens, self.exact)
         arrival = self._now()
         connection = ClientConnection(
-            self._requests[index],
+            self.requests[index],
             answer,
             now=self._now,
-            timeout=self._timeout,
-            progressed=partial(self._listener.progressed, index),
+            timeout=self.timeout,
+            progressed=partial(self.listener.progressed, index),
             ended=partial(self._end, index, answer, arrival),
         )
         self._open[index] = connection
         self._lag.sent(arrival - call.at)
-        self._listener.sent(index, arrival)
-        connection.open(self._connect)
+        self.listener.sent(index, arrival)
+        connection.open(self.connect)
 
     def _end(self, index: int, answer: Answer, arrival: float, now: float) -> None:
-        call = self._calls[index]
+        call = self.calls[index]
         usage = answer.times.usage
         prompt_tokens = usage.prompt_tokens if usage is not None else None
         record = RequestRecord(
@@ -217,7 +207,7 @@ class _Run:
         )
         self._records[index] = record
         del self._open[index]
-        self._listener.ended(index, record)
+        self.listener.ended(index, record)
 
 
 class LagMeter:
