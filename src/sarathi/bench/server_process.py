@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
 import httpx
 
@@ -101,12 +101,7 @@ class Launched:
             ) from None
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         assert self._guard.stdin is not None
         self._guard.stdin.close()
         with suppress(subprocess.TimeoutExpired):  # the guard goes on with what is hard to kill

@@ -112,18 +112,17 @@ class CapacitySearch:
         )
 
     def _valid_run(self, wanted: Try) -> Run:
-        run = self.measure(wanted)
-        if run.invalid is None:
-            return run
         what = f"the run at {wanted.rate:g} requests per second"
-        logger.warning("%s is made again: %s", what, run.invalid)
         run = self.measure(wanted)
-        if run.invalid is None:
-            return run
-        raise BenchmarkError(
-            f"{what} was invalid twice: {run.invalid}; the runs before it are kept in "
-            f"{self.store.folder}, and the same command goes on from there"
-        )
+        if run.invalid is not None:
+            logger.warning("%s is made again: %s", what, run.invalid)
+            run = self.measure(wanted)
+        if run.invalid is not None:
+            raise BenchmarkError(
+                f"{what} was invalid twice: {run.invalid}; the runs before it are kept in "
+                f"{self.store.folder}, and the same command goes on from there"
+            )
+        return run
 
     def _add(self, made: Try, run: Run) -> None:
         # Runs are not kept in memory: their objects would slow down the client that measures.

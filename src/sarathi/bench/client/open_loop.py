@@ -14,7 +14,6 @@ from functools import partial
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from sarathi.bench.client.answer import Answer
 from sarathi.bench.client.client_connection import ClientConnection, Connect, connector
@@ -239,20 +238,14 @@ class LagMeter:
 
     def result(self, seconds: float) -> Lag:
         """Return the lag of a run that lasted so many seconds."""
-        p50, p99, most = np.maximum(_percentiles(self._beats), _percentiles(self._sends))
-        return Lag(
-            p50=float(p50),
-            p99=float(p99),
-            max=float(most),
-            cpu=(time.process_time() - self._cpu) / seconds if seconds > 0 else 0.0,
-        )
-
-
-def _percentiles(late: array[float]) -> npt.NDArray[np.float64]:
-    """Return the 50th, the 99th and the 100th percentile."""
-    values = late or array("d", [0.0])
-    found: npt.NDArray[np.float64] = np.percentile(values, (50, 99, 100), method="inverted_cdf")
-    return found
+        # The 50th, the 99th and the 100th percentile.
+        late = [
+            np.percentile(values or [0.0], (50, 99, 100), method="inverted_cdf")
+            for values in (self._beats, self._sends)
+        ]
+        p50, p99, most = np.max(late, axis=0).tolist()
+        cpu = time.process_time() - self._cpu
+        return Lag(p50=p50, p99=p99, max=most, cpu=cpu / seconds if seconds > 0 else 0.0)
 
 
 @contextmanager

@@ -202,39 +202,33 @@ def _parse_pairs(
     tokens: TokenCounter | None,
 ) -> LengthPairs:
     """Return the lengths of a preset or file, or of two distributions."""
-    if workload is not None:
-        for option, text in (("prompt", prompt_lengths), ("output", output_lengths)):
-            if text is not None:
-                raise BenchmarkError(
-                    f"--{option}-lengths {text} cannot be had with --workload {workload}, "
-                    "which has lengths of its own"
-                )
-        return _preset_or_file(workload, tokens)
-    if prompt_lengths is None or output_lengths is None:
-        raise BenchmarkError(
-            f"lengths are missing: give --workload ({', '.join(PRESETS)}, FILE.csv or FILE.json), "
-            "or both --prompt-lengths and --output-lengths, such as lognormal:430,1400 and "
-            "lognormal:60,130"
-        )
-    return IndependentLengths(prompt_lengths, output_lengths)
-
-
-def _preset_or_file(workload: str, tokens: TokenCounter | None) -> LengthPairs:
+    files = f"{', '.join(PRESETS)}, FILE.csv"
+    if workload is None:
+        if prompt_lengths is None or output_lengths is None:
+            raise BenchmarkError(
+                f"lengths are missing: give --workload ({files} or FILE.json), or both "
+                "--prompt-lengths and --output-lengths, such as lognormal:430,1400 and "
+                "lognormal:60,130"
+            )
+        return IndependentLengths(prompt_lengths, output_lengths)
+    for option, text in (("prompt", prompt_lengths), ("output", output_lengths)):
+        if text is not None:
+            raise BenchmarkError(
+                f"--{option}-lengths {text} cannot be had with --workload {workload}, "
+                "which has lengths of its own"
+            )
     if workload in PRESETS:
         return PRESETS[workload]
     name = workload.lower()
     if name.endswith(".csv"):
         return read_trace(workload)
-    if name.endswith(".json"):
-        if tokens is None:
-            raise BenchmarkError(
-                f"--workload {workload} needs a tokenizer: name one with --tokenizer"
-            )
-        return read_dialogues(workload, tokens.count)
-    raise BenchmarkError(
-        f"--workload {workload} is unknown; accepted are {', '.join(PRESETS)}, FILE.csv and "
-        "FILE.json"
-    )
+    if not name.endswith(".json"):
+        raise BenchmarkError(
+            f"--workload {workload} is unknown; accepted are {files} and FILE.json"
+        )
+    if tokens is None:
+        raise BenchmarkError(f"--workload {workload} needs a tokenizer: name one with --tokenizer")
+    return read_dialogues(workload, tokens.count)
 
 
 def _check_at_least(least: int, **options: int | None) -> None:
