@@ -12,11 +12,10 @@ import pytest
 from made_up import record, run
 from msgspec.structs import replace
 
-from sarathi.bench.capacity.capacity_search import CapacitySearch
+from sarathi.bench.capacity.capacity_search import CapacitySearch, SearchStore
 from sarathi.bench.capacity.rate_search import Search, Try
-from sarathi.bench.capacity.search_store import SearchStore
 from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
-from sarathi.bench.results import RESULT_NAME, Capacity, Run, load_results, runs_of
+from sarathi.bench.results import RESULT_NAME, Capacity, Run, load_results, runs_of, save
 from sarathi.bench.server_process import ending_on_signals
 from sarathi.errors import BenchmarkError
 
@@ -210,5 +209,5 @@ def test_a_finished_result_can_be_loaded(tmp_path: Path) -> None:
         while search.step():
             pass
         result = search.result(0.1, 60)
-        search.store.finish(result)
+        save(search.store.folder / RESULT_NAME, result)
     assert load_results(search.store.folder / RESULT_NAME) == result

@@ -70,7 +70,7 @@ def test_the_seed_decides() -> None:
         ("uniform:5", "has not the form"),
         ("uniform:5,6,7", "has not the form"),
         ("uniform:6,5", "LOW is above HIGH"),
-        ("lognormal:5,4", "P90 is below MEDIAN"),
+        ("lognormal:5,4", "MEDIAN is above P90"),
         ("lognormal:0,4", "MEDIAN must be from 1"),
         ("zipf:0,4", "EXPONENT must be above 0"),
         ("zipf:-1,4", "EXPONENT must be from 0"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from made_up import record, run
 
-from sarathi.bench.capacity.search_store import SearchStore
+from sarathi.bench.capacity.capacity_search import SearchStore
 from sarathi.bench.results import save
 from sarathi.errors import BenchmarkError
 

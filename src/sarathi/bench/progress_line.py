@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from rich.live import Live
@@ -15,25 +16,20 @@ _INTERVAL = 1.0  # seconds between two updates: each takes a millisecond from th
 _LATEST = 5000  # values for the percentiles
 
 
+@dataclass(eq=False)
 class ProgressLine:
     """A `RunListener` that shows how many requests are running, and the latest percentiles."""
 
-    def __init__(self, title: str, total: int, live: Live) -> None:
-        """
-        Args:
-            total: requests, the warm-up included.
-            live: started by the caller, without automatic refresh.
-        """
-        self._title = title
-        self._total = total
-        self._live = live
+    title: str
+    total: int  # requests, the warm-up included
+    live: Live  # started by the caller, without automatic refresh
+
+    def __post_init__(self) -> None:
         self._arrivals: dict[int, float] = {}
         self._latest: dict[int, float] = {}
         self._ttft: list[float] = []
         self._gaps: list[float] = []
-        self._sent = 0
-        self._ended = 0
-        self._failed = 0
+        self._sent = self._ended = self._failed = 0
         self._updated = 0.0
 
     def sent(self, index: int, now: float) -> None:
@@ -59,7 +55,7 @@ class ProgressLine:
         """Update the line once a second; never stops a run."""
         if now - self._updated >= _INTERVAL:
             self._updated = now
-            self._live.update(Text(self.line(now)), refresh=True)
+            self.live.update(Text(self.line(now)), refresh=True)
         return None
 
     def line(self, now: float) -> str:
@@ -70,16 +66,17 @@ class ProgressLine:
         """
         del self._ttft[:-_LATEST], self._gaps[:-_LATEST]
         parts = [
-            f"{self._title}  {self._ended}/{self._total} done",
+            f"{self.title}  {self._ended}/{self.total} done",
             f"{self._sent - self._ended} running",
             f"{self._sent / now if now else 0:.2f} sent/s",
         ]
         if self._failed:
             parts.append(f"{self._failed} failed")
-        if self._ttft:
-            p50, p99 = np.percentile(self._ttft, (50, 99))
-            parts.append(f"TTFT P50 {seconds(p50)} P99 {seconds(p99)}")
-        if self._gaps:
-            p50, p99 = np.percentile(self._gaps, (50, 99))
-            parts.append(f"TBT P50 {milliseconds(p50)} P99 {milliseconds(p99)}")
+        for name, values, shown in (
+            ("TTFT", self._ttft, seconds),
+            ("TBT", self._gaps, milliseconds),
+        ):
+            if values:
+                p50, p99 = np.percentile(values, (50, 99))
+                parts.append(f"{name} P50 {shown(p50)} P99 {shown(p99)}")
         return "  ".join(parts)

@@ -7,8 +7,7 @@ import os
 import platform
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from itertools import count, takewhile
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -126,19 +125,10 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
         return self.capacity is not None and all(point.met for point in self.points)
 
 
-class _Header(msgspec.Struct, frozen=True):
+class _ResultFile(msgspec.Struct, frozen=True):
     kind: Literal["run", "capacity"]
     format: int
-
-
-class _RunFile(msgspec.Struct, frozen=True, tag_field="kind", tag="run"):
-    format: int
-    content: Run
-
-
-class _CapacityFile(msgspec.Struct, frozen=True, tag_field="kind", tag="capacity"):
-    format: int
-    content: Capacity
+    content: msgspec.Raw = msgspec.Raw()
 
 
 def save(path: Path, value: Run | Capacity) -> None:
@@ -147,11 +137,11 @@ def save(path: Path, value: Run | Capacity) -> None:
     Raises:
         BenchmarkError: the file cannot be written.
     """
+    kind: Literal["run", "capacity"] = "capacity"
     if isinstance(value, Run):
-        file: _RunFile | _CapacityFile = _RunFile(_FORMAT, _rounded(value))
-    else:
-        file = _CapacityFile(_FORMAT, value)
-    data = msgspec.json.encode(file)
+        kind, value = "run", replace(value, records=[_rounded(one) for one in value.records])
+    content = msgspec.Raw(msgspec.json.encode(value))
+    data = msgspec.json.encode(_ResultFile(kind, _FORMAT, content))
     write(path, gzip.compress(data, _LEVEL, mtime=0) if path.suffix == ".gz" else data)
 
 
@@ -165,14 +155,16 @@ def load_results(path: Path) -> Run | Capacity:
         data = path.read_bytes()
         if data.startswith(_GZIP):
             data = gzip.decompress(data)
-        header = msgspec.json.decode(data, type=_Header)
-        if header.format == _FORMAT:
-            return msgspec.json.decode(data, type=_RunFile | _CapacityFile).content
+        file = msgspec.json.decode(data, type=_ResultFile)
+        if file.format == _FORMAT:
+            if file.kind == "run":
+                return msgspec.json.decode(file.content, type=Run)
+            return msgspec.json.decode(file.content, type=Capacity)
     except OSError as error:
         raise BenchmarkError(f"{path} cannot be read: {error.strerror or error}") from None
     except (EOFError, zlib.error, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BenchmarkError(f"{path} is no result, or is damaged: {error}") from None
-    raise BenchmarkError(f"{path} has format {header.format}, this version reads {_FORMAT}")
+    raise BenchmarkError(f"{path} has format {file.format}, this version reads {_FORMAT}")
 
 
 def load_run(path: Path) -> Run:
@@ -215,7 +207,14 @@ def runs_of(capacity: Capacity, folder: Path) -> list[Run]:
     Raises:
         BenchmarkError: a file exists, but cannot be read.
     """
-    return [load_run(file) for point in capacity.points for file in _files(point.rate, folder)]
+    runs = []
+    for point in capacity.points:
+        for repeat in count():
+            file = folder / run_name(point.rate, repeat)
+            if not file.is_file():
+                break
+            runs.append(load_run(file))
+    return runs
 
 
 def run_name(rate: float, repeat: int) -> str:
@@ -226,11 +225,6 @@ def run_name(rate: float, repeat: int) -> str:
     """
     number = f"-{repeat + 1}" if repeat else ""
     return f"run-{rate:.9g}{number}.json.gz"
-
-
-def _files(rate: float, folder: Path) -> Iterator[Path]:
-    files = (folder / run_name(rate, repeat) for repeat in count())
-    return takewhile(Path.is_file, files)
 
 
 def write(path: Path, data: bytes) -> None:
@@ -253,38 +247,22 @@ def write(path: Path, data: bytes) -> None:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except OSError as error:
         raise BenchmarkError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _rounded(run: Run) -> Run:
+def _rounded(record: RequestRecord) -> RequestRecord:
     """Round all times: those of tokens are most of a file, and most of their digits are noise."""
-    counts = [len(record.tokens) for record in run.records]
-    times = np.array([time for record in run.records for time in record.tokens], np.float64)
-    tokens = np.round(times, _DIGITS).tolist()
-    ends = np.cumsum(counts, dtype=np.int64).tolist()
-    records = [
-        _with_times(record, tokens[end - count : end])
-        for record, count, end in zip(run.records, counts, ends, strict=True)
-    ]
-    return replace(run, records=records)
-
-
-def _with_times(record: RequestRecord, tokens: Sequence[float]) -> RequestRecord:
     delay = record.scheduling_delay
     return replace(
         record,
         arrival=round(record.arrival, _DIGITS),
-        tokens=tokens,
+        tokens=np.round(record.tokens, _DIGITS).tolist(),
         end=round(record.end, _DIGITS),
         scheduling_delay=None if delay is None else round(delay, _DIGITS),
         lag=round(record.lag, _DIGITS),

@@ -123,8 +123,8 @@ def simulation_notes(simulation: Simulation) -> list[str]:
             f"cost: ${number(simulation.cost_per_million_tokens)} a million tokens, prompts "
             "included"
         )
-    sampled = sampling_note(simulation)
-    return [*found, *([] if sampled is None else [sampled]), f"accuracy: {simulation.accuracy}"]
+    found += filter(None, [sampling_note(simulation)])
+    return [*found, f"accuracy: {simulation.accuracy}"]
 
 
 def sampling_note(simulation: Simulation) -> str | None:

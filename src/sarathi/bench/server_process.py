@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
 import httpx
 
@@ -101,12 +101,7 @@ class Launched:
             ) from None
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         assert self._guard.stdin is not None
         self._guard.stdin.close()
         with suppress(subprocess.TimeoutExpired):  # the guard goes on with what is hard to kill
@@ -133,8 +128,7 @@ class Launched:
             BenchmarkError: the server ended, or is not ready in time.
         """
         deadline = time.monotonic() + timeout
-        context = self._endpoint.ssl_context()
-        with httpx.Client(timeout=_GET_TIMEOUT, trust_env=False, verify=context or True) as client:
+        with self._endpoint.http_client(_GET_TIMEOUT) as client:
             while True:
                 self.check()
                 reason = self._unready(client)
@@ -193,10 +187,8 @@ def ending_on_signals() -> Iterator[None]:
     SIGTERM and SIGHUP raise KeyboardInterrupt, whose argument is the signal. Only for the main
     thread. A SIGHUP that is ignored, as under `nohup`, stays ignored.
     """
-    found = {number: signal.getsignal(number) for number in _ENDING}
-    before = {n: handler for n, handler in found.items() if handler is not signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, _interrupt)
+    caught = [n for n in _ENDING if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _interrupt) for number in caught}
     try:
         yield
     finally:

@@ -29,12 +29,6 @@ def run_fields(run: Run) -> dict[str, Any]:
     return fields | {"estimated": any(record.estimated for record in run.records)}
 
 
-def capacity_fields(capacity: Capacity) -> dict[str, Any]:
-    """Return what `sarathi capacity --json` prints."""
-    fields: dict[str, Any] = msgspec.to_builtins(capacity)
-    return fields
-
-
 def print_run(run: Run) -> None:
     """Print the latencies of a run, and what a reader must know beside them."""
     summary, console = run.summary, _console()

@@ -12,7 +12,7 @@ from sarathi.bench.report import CapacityWithRuns
 from sarathi.bench.results import Run
 from sarathi.bench.server_process import ending_on_signals
 from sarathi.bench.target import Target
-from sarathi.bench.terminal import capacity_fields, print_capacities
+from sarathi.bench.terminal import print_capacities
 from sarathi.cli.capacity_searches import CapacitySearches, verdict_line
 from sarathi.cli.measurement import (
     DEFAULT_URL,
@@ -79,7 +79,7 @@ def run(options: CapacityOptions) -> int:
     found = _simulated(options, screen) if options.simulate else _measured(options)
     result = found.capacity
     if output.json:
-        print_json(capacity_fields(result))
+        print_json(result)
     else:
         print_capacities([result])
     save_report(output.report, [], [found], screen)

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from sarathi import __version__
-from sarathi.bench.capacity.capacity_search import CapacitySearch
+from sarathi.bench.capacity.capacity_search import CapacitySearch, SearchStore
 from sarathi.bench.capacity.early_stopping import EarlyStopping
 from sarathi.bench.capacity.rate_search import Search, Try
-from sarathi.bench.capacity.search_store import SearchStore
 from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
 from sarathi.bench.client.server_probe import ServerFacts
 from sarathi.bench.measure import measure, prepare
 from sarathi.bench.report import CapacityWithRuns
-from sarathi.bench.results import Run, describe_machine
+from sarathi.bench.results import RESULT_NAME, Run, describe_machine, save
 from sarathi.bench.target import RunningServer, Target, running_server
 from sarathi.cli.measurement import Screen, ServerMeasurement, Tokens
 
@@ -86,7 +85,7 @@ class CapacitySearches:
 
     def _finished(self, search: CapacitySearch) -> CapacityWithRuns:
         result = search.result(self._options.resolution, self._requests_per_point)
-        search.store.finish(result)
+        save(search.store.folder / RESULT_NAME, result)
         self.screen.log(f"{result.label}: kept in {search.store.folder}")
         return CapacityWithRuns(result, search.runs)
 
@@ -109,7 +108,7 @@ class CapacitySearches:
             Search(self._options.start_rate, self._options.resolution, max_halvings=_HALVINGS),
             store,
             self._latencies,
-            lambda attempt: self._measure(target, attempt, store.log, stack),
+            lambda attempt: self._measure(target, attempt, store.folder / "server.log", stack),
             on_point,
         )
         if dates:

@@ -16,7 +16,7 @@ from sarathi.bench.number_format import milliseconds
 from sarathi.bench.results import Run, save
 from sarathi.bench.server_process import ending_on_signals
 from sarathi.bench.target import Target, running_server
-from sarathi.bench.terminal import capacity_fields, print_capacities, print_comparison
+from sarathi.bench.terminal import print_capacities, print_comparison
 from sarathi.cli.capacity_searches import CapacitySearches
 from sarathi.cli.measurement import (
     REQUESTS_PER_POINT,
@@ -126,7 +126,7 @@ def _compare_capacities(
     found = searches.run()
     results = [one.capacity for one in found]
     if output.json:
-        print_json({"capacities": [capacity_fields(result) for result in results]})
+        print_json({"capacities": results})
     else:
         print_capacities(results)
     save_report(output.report, [], found, searches.screen)

@@ -2,6 +2,5 @@
 
 `rate_search.py` decides which rate to try next, `verdict.py` whether its runs met the targets,
 `early_stopping.py` ends runs that cannot meet them any more. `capacity_search.py` puts them
-together and keeps every run in the folder of `search_store.py`. The simulator shares the search
-and the verdict.
+together and keeps every run in a folder. The simulator shares the search and the verdict.
 """

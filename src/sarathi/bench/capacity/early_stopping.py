@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sarathi.bench.capacity.verdict import FAILED_SHARE, CapacityTargets, Z
 from sarathi.telemetry import RequestRecord
@@ -12,17 +13,15 @@ from sarathi.units import format_duration
 _TAIL = 0.01  # what may be above a P99
 
 
+@dataclass(slots=True)
 class _OpenRequest:
     """A measured request whose answer has not ended."""
 
-    __slots__ = ("last", "long", "sent", "slow_start", "tokens")
-
-    def __init__(self, sent: float) -> None:
-        self.sent = sent
-        self.last: float | None = None  # when the latest token came
-        self.tokens = 0
-        self.long = 0  # gaps above the target
-        self.slow_start = False  # the first token came too late
+    sent: float
+    last: float | None = None  # when the latest token came
+    tokens: int = 0
+    long: int = 0  # gaps above the target
+    slow_start: bool = False  # the first token came too late
 
 
 class EarlyStopping:

@@ -89,21 +89,20 @@ def pool_runs(runs: Sequence[Run]) -> Summary:
     if len(parts) == 1:
         return parts[0]
     duration = sum(part.duration for part in parts)
-    seconds = [part.duration / duration if duration else 0.0 for part in parts]
     requests = sum(part.requests for part in parts)
 
-    def mean(values: Sequence[float]) -> float:
-        return sum(value * share for value, share in zip(values, seconds, strict=True))
+    def mean(name: str) -> float:
+        total = sum(getattr(part, name) * part.duration for part in parts)
+        return total / duration if duration else 0.0
 
     # Each run counts time from its own start, so rates are averages over the runs.
     sending = sum(part.requests / part.request_rate for part in parts if part.request_rate)
+    per_second = ("completed_per_second", "output_tokens_per_second", "total_tokens_per_second")
     return replace(
         summarise([record for run in runs for record in run.records]),
         duration=duration,
         request_rate=requests / sending if sending else 0.0,
-        completed_per_second=mean([part.completed_per_second for part in parts]),
-        output_tokens_per_second=mean([part.output_tokens_per_second for part in parts]),
-        total_tokens_per_second=mean([part.total_tokens_per_second for part in parts]),
+        **{name: mean(name) for name in per_second},
     )
 
 

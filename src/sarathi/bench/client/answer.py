@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import httptools
@@ -26,29 +25,15 @@ _LONGEST_REFUSAL = 2**16  # bytes
 _MOST_BEYOND = 2, 16  # times as many as asked for, and tokens more
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why an answer is not complete.
-
-    Kinds: "client", "connect", "dropped", "status_NNN", "timeout", "malformed", "error_event",
-    "short".
-    """
-
-    kind: str
-    detail: str
-
-    @classmethod
-    def of(cls, kind: str, detail: str) -> Failure:
-        """Make a failure whose detail is one line of bounded length."""
-        return cls(kind, " ".join(detail.split())[:_LONGEST_DETAIL])
-
-
 class Answer:
     """Parses HTTP and the events in it, without touching a connection.
 
     It is complete when the HTTP message has ended properly and the stream has announced its end:
     `[DONE]` or a `finish_reason`. An answer with far more tokens than were asked for, which may
     never end, is malformed.
+
+    Failures are "client", "connect", "dropped", "status_NNN", "timeout", "malformed",
+    "error_event" and "short".
     """
 
     def __init__(self, asked: int, exact: bool = False) -> None:
@@ -58,7 +43,8 @@ class Answer:
             exact: an answer with fewer tokens is short.
         """
         self.over = False
-        self.failure: Failure | None = None  # once it is over; None for a complete answer
+        self.failure: str | None = None  # once it is over; None for a complete answer
+        self.detail: str | None = None  # of the failure, one line of bounded length
         self.last_progress: float | None = None  # when the latest token came
         self.scheduling_delay: float | None = None  # seconds
         self.times = TokenTimes()
@@ -119,7 +105,7 @@ class Answer:
         """
         if self._status not in (0, 200):
             kind, detail = f"status_{self._status}", self._refusal_message()
-        self._end(Failure.of(kind, detail))
+        self._end(kind, detail)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
@@ -168,7 +154,7 @@ class Answer:
         elif not self._finished:
             self.fail("dropped", "the stream ended without [DONE] and without a finish_reason")
         else:
-            self._end(None)
+            self._end()
 
     def _read(self, event: bytes) -> None:
         chunk = read_chunk(event)
@@ -189,16 +175,20 @@ class Answer:
                 self._finished = True
         self._new += self.times.add(self._now, length, chunk.usage, bool(choices))
 
-    def _end(self, failure: Failure | None) -> None:
+    def _end(self, failure: str | None = None, detail: str = "") -> None:
         if self.over:
             return
         self.over = True
         self.tokens, self.estimated = self.times.settle()
         known = self.times.usage is not None or not self.tokens
         if failure is None and self._exact and known and len(self.tokens) < self._asked:
-            text = f"{len(self.tokens)} of {self._asked} tokens came, although ignore_eos was"
-            failure = Failure.of("short", f"{text} accepted (see --no-ignore-eos)")
-        self.failure = failure
+            failure = "short"
+            detail = (
+                f"{len(self.tokens)} of {self._asked} tokens came, although ignore_eos was "
+                "accepted (see --no-ignore-eos)"
+            )
+        if failure is not None:
+            self.failure, self.detail = failure, " ".join(detail.split())[:_LONGEST_DETAIL]
 
     def _refusal_message(self) -> str:
         body = bytes(self._refusal or b"")

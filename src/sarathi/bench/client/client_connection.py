@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from time import perf_counter
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 from sarathi.bench.client.answer import Answer
 from sarathi.bench.client.endpoint import Endpoint
@@ -22,24 +21,17 @@ _LONGEST_LOOKUP = 5.0  # seconds
 _CLIENT_ERRORS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL)
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where connections go, found once for all of them."""
-
-    host: str
-    port: int
-    ssl: ssl.SSLContext | None
-    server_hostname: str | None
+Connect = Callable[[Callable[[], asyncio.Protocol]], Coroutine[Any, Any, object]]
 
 
-async def locate(endpoint: Endpoint) -> Address:
-    """Return the address that accepts connections; the host itself where none does.
+async def connector(endpoint: Endpoint) -> Connect:
+    """Find the address that accepts connections, and return what connects a protocol to it.
 
     A name such as localhost has several, and the server may listen on one alone. Trying each for
-    every request would be measured as if it were the server's time.
+    every request would be measured as if it were the server's time. Where none accepts, each
+    connection will try the name.
     """
     context = endpoint.ssl_context()
-    name = endpoint.host if context is not None else None
     host = endpoint.host
     try:
         _, writer = await asyncio.wait_for(
@@ -50,56 +42,37 @@ async def locate(endpoint: Endpoint) -> Address:
     else:
         host = writer.get_extra_info("peername")[0]
         writer.transport.abort()
-    return Address(host, endpoint.port, context, name)
+    return partial(
+        asyncio.get_running_loop().create_connection,
+        host=host,
+        port=endpoint.port,
+        ssl=context,
+        server_hostname=endpoint.host if context is not None else None,
+    )
 
 
-@dataclass(frozen=True)
-class Clock:
-    """Seconds since a run began."""
-
-    origin: float  # by perf_counter
-
-    def now(self) -> float:
-        return perf_counter() - self.origin
-
-
+@dataclass(eq=False)
 class ClientConnection(asyncio.Protocol):
     """Sends a request and reads its answer until that is complete or has failed."""
 
-    def __init__(
-        self,
-        request: bytes,
-        answer: Answer,
-        *,
-        clock: Clock,
-        timeout: float,
-        progressed: Callable[[list[float]], None],
-        ended: Callable[[float], None],
-    ) -> None:
-        """
-        Args:
-            timeout: seconds without a token, since the last one or since the start.
-            progressed: called with the times of new tokens.
-            ended: called once, with the time, when the answer is over.
-        """
-        self._request = request
-        self._answer = answer
-        self._now = clock.now
-        self._timeout = timeout
-        self._progressed = progressed
-        self._ended = ended
-        self._closed = False
-        self._began = 0.0
-        self._transport: asyncio.Transport | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._opening: asyncio.Task[None] | None = None
+    request: bytes
+    answer: Answer
+    now: Callable[[], float]  # the clock, in seconds since the run began
+    timeout: float  # seconds without a token, since the last one or since the start
+    progressed: Callable[[list[float]], None]  # called with the times of new tokens
+    ended: Callable[[float], None]  # called once, with the time, when the answer is over
+    _closed: bool = False
+    _began: float = 0.0
+    _transport: asyncio.Transport | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _opening: asyncio.Task[None] | None = None
 
-    def open(self, address: Address) -> None:
+    def open(self, connect: Connect) -> None:
         """Start connecting; errors end up in the answer."""
-        self._began = self._now()
+        self._began = self.now()
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._timeout, self._expire)
-        self._opening = loop.create_task(self._open(address))
+        self._timer = loop.call_later(self.timeout, self._expire)
+        self._opening = loop.create_task(self._open(connect))
 
     def abort(self) -> None:
         """Close the connection without calling `ended`."""
@@ -112,55 +85,49 @@ class ClientConnection(asyncio.Protocol):
         if self._closed:
             self._transport.abort()
         else:
-            self._transport.write(self._request)
+            self._transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:
         if self._closed:
             return
-        now = self._now()
-        new = self._answer.feed(data, now)
+        now = self.now()
+        new = self.answer.feed(data, now)
         if new:
-            self._progressed([now] * new)
-        if self._answer.over:
+            self.progressed([now] * new)
+        if self.answer.over:
             self._end(now)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._answer.end_of_data(str(exc) if exc is not None else "")
-        self._end(self._now())
+        self.answer.end_of_data(str(exc) if exc is not None else "")
+        self._end(self.now())
 
-    async def _open(self, address: Address) -> None:
+    async def _open(self, connect: Connect) -> None:
         try:
-            await asyncio.get_running_loop().create_connection(
-                lambda: self,
-                address.host,
-                address.port,
-                ssl=address.ssl,
-                server_hostname=address.server_hostname,
-            )
+            await connect(lambda: self)
         except OSError as error:
             kind = "client" if error.errno in _CLIENT_ERRORS else "connect"
             self._fail(kind, f"{type(error).__name__}: {error}")
 
     def _expire(self) -> None:
         """Check the timeout; only here is the timer restarted, not with each token."""
-        last = self._answer.last_progress
-        left = (self._began if last is None else last) + self._timeout - self._now()
+        last = self.answer.last_progress
+        left = (self._began if last is None else last) + self.timeout - self.now()
         if left > 0:
             # Those of uvloop count milliseconds.
             self._timer = asyncio.get_running_loop().call_later(left + 0.001, self._expire)
             return
         what = "no token" if self._transport is not None else "no connection"
-        self._fail("timeout", f"{what} for {self._timeout:g} s")
+        self._fail("timeout", f"{what} for {self.timeout:g} s")
 
     def _fail(self, kind: str, detail: str) -> None:
-        self._answer.fail(kind, detail)
-        self._end(self._now())
+        self.answer.fail(kind, detail)
+        self._end(self.now())
 
     def _end(self, now: float) -> None:
         if not self._closed:
             self._closed = True
             self._release()
-            self._ended(now)
+            self.ended(now)
 
     def _release(self) -> None:
         if self._timer is not None:

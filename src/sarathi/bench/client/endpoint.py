@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
+import httpx
 import msgspec
 
 from sarathi.errors import BenchmarkError
@@ -47,26 +48,39 @@ class Endpoint:
         Raises:
             BenchmarkError: the URL is no address, or the key cannot be sent.
         """
-        if any(character.isspace() or not character.isprintable() for character in url):
-            raise _no_address(url, "it holds a space or a control character")
         try:
             parts = urlsplit(url)
-            port = parts.port
+            port, host = parts.port, parts.hostname or ""
+            if ":" in host:
+                host = str(ipaddress.IPv6Address(host))
+            else:
+                host = host.encode("idna").decode("ascii")
         except ValueError as error:
             raise _no_address(url, str(error)) from None
-        if parts.scheme not in _PORTS:
-            raise _no_address(url, "it does not begin with http:// or https://")
-        if parts.username is not None or parts.query or parts.fragment:
-            raise _no_address(url, "it must not have a user, a query or a fragment")
-        if port == 0:
-            raise _no_address(url, "ports are 1 to 65535")
+        for wrong, reason in (
+            (
+                any(c.isspace() or not c.isprintable() for c in url),
+                "it holds a space or a control character",
+            ),
+            (parts.scheme not in _PORTS, "it does not begin with http:// or https://"),
+            (
+                parts.username is not None or parts.query or parts.fragment,
+                "it must not have a user, a query or a fragment",
+            ),
+            (port == 0, "ports are 1 to 65535"),
+            (not host, "it names no host"),
+        ):
+            if wrong:
+                raise _no_address(url, reason)
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise BenchmarkError("the API key holds characters that no HTTP header can")
         return cls(
             scheme=parts.scheme,
-            host=_host(url, parts.hostname or ""),
+            host=host,
             port=port or _PORTS[parts.scheme],
-            prefix=_prefix(parts.path),
+            prefix=quote(
+                parts.path.rstrip("/").removesuffix("/v1").rstrip("/"), safe="/%:@!$&'()*+,;=~"
+            ),
             model=model,
             api_key=api_key,
             api=api,
@@ -95,6 +109,23 @@ class Endpoint:
     def ssl_context(self) -> ssl.SSLContext | None:
         """Return a context with the machine's own certificates; None for plain HTTP."""
         return ssl.create_default_context() if self.scheme == "https" else None
+
+    def http_client(
+        self, timeout: float, transport: httpx.BaseTransport | None = None
+    ) -> httpx.Client:
+        """Return a client for requests that are not timed.
+
+        Args:
+            timeout: seconds.
+            transport: in place of the network.
+        """
+        return httpx.Client(
+            headers=self.authorization,
+            timeout=timeout,
+            transport=transport,
+            verify=self.ssl_context() or True,
+            trust_env=False,  # timed requests do not go through proxies either
+        )
 
     def post(self, body: bytes) -> bytes:
         """Build an HTTP request with a JSON body, after which the server closes the connection."""
@@ -145,25 +176,6 @@ def request(endpoint: Endpoint, dialect: Dialect, call: Call) -> bytes:
     if dialect.continuous_usage:
         fields["stream_options"]["continuous_usage_stats"] = True
     return endpoint.post(msgspec.json.encode(fields))
-
-
-def _prefix(path: str) -> str:
-    return quote(path.rstrip("/").removesuffix("/v1").rstrip("/"), safe="/%:@!$&'()*+,;=~")
-
-
-def _host(url: str, host: str) -> str:
-    if ":" in host:
-        try:
-            return str(ipaddress.IPv6Address(host))
-        except ValueError as error:
-            raise _no_address(url, str(error)) from None
-    try:
-        encoded = host.encode("idna").decode("ascii")
-    except UnicodeError as error:
-        raise _no_address(url, str(error)) from None
-    if not encoded:
-        raise _no_address(url, "it names no host")
-    return encoded
 
 
 def _no_address(url: str, reason: str) -> BenchmarkError:

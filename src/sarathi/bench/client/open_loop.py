@@ -14,10 +14,9 @@ from functools import partial
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from sarathi.bench.client.answer import Answer
-from sarathi.bench.client.client_connection import Address, ClientConnection, Clock, locate
+from sarathi.bench.client.client_connection import ClientConnection, Connect, connector
 from sarathi.bench.client.endpoint import Call, Dialect, Endpoint, request
 from sarathi.bench.results import Lag
 from sarathi.telemetry import RequestRecord
@@ -102,39 +101,29 @@ async def play(
         listener: is notified of everything, and may stop the run.
     """
     requests = [request(endpoint, dialect, call) for call in calls]
-    address = await locate(endpoint)
+    connect = await connector(endpoint)
     _allow_open_files(len(calls))
     listener = listener or RunListeners(())
     with _collector_paused():
-        return await _Run(calls, requests, address, dialect.ignore_eos, timeout, listener).play()
+        return await _Run(calls, requests, connect, dialect.ignore_eos, timeout, listener).play()
 
 
+@dataclass
 class _Run:
     """Time begins when it is made."""
 
-    def __init__(
-        self,
-        calls: Sequence[Call],
-        requests: Sequence[bytes],
-        address: Address,
-        exact: bool,
-        timeout: float,
-        listener: RunListener,
-    ) -> None:
-        """
-        Args:
-            exact: an answer with fewer tokens than asked for has failed.
-        """
-        self._calls = calls
-        self._requests = requests
-        self._address = address
-        self._exact = exact
-        self._timeout = timeout
-        self._listener = listener
+    calls: Sequence[Call]
+    requests: Sequence[bytes]
+    connect: Connect
+    exact: bool  # an answer with fewer tokens than asked for has failed
+    timeout: float
+    listener: RunListener
+
+    def __post_init__(self) -> None:
         self._open: dict[int, ClientConnection] = {}
         self._records: dict[int, RequestRecord] = {}
         self._began = time.time()
-        self._clock = Clock(time.perf_counter())
+        self._origin = time.perf_counter()
         self._lag = LagMeter()
 
     async def play(self) -> Played:
@@ -149,21 +138,24 @@ class _Run:
         return Played(
             records=[self._records[index] for index in indices],
             indices=indices,
-            lag=self._lag.result(self._clock.now()),
+            lag=self._lag.result(self._now()),
             stopped=stopped,
             began=self._began,
         )
 
+    def _now(self) -> float:
+        return time.perf_counter() - self._origin
+
     async def _wait(self, sender: asyncio.Task[None]) -> str | None:
         """Keep the heartbeat until all have ended, or the listener stops the run."""
         checked = 0.0
-        while len(self._records) < len(self._calls):
-            await asyncio.sleep(max(0.0, self._lag.next_beat - self._clock.now()))
-            now = self._clock.now()
+        while len(self._records) < len(self.calls):
+            await asyncio.sleep(max(0.0, self._lag.next_beat - self._now()))
+            now = self._now()
             self._lag.beat(now)
             if now - checked >= _STOP_CHECK_INTERVAL:
                 checked = now
-                reason = self._listener.stop_reason(now)
+                reason = self.listener.stop_reason(now)
                 if reason is not None:
                     return reason
             if sender.done():
@@ -171,34 +163,33 @@ class _Run:
         return None
 
     async def _send_all(self) -> None:
-        for index in sorted(range(len(self._calls)), key=lambda index: self._calls[index].at):
+        for index in sorted(range(len(self.calls)), key=lambda index: self.calls[index].at):
             # Timers of uvloop count milliseconds and may be early by half of one.
-            while (wait := self._calls[index].at - self._clock.now()) > 0:
+            while (wait := self.calls[index].at - self._now()) > 0:
                 await asyncio.sleep(wait)
             self._send(index)
             await asyncio.sleep(0)  # a burst must not keep the connections from being made
 
     def _send(self, index: int) -> None:
-        call = self._calls[index]
-        answer = Answer(call.output_tokens, self._exact)
-        arrival = self._clock.now()
+        call = self.calls[index]
+        answer = Answer(call.output_tokens, self.exact)
+        arrival = self._now()
         connection = ClientConnection(
-            self._requests[index],
+            self.requests[index],
             answer,
-            clock=self._clock,
-            timeout=self._timeout,
-            progressed=partial(self._listener.progressed, index),
+            now=self._now,
+            timeout=self.timeout,
+            progressed=partial(self.listener.progressed, index),
             ended=partial(self._end, index, answer, arrival),
         )
         self._open[index] = connection
         self._lag.sent(arrival - call.at)
-        self._listener.sent(index, arrival)
-        connection.open(self._address)
+        self.listener.sent(index, arrival)
+        connection.open(self.connect)
 
     def _end(self, index: int, answer: Answer, arrival: float, now: float) -> None:
-        call = self._calls[index]
+        call = self.calls[index]
         usage = answer.times.usage
-        failure = answer.failure
         prompt_tokens = usage.prompt_tokens if usage is not None else None
         record = RequestRecord(
             arrival=arrival,
@@ -208,14 +199,14 @@ class _Run:
             end=now,
             scheduling_delay=answer.scheduling_delay,
             cached_tokens=usage.cached_tokens if usage is not None else 0,
-            failure=failure.kind if failure is not None else None,
-            detail=failure.detail if failure is not None else None,
+            failure=answer.failure,
+            detail=answer.detail,
             estimated=answer.estimated,
             lag=arrival - call.at,
         )
         self._records[index] = record
         del self._open[index]
-        self._listener.ended(index, record)
+        self.listener.ended(index, record)
 
 
 class LagMeter:
@@ -247,20 +238,14 @@ class LagMeter:
 
     def result(self, seconds: float) -> Lag:
         """Return the lag of a run that lasted so many seconds."""
-        p50, p99, most = np.maximum(_percentiles(self._beats), _percentiles(self._sends))
-        return Lag(
-            p50=float(p50),
-            p99=float(p99),
-            max=float(most),
-            cpu=(time.process_time() - self._cpu) / seconds if seconds > 0 else 0.0,
-        )
-
-
-def _percentiles(late: array[float]) -> npt.NDArray[np.float64]:
-    """Return the 50th, the 99th and the 100th percentile."""
-    values = late or array("d", [0.0])
-    found: npt.NDArray[np.float64] = np.percentile(values, (50, 99, 100), method="inverted_cdf")
-    return found
+        # The 50th, the 99th and the 100th percentile.
+        late = [
+            np.percentile(values or [0.0], (50, 99, 100), method="inverted_cdf")
+            for values in (self._beats, self._sends)
+        ]
+        p50, p99, most = np.max(late, axis=0).tolist()
+        cpu = time.process_time() - self._cpu
+        return Lag(p50=p50, p99=p99, max=most, cpu=cpu / seconds if seconds > 0 else 0.0)
 
 
 @contextmanager

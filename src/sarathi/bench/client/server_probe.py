@@ -19,12 +19,8 @@ from sarathi.telemetry import RequestRecord
 
 # Ordered from the most informative. A server that refuses an optional field does so at once.
 DIALECTS = (
-    Dialect(),
-    Dialect(continuous_usage=False),
-    Dialect(ignore_eos=False),
-    Dialect(ignore_eos=False, continuous_usage=False),
-    Dialect(usage=False, continuous_usage=False),
-    Dialect(ignore_eos=False, usage=False, continuous_usage=False),
+    *(Dialect(eos, True, continuous) for eos in (True, False) for continuous in (True, False)),
+    *(Dialect(eos, usage=False, continuous_usage=False) for eos in (True, False)),
 )
 
 # If the answer ends before its eighth token, the server ignores `ignore_eos`. Most models would end
@@ -35,7 +31,7 @@ _QUESTION = Call(
 _POLL_INTERVAL = 0.5  # seconds
 _GET_TIMEOUT = 10.0  # seconds
 _NAMES_SHOWN = 10
-_UNAUTHORISED = (401, 403)
+_UNAUTHORISED = ("status_401", "status_403")
 _REFUSED = ("status_400", "status_422", "short")
 
 
@@ -116,22 +112,14 @@ def _ask(endpoint: Endpoint, dialects: Sequence[Dialect], timeout: float) -> Ser
 def _models(endpoint: Endpoint) -> list[ModelEntry]:
     url = f"{endpoint.url}/v1/models"
     try:
-        response = httpx.get(
-            url,
-            headers=endpoint.authorization,
-            timeout=_GET_TIMEOUT,
-            verify=endpoint.ssl_context() or True,
-            trust_env=False,  # the client does not go through proxies either
-        )
+        with endpoint.http_client(_GET_TIMEOUT) as client:
+            response = client.get(url)
     except httpx.TimeoutException:
         raise BenchmarkError(f"GET {url} was not answered within {_GET_TIMEOUT:g} s") from None
     except httpx.TransportError as error:
         raise BenchmarkError(f"there is no server at {endpoint.url} ({error})") from None
     message = error_message(response.content) or quoted(response.content)
-    if response.status_code == 503:
-        raise _LoadingError(message)
-    if response.status_code in _UNAUTHORISED:
-        raise _unauthorised(endpoint, response.status_code, message)
+    _check_status(endpoint, f"status_{response.status_code}", message)
     reason = f"status {response.status_code}"
     if response.status_code == 200:
         try:
@@ -176,21 +164,20 @@ def _first_accepted(
 
 def _check(endpoint: Endpoint, record: RequestRecord) -> None:
     message = record.detail or ""
-    if record.failure == "status_503":
-        raise _LoadingError(message)
-    for status in _UNAUTHORISED:
-        if record.failure == f"status_{status}":
-            raise _unauthorised(endpoint, status, message)
     if record.failure is not None:
+        _check_status(endpoint, record.failure, message)
         raise BenchmarkError(
             f"{endpoint.url} does not stream an answer from {endpoint.path} "
             f"({record.failure.replace('_', ' ')}: {message})"
         )
 
 
-def _unauthorised(endpoint: Endpoint, status: int, message: str) -> BenchmarkError:
-    problem = "is missing" if endpoint.api_key is None else "is not accepted"
-    return BenchmarkError(
-        f"{endpoint.url} wants a key that {problem}; give it with --api-key "
-        f"(status {status}: {message})"
-    )
+def _check_status(endpoint: Endpoint, status: str, message: str) -> None:
+    if status == "status_503":
+        raise _LoadingError(message)
+    if status in _UNAUTHORISED:
+        problem = "is missing" if endpoint.api_key is None else "is not accepted"
+        raise BenchmarkError(
+            f"{endpoint.url} wants a key that {problem}; give it with --api-key "
+            f"({status.replace('_', ' ')}: {message})"
+        )

@@ -13,8 +13,8 @@ from sarathi.errors import BenchmarkError
 Times = npt.NDArray[np.float64]
 
 TRACE = "trace"
-FORMS = "poisson, gamma:CV, constant and trace"
 
+_VARIATIONS = {"poisson": 1.0, "constant": 0.0}
 _MAX_VARIATION = 10.0
 _REGULAR = 1e-6  # below it, gaps count as constant
 
@@ -56,14 +56,24 @@ def process_from(text: str) -> ArrivalProcess | None:
     Raises:
         BenchmarkError: the text has none of the forms.
     """
-    name, colon, argument = text.partition(":")
-    if not colon and name == TRACE:
+    if text == TRACE:
         return None
-    if not colon and name in ("poisson", "constant"):
-        return ArrivalProcess(text, 1.0 if name == "poisson" else 0.0)
-    if colon and name == "gamma":
-        return ArrivalProcess(text, _variation(text, argument))
-    raise BenchmarkError(f"--arrivals {text!r} is unknown; accepted are {FORMS}")
+    if text in _VARIATIONS:
+        return ArrivalProcess(text, _VARIATIONS[text])
+    if not text.startswith("gamma:"):
+        raise BenchmarkError(
+            f"--arrivals {text!r} is unknown; accepted are poisson, gamma:CV, constant and trace"
+        )
+    try:
+        variation = float(text.removeprefix("gamma:"))
+    except ValueError:
+        variation = math.nan
+    if not 0 < variation <= _MAX_VARIATION:
+        raise BenchmarkError(
+            f"--arrivals {text!r}: the coefficient of variation must be above 0 and at most "
+            f"{_MAX_VARIATION:g}"
+        )
+    return ArrivalProcess(text, variation)
 
 
 def stretched(times: Times, warm_up: int, rate: float | None) -> tuple[Times, float]:
@@ -86,16 +96,3 @@ def stretched(times: Times, warm_up: int, rate: float | None) -> tuple[Times, fl
         )
     measured = (len(times) - warm_up) / rate
     return times * (measured / span), measured
-
-
-def _variation(text: str, argument: str) -> float:
-    try:
-        variation = float(argument)
-    except ValueError:
-        variation = math.nan
-    if not 0 < variation <= _MAX_VARIATION:
-        raise BenchmarkError(
-            f"--arrivals {text!r}: the coefficient of variation must be above 0 and at most "
-            f"{_MAX_VARIATION:g}"
-        )
-    return variation

@@ -15,19 +15,10 @@ from sarathi.errors import BenchmarkError
 Tokens = npt.NDArray[np.int64]
 
 MAX_LENGTH = 10**6  # tokens
-FORMS = "N, fixed:N, uniform:LOW,HIGH, lognormal:MEDIAN,P90 and zipf:EXPONENT,MAX"
 
 # How many standard deviations the 90th percentile of a normal distribution is above its mean.
 _P90_DEVIATIONS = 1.2815515655446004
 _MAX_EXPONENT = 20.0
-
-
-class Lengths(Protocol):
-    """A distribution of lengths."""
-
-    def sample(self, count: int, rng: np.random.Generator) -> Tokens:
-        """Return `count` lengths from 1 to `MAX_LENGTH`; a larger count keeps the first ones."""
-        ...
 
 
 class LengthPairs(Protocol):
@@ -43,49 +34,15 @@ class LengthPairs(Protocol):
 
 
 @dataclass(frozen=True)
-class Fixed:
-    """The same length always."""
+class LengthDistribution:
+    """A distribution of single lengths: one of `_FORMS`, and its parameters."""
 
-    tokens: int
-
-    def sample(self, count: int, rng: np.random.Generator) -> Tokens:
-        return np.full(count, self.tokens, np.int64)
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """From `low` to `high`, both included."""
-
-    low: int
-    high: int
+    form: str
+    parameters: tuple[float, ...]
 
     def sample(self, count: int, rng: np.random.Generator) -> Tokens:
-        return rng.integers(self.low, self.high, size=count, endpoint=True)
-
-
-@dataclass(frozen=True)
-class LogNormal:
-    """The log-normal distribution with this median and 90th percentile."""
-
-    median: float
-    p90: float
-
-    def sample(self, count: int, rng: np.random.Generator) -> Tokens:
-        deviation = math.log(self.p90 / self.median) / _P90_DEVIATIONS
-        return whole(rng.lognormal(math.log(self.median), deviation, count))
-
-
-@dataclass(frozen=True)
-class Zipf:
-    """A length of k tokens, up to `longest`, has a probability of k to the power of `-exponent`."""
-
-    exponent: float
-    longest: int
-
-    def sample(self, count: int, rng: np.random.Generator) -> Tokens:
-        sums = np.cumsum(np.arange(1, self.longest + 1, dtype=np.float64) ** -self.exponent)
-        found: Tokens = np.searchsorted(sums / sums[-1], rng.random(count), side="right") + 1
-        return np.minimum(found, self.longest)
+        """Return `count` lengths from 1 to `MAX_LENGTH`; a larger count keeps the first ones."""
+        return _FORMS[self.form][1](count, rng, *self.parameters)
 
 
 @dataclass(frozen=True)
@@ -106,11 +63,8 @@ class IndependentLengths:
     def options(self) -> dict[str, str]:
         return {"prompt-lengths": self.prompt_lengths, "output-lengths": self.output_lengths}
 
-    def _parsed(self) -> tuple[Lengths, Lengths]:
-        return (
-            parse_lengths(self.prompt_lengths, "--prompt-lengths"),
-            parse_lengths(self.output_lengths, "--output-lengths"),
-        )
+    def _parsed(self) -> list[LengthDistribution]:
+        return [parse_lengths(text, f"--{option}") for option, text in self.options().items()]
 
 
 def whole(lengths: npt.NDArray[np.float64]) -> Tokens:
@@ -118,7 +72,7 @@ def whole(lengths: npt.NDArray[np.float64]) -> Tokens:
     return np.rint(np.clip(lengths, 1, MAX_LENGTH)).astype(np.int64)
 
 
-def parse_lengths(text: str, option: str) -> Lengths:
+def parse_lengths(text: str, option: str) -> LengthDistribution:
     """Parse a distribution.
 
     Args:
@@ -127,61 +81,63 @@ def parse_lengths(text: str, option: str) -> Lengths:
     Raises:
         BenchmarkError: the text has none of the forms, or a number is out of range.
     """
-    name, colon, rest = text.partition(":")
+    form, colon, rest = text.partition(":")
     if not colon:
-        name, rest = "fixed", text
-    build = _BUILDERS.get(name)
-    if build is None:
-        raise BenchmarkError(f"{option} {text!r} is unknown; accepted are {FORMS}")
+        form, rest = "fixed", text
+    accepted = ", ".join(["N", *(f"{name}:{names}" for name, (names, _) in _FORMS.items())])
+    if form not in _FORMS:
+        raise BenchmarkError(f"{option} {text!r} is unknown; accepted are {accepted}")
+    names, values = _FORMS[form][0].split(","), rest.split(",")
+    if len(names) != len(values):
+        raise BenchmarkError(f"{option} {text!r} has not the form of any of {accepted}")
     try:
-        return build(*rest.split(","))
-    except TypeError:
-        raise BenchmarkError(f"{option} {text!r} has not the form of any of {FORMS}") from None
+        numbers = tuple(map(_parameter, names, values))
+        if form in ("uniform", "lognormal") and numbers[0] > numbers[1]:
+            raise ValueError(f"{names[0]} is above {names[1]}")
     except ValueError as error:
         raise BenchmarkError(f"{option} {text!r}: {error}") from None
+    return LengthDistribution(form, numbers)
 
 
-def _uniform(low: str, high: str) -> Uniform:
-    bounds = Uniform(_length("LOW", low), _length("HIGH", high))
-    if bounds.low > bounds.high:
-        raise ValueError("LOW is above HIGH")
-    return bounds
-
-
-def _log_normal(median: str, p90: str) -> LogNormal:
-    lengths = LogNormal(_number("MEDIAN", median), _number("P90", p90))
-    if lengths.p90 < lengths.median:
-        raise ValueError("P90 is below MEDIAN")
-    return lengths
-
-
-def _zipf(exponent: str, longest: str) -> Zipf:
-    power = _number("EXPONENT", exponent, 0, _MAX_EXPONENT)
-    if not power:
-        raise ValueError("EXPONENT must be above 0")
-    return Zipf(power, _length("MAX", longest))
-
-
-_BUILDERS: dict[str, Callable[..., Lengths]] = {
-    "fixed": lambda tokens: Fixed(_length("N", tokens)),
-    "uniform": _uniform,
-    "lognormal": _log_normal,
-    "zipf": _zipf,
-}
-
-
-def _length(name: str, text: str) -> int:
-    number = _number(name, text)
-    if not number.is_integer():
-        raise ValueError(f"{name} must be a whole number")
-    return int(number)
-
-
-def _number(name: str, text: str, low: float = 1, high: float = MAX_LENGTH) -> float:
+def _parameter(name: str, text: str) -> float:
+    low, high = (0.0, _MAX_EXPONENT) if name == "EXPONENT" else (1.0, float(MAX_LENGTH))
     try:
         number = float(text)
     except ValueError:
         raise ValueError(f"{name} must be a number, not {text!r}") from None
     if not low <= number <= high:
         raise ValueError(f"{name} must be from {low:g} to {high:,.0f}")
+    if not number:
+        raise ValueError(f"{name} must be above 0")
+    if name not in ("EXPONENT", "MEDIAN", "P90") and not number.is_integer():
+        raise ValueError(f"{name} must be a whole number")
     return number
+
+
+def _fixed(count: int, rng: np.random.Generator, length: float) -> Tokens:
+    return np.full(count, length, np.int64)
+
+
+def _uniform(count: int, rng: np.random.Generator, low: float, high: float) -> Tokens:
+    return rng.integers(int(low), int(high), size=count, endpoint=True)
+
+
+def _log_normal(count: int, rng: np.random.Generator, median: float, p90: float) -> Tokens:
+    deviation = math.log(p90 / median) / _P90_DEVIATIONS
+    return whole(rng.lognormal(math.log(median), deviation, count))
+
+
+def _zipf(count: int, rng: np.random.Generator, exponent: float, longest: float) -> Tokens:
+    """Sample a length of k tokens with a probability of k to the power of `-exponent`."""
+    sums = np.cumsum(np.arange(1, longest + 1, dtype=np.float64) ** -exponent)
+    found: Tokens = np.searchsorted(sums / sums[-1], rng.random(count), side="right") + 1
+    return np.minimum(found, int(longest))
+
+
+# The parameters of each form, and how it is sampled.
+_FORMS: dict[str, tuple[str, Callable[..., Tokens]]] = {
+    "fixed": ("N", _fixed),
+    "uniform": ("LOW,HIGH", _uniform),
+    "lognormal": ("MEDIAN,P90", _log_normal),
+    "zipf": ("EXPONENT,MAX", _zipf),
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from sarathi.bench.workload.token_counter import TokenCounter
 from sarathi.bench.workload.workload import PlannedRequest
@@ -90,7 +91,8 @@ class _Writer:
         phrases = [rng.choices(_WORDS, k=_PHRASE) for _ in range(_NUM_PHRASES)]
         self._phrases = [_Text("".join(p), sum(map(costs.__getitem__, p))) for p in phrases]
         self._by_cost = self._fillers()
-        self._opener_costs: dict[str, int] = {}
+        # With everything that the server adds to a text.
+        self._opener_cost = cache(tokens.count)
         self._beginnings: set[str] = set()
 
     def begin(self, tokens: int) -> _Text:
@@ -156,12 +158,6 @@ class _Writer:
             fitting = [word for word in _OPENERS if self._opener_cost(word) <= limit]
             opener = self._rng.choice(fitting)
         return _Text(opener, self._opener_cost(opener))
-
-    def _opener_cost(self, word: str) -> int:
-        """Return the tokens of this word with everything that the server adds."""
-        if word not in self._opener_costs:
-            self._opener_costs[word] = self._count(word)
-        return self._opener_costs[word]
 
 
 def _costs_of(words: Sequence[str], count: Callable[[str], int]) -> dict[str, int]:

@@ -68,13 +68,7 @@ class ServerTokens:
         self._url = f"{endpoint.url}/tokenize"
         self._model = endpoint.model
         self._chat = endpoint.api == "chat"
-        self._client = httpx.Client(
-            headers={"Content-Type": "application/json", **endpoint.authorization},
-            timeout=_TIMEOUT,
-            transport=transport,
-            verify=endpoint.ssl_context() or True,
-            trust_env=False,  # the client does not go through proxies either
-        )
+        self._client = endpoint.http_client(_TIMEOUT, transport)
 
     def count(self, text: str) -> int:
         """Return the tokens of a prompt.
@@ -86,7 +80,7 @@ class ServerTokens:
             {"messages": _messages(text)} if self._chat else {"prompt": text}
         )
         try:
-            response = self._client.post(self._url, content=msgspec.json.encode(body))
+            response = self._client.post(self._url, json=body)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
             raise BenchmarkError(f"{self._url} cannot be reached: {reason}") from error

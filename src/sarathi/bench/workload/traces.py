@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,11 +107,10 @@ def read_trace(path: str) -> LengthTrace:
             )
     if not rows:
         raise BenchmarkError(f"--workload {path} has no requests")
-    prompts = np.array([_tokens(where, row, _PROMPT) for where, row in rows])
-    outputs = np.array([_tokens(where, row, _OUTPUT) for where, row in rows])
+    prompts, outputs = (_lengths(rows, name) for name in (_PROMPT, _OUTPUT))
     if _ARRIVAL not in header:
         return LengthTrace(path, prompts, outputs, None)
-    times = np.array([_seconds(where, row) for where, row in rows])
+    times = _numbers(rows, _ARRIVAL, math.isfinite, "a time in seconds")
     order = np.argsort(times, kind="stable")
     times = times[order]
     return LengthTrace(path, prompts[order], outputs[order], times - times[0])
@@ -143,29 +142,31 @@ def read_dialogues(path: str, count: Callable[[str], int]) -> Dialogues:
     return Dialogues(path, conversations, answers, count)
 
 
-def _tokens(where: str, row: dict[str, str], name: str) -> int:
-    number = _number(row[name])
-    if not (number.is_integer() and 1 <= number <= MAX_LENGTH):
-        raise BenchmarkError(
-            f"{where}: {name} is {row[name]!r}, expected a whole number from 1 to {MAX_LENGTH:,}"
-        )
-    return int(number)
+def _lengths(rows: Sequence[tuple[str, dict[str, str]]], name: str) -> Tokens:
+    def is_length(number: float) -> bool:
+        return number.is_integer() and 1 <= number <= MAX_LENGTH
+
+    expected = f"a whole number from 1 to {MAX_LENGTH:,}"
+    return _numbers(rows, name, is_length, expected).astype(np.int64)
 
 
-def _seconds(where: str, row: dict[str, str]) -> float:
-    number = _number(row[_ARRIVAL])
-    if not math.isfinite(number):
-        raise BenchmarkError(
-            f"{where}: {_ARRIVAL} is {row[_ARRIVAL]!r}, expected a time in seconds"
-        )
-    return number
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+def _numbers(
+    rows: Sequence[tuple[str, dict[str, str]]],
+    name: str,
+    valid: Callable[[float], bool],
+    expected: str,
+) -> Times:
+    """Return a column; errors name the row."""
+    numbers = []
+    for where, row in rows:
+        try:
+            number = float(row[name])
+        except ValueError:
+            number = math.nan
+        if not valid(number):
+            raise BenchmarkError(f"{where}: {name} is {row[name]!r}, expected {expected}")
+        numbers.append(number)
+    return np.array(numbers)
 
 
 def _unreadable(path: str, error: Exception) -> BenchmarkError:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from sarathi.bench.workload.arrivals import TRACE, ArrivalProcess, Times, process_from, stretched
-from sarathi.bench.workload.conversations import converse
 from sarathi.bench.workload.lengths import IndependentLengths, LengthPairs, Tokens, whole
 from sarathi.bench.workload.presets import PRESETS
 from sarathi.bench.workload.token_counter import TokenCounter
@@ -17,6 +17,7 @@ from sarathi.bench.workload.traces import LengthTrace, read_dialogues, read_trac
 from sarathi.errors import BenchmarkError
 
 _MAX_SCALE = 1000.0
+_MIN_UNFINISHED = 8  # unfinished conversations that a run soon has, at least
 _PIECE = 4096  # requests per chunk of an iteration
 
 
@@ -83,12 +84,8 @@ class Workload:
                 raise BenchmarkError(
                     f"--{name}-scale {scale:g} must be above 0 and at most {_MAX_SCALE:g}"
                 )
-        for name, limit in (("max-prompt", self.max_prompt), ("max-output", self.max_output)):
-            if limit is not None and limit < 1:
-                raise BenchmarkError(f"--{name} {limit} must be at least 1")
-        if self.turns < 1:
-            raise BenchmarkError(f"--turns {self.turns} must be at least 1")
-        if self.arrivals is None and _times(self.pairs) is None:
+        _check_at_least(1, max_prompt=self.max_prompt, max_output=self.max_output, turns=self.turns)
+        if self.arrivals is None and getattr(self.pairs, "arrived_at", None) is None:
             raise BenchmarkError(
                 f"--arrivals {TRACE} needs --workload FILE.csv with a column arrived_at"
             )
@@ -101,32 +98,21 @@ class Workload:
         prompt_lengths: str | None = None,
         output_lengths: str | None = None,
         arrivals: str = "poisson",
-        prompt_scale: float = 1.0,
-        output_scale: float = 1.0,
-        max_prompt: int | None = None,
-        max_output: int | None = None,
-        turns: int = 1,
         tokens: TokenCounter | None = None,
+        **shape: Any,
     ) -> Workload:
         """Make a workload from the options of the command line.
 
         Args:
             workload: a preset, FILE.csv or FILE.json; otherwise both kinds of lengths are required.
             tokens: counts the tokens of a JSON file; required only for such files.
+            shape: the other fields of a workload, such as `max_prompt` and `turns`.
 
         Raises:
             BenchmarkError: an option is wrong, missing, or one too many.
         """
         pairs = _parse_pairs(workload, prompt_lengths, output_lengths, tokens)
-        return cls(
-            pairs,
-            process_from(arrivals),
-            prompt_scale,
-            output_scale,
-            max_prompt,
-            max_output,
-            turns,
-        )
+        return cls(pairs, process_from(arrivals), **shape)
 
     def describe(self) -> dict[str, str]:
         """Return the options of this workload that differ from the defaults, without dashes."""
@@ -173,10 +159,9 @@ class Workload:
         prompts, outputs, num_shortened = _shortened(prompts, outputs, max_total)
         conversations, numbers = np.arange(total), np.zeros(total, np.int64)
         if self.turns > 1:
-            turns = converse(prompts, outputs, self.turns, self.max_prompt, max_total, for_turns)
-            prompts = np.array([turn.prompt_tokens for turn in turns])
-            conversations = np.array([turn.conversation for turn in turns])
-            numbers = np.array([turn.number for turn in turns])
+            prompts, conversations, numbers = _converse(
+                prompts, outputs, self.turns, self.max_prompt, max_total, for_turns
+            )
         return Plan(
             times, prompts, outputs, conversations, numbers, warm_up, seconds, num_shortened
         )
@@ -204,12 +189,8 @@ class Workload:
             )
         if rate is not None and not (rate > 0 and math.isfinite(rate)):
             raise BenchmarkError(f"--rate {rate:g} must be a number above 0")
-        if num_requests < 1:
-            raise BenchmarkError(f"--num-requests {num_requests} must be at least 1")
-        if warm_up < 0:
-            raise BenchmarkError(f"--warm-up {warm_up} must be at least 0")
-        if seed < 0:
-            raise BenchmarkError(f"--seed {seed} must be at least 0")
+        _check_at_least(1, num_requests=num_requests)
+        _check_at_least(0, warm_up=warm_up, seed=seed)
         if max_total is not None and max_total < 2:
             raise BenchmarkError(f"a longest total of {max_total} tokens holds no request")
 
@@ -220,48 +201,41 @@ def _parse_pairs(
     output_lengths: str | None,
     tokens: TokenCounter | None,
 ) -> LengthPairs:
-    """Return the lengths of a preset or file, or of two distributions.
-
-    Raises:
-        BenchmarkError: an option is wrong, missing, or one too many.
-    """
-    if workload is not None:
-        for option, text in (("prompt", prompt_lengths), ("output", output_lengths)):
-            if text is not None:
-                raise BenchmarkError(
-                    f"--{option}-lengths {text} cannot be had with --workload {workload}, "
-                    "which has lengths of its own"
-                )
-        return _preset_or_file(workload, tokens)
-    if prompt_lengths is None or output_lengths is None:
-        raise BenchmarkError(
-            f"lengths are missing: give --workload ({', '.join(PRESETS)}, FILE.csv or FILE.json), "
-            "or both --prompt-lengths and --output-lengths, such as lognormal:430,1400 and "
-            "lognormal:60,130"
-        )
-    return IndependentLengths(prompt_lengths, output_lengths)
-
-
-def _preset_or_file(workload: str, tokens: TokenCounter | None) -> LengthPairs:
+    """Return the lengths of a preset or file, or of two distributions."""
+    files = f"{', '.join(PRESETS)}, FILE.csv"
+    if workload is None:
+        if prompt_lengths is None or output_lengths is None:
+            raise BenchmarkError(
+                f"lengths are missing: give --workload ({files} or FILE.json), or both "
+                "--prompt-lengths and --output-lengths, such as lognormal:430,1400 and "
+                "lognormal:60,130"
+            )
+        return IndependentLengths(prompt_lengths, output_lengths)
+    for option, text in (("prompt", prompt_lengths), ("output", output_lengths)):
+        if text is not None:
+            raise BenchmarkError(
+                f"--{option}-lengths {text} cannot be had with --workload {workload}, "
+                "which has lengths of its own"
+            )
     if workload in PRESETS:
         return PRESETS[workload]
     name = workload.lower()
     if name.endswith(".csv"):
         return read_trace(workload)
-    if name.endswith(".json"):
-        if tokens is None:
-            raise BenchmarkError(
-                f"--workload {workload} needs a tokenizer: name one with --tokenizer"
-            )
-        return read_dialogues(workload, tokens.count)
-    raise BenchmarkError(
-        f"--workload {workload} is unknown; accepted are {', '.join(PRESETS)}, FILE.csv and "
-        "FILE.json"
-    )
+    if not name.endswith(".json"):
+        raise BenchmarkError(
+            f"--workload {workload} is unknown; accepted are {files} and FILE.json"
+        )
+    if tokens is None:
+        raise BenchmarkError(f"--workload {workload} needs a tokenizer: name one with --tokenizer")
+    return read_dialogues(workload, tokens.count)
 
 
-def _times(pairs: LengthPairs) -> Times | None:
-    return pairs.arrived_at if isinstance(pairs, LengthTrace) else None
+def _check_at_least(least: int, **options: int | None) -> None:
+    for name, value in options.items():
+        if value is not None and value < least:
+            option = name.replace("_", "-")
+            raise BenchmarkError(f"--{option} {value} must be at least {least}")
 
 
 def _capped(lengths: Tokens, limit: int | None) -> Tokens:
@@ -282,3 +256,57 @@ def _shortened(
         np.where(long, max_total - cut, outputs),
         int(np.count_nonzero(long)),
     )
+
+
+def _converse(
+    new: Tokens,
+    outputs: Tokens,
+    turns: int,
+    max_prompt: int | None,
+    max_total: int | None,
+    rng: np.random.Generator,
+) -> tuple[Tokens, Tokens, Tokens]:
+    """Group requests, in the order of arrival, into conversations of `turns` turns.
+
+    One request in `turns`, at random, starts a conversation; so do others while few conversations
+    are unfinished, so that a turn rarely arrives while the one before is being answered. All other
+    requests continue an unfinished one, also at random. All of this depends only on earlier
+    requests. A conversation that would become too long with its next turn starts over with it.
+
+    Args:
+        new: tokens that each request adds to its conversation; on their own not too long.
+        outputs: tokens of the answers, which are part of later prompts.
+
+    Returns:
+        Tokens of the prompt with all earlier turns, conversation, and number of the turn in it,
+        of each request.
+
+    Raises:
+        BenchmarkError: all second turns would have been too long.
+    """
+    limits = {"a --max-prompt": max_prompt, "a context": max_total}
+    longest_prompt, longest_total = (limit or math.inf for limit in limits.values())
+    made: list[tuple[int, int, int]] = []
+    unfinished: list[tuple[int, int, int, int]] = []  # tokens, conversation, turn, turns to come
+    started, cut = 0, False
+    chances = rng.random((len(new), 2)).tolist()
+    for added, answer, (begin, which) in zip(new.tolist(), outputs.tolist(), chances, strict=True):
+        before, conversation, turn, left = 0, 0, 0, turns
+        if len(unfinished) > min(len(made) // turns, _MIN_UNFINISHED) and begin * turns >= 1:
+            before, conversation, turn, left = unfinished.pop(int(which * len(unfinished)))
+        if before + added > longest_prompt or before + added + answer > longest_total:
+            before, cut = 0, True
+        if not before:
+            conversation, turn = started, 0
+            started += 1
+        made.append((before + added, conversation, turn))
+        if left > 1:
+            unfinished.append((before + added + answer, conversation, turn + 1, left - 1))
+    prompts, conversations, numbers = np.array(made).T
+    if cut and not numbers.any():
+        named = (f"{name} of {limit} tokens" for name, limit in limits.items() if limit is not None)
+        raise BenchmarkError(
+            f"--turns {turns} has no effect: with {' and '.join(named)}, no conversation has room "
+            "for a second turn"
+        )
+    return prompts, conversations, numbers
