@@ -15,7 +15,7 @@ from sarathi.engine.scheduler_factory import (
     make_scheduler,
 )
 from sarathi.scheduler import BlockPool, LatencyModel, Scheduler, Work
-from sarathi.simulator.cost_model import BatchShape, CostModel, Jitter, Noise, stage_seconds
+from sarathi.simulator.cost_model import BatchShape, CostModel, Noise, stage_seconds
 
 # Iterations that the latency model is fitted to: tokens and requests.
 _CHUNKS = (1, 16, 64, 128, 256, 512, 1024, 2048)
@@ -70,10 +70,6 @@ class Setup:
             self.max_model_len,
             stages,
         )
-
-    def jitter(self, seed: int) -> Jitter | None:
-        """Return the noise in the times of a replica's iterations; None where there is none."""
-        return None if self.noise is None else self.noise.jitter(seed)
 
 
 def engine_options(config: EngineConfig, max_model_len: int) -> dict[str, str]:

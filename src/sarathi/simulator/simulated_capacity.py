@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 from sarathi.bench.capacity.rate_search import Search
 from sarathi.bench.capacity.verdict import CapacityTargets, Verdict, evaluate
@@ -16,9 +15,6 @@ from sarathi.simulator.simulated_run import SimulatedLoad, simulated_run
 
 _HALVINGS = 12  # of the first rate: big models serve a request a minute, and time costs little here
 _RECORDS = 512  # of a run, for figures
-
-OnPoint = Callable[[Run, Verdict], None]
-OnRequests = Callable[[float, int, int], None]  # rate, requests that have ended, all requests
 
 
 @dataclass(frozen=True)
@@ -37,15 +33,16 @@ def find_capacity(
     options: SimulatedSearch,
     label: str,
     *,
-    on_point: OnPoint = lambda run, verdict: None,
-    on_requests: OnRequests = lambda rate, ended, total: None,
+    on_point: Callable[[Run, Verdict], None] = lambda run, verdict: None,
+    on_requests: Callable[[float, int, int], None] = lambda rate, ended, total: None,
 ) -> CapacityWithRuns:
     """Search the capacity of a setup.
 
     Args:
         load: its number of requests is the least of a point.
         on_point: called with each run and its verdict.
-        on_requests: called every few hundred requests within a run.
+        on_requests: called every few hundred requests within a run, with its rate, how many have
+            ended, and how many there are.
 
     Returns:
         The capacity, and the latest run of each rate, in the order of rates.
@@ -53,43 +50,45 @@ def find_capacity(
     Raises:
         BenchmarkError: the workload cannot be made.
     """
-    search = Search(options.start_rate, options.resolution, max_halvings=_HALVINGS)
+    search, targets = (
+        Search(options.start_rate, options.resolution, max_halvings=_HALVINGS),
+        options.targets,
+    )
     points: dict[float, tuple[Point, Run]] = {}
-    while (attempt := search.next()) is not None:
-        rate = attempt.rate
-        number = max(load.num_requests, math.ceil(rate * options.point_duration))
-        # An uncertain rate is repeated with twice as many requests, the first half being the same.
-        number *= 2**attempt.repeat
-        run = simulated_run(
+
+    def measure(rate: float, number: int) -> Run:
+        total = number + load.warm_up
+        return simulated_run(
             setup,
             replace(load, num_requests=number),
             rate,
             label,
             most_records=_RECORDS,
-            on_progress=partial(_pass_on, on_requests, rate, number + load.warm_up),
+            on_progress=lambda ended, now: on_requests(rate, ended, total),
         )
-        verdict = evaluate(run.summary, options.targets)
+
+    while (attempt := search.next()) is not None:
+        rate = attempt.rate
+        number = max(load.num_requests, math.ceil(rate * options.point_duration))
+        # An uncertain rate is repeated with twice as many requests, the first half being the same.
+        run = measure(rate, number * 2**attempt.repeat)
+        verdict = evaluate(run.summary, targets)
         search.record(rate, verdict.met, verdict.certain)
-        point = Point(
-            rate=rate,
-            met=verdict.met,
-            reason=verdict.reason,
-            certain=verdict.certain,
-            summary=run.summary,
-            run="",
+        met, certain, reason = verdict.met, verdict.certain, verdict.reason
+        points[rate] = (
+            Point(rate=rate, met=met, reason=reason, certain=certain, summary=run.summary, run=""),
+            run,
         )
-        points[rate] = point, run
         on_point(run, verdict)
     in_order = [points[rate] for rate in sorted(points)]
+    about = {
+        name: getattr(run, name) for name in ("label", "server", "model", "workload", "machine")
+    }
     capacity = Capacity(
-        label=label,
-        server=run.server,
-        model=run.model,
-        workload=run.workload,
-        machine=run.machine,
-        tbt_target=options.targets.tbt,
-        delay_target=options.targets.delay,
-        tail_delay_target=options.targets.tail_delay,
+        **about,
+        tbt_target=targets.tbt,
+        delay_target=targets.delay,
+        tail_delay_target=targets.tail_delay,
         requests_per_point=load.num_requests,
         resolution=options.resolution,
         capacity=search.capacity,
@@ -99,7 +98,3 @@ def find_capacity(
         accuracy=setup.accuracy,
     )
     return CapacityWithRuns(capacity, [run for _, run in in_order])
-
-
-def _pass_on(on_requests: OnRequests, rate: float, total: int, ended: int, now: float) -> None:
-    on_requests(rate, ended, total)

@@ -9,7 +9,7 @@ from sarathi.bench.results import Lag, Run, Simulation
 from sarathi.bench.workload.workload import Workload
 from sarathi.simulator.setup import Setup
 from sarathi.simulator.simulation import OnBatch, OnIteration, OnProgress, simulate
-from sarathi.telemetry import Summary, Targets
+from sarathi.telemetry import Targets
 
 _NO_LAG = Lag(p50=0.0, p99=0.0, max=0.0, cpu=0.0)  # the client is on the virtual clock, too
 _HOUR = 3600.0
@@ -41,8 +41,7 @@ def simulated_run(
 
     Args:
         rate: requests per second, of all replicas together; None for a trace's own times.
-        targets: for goodput.
-        on_progress, on_batch, on_iteration: see `simulate`.
+        targets, most_records, on_progress, on_batch, on_iteration: see `simulate`.
 
     Raises:
         BenchmarkError: the workload cannot be made at this rate or from this file.
@@ -51,17 +50,13 @@ def simulated_run(
     plan = workload.plan(rate, load.num_requests, load.warm_up, load.seed, setup.max_model_len)
     began = time.time()
     outcome = simulate(
-        setup,
-        plan,
-        seed=load.seed,
-        targets=targets,
-        most_records=most_records,
-        on_progress=on_progress,
-        on_batch=on_batch,
-        on_iteration=on_iteration,
+        setup, plan, load.seed, targets, most_records, on_progress, on_batch, on_iteration
     )
     devices = setup.num_replicas * setup.devices_per_replica
-    description = setup.description
+    description, tokens = setup.description, outcome.summary.total_tokens_per_second
+    cost = None
+    if setup.price is not None and tokens:
+        cost = setup.price * devices / _HOUR / tokens * 1e6
     return Run(
         label=label,
         server="simulated: " + " ".join(f"--{name} {v}" for name, v in description.items()),
@@ -81,13 +76,8 @@ def simulated_run(
             deployment=description,
             num_devices=devices,
             replicas=outcome.replicas,
-            cost_per_million_tokens=_cost(setup.price, devices, outcome.summary),
+            cost_per_million_tokens=cost,
             records_every=outcome.every,
             accuracy=setup.accuracy,
         ),
     )
-
-
-def _cost(price: float | None, devices: int, summary: Summary) -> float | None:
-    tokens = summary.total_tokens_per_second
-    return None if price is None or not tokens else price * devices / _HOUR / tokens * 1e6
