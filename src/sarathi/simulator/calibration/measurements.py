@@ -79,15 +79,6 @@ class MessageTime:
     seconds: float
 
 
-@dataclass(frozen=True)
-class IterationTime:
-    """A whole iteration of an engine: decodes, or one prompt."""
-
-    decodes: int
-    prompt: int
-    seconds: float
-
-
 def layers(file: Path) -> list[LayerTime]:
     """Read a profile of linear layers; the median where one was timed several times."""
 
@@ -152,14 +143,15 @@ def messages(file: Path) -> list[MessageTime]:
     return found
 
 
-def iterations(file: Path) -> list[IterationTime]:
-    """Read an experiment of the paper's artifact, without the first batch of the engine."""
+def iterations(file: Path) -> list[tuple[int, int, float]]:
+    """Read an experiment of the paper's artifact, without the first batch of the engine.
+
+    Returns:
+        For each iteration: its decodes, or tokens of one prompt, and seconds.
+    """
+    decodes, prompt = "batch_num_decode_tokens", "batch_num_prefill_tokens"
     return [
-        IterationTime(
-            _int(row, "batch_num_decode_tokens"),
-            _int(row, "batch_num_prefill_tokens"),
-            float(row["batch_execution_time"]),
-        )
+        (_int(row, decodes), _int(row, prompt), float(row["batch_execution_time"]))
         for row in _rows(file)
         if float(row["Batch Id"]) > 0
     ]

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from sarathi.simulator.cost_model import BatchShape
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.engine_overhead import EngineOverhead
-from sarathi.simulator.gpu.communication_cost import all_reduce_seconds, all_reduces, hop_seconds
 from sarathi.simulator.gpu.kernel_cost import (
     EMBED,
     NORM,
     Affine,
+    all_reduce_seconds,
+    all_reduces,
     decode_attention,
     gemm_seconds,
+    hop_seconds,
     layer_gemms,
     layer_seconds,
     mean_keys,
