@@ -17,7 +17,7 @@ from sarathi.errors import UsageError
 from sarathi.options import NewFile, Option, Seconds, parse_text
 from sarathi.simulator.calibration.error_table import as_json, as_text, constants, error_table
 from sarathi.simulator.this_cpu.measure_machine import measure_machine
-from sarathi.simulator.this_cpu.measured_machine import NOTEWORTHY, new_machine_path, save_machine
+from sarathi.simulator.this_cpu.measured_machine import NOTEWORTHY, machine_path, save_machine
 
 
 class CalibrateOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +79,7 @@ def _measure(args: argparse.Namespace, options: CalibrateOptions) -> int:
     workload = Workload.from_options(
         prompt_lengths=options.prompt_lengths, output_lengths=options.output_lengths
     )
-    path = new_machine_path(args.model) if options.output is None else Path(options.output)
+    path = machine_path(args.model, new=True) if options.output is None else Path(options.output)
     screen.log(f"measuring {args.model} on this machine, which should do nothing else meanwhile")
     with ending_on_signals():
         machine = measure_machine(

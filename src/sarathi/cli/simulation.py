@@ -25,10 +25,9 @@ from sarathi.scheduler import POLICIES
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.engine_overhead import OVERHEADS
-from sarathi.simulator.gpu_setup import gpu_setup
 from sarathi.simulator.published_models import MODELS
 from sarathi.simulator.routing import ROUTERS
-from sarathi.simulator.setup import Setup
+from sarathi.simulator.setup import Setup, gpu_setup
 from sarathi.simulator.simulated_capacity import SimulatedSearch, find_capacity
 from sarathi.simulator.simulated_model import SimulatedModel
 from sarathi.simulator.simulated_run import SimulatedLoad

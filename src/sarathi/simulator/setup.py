@@ -16,6 +16,11 @@ from sarathi.engine.scheduler_factory import (
 )
 from sarathi.scheduler import BlockPool, LatencyModel, Scheduler, Work
 from sarathi.simulator.cost_model import BatchShape, CostModel, Noise, stage_seconds
+from sarathi.simulator.deployment import Deployment
+from sarathi.simulator.engine_overhead import OVERHEADS, EngineOverhead
+from sarathi.simulator.gpu.gpu_cost import GpuCostModel
+from sarathi.simulator.known_error import describe_accuracy
+from sarathi.simulator.memory_plan import kv_blocks
 
 # Iterations that the latency model is fitted to: tokens and requests.
 _CHUNKS = (1, 16, 64, 128, 256, 512, 1024, 2048)
@@ -105,14 +110,61 @@ def profile_latency(cost: CostModel, max_batch_size: int, max_model_len: int) ->
             for length in (128, 512):
                 if past + length <= max_model_len:
                     shapes.append(BatchShape.make(decodes, max(past, 1), ((past, length),)))
-    return LatencyModel.fit([(_work(shape), _seconds(cost, shape)) for shape in shapes])
+    return LatencyModel.fit(
+        [
+            (
+                Work(shape.tokens, shape.attention, shape.context, shape.samples),
+                stage_seconds(cost.overhead(shape), cost.stages(shape), cost.hop(shape)),
+            )
+            for shape in shapes
+        ]
+    )
 
 
-def _seconds(cost: CostModel, shape: BatchShape) -> float:
-    """Return the `stage_seconds` of an iteration."""
-    return stage_seconds(cost.overhead(shape), cost.stages(shape), cost.hop(shape))
+def gpu_setup(
+    deployment: Deployment,
+    config: EngineConfig,
+    *,
+    overhead: EngineOverhead = OVERHEADS["sarathi"],
+    replicas: int = 1,
+    router: str = "round_robin",
+    price: float | None = None,
+) -> Setup:
+    """Return a setup of replicas on GPUs.
 
+    Args:
+        config: options of each engine; its `max_model_len` is that of the deployment.
+        price: dollars an hour of a device; None: that of the device, if it has one.
 
-def _work(shape: BatchShape) -> Work:
-    attention = sum(length * (start + length / 2) for start, length in shape.chunks)
-    return Work(shape.tokens, attention, shape.context, shape.samples)
+    Raises:
+        SimulationError: the model does not fit; the message shows the arithmetic.
+    """
+    longest = deployment.max_model_len
+    memory = kv_blocks(
+        deployment, config.max_step_tokens(longest), max_sequences=config.max_batch_size
+    )
+    description = {
+        "model": deployment.model.name,
+        "device": deployment.device.name,
+        "tp": str(deployment.tp),
+        "pp": str(deployment.pp),
+        "nodes": str(deployment.num_nodes),
+        "replicas": str(replicas),
+        "router": router,
+        "overhead": overhead.name,
+        **engine_options(config, longest),
+    }
+    return Setup(
+        description=description,
+        cost=GpuCostModel(deployment, overhead),
+        config=config,
+        num_blocks=memory.blocks,
+        block_size=memory.block_size,
+        max_model_len=longest,
+        num_replicas=replicas,
+        devices_per_replica=deployment.workers,
+        router=router,
+        accuracy=describe_accuracy(deployment),
+        price=deployment.device.price if price is None else price,
+        memory=memory.text,
+    )

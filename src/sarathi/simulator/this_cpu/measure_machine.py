@@ -105,13 +105,12 @@ def measure_machine(
 class _OtherPrograms:
     """Measures what other programs have of the processors while a server is loaded."""
 
-    def __init__(self) -> None:
-        self._used = self._available = 0.0  # seconds
+    used = available = 0.0  # seconds
 
     @property
     def share(self) -> float | None:
         """Of all processors; None before anything was counted."""
-        return self._used / self._available if self._available > 0 else None
+        return self.used / self.available if self.available > 0 else None
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -121,8 +120,8 @@ class _OtherPrograms:
         finally:
             after = cpu_times()
             used = after.busy - before.busy - (_own_seconds() - own)
-            self._used += max(0.0, used)
-            self._available += (after.clock - before.clock) * after.processors
+            self.used += max(0.0, used)
+            self.available += (after.clock - before.clock) * after.processors
 
 
 @dataclass
