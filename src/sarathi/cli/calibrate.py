@@ -16,7 +16,7 @@ from sarathi.cli.measurement import Rate, Screen, ServerStart, print_json
 from sarathi.errors import UsageError
 from sarathi.options import NewFile, Option, Seconds, parse_text
 from sarathi.simulator.calibration.error_table import as_json, as_text, constants, error_table
-from sarathi.simulator.this_cpu.measure_machine import measure_machine
+from sarathi.simulator.this_cpu.measure_machine import MachineMeasurement
 from sarathi.simulator.this_cpu.measured_machine import NOTEWORTHY, machine_path, save_machine
 
 
@@ -82,7 +82,7 @@ def _measure(args: argparse.Namespace, options: CalibrateOptions) -> int:
     path = machine_path(args.model, new=True) if options.output is None else Path(options.output)
     screen.log(f"measuring {args.model} on this machine, which should do nothing else meanwhile")
     with ending_on_signals():
-        machine = measure_machine(
+        machine = MachineMeasurement(
             args.model,
             workload,
             rate=options.rate,
@@ -92,7 +92,7 @@ def _measure(args: argparse.Namespace, options: CalibrateOptions) -> int:
             follow=screen.follow,
             api_key=client_key(args),
             on_progress=screen.warn,
-        )
+        ).run()
     save_machine(machine, path)
     if options.json:
         fields = {"model": machine.model, "machine": machine.machine, "file": str(path)}

@@ -54,8 +54,26 @@ class Setup:
         return self.config.latency_budget or self.config.order == "slack"
 
     def profile(self) -> LatencyModel:
-        """Return the latency model that an engine would have fitted at its start."""
-        return profile_latency(self.cost, self.config.max_batch_size, self.max_model_len)
+        """Return a model fitted to iterations of many kinds, as by an engine at its start.
+
+        With several pipeline stages it predicts one stage, since each has its part of the time
+        between two tokens.
+        """
+        cost, longest = self.cost, self.max_model_len
+        shapes: list[BatchShape] = []
+        for depth in _DEPTHS:
+            past = int(depth * longest)
+            for length in _CHUNKS:
+                if past + length <= longest:
+                    shapes.append(BatchShape.make(chunks=((past, length),)))
+            for decodes in {min(number, self.config.max_batch_size) for number in _DECODES}:
+                shapes.append(BatchShape.make(decodes, max(past, 1)))
+                for length in (128, 512):
+                    if past + length <= longest:
+                        shapes.append(BatchShape.make(decodes, max(past, 1), ((past, length),)))
+        works = [Work(s.tokens, s.attention, s.context, s.samples) for s in shapes]
+        times = [stage_seconds(cost.overhead(s), cost.stages(s), cost.hop(s)) for s in shapes]
+        return LatencyModel.fit(list(zip(works, times, strict=True)))
 
     def scheduler(self, prefix_caching: bool) -> Scheduler:
         """Return the scheduler of a new replica.
@@ -91,34 +109,6 @@ def engine_options(config: EngineConfig, max_model_len: int) -> dict[str, str]:
     if config.order != "fcfs":
         options["order"] = config.order
     return options
-
-
-def profile_latency(cost: CostModel, max_batch_size: int, max_model_len: int) -> LatencyModel:
-    """Fit a model to iterations of many kinds, as an engine does at its start.
-
-    With several pipeline stages it predicts one stage, since each has its part of the time between
-    two tokens.
-    """
-    shapes = []
-    for depth in _DEPTHS:
-        past = int(depth * max_model_len)
-        for length in _CHUNKS:
-            if past + length <= max_model_len:
-                shapes.append(BatchShape.make(chunks=((past, length),)))
-        for decodes in {min(number, max_batch_size) for number in _DECODES}:
-            shapes.append(BatchShape.make(decodes, max(past, 1)))
-            for length in (128, 512):
-                if past + length <= max_model_len:
-                    shapes.append(BatchShape.make(decodes, max(past, 1), ((past, length),)))
-    return LatencyModel.fit(
-        [
-            (
-                Work(shape.tokens, shape.attention, shape.context, shape.samples),
-                stage_seconds(cost.overhead(shape), cost.stages(shape), cost.hop(shape)),
-            )
-            for shape in shapes
-        ]
-    )
 
 
 def gpu_setup(
