@@ -35,8 +35,12 @@ from sarathi.bench.workload.workload import Workload
 from sarathi.cli.measurement import Screen, SearchOptions
 from sarathi.engine.config import EngineConfig
 from sarathi.simulator.setup import Setup
-from sarathi.simulator.simulated_capacity import SimulatedSearch, find_capacity
-from sarathi.simulator.simulated_run import SimulatedLoad, simulated_run
+from sarathi.simulator.simulated_run import (
+    SimulatedLoad,
+    SimulatedSearch,
+    find_capacity,
+    simulated_run,
+)
 from sarathi.simulator.this_cpu.measure_machine import MachineMeasurement
 from sarathi.simulator.this_cpu.measured_machine import (
     MeasuredMachine,

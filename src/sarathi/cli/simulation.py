@@ -28,9 +28,8 @@ from sarathi.simulator.engine_overhead import OVERHEADS
 from sarathi.simulator.published_models import MODELS
 from sarathi.simulator.routing import ROUTERS
 from sarathi.simulator.setup import Setup, gpu_setup
-from sarathi.simulator.simulated_capacity import SimulatedSearch, find_capacity
 from sarathi.simulator.simulated_model import SimulatedModel
-from sarathi.simulator.simulated_run import SimulatedLoad
+from sarathi.simulator.simulated_run import SimulatedLoad, SimulatedSearch, find_capacity
 from sarathi.simulator.this_cpu.measured_machine import cpu_setup, load_machine, machine_path
 
 THIS_CPU = "this-cpu"

@@ -19,6 +19,7 @@ from sarathi.simulator.gpu.kernel_cost import (
     OVERLAP,
     ROWS,
     adding,
+    layer_gemms,
     moved_bytes,
     padded_flops,
     streaming,
@@ -80,7 +81,7 @@ def _gemm_terms(device: Device, time: LayerTime) -> Terms:
             moved_bytes(time.tokens, *shape) / device.bandwidth,
             seconds,
         )
-        for shape, seconds in zip(time.gemm_shapes, time.gemms, strict=True)
+        for shape, seconds in zip(layer_gemms(time.deployment(device)), time.gemms, strict=True)
     ]
 
 

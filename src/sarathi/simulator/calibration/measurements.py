@@ -12,7 +12,6 @@ from statistics import median
 from sarathi.errors import SimulationError
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import Device
-from sarathi.simulator.gpu.kernel_cost import layer_gemms
 from sarathi.simulator.published_models import llama_fields
 from sarathi.simulator.simulated_model import SimulatedModel
 
@@ -43,12 +42,6 @@ class LayerTime:
     tokens: int
     gemms: tuple[float, ...]  # seconds, in the order of GEMMS
     elementwise: float  # seconds of all kernels
-
-    @property
-    def gemm_shapes(self) -> tuple[tuple[int, int], ...]:
-        """Outputs and depth of the matrix products, on one worker."""
-        config, tp = self.model.config, self.tp
-        return layer_gemms(config, config.num_heads // tp, max(1, config.num_kv_heads // tp), tp)
 
     def deployment(self, device: Device) -> Deployment:
         """Return the deployment that was timed."""

@@ -14,6 +14,7 @@ from sarathi.simulator.devices import DEVICES, Achieved, Device, Link
 from sarathi.simulator.gpu.kernel_cost import (
     decode_attention,
     gemm_seconds,
+    layer_gemms,
     layer_seconds,
     prefill_attention,
     ring_seconds,
@@ -82,7 +83,8 @@ def borrowed_studies() -> list[CalibrationStudy]:
 
 
 def _linear(device: Device, row: LayerTime) -> float:
-    return sum(gemm_seconds(device, row.tokens, *shape) for shape in row.gemm_shapes)
+    shapes = layer_gemms(row.deployment(device))
+    return sum(gemm_seconds(device, row.tokens, *shape) for shape in shapes)
 
 
 def _elementwise(device: Device, row: LayerTime) -> float:

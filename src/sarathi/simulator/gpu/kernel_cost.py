@@ -13,7 +13,6 @@ from __future__ import annotations
 from math import ceil, inf
 from typing import NamedTuple
 
-from sarathi.models.model_config import ModelConfig
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import Device, Link
 
@@ -39,18 +38,14 @@ EMBED = 6  # a table in parts: rows gathered, then those masked that another wor
 # Matrix products.
 
 
-def layer_gemms(
-    model: ModelConfig, heads: int, kv_heads: int, tp: int
-) -> tuple[tuple[int, int], ...]:
+def layer_gemms(deployment: Deployment) -> tuple[tuple[int, int], ...]:
     """Return outputs and depth of a layer's matrix products on one worker.
 
     They are: queries, keys and values; the output of attention; up, and down again.
-
-    Args:
-        heads: of the worker, as `kv_heads`.
     """
-    queries, keys = heads * model.head_dim, kv_heads * model.head_dim
-    inner = model.intermediate_size // tp
+    model = deployment.config
+    queries, keys = deployment.heads * model.head_dim, deployment.kv_heads * model.head_dim
+    inner = model.intermediate_size // deployment.tp
     return (
         (queries + 2 * keys, model.hidden_size),
         (model.hidden_size, queries),
