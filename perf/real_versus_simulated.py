@@ -35,9 +35,13 @@ from sarathi.bench.workload.workload import Workload
 from sarathi.cli.measurement import Screen, SearchOptions
 from sarathi.engine.config import EngineConfig
 from sarathi.simulator.setup import Setup
-from sarathi.simulator.simulated_capacity import SimulatedSearch, find_capacity
-from sarathi.simulator.simulated_run import SimulatedLoad, simulated_run
-from sarathi.simulator.this_cpu.measure_machine import measure_machine
+from sarathi.simulator.simulated_run import (
+    SimulatedLoad,
+    SimulatedSearch,
+    find_capacity,
+    simulated_run,
+)
+from sarathi.simulator.this_cpu.measure_machine import MachineMeasurement
 from sarathi.simulator.this_cpu.measured_machine import (
     MeasuredMachine,
     cpu_setup,
@@ -68,10 +72,10 @@ def measured(folder: Path, screen: Screen) -> MeasuredMachine:
     path = folder / "this-cpu.json"
     if not path.exists():
         workload = _workload()
-        machine = measure_machine(
+        machine = MachineMeasurement(
             MODEL, workload, rate=1.0, seconds=90.0, options="", start_timeout=600.0,
             follow=screen.follow,
-        )  # fmt: skip
+        ).run()  # fmt: skip
         save_machine(machine, path)
     return load_machine(path, MODEL, describe_machine())
 

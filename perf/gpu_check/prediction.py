@@ -22,8 +22,7 @@ from sarathi.engine.config import EngineConfig
 from sarathi.simulator.cost_model import BatchShape, CostModel
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES, Device
-from sarathi.simulator.gpu_setup import gpu_setup
-from sarathi.simulator.setup import Setup
+from sarathi.simulator.setup import Setup, gpu_setup
 from sarathi.simulator.simulation import simulate
 from sarathi.telemetry import Summary
 

@@ -17,7 +17,7 @@ from sarathi.bench.target import Credentials, Target
 from sarathi.bench.workload.workload import Workload
 from sarathi.errors import BenchmarkError, SimulationError
 from sarathi.simulator.this_cpu import measure_machine as module
-from sarathi.simulator.this_cpu.measure_machine import measure_machine
+from sarathi.simulator.this_cpu.measure_machine import MachineMeasurement
 from sarathi.simulator.this_cpu.measured_machine import MeasuredMachine
 
 WORKLOAD = Workload.from_options(prompt_lengths="fixed:100", output_lengths="fixed:10")
@@ -60,7 +60,7 @@ class Servers:
         def follow(title: str, count: int) -> AbstractContextManager[RunListener]:
             return nullcontext(RunListeners(()))
 
-        return measure_machine(
+        return MachineMeasurement(
             "a/model",
             WORKLOAD,
             rate=1,
@@ -69,7 +69,7 @@ class Servers:
             start_timeout=1,
             follow=follow,
             on_progress=self.messages.append,
-        )
+        ).run()
 
 
 @pytest.fixture

@@ -14,9 +14,11 @@ from sarathi.errors import SimulationError
 from sarathi.simulator.calibration import ErrorRow, constants, error_table
 from sarathi.simulator.calibration import gpu_fit as fit
 from sarathi.simulator.calibration import measurements as data
+from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.known_error import HELD_OUT, describe_accuracy, known_error
 
 BESIDE = Path(__file__).parents[2].parent / "shared" / "calibration"
+A100 = DEVICES["a100"]
 DATA = Path(os.environ.get("SARATHI_CALIBRATION", BESIDE))
 with_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no measurements in {DATA}")
 
@@ -96,7 +98,7 @@ def test_the_command_prints_both_tables(capsys: pytest.CaptureFixture[str], as_j
 
 @with_data
 def test_the_first_batch_of_an_engine_is_left_out() -> None:
-    prompts = [time.prompt for time in data.iterations(DATA / "osdi" / "figure-2_prefill.csv")]
+    prompts = [prompt for _, prompt, _ in data.iterations(DATA / "osdi" / "figure-2_prefill.csv")]
     assert prompts == [128, 512, 1024, 2048, 4096, 8192, 16384]
 
 
@@ -125,7 +127,7 @@ def test_a_fit_finds_what_the_measurements_were_made_of() -> None:
         data.MessageTime(2, 2, size, i, 2e-5 + size / 3e9)
         for i, size in enumerate(2**n for n in range(10, 27))
     ]
-    found = fit.line(times)
+    found = fit.LINE(A100, times)
     assert found["latency"] == pytest.approx(2e-5, rel=0.01)
     assert found["bandwidth"] == pytest.approx(3e9, rel=0.01)
 
@@ -133,7 +135,7 @@ def test_a_fit_finds_what_the_measurements_were_made_of() -> None:
 def test_an_outlier_does_not_pull_a_fit() -> None:
     times = [data.MessageTime(2, 2, s, 0, 1e-5 + s / 1e9) for s in range(10000, 500000, 10000)]
     spoilt = [*times, data.MessageTime(2, 2, 250000, 0, 1.0)]
-    assert fit.line(spoilt)["bandwidth"] == pytest.approx(1e9, rel=0.01)
+    assert fit.LINE(A100, spoilt)["bandwidth"] == pytest.approx(1e9, rel=0.01)
 
 
 def test_a_search_finds_a_minimum_over_orders_of_magnitude() -> None:

@@ -5,14 +5,13 @@ from deployments import deployment
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarathi.simulator.devices import DEVICES
-from sarathi.simulator.gpu.communication_cost import (
+from sarathi.simulator.devices import DEVICES, Link
+from sarathi.simulator.gpu.kernel_cost import (
     all_reduce_seconds,
     all_reduces,
     hop_seconds,
     ring_seconds,
 )
-from sarathi.simulator.interconnect import Link
 
 MIB = 2**20
 

@@ -241,7 +241,7 @@ def test_a_recorded_iteration_log_is_repeated(
     real = [(begin, line) for begin, line in zip(begins, lines, strict=True) if line.tokens]
     lasting = [after[0] - before[0] for before, after in pairwise(real)]
     model = setup.profile()
-    monkeypatch.setattr("sarathi.simulator.setup.profile_latency", lambda *args: model)
+    monkeypatch.setattr(Setup, "profile", lambda self: model)
     replay = Replay(iter([*lasting, 1.0]))
     found = [
         ([name for name, *_ in slices[:count]], slices[count:])

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sarathi.simulator.devices import DEVICES, Device
-from sarathi.simulator.interconnect import Link
+from sarathi.simulator.devices import DEVICES, Device, Link
 
 NAMES = ["a100", "a100-pairwise", "a40", "h100", "h200", "l4", "l40s", "rtx4090", "b200", "mi300x"]
 every = pytest.mark.parametrize("device", DEVICES.values(), ids=lambda device: device.name)

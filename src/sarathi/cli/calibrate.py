@@ -14,8 +14,8 @@ from sarathi.cli.measurement import Rate, Screen, ServerStart, print_json
 from sarathi.errors import UsageError
 from sarathi.options import NewFile, Option, Seconds
 from sarathi.simulator.calibration.error_table import as_json, as_text, constants, error_table
-from sarathi.simulator.this_cpu.measure_machine import measure_machine
-from sarathi.simulator.this_cpu.measured_machine import NOTEWORTHY, new_machine_path, save_machine
+from sarathi.simulator.this_cpu.measure_machine import MachineMeasurement
+from sarathi.simulator.this_cpu.measured_machine import NOTEWORTHY, machine_path, save_machine
 
 
 class CalibrateOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,10 +75,10 @@ def _measure(model: str, options: CalibrateOptions) -> int:
     workload = Workload.from_options(
         prompt_lengths=options.prompt_lengths, output_lengths=options.output_lengths
     )
-    path = new_machine_path(model) if options.output is None else Path(options.output)
+    path = machine_path(model, new=True) if options.output is None else Path(options.output)
     screen.log(f"measuring {model} on this machine, which should do nothing else meanwhile")
     with ending_on_signals():
-        machine = measure_machine(
+        machine = MachineMeasurement(
             model,
             workload,
             rate=options.rate,
@@ -88,7 +88,7 @@ def _measure(model: str, options: CalibrateOptions) -> int:
             follow=screen.follow,
             api_key=options.key.read(),
             on_progress=screen.warn,
-        )
+        ).run()
     save_machine(machine, path)
     if options.json:
         fields = {"model": machine.model, "machine": machine.machine, "file": str(path)}

@@ -26,7 +26,7 @@ from sarathi.cli.measurement import (
 from sarathi.cli.simulation import SimulationOptions, default_label, progress_bar, simulated_load
 from sarathi.errors import UsageError
 from sarathi.options import Count, Option, Seconds, changed
-from sarathi.simulator.simulated_capacity import SimulatedSearch, find_capacity
+from sarathi.simulator.simulated_run import SimulatedSearch, find_capacity
 
 _REQUESTS = 30  # those of slow servers; others get more
 _SIMULATED_REQUESTS = 2048  # as in the paper

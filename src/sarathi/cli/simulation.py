@@ -20,10 +20,9 @@ from sarathi.options import Count, Option, Section, Share, changed
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.engine_overhead import OVERHEADS
-from sarathi.simulator.gpu_setup import gpu_setup
 from sarathi.simulator.published_models import MODELS
 from sarathi.simulator.routing import ROUTERS
-from sarathi.simulator.setup import Setup
+from sarathi.simulator.setup import Setup, gpu_setup
 from sarathi.simulator.simulated_model import SimulatedModel
 from sarathi.simulator.simulated_run import SimulatedLoad
 from sarathi.simulator.this_cpu.measured_machine import cpu_setup, load_machine, machine_path

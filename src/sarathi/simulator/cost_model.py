@@ -42,6 +42,11 @@ class BatchShape(NamedTuple):
         rows = num_decodes + len(chunks) if samples is None else samples
         return cls(num_decodes, num_decodes * mean_context, chunks, rows, tokens)
 
+    @property
+    def attention(self) -> float:
+        """See `Work.attention`."""
+        return sum(length * (start + length / 2) for start, length in self.chunks)
+
 
 class CostModel(Protocol):
     """Seconds of the parts of an iteration. Pure: the same shape takes the same time."""

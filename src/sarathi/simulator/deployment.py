@@ -30,31 +30,40 @@ class Deployment:
     nodes: int | None = None  # None is as few as possible
 
     def __post_init__(self) -> None:
-        name, model, node = self.model.name, self.config, self.device.node
-        _within("tp", self.tp, 1, model.num_heads, f"the heads of {name}")
+        name, model, gpus, tp = self.model.name, self.config, self.device.node.gpus, self.tp
+        self._check("tp", 1, model.num_heads, f" (the heads of {name})")
         for what, number in (
             ("heads", model.num_heads),
             ("intermediate size", model.intermediate_size),
         ):
-            if number % self.tp:
-                raise _wrong("tp", self.tp, f"a divisor of the {number} {what} of {name}")
-        if model.num_kv_heads % self.tp and self.tp % model.num_kv_heads:
-            raise _wrong(
-                "tp",
-                self.tp,
-                f"a divisor or a multiple of {model.num_kv_heads}, the key-value heads",
-            )
-        _within("pp", self.pp, 1, model.num_layers, f"the layers of {name}")
-        _within("max_model_len", self.max_model_len, 1, None, "")
-        if not 0 < self.memory_utilization <= 1:
-            raise _wrong("memory_utilization", self.memory_utilization, "above 0, at most 1")
-        for field in ("bytes_per_weight", "bytes_per_kv"):
-            if not 0 < getattr(self, field) <= 8:
-                raise _wrong(field, getattr(self, field), "above 0, at most 8")
-        if self.tp > node.gpus and self.tp % node.gpus:
-            raise _wrong("tp", self.tp, f"at most {node.gpus} (the GPUs of a node) or a multiple")
+            self._expect("tp", number % tp == 0, f"a divisor of the {number} {what} of {name}")
+        kv_heads = model.num_kv_heads
+        self._expect(
+            "tp",
+            kv_heads % tp == 0 or tp % kv_heads == 0,
+            f"a divisor or a multiple of {kv_heads}, the key-value heads",
+        )
+        self._check("pp", 1, model.num_layers, f" (the layers of {name})")
+        self._expect("max_model_len", self.max_model_len >= 1, "at least 1")
+        for field, most in (
+            ("memory_utilization", 1),
+            ("bytes_per_weight", 8),
+            ("bytes_per_kv", 8),
+        ):
+            self._expect(field, 0 < getattr(self, field) <= most, f"above 0, at most {most}")
+        self._expect(
+            "tp", tp <= gpus or tp % gpus == 0, f"at most {gpus} (the GPUs of a node) or a multiple"
+        )
         if self.nodes is not None:
-            _within("nodes", self.nodes, self._least_nodes, self._most_nodes, "whole groups each")
+            most_nodes = self._least_nodes if self.tp_crosses else self.pp
+            self._check("nodes", self._least_nodes, most_nodes, " (whole groups each)")
+
+    def _check(self, field: str, least: int, most: int, why: str) -> None:
+        self._expect(field, least <= getattr(self, field) <= most, f"{least} to {most}{why}")
+
+    def _expect(self, field: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise SimulationError(f"{field} is {getattr(self, field)}, expected {expected}")
 
     @property
     def config(self) -> ModelConfig:
@@ -110,18 +119,3 @@ class Deployment:
         if self.tp > gpus:
             return self.pp * (self.tp // gpus)
         return -(-self.pp // (gpus // self.tp))
-
-    @property
-    def _most_nodes(self) -> int:
-        return self._least_nodes if self.tp_crosses else self.pp
-
-
-def _wrong(field: str, value: object, expected: str) -> SimulationError:
-    return SimulationError(f"{field} is {value}, expected {expected}")
-
-
-def _within(field: str, value: int, least: int, most: int | None, why: str) -> None:
-    if value < least or (most is not None and value > most):
-        upper = "" if most is None else f" to {most}"
-        expected = f"{least}{upper}" if upper else f"at least {least}"
-        raise _wrong(field, value, expected + (f" ({why})" if why else ""))

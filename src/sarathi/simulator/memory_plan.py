@@ -68,12 +68,14 @@ def kv_blocks(
     )
     blocks = min(stage.blocks for stage in stages)
     text = _arithmetic(deployment, stages, block_size)
+    split = f"TP{deployment.tp}" + (f"-PP{deployment.pp}" if deployment.pp > 1 else "")
+    title = f"{deployment.model.name} {split} on {deployment.device.title}"
     if any(stage.cache <= 0 for stage in stages):
-        raise SimulationError(f"{_title(deployment)} does not fit\n{text}")
+        raise SimulationError(f"{title} does not fit\n{text}")
     needed = -(-deployment.max_model_len // block_size)
     if blocks < needed:
         raise SimulationError(
-            f"{_title(deployment)} has {blocks} KV blocks of {block_size} tokens, and one request "
+            f"{title} has {blocks} KV blocks of {block_size} tokens, and one request "
             f"of max_model_len {deployment.max_model_len} takes {needed}: expected max_model_len "
             f"at most {blocks * block_size}\n{text}"
         )
@@ -83,17 +85,16 @@ def kv_blocks(
 def _stage(
     deployment: Deployment, stage: int, tokens: int, block_size: int, samples: int
 ) -> StageMemory:
-    model, tp = deployment.config, deployment.tp
-    layers = deployment.stage_layers[stage]
+    model, layers = deployment.config, deployment.stage_layers[stage]
     first, last = stage == 0, stage == deployment.pp - 1
     # Key-value heads are replicated where they are fewer than the workers.
     projections = (2 * deployment.heads + 2 * deployment.kv_heads) * model.head_dim
-    mlp = (3 if model.gated_mlp else 2) * model.intermediate_size // tp
+    mlp = (3 if model.gated_mlp else 2) * model.intermediate_size // deployment.tp
     table = deployment.vocab * model.hidden_size
     tables = (first + last) if not model.tie_word_embeddings else (first or last)
     weights = layers * model.hidden_size * (projections + mlp) + tables * table
     # At the widest point of a layer: the residual, its norm, and what the MLP computes.
-    width = 2 * model.hidden_size + (3 if model.gated_mlp else 2) * model.intermediate_size // tp
+    width = 2 * model.hidden_size + mlp
     logits = samples * model.vocab_size * LOGIT * 2 if last else 0
     kv = 2 * deployment.kv_heads * model.head_dim * deployment.bytes_per_kv
     return StageMemory(
@@ -102,11 +103,6 @@ def _stage(
         block=block_size * layers * kv,
         usable=deployment.device.memory * deployment.memory_utilization,
     )
-
-
-def _title(deployment: Deployment) -> str:
-    split = f"TP{deployment.tp}" + (f"-PP{deployment.pp}" if deployment.pp > 1 else "")
-    return f"{deployment.model.name} {split} on {deployment.device.title}"
 
 
 def _arithmetic(deployment: Deployment, stages: tuple[StageMemory, ...], block_size: int) -> str:

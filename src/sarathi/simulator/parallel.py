@@ -10,13 +10,11 @@ from typing import TypeVar
 
 from sarathi.system.machine import usable_cores
 
-Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
 def run_all(
-    function: Callable[[Job], Result],
-    jobs: Sequence[Job],
+    jobs: Sequence[Callable[[], Result]],
     *,
     on_result: Callable[[int, Result], None] = lambda index, result: None,
     workers: int | None = None,
@@ -24,22 +22,21 @@ def run_all(
     """Return the results of all jobs, in their order. The first error ends all.
 
     Args:
-        function: defined in a module, since jobs and results are exchanged between processes.
+        jobs: functions of modules with their arguments, since both go to other processes.
         on_result: called in this process with the index of a job and its result, as they arrive.
         workers: processes; None: one for each core that may be used.
     """
     workers = min(len(jobs), workers or usable_cores())
-    if workers <= 1:
-        results = []
-        for index, job in enumerate(jobs):
-            results.append(function(job))
-            on_result(index, results[-1])
-        return results
     found: dict[int, Result] = {}
+    if workers <= 1:
+        for index, job in enumerate(jobs):
+            found[index] = job()
+            on_result(index, found[index])
+        return list(found.values())
     context = multiprocessing.get_context("spawn")  # inherits no locks and no threads
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupts)
     try:
-        futures = {pool.submit(function, job): index for index, job in enumerate(jobs)}
+        futures = {pool.submit(job): index for index, job in enumerate(jobs)}
         for future in as_completed(futures):
             index = futures[future]
             found[index] = future.result()

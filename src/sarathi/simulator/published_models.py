@@ -11,45 +11,49 @@ from sarathi.errors import ModelError
 from sarathi.simulator.simulated_model import SimulatedModel
 from sarathi.system.cache_folder import cache_folder, replace_file
 
+_SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
 
-def llama_fields(
-    layers: int, hidden: int, heads: int, kv_heads: int, intermediate: int, vocab: int,
-    max_position: int, tied: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """Return the config.json of a Llama of these sizes."""
+
+def llama_fields(*sizes: int, tied: bool = False) -> dict[str, Any]:
+    """Return the config.json of a Llama.
+
+    Args:
+        sizes: layers, width, heads, key-value heads, inner width, vocabulary, longest text.
+        tied: whether the table of tokens is the head, too.
+    """
+    named = dict(zip(_SIZES, sizes, strict=True))
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        **_common(layers, hidden, heads, vocab, max_position, tied),
-        "head_dim": hidden // heads,
-        "num_key_value_heads": kv_heads,
-        "intermediate_size": intermediate,
+        **named,
+        "head_dim": named["hidden_size"] // named["num_attention_heads"],
+        "tie_word_embeddings": tied,
     }
 
 
-def _falcon(layers: int, hidden: int, heads: int, kv_heads: int, tied: bool) -> dict[str, Any]:
+def _falcon(layers: int, hidden: int, heads: int, tied: bool) -> dict[str, Any]:
     return {
         "architectures": ["FalconForCausalLM"],
         "model_type": "falcon",
-        **_common(layers, hidden, heads, 65024, 2048, tied),
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "vocab_size": 65024,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": tied,
         "head_dim": 64,
-        "num_kv_heads": kv_heads,
+        "num_kv_heads": 8,
         "ffn_hidden_size": 4 * hidden,
         "new_decoder_architecture": True,
         "num_ln_in_parallel_attn": 2,
-    }
-
-
-def _common(
-    layers: int, hidden: int, heads: int, vocab: int, max_position: int, tied: bool
-) -> dict[str, Any]:
-    return {
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "vocab_size": vocab,
-        "max_position_embeddings": max_position,
-        "tie_word_embeddings": tied,
     }
 
 
@@ -62,7 +66,7 @@ MODELS: Mapping[str, SimulatedModel] = {
         "mistral-7b": llama_fields(32, 4096, 32, 8, 14336, 32000, 32768),
         "yi-34b": llama_fields(60, 7168, 56, 8, 20480, 64000, 200000),  # the one with 200K
         "llama2-70b": llama_fields(80, 8192, 64, 8, 28672, 32000, 4096),
-        "falcon-180b": _falcon(80, 14848, 232, 8, tied=False),
+        "falcon-180b": _falcon(80, 14848, 232, tied=False),
         "llama2-7b": llama_fields(32, 4096, 32, 32, 11008, 32000, 4096),
         "llama2-13b": llama_fields(40, 5120, 40, 40, 13824, 32000, 4096),
         "llama3-8b": llama_fields(32, 4096, 32, 8, 14336, 128256, 8192),
@@ -70,7 +74,7 @@ MODELS: Mapping[str, SimulatedModel] = {
         "codellama-34b": llama_fields(48, 8192, 64, 8, 22016, 32000, 16384),
         "qwen2.5-7b": llama_fields(28, 3584, 28, 4, 18944, 152064, 32768),
         "qwen2.5-72b": llama_fields(80, 8192, 64, 8, 29568, 152064, 32768),
-        "falcon-40b": _falcon(60, 8192, 128, 8, tied=True),
+        "falcon-40b": _falcon(60, 8192, 128, tied=True),
         "smollm2-135m": llama_fields(30, 576, 9, 3, 1536, 49152, 8192, tied=True),
     }.items()
 }

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
-
 from sarathi.fleet.router import Assignment, LeastWork
 from sarathi.scheduler import LatencyModel, Request
 
 
-class Router(Protocol):
-    """Sees of a request what a real router would: its prompt, not how long its answer will be."""
+class RoundRobin:
+    """One replica after the other, and the interface of the other routers.
+
+    A router sees of a request what a real one would: its prompt, not how long its answer will be.
+    """
+
+    def __init__(self, replicas: int, model: LatencyModel) -> None:
+        self._replicas = replicas
+        self._next = 0
 
     def choose(self, request: Request) -> int:
         """Return the index of a replica."""
+        chosen, self._next = self._next, (self._next + 1) % self._replicas
+        return chosen
 
     def started(self, replica: int, request: Request) -> None:
         """Record that its first token has been sampled."""
@@ -22,25 +28,7 @@ class Router(Protocol):
         """Record that it has ended."""
 
 
-class RoundRobin:
-    """One replica after the other."""
-
-    def __init__(self, replicas: int, model: LatencyModel) -> None:
-        self._replicas = replicas
-        self._next = 0
-
-    def choose(self, request: Request) -> int:
-        chosen, self._next = self._next, (self._next + 1) % self._replicas
-        return chosen
-
-    def started(self, replica: int, request: Request) -> None:
-        pass
-
-    def ended(self, replica: int, request: Request) -> None:
-        pass
-
-
-class LeastOutstanding:
+class LeastOutstanding(RoundRobin):
     """The replica with the fewest requests that have not ended."""
 
     def __init__(self, replicas: int, model: LatencyModel) -> None:
@@ -51,14 +39,11 @@ class LeastOutstanding:
         self._open[chosen] += 1
         return chosen
 
-    def started(self, replica: int, request: Request) -> None:
-        pass
-
     def ended(self, replica: int, request: Request) -> None:
         self._open[replica] -= 1
 
 
-class LeastPredicted:
+class LeastPredicted(RoundRobin):
     """The replica that would finish all its requests first: the fleet's own router, `LeastWork`.
 
     Prompts have no text here, so prefixes do not attract requests to a replica.
@@ -71,8 +56,7 @@ class LeastPredicted:
             self._router.add(replica, model)
 
     def choose(self, request: Request) -> int:
-        assignment = self._router.assign(request.num_tokens)
-        self._assigned[request.id] = assignment
+        assignment = self._assigned[request.id] = self._router.assign(request.num_tokens)
         return assignment.engine
 
     def started(self, replica: int, request: Request) -> None:
@@ -82,7 +66,7 @@ class LeastPredicted:
         self._router.ended(self._assigned.pop(request.id), len(request.output_ids))
 
 
-ROUTERS: Mapping[str, Callable[[int, LatencyModel], Router]] = {
+ROUTERS: dict[str, type[RoundRobin]] = {
     "round_robin": RoundRobin,
     "least_outstanding": LeastOutstanding,
     "least_work": LeastPredicted,

@@ -15,7 +15,12 @@ from sarathi.engine.scheduler_factory import (
     make_scheduler,
 )
 from sarathi.scheduler import BlockPool, LatencyModel, Scheduler, Work
-from sarathi.simulator.cost_model import BatchShape, CostModel, Jitter, Noise, stage_seconds
+from sarathi.simulator.cost_model import BatchShape, CostModel, Noise, stage_seconds
+from sarathi.simulator.deployment import Deployment
+from sarathi.simulator.engine_overhead import OVERHEADS, EngineOverhead
+from sarathi.simulator.gpu.gpu_cost import GpuCostModel
+from sarathi.simulator.known_error import describe_accuracy
+from sarathi.simulator.memory_plan import kv_blocks
 
 # Iterations that the latency model is fitted to: tokens and requests.
 _CHUNKS = (1, 16, 64, 128, 256, 512, 1024, 2048)
@@ -49,8 +54,26 @@ class Setup:
         return self.config.latency_budget or self.config.order == "slack"
 
     def profile(self) -> LatencyModel:
-        """Return the latency model that an engine would have fitted at its start."""
-        return profile_latency(self.cost, self.config.max_batch_size, self.max_model_len)
+        """Return a model fitted to iterations of many kinds, as by an engine at its start.
+
+        With several pipeline stages it predicts one stage, since each has its part of the time
+        between two tokens.
+        """
+        cost, longest = self.cost, self.max_model_len
+        shapes: list[BatchShape] = []
+        for depth in _DEPTHS:
+            past = int(depth * longest)
+            for length in _CHUNKS:
+                if past + length <= longest:
+                    shapes.append(BatchShape.make(chunks=((past, length),)))
+            for decodes in {min(number, self.config.max_batch_size) for number in _DECODES}:
+                shapes.append(BatchShape.make(decodes, max(past, 1)))
+                for length in (128, 512):
+                    if past + length <= longest:
+                        shapes.append(BatchShape.make(decodes, max(past, 1), ((past, length),)))
+        works = [Work(s.tokens, s.attention, s.context, s.samples) for s in shapes]
+        times = [stage_seconds(cost.overhead(s), cost.stages(s), cost.hop(s)) for s in shapes]
+        return LatencyModel.fit(list(zip(works, times, strict=True)))
 
     def scheduler(self, prefix_caching: bool) -> Scheduler:
         """Return the scheduler of a new replica.
@@ -71,10 +94,6 @@ class Setup:
             stages,
         )
 
-    def jitter(self, seed: int) -> Jitter | None:
-        """Return the noise in the times of a replica's iterations; None where there is none."""
-        return None if self.noise is None else self.noise.jitter(seed)
-
 
 def engine_options(config: EngineConfig, max_model_len: int) -> dict[str, str]:
     """Return the options of an engine as they are typed, for descriptions of a setup."""
@@ -92,31 +111,50 @@ def engine_options(config: EngineConfig, max_model_len: int) -> dict[str, str]:
     return options
 
 
-def profile_latency(cost: CostModel, max_batch_size: int, max_model_len: int) -> LatencyModel:
-    """Fit a model to iterations of many kinds, as an engine does at its start.
+def gpu_setup(
+    deployment: Deployment,
+    config: EngineConfig,
+    *,
+    overhead: EngineOverhead = OVERHEADS["sarathi"],
+    replicas: int = 1,
+    router: str = "round_robin",
+    price: float | None = None,
+) -> Setup:
+    """Return a setup of replicas on GPUs.
 
-    With several pipeline stages it predicts one stage, since each has its part of the time between
-    two tokens.
+    Args:
+        config: options of each engine; its `max_model_len` is that of the deployment.
+        price: dollars an hour of a device; None: that of the device, if it has one.
+
+    Raises:
+        SimulationError: the model does not fit; the message shows the arithmetic.
     """
-    shapes = []
-    for depth in _DEPTHS:
-        past = int(depth * max_model_len)
-        for length in _CHUNKS:
-            if past + length <= max_model_len:
-                shapes.append(BatchShape.make(chunks=((past, length),)))
-        for decodes in {min(number, max_batch_size) for number in _DECODES}:
-            shapes.append(BatchShape.make(decodes, max(past, 1)))
-            for length in (128, 512):
-                if past + length <= max_model_len:
-                    shapes.append(BatchShape.make(decodes, max(past, 1), ((past, length),)))
-    return LatencyModel.fit([(_work(shape), _seconds(cost, shape)) for shape in shapes])
-
-
-def _seconds(cost: CostModel, shape: BatchShape) -> float:
-    """Return the `stage_seconds` of an iteration."""
-    return stage_seconds(cost.overhead(shape), cost.stages(shape), cost.hop(shape))
-
-
-def _work(shape: BatchShape) -> Work:
-    attention = sum(length * (start + length / 2) for start, length in shape.chunks)
-    return Work(shape.tokens, attention, shape.context, shape.samples)
+    longest = deployment.max_model_len
+    memory = kv_blocks(
+        deployment, config.max_step_tokens(longest), max_sequences=config.max_batch_size
+    )
+    description = {
+        "model": deployment.model.name,
+        "device": deployment.device.name,
+        "tp": str(deployment.tp),
+        "pp": str(deployment.pp),
+        "nodes": str(deployment.num_nodes),
+        "replicas": str(replicas),
+        "router": router,
+        "overhead": overhead.name,
+        **engine_options(config, longest),
+    }
+    return Setup(
+        description=description,
+        cost=GpuCostModel(deployment, overhead),
+        config=config,
+        num_blocks=memory.blocks,
+        block_size=memory.block_size,
+        max_model_len=longest,
+        num_replicas=replicas,
+        devices_per_replica=deployment.workers,
+        router=router,
+        accuracy=describe_accuracy(deployment),
+        price=deployment.device.price if price is None else price,
+        memory=memory.text,
+    )

@@ -72,21 +72,14 @@ class _Family:
     head_dim: int = 0  # where the file does not say; 0: the hidden size over the number of heads
 
 
-_FAMILIES = {
-    "llama": _Family(),
-    "mistral": _Family(),
-    "ministral": _Family(),
-    "qwen2": _Family(),
+_PLAIN = ("llama", "mistral", "ministral", "qwen2", "phi3", "granite", "stablelm", "internlm2")
+_FAMILIES = {name: _Family() for name in _PLAIN} | {
     "qwen3": _Family(head_norms=True, head_dim=128),
-    "phi3": _Family(),
     "gemma": _Family(tied=True, head_dim=256),
     "gemma2": _Family(tied=True, norms=4, head_dim=256),
     "gemma3_text": _Family(tied=True, norms=4, head_norms=True, head_dim=256),
-    "granite": _Family(),
     "smollm3": _Family(tied=True),
     "olmo2": _Family(head_norms=True),
-    "stablelm": _Family(),
-    "internlm2": _Family(),
     "starcoder2": _Family(gated=False, tied=True),
     "cohere": _Family(parallel=True, tied=True, norms=1),
     "cohere2": _Family(parallel=True, tied=True, norms=1, head_dim=128),
@@ -154,12 +147,12 @@ def _config(fields: Fields) -> tuple[ModelConfig, int]:
 
 
 def _refuse(fields: Fields) -> None:
-    for field_name in _EXPERTS:
-        if field_name in fields and fields.value(field_name) not in (0, 1):
-            raise fields.wrong(field_name, "none: a mixture of experts has no price here")
-    for field_name, expected in _OTHER.items():
-        if field_name in fields:
-            raise fields.wrong(field_name, expected)
+    for name in _EXPERTS:
+        if fields.value(name, 0) not in (0, 1):
+            raise fields.wrong(name, "none: a mixture of experts has no price here")
+    for name, expected in _OTHER.items():
+        if name in fields:
+            raise fields.wrong(name, expected)
     if fields.boolean("is_encoder_decoder", False):
         raise fields.wrong("is_encoder_decoder", "false: a decoder alone")
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from sarathi.bench.results import ReplicaUse
-from sarathi.scheduler import Batch, Request, Scheduler
-from sarathi.simulator.cost_model import BatchShape, CostModel, Jitter, stage_seconds
+from sarathi.scheduler import Batch, Request
+from sarathi.simulator.cost_model import BatchShape, stage_seconds
+from sarathi.simulator.setup import Setup
 
 
-class BatchCallbacks(Protocol):
-    """Gets the outcome of each batch."""
+class CompletedBatch(NamedTuple):
+    """A batch that has left the last stage. Times are seconds of the virtual clock."""
 
-    def on_tokens(self, requests: Sequence[Request], now: float) -> None:
-        """Handle a new token of each of the requests."""
-
-    def on_batch(self, batch: Batch, began: float, ended: float, scheduler: Scheduler) -> None:
-        """Handle a batch that the scheduler has completed."""
+    batch: Batch
+    began: float
+    ended: float
+    sampled: Sequence[Request]  # have got a token
 
 
 class _InFlight(NamedTuple):
@@ -36,31 +36,25 @@ class SimulatedReplica:
     stages are idle follows from that.
     """
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        cost: CostModel,
-        callbacks: BatchCallbacks,
-        *,
-        learns: bool = True,
-        jitter: Jitter | None = None,
-    ) -> None:
-        """Connect a scheduler with a cost model.
+    def __init__(self, setup: Setup, prefix_caching: bool, seed: int) -> None:
+        """Make the scheduler of a setup.
 
         Args:
-            scheduler: made for as many micro-batches as there are stages.
-            learns: whether the scheduler's latency model observes the times, as the engine's does;
-                where no decision depends on it, this costs time and changes nothing.
-            jitter: None: iterations take exactly what they cost.
+            prefix_caching: see `Setup.scheduler`.
+            seed: of the noise in the times of iterations.
         """
-        self.scheduler = scheduler
-        self.usage = ReplicaUsage(cost.num_stages, scheduler.pool.num_blocks)
-        self._cost = cost
-        self._callbacks = callbacks
-        self._model = scheduler.latency_model if learns else None
-        self._jitter = jitter
-        self._free = [0.0] * cost.num_stages  # when each stage is free
+        self.scheduler = setup.scheduler(prefix_caching)
+        self._cost = setup.cost
+        # Where no decision depends on it, observing the times changes nothing.
+        self._model = self.scheduler.latency_model if setup.learns else None
+        self._jitter = None if setup.noise is None else setup.noise.jitter(seed)
+        self._free = [0.0] * setup.cost.num_stages  # when each stage is free
         self._in_flight: deque[_InFlight] = deque()
+        # What the replica does with its time and memory.
+        self._busy = [0.0] * setup.cost.num_stages
+        self._overhead = self._active = self._seen = self._block_seconds = 0.0
+        self._active_since: float | None = None
+        self._iterations = self._tokens = self._decodes = self._most_blocks = 0
 
     def add(self, request: Request, now: float) -> None:
         """Add a request.
@@ -69,7 +63,8 @@ class SimulatedReplica:
             AdmissionError: it can never run.
         """
         self.scheduler.add(request)
-        self.usage.on_work(now)
+        if self._active_since is None:
+            self._active_since = self._seen = now
 
     def begin(self, now: float) -> list[float]:
         """Start as many micro-batches as possible, and return the times to look again."""
@@ -87,26 +82,29 @@ class SimulatedReplica:
                 times.append(self._free[0])
         return times
 
-    def end(self, now: float) -> None:
-        """Complete the micro-batches that have left the last stage by now."""
+    def end(self, now: float) -> Iterator[CompletedBatch]:
+        """Complete the micro-batches that have left the last stage by now, one at a time."""
+        scheduler, pool = self.scheduler, self.scheduler.pool
         while self._in_flight and self._in_flight[0].ends <= now:
             batch, began, ends, in_stage = self._in_flight.popleft()
-            scheduler, pool = self.scheduler, self.scheduler.pool
-            self.usage.on_blocks(pool.num_blocks - pool.num_free, ends)
-            tokens = (0,) * batch.work.samples
-            self._callbacks.on_tokens(scheduler.complete(batch, tokens, ends), ends)
-            self._callbacks.on_batch(batch, began, ends, scheduler)
+            blocks = pool.num_blocks - pool.num_free
+            self._block_seconds += blocks * (ends - self._seen)
+            self._seen = ends
+            self._most_blocks = max(self._most_blocks, blocks)
+            sampled = scheduler.complete(batch, (0,) * batch.work.samples, ends)
+            yield CompletedBatch(batch, began, ends, sampled)
             if self._model is not None:
                 # With one stage, an iteration is all that passes between two tokens.
                 spent = ends - began if len(self._free) == 1 else in_stage
                 self._model.observe(batch.work, spent)
-            if not scheduler.has_work:
-                self.usage.on_idle(ends)
+            if not scheduler.has_work and self._active_since is not None:
+                self._active += ends - self._active_since
+                self._active_since = None
 
     def _compute(self, batch: Batch, now: float) -> float:
         """Return when the batch leaves the last stage."""
         shape = BatchShape.of(batch)
-        cost, usage, free = self._cost, self.usage, self._free
+        cost, free, busy = self._cost, self._free, self._busy
         overhead, seconds = cost.overhead(shape), cost.stages(shape)
         if self._jitter is not None:
             factor = self._jitter(shape)
@@ -117,63 +115,29 @@ class SimulatedReplica:
             if free[stage] > at:
                 at = free[stage]
             free[stage] = at = at + spent
-            usage.busy[stage] += spent
+            busy[stage] += spent
             at += hop
-        usage.overhead += overhead
-        usage.iterations += 1
-        usage.tokens += shape.tokens
-        usage.decodes += shape.num_decodes
+        self._overhead += overhead
+        self._iterations += 1
+        self._tokens += shape.tokens
+        self._decodes += shape.num_decodes
         in_stage = stage_seconds(overhead, seconds, hop)
         self._in_flight.append(_InFlight(batch, now, free[-1], in_stage))
         return free[-1]
 
-
-class ReplicaUsage:
-    """What a replica does with its time and memory. Times are seconds of the virtual clock."""
-
-    def __init__(self, num_stages: int, num_blocks: int) -> None:
-        self.busy = [0.0] * num_stages
-        self.overhead = 0.0
-        self.tokens = 0
-        self.decodes = 0
-        self.iterations = 0
-        self._num_blocks = num_blocks
-        self._active = 0.0
-        self._active_since: float | None = None
-        self._seen = 0.0
-        self._block_seconds = 0.0
-        self._most_blocks = 0
-
-    def on_work(self, now: float) -> None:
-        """Count the replica as active from now on, if it was idle."""
-        if self._active_since is None:
-            self._active_since = self._seen = now
-
-    def on_blocks(self, blocks: int, now: float) -> None:
-        """Count so many blocks as used since the call before."""
-        self._block_seconds += blocks * (now - self._seen)
-        self._seen = now
-        if blocks > self._most_blocks:
-            self._most_blocks = blocks
-
-    def on_idle(self, now: float) -> None:
-        """Count the replica as idle from now on."""
-        if self._active_since is not None:
-            self._active += now - self._active_since
-            self._active_since = None
-
-    def result(self, preemptions: int) -> ReplicaUse:
-        """Return what was counted."""
-        active = self._active
+    @property
+    def use(self) -> ReplicaUse:
+        """What the replica has done with its time and memory, once it is idle."""
+        active, blocks = self._active, self.scheduler.pool.num_blocks
         return ReplicaUse(
-            iterations=self.iterations,
-            tokens=self.tokens,
-            decodes=self.decodes,
-            preemptions=preemptions,
+            iterations=self._iterations,
+            tokens=self._tokens,
+            decodes=self._decodes,
+            preemptions=self.scheduler.running.num_preemptions,
             active=active,
-            busy=self.busy,
-            bubbles=[max(0.0, active - busy) for busy in self.busy],
-            overhead=self.overhead,
-            kv_mean=self._block_seconds / (active * self._num_blocks) if active else 0.0,
-            kv_max=self._most_blocks / self._num_blocks,
+            busy=self._busy,
+            bubbles=[max(0.0, active - busy) for busy in self._busy],
+            overhead=self._overhead,
+            kv_mean=self._block_seconds / (active * blocks) if active else 0.0,
+            kv_max=self._most_blocks / blocks,
         )

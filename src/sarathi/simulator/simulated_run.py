@@ -1,18 +1,25 @@
-"""One simulated run, with the result of a benchmark."""
+"""Simulated runs and capacity searches, with the results of a benchmark."""
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from sarathi.bench.results import Lag, Run, Simulation
+from sarathi.bench.capacity.rate_search import Search
+from sarathi.bench.capacity.verdict import CapacityTargets, Verdict, evaluate
+from sarathi.bench.report import CapacityWithRuns
+from sarathi.bench.results import Capacity, Lag, Point, Run, Simulation
 from sarathi.bench.workload.workload import Workload
 from sarathi.simulator.setup import Setup
 from sarathi.simulator.simulation import OnBatch, OnIteration, OnProgress, simulate
-from sarathi.telemetry import Summary, Targets
+from sarathi.telemetry import Targets
 
 _NO_LAG = Lag(p50=0.0, p99=0.0, max=0.0, cpu=0.0)  # the client is on the virtual clock, too
 _HOUR = 3600.0
+_HALVINGS = 12  # of the first rate: big models serve a request a minute, and time costs little here
+_RECORDS = 512  # of a run, for figures
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,7 @@ def simulated_run(
 
     Args:
         rate: requests per second, of all replicas together; None for a trace's own times.
-        targets: for goodput.
-        on_progress, on_batch, on_iteration: see `simulate`.
+        targets, most_records, on_progress, on_batch, on_iteration: see `simulate`.
 
     Raises:
         BenchmarkError: the workload cannot be made at this rate or from this file.
@@ -51,17 +57,13 @@ def simulated_run(
     plan = workload.plan(rate, load.num_requests, load.warm_up, load.seed, setup.max_model_len)
     began = time.time()
     outcome = simulate(
-        setup,
-        plan,
-        seed=load.seed,
-        targets=targets,
-        most_records=most_records,
-        on_progress=on_progress,
-        on_batch=on_batch,
-        on_iteration=on_iteration,
+        setup, plan, load.seed, targets, most_records, on_progress, on_batch, on_iteration
     )
     devices = setup.num_replicas * setup.devices_per_replica
-    description = setup.description
+    description, tokens = setup.description, outcome.summary.total_tokens_per_second
+    cost = None
+    if setup.price is not None and tokens:
+        cost = setup.price * devices / _HOUR / tokens * 1e6
     return Run(
         label=label,
         server="simulated: " + " ".join(f"--{name} {v}" for name, v in description.items()),
@@ -81,13 +83,91 @@ def simulated_run(
             deployment=description,
             num_devices=devices,
             replicas=outcome.replicas,
-            cost_per_million_tokens=_cost(setup.price, devices, outcome.summary),
+            cost_per_million_tokens=cost,
             records_every=outcome.every,
             accuracy=setup.accuracy,
         ),
     )
 
 
-def _cost(price: float | None, devices: int, summary: Summary) -> float | None:
-    tokens = summary.total_tokens_per_second
-    return None if price is None or not tokens else price * devices / _HOUR / tokens * 1e6
+@dataclass(frozen=True)
+class SimulatedSearch:
+    """What is searched for, and how. Rates are requests per second."""
+
+    targets: CapacityTargets
+    resolution: float  # relative
+    start_rate: float
+    point_duration: float  # least seconds of arrivals of a point
+
+
+def find_capacity(
+    setup: Setup,
+    load: SimulatedLoad,
+    options: SimulatedSearch,
+    label: str,
+    *,
+    on_point: Callable[[Run, Verdict], None] = lambda run, verdict: None,
+    on_requests: Callable[[float, int, int], None] = lambda rate, ended, total: None,
+) -> CapacityWithRuns:
+    """Search the capacity of a setup.
+
+    Args:
+        load: its number of requests is the least of a point.
+        on_point: called with each run and its verdict.
+        on_requests: called every few hundred requests within a run, with its rate, how many have
+            ended, and how many there are.
+
+    Returns:
+        The capacity, and the latest run of each rate, in the order of rates.
+
+    Raises:
+        BenchmarkError: the workload cannot be made.
+    """
+    search, targets = (
+        Search(options.start_rate, options.resolution, max_halvings=_HALVINGS),
+        options.targets,
+    )
+    points: dict[float, tuple[Point, Run]] = {}
+
+    def measure(rate: float, number: int) -> Run:
+        total = number + load.warm_up
+        return simulated_run(
+            setup,
+            replace(load, num_requests=number),
+            rate,
+            label,
+            most_records=_RECORDS,
+            on_progress=lambda ended, now: on_requests(rate, ended, total),
+        )
+
+    while (attempt := search.next()) is not None:
+        rate = attempt.rate
+        number = max(load.num_requests, math.ceil(rate * options.point_duration))
+        # An uncertain rate is repeated with twice as many requests, the first half being the same.
+        run = measure(rate, number * 2**attempt.repeat)
+        verdict = evaluate(run.summary, targets)
+        search.record(rate, verdict.met, verdict.certain)
+        met, certain, reason = verdict.met, verdict.certain, verdict.reason
+        points[rate] = (
+            Point(rate=rate, met=met, reason=reason, certain=certain, summary=run.summary, run=""),
+            run,
+        )
+        on_point(run, verdict)
+    in_order = [points[rate] for rate in sorted(points)]
+    about = {
+        name: getattr(run, name) for name in ("label", "server", "model", "workload", "machine")
+    }
+    capacity = Capacity(
+        **about,
+        tbt_target=targets.tbt,
+        delay_target=targets.delay,
+        tail_delay_target=targets.tail_delay,
+        requests_per_point=load.num_requests,
+        resolution=options.resolution,
+        capacity=search.capacity,
+        low=search.low,
+        high=search.high,
+        points=[point for point, _ in in_order],
+        accuracy=setup.accuracy,
+    )
+    return CapacityWithRuns(capacity, [run for _, run in in_order])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
@@ -11,9 +11,9 @@ from sarathi.bench.results import ReplicaUse
 from sarathi.bench.workload.workload import Plan
 from sarathi.engine.messages import TokenOutput
 from sarathi.scheduler import AdmissionError, Batch, Request, Scheduler, StopCriteria
-from sarathi.simulator.routing import ROUTERS, Router
+from sarathi.simulator.routing import ROUTERS
 from sarathi.simulator.setup import Setup
-from sarathi.simulator.simulated_replica import SimulatedReplica
+from sarathi.simulator.simulated_replica import CompletedBatch, SimulatedReplica
 from sarathi.telemetry import RequestRecord, StreamingSummary, Summary, Targets
 from sarathi.telemetry.recorder import IterationRecord
 
@@ -38,7 +38,6 @@ class SimulationOutcome:
 def simulate(
     setup: Setup,
     plan: Plan,
-    *,
     seed: int = 0,
     targets: Targets | None = None,
     most_records: int = 4096,
@@ -61,13 +60,7 @@ def simulate(
     router = ROUTERS[setup.router](setup.num_replicas, setup.profile())
     shares = bool(plan.turns.any())
     replicas = [
-        SimulatedReplica(
-            setup.scheduler(prefix_caching=shares),
-            setup.cost,
-            _Callbacks(index, recording, router, on_batch, None if index else on_iteration),
-            learns=setup.learns,
-            jitter=setup.jitter(seed * setup.num_replicas + index),
-        )
+        SimulatedReplica(setup, shares, seed * setup.num_replicas + index)
         for index in range(setup.num_replicas)
     ]
     events: list[tuple[float, int, int]] = []  # time, a number that breaks ties, replica
@@ -87,11 +80,22 @@ def simulate(
             except AdmissionError as error:
                 router.started(index, request)
                 router.ended(index, request)
-                recording.refused(request, str(error))
+                recording.end(request, now, str(error))
             request = next(arriving, None)
         else:
             now, _, index = heapq.heappop(events)
-            replicas[index].end(now)
+            for completed in replicas[index].end(now):
+                for sampled in completed.sampled:
+                    number = recording.add_token(sampled.id, completed.ended)
+                    if number == 1:
+                        router.started(index, sampled)
+                    if number == sampled.stop_criteria.max_tokens:
+                        router.ended(index, sampled)
+                        recording.end(sampled, completed.ended)
+                if on_batch is not None:
+                    on_batch(index, completed.batch, completed.began, completed.ended)
+                if on_iteration is not None and index == 0:
+                    on_iteration(_iteration(completed, replicas[index].scheduler))
         changed.add(index)
         # Requests that arrive at the same instant are in the same batch.
         if request is None or request.arrival > now:
@@ -110,9 +114,7 @@ def simulate(
         summary=recording.summary.result(plan.measured_seconds),
         records=recording.records,
         every=recording.every,
-        replicas=[
-            replica.usage.result(replica.scheduler.running.num_preemptions) for replica in replicas
-        ],
+        replicas=[replica.use for replica in replicas],
     )
 
 
@@ -152,93 +154,47 @@ class _Recording:
     def add(self, request: Request) -> None:
         self._tokens[request.id] = []
 
-    def on_tokens(self, requests: Sequence[Request], now: float) -> list[Request]:
-        """Record a token of each request; return those for which it was the first or the last."""
-        tokens = self._tokens
-        turned = []
-        for request in requests:
-            times = tokens[request.id]
-            times.append(now)
-            number = len(times)
-            if number == 1 or number == request.stop_criteria.max_tokens:
-                turned.append(request)
-        return turned
+    def add_token(self, request_id: int, now: float) -> int:
+        """Record a token of a request; return how many there are by now."""
+        times = self._tokens[request_id]
+        times.append(now)
+        return len(times)
 
-    def finished(self, request: Request, now: float) -> None:
-        self._keep(
-            request.id,
-            RequestRecord(
-                arrival=request.arrival,
-                prompt_tokens=len(request.prompt_ids),
-                output_tokens=request.stop_criteria.max_tokens,
-                tokens=self._tokens.pop(request.id),
-                end=now,
-                scheduling_delay=request.scheduling_delay,
-                cached_tokens=request.num_cached,
-            ),
-        )
-
-    def refused(self, request: Request, reason: str) -> None:
-        del self._tokens[request.id]
-        self._keep(
-            request.id,
-            RequestRecord(
-                arrival=request.arrival,
-                prompt_tokens=len(request.prompt_ids),
-                output_tokens=request.stop_criteria.max_tokens,
-                end=request.arrival,
-                failure="refused",
-                detail=reason,
-            ),
-        )
-
-    def _keep(self, request_id: int, record: RequestRecord) -> None:
+    def end(self, request: Request, now: float, refusal: str | None = None) -> None:
+        """Record that a request has got its last token, or why it was refused."""
         self.ended += 1
-        index = request_id - self._warm_up
+        tokens = self._tokens.pop(request.id)
+        index = request.id - self._warm_up
         if index < 0:
             return
+        record = RequestRecord(
+            arrival=request.arrival,
+            prompt_tokens=len(request.prompt_ids),
+            output_tokens=request.stop_criteria.max_tokens,
+            tokens=tokens,
+            end=now,
+            scheduling_delay=request.scheduling_delay,
+            cached_tokens=request.num_cached,
+            failure=None if refusal is None else "refused",
+            detail=refusal,
+        )
         self.summary.add(index, record)
         if index % self.every == 0:
             self.records.append(record)
 
 
-@dataclass(frozen=True)
-class _Callbacks:
-    """Passes the outcome of one replica's batches to the recording, the router and the caller."""
-
-    replica: int
-    recording: _Recording
-    router: Router
-    batch: OnBatch | None
-    iteration: OnIteration | None
-
-    def on_tokens(self, requests: Sequence[Request], now: float) -> None:
-        for request in self.recording.on_tokens(requests, now):
-            number = len(request.output_ids)
-            if number == 1:
-                self.router.started(self.replica, request)
-            if number == request.stop_criteria.max_tokens:
-                self.router.ended(self.replica, request)
-                self.recording.finished(request, now)
-
-    def on_batch(self, batch: Batch, began: float, ended: float, scheduler: Scheduler) -> None:
-        if self.batch is not None:
-            self.batch(self.replica, batch, began, ended)
-        if self.iteration is not None:
-            self.iteration(_iteration(batch, began, ended, scheduler))
-
-
-def _iteration(batch: Batch, began: float, ended: float, scheduler: Scheduler) -> IterationRecord:
+def _iteration(completed: CompletedBatch, scheduler: Scheduler) -> IterationRecord:
     """Return what an engine would pass to its recorders."""
+    batch, pool = completed.batch, scheduler.pool
     return IterationRecord(
         batch=batch,
         outputs=[TokenOutput(r.id, r.output_ids[-1], r.finish_reason()) for r in batch.sampling],
-        begin=began,
-        end=ended,
-        parts=(("execute", ended),),
+        begin=completed.began,
+        end=completed.ended,
+        parts=(("execute", completed.ended),),
         running=len(scheduler.running),
         waiting=len(scheduler.waiting),
-        free_blocks=scheduler.pool.num_free,
-        cached_blocks=scheduler.pool.num_cached,
-        total_blocks=scheduler.pool.num_blocks,
+        free_blocks=pool.num_free,
+        cached_blocks=pool.num_cached,
+        total_blocks=pool.num_blocks,
     )

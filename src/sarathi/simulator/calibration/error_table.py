@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -80,25 +79,21 @@ def constants(folder: Path) -> list[Constant]:
         SimulationError: a file is missing, or is not what it should be.
     """
     return [
-        Constant(study.device, study.term, name, study.constants(DEVICES[study.device])[name], new)
+        Constant(study.device, study.term, *fitted)
         for study in studies()
-        for name, new in study.refit(folder).items()
+        for fitted in study.refit(folder)
     ]
 
 
-def _row(study: CalibrationStudy[Any], rows: str, used: str, pairs: Pairs) -> ErrorRow:
-    return ErrorRow(study.term, study.device, study.file, rows, used, *_errors(pairs))
+def _row(study: CalibrationStudy, rows: str, used: str, pairs: Pairs) -> ErrorRow:
+    return _errors((study.term, study.device, study.file, rows, used), pairs)
 
 
-def _errors(pairs: Pairs) -> tuple[int, float, float, float]:
+def _errors(labels: tuple[str, str, str, str, str], pairs: Pairs) -> ErrorRow:
     errors = np.array([predicted / measured - 1 for predicted, measured in pairs])
     sizes = np.abs(errors)
-    return (
-        len(pairs),
-        float(np.median(sizes)),
-        float(np.quantile(sizes, 0.9)),
-        float(np.median(errors)),
-    )
+    figures = (np.median(sizes), np.quantile(sizes, 0.9), np.median(errors))
+    return ErrorRow(*labels, len(pairs), *map(float, figures))
 
 
 def _end_to_end(folder: Path) -> list[ErrorRow]:
@@ -107,15 +102,12 @@ def _end_to_end(folder: Path) -> list[ErrorRow]:
     cost = GpuCostModel(deployment, OVERHEADS["paper"])
     found = []
     for term, file in END_TO_END.items():
-        times = data.iterations(folder / file)
         pairs = []
-        for time in times:
-            chunks = ((0, time.prompt),) if time.prompt else ()
-            shape = BatchShape.make(time.decodes, CONTEXT, chunks)
-            pairs.append((iteration_seconds(cost, shape), time.seconds))
-        found.append(
-            ErrorRow(f"yi-34b TP2, {term}", "a100-pairwise", file, "all", HELD_OUT, *_errors(pairs))
-        )
+        for decodes, prompt, seconds in data.iterations(folder / file):
+            shape = BatchShape.make(decodes, CONTEXT, ((0, prompt),) if prompt else ())
+            pairs.append((iteration_seconds(cost, shape), seconds))
+        labels = (f"yi-34b TP2, {term}", "a100-pairwise", file, "all", HELD_OUT)
+        found.append(_errors(labels, pairs))
     return found
 
 

@@ -7,6 +7,8 @@ which is robust to outliers and for which twice as long and half as long are equ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,125 +19,35 @@ from sarathi.simulator.gpu.kernel_cost import (
     OVERLAP,
     ROWS,
     adding,
+    layer_gemms,
     moved_bytes,
     padded_flops,
     streaming,
 )
 
 Array = NDArray[np.float64]
-Model = Callable[[Array], Array]
+Terms = Sequence[tuple[float, ...]]  # of one measurement: one or several times
 
 
-def gemm(device: Device, times: Sequence[LayerTime]) -> dict[str, float]:
-    """Fit matrix products."""
-    computing, reading, measured = [], [], []
-    for time in times:
-        for (outputs, depth), seconds in zip(time.gemm_shapes, time.gemms, strict=True):
-            computing.append(padded_flops(device.processors, time.tokens, outputs, depth))
-            reading.append(moved_bytes(time.tokens, outputs, depth))
-            measured.append(seconds)
-    compute = np.array(computing) / device.peak_flops
-    read = np.array(reading) / device.bandwidth
+@dataclass(frozen=True)
+class Fit:
+    """A formula of the cost model, for all measurements of a kind at once."""
 
-    def model(x: Array) -> Array:
-        powers = (compute / x[0]) ** OVERLAP + (read / x[1]) ** OVERLAP
-        return np.asarray(x[2] + powers ** (1 / OVERLAP))
+    start: Mapping[str, float]  # its constants, and where the search for them begins
+    formula: Callable[..., Array]  # seconds, from the constants and the terms
+    terms: Callable[[Device, Any], Terms]  # of a measurement; the last is the measured seconds
 
-    start = {"gemm_compute": 0.8, "gemm_bandwidth": 0.8, "gemm_launch": 3e-6}
-    return _fit(start, model, measured)
+    def __call__(self, device: Device, times: Sequence[Any]) -> dict[str, float]:
+        """Return the constants that fit measurements on a device best."""
+        lines = [line for time in times for line in self.terms(device, time)]
+        *terms, measured = np.array(lines, np.float64).T
+        target = np.log(measured)
 
+        def loss(x: Array) -> float:
+            return float(np.mean(np.abs(np.log(self.formula(x, *terms)) - target)))
 
-def elementwise(device: Device, times: Sequence[LayerTime]) -> dict[str, float]:
-    """Fit elementwise kernels; sums run at the bandwidth of matrix products, which is given."""
-    moved, kernels, sums = [], [], []
-    for time in times:
-        deployment = time.deployment(device)
-        width, count = streaming(deployment, stores=False)
-        more, passes = adding(deployment)
-        moved.append(time.tokens * width * 2 / device.bandwidth)
-        sums.append(time.tokens * passes * 2 / device.bandwidth / device.achieved.gemm_bandwidth)
-        kernels.append(count + more)
-    move, count_all, add = np.array(moved), np.array(kernels), np.array(sums)
-
-    def model(x: Array) -> Array:
-        return np.asarray(move / x[0] + count_all * x[1] + add)
-
-    start = {"elementwise_bandwidth": 0.5, "elementwise_launch": 2e-6}
-    return _fit(start, model, [time.elementwise for time in times])
-
-
-def prefill(device: Device, times: Sequence[AttentionTime]) -> dict[str, float]:
-    """Fit the attention of chunks."""
-    padded = np.array([-(-time.rows // ROWS) * ROWS for time in times])
-    heads = np.array([4 * time.heads * time.head_dim for time in times])
-    each = padded * heads / device.peak_flops
-    half = np.array([time.rows / 2 for time in times])
-    context = np.array([time.context for time in times])
-
-    def model(x: Array) -> Array:
-        return np.asarray(x[3] + each / x[0] * (context + x[1] * half + x[2]))
-
-    start = {
-        "prefill_compute": 0.5,
-        "prefill_new": 2.0,
-        "prefill_keys": 500.0,
-        "prefill_launch": 15e-6,
-    }
-    return _fit(start, model, [time.seconds for time in times])
-
-
-def decode(device: Device, times: Sequence[AttentionTime]) -> dict[str, float]:
-    """Fit the attention of decodes."""
-    sizes = [2 * t.kv_heads * t.head_dim * 2 * t.batch * t.context for t in times]
-    read = np.array(sizes) / device.bandwidth
-
-    def model(x: Array) -> Array:
-        return np.asarray(x[1] + read / x[0])
-
-    start = {"decode_bandwidth": 0.8, "decode_launch": 15e-6}
-    return _fit(start, model, [time.seconds for time in times])
-
-
-def ring(times: Sequence[MessageTime]) -> dict[str, float]:
-    """Fit the link of all-reduces among one number of workers."""
-    return _line([2 * (time.workers - 1) / time.workers * time.size for time in times], times)
-
-
-def line(times: Sequence[MessageTime]) -> dict[str, float]:
-    """Fit a link without a buffer."""
-    return _line([float(time.size) for time in times], times)
-
-
-def buffered(times: Sequence[MessageTime]) -> dict[str, float]:
-    """Fit a link over sockets."""
-    sizes = np.array([float(time.size) for time in times])
-
-    def model(x: Array) -> Array:
-        first = np.minimum(sizes, x[2])
-        return np.asarray(x[0] + first / x[1] + (sizes - first) / x[3])
-
-    start = {"latency": 3e-5, "bandwidth": 8e9, "buffer": 2e6, "beyond": 3e9}
-    return _fit(start, model, [time.seconds for time in times])
-
-
-def _line(sizes: Sequence[float], times: Sequence[MessageTime]) -> dict[str, float]:
-    moved = np.array(sizes)
-
-    def model(x: Array) -> Array:
-        return np.asarray(x[0] + moved / x[1])
-
-    return _fit({"latency": 3e-5, "bandwidth": 1e11}, model, [time.seconds for time in times])
-
-
-def _fit(start: Mapping[str, float], model: Model, measured: Sequence[float]) -> dict[str, float]:
-    """Fit the constants that are named in `start`, from the values there."""
-    target = np.log(np.array(measured))
-
-    def loss(x: Array) -> float:
-        return float(np.mean(np.abs(np.log(model(x)) - target)))
-
-    found = search(loss, tuple(start.values()))
-    return dict(zip(start, map(float, found), strict=True))
+        found = search(loss, tuple(self.start.values()))
+        return dict(zip(self.start, map(float, found), strict=True))
 
 
 def search(loss: Callable[[Array], float], start: Sequence[float]) -> Array:
@@ -160,3 +72,84 @@ def search(loss: Callable[[Array], float], start: Sequence[float]) -> Array:
         if (now := loss(ahead)) < best:
             best, x = now, ahead
     return x
+
+
+def _gemm_terms(device: Device, time: LayerTime) -> Terms:
+    return [
+        (
+            padded_flops(device.processors, time.tokens, *shape) / device.peak_flops,
+            moved_bytes(time.tokens, *shape) / device.bandwidth,
+            seconds,
+        )
+        for shape, seconds in zip(layer_gemms(time.deployment(device)), time.gemms, strict=True)
+    ]
+
+
+def _elementwise_terms(device: Device, time: LayerTime) -> Terms:
+    """Return those of kernels, and of sums at the bandwidth of matrix products, which is given."""
+    deployment = time.deployment(device)
+    width, kernels = streaming(deployment, stores=False)
+    sums, passes = adding(deployment)
+    moved = time.tokens * width * 2 / device.bandwidth
+    added = time.tokens * passes * 2 / device.bandwidth / device.achieved.gemm_bandwidth
+    return [(moved, kernels + sums, added, time.elementwise)]
+
+
+def _prefill_terms(device: Device, time: AttentionTime) -> Terms:
+    padded = -(-time.rows // ROWS) * ROWS
+    each = padded * (4 * time.heads * time.head_dim) / device.peak_flops
+    return [(each, time.context, time.rows / 2, time.seconds)]
+
+
+def _decode_terms(device: Device, time: AttentionTime) -> Terms:
+    size = 2 * time.kv_heads * time.head_dim * 2 * time.batch * time.context
+    return [(size / device.bandwidth, time.seconds)]
+
+
+def _message_terms(device: Device, time: MessageTime) -> Terms:
+    return [(time.size, time.seconds)]
+
+
+def _ring_terms(device: Device, time: MessageTime) -> Terms:
+    return [(2 * (time.workers - 1) / time.workers * time.size, time.seconds)]
+
+
+def _over_sockets(x: Array, size: Array) -> Array:
+    first = np.minimum(size, x[2])
+    return np.asarray(x[0] + first / x[1] + (size - first) / x[3])
+
+
+GEMM = Fit(
+    {"gemm_compute": 0.8, "gemm_bandwidth": 0.8, "gemm_launch": 3e-6},
+    lambda x, compute, read: (
+        x[2] + ((compute / x[0]) ** OVERLAP + (read / x[1]) ** OVERLAP) ** (1 / OVERLAP)
+    ),
+    _gemm_terms,
+)
+ELEMENTWISE = Fit(
+    {"elementwise_bandwidth": 0.5, "elementwise_launch": 2e-6},
+    lambda x, move, kernels, add: move / x[0] + kernels * x[1] + add,
+    _elementwise_terms,
+)
+PREFILL = Fit(
+    {
+        "prefill_compute": 0.5,
+        "prefill_new": 2.0,
+        "prefill_keys": 500.0,
+        "prefill_launch": 15e-6,
+    },
+    lambda x, each, context, half: x[3] + each / x[0] * (context + x[1] * half + x[2]),
+    _prefill_terms,
+)
+DECODE = Fit(
+    {"decode_bandwidth": 0.8, "decode_launch": 15e-6},
+    lambda x, read: x[1] + read / x[0],
+    _decode_terms,
+)
+LINE = Fit({"latency": 3e-5, "bandwidth": 1e11}, lambda x, size: x[0] + size / x[1], _message_terms)
+RING = Fit(LINE.start, LINE.formula, _ring_terms)  # among one number of workers
+SOCKETS = Fit(
+    {"latency": 3e-5, "bandwidth": 8e9, "buffer": 2e6, "beyond": 3e9},
+    _over_sockets,
+    _message_terms,
+)

@@ -12,7 +12,6 @@ from statistics import median
 from sarathi.errors import SimulationError
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import Device
-from sarathi.simulator.gpu.kernel_cost import layer_gemms
 from sarathi.simulator.published_models import llama_fields
 from sarathi.simulator.simulated_model import SimulatedModel
 
@@ -44,12 +43,6 @@ class LayerTime:
     gemms: tuple[float, ...]  # seconds, in the order of GEMMS
     elementwise: float  # seconds of all kernels
 
-    @property
-    def gemm_shapes(self) -> tuple[tuple[int, int], ...]:
-        """Outputs and depth of the matrix products, on one worker."""
-        config, tp = self.model.config, self.tp
-        return layer_gemms(config, config.num_heads // tp, max(1, config.num_kv_heads // tp), tp)
-
     def deployment(self, device: Device) -> Deployment:
         """Return the deployment that was timed."""
         return Deployment(model=self.model, device=device, tp=self.tp)
@@ -76,15 +69,6 @@ class MessageTime:
     per_node: int  # of them
     size: int  # bytes
     number: int  # of the message, by size
-    seconds: float
-
-
-@dataclass(frozen=True)
-class IterationTime:
-    """A whole iteration of an engine: decodes, or one prompt."""
-
-    decodes: int
-    prompt: int
     seconds: float
 
 
@@ -152,14 +136,15 @@ def messages(file: Path) -> list[MessageTime]:
     return found
 
 
-def iterations(file: Path) -> list[IterationTime]:
-    """Read an experiment of the paper's artifact, without the first batch of the engine."""
+def iterations(file: Path) -> list[tuple[int, int, float]]:
+    """Read an experiment of the paper's artifact, without the first batch of the engine.
+
+    Returns:
+        For each iteration: its decodes, or tokens of one prompt, and seconds.
+    """
+    decodes, prompt = "batch_num_decode_tokens", "batch_num_prefill_tokens"
     return [
-        IterationTime(
-            _int(row, "batch_num_decode_tokens"),
-            _int(row, "batch_num_prefill_tokens"),
-            float(row["batch_execution_time"]),
-        )
+        (_int(row, decodes), _int(row, prompt), float(row["batch_execution_time"]))
         for row in _rows(file)
         if float(row["Batch Id"]) > 0
     ]

@@ -1,9 +1,5 @@
-"""The cost of an iteration on GPUs: start with gpu_cost.py, which adds up kernels and messages.
+"""The cost of an iteration on GPUs, in gpu_cost.py: kernels and messages of kernel_cost.py."""
 
-`GpuCostModel` is what other packages use; kernel_cost.py has the kernels, communication_cost.py
-all-reduces and messages between stages.
-"""
+from sarathi.simulator.gpu.gpu_cost import GpuCostModel
 
-from sarathi.simulator.gpu.gpu_cost import GpuCostModel, StageTimes
-
-__all__ = ["GpuCostModel", "StageTimes"]
+__all__ = ["GpuCostModel"]

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from sarathi.simulator.cost_model import BatchShape
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.engine_overhead import EngineOverhead
-from sarathi.simulator.gpu.communication_cost import all_reduce_seconds, all_reduces, hop_seconds
 from sarathi.simulator.gpu.kernel_cost import (
     EMBED,
     NORM,
     Affine,
+    all_reduce_seconds,
+    all_reduces,
     decode_attention,
     gemm_seconds,
+    hop_seconds,
     layer_gemms,
     layer_seconds,
     mean_keys,
@@ -38,15 +40,7 @@ class StageTimes:
     @property
     def compute(self) -> float:
         """All but the message to the next stage, which leaves the stage free."""
-        return (
-            self.linear
-            + self.attention_prefill
-            + self.attention_decode
-            + self.elementwise
-            + self.embedding
-            + self.head
-            + self.all_reduce
-        )
+        return float(sum(vars(self).values())) - self.send_recv
 
 
 class GpuCostModel:
@@ -136,12 +130,9 @@ class GpuCostModel:
     def _layer_terms(self, tokens: int) -> tuple[float, float, float]:
         """Return the times of one layer's matrix products, elementwise kernels and all-reduces."""
         deployment = self.deployment
-        shapes = layer_gemms(
-            deployment.config, deployment.heads, deployment.kv_heads, deployment.tp
-        )
         linear = sum(
             gemm_seconds(deployment.device, tokens, *shape, deployment.bytes_per_weight)
-            for shape in shapes
+            for shape in layer_gemms(deployment)
         )
         reducing = all_reduces(deployment) * all_reduce_seconds(deployment, tokens)
         return linear, layer_seconds(deployment, tokens), reducing

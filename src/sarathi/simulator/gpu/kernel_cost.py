@@ -1,4 +1,4 @@
-"""How long the kernels of a layer take on one GPU: matrix products, attention, and everything else.
+"""How long kernels take on one GPU (matrix products, attention, everything else), and messages.
 
 Attention: the kernels of the profiles are FlashAttention's for a paged cache. A block of 64 query
 rows of one head runs along the keys, and a query alone along its whole cache.
@@ -13,9 +13,8 @@ from __future__ import annotations
 from math import ceil, inf
 from typing import NamedTuple
 
-from sarathi.models.model_config import ModelConfig
 from sarathi.simulator.deployment import Deployment
-from sarathi.simulator.devices import Device
+from sarathi.simulator.devices import Device, Link
 
 ELEMENT = 2  # bytes of an activation
 
@@ -39,18 +38,14 @@ EMBED = 6  # a table in parts: rows gathered, then those masked that another wor
 # Matrix products.
 
 
-def layer_gemms(
-    model: ModelConfig, heads: int, kv_heads: int, tp: int
-) -> tuple[tuple[int, int], ...]:
+def layer_gemms(deployment: Deployment) -> tuple[tuple[int, int], ...]:
     """Return outputs and depth of a layer's matrix products on one worker.
 
     They are: queries, keys and values; the output of attention; up, and down again.
-
-    Args:
-        heads: of the worker, as `kv_heads`.
     """
-    queries, keys = heads * model.head_dim, kv_heads * model.head_dim
-    inner = model.intermediate_size // tp
+    model = deployment.config
+    queries, keys = deployment.heads * model.head_dim, deployment.kv_heads * model.head_dim
+    inner = model.intermediate_size // deployment.tp
     return (
         (queries + 2 * keys, model.hidden_size),
         (model.hidden_size, queries),
@@ -215,3 +210,40 @@ def adding(deployment: Deployment) -> tuple[int, float]:
     """
     width = deployment.config.hidden_size
     return (1, (ADD + 1) * width) if deployment.config.parallel else (2, 2 * ADD * width)
+
+
+# Messages between GPUs.
+
+
+def ring_seconds(link: Link, workers: int, size: float) -> float:
+    """Return the time of an all-reduce: 2 (n - 1) / n times `size` bytes over each link."""
+    return link.seconds(2 * (workers - 1) / workers * size)
+
+
+def all_reduce_seconds(deployment: Deployment, tokens: int) -> float:
+    """Return the time of one all-reduce of the rows of `tokens`; 0 with one worker a stage."""
+    if deployment.tp == 1:
+        return 0.0
+    link = deployment.device.node.ring(deployment.tp, deployment.tp_crosses)
+    return ring_seconds(link, deployment.tp, tokens * deployment.config.hidden_size * ELEMENT)
+
+
+def all_reduces(deployment: Deployment) -> int:
+    """Return how many a layer has: after attention and after the MLP, or one after both."""
+    return 1 if deployment.config.parallel else 2
+
+
+def hop_seconds(deployment: Deployment, tokens: int) -> float:
+    """Return the time from one stage to the next, the mean of all boundaries; 0 with one stage.
+
+    Every worker sends all rows to its counterpart, and those of a node share its port.
+    """
+    if deployment.pp == 1 or tokens == 0:
+        return 0.0
+    node = deployment.device.node
+    size = tokens * deployment.config.hidden_size * ELEMENT
+    streams = min(deployment.tp, node.gpus)
+    outside = node.network.seconds(size, streams, node.port)
+    inside = node.peer.seconds(size)
+    boundaries, crossing = deployment.pp - 1, deployment.crossings
+    return (crossing * outside + (boundaries - crossing) * inside) / boundaries

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sarathi.simulator.parallel import run_all
 from sarathi.simulator.plan.candidates import Candidate, DeviceLayout, Rejected
 from sarathi.simulator.plan.replica_sizing import (
-    ConfirmJob,
-    EvaluationJob,
     PlanChoice,
     confirm,
     estimated_cost,
@@ -93,25 +92,25 @@ def make_plan(
     return planner.planned
 
 
+@dataclass
 class _Planner:
-    def __init__(
-        self,
-        candidates: Sequence[Candidate],
-        options: PlanSettings,
-        explore: float,
-        router: str,
-        on_candidate: OnCandidate,
-        workers: int | None,
-    ) -> None:
-        estimates = {}
-        for candidate in candidates:
-            mean = mean_request(options, candidate.setup.max_model_len)
-            estimates[candidate.layout] = estimated_cost(candidate, options, mean)
-        self._candidates = {candidate.layout: candidate for candidate in candidates}
-        self.left = sorted(candidates, key=lambda one: estimates[one.layout])
-        self._first_limit = _ESTIMATE * explore * min(estimates.values(), default=math.inf)
-        self._options, self._explore, self._router = options, explore, router
-        self._on_candidate, self._workers = on_candidate, workers
+    """See `make_plan`."""
+
+    candidates: Sequence[Candidate]
+    options: PlanSettings
+    explore: float
+    router: str
+    on_candidate: OnCandidate
+    workers: int | None
+
+    def __post_init__(self) -> None:
+        estimates = {
+            one.layout: estimated_cost(one, self.options, mean_request(self.options, one.setup))
+            for one in self.candidates
+        }
+        self._by_layout = {one.layout: one for one in self.candidates}
+        self.left = sorted(self.candidates, key=lambda one: estimates[one.layout])
+        self._first_limit = _ESTIMATE * self.explore * min(estimates.values(), default=math.inf)
         self._choices: dict[DeviceLayout, PlanChoice] = {}
         self._rejected: dict[DeviceLayout, Rejected] = {}
         self._limits: dict[DeviceLayout, float] = {}  # dollars an hour above which one was left out
@@ -120,12 +119,12 @@ class _Planner:
     def planned(self) -> PlanResult:
         """What is known by now."""
         choices = sorted(self._choices.values(), key=lambda one: (one.cost, tbt(one)))
-        return PlanResult(choices, list(self._rejected.values()), self._explore)
+        return PlanResult(choices, list(self._rejected.values()), self.explore)
 
     @property
     def _limit(self) -> float:
         """Dollars an hour that a candidate may cost."""
-        return self._explore * min((one.cost for one in self._choices.values()), default=math.inf)
+        return self.explore * min((one.cost for one in self._choices.values()), default=math.inf)
 
     def try_all(self) -> None:
         """Evaluate candidates in batches.
@@ -133,25 +132,23 @@ class _Planner:
         The first find a price; each of the others then mostly takes one run. Until there is a
         price, an estimate takes its place; if it is too low, `reopen` corrects it.
         """
-
-        def on_result(index: int, one: PlanChoice | Rejected) -> None:
-            self._on_candidate(one)
-
-        number = self._workers or usable_cores()
+        number = self.workers or usable_cores()
         while self.left:
             limit = min(self._limit, self._first_limit)
-            jobs: list[EvaluationJob] = []
+            jobs: list[Callable[[], PlanChoice | Rejected]] = []
             while self.left and len(jobs) < number:
                 candidate = self.left.pop(0)
                 most = _most_replicas(candidate, limit)
-                if most == 0:
-                    reason = f"one replica alone costs more than ${limit:.2f} an hour"
-                    rejected = Rejected(candidate.layout, "costs more", reason)
-                    self._keep(rejected, limit)
-                    self._on_candidate(rejected)
-                else:
-                    jobs.append(EvaluationJob(candidate, self._options, most))
-            for one in run_all(evaluate, jobs, on_result=on_result, workers=self._workers):
+                if most != 0:
+                    jobs.append(partial(evaluate, candidate, self.options, most))
+                    continue
+                reason = f"one replica alone costs more than ${limit:.2f} an hour"
+                rejected = Rejected(candidate.layout, "costs more", reason)
+                self._keep(rejected, limit)
+                self.on_candidate(rejected)
+            for one in run_all(
+                jobs, on_result=lambda _, one: self.on_candidate(one), workers=self.workers
+            ):
                 self._keep(one, limit)
             number *= 2
 
@@ -160,13 +157,13 @@ class _Planner:
         while True:
             notable = self.planned.notable
             jobs = [
-                ConfirmJob(one, self._candidates[one.layout], self._options, self._router)
+                partial(confirm, one, self._by_layout[one.layout], self.options, self.router)
                 for one in self.planned.choices
                 if one.layout in notable and not one.confirmed
             ]
             if not jobs:
                 return
-            for one in run_all(confirm, jobs, workers=self._workers):
+            for one in run_all(jobs, workers=self.workers):
                 self._choices.pop(one.layout)
                 self._keep(one, math.inf)
 
@@ -176,7 +173,7 @@ class _Planner:
         for layout, limit in list(self._limits.items()):
             if limit < self._limit * (1 - _ROUNDING):
                 del self._limits[layout], self._rejected[layout]
-                self.left.append(self._candidates[layout])
+                self.left.append(self._by_layout[layout])
 
     def _keep(self, one: PlanChoice | Rejected, limit: float) -> None:
         if isinstance(one, PlanChoice):

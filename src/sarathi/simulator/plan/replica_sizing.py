@@ -40,14 +40,14 @@ class MeanRequest:
         return self.prompt + self.output
 
 
-def mean_request(options: PlanSettings, max_model_len: int) -> MeanRequest:
+def mean_request(options: PlanSettings, setup: Setup) -> MeanRequest:
     """Return the mean lengths of a load.
 
     Raises:
         BenchmarkError: the workload cannot be made.
     """
     load = options.load
-    plan = load.workload.plan(options.rate, _SAMPLE, 0, load.seed, max_model_len)
+    plan = load.workload.plan(options.rate, _SAMPLE, 0, load.seed, setup.max_model_len)
     return MeanRequest(float(plan.prompts.mean()), float(plan.outputs.mean()))
 
 
@@ -100,34 +100,31 @@ class PlanChoice:
         return self.cost / 3600 / self.tokens_per_second * 1e6
 
 
-@dataclass(frozen=True)
-class EvaluationJob:
-    """A candidate to be evaluated."""
+def evaluate(
+    candidate: Candidate, settings: PlanSettings, most_replicas: int | None
+) -> PlanChoice | Rejected:
+    """Search the capacity of one replica, then simulate it at its share of the load.
 
-    candidate: Candidate
-    options: PlanSettings
-    most_replicas: int | None  # with more, it costs too much; None: it never does
-
-
-def evaluate(job: EvaluationJob) -> PlanChoice | Rejected:
-    """Search the capacity of one replica, then simulate it at its share of the load."""
-    candidate, target = job.candidate, job.options.targets.tbt
+    Args:
+        most_replicas: with more, it costs too much; None: it never does.
+    """
+    target = settings.targets.tbt
     fastest = iteration_seconds(candidate.setup.cost, BatchShape.make(1, 1))
     if fastest > target and candidate.setup.noise is None:
         reason = f"a token takes {format_duration(fastest)} even of a request alone, above "
         return Rejected(candidate.layout, "misses", reason + format_duration(target))
-    return _Evaluation(job).result()
+    return _Evaluation(candidate, settings, most_replicas).result()
 
 
 class _Evaluation:
-    def __init__(self, job: EvaluationJob) -> None:
-        self._candidate = job.candidate
-        self._options = job.options
-        self._most = job.most_replicas
-        self._mean = mean_request(job.options, job.candidate.setup.max_model_len)
-        estimate = estimated_capacity(job.candidate.setup, self._mean)
-        self._start = float(f"{max(1e-5, min(estimate, job.options.rate)):.3g}")
-        self._search = Search(self._start, job.options.resolution, max_halvings=_HALVINGS)
+    def __init__(
+        self, candidate: Candidate, settings: PlanSettings, most_replicas: int | None
+    ) -> None:
+        self._candidate, self._options, self._most = candidate, settings, most_replicas
+        self._mean = mean_request(settings, candidate.setup)
+        estimate = estimated_capacity(candidate.setup, self._mean)
+        self._start = float(f"{max(1e-5, min(estimate, settings.rate)):.3g}")
+        self._search = Search(self._start, settings.resolution, max_halvings=_HALVINGS)
         self._latest: dict[float, tuple[Run | None, Verdict]] = {}  # by rate
         self._times: dict[float, int] = {}  # that a rate was run
 
@@ -222,27 +219,19 @@ class _Evaluation:
         return verdict
 
 
-@dataclass(frozen=True)
-class ConfirmJob:
-    """A choice to be simulated with all its replicas and the router."""
-
-    choice: PlanChoice
-    candidate: Candidate
-    options: PlanSettings
-    router: str
-
-
-def confirm(job: ConfirmJob) -> PlanChoice | Rejected:
+def confirm(
+    choice: PlanChoice, candidate: Candidate, options: PlanSettings, router: str
+) -> PlanChoice | Rejected:
     """Simulate a choice as it would run, with more replicas where the estimated number misses."""
-    choice, options, setup = job.choice, job.options, job.candidate.setup
+    setup = candidate.setup
     for replicas in range(choice.replicas, choice.replicas + _CONFIRM_SPARE + 1):
         number = max(
             min(_CONFIRM_REQUESTS, replicas * options.load.num_requests),
             math.ceil(options.rate * options.point_duration),
         )
-        described = {**setup.description, "replicas": str(replicas), "router": job.router}
+        described = {**setup.description, "replicas": str(replicas), "router": router}
         run, verdict = run_with_early_stopping(
-            replace(setup, num_replicas=replicas, router=job.router, description=described),
+            replace(setup, num_replicas=replicas, router=router, description=described),
             options,
             options.rate,
             number,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from sarathi.errors import SimulationError
 from sarathi.simulator.parallel import run_all
@@ -56,6 +57,6 @@ def reproduce(
         finished += 1
         on_progress(finished, len(jobs), jobs[index].title)
 
-    results = run_all(run_job, jobs, on_result=on_result, workers=workers)
+    results = run_all([partial(run_job, job) for job in jobs], on_result=on_result, workers=workers)
     found = dict(zip(jobs, results, strict=True))
     return [experiment.result(found) for experiment in experiments]

@@ -16,9 +16,8 @@ from sarathi.engine.config import EngineConfig
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.engine_overhead import OVERHEADS
-from sarathi.simulator.gpu_setup import gpu_setup
 from sarathi.simulator.published_models import MODELS
-from sarathi.simulator.setup import Setup
+from sarathi.simulator.setup import Setup, gpu_setup
 
 SHAREGPT_FILE = "sharegpt_8k.csv"
 _OVERHEAD = OVERHEADS["paper"]

@@ -52,6 +52,10 @@ class _Observed:
     def whole(self) -> float:
         return self.model + self.engine
 
+    def expected(self, cost: MeasuredCost, change: float) -> float:
+        whole = cost.overhead(self.shape) + cost.stages(self.shape)[0]
+        return whole + (change if self.changed else 0.0)
+
 
 def fit(logs: Sequence[Sequence[IterationLine]]) -> tuple[MeasuredNoise, FitError]:
     """Return the cost, within the noise around it, and the error of its predictions.
@@ -77,12 +81,16 @@ def fit(logs: Sequence[Sequence[IterationLine]]) -> tuple[MeasuredNoise, FitErro
         used = [one for segment in segments[own::2] for one in segment]
         part, part_change = _fit(used)
         for segment in segments[others::2]:
-            errors += [abs(_expected(part, part_change, one) / one.whole - 1) for one in segment]
+            errors += [abs(one.expected(part, part_change) / one.whole - 1) for one in segment]
     errors.sort()
     noise = MeasuredNoise(
         change=change,
         factors=tuple(
-            [_factor(cost, change, one) for one in observed if kind(one.shape) == number]
+            [
+                round(one.whole / one.expected(cost, change), 4)
+                for one in observed
+                if kind(one.shape) == number
+            ]
             for number in range(NUM_KINDS)
         ),
         cost=cost,
@@ -116,21 +124,15 @@ def _observed(log: Sequence[IterationLine]) -> list[_Observed]:
 def _fit(observed: Sequence[_Observed]) -> tuple[MeasuredCost, float]:
     """Return the cost, and what a change of the number of tokens adds to it."""
     rows = [
-        (
-            1.0,
-            *map(float, pieces(one.shape.tokens)),
-            sum(length * (start + length / 2) for start, length in one.shape.chunks),
-            float(one.shape.context),
-            float(one.shape.samples),
-            float(one.changed),
-        )
+        (1.0, *pieces(s.tokens), s.attention, s.context, s.samples, one.changed)
         for one in observed
+        for s in (one.shape,)
     ]
     fixed, *slopes, attention, context, samples, change = fit_relative(
         rows, [one.model for one in observed]
     )
     engine, engine_samples = fit_relative(
-        [(1.0, float(one.shape.samples)) for one in observed],
+        [(1.0, one.shape.samples) for one in observed],
         [max(one.engine, 1e-6) for one in observed],
     )
     cost = MeasuredCost(
@@ -143,12 +145,3 @@ def _fit(observed: Sequence[_Observed]) -> tuple[MeasuredCost, float]:
         engine_samples=engine_samples,
     )
     return cost, change
-
-
-def _expected(cost: MeasuredCost, change: float, one: _Observed) -> float:
-    whole = cost.overhead(one.shape) + cost.stages(one.shape)[0]
-    return whole + (change if one.changed else 0.0)
-
-
-def _factor(cost: MeasuredCost, change: float, one: _Observed) -> float:
-    return round(one.whole / _expected(cost, change, one), 4)

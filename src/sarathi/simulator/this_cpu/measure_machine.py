@@ -37,81 +37,15 @@ _ANY_LAG = 10.0  # seconds; times are the server's own here
 Follow = Callable[[str, int], AbstractContextManager[RunListener]]
 
 
-def measure_machine(
-    model: str,
-    workload: Workload,
-    *,
-    rate: float,
-    seconds: float,
-    options: str,
-    start_timeout: float,
-    follow: Follow,
-    api_key: str | None = None,
-    on_progress: Callable[[str], None] = lambda line: None,
-) -> MeasuredMachine:
-    """Start a server for each of two policies, load it, and fit a cost to its iterations.
-
-    The client runs on the same machine, as it does when a server is measured there. If the load
-    gives too few iterations, as on a busy machine, it is repeated a few times; what has been
-    measured is kept, whatever happens afterwards.
-
-    Args:
-        model: as `sarathi serve` takes it.
-        rate: requests per second.
-        seconds: of load, for each policy.
-        options: further ones of `sarathi serve`.
-        start_timeout: seconds for a server to load the model.
-        follow: shows a run of so many requests with a title.
-        api_key: of the servers, where `options` or the environment gives them one.
-        on_progress: called with a line about what does not go as planned.
-
-    Raises:
-        BenchmarkError: a server cannot be started or measured, and nothing was before.
-        SimulationError: too few iterations were measured.
-    """
-    logs: list[list[IterationLine]] = []
-    session = _Session(
-        model, workload, rate, seconds, options, start_timeout, follow, on_progress, api_key
-    )
-    with tempfile.TemporaryDirectory(prefix="sarathi-") as folder:
-        for policy in _POLICIES:
-            log = Path(folder) / f"{policy}.jsonl"
-            try:
-                session.measure(policy, log)
-            except BenchmarkError as error:
-                lines = load_iterations(log) if log.exists() else []
-                if not any(map(num_iterations, [*logs, lines])):
-                    raise
-                on_progress(f"policy {policy}: {error}; what has been measured is kept")
-            if log.exists():
-                logs.append(load_iterations(log))
-    noise, fit_error = fit(logs)
-    blocks = max((line.free_blocks for log in logs for line in log), default=0)
-    if not (blocks and session.longest):
-        raise SimulationError("the server does not report the length of its model")
-    return MeasuredMachine(
-        model=model,
-        machine=describe_machine(),
-        measured=time.strftime("%Y-%m-%d"),
-        num_blocks=blocks,
-        block_size=_BLOCK_SIZE,
-        max_model_len=session.longest,
-        noise=noise,
-        error=fit_error,
-        others=session.others.share,
-    )
-
-
 class _OtherPrograms:
     """Measures what other programs have of the processors while a server is loaded."""
 
-    def __init__(self) -> None:
-        self._used = self._available = 0.0  # seconds
+    used = available = 0.0  # seconds
 
     @property
     def share(self) -> float | None:
         """Of all processors; None before anything was counted."""
-        return self._used / self._available if self._available > 0 else None
+        return self.used / self.available if self.available > 0 else None
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -121,27 +55,69 @@ class _OtherPrograms:
         finally:
             after = cpu_times()
             used = after.busy - before.busy - (_own_seconds() - own)
-            self._used += max(0.0, used)
-            self._available += (after.clock - before.clock) * after.processors
+            self.used += max(0.0, used)
+            self.available += (after.clock - before.clock) * after.processors
 
 
 @dataclass
-class _Session:
-    """Servers that are measured one after the other; see `measure_machine`."""
+class MachineMeasurement:
+    """A server for each of two policies, loaded to fit a cost to its iterations.
 
-    model: str
+    The client runs on the same machine, as it does when a server is measured there. If the load
+    gives too few iterations, as on a busy machine, it is repeated a few times; what has been
+    measured is kept, whatever happens afterwards.
+    """
+
+    model: str  # as `sarathi serve` takes it
     workload: Workload
-    rate: float
-    seconds: float
-    options: str
-    start_timeout: float
-    follow: Follow
-    on_progress: Callable[[str], None]
-    api_key: str | None = None
-    longest: int = 0  # tokens of a request, once a server has reported it
-    others: _OtherPrograms = field(default_factory=_OtherPrograms)
+    rate: float  # requests per second
+    seconds: float  # of load, for each policy
+    options: str  # further ones of `sarathi serve`
+    start_timeout: float  # seconds for a server to load the model
+    follow: Follow  # shows a run of so many requests with a title
+    api_key: str | None = None  # of the servers, where nothing else gives them one
+    # Called with a line about what does not go as planned.
+    on_progress: Callable[[str], None] = lambda line: None
+    longest: int = field(default=0, init=False)  # tokens, once a server has reported it
+    others: _OtherPrograms = field(default_factory=_OtherPrograms, init=False)
 
-    def measure(self, policy: str, log: Path) -> None:
+    def run(self) -> MeasuredMachine:
+        """Start the servers one after the other, and load them.
+
+        Raises:
+            BenchmarkError: a server cannot be started or measured, and nothing was before.
+            SimulationError: too few iterations were measured.
+        """
+        logs: list[list[IterationLine]] = []
+        with tempfile.TemporaryDirectory(prefix="sarathi-") as folder:
+            for policy in _POLICIES:
+                log = Path(folder) / f"{policy}.jsonl"
+                try:
+                    self._measure(policy, log)
+                except BenchmarkError as error:
+                    lines = load_iterations(log) if log.exists() else []
+                    if not any(map(num_iterations, [*logs, lines])):
+                        raise
+                    self.on_progress(f"policy {policy}: {error}; what has been measured is kept")
+                if log.exists():
+                    logs.append(load_iterations(log))
+        noise, fit_error = fit(logs)
+        blocks = max((line.free_blocks for log in logs for line in log), default=0)
+        if not (blocks and self.longest):
+            raise SimulationError("the server does not report the length of its model")
+        return MeasuredMachine(
+            model=self.model,
+            machine=describe_machine(),
+            measured=time.strftime("%Y-%m-%d"),
+            num_blocks=blocks,
+            block_size=_BLOCK_SIZE,
+            max_model_len=self.longest,
+            noise=noise,
+            error=fit_error,
+            others=self.others.share,
+        )
+
+    def _measure(self, policy: str, log: Path) -> None:
         """Start a server with a policy, and load it until its log is long enough.
 
         Raises:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -12,6 +13,7 @@ from sarathi.simulator.cost_model import BatchShape, Jitter
 # Tokens at which the cost of one more may change: few share the reading of weights.
 KNOTS = (4, 16, 64)
 NUM_KINDS = 3
+_REPLAYED = 100  # iterations between two jumps to a random position
 LARGE = 512  # tokens, beyond what a latency budget gives an iteration on a processor
 
 
@@ -41,10 +43,9 @@ class MeasuredCost(msgspec.Struct, frozen=True, kw_only=True):
 
     def stages(self, shape: BatchShape) -> Sequence[float]:
         """Return the seconds of the only stage."""
-        reads = sum(length * (start + length / 2) for start, length in shape.chunks)
         seconds = (
             self.fixed
-            + self.attention * reads
+            + self.attention * shape.attention
             + self.context * shape.context
             + self.samples * shape.samples
         )
@@ -70,9 +71,8 @@ def kind(shape: BatchShape) -> int:
 
 def pieces(tokens: int) -> list[int]:
     """Return how many of the tokens lie between each two knots."""
-    ends = (0, *KNOTS)
-    found = [max(0, min(tokens, end) - begin) for begin, end in zip(ends, KNOTS, strict=False)]
-    return [*found, max(0, tokens - KNOTS[-1])]
+    ends = (0, *KNOTS, max(tokens, KNOTS[-1]))
+    return [max(0, min(tokens, end) - begin) for begin, end in pairwise(ends)]
 
 
 class MeasuredNoise(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,12 +89,12 @@ class MeasuredNoise(msgspec.Struct, frozen=True, kw_only=True):
     def jitter(self, seed: int) -> Jitter:
         """Return a replay of the factors; the same seed gives the same sequence."""
         rng = random.Random(seed)
-        replays = [_Replay(factors, rng) for factors in self.factors]
+        replays = [_replay(factors, rng) for factors in self.factors]
         latest = 0
 
         def factor(shape: BatchShape) -> float:
             nonlocal latest
-            replayed = replays[kind(shape)].next()
+            replayed = next(replays[kind(shape)])
             if shape.tokens == latest:
                 return replayed
             latest = shape.tokens
@@ -104,19 +104,10 @@ class MeasuredNoise(msgspec.Struct, frozen=True, kw_only=True):
         return factor
 
 
-class _Replay:
-    """Iterates over a list, and jumps to a random position now and then."""
-
-    _LENGTH = 100  # iterations between two jumps
-
-    def __init__(self, factors: Sequence[float], rng: random.Random) -> None:
-        self._factors = factors or (1.0,)
-        self._rng = rng
-        self._at = self._left = 0
-
-    def next(self) -> float:
-        if not self._left:
-            self._at, self._left = self._rng.randrange(len(self._factors)), self._LENGTH
-        self._left -= 1
-        self._at = (self._at + 1) % len(self._factors)
-        return self._factors[self._at]
+def _replay(factors: Sequence[float], rng: random.Random) -> Iterator[float]:
+    """Iterate over a list for ever, and jump to a random position now and then."""
+    factors = factors or (1.0,)
+    while True:
+        at = rng.randrange(len(factors))
+        for step in range(1, _REPLAYED + 1):
+            yield factors[(at + step) % len(factors)]

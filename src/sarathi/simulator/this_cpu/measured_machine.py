@@ -34,27 +34,18 @@ class MeasuredMachine(msgspec.Struct, frozen=True, kw_only=True):
     others: float | None = None  # share of the processors that other programs had; None: unknown
 
 
-def machine_path(model: str) -> Path:
+def machine_path(model: str, new: bool = False) -> Path:
     """Return where to read a model's file from, unless the user says otherwise.
 
-    Raises:
-        ModelError: as `cache_folder`.
-    """
-    return cached_file(_name(model))
-
-
-def new_machine_path(model: str) -> Path:
-    """Return where to write it; files that were delivered with the machine may be read-only.
+    Args:
+        new: where to write it; files that were delivered with the machine may be read-only.
 
     Raises:
         ModelError: as `cache_folder`.
     """
-    return cache_folder() / _name(model)
-
-
-def _name(model: str) -> str:
     name = re.sub(r"[^a-z0-9.]+", "-", model.lower()).strip("-.") or "model"
-    return f"this-cpu/{name}.json"
+    file = f"this-cpu/{name}.json"
+    return cache_folder() / file if new else cached_file(file)
 
 
 def save_machine(machine: MeasuredMachine, path: Path) -> None:
@@ -120,9 +111,9 @@ def cpu_setup(
             f"max_model_len is {longest}, expected at most {most}: the server that was measured "
             f"had {blocks}"
         )
-    disturbance = ""
+    accuracy = f"iterations: {machine.error}"
     if machine.others is not None and machine.others >= NOTEWORTHY:
-        disturbance = (
+        accuracy += (
             f"; other programs had {machine.others:.0%} of the processors while it was measured"
         )
     return Setup(
@@ -140,7 +131,7 @@ def cpu_setup(
         num_replicas=1,
         devices_per_replica=1,
         router="round_robin",
-        accuracy=f"iterations: {machine.error}{disturbance}",
+        accuracy=accuracy,
         memory=f"{blocks}, as measured",
         price=price,
         noise=machine.noise,
