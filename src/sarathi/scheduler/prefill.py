@@ -91,7 +91,7 @@ class PrefillAllocator:
             before = allowance.remaining
             length = self._take(allowance, request, start, max_cost, first=not allocated)
             if not length and max_cost < math.inf:
-                selector.end_in_order(request)
+                selector.stop_in_order(request)
                 continue
             if not length:
                 break
@@ -290,7 +290,7 @@ class PrefillSelector:
                 state.in_order = 0.0
                 state.cut = request
 
-    def end_in_order(self, request: Request) -> None:
+    def stop_in_order(self, request: Request) -> None:
         """Give up the rest of the in-order share, which does not pay for a token of `request`."""
         self._state_of(request).in_order = 0.0
 

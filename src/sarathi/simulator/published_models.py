@@ -11,30 +11,33 @@ from sarathi.errors import ModelError
 from sarathi.simulator.simulated_model import SimulatedModel
 from sarathi.system.cache_folder import cache_folder, replace_file
 
-_SIZES = (
-    "num_hidden_layers",
-    "hidden_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "intermediate_size",
-    "vocab_size",
-    "max_position_embeddings",
-)
 
-
-def llama_fields(*sizes: int, tied: bool = False) -> dict[str, Any]:
+def llama_fields(
+    layers: int,
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    intermediate: int,
+    vocab: int,
+    max_position: int,
+    tied: bool = False,
+) -> dict[str, Any]:
     """Return the config.json of a Llama.
 
     Args:
-        sizes: layers, width, heads, key-value heads, inner width, vocabulary, longest text.
-        tied: whether the table of tokens is the head, too.
+        tied: whether the embedding and the head have the same weights.
     """
-    named = dict(zip(_SIZES, sizes, strict=True))
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        **named,
-        "head_dim": named["hidden_size"] // named["num_attention_heads"],
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": intermediate,
+        "vocab_size": vocab,
+        "max_position_embeddings": max_position,
+        "head_dim": hidden // heads,
         "tie_word_embeddings": tied,
     }
 
