@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from sampling_reference import choose, edited_logits
 
 from sarathi.sampling import logits_processors
 from sarathi.sampling.logits_processors import LogitsEdits, RequestTokens
 from sarathi.sampling.params import SamplingError, SamplingParams
 from sarathi.sampling.sampler import NO_TOKEN, RequestSlots, SamplerOutput
+from tests.sampling_reference import choose, edited_logits
 
 EOS = (3,)
 GREEDY = SamplingParams(temperature=0)

@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from engines import NUM_BLOCKS
 
 from sarathi.backends.options import ExecutorOptions
 from sarathi.backends.parallel.pipeline import Pipeline
@@ -23,6 +22,7 @@ from sarathi.backends.step import Step, StepPart, join_parts
 from sarathi.models.model import open_model
 from sarathi.sampling.sampler import SamplerOutput
 from sarathi.system.processes import LocalSpawner, Process, Spawner
+from tests.backends.engines import NUM_BLOCKS
 
 SOON = 10.0  # seconds: far more than noticing takes, far less than any test may
 _OPTIONS = ExecutorOptions(

@@ -6,8 +6,6 @@ import random
 
 import numpy as np
 import pytest
-import tiny_models
-from engines import engine, load
 
 from sarathi.backends.openvino.openvino_executor import OpenVinoExecutor, supported_precisions
 from sarathi.backends.self_check import check_deterministic
@@ -16,6 +14,8 @@ from sarathi.engine.core import EngineCore
 from sarathi.errors import ExecutorError
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
+from tests import tiny_models
+from tests.backends.engines import engine, load
 
 WATCHED = 1000  # the id of the request whose answers are compared
 CHUNK = 64

@@ -8,11 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
 import transformers
-from engines import NUM_BLOCKS, engine, load, load_torch, run, run_staggered
-from tiny_gguf import write_gguf
 
 from sarathi.backends.openvino.openvino_executor import OpenVinoExecutor
 from sarathi.backends.reference import reference
@@ -21,6 +18,9 @@ from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.models.decoder import whole_model
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler import POLICIES
+from tests import tiny_models
+from tests.backends.engines import NUM_BLOCKS, engine, load, load_torch, run, run_staggered
+from tests.tiny_gguf import write_gguf
 
 LENGTHS = (1, 45, 100, 33)  # prompt tokens: some longer than a window, some than a block
 OUTPUT = 50

@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from pipelines import SOON, Spawned, freeze, gone, hybrid_steps, kill, opened
-from tiny_models import save_tiny
 
 from sarathi.backends.parallel.rank_layout import ParallelLayout
 from sarathi.engine.config import EngineConfig
@@ -16,6 +14,8 @@ from sarathi.engine.llm import LLM
 from sarathi.engine.startup.load import load_engine
 from sarathi.errors import ConfigError, ExecutorError, ModelError
 from sarathi.sampling.params import SamplingParams
+from tests.backends.pipelines import SOON, Spawned, freeze, gone, hybrid_steps, kill, opened
+from tests.tiny_models import save_tiny
 
 # The budget cuts the longer prompts into chunks, which run with the decodes of the shorter ones.
 _CONFIG = EngineConfig(

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engines import NUM_BLOCKS, load
-from pipelines import Spawned, gone, hybrid_steps, opened, pipelined
-from tiny_models import save_tiny
 
 from sarathi.backends.openvino.openvino_executor import OpenVinoExecutor
 from sarathi.backends.parallel.pipeline import Pipeline
 from sarathi.backends.parallel.rank_layout import ParallelLayout
 from sarathi.backends.step import StepError, StepPart, join_parts
 from sarathi.errors import ExecutorError
+from tests.backends.engines import NUM_BLOCKS, load
+from tests.backends.pipelines import Spawned, gone, hybrid_steps, opened, pipelined
+from tests.tiny_models import save_tiny
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny_models
 import torch
-from engines import NUM_BLOCKS, engine, load_torch, run
-from test_parity import GREEDY, LENGTHS, chunk
 
 from sarathi.backends import self_check
 from sarathi.backends.self_check import check_deterministic, check_model
@@ -22,6 +19,9 @@ from sarathi.errors import ExecutorError
 from sarathi.models.decoder import Stage, pipeline_stages, whole_model
 from sarathi.models.model import open_model
 from sarathi.models.tensor_layout import expected_shapes
+from tests import tiny_models
+from tests.backends.engines import NUM_BLOCKS, engine, load_torch, run
+from tests.backends.test_parity import GREEDY, LENGTHS, chunk
 
 BLOCK_SIZE = 32
 

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
-from engines import NUM_BLOCKS, load_torch
 
 from sarathi.backends.options import Precision
 from sarathi.backends.step import Step, StepPart, join_parts
@@ -19,6 +17,8 @@ from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.models.decoder import pipeline_stages
 from sarathi.models.model import open_model
 from sarathi.models.model_config import ModelConfig
+from tests import tiny_models
+from tests.backends.engines import NUM_BLOCKS, load_torch
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,11 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
-from engines import engine, load_torch, run
-from ranks import HOST, Crew, everywhere, ranks
-from test_parity import LENGTHS, chunk
 
 from sarathi.backends.step import StepPart, join_parts
 from sarathi.backends.torch.process_group import (
@@ -26,6 +22,10 @@ from sarathi.models.decoder import pipeline_stages
 from sarathi.models.model import open_model
 from sarathi.models.sharding import Shard
 from sarathi.sampling.params import SamplingParams
+from tests import tiny_models
+from tests.backends.engines import engine, load_torch, run
+from tests.backends.ranks import HOST, Crew, everywhere, ranks
+from tests.backends.test_parity import LENGTHS, chunk
 
 # Families and numbers of ranks: with key heads for each rank and fewer, one norm and two, biases,
 # an untied head and a tied one, windows.

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from scripted_replies import TOKEN, Raw, Received, Reply, Script, Tokens, error_body
+from tests.bench.scripted_replies import TOKEN, Raw, Received, Reply, Script, Tokens, error_body
 
 MODEL = "scripted"
 

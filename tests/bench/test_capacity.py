@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from made_up import record, run
 from msgspec.structs import replace
 
 from sarathi.bench.capacity.capacity_search import CapacitySearch
@@ -19,6 +18,7 @@ from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
 from sarathi.bench.results import RESULT_NAME, Capacity, Run, load_results, runs_of
 from sarathi.bench.server_process import ending_on_signals
 from sarathi.errors import BenchmarkError
+from tests.bench.made_up import record, run
 
 CONFIGURATION = {"seed": 0}
 

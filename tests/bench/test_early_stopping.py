@@ -8,11 +8,11 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import record
 
 from sarathi.bench.capacity.early_stopping import EarlyStopping
 from sarathi.bench.capacity.verdict import CapacityTargets, evaluate
 from sarathi.telemetry import RequestRecord, summarise
+from tests.bench.made_up import record
 
 TARGETS = CapacityTargets(tbt=0.1)
 

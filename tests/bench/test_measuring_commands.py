@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_replies import Received, Reply, Script, error_body, in_turn, steady
-from scripted_server import ScriptedServer
 
 from sarathi.cli.main import main
 from sarathi.errors import BenchmarkError
+from tests.bench.scripted_replies import Received, Reply, Script, error_body, in_turn, steady
+from tests.bench.scripted_server import ScriptedServer
 
 TTFT, TBT = 0.05, 0.02  # seconds
 LOAD = ("--prompt-lengths", "20", "--output-lengths", "6", "--warm-up", "2")

@@ -7,7 +7,6 @@ from collections import deque
 
 import numpy as np
 import pytest
-from successor import EOS, VOCAB, Successor, drain, greedy, tokens
 
 from sarathi.backends.runner import NO_SLOTS, InlineRunner, StepResult
 from sarathi.backends.step import I64, Step
@@ -17,6 +16,7 @@ from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import Sampler
 from sarathi.scheduler import POLICIES, BlockPool, FixedBudget, LatencyModel, Scheduler, Work
 from sarathi.telemetry.stages import StageTime
+from tests.engine.successor import EOS, VOCAB, Successor, drain, greedy, tokens
 
 
 class Device:

@@ -6,8 +6,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from fake_pipeline import Pipeline
-from successor import EOS, VOCAB, Successor, drain, greedy, tokens
 
 from sarathi.backends.runner import InlineRunner, Runner
 from sarathi.engine.core import EngineCore
@@ -17,6 +15,8 @@ from sarathi.sampling.sampler import Sampler
 from sarathi.scheduler import BlockPool, FixedBudget, LatencyModel, Request, Scheduler, Work
 from sarathi.telemetry.recorder import IterationRecord
 from sarathi.telemetry.stages import StageTime
+from tests.engine.fake_pipeline import Pipeline
+from tests.engine.successor import EOS, VOCAB, Successor, drain, greedy, tokens
 
 # Of chunked prompts, and of short ones whose outputs outgrow the memory: KV blocks and prompts.
 CHUNKED = 40, [list(range(first, first + n)) for first, n in ((1, 30), (3, 5), (7, 17), (2, 1))]

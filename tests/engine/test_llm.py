@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny_models
-from fake_pipeline import Pipeline
 
 from sarathi import LLM, SamplingParams
 from sarathi.engine.core import EngineCore
 from sarathi.engine.llm import RequestOutput
 from sarathi.errors import ConfigError, ModelError
 from sarathi.scheduler import AdmissionError, BlockPool, FixedBudget, Scheduler
+from tests import tiny_models
+from tests.engine.fake_pipeline import Pipeline
 
 GREEDY = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
 

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import msgspec
 import zmq
-from model_info import model_info
 
 from sarathi.engine.config import EngineConfig, Launch
 from sarathi.engine.messages import (
@@ -31,6 +30,7 @@ from sarathi.fleet.generation import Generation
 from sarathi.fleet.replica import RestartPolicy
 from sarathi.sampling.params import SamplingParams
 from sarathi.telemetry.stats import Stats
+from tests.model_info import model_info
 
 INFO = model_info(max_model_len=1000, vocab_size=100_000, num_blocks=500)
 LATENCY = (0.001, 0.001, 0.0, 0.0, 0.001)

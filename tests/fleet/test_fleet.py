@@ -8,12 +8,12 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scripted_engines import ScriptedEngine, World, play, read, received, tokens, until
 
 from sarathi.errors import ConfigError
 from sarathi.fleet import engine_client as client
 from sarathi.fleet.generation import EngineError, RequestLostError
 from sarathi.fleet.replica import RestartPolicy
+from tests.fleet.scripted_engines import ScriptedEngine, World, play, read, received, tokens, until
 
 
 @pytest.fixture(autouse=True)

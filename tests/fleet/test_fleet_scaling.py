@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from scripted_engines import World, play, read, received, tokens, until
 
 from sarathi.fleet import engine_client as client
+from tests.fleet.scripted_engines import World, play, read, received, tokens, until
 
 
 @pytest.fixture(autouse=True)

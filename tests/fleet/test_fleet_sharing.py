@@ -6,11 +6,11 @@ import asyncio
 
 import msgspec
 import pytest
-from scripted_engines import INFO, STATS, World, play, until
 
 from sarathi.engine.config import EngineConfig, share_of_machine
 from sarathi.engine.startup.load import executor_options
 from sarathi.fleet import engine_client as client
+from tests.fleet.scripted_engines import INFO, STATS, World, play, until
 
 
 @pytest.fixture(autouse=True)

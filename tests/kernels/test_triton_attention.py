@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from paged_batch import PagedBatch
 
 from sarathi.backends.step import StepPart, join_parts
 from sarathi.backends.torch.attention_backend import LayerCache, choose_attention
@@ -24,6 +23,7 @@ from sarathi.backends.torch.step_inputs import StepArrays, padded, step_arrays, 
 from sarathi.backends.torch.triton_attention import TritonAttention
 from sarathi.errors import ExecutorError
 from sarathi.models.model_config import ModelConfig
+from tests.kernels.paged_batch import PagedBatch
 
 # The interpreter multiplies matrices of bfloat16 as if they were integers.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import tokenizers
 import transformers
-from sample_texts import TEXTS
-from tiny_models import save_tokenizer, truncate
 
 from sarathi.errors import ModelError
 from sarathi.models.model import open_tokenizer
+from tests.sample_texts import TEXTS
+from tests.tiny_models import save_tokenizer, truncate
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
-from tiny_gguf import write_tokenizer_gguf
-from tiny_models import byte_letters
 
 from sarathi.errors import ModelError
 from sarathi.models.locate import locate
 from sarathi.models.model import open_model, open_tokenizer
 from sarathi.system.cache_folder import cache_folder
+from tests.tiny_gguf import write_tokenizer_gguf
+from tests.tiny_models import byte_letters
 
 
 def test_packaged_model() -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers
-from tiny_models import FAMILIES, save_tiny
 
 from sarathi.errors import ModelError
 from sarathi.models.formats.huggingface_config import read_config
 from sarathi.models.model import open_model
+from tests.tiny_models import FAMILIES, save_tiny
 
 _LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_gguf import GGUF_FAMILIES, write_gguf
-from tiny_models import FAMILIES, save_tiny
 
 from sarathi.backends.reference import F32, I64, _NumpyOperations, reference
 from sarathi.errors import ModelError
@@ -25,6 +23,8 @@ from sarathi.models.model_config import ModelConfig
 from sarathi.models.sharding import Shard, ShardedWeights, shard_config, shard_shapes, vocabulary
 from sarathi.models.tensor_layout import expected_shapes
 from sarathi.models.weights import Array
+from tests.tiny_gguf import GGUF_FAMILIES, write_gguf
+from tests.tiny_models import FAMILIES, save_tiny
 
 Checkpoints = Callable[[str, str], Model]
 _IDS = [5, 250, 17, 99, 0, 131, 64, 200]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from scenes import PLAIN_MODEL, request, run, scheduler
-
 from sarathi.scheduler import ORDERS, Scheduler, SchedulingParams
+from tests.scheduler.scenes import PLAIN_MODEL, request, run, scheduler
 
 
 def by_priority(**options: object) -> Scheduler:

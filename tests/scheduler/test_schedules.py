@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from scenes import request, run, scheduler, shape
 
 from sarathi.scheduler import AdmissionError, Scheduler
+from tests.scheduler.scenes import request, run, scheduler, shape
 
 
 def test_nothing_to_do_is_none() -> None:

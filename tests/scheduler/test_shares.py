@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from scenes import PLAIN_MODEL, request, run, scheduler
-from test_order import by_priority
 
 from sarathi.scheduler import FixedBudget, LatencyBudget, LatencyModel, Scheduler, SchedulingParams
 from sarathi.scheduler.queue.tenants import FairShares
+from tests.scheduler.scenes import PLAIN_MODEL, request, run, scheduler
+from tests.scheduler.test_order import by_priority
 
 
 class TestPrompts:

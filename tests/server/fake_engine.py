@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
-from model_info import model_info
 
 from sarathi.engine.messages import ModelInfo, TokenOutput
 from sarathi.fleet.generation import EngineError
@@ -22,6 +21,7 @@ from sarathi.server.app import create_app
 from sarathi.server.auth import AuthRules
 from sarathi.telemetry.request_latencies import Latencies
 from sarathi.telemetry.stats import Stats
+from tests.model_info import model_info
 
 MODEL = "tiny"
 EOS = 256

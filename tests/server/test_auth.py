@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from fake_engine import FakeEngine, call, error
+
+from tests.server.fake_engine import FakeEngine, call, error
 
 TWO = {"replicas": 2}
 ELSEWHERE = ("192.0.2.7", 5000)

@@ -1,7 +1,17 @@
 from __future__ import annotations
 
 import pytest
-from fake_engine import EOS, LIMIT, MODEL, ByteTokenizer, FakeEngine, complete, error, events
+
+from tests.server.fake_engine import (
+    EOS,
+    LIMIT,
+    MODEL,
+    ByteTokenizer,
+    FakeEngine,
+    complete,
+    error,
+    events,
+)
 
 
 def test_a_completion_has_text_usage_and_a_finish_reason():
@@ -229,7 +239,7 @@ def test_a_long_prompt_is_tokenised_off_the_event_loop():
         def least_tokens(self, text):
             return 0  # not known
 
-    from fake_engine import call
+    from tests.server.fake_engine import call
 
     for prompt in ("short", "long " * 2000):
         body = {"model": MODEL, "prompt": prompt}

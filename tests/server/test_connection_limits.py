@@ -10,13 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fake_engine import MODEL, ByteTokenizer, FakeEngine
 from starlette.types import ASGIApp
 
 from sarathi.server.app import create_app, until_disconnect
 from sarathi.server.auth import AuthRules
 from sarathi.server.connection_limits import ConnectionLimits
 from sarathi.server.run import make_server
+from tests.server.fake_engine import MODEL, ByteTokenizer, FakeEngine
 
 LIMITS = ConnectionLimits(head_bytes=4096, header_fields=32, head_seconds=0.3, body_seconds=0.6)
 LONG_TIMEOUTS = replace(LIMITS, head_seconds=30.0, body_seconds=30.0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from fake_engine import EOS, FakeEngine, chat, complete, events
+
+from tests.server.fake_engine import EOS, FakeEngine, chat, complete, events
 
 OPTIONS = {"include_usage": True, "continuous_usage_stats": True}
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fake_engine import MODEL, ByteTokenizer, FakeEngine, complete, error
 
 from sarathi.server.app import create_app
+from tests.server.fake_engine import MODEL, ByteTokenizer, FakeEngine, complete, error
 
 HELLO = [[72], [105]]  # two tokens, then silence
 

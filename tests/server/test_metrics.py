@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from fake_engine import INFO, FakeEngine, call, chat, complete, events
 from prometheus_client.parser import text_string_to_metric_families
 
 from sarathi.fleet.replica import ReplicaStatus
 from sarathi.telemetry.stats import Stats
+from tests.server.fake_engine import INFO, FakeEngine, call, chat, complete, events
 
 STATS = Stats(
     running=1,

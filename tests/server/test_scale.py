@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from fake_engine import FakeEngine, call, complete, error
 
 from sarathi.fleet.generation import RequestLostError
+from tests.server.fake_engine import FakeEngine, call, complete, error
 
 
 def scale(engine: FakeEngine, body: object, **options: object):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from fake_engine import INFO, MODEL, FakeEngine, call, chat, complete, error
 
 from sarathi.scheduler import SchedulingParams
+from tests.server.fake_engine import INFO, MODEL, FakeEngine, call, chat, complete, error
 
 
 def engine(**info) -> FakeEngine:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from fake_engine import FakeEngine, chat, complete, error
+
+from tests.server.fake_engine import FakeEngine, chat, complete, error
 
 
 def timing(response) -> str:

@@ -11,13 +11,22 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from fake_engine import INFO, LIMIT, MODEL, ByteTokenizer, FakeEngine, call, chat, error
 
 from sarathi.models.tokenizers import chat_template
 from sarathi.models.tokenizers.chat_template import ChatTemplate
 from sarathi.models.tokenizers.work_limit import WorkCancelledError
 from sarathi.server import tokenizer_pool
 from sarathi.server.app import create_app
+from tests.server.fake_engine import (
+    INFO,
+    LIMIT,
+    MODEL,
+    ByteTokenizer,
+    FakeEngine,
+    call,
+    chat,
+    error,
+)
 
 ENDLESS = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"
 HI = {"messages": [{"role": "user", "content": "hi"}]}

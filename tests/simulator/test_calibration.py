@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deployments import cost, decodes, deployment, prompt
 
 from sarathi.cli import calibrate
 from sarathi.errors import SimulationError
@@ -15,6 +14,7 @@ from sarathi.simulator.calibration import ErrorRow, constants, error_table
 from sarathi.simulator.calibration import gpu_fit as fit
 from sarathi.simulator.calibration import measurements as data
 from sarathi.simulator.known_error import HELD_OUT, describe_accuracy, known_error
+from tests.simulator.deployments import cost, decodes, deployment, prompt
 
 BESIDE = Path(__file__).parents[2].parent / "shared" / "calibration"
 DATA = Path(os.environ.get("SARATHI_CALIBRATION", BESIDE))

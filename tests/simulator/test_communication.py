@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-from deployments import deployment
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from sarathi.simulator.gpu.communication_cost import (
     ring_seconds,
 )
 from sarathi.simulator.interconnect import Link
+from tests.simulator.deployments import deployment
 
 MIB = 2**20
 

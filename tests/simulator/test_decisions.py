@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toy import ToyCost, toy_plan, toy_setup
-from virtual_pipeline import VOCABULARY, Clock, Pipeline
 
 from sarathi.backends.runner import InlineRunner
 from sarathi.backends.step import Step
@@ -30,6 +28,8 @@ from sarathi.simulator.setup import Setup
 from sarathi.simulator.simulation import simulate
 from sarathi.telemetry.iteration_log import IterationLine, IterationLog
 from sarathi.telemetry.recorder import Recorder
+from tests.simulator.toy import ToyCost, toy_plan, toy_setup
+from tests.simulator.virtual_pipeline import VOCABULARY, Clock, Pipeline
 
 Decision = tuple[int, list[tuple[int, int, int]], list[int]]
 

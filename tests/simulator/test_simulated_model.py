@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployments import deployment
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from sarathi.simulator.gpu.kernel_cost import mean_keys
 from sarathi.simulator.memory_plan import kv_blocks
 from sarathi.simulator.published_models import MODELS
 from sarathi.simulator.simulated_model import SimulatedModel
+from tests.simulator.deployments import deployment
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

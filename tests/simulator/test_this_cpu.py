@@ -7,7 +7,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from toy import toy_plan
 
 from sarathi.bench.results import load_iterations
 from sarathi.engine.config import EngineConfig
@@ -31,6 +30,7 @@ from sarathi.simulator.this_cpu.measured_machine import (
     save_machine,
 )
 from sarathi.telemetry.iteration_log import IterationLine, PromptSlice
+from tests.simulator.toy import toy_plan
 
 TRUTH = MeasuredCost(
     fixed=0.01,

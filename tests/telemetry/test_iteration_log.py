@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from recording import START, batch, decode, prompt, record, request
 
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.recorders import open_recorders
@@ -19,6 +18,7 @@ from sarathi.errors import ConfigError
 from sarathi.telemetry import recorder as records
 from sarathi.telemetry.iteration_log import IterationLine, IterationLog
 from sarathi.telemetry.stages import StageTime
+from tests.telemetry.recording import START, batch, decode, prompt, record, request
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_runs import capacity, line, log, record, records, run
 
 from sarathi.bench.report import CapacityWithRuns, write_report
 from sarathi.bench.results import Run
 from sarathi.errors import BenchmarkError
 from sarathi.telemetry import RequestRecord, Targets
+from tests.bench.report.sample_runs import capacity, line, log, record, records, run
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
 
 from sarathi.backends.openvino.openvino_executor import BLOCK_SIZE, OpenVinoExecutor
 from sarathi.backends.runner import NOTHING_SAMPLED, InlineRunner, StepResult
@@ -19,6 +18,7 @@ from sarathi.sampling.sampler import Sampler
 from sarathi.scheduler.budget.latency_model import LatencyModel, Work
 from sarathi.system.cpu_contention import CpuTimes
 from sarathi.telemetry.stages import StageTime
+from tests import tiny_models
 
 TYPICAL = TYPICAL_DECODES
 COEFFICIENTS = (9e-3, 3e-4, 1.5e-7, 2e-6, 1e-4)

@@ -95,9 +95,9 @@ def test_a_hub_id_is_downloaded_where_the_actor_runs(
             raise error
 
     monkeypatch.setattr("sarathi.fleet.ray.spawners.locate", locate)
-    assert ActorRunner().run("actor_programs", ["return", "3"], "org/name", None) == 3
+    assert ActorRunner().run("tests.fleet.ray.actor_programs", ["return", "3"], "org/name", None) == 3
     assert asked == ["org/name"]
-    assert ActorRunner().run("actor_programs", ["return", "0"], None, None) == 0
+    assert ActorRunner().run("tests.fleet.ray.actor_programs", ["return", "0"], None, None) == 0
     assert asked == ["org/name"]
 
 
