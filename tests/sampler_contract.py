@@ -172,7 +172,7 @@ class SamplerContract:
 
 class Resumption(SamplerContract):
     steps = 8
-    cuts = (1, 5)
+    cuts: tuple[int, ...] = (1, 5)
 
     @pytest.mark.parametrize("params", MIXED)
     def test_a_resumed_request_goes_on_as_if_never_stopped(self, params: SamplingParams) -> None:
@@ -270,7 +270,7 @@ class Edits(SamplerContract):
         one = self.make(100)
         params = SamplingParams(temperature=0, presence_penalty=2.0, max_tokens=None)
         slot = np.array([one.open(params, (), EOS)])
-        logits = rows(np.linspace(0, 1, 100))
+        logits = rows(np.linspace(0, 1, 100).tolist())
         tokens = [int(one.sample(logits, slot).tokens[0]) for _ in range(100)]
         assert tokens == list(range(99, -1, -1))
 

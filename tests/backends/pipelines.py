@@ -66,7 +66,7 @@ class Spawned(LocalSpawner):
 class NeverStarting:
     """Processes that never connect."""
 
-    host = None
+    host: str | None = None
 
     def spawn(self, module: str, arguments: Sequence[str]) -> Process:
         return _Silent()
@@ -128,7 +128,8 @@ def hybrid_steps(seed: int = 0) -> list[Step]:
 def pipelined(runner: PipelineRunner, steps: Sequence[Step]) -> list[np.ndarray]:
     """Logits of steps, with as many under way as can be."""
     recorder = _Recorder()
-    runner._sampler = recorder
+    sampler: Any = recorder
+    runner.use_sampler(sampler)
     under_way = 0
     for step in steps:
         if under_way == runner.depth:

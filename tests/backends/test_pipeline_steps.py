@@ -115,7 +115,9 @@ def test_steps_can_be_abandoned(pipeline: Pipeline, alone: OpenVinoExecutor) -> 
 def test_closing_ends_the_processes_and_leaves_no_files(path: Path, tmp_path: Path) -> None:
     spawner = Spawned()
     with opened(path, ParallelLayout(pp=2), spawner) as pipeline:
-        folder = pipeline._stage_worker._inbox.endpoint.removeprefix("ipc://").rpartition("/")[0]
+        inbox = pipeline._stage_worker._inbox
+        assert inbox is not None
+        folder = inbox.endpoint.removeprefix("ipc://").rpartition("/")[0]
         assert Path(folder).is_dir()
     assert gone(spawner.pids)
     assert spawner.processes[0].ended() == "exit status 0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,7 +230,7 @@ def test_the_model_learns_what_a_stage_adds(monkeypatch: pytest.MonkeyPatch) -> 
         now[0] += 0.25
         return schedule(at)
 
-    def slow_publish(progressed: list[Request], logprobs: dict) -> list[TokenOutput]:
+    def slow_publish(progressed: list[Request], logprobs: Any) -> list[TokenOutput]:
         now[0] += 0.75
         return publish(progressed, logprobs)
 

@@ -103,7 +103,7 @@ def test_queries_of_quantised_files_have_their_rows_in_order(
     original, quantised = open_model(folder).weights, open_model(tmp_path / "m.gguf").weights
     for projection in ("q_proj", "k_proj", "v_proj"):
         name = f"model.layers.1.self_attn.{projection}.weight"
-        error = np.abs(quantised[name].astype(np.float32) - original[name]).max()
+        error = np.abs(quantised[name].astype(np.float32) - original[name].astype(np.float32)).max()
         assert 0 < error < 0.1
 
 

@@ -24,7 +24,7 @@ def test_a_request_is_scheduled_with_its_first_chunk() -> None:
     first, second = request(1, prompt=6), request(2, prompt=9)
     sched.add(first)
     sched.add(second)
-    assert second.scheduling_delay is None
+    assert (first.scheduling_delay, second.scheduling_delay) == (None, None)
     for now in (3.0, 4.0, 5.0):
         run(sched, now=now)
     assert (first.first_scheduled_at, second.first_scheduled_at) == (3.0, 4.0)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.server.fake_engine import (
@@ -98,7 +100,12 @@ def test_echo_puts_the_prompt_first(prompt, text, stream):
 def test_logprobs_are_parallel_lists(stream):
     response = complete(FakeEngine("Hé"), logprobs=2, stream=stream)
     events_or_whole = events(response) if stream else [response.json()]
-    merged = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    merged: dict[str, list[Any]] = {
+        "tokens": [],
+        "token_logprobs": [],
+        "top_logprobs": [],
+        "text_offset": [],
+    }
     for event in events_or_whole:
         for choice in event["choices"]:
             for name, values in choice["logprobs"].items():

@@ -168,7 +168,7 @@ def test_a_pipeline_has_the_batches_of_the_engines(
     random: Any,
 ) -> None:
     # No request arrives at the very moment at which a stage has computed something.
-    arrivals = [(at + 1e-5 * math.e, *lengths) for at, *lengths in arrivals]
+    arrivals = [(at + 1e-5 * math.e, prompt, output) for at, prompt, output in arrivals]
     names = [random.randrange(4) for _ in arrivals] if turns else ()
     plan = toy_plan(*arrivals, conversations=names)
     cost = ToyCost(context=1e-6, overhead_seconds=0.001, hop_seconds=0.0007, stage_factors=factors)

@@ -13,9 +13,9 @@ FOUR = [frozenset({0, 4}), frozenset({1, 5}), frozenset({2, 6}), frozenset({3, 7
 
 
 def test_processes_share_out_all_cores() -> None:
-    assert cores_of_process(0, 2, 2, FOUR, usable=4) == {0, 4, 1, 5}
-    assert cores_of_process(1, 2, 2, FOUR, usable=4) == {2, 6, 3, 7}
-    assert cores_of_process(2, 3, 1, FOUR, usable=4) == {2, 6}  # one core is left over
+    assert cores_of_process(0, 2, 2, FOUR, usable=4) == frozenset({0, 4, 1, 5})
+    assert cores_of_process(1, 2, 2, FOUR, usable=4) == frozenset({2, 6, 3, 7})
+    assert cores_of_process(2, 3, 1, FOUR, usable=4) == frozenset({2, 6})  # one core is left over
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sarathi.backends.openvino.openvino_executor import BLOCK_SIZE, OpenVinoExecutor
-from sarathi.backends.runner import NOTHING_SAMPLED, InlineRunner, StepResult
+from sarathi.backends.runner import NOTHING_SAMPLED, InlineRunner, StepExecutor, StepResult
 from sarathi.backends.step import Step, check_step
 from sarathi.engine.scheduler_factory import PAPER_DECODES, TYPICAL_DECODES, TypicalDecodes
 from sarathi.engine.startup.kv_cache_size import KvCache
@@ -89,7 +89,7 @@ class KnownExecutor:
         return np.empty((0, 0), np.float32)
 
 
-def inline(executor: KnownExecutor) -> InlineRunner:
+def inline(executor: StepExecutor) -> InlineRunner:
     return InlineRunner(executor, Sampler(1))
 
 
