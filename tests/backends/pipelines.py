@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sarathi.backends.options import ExecutorOptions
+from sarathi.backends.executor_options import ExecutorOptions
 from sarathi.backends.parallel.pipeline import Pipeline
 from sarathi.backends.parallel.pipeline_runner import PipelineRunner
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sarathi.backends.options import Precision
+from sarathi.backends.executor_options import Precision
 from sarathi.backends.step import Step, StepPart, join_parts
 from sarathi.backends.torch.arrays import DTYPES
 from sarathi.backends.torch.attention_backend import choose_attention

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sarathi.backends.options import ExecutorOptions
+from sarathi.backends.executor_options import ExecutorOptions
 from sarathi.backends.reference import reference
 from sarathi.backends.registry import load_backend
 from sarathi.backends.runner import Runner

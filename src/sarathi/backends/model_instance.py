@@ -16,8 +16,8 @@ import msgspec
 
 import sarathi
 from sarathi.backends.executor import DeviceMemory, Executor, ExecutorPart, ProgressCallback
+from sarathi.backends.executor_options import ExecutorOptions, KvPrecision, Precision
 from sarathi.backends.footprint import check_memory, weight_bytes
-from sarathi.backends.options import ExecutorOptions, KvPrecision, Precision
 from sarathi.backends.parallel.rank_layout import RankId
 from sarathi.backends.registry import load_backend
 from sarathi.backends.runner import Runner

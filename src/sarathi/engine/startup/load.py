@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sarathi.backends import self_check
+from sarathi.backends.executor_options import ExecutorOptions
 from sarathi.backends.model_instance import InstancePart, ModelInstance, SingleProcess
-from sarathi.backends.options import ExecutorOptions
 from sarathi.backends.parallel.pipeline import CONNECT_TIMEOUT, Pipeline
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.registry import load_backend

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from sarathi.backends.parallel.rank_layout import ParallelLayout
+from sarathi.backends.registry import BACKENDS
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import ConfigError
 
@@ -77,7 +78,7 @@ def place_replicas(
         cpus = 1 if gpus else equal_share([node.cpus for node in nodes], bundles, layout.tp)
     # Ray does not keep a process from using more CPUs than it has reserved: the executor must.
     device, threads = config.device, config.threads
-    if config.executor == "torch":
+    if BACKENDS[config.executor].has_devices:
         device = "cuda" if gpus else "cpu"
     if not gpus and threads is None:
         threads = cpus
@@ -108,9 +109,10 @@ def _max_bundles(nodes: Sequence[Node], cpus: int) -> int:
 
 
 def _gpus(config: EngineConfig, nodes: Sequence[Node], wanted: int | None) -> int:
-    if config.executor != "torch":
+    if not BACKENDS[config.executor].has_devices:
         if wanted:
-            raise ConfigError("--ray-gpus-per-rank needs --executor torch")
+            able = " or ".join(name for name, each in BACKENDS.items() if each.has_devices)
+            raise ConfigError(f"--ray-gpus-per-rank needs --executor {able}")
         return 0
     if config.device == "cpu":
         if wanted:
