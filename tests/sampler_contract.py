@@ -175,7 +175,7 @@ class Resumption(SamplerContract):
     cuts: tuple[int, ...] = (1, 5)
 
     @pytest.mark.parametrize("params", MIXED)
-    def test_a_resumed_request_goes_on_as_if_never_stopped(self, params: SamplingParams) -> None:
+    def test_a_resumed_request_continues_as_if_never_stopped(self, params: SamplingParams) -> None:
         vocab, prompt = 500, [4, 4, 9]
         logits = [random_rows(1, vocab, seed=step) for step in range(self.steps)]
 

@@ -147,8 +147,8 @@ def test_comments_are_no_tokens() -> None:
 
 
 def test_the_server_may_report_its_scheduling_delay() -> None:
-    told = {"server-timing": 'cache;desc="hit, or miss", queue;dur=12.5'}
-    assert one(steady(0, 0, headers=told)).scheduling_delay == pytest.approx(0.0125)
+    headers = {"server-timing": 'cache;desc="hit, or miss", queue;dur=12.5'}
+    assert one(steady(0, 0, headers=headers)).scheduling_delay == pytest.approx(0.0125)
     assert one(steady(0, 0)).scheduling_delay is None
 
 

@@ -145,7 +145,7 @@ class TestBench:
 
 class TestBadInput:
     @pytest.mark.parametrize(
-        ("words", "told"),
+        ("words", "message"),
         [
             (("bench", "--rate", "1"), "lengths are missing"),
             (("bench", "--rate", "0", *LOAD), "is not a number at least 0.0001"),
@@ -167,7 +167,7 @@ class TestBadInput:
     def test_it_is_reported_in_one_line(
         self,
         words: tuple[str, ...],
-        told: str,
+        message: str,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
@@ -180,7 +180,7 @@ class TestBadInput:
         captured = capsys.readouterr()
         assert code == 2
         assert not captured.out
-        assert told in captured.err
+        assert message in captured.err
         assert "Traceback" not in captured.err
 
     def test_without_a_rate_only_a_trace_can_be_sent(

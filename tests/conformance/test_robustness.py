@@ -120,7 +120,7 @@ BAD = {
 
 @pytest.mark.usefixtures("idle")
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_refused_and_the_server_goes_on(http, name):
+def test_bad_input_is_refused_and_the_server_continues(http, name):
     content, status = BAD[name]
     response = http.post("/v1/completions", content=content)
     assert response.status_code == status, response.text

@@ -23,7 +23,7 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_LIVENESS_SECONDS", 0.002)
 
 
-def test_a_request_goes_on_after_the_engine_has_died() -> None:
+def test_a_request_continues_after_the_engine_has_died() -> None:
     async def scene(world: World) -> None:
         [engine] = await world.ready(0)
         answer = world.submit(7)

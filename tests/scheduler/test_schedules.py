@@ -108,7 +108,7 @@ class TestPreemption:
         assert [preempted.id for preempted in batch.preempted] == [2]
         assert sched.running.num_preemptions == 1
 
-    def test_a_preempted_request_is_computed_again_and_goes_on_where_it_was(self) -> None:
+    def test_a_preempted_request_is_recomputed_and_continues(self) -> None:
         sched = self.fill()
         preempted = sched.running.requests()[1]
         assert run(sched) == [(1, 1)]
@@ -219,7 +219,7 @@ def test_what_can_never_run_is_refused(prompt: int, output: int, message: str) -
     assert not sched.has_work
 
 
-def test_the_last_token_needs_no_room_in_the_cache() -> None:
+def test_the_last_token_needs_no_block_in_the_cache() -> None:
     sched = scheduler(budget=400, blocks=100)
     sched.add(request(1, prompt=399, output=2))
     while sched.has_work:

@@ -120,7 +120,7 @@ def test_head_width_is_read_or_derived(tmp_path: Path) -> None:
     assert shape(tmp_path, LLAMA, model_type="gemma2").config.head_dim == 256
 
 
-def test_families_differ_in_what_the_file_does_not_say(tmp_path: Path) -> None:
+def test_families_differ_in_the_fields_that_the_file_lacks(tmp_path: Path) -> None:
     gemma = shape(tmp_path, LLAMA, model_type="gemma2")
     assert (gemma.config.tie_word_embeddings, gemma.norms) == (True, 4)
     assert shape(tmp_path, LLAMA, model_type="qwen3").config.qk_norm

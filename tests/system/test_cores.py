@@ -19,7 +19,7 @@ def test_processes_share_out_all_cores() -> None:
 
 
 @pytest.mark.parametrize(
-    ("neighbours", "threads", "usable"),
+    ("processes", "threads", "usable"),
     [
         (2, 1, 4),  # others may use the remaining ones
         (2, 4, 4),  # more threads than cores for each
@@ -27,8 +27,8 @@ def test_processes_share_out_all_cores() -> None:
         (2, 2, 2),  # a container that may use any two of them
     ],
 )
-def test_where_the_kernel_must_choose(neighbours: int, threads: int, usable: int) -> None:
-    assert cores_of_process(0, neighbours, threads, FOUR, usable) is None
+def test_where_the_kernel_must_choose(processes: int, threads: int, usable: int) -> None:
+    assert cores_of_process(0, processes, threads, FOUR, usable) is None
 
 
 def test_only_the_calling_thread_is_bound() -> None:

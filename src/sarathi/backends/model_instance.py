@@ -44,7 +44,7 @@ class InstancePart(msgspec.Struct, frozen=True):
     block_size: int  # tokens
     precision: Precision
     kv_precision: KvPrecision
-    seconds: float  # that loading took
+    seconds: float  # of loading
 
 
 class ModelInstance(Protocol):
@@ -112,7 +112,7 @@ def describe(
 
     Args:
         memory: for its KV cache.
-        seconds: that loading it took.
+        seconds: of loading it.
     """
     return InstancePart(
         rank_id=rank_id,

@@ -158,20 +158,20 @@ class StageWorker:
         """Leave `Executor.warming_up`."""
         self._warming_up.close()
 
-    def run(self, step_id: int, step: Step, wanted: Callable[[], bool]) -> StageOutput:
+    def run(self, step_id: int, step: Step, is_needed: Callable[[], bool]) -> StageOutput:
         """Compute a step and send its hidden states to the next stage.
 
         Args:
-            wanted: called now and then; returns whether to go on waiting for the previous stage.
+            is_needed: called now and then; returns whether to continue waiting for hidden states.
 
         Raises:
-            AbandonedError: it was not wanted any more.
+            AbandonedError: it was not needed any more.
             ExecutorError: the previous stage has sent another step.
         """
         received: Array | None = None
         times: tuple[StageTime, ...] = ()
         if self._inbox is not None:
-            received, times = self._inbox.receive(step_id, wanted)
+            received, times = self._inbox.receive(step_id, is_needed)
         start = time.monotonic()
         compute = self.executor.logits if self._stage.last else self.executor.execute
         result = compute(step, received)

@@ -288,7 +288,7 @@ def _warn(config: EngineConfig, model: LatencyModel, on_progress: Callable[[str]
             f"warning: with a token budget of {config.token_budget}, prompts get little while "
             f"{config.token_budget} or more of up to {config.max_batch_size} requests decode"
         )
-    # A token passes all stages, and the model says what one of them takes.
+    # A token passes all stages, and the model predicts the time of one of them.
     shortest = config.pp * model.predict(Work(1, 0.0, 0, 1))
     if config.tbt_target is not None and config.tbt_target < shortest:
         on_progress(

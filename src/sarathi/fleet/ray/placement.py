@@ -108,23 +108,23 @@ def _max_bundles(nodes: Sequence[Node], cpus: int) -> int:
     return max((int(node.cpus) // cpus for node in nodes), default=0)
 
 
-def _gpus(config: EngineConfig, nodes: Sequence[Node], wanted: int | None) -> int:
+def _gpus(config: EngineConfig, nodes: Sequence[Node], requested: int | None) -> int:
     if not BACKENDS[config.executor].has_devices:
-        if wanted:
+        if requested:
             able = " or ".join(name for name, each in BACKENDS.items() if each.has_devices)
             raise ConfigError(f"--ray-gpus-per-rank needs --executor {able}")
         return 0
     if config.device == "cpu":
-        if wanted:
-            raise ConfigError(f"--ray-gpus-per-rank {wanted} has no use with --device cpu")
+        if requested:
+            raise ConfigError(f"--ray-gpus-per-rank {requested} has no use with --device cpu")
         return 0
     has_gpus = any(node.gpus for node in nodes)
-    if wanted == 0 and config.device == "cuda":
+    if requested == 0 and config.device == "cuda":
         raise ConfigError("--device cuda needs --ray-gpus-per-rank 1 or more")
-    if not has_gpus and (wanted or config.device == "cuda"):
+    if not has_gpus and (requested or config.device == "cuda"):
         raise ConfigError(
             "no machine of the Ray cluster has a GPU: use --device cpu, or start one with one"
         )
-    if wanted is not None:
-        return wanted
+    if requested is not None:
+        return requested
     return 1 if has_gpus else 0
