@@ -20,9 +20,9 @@ import openvino as ov
 from perf.prompts import random_prompts
 from perf.report import MODEL, Figure, rounds, show
 from sarathi.backends.openvino.openvino_executor import default_precision
+from sarathi.backends.runner import InlineRunner
 from sarathi.backends.step import Step
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.core import EngineCore
 from sarathi.engine.startup.load import load_engine
 from sarathi.models.locate import locate
 from sarathi.sampling.params import SamplingParams
@@ -56,10 +56,11 @@ class Sarathi:
     def __init__(self) -> None:
         # As the other side: no prefix caching, and every prompt in one iteration.
         config = EngineConfig(token_budget=2**15, kv_cache_memory=2**30, prefix_caching=False)
-        self._core: EngineCore
         self._core, _ = load_engine(locate(MODEL).path, config, lambda line: None)
-        self.executor = TimedExecutor(self._core._runner._executor)
-        self._core._runner._executor = self.executor
+        runner = self._core._runner
+        assert isinstance(runner, InlineRunner)
+        self.executor = TimedExecutor(runner._executor)
+        runner._executor = self.executor
 
     def add(self, request_id: int, prompt: list[int], output: int) -> None:
         params = SamplingParams(max_tokens=output, temperature=0, ignore_eos=True)

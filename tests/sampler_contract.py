@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from sampling_reference import choose, edited_logits
 
 from sarathi.sampling import logits_processors
 from sarathi.sampling.logits_processors import LogitsEdits, RequestTokens
 from sarathi.sampling.params import SamplingError, SamplingParams
 from sarathi.sampling.sampler import NO_TOKEN, RequestSlots, SamplerOutput
+from tests.sampling_reference import choose, edited_logits
 
 EOS = (3,)
 GREEDY = SamplingParams(temperature=0)
@@ -172,10 +172,10 @@ class SamplerContract:
 
 class Resumption(SamplerContract):
     steps = 8
-    cuts = (1, 5)
+    cuts: tuple[int, ...] = (1, 5)
 
     @pytest.mark.parametrize("params", MIXED)
-    def test_a_resumed_request_goes_on_as_if_never_stopped(self, params: SamplingParams) -> None:
+    def test_a_resumed_request_continues_as_if_never_stopped(self, params: SamplingParams) -> None:
         vocab, prompt = 500, [4, 4, 9]
         logits = [random_rows(1, vocab, seed=step) for step in range(self.steps)]
 
@@ -270,7 +270,7 @@ class Edits(SamplerContract):
         one = self.make(100)
         params = SamplingParams(temperature=0, presence_penalty=2.0, max_tokens=None)
         slot = np.array([one.open(params, (), EOS)])
-        logits = rows(np.linspace(0, 1, 100))
+        logits = rows(np.linspace(0, 1, 100).tolist())
         tokens = [int(one.sample(logits, slot).tokens[0]) for _ in range(100)]
         assert tokens == list(range(99, -1, -1))
 

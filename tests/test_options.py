@@ -25,7 +25,7 @@ from sarathi.options import (
 class Options(Struct, frozen=True, kw_only=True):
     name: Annotated[str, Option("a text", group="first")]
     count: Annotated[Count | None, Option("a number", default="as many as fit")] = None
-    wait: Annotated[Seconds, Option("a time", group="second", aliases=("patience",))] = 0.25
+    wait: Annotated[Seconds, Option("a time", group="second", aliases=("timeout",))] = 0.25
     memory: Annotated[Size | None, Option("a size")] = None
     share: Annotated[float, Meta(ge=0, lt=1), Option("a share")] = 0.5
     level: Annotated[
@@ -56,7 +56,7 @@ def test_a_heading_lasts_until_the_next() -> None:
 
 
 def test_names_and_defaults() -> None:
-    assert option("wait").names == ("wait", "patience")
+    assert option("wait").names == ("wait", "timeout")
     assert option("wait").variable == "SARATHI_WAIT"
     assert option("name").default is REQUIRED
     texts = {each.field: each.default_text for each in declarations(Options)}

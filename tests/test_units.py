@@ -27,7 +27,7 @@ def test_what_people_write(duration, seconds):
 @pytest.mark.parametrize(
     "text", ["", "ms", "fast", "1x", "-1s", "1e3", "1,5s", "1.5.2s", "1s2", "1 m s", "nan", "१s"]
 )
-def test_what_is_no_time_is_told_how_to_write_one(text):
+def test_the_error_for_an_invalid_time_has_an_example(text):
     with pytest.raises(ValueError, match="expected seconds as a number, or a text with a unit"):
         parse_duration(text)
 

@@ -9,7 +9,8 @@ from typing import Any
 import gguf
 import numpy as np
 from safetensors.numpy import load_file
-from tiny_models import CHAT_TEMPLATE, FAMILIES
+
+from tests.tiny_models import CHAT_TEMPLATE, FAMILIES
 
 # The Falcon of llama.cpp has neither biases nor an MLP after the attention.
 GGUF_FAMILIES = tuple(name for name in FAMILIES if name != "falcon-serial")

@@ -80,7 +80,7 @@ class Context:
         self._results.save()
 
     def note(self, line: str) -> None:
-        """Add a remark to the table and to the file."""
+        """Add a note to the table and to the file."""
         self._current.notes.append(line)
         self.progress(line)
         self._results.save()

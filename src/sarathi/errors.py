@@ -19,7 +19,7 @@ class ModelError(ValueError):
 
 
 class ExecutorError(RuntimeError):
-    """This machine cannot run the model as asked; the message says what would help."""
+    """This machine cannot run the model as asked; the message has what would help."""
 
 
 class BenchmarkError(ValueError):

@@ -6,7 +6,8 @@
 The class itself holds the values. From its declarations follow the arguments of the command line,
 environment variables, the keys of a configuration file (`sarathi.cli.arguments`), validation
 (`check_options`) and the tables of docs/configuration.md. A field whose type is another such class
-has the options of that class; a `Section` among its annotations says which, and where they appear.
+has the options of that class; an `OptionGroup` among its annotations selects some of them and sets
+the heading of `--help` under which they appear.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Section:
+class OptionGroup:
     """What a field takes from the class of options that is its type."""
 
     only: tuple[str, ...] | None = None  # fields; None: all
@@ -55,7 +56,7 @@ class Section:
     layered: bool = False  # whether environment and configuration file count, too
 
 
-LAYERED = Section(layered=True)
+LAYERED = OptionGroup(layered=True)
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class Nested(NamedTuple):
 
     field: str
     cls: type
-    section: Section
+    section: OptionGroup
 
 
 @cache
@@ -173,7 +174,9 @@ def members(cls: type) -> tuple[Declaration | Nested, ...]:
         elif isinstance(value_type, type) and (
             issubclass(value_type, msgspec.Struct) or is_dataclass(value_type)
         ):
-            found.append(Nested(name, value_type, _first(annotations, Section) or Section()))
+            found.append(
+                Nested(name, value_type, _first(annotations, OptionGroup) or OptionGroup())
+            )
     return tuple(found)
 
 

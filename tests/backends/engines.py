@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sarathi.backends.executor import Executor
 from sarathi.backends.runner import InlineRunner
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NUM_BLOCKS = 64
 
 
-def load(path: Path, max_position: int = 512, **options: object) -> OpenVinoExecutor:
+def load(path: Path, max_position: int = 512, **options: Any) -> OpenVinoExecutor:
     # Here, since machines with a GPU may not have it.
     from sarathi.backends.openvino.openvino_executor import OpenVinoExecutor
 
@@ -32,20 +32,20 @@ def load(path: Path, max_position: int = 512, **options: object) -> OpenVinoExec
         model.config,
         model.weights,
         max_position=max_position,
-        **options,  # type: ignore[arg-type]
+        **options,
     )
     executor.allocate(NUM_BLOCKS)
     return executor
 
 
-def load_torch(path: Path, max_position: int = 512, **options: object) -> TorchExecutor:
+def load_torch(path: Path, max_position: int = 512, **options: Any) -> TorchExecutor:
     model = open_model(path)
     options = {"precision": "f32", "num_threads": 1, "device": "cpu", **options}
     executor = TorchExecutor(
         model.config,
         model.weights,
         max_position=max_position,
-        **options,  # type: ignore[arg-type]
+        **options,
     )
     executor.allocate(NUM_BLOCKS)
     return executor
@@ -59,7 +59,7 @@ def engine(
     max_batch_size: int = 16,
     shuffle: int | None = None,
     policy: str = "sarathi",
-    **options: object,
+    **options: Any,
 ) -> EngineCore:
     """An engine over `executor`; with `shuffle`, blocks are handed out in a random order."""
     pool = BlockPool(num_blocks, executor.block_size)
@@ -71,7 +71,7 @@ def engine(
         max_batch_size=max_batch_size,
         max_model_len=executor.max_position,
         policy=POLICIES[policy],
-        **options,  # type: ignore[arg-type]
+        **options,
     )
     return EngineCore(
         InlineRunner(executor, Sampler(executor.config.vocab_size)), scheduler, eos_ids=()

@@ -12,9 +12,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from engines import NUM_BLOCKS
 
-from sarathi.backends.options import ExecutorOptions
+from sarathi.backends.executor_options import ExecutorOptions
 from sarathi.backends.parallel.pipeline import Pipeline
 from sarathi.backends.parallel.pipeline_runner import PipelineRunner
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
@@ -23,6 +22,7 @@ from sarathi.backends.step import Step, StepPart, join_parts
 from sarathi.models.model import open_model
 from sarathi.sampling.sampler import SamplerOutput
 from sarathi.system.processes import LocalSpawner, Process, Spawner
+from tests.backends.engines import NUM_BLOCKS
 
 SOON = 10.0  # seconds: far more than noticing takes, far less than any test may
 _OPTIONS = ExecutorOptions(
@@ -66,7 +66,7 @@ class Spawned(LocalSpawner):
 class NeverStarting:
     """Processes that never connect."""
 
-    host = None
+    host: str | None = None
 
     def spawn(self, module: str, arguments: Sequence[str]) -> Process:
         return _Silent()
@@ -128,7 +128,8 @@ def hybrid_steps(seed: int = 0) -> list[Step]:
 def pipelined(runner: PipelineRunner, steps: Sequence[Step]) -> list[np.ndarray]:
     """Logits of steps, with as many under way as can be."""
     recorder = _Recorder()
-    runner._sampler = recorder
+    sampler: Any = recorder
+    runner.use_sampler(sampler)
     under_way = 0
     for step in steps:
         if under_way == runner.depth:

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from engines import load_torch
 
 from sarathi.backends.step import Step
 from sarathi.backends.torch.process_group import DistributedGroup, Rendezvous
 from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.models.sharding import Shard
+from tests.backends.engines import load_torch
 
 HOST = "127.0.0.1"
 TIMEOUT = 60.0  # seconds

@@ -181,7 +181,7 @@ class TestDeterministic:
 @pytest.mark.parametrize("head_dim", [8, 64, 96, 128, 256])
 @pytest.mark.parametrize("heads", [(8, 8), (12, 4), (32, 8), (14, 2), (71, 1)])
 def test_tiles_hold_a_group_and_keys_a_block(heads, head_dim, itemsize) -> None:
-    shape = AttentionShape(*heads, head_dim)
+    shape = AttentionShape(heads[0], heads[1], head_dim)
     for decode_only in (False, True):
         config = select_config(shape, itemsize, decode_only=decode_only)
         for tile in (config.prefill, config.decode):

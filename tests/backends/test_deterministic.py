@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
-from engines import engine, load
 
 from sarathi.backends.openvino.openvino_executor import OpenVinoExecutor, supported_precisions
 from sarathi.backends.self_check import check_deterministic
@@ -16,9 +15,12 @@ from sarathi.engine.core import EngineCore
 from sarathi.errors import ExecutorError
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
+from tests import tiny_models
+from tests.backends.engines import engine, load
 
 WATCHED = 1000  # the id of the request whose answers are compared
 CHUNK = 64
+COUNT = 40  # of its tokens
 
 
 @pytest.fixture(
@@ -30,7 +32,9 @@ def executor(
 ) -> OpenVinoExecutor:
     folder = tmp_path_factory.mktemp("model")
     tiny_models.save_tiny("llama", folder)
-    precision = {"kv_precision": "u8"} if request.param == "u8" else {"precision": request.param}
+    precision: dict[str, Any] = (
+        {"kv_precision": "u8"} if request.param == "u8" else {"precision": request.param}
+    )
     return load(folder, deterministic=True, **precision)
 
 
@@ -39,11 +43,11 @@ Generated = tuple[int, TokenLogprobs | None]
 
 def answer(core: EngineCore, prompt: list[int], mates: random.Random | None) -> list[Generated]:
     """Tokens with log probabilities of a prompt, among others that come and go at random."""
-    params = SamplingParams(max_tokens=40, temperature=1.0, seed=3, logprobs=5)
+    params = SamplingParams(max_tokens=COUNT, temperature=1.0, seed=3, logprobs=5)
     core.submit(WATCHED, prompt, params, arrival=5.0)
     generated: list[Generated] = []
     name = 0
-    while len(generated) < params.max_tokens:
+    while len(generated) < COUNT:
         if mates is not None and mates.random() < 0.3:
             length = mates.choice([1, 2, 31, 100, 200])
             other = SamplingParams(max_tokens=mates.choice([1, 20]), temperature=0)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
-from engines import NUM_BLOCKS, load
 
 from sarathi.backends.openvino.openvino_executor import supported_precisions
 from sarathi.backends.step import Step, StepError
 from sarathi.errors import ExecutorError
+from tests import tiny_models
+from tests.backends.engines import NUM_BLOCKS, load
 
 
 @pytest.fixture(scope="module")

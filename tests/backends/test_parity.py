@@ -8,11 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
 import transformers
-from engines import NUM_BLOCKS, engine, load, load_torch, run, run_staggered
-from tiny_gguf import write_gguf
 
 from sarathi.backends.openvino.openvino_executor import OpenVinoExecutor
 from sarathi.backends.reference import reference
@@ -21,6 +18,9 @@ from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.models.decoder import whole_model
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler import POLICIES
+from tests import tiny_models
+from tests.backends.engines import NUM_BLOCKS, engine, load, load_torch, run, run_staggered
+from tests.tiny_gguf import write_gguf
 
 LENGTHS = (1, 45, 100, 33)  # prompt tokens: some longer than a window, some than a block
 OUTPUT = 50
@@ -104,7 +104,9 @@ class TestEveryFamily:
     "name",
     ["llama3", "llama-linear-rope", "qwen2", "qwen3-wide-heads", "phi3", "falcon-7b", "falcon-40b"],
 )
-def test_a_gguf_file_says_the_same_as_the_folder_it_was_made_of(name: str, tmp_path: Path) -> None:
+def test_a_gguf_file_has_the_outputs_of_the_folder_it_was_made_of(
+    name: str, tmp_path: Path
+) -> None:
     source = tiny(name, tmp_path)
     path = tmp_path / "model.gguf"
     write_gguf(tmp_path, path)
@@ -147,7 +149,7 @@ class TestTheBatchDoesNotMatter:
         assert tight.stats.preemptions > 0
         assert tight.stats.free_blocks == tight.stats.total_blocks
 
-    def test_after_a_neighbour_was_cancelled(self, llama: Tiny) -> None:
+    def test_after_another_request_was_cancelled(self, llama: Tiny) -> None:
         core = engine(llama.executor, budget=16)
         core.submit(100, list(range(2, 200)), GREEDY, arrival=-1.0)
         for _ in range(3):

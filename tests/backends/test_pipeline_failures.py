@@ -17,7 +17,13 @@ import msgspec
 import numpy as np
 import pytest
 import zmq
-from pipelines import (
+
+from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
+from sarathi.backends.parallel.stage_links import AbandonedError, Inbox, Outlet
+from sarathi.backends.runner import Runner
+from sarathi.errors import ExecutorError, ModelError
+from sarathi.telemetry.stages import StageTime
+from tests.backends.pipelines import (
     SOON,
     NeverStarting,
     Spawned,
@@ -27,13 +33,7 @@ from pipelines import (
     kill,
     opened,
 )
-from tiny_models import save_tiny
-
-from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
-from sarathi.backends.parallel.stage_links import AbandonedError, Inbox, Outlet
-from sarathi.backends.runner import Runner
-from sarathi.errors import ExecutorError, ModelError
-from sarathi.telemetry.stages import StageTime
+from tests.tiny_models import save_tiny
 
 TWO = ParallelLayout(pp=2)
 
@@ -164,7 +164,7 @@ _ENGINE = """
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
-from pipelines import Spawned, opened
+from tests.backends.pipelines import Spawned, opened
 from sarathi.backends.parallel.rank_layout import ParallelLayout
 spawner = Spawned()
 with opened(Path(sys.argv[1]), ParallelLayout(pp=2), spawner) as pipeline:

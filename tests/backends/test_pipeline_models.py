@@ -5,10 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pipelines import SOON, Spawned, freeze, gone, hybrid_steps, kill, opened
-from tiny_models import save_tiny
 
 from sarathi.backends.parallel.rank_layout import ParallelLayout
 from sarathi.engine.config import EngineConfig
@@ -16,6 +15,8 @@ from sarathi.engine.llm import LLM
 from sarathi.engine.startup.load import load_engine
 from sarathi.errors import ConfigError, ExecutorError, ModelError
 from sarathi.sampling.params import SamplingParams
+from tests.backends.pipelines import SOON, Spawned, freeze, gone, hybrid_steps, kill, opened
+from tests.tiny_models import save_tiny
 
 # The budget cuts the longer prompts into chunks, which run with the decodes of the shorter ones.
 _CONFIG = EngineConfig(
@@ -25,10 +26,10 @@ _PROMPTS = [[(7 * i + j) % 254 + 2 for j in range(n)] for i, n in enumerate((5, 
 _PARAMS = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
 
 
-def answers(path: Path, **changes: object) -> tuple[list[list[int]], list[str]]:
+def answers(path: Path, **changes: Any) -> tuple[list[list[int]], list[str]]:
     """Greedy tokens of the prompts, and the progress lines while loading."""
     lines: list[str] = []
-    llm = LLM(str(path), config=_CONFIG, report=lines.append, **changes)
+    llm = LLM(str(path), config=_CONFIG, on_progress=lines.append, **changes)
     try:
         outputs = llm.generate(_PROMPTS, _PARAMS)
         return [output.outputs[0].token_ids for output in outputs], lines
@@ -88,7 +89,7 @@ def test_a_rank_that_dies_in_the_midst_of_a_step(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_had(
-    tmp_path: Path, changes: dict[str, object], error: type[Exception], message: str
+    tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     save_tiny("llama", tmp_path)
     spawner = Spawned()

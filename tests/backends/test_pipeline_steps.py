@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engines import NUM_BLOCKS, load
-from pipelines import Spawned, gone, hybrid_steps, opened, pipelined
-from tiny_models import save_tiny
 
 from sarathi.backends.openvino.openvino_executor import OpenVinoExecutor
 from sarathi.backends.parallel.pipeline import Pipeline
 from sarathi.backends.parallel.rank_layout import ParallelLayout
 from sarathi.backends.step import StepError, StepPart, join_parts
 from sarathi.errors import ExecutorError
+from tests.backends.engines import NUM_BLOCKS, load
+from tests.backends.pipelines import Spawned, gone, hybrid_steps, opened, pipelined
+from tests.tiny_models import save_tiny
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,9 @@ def test_steps_can_be_abandoned(pipeline: Pipeline, alone: OpenVinoExecutor) -> 
 def test_closing_ends_the_processes_and_leaves_no_files(path: Path, tmp_path: Path) -> None:
     spawner = Spawned()
     with opened(path, ParallelLayout(pp=2), spawner) as pipeline:
-        folder = pipeline._stage_worker._inbox.endpoint.removeprefix("ipc://").rpartition("/")[0]
+        inbox = pipeline._stage_worker._inbox
+        assert inbox is not None
+        folder = inbox.endpoint.removeprefix("ipc://").rpartition("/")[0]
         assert Path(folder).is_dir()
     assert gone(spawner.pids)
     assert spawner.processes[0].ended() == "exit status 0"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny_models
-from engines import engine, load
 
 from sarathi.backends.openvino.openvino_executor import OpenVinoExecutor
 from sarathi.sampling.params import SamplingParams
+from tests import tiny_models
+from tests.backends.engines import engine, load
 
 PROMPT = [(7 * position) % 250 + 2 for position in range(45)]
 PARAMS = {

@@ -15,7 +15,8 @@ def test_angles_are_exact_far_out(monkeypatch: pytest.MonkeyPatch) -> None:
     for index, frequency in enumerate(frequencies):
         assert cos[position, index] == np.float32(np.cos(position * frequency))
         assert sin[position, index] == np.float32(np.sin(position * frequency))
-    assert (cos.shape, cos.dtype) == ((123_456, 3), np.float32)
+    assert cos.shape == (123_456, 3)
+    assert cos.dtype == np.float32
 
 
 def test_tables_that_do_not_fit_are_refused() -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from engines import engine, load, run
 
 from sarathi.models.locate import locate
 from sarathi.models.model import open_tokenizer
 from sarathi.sampling.params import SamplingParams
+from tests.backends.engines import engine, load, run
 
 TEXTS = (
     "The capital of France is",

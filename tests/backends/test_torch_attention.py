@@ -224,10 +224,10 @@ class TestChoice:
         self.fake_gpu(monkeypatch, (9, 0), "NVIDIA H100")
         for name in ("CC", "CPATH", "C_INCLUDE_PATH"):
             monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr(devices.sysconfig, "get_paths", lambda: {"include": "/nowhere"})
+        monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": "/nowhere"})
         with pytest.raises(ExecutorError, match=r"header files \(/nowhere/Python.h"):
             find_device("cuda")
-        monkeypatch.setattr(devices.shutil, "which", lambda name: None)
+        monkeypatch.setattr("shutil.which", lambda name: None)
         with pytest.raises(ExecutorError, match="Triton needs a C compiler"):
             find_device("cuda")
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny_models
 import torch
-from engines import NUM_BLOCKS, engine, load_torch, run
-from test_parity import GREEDY, LENGTHS, chunk
 
 from sarathi.backends import self_check
 from sarathi.backends.self_check import check_deterministic, check_model
@@ -22,6 +20,9 @@ from sarathi.errors import ExecutorError
 from sarathi.models.decoder import Stage, pipeline_stages, whole_model
 from sarathi.models.model import open_model
 from sarathi.models.tensor_layout import expected_shapes
+from tests import tiny_models
+from tests.backends.engines import NUM_BLOCKS, engine, load_torch, run
+from tests.backends.test_parity import GREEDY, LENGTHS, chunk
 
 BLOCK_SIZE = 32
 
@@ -51,13 +52,12 @@ def test_of_a_large_model_some_layers_are_checked(
     layer = sum(
         map(math.prod, expected_shapes(executor.config, Stage(range(1), False, False)).values())
     )
-    monkeypatch.setattr(
-        "sarathi.backends.torch.torch_executor.check_model",
-        lambda executor, weights: (
-            checked.append(executor.stage.layers),
-            check_model(executor, weights),
-        ),
-    )
+
+    def check(checking: TorchExecutor, weights: Any) -> None:
+        checked.append(checking.stage.layers)
+        check_model(checking, weights)
+
+    monkeypatch.setattr("sarathi.backends.torch.torch_executor.check_model", check)
     for most in (3 * layer, 2 * layer, 1):
         monkeypatch.setattr(self_check, "_MAX_WEIGHTS", most)
         executor.check()
@@ -73,7 +73,7 @@ class TestStages:
         for start, stop in ((0, 45), (45, 46), (46, 100)):
             step = chunk(prompts[2], start, stop)
             expected = executor.execute(step)
-            passed = None
+            passed: Any = None
             for stage in stages:
                 passed = stage.execute(step, passed)
             assert np.array_equal(passed, expected)
@@ -104,9 +104,9 @@ def test_half_precisions_stay_near(
     path: Path, executor: TorchExecutor, prompts: list[list[int]], precision: str, tolerance: float
 ) -> None:
     step = chunk(prompts[2], 0, 64)
-    expected = executor.execute(step)
+    expected: Any = executor.execute(step)
     half = load_torch(path, precision=precision)
-    found = half.execute(step)
+    found: Any = half.execute(step)
     assert np.linalg.norm(found - expected) < tolerance * np.linalg.norm(expected)
     assert 2 * half.weight_bytes == executor.weight_bytes
     assert 2 * half.block_bytes == executor.block_bytes
@@ -124,12 +124,12 @@ def test_many_decodes_of_different_lengths(executor: TorchExecutor) -> None:
         tables.append(order[:blocks])
         order = order[blocks:]
     tokens = [rng.integers(2, 256, length).tolist() for length in lengths]
-    expected = []
+    expected: list[Any] = []
     for mine, table in zip(tokens, tables, strict=True):
         step = join_parts([StepPart(mine, 0, table, samples=True)], BLOCK_SIZE)
         expected.append(executor.execute(step)[0].copy())
         parts.append(StepPart(mine[-1:], len(mine) - 1, table, samples=True))
-    found = executor.execute(join_parts(parts, BLOCK_SIZE))
+    found: Any = executor.execute(join_parts(parts, BLOCK_SIZE))
     np.testing.assert_allclose(found, expected, atol=1e-3)
     # A chunk between them is computed separately.
     hybrid = [*parts[:4], StepPart(tokens[9][50:], 50, tables[9], samples=True), *parts[5:]]
@@ -141,8 +141,10 @@ def test_a_prompt_longer_than_what_is_computed_at_a_time(tmp_path: Path) -> None
     tiny_models.save_tiny("mistral-sliding", tmp_path)
     executor = load_torch(tmp_path, max_position=1300)
     prompt = np.random.default_rng(0).integers(2, 256, 1300).tolist()
-    whole_model = executor.execute(chunk(prompt, 0, 1300)).copy()
-    parts = [executor.execute(chunk(prompt, i, i + 100)).copy() for i in range(0, 1300, 100)]
+    whole_model: Any = executor.execute(chunk(prompt, 0, 1300)).copy()
+    parts: list[Any] = [
+        executor.execute(chunk(prompt, i, i + 100)).copy() for i in range(0, 1300, 100)
+    ]
     np.testing.assert_allclose(whole_model, np.concatenate(parts), atol=1e-3)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
-from engines import NUM_BLOCKS, load_torch
 
-from sarathi.backends.options import Precision
+from sarathi.backends.executor_options import Precision
 from sarathi.backends.step import Step, StepPart, join_parts
 from sarathi.backends.torch.arrays import DTYPES
 from sarathi.backends.torch.attention_backend import choose_attention
@@ -19,6 +18,8 @@ from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.models.decoder import pipeline_stages
 from sarathi.models.model import open_model
 from sarathi.models.model_config import ModelConfig
+from tests import tiny_models
+from tests.backends.engines import NUM_BLOCKS, load_torch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -90,7 +91,7 @@ def steps(executor: TorchExecutor) -> list[Step]:
     ]
 
 
-def load_gpu(path: Path, **options: object) -> TorchExecutor:
+def load_gpu(path: Path, **options: Any) -> TorchExecutor:
     return load_torch(path, device="cuda", max_batch_size=MAX_BATCH_SIZE, **options)
 
 
@@ -116,6 +117,8 @@ def test_logits_are_those_of_a_cpu(path: Path, precision: Precision) -> None:
     gpu.check()
     gpu.allocate(NUM_BLOCKS)
     for expected_step, step in zip(steps(cpu), steps(gpu), strict=True):
+        expected: Any
+        found: Any
         expected, found = cpu.execute(expected_step), gpu.execute(step)
         distance = np.linalg.norm(found - expected) / np.linalg.norm(expected)
         assert distance < TOLERANCES[precision]
@@ -124,11 +127,12 @@ def test_logits_are_those_of_a_cpu(path: Path, precision: Precision) -> None:
 @pytest.mark.parametrize("path", ["llama-biases", "qwen2-sliding"], indirect=True)
 def test_graphs_change_nothing(path: Path) -> None:
     executor = load_gpu(path, precision="f16")
-    with_graphs = [executor.execute(step).copy() for step in steps(executor)]
+    with_graphs: list[Any] = [executor.execute(step).copy() for step in steps(executor)]
     assert executor._graphs is not None
     executor._graphs = None
     for step, expected in zip(steps(executor), with_graphs, strict=True):
-        np.testing.assert_allclose(executor.execute(step), expected, atol=0.02, rtol=0.02)
+        without: Any = executor.execute(step)
+        np.testing.assert_allclose(without, expected, atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("path", ["qwen2-sliding", "falcon-180b"], indirect=True)
@@ -139,11 +143,12 @@ def test_stages_chained(path: Path) -> None:
         for stage in pipeline_stages(open_model(path).config, 3)
     ]
     for step in steps(whole):
-        passed = None
+        passed: Any = None
         for stage in stages:
             output = stage.execute(step, passed)
             passed = output.copy()
-        np.testing.assert_allclose(passed, whole.execute(step), atol=0.02, rtol=0.02)
+        expected: Any = whole.execute(step)
+        np.testing.assert_allclose(passed, expected, atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("path", ["llama-biases"], indirect=True)

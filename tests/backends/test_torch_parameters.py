@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
-from tiny_gguf import write_gguf
 
 from sarathi.backends.torch import parameters as module
 from sarathi.backends.torch.arrays import as_tensor
@@ -18,6 +16,8 @@ from sarathi.models.decoder import whole_model
 from sarathi.models.model import open_model
 from sarathi.models.sharding import Shard, ShardedWeights, shard_shapes
 from sarathi.models.weights import Array
+from tests import tiny_models
+from tests.tiny_gguf import write_gguf
 
 CPU = torch.device("cpu")
 F32 = torch.float32

@@ -5,14 +5,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
-from engines import engine, load_torch, run
-from ranks import HOST, Crew, everywhere, ranks
-from test_parity import LENGTHS, chunk
 
 from sarathi.backends.step import StepPart, join_parts
 from sarathi.backends.torch.process_group import (
@@ -26,6 +23,10 @@ from sarathi.models.decoder import pipeline_stages
 from sarathi.models.model import open_model
 from sarathi.models.sharding import Shard
 from sarathi.sampling.params import SamplingParams
+from tests import tiny_models
+from tests.backends.engines import engine, load_torch, run
+from tests.backends.ranks import HOST, Crew, everywhere, ranks
+from tests.backends.test_parity import LENGTHS, chunk
 
 # Families and numbers of ranks: with key heads for each rank and fewer, one norm and two, biases,
 # an untied head and a tied one, windows.
@@ -62,6 +63,7 @@ def test_the_same_tokens(crew: Crew, family: str, count: int, tmp_path: Path) ->
     prompts = [rng.integers(2, tiny_models.VOCAB_SIZE, n).tolist() for n in LENGTHS]
     alone = load_torch(tmp_path)
     step = chunk(prompts[2], 0, 50)
+    expected: Any
     expected, tokens = alone.execute(step).copy(), run(engine(alone, budget=32), prompts, GREEDY)
     with ranks(crew, tmp_path, count) as several:
         np.testing.assert_allclose(several.execute(step), expected, atol=1e-4)
@@ -84,7 +86,7 @@ def test_hidden_states_reach_the_other_ranks(crew: Crew, tmp_path: Path) -> None
     ]
     step = chunk([5, 6, 7, 8], 0, 4)
     hidden = alone[0].execute(step).copy()
-    expected = alone[1].execute(step, hidden).copy()
+    expected: Any = alone[1].execute(step, hidden).copy()
     with ranks(crew, tmp_path, 2, stage=alone[1].stage) as several:
         found = several.execute(step, hidden)
         np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -93,7 +95,7 @@ def test_hidden_states_reach_the_other_ranks(crew: Crew, tmp_path: Path) -> None
 
 def test_half_precision_sums_and_deterministic_ones(crew: Crew, tmp_path: Path) -> None:
     tiny_models.save_tiny("llama-biases", tmp_path)
-    options = {"precision": "bf16", "deterministic": True}
+    options: dict[str, Any] = {"precision": "bf16", "deterministic": True}
     prompt = list(range(2, 40))
     expected = load_torch(tmp_path, **options).execute(chunk(prompt, 0, 38)).copy()
     with ranks(crew, tmp_path, 4, **options) as several:

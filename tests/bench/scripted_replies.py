@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-TOKEN = " word"  # all are alike, so that the length of a text tells how many there are
+TOKEN = " word"  # all are alike, so that the length of a text is their number
 PING = b": ping\n\n"
 
 # What may come after the last step: all that a server should say; the end of the HTTP message and

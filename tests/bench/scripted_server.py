@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from scripted_replies import TOKEN, Raw, Received, Reply, Script, Tokens, error_body
+from tests.bench.scripted_replies import TOKEN, Raw, Received, Reply, Script, Tokens, error_body
 
 MODEL = "scripted"
 
@@ -122,9 +122,9 @@ class ScriptedServer:
             await self._generate(request, writer)
         elif method == "POST" and path.endswith("/tokenize"):
             words = json.loads(body)["prompt"].split()
-            told = {"count": len(words), "tokens": list(range(len(words)))}
+            reply = {"count": len(words), "tokens": list(range(len(words)))}
             limit = self._model["max_model_len"]
-            _answer(writer, 200, json.dumps({**told, "max_model_len": limit}).encode())
+            _answer(writer, 200, json.dumps({**reply, "max_model_len": limit}).encode())
         elif method == "GET" and path.endswith("/v1/models"):
             _answer(writer, 200, json.dumps({"object": "list", "data": [self._model]}).encode())
         elif method == "GET" and path.endswith("/health"):

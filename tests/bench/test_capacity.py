@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from made_up import record, run
 from msgspec.structs import replace
 
 from sarathi.bench.capacity.capacity_search import CapacitySearch, SearchStore
@@ -18,6 +17,7 @@ from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
 from sarathi.bench.results import RESULT_NAME, Capacity, Run, load_results, runs_of, save
 from sarathi.bench.server_process import ending_on_signals
 from sarathi.errors import BenchmarkError
+from tests.bench.made_up import record, run
 
 CONFIGURATION = {"seed": 0}
 
@@ -27,7 +27,7 @@ class Server:
 
     def __init__(self) -> None:
         self.asked: list[Try] = []
-        self.told: list[tuple[Try, bool]] = []
+        self.recorded: list[tuple[Try, bool]] = []
         self.before: Callable[[Try], None] = lambda wanted: None
 
     def measure(self, wanted: Try) -> Run:
@@ -38,7 +38,7 @@ class Server:
         return run([record(one) for one in gaps], rate=wanted.rate, seed=wanted.repeat)
 
     def tell(self, made: Try, of: Run, verdict: Verdict) -> None:
-        self.told.append((made, verdict.met))
+        self.recorded.append((made, verdict.met))
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def test_a_step_makes_one_run_and_reports_it(tmp_path: Path) -> None:
     with searching(tmp_path, server) as search:
         assert search.step()
         assert server.asked == [Try(1.0)]
-        assert server.told == [(Try(1.0), True)]
+        assert server.recorded == [(Try(1.0), True)]
         assert search.step()
         assert server.asked == [Try(1.0), Try(2.0)]
 
@@ -101,7 +101,7 @@ def test_after_the_last_run_a_step_does_nothing(tmp_path: Path) -> None:
     assert len(server.asked) == number
 
 
-def test_a_search_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+def test_a_search_continues_where_it_was_interrupted(tmp_path: Path) -> None:
     """At every run in turn: neither is one made twice, nor does the result differ."""
     whole = Server()
     expected = found(tmp_path / "whole", whole)
@@ -118,7 +118,7 @@ def test_a_search_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
         later = Server()
         assert found(tmp_path / str(number), later) == expected
         assert server.asked[:number] + later.asked == whole.asked
-        assert len(later.told) == len(whole.told), "of earlier runs it is told as well"
+        assert len(later.recorded) == len(whole.recorded), "earlier runs are reported as well"
 
 
 def test_a_finer_search_makes_use_of_a_coarser_one(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_an_invalid_run_is_made_once_more(tmp_path: Path) -> None:
     server.measure = first_invalid  # type: ignore[method-assign]
     assert found(tmp_path, server).capacity == 2.83
     assert server.asked[:4] == [Try(1.0), Try(2.0), Try(2.0), Try(4.0)]
-    assert [made for made, _ in server.told][:3] == [Try(1.0), Try(2.0), Try(4.0)]
+    assert [made for made, _ in server.recorded][:3] == [Try(1.0), Try(2.0), Try(4.0)]
 
 
 def test_a_run_that_is_invalid_twice_ends_the_search_and_keeps_the_others(tmp_path: Path) -> None:

@@ -15,9 +15,6 @@ from typing import Any
 
 import pytest
 import uvloop
-from scripted_certificate import self_signed, server_context
-from scripted_replies import PING, Raw, Reply, Script, Tokens, error_body, in_turn, steady
-from scripted_server import ScriptedServer
 
 from sarathi.bench.client.endpoint import Api, Call, Dialect, Endpoint
 from sarathi.bench.client.open_loop import (
@@ -29,6 +26,18 @@ from sarathi.bench.client.open_loop import (
     play,
 )
 from sarathi.telemetry import RequestRecord, summarise
+from tests.bench.scripted_certificate import self_signed, server_context
+from tests.bench.scripted_replies import (
+    PING,
+    Raw,
+    Reply,
+    Script,
+    Tokens,
+    error_body,
+    in_turn,
+    steady,
+)
+from tests.bench.scripted_server import ScriptedServer
 
 # Seconds by which a median may be off, and a single time: both ends run in one process, on a
 # machine that may have other things to do.
@@ -138,8 +147,8 @@ def test_comments_are_no_tokens() -> None:
 
 
 def test_the_server_may_report_its_scheduling_delay() -> None:
-    told = {"server-timing": 'cache;desc="hit, or miss", queue;dur=12.5'}
-    assert one(steady(0, 0, headers=told)).scheduling_delay == pytest.approx(0.0125)
+    headers = {"server-timing": 'cache;desc="hit, or miss", queue;dur=12.5'}
+    assert one(steady(0, 0, headers=headers)).scheduling_delay == pytest.approx(0.0125)
     assert one(steady(0, 0)).scheduling_delay is None
 
 

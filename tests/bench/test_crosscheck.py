@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 import uvloop
-from scripted_replies import Received, Reply, Tokens
-from scripted_server import MODEL, ScriptedServer
 
 from sarathi.bench.client.endpoint import Call, Dialect, Endpoint
 from sarathi.bench.client.open_loop import play
 from sarathi.telemetry import RequestRecord, distribution, summarise
+from tests.bench.scripted_replies import Received, Reply, Tokens
+from tests.bench.scripted_server import MODEL, ScriptedServer
 
 WITHIN = 0.05
 RATE = 10.0  # requests per second

@@ -8,11 +8,11 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import record
 
 from sarathi.bench.capacity.early_stopping import EarlyStopping
 from sarathi.bench.capacity.verdict import CapacityTargets, evaluate
 from sarathi.telemetry import RequestRecord, summarise
+from tests.bench.made_up import record
 
 TARGETS = CapacityTargets(tbt=0.1)
 
@@ -23,10 +23,10 @@ def stopping_early(
     return EarlyStopping([output_tokens] * num_requests, num_warm_up, TARGETS, tells_delay)
 
 
-def play(listener: EarlyStopping, index: int, told: RequestRecord) -> None:
-    listener.sent(index, told.arrival)
-    listener.progressed(index, told.tokens)
-    listener.ended(index, told)
+def play(listener: EarlyStopping, index: int, ended: RequestRecord) -> None:
+    listener.sent(index, ended.arrival)
+    listener.progressed(index, ended.tokens)
+    listener.ended(index, ended)
 
 
 SLOW = record([0.3] * 10)
@@ -34,9 +34,9 @@ GOOD = record([0.05] * 10)
 
 
 def stopped_after(listener: EarlyStopping, records: list[RequestRecord]) -> int | None:
-    for index, told in enumerate(records):
-        play(listener, index, told)
-        if listener.stop_reason(told.end) is not None:
+    for index, ended in enumerate(records):
+        play(listener, index, ended)
+        if listener.stop_reason(ended.end) is not None:
             return index + 1
     return None
 
@@ -123,8 +123,8 @@ def test_reported_delays_count_once_they_are_reported() -> None:
     late = record([0.05] * 10, ttft=2.9, delay=2.5)
     listener = stopping_early(100)
     assert stopped_after(listener, [GOOD] * 20 + [late] * 80) == 20 + 60
-    told = listener.stop_reason(9.0) or ""
-    assert "60 of 100 requests have a scheduling delay above 2 s already, more than half" in told
+    reason = listener.stop_reason(9.0) or ""
+    assert "60 of 100 requests have a scheduling delay above 2 s already, more than half" in reason
     patient = record([0.05] * 10, ttft=9.0, delay=0.5)
     assert stopped_after(stopping_early(100), [patient] * 100) is None
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from made_up import record, run
 from msgspec.structs import replace
 
 from sarathi.bench.results import (
@@ -25,6 +24,7 @@ from sarathi.bench.results import (
     save,
 )
 from sarathi.errors import BenchmarkError
+from tests.bench.made_up import record, run
 
 RUN = run([record([0.05, 0.06], delay=None), record(failure="timeout")], invalid="the client")
 

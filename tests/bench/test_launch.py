@@ -145,7 +145,7 @@ def test_a_server_runs_within_the_context(server: str, log: Path, port: int) -> 
     assert not lives(pid)
     with Launched(f"{server} --port={port}", None, log) as running:
         running.wait_ready(10)
-        assert pids(log) != [pid], "the log begins anew"
+        assert pids(log) != [pid], "the log is truncated"
 
 
 def test_it_is_asked_to_end_before_it_is_killed(server: str, log: Path) -> None:
@@ -281,7 +281,7 @@ def test_a_server_that_stays_unwell_is_reported(server: str, log: Path, port: in
         running.wait_ready(1)
 
 
-def test_a_port_in_use_is_told_before_anything_is_started(log: Path) -> None:
+def test_a_port_in_use_is_reported_before_anything_is_started(log: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         listener.listen()

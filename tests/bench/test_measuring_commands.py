@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_replies import Received, Reply, Script, error_body, in_turn, steady
-from scripted_server import ScriptedServer
 
 from sarathi.cli.main import main
 from sarathi.errors import BenchmarkError
+from tests.bench.scripted_replies import Received, Reply, Script, error_body, in_turn, steady
+from tests.bench.scripted_server import ScriptedServer
 
 TTFT, TBT = 0.05, 0.02  # seconds
 LOAD = ("--prompt-lengths", "20", "--output-lengths", "6", "--warm-up", "2")
@@ -145,7 +145,7 @@ class TestBench:
 
 class TestBadInput:
     @pytest.mark.parametrize(
-        ("words", "told"),
+        ("words", "message"),
         [
             (("bench", "--rate", "1"), "lengths are missing"),
             (("bench", "--rate", "0", *LOAD), "is not a number at least 0.0001"),
@@ -167,7 +167,7 @@ class TestBadInput:
     def test_it_is_reported_in_one_line(
         self,
         words: tuple[str, ...],
-        told: str,
+        message: str,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
@@ -180,7 +180,7 @@ class TestBadInput:
         captured = capsys.readouterr()
         assert code == 2
         assert not captured.out
-        assert told in captured.err
+        assert message in captured.err
         assert "Traceback" not in captured.err
 
     def test_without_a_rate_only_a_trace_can_be_sent(

@@ -7,12 +7,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
-from scripted_replies import Reply, Tokens, error_body, in_turn, steady
-from scripted_server import ScriptedServer
 
 from sarathi.bench.client.endpoint import Dialect, Endpoint
 from sarathi.bench.client.server_probe import DIALECTS, ServerFacts, probe
 from sarathi.errors import BenchmarkError
+from tests.bench.scripted_replies import Reply, Tokens, error_body, in_turn, steady
+from tests.bench.scripted_server import ScriptedServer
 
 ANSWER = steady(0.0, 0.0)
 

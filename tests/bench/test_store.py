@@ -9,11 +9,11 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
-from made_up import record, run
 
 from sarathi.bench.capacity.capacity_search import SearchStore
 from sarathi.bench.results import save
 from sarathi.errors import BenchmarkError
+from tests.bench.made_up import record, run
 
 CONFIGURATION = {"server": "sarathi serve tiny", "seed": 0, "workload": {"b": "1", "a": "2"}}
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from made_up import record, run
 from msgspec.structs import replace
-from simulated_runs import simulated, use
 
 from sarathi.bench.comparison import FIGURES, Row
 from sarathi.bench.results import Capacity, Point
@@ -18,6 +16,8 @@ from sarathi.bench.terminal import (
     run_fields,
 )
 from sarathi.telemetry import summarise
+from tests.bench.made_up import record, run
+from tests.simulated_runs import simulated, use
 
 HOSTILE = ["http://[fe80::1]:8000", "a[/b]", "[red]x", "a :cat: b", "ends in \\"]
 Printed = pytest.CaptureFixture[str]

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-import tiny_models
-from scripted_certificate import self_signed, server_context
-from scripted_replies import steady
-from scripted_server import ScriptedServer
 
 from sarathi.bench.client.endpoint import Endpoint
 from sarathi.bench.workload.token_counter import LocalTokens, ServerTokens
 from sarathi.errors import BenchmarkError
 from sarathi.models.locate import locate
 from sarathi.models.model import open_tokenizer
+from tests import tiny_models
+from tests.bench.scripted_certificate import self_signed, server_context
+from tests.bench.scripted_replies import steady
+from tests.bench.scripted_server import ScriptedServer
 
 
 def asking(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from made_up import record, run
 
 from sarathi.bench.capacity.verdict import (
     CapacityTargets,
@@ -13,6 +12,7 @@ from sarathi.bench.capacity.verdict import (
     pool_runs,
 )
 from sarathi.telemetry import RequestRecord, summarise
+from tests.bench.made_up import record, run
 
 TARGETS = CapacityTargets(tbt=0.1)
 GOOD = record()

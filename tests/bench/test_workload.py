@@ -169,7 +169,9 @@ def test_without_turns_each_request_stands_alone() -> None:
 
 
 @pytest.mark.parametrize(("max_prompt", "max_total"), [(300, None), (None, 400)])
-def test_a_conversation_too_long_begins_anew(max_prompt: int | None, max_total: int | None) -> None:
+def test_a_conversation_too_long_starts_again(
+    max_prompt: int | None, max_total: int | None
+) -> None:
     made = plan(workload(turns=10, max_prompt=max_prompt), num_requests=200, max_total=max_total)
     found = conversations(made)
     assert len(found) > 20
@@ -189,7 +191,7 @@ def test_a_conversation_too_long_begins_anew(max_prompt: int | None, max_total: 
         ({"max_prompt": 100, "max_total": 500}, "of 100 tokens and a context of 500 tokens, no"),
     ],
 )
-def test_turns_for_which_there_is_no_room_are_refused(limits: dict[str, int], message: str) -> None:
+def test_turns_that_do_not_fit_are_refused(limits: dict[str, int], message: str) -> None:
     lengths = {"prompt_lengths": "60", "output_lengths": "10"}
     made = workload(**lengths, turns=4, max_prompt=limits.get("max_prompt"))
     with pytest.raises(BenchmarkError, match="--turns 4 has no effect") as error:

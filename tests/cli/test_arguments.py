@@ -16,7 +16,7 @@ from sarathi.cli.options_table import options_tables
 from sarathi.cli.serve import ServeOptions
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import UsageError
-from sarathi.options import LAYERED, Count, Option, Seconds, Section, changed
+from sarathi.options import LAYERED, Count, Option, OptionGroup, Seconds, changed
 
 
 class Options(Struct, frozen=True, kw_only=True):
@@ -139,7 +139,7 @@ class Page(Struct, frozen=True, kw_only=True):
     source: Annotated[str, Option("a text", positional=True, metavar="SOURCE")]
     others: Annotated[tuple[str, ...], Option("more", positional=True, metavar="OTHER")] = ()
     width: Annotated[int, Option("its own")] = 0
-    text: Annotated[Options, Section(only=("color", "border"), group="other")]
+    text: Annotated[Options, OptionGroup(only=("color", "border"), group="other")]
 
 
 def test_a_class_holds_a_part_of_another(capsys: pytest.CaptureFixture[str]) -> None:

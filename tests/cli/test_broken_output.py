@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ SARATHI = (sys.executable, "-m", "sarathi.cli.main")
 LIST = (*SARATHI, "reproduce", "--list")
 
 
-def run(command: tuple[str, ...], **options: object) -> tuple[int, str]:
+def run(command: tuple[str, ...], **options: Any) -> tuple[int, str]:
     done = subprocess.run(command, stderr=subprocess.PIPE, timeout=60, check=False, **options)
     return done.returncode, done.stderr.decode(errors="replace")
 

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny_gguf
-import tiny_models
+
+from tests import tiny_gguf, tiny_models
 
 
 def sarathi(*args: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_models import save_tiny
 
 from sarathi.backends import model_instance
 from sarathi.backends.openvino.openvino_executor import OpenVinoExecutor
@@ -16,6 +15,7 @@ from sarathi.engine.startup.dry_run import dry_run
 from sarathi.engine.startup.load import load_engine
 from sarathi.errors import ExecutorError
 from sarathi.models.formats.safetensors_weights import SafetensorsWeights
+from tests.tiny_models import save_tiny
 
 FREE = 2 * 10**7  # bytes
 

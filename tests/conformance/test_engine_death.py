@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from conftest import StartedServer
+
+from tests.conformance.started_server import StartedServer
 
 TOKENS = 60
 # Sampling is truncated: recomputed logits differ in their last bits, which could change the choice

@@ -6,13 +6,14 @@ import json
 import socket
 import struct
 import time
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 LONG = {"max_tokens": 1500, "ignore_eos": True, "temperature": 0}
-PATHS = {
+PATHS: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "Once upon a time"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Tell a story."}]},
 }
@@ -54,7 +55,7 @@ def reset(connection: socket.socket) -> None:
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("path", PATHS)
 def test_a_disconnect_frees_everything(http, server_url, api_key, path, n, stream, leave):
-    choices = {"n": n, "temperature": 1} if n > 1 else {}
+    choices: dict[str, Any] = {"n": n, "temperature": 1} if n > 1 else {}
     body = json.dumps({**PATHS[path], **LONG, **choices, "stream": stream}).encode()
     connection = connect(server_url)
     send(connection, path, body, api_key)
@@ -119,7 +120,7 @@ BAD = {
 
 @pytest.mark.usefixtures("idle")
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_refused_and_the_server_goes_on(http, name):
+def test_bad_input_is_refused_and_the_server_continues(http, name):
     content, status = BAD[name]
     response = http.post("/v1/completions", content=content)
     assert response.status_code == status, response.text

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -42,7 +43,7 @@ class Request(threading.Thread):
         return self
 
     @property
-    def last_event(self) -> dict:
+    def last_event(self) -> Any:
         return json.loads(self.text.rstrip().rsplit("data: ", 1)[1])
 
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 from sarathi.backends.runner import NO_SLOTS, StepExecutor, StepResult
 from sarathi.backends.step import I64, Step
 from sarathi.sampling.sampler import Sampler
 from sarathi.telemetry.stages import StageTime
+
+
+class SizedExecutor(StepExecutor, Protocol):
+    @property
+    def config(self) -> Any:
+        """Has the `vocab_size` of the logits."""
 
 
 class Pipeline:
@@ -21,9 +28,10 @@ class Pipeline:
     """
 
     def __init__(
-        self, executor: StepExecutor, depth: int, times: Iterable[tuple[StageTime, ...]] = ()
+        self, executor: SizedExecutor, depth: int, times: Iterable[tuple[StageTime, ...]] = ()
     ) -> None:
-        """
+        """Prepare an empty pipeline.
+
         Args:
             times: of the steps, in order; afterwards nothing takes any time.
         """

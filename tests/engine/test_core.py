@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from successor import EOS, VOCAB, Successor, drain, greedy, tokens
 
 from sarathi.backends.runner import InlineRunner
 from sarathi.engine.core import EngineCore
@@ -19,6 +18,7 @@ from sarathi.scheduler import (
     Work,
 )
 from sarathi.telemetry.recorder import IterationRecord
+from tests.engine.successor import EOS, VOCAB, Successor, drain, greedy, tokens
 
 
 @pytest.fixture

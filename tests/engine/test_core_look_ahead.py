@@ -7,7 +7,6 @@ from collections import deque
 
 import numpy as np
 import pytest
-from successor import EOS, VOCAB, Successor, drain, greedy, tokens
 
 from sarathi.backends.runner import NO_SLOTS, InlineRunner, StepResult
 from sarathi.backends.step import I64, Step
@@ -17,6 +16,7 @@ from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import Sampler
 from sarathi.scheduler import POLICIES, BlockPool, FixedBudget, LatencyModel, Scheduler, Work
 from sarathi.telemetry.stages import StageTime
+from tests.engine.successor import EOS, VOCAB, Successor, drain, greedy, tokens
 
 
 class Device:
@@ -80,6 +80,11 @@ def looking_ahead(executor: Successor, *, blocks: int = 60, policy: str = "sarat
     return EngineCore(Device(executor), scheduler(True, blocks, policy), [EOS])
 
 
+def device(core: EngineCore) -> Device:
+    assert isinstance(core._runner, Device)
+    return core._runner
+
+
 def one_by_one(executor: Successor, *, blocks: int = 60, policy: str = "sarathi") -> EngineCore:
     runner = InlineRunner(executor, Sampler(VOCAB))
     return EngineCore(runner, scheduler(False, blocks, policy), [EOS])
@@ -140,14 +145,14 @@ def test_outputs_are_those_of_one_batch_at_a_time(policy: str, blocks: int) -> N
 
     core = looking_ahead(Successor(), blocks=blocks, policy=policy)
     assert run(core) == run(one_by_one(Successor(), blocks=blocks, policy=policy))
-    assert core._runner.most == 2
+    assert device(core).most == 2
 
 
 def test_a_decode_is_in_every_batch_and_its_token_stays_on_the_device() -> None:
     core = looking_ahead(Successor())
     core.submit(1, [1, 2, 3], greedy(max_tokens=5), arrival=0.0)
     assert tokens(drain(core)[1]) == [4, 5, 6, 7, 8]
-    steps = core._runner.steps
+    steps = device(core).steps
     assert [step.token_ids.tolist() for step in steps] == [[1, 2, 3], [-1], [-1], [-1], [-1]]
     assert [step.positions.tolist() for step in steps] == [[0, 1, 2], [3], [4], [5], [6]]
 
@@ -159,7 +164,7 @@ def test_tokens_after_the_end_of_an_output_are_dropped() -> None:
     found = drain(core)[1]
     assert tokens(found) == [EOS - 1, EOS]
     assert found[-1].finish_reason == "stop"
-    assert len(core._runner.steps) == 3
+    assert len(device(core).steps) == 3
     assert core.stats.free_blocks == core.stats.total_blocks
     core.submit(2, [5], greedy(max_tokens=2), arrival=0.0)
     assert core._slots == {2: 0}

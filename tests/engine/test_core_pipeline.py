@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
-from fake_pipeline import Pipeline
-from successor import EOS, VOCAB, Successor, drain, greedy, tokens
 
 from sarathi.backends.runner import InlineRunner, Runner
 from sarathi.engine.core import EngineCore
@@ -17,6 +16,8 @@ from sarathi.sampling.sampler import Sampler
 from sarathi.scheduler import BlockPool, FixedBudget, LatencyModel, Request, Scheduler, Work
 from sarathi.telemetry.recorder import IterationRecord
 from sarathi.telemetry.stages import StageTime
+from tests.engine.fake_pipeline import Pipeline
+from tests.engine.successor import EOS, VOCAB, Successor, drain, greedy, tokens
 
 # Of chunked prompts, and of short ones whose outputs outgrow the memory: KV blocks and prompts.
 CHUNKED = 40, [list(range(first, first + n)) for first, n in ((1, 30), (3, 5), (7, 17), (2, 1))]
@@ -229,7 +230,7 @@ def test_the_model_learns_what_a_stage_adds(monkeypatch: pytest.MonkeyPatch) -> 
         now[0] += 0.25
         return schedule(at)
 
-    def slow_publish(progressed: list[Request], logprobs: dict) -> list[TokenOutput]:
+    def slow_publish(progressed: list[Request], logprobs: Any) -> list[TokenOutput]:
         now[0] += 0.75
         return publish(progressed, logprobs)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sarathi.engine.config import EngineConfig
@@ -16,12 +18,16 @@ MOST = {
 }
 
 
+def options(name: str, value: int) -> dict[str, Any]:
+    return {name: value}
+
+
 @pytest.mark.parametrize("name", MOST)
 def test_whole_numbers_have_both_ends(name: str) -> None:
     for accepted in (1, MOST[name]):
-        assert getattr(EngineConfig(**{name: accepted}), name) == accepted
+        assert getattr(EngineConfig(**options(name, accepted)), name) == accepted
     for refused in (0, MOST[name] + 1):
         with pytest.raises(
             ConfigError, match=f"{name} is {refused}, expected an integer at least 1"
         ):
-            EngineConfig(**{name: refused})
+            EngineConfig(**options(name, refused))

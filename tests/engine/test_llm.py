@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-import tiny_models
-from fake_pipeline import Pipeline
 
 from sarathi import LLM, SamplingParams
 from sarathi.engine.core import EngineCore
-from sarathi.engine.llm import RequestOutput
+from sarathi.engine.llm import Prompt, RequestOutput
 from sarathi.errors import ConfigError, ModelError
 from sarathi.scheduler import AdmissionError, BlockPool, FixedBudget, Scheduler
+from tests import tiny_models
+from tests.engine.fake_pipeline import Pipeline
 
 GREEDY = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
 
@@ -29,8 +32,13 @@ def llm(folder: Path) -> LLM:
     return LLM(str(folder), precision="f32", kv_cache_memory=8 * 2**20, token_budget=16)
 
 
+def close(stream: Iterator[str]) -> None:
+    assert isinstance(stream, Generator)
+    stream.close()
+
+
 def test_outputs_come_in_the_order_of_the_prompts(llm: LLM) -> None:
-    prompts = ["a long prompt " * 5, "b", [5, 6, 7]]
+    prompts: list[Prompt] = ["a long prompt " * 5, "b", [5, 6, 7]]
     together = llm.generate(prompts, GREEDY)
     assert [result.prompt for result in together] == [prompts[0], "b", None]
     assert together[2].prompt_token_ids == [5, 6, 7]
@@ -95,14 +103,15 @@ def test_chat_uses_the_models_template(llm: LLM) -> None:
 def test_an_abandoned_stream_leaves_nothing_behind(llm: LLM) -> None:
     stream = llm.stream_chat([{"role": "user", "content": "hello"}], GREEDY)
     next(stream)
-    stream.close()
+    close(stream)
     assert not llm._core.has_work
     assert llm._core.stats.free_blocks == llm._core.stats.total_blocks
 
 
 def test_one_impossible_prompt_refuses_all_and_computes_nothing(llm: LLM) -> None:
+    impossible: list[Prompt] = ["fine", [5] * 512]
     with pytest.raises(AdmissionError, match="leaves no room"):
-        llm.generate(["fine", [5] * 512], GREEDY)
+        llm.generate(impossible, GREEDY)
     assert not llm._core.has_work
     assert llm.generate("fine", GREEDY)[0].outputs[0].finish_reason == "length"
 
@@ -129,7 +138,7 @@ def test_an_unknown_model_is_an_error_that_names_what_is_accepted() -> None:
     ],
 )
 def test_options_that_do_not_fit_are_refused(
-    folder: Path, options: dict[str, int], message: str
+    folder: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         LLM(str(folder), **options)
@@ -156,7 +165,7 @@ def test_an_interrupted_iteration_leaves_nothing_behind(
     stream = llm.stream_chat([{"role": "user", "content": "hello"}], GREEDY)
     next(stream)
     with monkeypatch.context() as patch:
-        patch.setattr(llm._core._runner._executor, "execute", interrupt)
+        patch.setattr(llm._core._runner, "_executor", SimpleNamespace(execute=interrupt))
         with pytest.raises(KeyboardInterrupt):
             next(stream)
     assert not llm._core.has_work
@@ -180,7 +189,7 @@ def test_a_closed_stream_leaves_nothing_under_way(
     next(stream)
     core._schedule_ahead()
     assert any(request.in_flight for request in scheduler._requests.values())
-    stream.close()
+    close(stream)
     assert not core.has_work
     assert pool.num_free == pool.num_blocks
     assert llm.generate(["a", "b", "c"], GREEDY) == whole

@@ -12,6 +12,7 @@ from sarathi.engine.messages import TokenOutput
 from sarathi.engine.output_processor import OutputText
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
+from sarathi.scheduler.request import FinishReason
 
 END = b"<end>"  # the text of the token that ends a request, which must never be seen
 
@@ -41,13 +42,16 @@ class PieceStream:
         return self._decoder.decode(b"", True)
 
 
-def outputs(count: int, last: str | None = None) -> list[TokenOutput]:
-    finish = [None] * (count - 1) + [last]
+def outputs(count: int, last: FinishReason | None = None) -> list[TokenOutput]:
+    finish: list[FinishReason | None] = [None] * (count - 1) + [last]
     return [TokenOutput(0, token, reason) for token, reason in enumerate(finish)]
 
 
 def assembled(
-    pieces: Sequence[bytes], params: SamplingParams, last: str | None = "length", step: int = 1
+    pieces: Sequence[bytes],
+    params: SamplingParams,
+    last: FinishReason | None = "length",
+    step: int = 1,
 ) -> tuple[str, OutputText, list[str]]:
     """The text of all pieces, pushed `step` at a time, and the text of each push."""
     text = OutputText(PieceTokenizer(pieces), params)

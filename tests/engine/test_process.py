@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -66,7 +67,9 @@ def test_statistics_come_every_second_while_there_is_no_token(
 ) -> None:
     core, server = LongPrompt(num_iterations=10), Server()
     monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=lambda: core.now))
-    EngineProcess(server).run(core)
+    socket: Any = server
+    engine: Any = core
+    EngineProcess(socket).run(engine)
     *during, last, _ = server.received  # one more answers the message that ends it
     assert [message.stats.iterations for message in during] == [4, 8]
     assert [message.outputs for message in during] == [[], []]

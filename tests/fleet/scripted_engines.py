@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import msgspec
 import zmq
-from model_info import model_info
 
 from sarathi.engine.config import EngineConfig, Launch
 from sarathi.engine.messages import (
@@ -30,7 +29,9 @@ from sarathi.fleet.fleet import Fleet
 from sarathi.fleet.generation import Generation
 from sarathi.fleet.replica import RestartPolicy
 from sarathi.sampling.params import SamplingParams
+from sarathi.scheduler.request import FinishReason
 from sarathi.telemetry.stats import Stats
+from tests.model_info import model_info
 
 INFO = model_info(max_model_len=1000, vocab_size=100_000, num_blocks=500)
 LATENCY = (0.001, 0.001, 0.0, 0.0, 0.001)
@@ -89,6 +90,7 @@ class ScriptedEngine:
             position = self._given[request.id]
             self._given[request.id] += 1
             last = position + 1 == request.params.max_tokens
+            reason: FinishReason | None
             reason = "length" if last else None
             outputs.append(TokenOutput(request.id, token(request.prompt_ids, position), reason))
             if last:
@@ -179,10 +181,13 @@ class World:
     async def ready(self, *indices: int) -> list[ScriptedEngine]:
         engines = [await self.engine(index) for index in indices]
         for engine in engines:
-            before = self.states.count("ready")
+            count = self.states.count("ready") + 1
             engine.ready()
-            await until(lambda before=before: self.states.count("ready") > before)
+            await self.until_ready(count)
         return engines
+
+    async def until_ready(self, count: int) -> None:
+        await until(lambda: self.states.count("ready") >= count)
 
     @property
     def states(self) -> list[str]:

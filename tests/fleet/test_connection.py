@@ -8,13 +8,13 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
-from scripted_engines import World, play, received, until
 
 from sarathi.engine import connection
 from sarathi.engine.connection import EngineConnection, EngineListener
 from sarathi.engine.messages import ClockReading
 from sarathi.fleet import engine_client as client
 from sarathi.fleet.engine_client import ClockOffset
+from tests.fleet.scripted_engines import World, play, received, until
 
 
 @pytest.fixture(autouse=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from scripted_engines import World, play, read, received, tokens, until
 
 from sarathi.fleet import engine_client as client
+from tests.fleet.scripted_engines import World, play, read, received, tokens, until
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def test_an_engine_that_dies_while_it_drains_is_not_started_again() -> None:
     play(scene, 2)
 
 
-def test_an_engine_that_is_needed_again_goes_on() -> None:
+def test_an_engine_that_is_needed_again_continues() -> None:
     async def scene(world: World) -> None:
         await world.ready(0, 1)
         world.submit(1)

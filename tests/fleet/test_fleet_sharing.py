@@ -6,11 +6,11 @@ import asyncio
 
 import msgspec
 import pytest
-from scripted_engines import INFO, STATS, World, play, until
 
 from sarathi.engine.config import EngineConfig, share_of_machine
 from sarathi.engine.startup.load import executor_options
 from sarathi.fleet import engine_client as client
+from tests.fleet.scripted_engines import INFO, STATS, World, play, until
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +65,7 @@ def test_the_shortest_length_holds() -> None:
         for index, length in enumerate((800, 500, 900)):
             engine = await world.engine(index)
             engine.ready(msgspec.structs.replace(INFO, max_model_len=length))
-            await until(lambda index=index: world.states.count("ready") == index + 1)
+            await world.until_ready(index + 1)
         assert world.fleet.info is not None
         assert world.fleet.info.max_model_len == 500
 
@@ -78,11 +78,11 @@ def test_the_first_target_holds() -> None:
     async def scene(world: World) -> None:
         reasons = ((800, 0.1, "first"), (500, 0.2, "second"))
         for index, (length, target, reason) in enumerate(reasons):
-            info = msgspec.structs.replace(
+            measured = msgspec.structs.replace(
                 INFO, max_model_len=length, tbt_target=target, tbt_target_reason=reason
             )
-            (await world.engine(index)).ready(info)
-            await until(lambda index=index: world.states.count("ready") == index + 1)
+            (await world.engine(index)).ready(measured)
+            await world.until_ready(index + 1)
         info = world.fleet.info
         assert info is not None
         assert (info.max_model_len, info.tbt_target, info.tbt_target_reason) == (500, 0.1, "first")

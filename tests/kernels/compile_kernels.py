@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--window", action="store_true")
     parser.add_argument("--capability", type=int, default=90)
     options = parser.parse_args()
-    shape = AttentionShape(*options.heads, options.head_dim)
+    shape = AttentionShape(options.heads[0], options.heads[1], options.head_dim)
     for decode_only in (False, True):
         report = compile_attention(
             options.dtype,

@@ -11,7 +11,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from sampler_contract import (
+
+from sarathi.backends.torch.kernels import MAX_VOCAB_SIZE
+from sarathi.backends.torch.kernels.sampling_kernels import Tiles
+from sarathi.backends.torch.torch_sampler import TorchSampler
+from sarathi.errors import ExecutorError
+from sarathi.sampling.params import SamplingParams
+from sarathi.sampling.sampler import NO_TOKEN, Sampler, SamplerOutput
+from tests.sampler_contract import (
     EOS,
     GREEDY,
     MIXED,
@@ -27,13 +34,6 @@ from sampler_contract import (
     random_rows,
     rows,
 )
-
-from sarathi.backends.torch.kernels import MAX_VOCAB_SIZE
-from sarathi.backends.torch.kernels.sampling_kernels import Tiles
-from sarathi.backends.torch.torch_sampler import TorchSampler
-from sarathi.errors import ExecutorError
-from sarathi.sampling.params import SamplingParams
-from sarathi.sampling.sampler import NO_TOKEN, Sampler, SamplerOutput
 
 # The interpreter warns of infinities, which are meant.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
 
-from sarathi.backends.options import ExecutorOptions
+from sarathi.backends.executor_options import ExecutorOptions
 from sarathi.backends.reference import reference
 from sarathi.backends.registry import load_backend
 from sarathi.backends.runner import Runner
@@ -23,6 +22,7 @@ from sarathi.models.model import open_model
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import Sampler
 from sarathi.scheduler import BlockPool, FixedBudget, Scheduler
+from tests import tiny_models
 
 FAMILIES = ("qwen2-sliding", "qwen3-wide-heads", "falcon-180b")
 NUM_BLOCKS = 8

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from paged_batch import PagedBatch
 
 from sarathi.backends.step import StepPart, join_parts
 from sarathi.backends.torch.attention_backend import LayerCache, choose_attention
@@ -24,6 +23,7 @@ from sarathi.backends.torch.step_inputs import StepArrays, padded, step_arrays, 
 from sarathi.backends.torch.triton_attention import TritonAttention
 from sarathi.errors import ExecutorError
 from sarathi.models.model_config import ModelConfig
+from tests.kernels.paged_batch import PagedBatch
 
 # The interpreter multiplies matrices of bfloat16 as if they were integers.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -68,7 +68,7 @@ class TestKernels:
         ("heads", "block_size"), [((2, 2), 16), ((3, 1), 64), ((8, 1), 32)], ids=str
     )
     def test_batches(self, device, heads, block_size, lengths) -> None:
-        shape = AttentionShape(*heads, 32, block_size)
+        shape = AttentionShape(heads[0], heads[1], 32, block_size)
         batch = PagedBatch(lengths, shape, device, HALF)
         batch.check(batch.compute(batch.plan(planner(shape))))
 
@@ -81,10 +81,10 @@ class TestKernels:
         rng = np.random.default_rng([*heads, window, dtype.itemsize])
         lengths = [(int(rng.integers(1, 300)), int(rng.integers(0, 1000)))]
         for _ in range(rng.integers(1, 4)):
-            new = int(rng.choice([1, 1, rng.integers(2, 40)]))
+            new = int(rng.choice([1, 1, int(rng.integers(2, 40))]))
             lengths.append((new, int(rng.integers(0, 4096 - new))))
         rng.shuffle(lengths)
-        shape = AttentionShape(*heads, 16)
+        shape = AttentionShape(heads[0], heads[1], 16)
         batch = PagedBatch(lengths, shape, device, dtype, seed=heads[0])
         config = KernelConfig(Tile(128, 64, 2), Tile(16, 64, 3), 8, None, decodes_per_sm=1)
         work = batch.plan(planner(shape, config, num_sms=8), window)
@@ -160,7 +160,7 @@ class TestKernels:
     @pytest.mark.parametrize("heads", [(7, 1), (24, 1)], ids=str)
     def test_large_groups(self, device, heads) -> None:
         config = replace(SMALL, prefill=Tile(64, 16, 2), decode=Tile(32, 16, 2))
-        shape = AttentionShape(*heads, 32, 16)
+        shape = AttentionShape(heads[0], heads[1], 32, 16)
         batch = PagedBatch(((10, 5), (1, 30)), shape, device, HALF)
         batch.check(batch.compute(batch.plan(planner(shape, config))))
 

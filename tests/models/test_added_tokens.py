@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import tokenizers
 import transformers
-from tiny_models import VOCAB_SIZE, save_tokenizer
 
 from sarathi.errors import ModelError
 from sarathi.models.model import open_tokenizer
+from tests.tiny_models import VOCAB_SIZE, save_tokenizer
 
 _TEXT = "<a> <b>x<c> y<d>  <e>z</s> <f> <pad><s>"
 

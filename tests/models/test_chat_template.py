@@ -51,7 +51,7 @@ _TEMPLATES = {
 @pytest.mark.parametrize("prompt", [False, True])
 @pytest.mark.parametrize("tools", [None, _TOOLS])
 def test_rendering_is_that_of_transformers(source: str, prompt: bool, tools: Any) -> None:
-    expected, _ = render_jinja_template(
+    rendered: Any = render_jinja_template(
         [_MESSAGES],
         tools=tools,
         chat_template=source,
@@ -59,8 +59,9 @@ def test_rendering_is_that_of_transformers(source: str, prompt: bool, tools: Any
         bos_token="<s>",
         eos_token="</s>",
     )
+    [expected], _ = rendered
     template = ChatTemplate(source, "<s>", "</s>")
-    assert template.render(_MESSAGES, prompt, tools) == expected[0]
+    assert template.render(_MESSAGES, prompt, tools) == expected
 
 
 def test_further_variables_reach_the_template() -> None:
@@ -97,4 +98,5 @@ def test_invalid_template() -> None:
 @pytest.mark.parametrize("name", ["self", "context", "loop", "bos_token"])
 def test_an_argument_may_have_any_name(name: str) -> None:
     template = ChatTemplate("{{ messages[0].content }}")
-    assert template.render([{"role": "user", "content": "x"}], **{name: 1}) == "x"
+    extra: dict[str, Any] = {name: 1}
+    assert template.render([{"role": "user", "content": "x"}], **extra) == "x"

@@ -7,13 +7,13 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import save_tokenizer
 from tokenizers import decoders, models
 
 from sarathi.errors import ModelError
 from sarathi.models.locate import locate
 from sarathi.models.model import open_tokenizer
 from sarathi.models.tokenizers.tokenizer import Tokenizer
+from tests.tiny_models import save_tokenizer
 
 _WORDS = ["▁", "▁the", "▁▁", "é", "▁日本", "a", "🎉"]
 

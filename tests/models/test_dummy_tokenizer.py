@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import save_tokenizer
 
 from sarathi.bench.workload.prompt_text import write_prompts
 from sarathi.bench.workload.workload import PlannedRequest
@@ -17,6 +16,7 @@ from sarathi.errors import ModelError
 from sarathi.models.model import open_tokenizer
 from sarathi.models.tokenizers.dummy_tokenizer import dummy_tokenizer
 from sarathi.models.tokenizers.tokenizer import Tokenizer
+from tests.tiny_models import save_tokenizer
 
 LEAST = 245
 SIZES = (LEAST, 256, 300, 1000, 5000, 32000)

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import tokenizers
-from tiny_gguf import write_tokenizer_gguf
-from tiny_models import VOCAB_SIZE, byte_letters, save_tokenizer
 
 from sarathi.errors import ModelError
 from sarathi.models.model import open_tokenizer
 from sarathi.models.tokenizers.tokenizer import Tokenizer
+from tests.tiny_gguf import write_tokenizer_gguf
+from tests.tiny_models import VOCAB_SIZE, byte_letters, save_tokenizer
 
 _ENDS = [
     *("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|end|>"),

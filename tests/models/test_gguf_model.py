@@ -9,8 +9,6 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from tiny_gguf import GGUF_FAMILIES, write_gguf
-from tiny_models import overwrite_u64, save_tiny, truncate
 
 from sarathi.errors import ModelError
 from sarathi.models.decoder import whole_model
@@ -18,6 +16,8 @@ from sarathi.models.formats.gguf_file import GgufFile
 from sarathi.models.locate import locate
 from sarathi.models.model import open_model, open_tokenizer
 from sarathi.models.tensor_layout import expected_shapes
+from tests.tiny_gguf import GGUF_FAMILIES, write_gguf
+from tests.tiny_models import overwrite_u64, save_tiny, truncate
 
 _DEQUANTISED = (
     *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K"),
@@ -103,7 +103,7 @@ def test_queries_of_quantised_files_have_their_rows_in_order(
     original, quantised = open_model(folder).weights, open_model(tmp_path / "m.gguf").weights
     for projection in ("q_proj", "k_proj", "v_proj"):
         name = f"model.layers.1.self_attn.{projection}.weight"
-        error = np.abs(quantised[name].astype(np.float32) - original[name]).max()
+        error = np.abs(quantised[name].astype(np.float32) - original[name].astype(np.float32)).max()
         assert 0 < error < 0.1
 
 

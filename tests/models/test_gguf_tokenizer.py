@@ -10,9 +10,6 @@ import tokenizers
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_texts import TEXTS
-from tiny_gguf import write_tokenizer_gguf
-from tiny_models import byte_letters
 from tokenizers import normalizers, pre_tokenizers, trainers
 
 from sarathi.errors import ModelError
@@ -24,6 +21,9 @@ from sarathi.models.tokenizers.gguf_tokenizer import (
     pre_tokenizer,
 )
 from sarathi.models.tokenizers.tokenizer import Tokenizer
+from tests.sample_texts import TEXTS
+from tests.tiny_gguf import write_tokenizer_gguf
+from tests.tiny_models import byte_letters
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import transformers
 from safetensors.numpy import load_file, save_file
-from tiny_gguf import write_gguf
-from tiny_models import FAMILIES, save_tiny
 
 from sarathi.errors import ModelError
 from sarathi.models.formats.harmless_fields import is_harmless_field, is_harmless_key
 from sarathi.models.formats.huggingface_config import read_config
 from sarathi.models.model import open_model
+from tests.tiny_gguf import write_gguf
+from tests.tiny_models import FAMILIES, save_tiny
 
 _TYPES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "falcon")
 _SIZES: dict[str, Any] = {

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import tokenizers
 import transformers
-from sample_texts import TEXTS
-from tiny_models import save_tokenizer, truncate
 
 from sarathi.errors import ModelError
 from sarathi.models.model import open_tokenizer
+from tests.sample_texts import TEXTS
+from tests.tiny_models import save_tokenizer, truncate
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_a_chat_without_tools_needs_the_default_template(
         template.render(messages)
     with pytest.raises(ValueError, match="default"):
         theirs.apply_chat_template(messages, tokenize=False)
-    tools = [{"type": "function"}]
+    tools: list[Any] = [{"type": "function"}]
     assert template.render(messages, tools=tools) == "tools"
     assert theirs.apply_chat_template(messages, tools=tools, tokenize=False) == "tools"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny_models
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from sarathi.models.locate import locate
 from sarathi.models.model import open_tokenizer
 from sarathi.models.tokenizers.tokenizer import Tokenizer
+from tests import tiny_models
 
 SMOLLM2 = open_tokenizer(locate("smollm2-135m").path)
 

@@ -8,13 +8,13 @@ import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
-from tiny_gguf import write_tokenizer_gguf
-from tiny_models import byte_letters
 
 from sarathi.errors import ModelError
 from sarathi.models.locate import locate
 from sarathi.models.model import open_model, open_tokenizer
 from sarathi.system.cache_folder import cache_folder
+from tests.tiny_gguf import write_tokenizer_gguf
+from tests.tiny_models import byte_letters
 
 
 def test_packaged_model() -> None:
@@ -161,7 +161,8 @@ def test_an_unknown_home_folder_gives_no_traceback(
         locate(name)
 
 
-_REQUEST = httpx.Request("GET", "https://huggingface.co")
+def _refusal(status: int) -> Any:
+    return httpx.Response(status, request=httpx.Request("GET", "https://huggingface.co"))
 
 
 @pytest.mark.parametrize(
@@ -170,8 +171,8 @@ _REQUEST = httpx.Request("GET", "https://huggingface.co")
         (LocalEntryNotFoundError("offline"), "cannot be reached"),
         (httpx.ConnectError("no route"), "cannot be reached"),
         (OSError("no space left on device"), "no space left on device"),
-        (RepositoryNotFoundError("x", response=httpx.Response(404, request=_REQUEST)), "not exist"),
-        (RepositoryNotFoundError("x", response=httpx.Response(401, request=_REQUEST)), "HF_TOKEN"),
+        (RepositoryNotFoundError("x", response=_refusal(404)), "not exist"),
+        (RepositoryNotFoundError("x", response=_refusal(401)), "HF_TOKEN"),
     ],
 )
 def test_the_error_of_a_failed_download_has_the_reason(

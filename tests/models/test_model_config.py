@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers
-from tiny_models import FAMILIES, save_tiny
 
 from sarathi.errors import ModelError
 from sarathi.models.formats.huggingface_config import read_config
 from sarathi.models.model import open_model
+from tests.tiny_models import FAMILIES, save_tiny
 
 _LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -42,7 +42,7 @@ def test_config_agrees_with_transformers(family: str, tmp_path: Path) -> None:
     save_tiny(family, tmp_path)
     config = open_model(tmp_path).config
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    theirs = model.config
+    theirs: Any = model.config
     names = set(model.state_dict())
 
     assert config.architecture == theirs.architectures[0]
@@ -95,7 +95,7 @@ def test_rotary_frequencies_are_those_of_transformers(
         max_position_embeddings=131072,
         rope_parameters={**scaling, "rope_theta": theta},
     )
-    theirs = transformers.AutoConfig.for_model("llama", **json.loads(_text(tmp_path)))
+    theirs: Any = transformers.AutoConfig.for_model("llama", **json.loads(_text(tmp_path)))
     rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(theirs)
     ours = np.array(read_config(tmp_path).inv_freq)
     # Not exact: numpy and torch round powers differently, and the blend of llama3 amplifies it.
@@ -156,7 +156,7 @@ def test_rotary_fields_given_twice_count_as_in_transformers(
     fields: dict[str, Any], tmp_path: Path
 ) -> None:
     _write(tmp_path, hidden_size=256, max_position_embeddings=512, **fields)
-    theirs = transformers.AutoConfig.for_model("llama", **json.loads(_text(tmp_path)))
+    theirs: Any = transformers.AutoConfig.for_model("llama", **json.loads(_text(tmp_path)))
     rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(theirs)
     ours = np.array(read_config(tmp_path).inv_freq)
     np.testing.assert_allclose(ours, rotary.inv_freq.numpy(), rtol=2e-6)
@@ -200,7 +200,7 @@ def test_absent_and_null_fields_of_each_family_mean_what_they_mean_in_transforme
     meant = dict(fields)
     if model_type == "mistral" and fields.get("num_key_value_heads", 0) is None:
         meant["num_key_value_heads"] = 32  # what its class has for null, were null not refused
-    theirs = transformers.AutoConfig.for_model(model_type, **meant)
+    theirs: Any = transformers.AutoConfig.for_model(model_type, **meant)
     ours = read_config(_write(tmp_path, **{**fields, "architectures": [_MODEL_TYPES[model_type]]}))
     assert ours.num_kv_heads == theirs.num_key_value_heads
     assert ours.head_dim == getattr(theirs, "head_dim", 16)
@@ -238,7 +238,7 @@ def test_layer_types_decide_which_layers_slide(architecture: str, tmp_path: Path
 def test_mistral_with_layer_types_is_ministral_of_transformers(tmp_path: Path) -> None:
     kinds = ["full_attention", "sliding_attention"]
     _write(tmp_path, architectures=["MistralForCausalLM"], num_key_value_heads=4, layer_types=kinds)
-    theirs = transformers.AutoConfig.for_model("ministral", **json.loads(_text(tmp_path)))
+    theirs: Any = transformers.AutoConfig.for_model("ministral", **json.loads(_text(tmp_path)))
     assert theirs.layer_types == kinds
     assert read_config(tmp_path).sliding_windows == (0, theirs.sliding_window)
 

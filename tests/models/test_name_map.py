@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_models import save_tiny
 
 from sarathi.errors import ModelError
 from sarathi.models.model import Model, open_model
 from sarathi.models.name_map import NameMap, Source, fused, renamed
+from tests.tiny_models import save_tiny
 
 LAYER = "model.layers.1."
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import transformers
 from safetensors.numpy import load_file, save_file
-from tiny_models import overwrite_u64, save_tiny, truncate
 
 from sarathi.errors import ModelError
 from sarathi.models.formats.safetensors_weights import SafetensorsWeights
 from sarathi.models.model import open_model, open_tokenizer
+from tests.tiny_models import overwrite_u64, save_tiny, truncate
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_tensors_are_those_that_transformers_loads(llama: Path, sharded: bool) -
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_tensors_are_views_of_the_mapped_file(dtype: type, tmp_path: Path) -> None:
-    values = np.arange(12).reshape(3, 4).astype(dtype)
+    values: np.ndarray = np.arange(12).reshape(3, 4).astype(dtype)
     save_file({"a": values, "b": values.T.copy()}, tmp_path / "model.safetensors")
     weights = SafetensorsWeights(tmp_path)
     (mapping,) = weights.mappings

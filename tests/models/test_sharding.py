@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_gguf import GGUF_FAMILIES, write_gguf
-from tiny_models import FAMILIES, save_tiny
 
 from sarathi.backends.reference import F32, I64, _NumpyOperations, reference
 from sarathi.errors import ModelError
@@ -25,6 +23,8 @@ from sarathi.models.model_config import ModelConfig
 from sarathi.models.sharding import Shard, ShardedWeights, shard_config, shard_shapes, vocabulary
 from sarathi.models.tensor_layout import expected_shapes
 from sarathi.models.weights import Array
+from tests.tiny_gguf import GGUF_FAMILIES, write_gguf
+from tests.tiny_models import FAMILIES, save_tiny
 
 Checkpoints = Callable[[str, str], Model]
 _IDS = [5, 250, 17, 99, 0, 131, 64, 200]
@@ -255,9 +255,10 @@ def computed_together(model: Model, count: int, num_stages: int = 1) -> list[F32
 def test_ranks_compute_the_whole_model_together(family: str, checkpoints: Checkpoints) -> None:
     model = checkpoints(family, "safetensors")
     expected = reference(model.config, whole_model(model.config), model.weights, _IDS)
+    tolerance = 1e-4 * float(np.ptp(expected))
     for count in counts(model.config):
         for logits in computed_together(model, count):
-            np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.ptp(expected))
+            np.testing.assert_allclose(logits, expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize(("family", "stored"), [("falcon-180b", "F32"), ("llama3", "Q8_0")])
@@ -266,8 +267,9 @@ def test_ranks_of_every_stage_of_a_pipeline(
 ) -> None:
     model = checkpoints(family, stored)
     expected = reference(model.config, whole_model(model.config), model.weights, _IDS)
+    tolerance = 1e-4 * float(np.ptp(expected))
     for logits in computed_together(model, 2, num_stages=3):
-        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.ptp(expected))
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("stored", ["safetensors", "F32", "Q8_0"])

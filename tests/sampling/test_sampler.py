@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
-from sampler_contract import (
+
+from sarathi.sampling import categorical, sampler
+from sarathi.sampling.params import SamplingParams
+from sarathi.sampling.sampler import Sampler
+from tests.sampler_contract import (
     EOS,
     GREEDY,
     Edits,
@@ -21,11 +25,7 @@ from sampler_contract import (
     check_independence,
     random_rows,
 )
-from sampling_reference import distribution, uniform
-
-from sarathi.sampling import categorical, sampler
-from sarathi.sampling.params import SamplingParams
-from sarathi.sampling.sampler import Sampler
+from tests.sampling_reference import distribution, uniform
 
 
 class TestSampler(Greedy, Truncation, Edits, Processors, InvalidLogits, Slots, Resumption):

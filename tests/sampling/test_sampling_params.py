@@ -85,7 +85,8 @@ def test_only_optional_integers_may_be_none(field: str) -> None:
 
 @pytest.mark.parametrize("field", NULLABLE)
 def test_optional_integers_may_be_none(field: str) -> None:
-    assert getattr(SamplingParams(**{field: None}), field) is None
+    fields: dict[str, Any] = {field: None}
+    assert getattr(SamplingParams(**fields), field) is None
 
 
 @pytest.mark.parametrize("field", FLAGS)

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from world import VOCABULARY, Arrival, next_token, play, workloads
 
 from sarathi.scheduler import (
     ORDERS,
@@ -32,6 +31,7 @@ from sarathi.scheduler import (
     StopCriteria,
     Work,
 )
+from tests.scheduler.world import VOCABULARY, Arrival, next_token, play, workloads
 
 MAX_MODEL_LEN = 90
 # A token takes a millisecond, an iteration ten, a key-query pair a hundredth of one.

@@ -148,7 +148,7 @@ def test_a_lasting_change_is_followed_within_tens_of_iterations(factor: float) -
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0])
-def test_decodes_alone_correct_what_prompts_are_thought_to_cost(factor: float) -> None:
+def test_decodes_alone_correct_the_predicted_cost_of_prompts(factor: float) -> None:
     model = LatencyModel(TRUTH)
     teach(model, "any", 100)
     teach(model, "decodes", 60, factor=factor)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from scenes import PLAIN_MODEL, request, run, scheduler
-
 from sarathi.scheduler import ORDERS, Scheduler, SchedulingParams
+from tests.scheduler.scenes import PLAIN_MODEL, request, run, scheduler
 
 
 def by_priority(**options: object) -> Scheduler:
@@ -153,7 +152,7 @@ class TestSlack:
         assert sched.running.num_preemptions
         assert sched.prefill_allocator.num_relegations == 0
 
-    def test_thousands_that_become_hopeless_at_once_do_not_hold_up_an_iteration(self) -> None:
+    def test_thousands_that_miss_deadlines_at_once_do_not_delay_an_iteration(self) -> None:
         sched = by_slack(budget=100)
         for name in range(3000):
             sched.add(request(0, prompt=200, output=1) if not name else request(name, 200, 1))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from scenes import request, run, scheduler, shape
-
 from sarathi.scheduler import Request, Scheduler, StopCriteria
+from tests.scheduler.scenes import request, run, scheduler, shape
 
 
 def caching(**options: object) -> Scheduler:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from scenes import request, run, scheduler, shape
 
 from sarathi.scheduler import AdmissionError, Scheduler
+from tests.scheduler.scenes import request, run, scheduler, shape
 
 
 def test_nothing_to_do_is_none() -> None:
@@ -24,7 +24,7 @@ def test_a_request_is_scheduled_with_its_first_chunk() -> None:
     first, second = request(1, prompt=6), request(2, prompt=9)
     sched.add(first)
     sched.add(second)
-    assert second.scheduling_delay is None
+    assert (first.scheduling_delay, second.scheduling_delay) == (None, None)
     for now in (3.0, 4.0, 5.0):
         run(sched, now=now)
     assert (first.first_scheduled_at, second.first_scheduled_at) == (3.0, 4.0)
@@ -108,7 +108,7 @@ class TestPreemption:
         assert [preempted.id for preempted in batch.preempted] == [2]
         assert sched.running.num_preemptions == 1
 
-    def test_a_preempted_request_is_computed_again_and_goes_on_where_it_was(self) -> None:
+    def test_a_preempted_request_is_recomputed_and_continues(self) -> None:
         sched = self.fill()
         preempted = sched.running.requests()[1]
         assert run(sched) == [(1, 1)]
@@ -219,7 +219,7 @@ def test_what_can_never_run_is_refused(prompt: int, output: int, message: str) -
     assert not sched.has_work
 
 
-def test_the_last_token_needs_no_room_in_the_cache() -> None:
+def test_the_last_token_needs_no_block_in_the_cache() -> None:
     sched = scheduler(budget=400, blocks=100)
     sched.add(request(1, prompt=399, output=2))
     while sched.has_work:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from scenes import PLAIN_MODEL, request, run, scheduler
-from test_order import by_priority
 
 from sarathi.scheduler import FixedBudget, LatencyBudget, LatencyModel, Scheduler, SchedulingParams
 from sarathi.scheduler.queue.tenants import FairShares
+from tests.scheduler.scenes import PLAIN_MODEL, request, run, scheduler
+from tests.scheduler.test_order import by_priority
 
 
 class TestPrompts:
@@ -44,7 +44,7 @@ class TestPrompts:
             run(sched)
         assert iterations <= 1000 / 50
 
-    def test_the_share_goes_on_to_the_next_in_order(self) -> None:
+    def test_the_rest_of_a_share_is_for_the_next_in_order(self) -> None:
         sched = self.halves()
         for name, prompt in ((1, 20), (2, 500), (3, 40), (4, 500)):
             sched.add(request(name, prompt=prompt, output=1))

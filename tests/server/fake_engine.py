@@ -6,22 +6,26 @@ import asyncio
 import codecs
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import httpx
-from model_info import model_info
+from starlette.types import ASGIApp
 
 from sarathi.engine.messages import ModelInfo, TokenOutput
+from sarathi.fleet.fleet import Engine
 from sarathi.fleet.generation import EngineError
 from sarathi.fleet.replica import ReplicaStatus
+from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.models.tokenizers.work_limit import WorkLimit
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler import SchedulingParams
+from sarathi.scheduler.request import FinishReason
 from sarathi.server.app import create_app
 from sarathi.server.auth import AuthRules
 from sarathi.telemetry.request_latencies import Latencies
 from sarathi.telemetry.stats import Stats
+from tests.model_info import model_info
 
 MODEL = "tiny"
 EOS = 256
@@ -121,6 +125,7 @@ class FakeGeneration:
         for token in self._steps.pop(0):
             self._sent += 1
             last = token == EOS and not self.params.ignore_eos
+            reason: FinishReason | None
             reason = "stop" if last else "length" if self._sent == self.params.max_tokens else None
             cached, delay = 0, None
             if self._sent == 1:
@@ -198,6 +203,15 @@ class FakeEngine:
         return generation.scheduling
 
 
+def fake_app(engine: FakeEngine, tokenizer: ByteTokenizer | None = None, **options: Any) -> ASGIApp:
+    """The server's application; what it uses of the two classes, the fakes have."""
+    return create_app(
+        cast(Engine, engine),
+        cast(Tokenizer, tokenizer or ByteTokenizer()),
+        **{"served_name": MODEL, **options},
+    )
+
+
 def call(
     engine: FakeEngine,
     method: str,
@@ -218,8 +232,7 @@ def call(
     `client` is where it comes from, and `url` the server as the client calls it.
     """
     rules = AuthRules(tuple(api_keys), tuple(admin_keys))
-    options = {"served_name": MODEL, "auth": rules, **options}
-    app = create_app(engine, tokenizer or ByteTokenizer(), **options)
+    app = fake_app(engine, tokenizer, **{"auth": rules, **options})
 
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=client)

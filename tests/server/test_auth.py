@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from fake_engine import FakeEngine, call, error
+
+from tests.server.fake_engine import FakeEngine, call, error
 
 TWO = {"replicas": 2}
 ELSEWHERE = ("192.0.2.7", 5000)
@@ -134,8 +135,15 @@ class TestWithAnAdminKey:
 
     def test_it_is_no_api_key(self):
         headers = {"Authorization": "Bearer root"}
-        options = {"headers": headers, "api_keys": ["one"], "admin_keys": ["root"]}
-        assert call(FakeEngine(), "GET", "/v1/models", **options).status_code == 401
+        response = call(
+            FakeEngine(),
+            "GET",
+            "/v1/models",
+            headers=headers,
+            api_keys=["one"],
+            admin_keys=["root"],
+        )
+        assert response.status_code == 401
 
     def test_other_paths_need_no_key_for_it(self):
         assert call(FakeEngine(), "GET", "/v1/models", admin_keys=["root"]).status_code == 200

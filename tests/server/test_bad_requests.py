@@ -3,7 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from fake_engine import LIMIT, MODEL, VOCAB, FakeEngine, call, chat, complete, error
+
+from tests.server.fake_engine import LIMIT, MODEL, VOCAB, FakeEngine, call, chat, complete, error
 
 BODY = {"model": MODEL, "prompt": "p"}
 

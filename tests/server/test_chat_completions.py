@@ -1,7 +1,17 @@
 from __future__ import annotations
 
 import pytest
-from fake_engine import LIMIT, MODEL, ByteTokenizer, FakeEngine, call, chat, error, events
+
+from tests.server.fake_engine import (
+    LIMIT,
+    MODEL,
+    ByteTokenizer,
+    FakeEngine,
+    call,
+    chat,
+    error,
+    events,
+)
 
 USER = {"role": "user", "content": "hi"}
 

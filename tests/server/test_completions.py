@@ -1,7 +1,19 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from fake_engine import EOS, LIMIT, MODEL, ByteTokenizer, FakeEngine, complete, error, events
+
+from tests.server.fake_engine import (
+    EOS,
+    LIMIT,
+    MODEL,
+    ByteTokenizer,
+    FakeEngine,
+    complete,
+    error,
+    events,
+)
 
 
 def test_a_completion_has_text_usage_and_a_finish_reason():
@@ -88,7 +100,12 @@ def test_echo_puts_the_prompt_first(prompt, text, stream):
 def test_logprobs_are_parallel_lists(stream):
     response = complete(FakeEngine("Hé"), logprobs=2, stream=stream)
     events_or_whole = events(response) if stream else [response.json()]
-    merged = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    merged: dict[str, list[Any]] = {
+        "tokens": [],
+        "token_logprobs": [],
+        "top_logprobs": [],
+        "text_offset": [],
+    }
     for event in events_or_whole:
         for choice in event["choices"]:
             for name, values in choice["logprobs"].items():
@@ -229,7 +246,7 @@ def test_a_long_prompt_is_tokenised_off_the_event_loop():
         def least_tokens(self, text):
             return 0  # not known
 
-    from fake_engine import call
+    from tests.server.fake_engine import call
 
     for prompt in ("short", "long " * 2000):
         body = {"model": MODEL, "prompt": prompt}

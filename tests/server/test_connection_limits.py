@@ -10,13 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fake_engine import MODEL, ByteTokenizer, FakeEngine
 from starlette.types import ASGIApp
 
-from sarathi.server.app import create_app, until_disconnect
+from sarathi.server.app import until_disconnect
 from sarathi.server.auth import AuthRules
 from sarathi.server.connection_limits import ConnectionLimits
 from sarathi.server.run import make_server
+from tests.server.fake_engine import MODEL, FakeEngine, fake_app
 
 LIMITS = ConnectionLimits(head_bytes=4096, header_fields=32, head_seconds=0.3, body_seconds=0.6)
 LONG_TIMEOUTS = replace(LIMITS, head_seconds=30.0, body_seconds=30.0)
@@ -56,7 +56,9 @@ class Connection:
             return b""
 
     def read_nothing(self) -> None:
-        self._writer.transport.pause_reading()
+        transport = self._writer.transport
+        assert isinstance(transport, asyncio.Transport)
+        transport.pause_reading()
 
     def close(self) -> None:
         self._writer.close()
@@ -75,7 +77,7 @@ def serve(
     async def run() -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         auth = AuthRules(**rules)
-        real = create_app(engine or FakeEngine(), ByteTokenizer(), served_name=MODEL, auth=auth)
+        real = fake_app(engine or FakeEngine(), auth=auth)
         server = make_server(app or real, limits)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         opened: list[Connection] = []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from fake_engine import EOS, FakeEngine, chat, complete, events
+
+from tests.server.fake_engine import EOS, FakeEngine, chat, complete, events
 
 OPTIONS = {"include_usage": True, "continuous_usage_stats": True}
 
@@ -12,7 +15,7 @@ def scripted(*steps: list[int]) -> FakeEngine:
     return FakeEngine(script=lambda prompt, params: [list(step) for step in steps])
 
 
-def counts(replies: list) -> list[int]:
+def counts(replies: list[Any]) -> list[int]:
     return [reply["usage"]["completion_tokens"] for reply in replies]
 
 

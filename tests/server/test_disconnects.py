@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fake_engine import MODEL, ByteTokenizer, FakeEngine, complete, error
+from starlette.types import Message
 
-from sarathi.server.app import create_app
+from tests.server.fake_engine import MODEL, FakeEngine, complete, error, fake_app
 
 HELLO = [[72], [105]]  # two tokens, then silence
 
@@ -24,12 +24,12 @@ class Client:
 
     def __init__(self, path: str, body: dict[str, Any]) -> None:
         self.leave = asyncio.Event()
-        self.received: list[dict[str, Any]] = []
+        self.received: list[Message] = []
         self._path = path
         self._body: bytes | None = json.dumps(body).encode()
 
     async def run(self, engine: FakeEngine) -> None:
-        app = create_app(engine, ByteTokenizer(), served_name=MODEL)
+        app = fake_app(engine)
         scope = {
             "type": "http",
             "asgi": {"version": "3.0"},
@@ -46,14 +46,14 @@ class Client:
         }
         await app(scope, self._receive, self._send)
 
-    async def _receive(self) -> dict[str, Any]:
+    async def _receive(self) -> Message:
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
         await self.leave.wait()
         return {"type": "http.disconnect"}
 
-    async def _send(self, message: dict[str, Any]) -> None:
+    async def _send(self, message: Message) -> None:
         self.received.append(message)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from fake_engine import INFO, FakeEngine, call, chat, complete, events
 from prometheus_client.parser import text_string_to_metric_families
 
-from sarathi.fleet.replica import ReplicaStatus
+from sarathi.fleet.replica import ReplicaState, ReplicaStatus
 from sarathi.telemetry.stats import Stats
+from tests.server.fake_engine import INFO, FakeEngine, call, chat, complete, events
 
 STATS = Stats(
     running=1,
@@ -114,7 +114,7 @@ def test_metrics_have_all_that_the_engine_reports():
 
 def test_metrics_count_requests_by_outcome():
     engine = after_work()
-    for value, outcome in enumerate(("stop", "length", "cancelled", "failed"), 1):
+    for value, outcome in enumerate(engine.latencies.requests, 1):
         engine.latencies.requests[outcome] = value
     engine.latencies.time_to_first_token.observe(1.0)
     engine.latencies.time_between_tokens.observe(1.0)
@@ -179,7 +179,7 @@ def test_metrics_of_an_engine_that_does_not_answer(reason):
 
 def test_metrics_count_replicas_by_state():
     engine = after_work()
-    states = ("ready", "ready", "starting", "draining")
+    states: tuple[ReplicaState, ...] = ("ready", "ready", "starting", "draining")
     engine.replicas = [ReplicaStatus(n, state, 0, 0) for n, state in enumerate(states)]
     engine.restarts, engine.resumed = 3, 7
     found = metrics(engine)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from fake_engine import MODEL, FakeEngine, call, events
 
 from sarathi.server.parsers.output_parser import ParsedText
 from sarathi.server.parsers.parser_registry import OUTPUT_PARSERS
+from tests.server.fake_engine import MODEL, FakeEngine, call, events
 
 END = "</think>"
 OUTPUT = "hm, no</think>Hello"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from fake_engine import FakeEngine, call, complete, error
 
 from sarathi.fleet.generation import RequestLostError
+from tests.server.fake_engine import FakeEngine, call, complete, error
 
 
-def scale(engine: FakeEngine, body: object, **options: object):
+def scale(engine: FakeEngine, body: object, **options: Any):
     return call(engine, "POST", "/scale", body, **options)
 
 

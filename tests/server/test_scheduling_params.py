@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import msgspec
 import pytest
-from fake_engine import INFO, MODEL, FakeEngine, call, chat, complete, error
 
 from sarathi.scheduler import SchedulingParams
+from tests.server.fake_engine import INFO, MODEL, FakeEngine, call, chat, complete, error
 
 
 def engine(**info) -> FakeEngine:
     return FakeEngine(info=msgspec.structs.replace(INFO, **info))
 
 
-EFFECTIVE = {
+EFFECTIVE: dict[str, dict[str, Any]] = {
     "priority": {"order": "priority"},
     "ttft_target": {"order": "slack"},
     "tbt_target": {"tbt_target": 0.1},
 }
+NO_DURATIONS: list[Any] = [
+    *(0, 0.0, -1, 86_401, 10**400, True, [1], {}),
+    *("", "0", "-1s", "fast", "ms", "100 years", "1e3", "inf", "nan", "2d", "25h"),
+    *("1" * 100_000, "100\x00ms", "\uff11s"),
+]
 BOTH_ENDPOINTS = pytest.mark.parametrize("ask", [complete, chat])
 
 
@@ -66,15 +74,7 @@ def test_all_choices_of_a_request_have_its_scheduling_params():
         ("priority", "1"),
         ("priority", True),
         ("priority", [1]),
-        *(
-            (field, value)
-            for field in ("ttft_target", "tbt_target")
-            for value in (
-                *(0, 0.0, -1, 86_401, 10**400, True, [1], {}),
-                *("", "0", "-1s", "fast", "ms", "100 years", "1e3", "inf", "nan", "2d", "25h"),
-                *("1" * 100_000, "100\x00ms", "\uff11s"),
-            )
-        ),
+        *itertools.product(("ttft_target", "tbt_target"), NO_DURATIONS),
         ("user", "x" * 257),
         ("user", 5),
     ],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from fake_engine import FakeEngine, chat, complete, error
+
+from tests.server.fake_engine import FakeEngine, chat, complete, error
 
 
 def timing(response) -> str:
@@ -20,10 +21,14 @@ def test_a_response_has_its_scheduling_delay_in_milliseconds(ask, stream):
     assert timing(ask(engine, stream=stream)) == "queue;dur=12.346"
 
 
+def delayed(seconds: float) -> FakeEngine:
+    return FakeEngine(delay=lambda prompt: seconds)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_long_and_no_delays_are_plain_numbers(stream):
     for seconds, text in ((0.0, "0.000"), (12345.678, "12345678.000")):
-        response = complete(FakeEngine(delay=lambda prompt, s=seconds: s), stream=stream)
+        response = complete(delayed(seconds), stream=stream)
         assert timing(response) == f"queue;dur={text}"
 
 
@@ -45,7 +50,7 @@ class SecondIsLate(FakeEngine):
                 await asyncio.sleep(0.01)
                 return await promptly()
 
-            generation.next = late
+            vars(generation)["next"] = late
         return generation
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from fake_engine import INFO
 
 from sarathi.server.run import log, set_up_logging, summary
+from tests.server.fake_engine import INFO
 
 
 def summary_with(**info) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from fake_engine import LIMIT, MODEL, VOCAB, FakeEngine, call, complete, error
 
 from sarathi.fleet.replica import ReplicaStatus
+from tests.server.fake_engine import LIMIT, MODEL, VOCAB, FakeEngine, call, complete, error
 
 POSTS = {
     "/v1/completions": {"prompt": "p"},

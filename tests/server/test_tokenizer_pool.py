@@ -11,13 +11,22 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from fake_engine import INFO, LIMIT, MODEL, ByteTokenizer, FakeEngine, call, chat, error
+from starlette.types import Message
 
-from sarathi.models.tokenizers import chat_template
 from sarathi.models.tokenizers.chat_template import ChatTemplate
-from sarathi.models.tokenizers.work_limit import WorkCancelledError
+from sarathi.models.tokenizers.work_limit import WorkCancelledError, WorkLimit
 from sarathi.server import tokenizer_pool
-from sarathi.server.app import create_app
+from tests.server.fake_engine import (
+    INFO,
+    LIMIT,
+    MODEL,
+    ByteTokenizer,
+    FakeEngine,
+    call,
+    chat,
+    error,
+    fake_app,
+)
 
 ENDLESS = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"
 HI = {"messages": [{"role": "user", "content": "hi"}]}
@@ -46,7 +55,7 @@ class SlowTokenizer(ByteTokenizer):
 
 
 def run(tokenizer: ByteTokenizer, scenario: Callable[[httpx.AsyncClient], Any]) -> Any:
-    app = create_app(FakeEngine(), tokenizer, served_name=MODEL)
+    app = fake_app(FakeEngine(), tokenizer)
 
     async def main() -> Any:
         transport = httpx.ASGITransport(app)
@@ -85,8 +94,8 @@ class TestTemplates:
     def test_a_refusal_is_not_repeated_in_the_message(self) -> None:
         template = ChatTemplate("{{ raise_exception('roles must alternate') }}")
         body = {"model": MODEL, **HI}
-        options = {"tokenizer": ByteTokenizer(template)}
-        response = call(FakeEngine(), "POST", "/v1/chat/completions", body, **options)
+        tokenizer = ByteTokenizer(template)
+        response = call(FakeEngine(), "POST", "/v1/chat/completions", body, tokenizer=tokenizer)
         message = error(response, 400, "messages")["message"]
         assert message == "The chat template refuses the messages: roles must alternate"
 
@@ -95,22 +104,22 @@ class TestTemplates:
         self, path: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(tokenizer_pool, "RENDER_SECONDS", 1000.0)
-        app = create_app(FakeEngine(), ByteTokenizer(ChatTemplate(ENDLESS)), served_name=MODEL)
+        app = fake_app(FakeEngine(), ByteTokenizer(ChatTemplate(ENDLESS)))
         messages = [{"type": "http.request", "body": json.dumps(HI).encode()}]
         left = asyncio.Event()
 
-        async def receive() -> dict[str, Any]:
+        async def receive() -> Message:
             if messages:
                 return messages.pop()
             await left.wait()
             return {"type": "http.disconnect"}
 
-        async def send(message: dict[str, Any]) -> None:
+        async def send(message: Message) -> None:
             pytest.fail("the client has disconnected")
 
         async def scenario() -> None:
             scope = {"type": "http", "method": "POST", "path": path, "headers": []}
-            answering = asyncio.create_task(app(scope, receive, send))
+            answering = asyncio.ensure_future(app(scope, receive, send))
             await asyncio.sleep(0.1)
             assert not answering.done()
             left.set()
@@ -269,7 +278,7 @@ def test_work_on_a_few_bytes_is_done_at_once_unless_it_renders() -> None:
 
 
 def test_cancelled_rendering_is_no_refusal() -> None:
-    limit = chat_template.WorkLimit(1.0)
+    limit = WorkLimit(1.0)
     limit.cancel()
     with pytest.raises(WorkCancelledError):
         ChatTemplate("x").render_within(limit, [])

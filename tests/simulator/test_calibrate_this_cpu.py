@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
-from test_this_cpu import log
 
 from sarathi.bench.client.open_loop import RunListener, RunListeners
 from sarathi.bench.target import Credentials, Target
@@ -19,6 +18,7 @@ from sarathi.errors import BenchmarkError, SimulationError
 from sarathi.simulator.this_cpu import measure_machine as module
 from sarathi.simulator.this_cpu.measure_machine import MachineMeasurement
 from sarathi.simulator.this_cpu.measured_machine import MeasuredMachine
+from tests.simulator.test_this_cpu import log
 
 WORKLOAD = Workload.from_options(prompt_lengths="fixed:100", output_lengths="fixed:10")
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deployments import cost, decodes, deployment, prompt
 
 from sarathi.cli import calibrate
 from sarathi.cli.arguments import parse_options
@@ -16,6 +15,7 @@ from sarathi.simulator.calibration import gpu_fit as fit
 from sarathi.simulator.calibration import measurements as data
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.known_error import HELD_OUT, describe_accuracy, known_error
+from tests.simulator.deployments import cost, decodes, deployment, prompt
 
 BESIDE = Path(__file__).parents[2].parent / "shared" / "calibration"
 A100 = DEVICES["a100"]

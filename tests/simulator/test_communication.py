@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-from deployments import deployment
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from sarathi.simulator.gpu.kernel_cost import (
     hop_seconds,
     ring_seconds,
 )
+from tests.simulator.deployments import deployment
 
 MIB = 2**20
 

@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toy import ToyCost, toy_plan, toy_setup
-from virtual_pipeline import VOCABULARY, Clock, Pipeline
 
 from sarathi.backends.runner import InlineRunner
 from sarathi.backends.step import Step
@@ -30,6 +28,8 @@ from sarathi.simulator.setup import Setup
 from sarathi.simulator.simulation import simulate
 from sarathi.telemetry.iteration_log import IterationLine, IterationLog
 from sarathi.telemetry.recorder import Recorder
+from tests.simulator.toy import ToyCost, toy_plan, toy_setup
+from tests.simulator.virtual_pipeline import VOCABULARY, Clock, Pipeline
 
 Decision = tuple[int, list[tuple[int, int, int]], list[int]]
 
@@ -168,7 +168,7 @@ def test_a_pipeline_has_the_batches_of_the_engines(
     random: Any,
 ) -> None:
     # No request arrives at the very moment at which a stage has computed something.
-    arrivals = [(at + 1e-5 * math.e, *lengths) for at, *lengths in arrivals]
+    arrivals = [(at + 1e-5 * math.e, prompt, output) for at, prompt, output in arrivals]
     names = [random.randrange(4) for _ in arrivals] if turns else ()
     plan = toy_plan(*arrivals, conversations=names)
     cost = ToyCost(context=1e-6, overhead_seconds=0.001, hop_seconds=0.0007, stage_factors=factors)

@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from deployments import deployment
 
 from sarathi.errors import SimulationError
+from tests.simulator.deployments import deployment
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_figures_are_plausible(device: Device) -> None:
 
 
 @every
-def test_all_say_where_they_come_from(device: Device) -> None:
+def test_all_have_a_source(device: Device) -> None:
     assert device.achieved.source.startswith(("fitted", "borrowed"))
     assert device.node.source
 

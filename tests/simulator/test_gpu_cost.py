@@ -3,7 +3,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from deployments import cost, decodes, deployment, prompt
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.engine_overhead import OVERHEADS, EngineOverhead
 from sarathi.simulator.gpu import GpuCostModel
 from sarathi.simulator.published_models import MODELS
+from tests.simulator.deployments import cost, decodes, deployment, prompt
 
 MISTRAL = cost()
 EMPTY = BatchShape(0, 0, (), 0, 0)

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import pytest
-from deployments import deployment
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sarathi.errors import SimulationError
 from sarathi.simulator.memory_plan import GIB, kv_blocks
+from tests.simulator.deployments import deployment
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import ToyCost, toy_setup
 
 from sarathi.bench.workload.workload import Workload
 from sarathi.errors import SimulationError
@@ -25,6 +24,7 @@ from sarathi.simulator.plan.replica_sizing import (
 from sarathi.simulator.plan.target_run import PlanSettings, PlanTargets, run_with_early_stopping
 from sarathi.simulator.simulated_run import SimulatedLoad, simulated_run
 from sarathi.telemetry import RequestRecord, Summary, summarise
+from tests.simulator.toy import ToyCost, toy_setup
 
 # A request of 20 prompt tokens and 10 of an answer has 29 to be computed. With 32 in an iteration,
 # a toy of speed 1 computes one in 10 + 32 x 1 = 42 ms: at most 26.3 requests a second.

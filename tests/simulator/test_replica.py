@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import ToyCost, toy_plan, toy_setup
 
 from sarathi.scheduler import Batch
 from sarathi.simulator.setup import Setup
 from sarathi.simulator.simulation import SimulationOutcome, simulate
 from sarathi.telemetry import Targets
+from tests.simulator.toy import ToyCost, toy_plan, toy_setup
 
 
 def simulated(

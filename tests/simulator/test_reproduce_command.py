@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from browser import BROWSER, look_at
 
 from sarathi.cli import main, reproduce
 from sarathi.cli.arguments import parse_options
 from sarathi.errors import UsageError
 from sarathi.simulator.reproduction.evaluation import STUDIES
+from tests.browser import BROWSER, look_at
 
 
 def parsed(words: Sequence[str]) -> reproduce.ReproduceOptions:

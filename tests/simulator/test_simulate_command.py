@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,10 +25,9 @@ TINY = {
 }
 
 
-def output(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict:
+def output(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> Any:
     assert main(arguments) == code
-    found: dict = json.loads(capsys.readouterr().out)
-    return found
+    return json.loads(capsys.readouterr().out)
 
 
 def test_a_run_has_the_fields_of_the_benchmark(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployments import deployment
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from sarathi.simulator.gpu.kernel_cost import mean_keys
 from sarathi.simulator.memory_plan import kv_blocks
 from sarathi.simulator.published_models import MODELS
 from sarathi.simulator.simulated_model import SimulatedModel
+from tests.simulator.deployments import deployment
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -120,7 +120,7 @@ def test_head_width_is_read_or_derived(tmp_path: Path) -> None:
     assert shape(tmp_path, LLAMA, model_type="gemma2").config.head_dim == 256
 
 
-def test_families_differ_in_what_the_file_does_not_say(tmp_path: Path) -> None:
+def test_families_differ_in_the_fields_that_the_file_lacks(tmp_path: Path) -> None:
     gemma = shape(tmp_path, LLAMA, model_type="gemma2")
     assert (gemma.config.tie_word_embeddings, gemma.norms) == (True, 4)
     assert shape(tmp_path, LLAMA, model_type="qwen3").config.qk_norm

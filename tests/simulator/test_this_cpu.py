@@ -7,7 +7,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from toy import toy_plan
 
 from sarathi.bench.results import load_iterations
 from sarathi.engine.config import EngineConfig
@@ -31,6 +30,7 @@ from sarathi.simulator.this_cpu.measured_machine import (
     save_machine,
 )
 from sarathi.telemetry.iteration_log import IterationLine, PromptSlice
+from tests.simulator.toy import toy_plan
 
 TRUTH = MeasuredCost(
     fixed=0.01,
@@ -178,7 +178,7 @@ def test_noise_makes_iterations_take_other_times_with_the_same_median() -> None:
     assert steady(shape) == 1.0
 
 
-def test_a_simulated_run_takes_what_the_machine_took() -> None:
+def test_a_simulated_run_is_as_long_as_that_of_the_machine() -> None:
     """A single request, hence iterations whose times can be added up."""
     quiet = MeasuredNoise(change=CHANGE, factors=([], [], []), cost=TRUTH)
     setup = cpu_setup(machine(quiet), EngineConfig(token_budget=256))

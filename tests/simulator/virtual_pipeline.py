@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 
 import numpy as np
-from toy import ToyCost
 
 from sarathi.backends.runner import NO_SLOTS, StepResult
 from sarathi.backends.step import I64, Step
@@ -13,6 +12,7 @@ from sarathi.sampling.sampler import Sampler, SamplerOutput
 from sarathi.scheduler import Batch
 from sarathi.simulator.cost_model import BatchShape
 from sarathi.telemetry.stages import StageTime
+from tests.simulator.toy import ToyCost
 
 VOCABULARY = 2999
 

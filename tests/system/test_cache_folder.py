@@ -46,7 +46,7 @@ def is_private(folder: Path) -> bool:
 
 
 class TestUsual:
-    def test_as_the_user_says(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_the_user_can_choose_it(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
         assert cache_folder() == tmp_path / "mine" / "sarathi"
         assert cache_folder().is_dir()

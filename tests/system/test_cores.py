@@ -13,13 +13,13 @@ FOUR = [frozenset({0, 4}), frozenset({1, 5}), frozenset({2, 6}), frozenset({3, 7
 
 
 def test_processes_share_out_all_cores() -> None:
-    assert cores_of_process(0, 2, 2, FOUR, usable=4) == {0, 4, 1, 5}
-    assert cores_of_process(1, 2, 2, FOUR, usable=4) == {2, 6, 3, 7}
-    assert cores_of_process(2, 3, 1, FOUR, usable=4) == {2, 6}  # one core is left over
+    assert cores_of_process(0, 2, 2, FOUR, usable=4) == frozenset({0, 4, 1, 5})
+    assert cores_of_process(1, 2, 2, FOUR, usable=4) == frozenset({2, 6, 3, 7})
+    assert cores_of_process(2, 3, 1, FOUR, usable=4) == frozenset({2, 6})  # one core is left over
 
 
 @pytest.mark.parametrize(
-    ("neighbours", "threads", "usable"),
+    ("processes", "threads", "usable"),
     [
         (2, 1, 4),  # others may use the remaining ones
         (2, 4, 4),  # more threads than cores for each
@@ -27,8 +27,8 @@ def test_processes_share_out_all_cores() -> None:
         (2, 2, 2),  # a container that may use any two of them
     ],
 )
-def test_where_the_kernel_must_choose(neighbours: int, threads: int, usable: int) -> None:
-    assert cores_of_process(0, neighbours, threads, FOUR, usable) is None
+def test_where_the_kernel_must_choose(processes: int, threads: int, usable: int) -> None:
+    assert cores_of_process(0, processes, threads, FOUR, usable) is None
 
 
 def test_only_the_calling_thread_is_bound() -> None:

@@ -192,7 +192,7 @@ class TestCores:
     def test_all_physical_ones(self) -> None:
         assert machine.usable_cores() == 8
 
-    def test_all_processors_where_the_system_does_not_say_which_share_one(
+    def test_all_processors_where_the_system_does_not_report_which_share_one(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(psutil, "cpu_count", lambda logical: None)

@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from recording import START, batch, decode, prompt, record, request
 
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.recorders import open_recorders
@@ -19,6 +18,7 @@ from sarathi.errors import ConfigError
 from sarathi.telemetry import recorder as records
 from sarathi.telemetry.iteration_log import IterationLine, IterationLog
 from sarathi.telemetry.stages import StageTime
+from tests.telemetry.recording import START, batch, decode, prompt, record, request
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_only_the_recorders_that_were_asked_for(path: Path) -> None:
     assert isinstance(log, IterationLog)
 
 
-def test_a_full_disk_ends_the_log_after_a_line_and_is_told_once(
+def test_a_full_disk_ends_the_log_after_a_line_and_is_reported_once(
     log: IterationLog, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     log.record(record(batch(1, decode(request(1)))))
@@ -219,10 +219,10 @@ def test_a_pipe_whose_reader_does_not_read_ends_the_log(
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     log = IterationLog(str(path), START, "tokens")
-    everyone = [decode(request(number)) for number in range(10000)]
+    all_decodes = [decode(request(number)) for number in range(10000)]
     try:
         for number in range(10):
-            log.record(record(batch(number, *everyone)))
+            log.record(record(batch(number, *all_decodes)))
             log.flush()
     finally:
         os.close(reader)

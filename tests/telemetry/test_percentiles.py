@@ -88,7 +88,7 @@ def test_intervals_contain_the_truth_as_often_as_stated() -> None:
     assert 0.92 <= coverage(independent, 100) <= 0.98
 
 
-def test_neighbours_that_share_their_fate_make_intervals_wider() -> None:
+def test_correlated_values_make_intervals_wider() -> None:
     """Requests one by one would hold it in half of the trials."""
     assert coverage(correlated, 300) >= 0.87
 

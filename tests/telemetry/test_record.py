@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
 from sarathi.telemetry import RequestRecord
 
 
-def record(*tokens: float, **fields: float) -> RequestRecord:
+def record(*tokens: float, **fields: Any) -> RequestRecord:
     return RequestRecord(
         arrival=1.0, prompt_tokens=5, output_tokens=4, tokens=list(tokens), end=9.0, **fields
     )

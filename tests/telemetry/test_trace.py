@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from recording import START, batch, decode, prompt, record, request
 
 from sarathi.errors import ConfigError
 from sarathi.telemetry.stages import StageTime
 from sarathi.telemetry.trace import TraceRecorder
+from tests.telemetry.recording import START, batch, decode, prompt, record, request
 
 Event = dict[str, Any]
 
@@ -211,7 +211,7 @@ def test_a_trace_that_was_cut_off_lacks_nothing_but_its_bracket(
 def test_a_killed_process_leaves_a_readable_trace(path: Path) -> None:
     script = (
         "import os, sys\n"
-        "from recording import *\n"
+        "from tests.telemetry.recording import *\n"
         "from sarathi.telemetry.trace import TraceRecorder\n"
         "trace = TraceRecorder(sys.argv[1], START, None)\n"
         "trace.record(record(batch(1, decode(request(1)))))\n"
@@ -219,8 +219,8 @@ def test_a_killed_process_leaves_a_readable_trace(path: Path) -> None:
         "trace.record(record(batch(2, decode(request(1)))))\n"
         f"os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
     )
-    tests = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
     died = subprocess.run([sys.executable, "-c", script, path], env=environment, check=False)
     assert died.returncode == -signal.SIGKILL
     iterations = of_phase(json.loads(path.read_text() + "]"), "X")

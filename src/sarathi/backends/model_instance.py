@@ -16,8 +16,8 @@ import msgspec
 
 import sarathi
 from sarathi.backends.executor import DeviceMemory, Executor, ExecutorPart, ProgressCallback
+from sarathi.backends.executor_options import ExecutorOptions, KvPrecision, Precision
 from sarathi.backends.footprint import check_memory, weight_bytes
-from sarathi.backends.options import ExecutorOptions, KvPrecision, Precision
 from sarathi.backends.parallel.rank_layout import RankId
 from sarathi.backends.registry import load_backend
 from sarathi.backends.runner import Runner
@@ -44,7 +44,7 @@ class InstancePart(msgspec.Struct, frozen=True):
     block_size: int  # tokens
     precision: Precision
     kv_precision: KvPrecision
-    seconds: float  # that loading took
+    seconds: float  # of loading
 
 
 class ModelInstance(Protocol):
@@ -112,7 +112,7 @@ def describe(
 
     Args:
         memory: for its KV cache.
-        seconds: that loading it took.
+        seconds: of loading it.
     """
     return InstancePart(
         rank_id=rank_id,

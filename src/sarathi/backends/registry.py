@@ -14,7 +14,7 @@ from sarathi.errors import ExecutorError
 
 if TYPE_CHECKING:
     from sarathi.backends.executor import Backend
-    from sarathi.backends.options import ExecutorOptions
+    from sarathi.backends.executor_options import ExecutorOptions
 
 ExecutorName = Literal["openvino", "torch"]
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from sarathi.backends.executor import Executor
-from sarathi.backends.options import KvPrecision, Precision
+from sarathi.backends.executor_options import KvPrecision, Precision
 from sarathi.backends.reference import F32, reference
 from sarathi.backends.step import StepPart, join_parts
 from sarathi.errors import ExecutorError

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from sarathi.errors import UsageError
-from sarathi.options import REQUIRED, Declaration, Nested, Option, Section, declarations, members
+from sarathi.options import (
+    REQUIRED,
+    Declaration,
+    Nested,
+    Option,
+    OptionGroup,
+    declarations,
+    members,
+)
 
 _T = TypeVar("_T")
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "FILE"}
@@ -36,14 +44,14 @@ ConfigFile = Annotated[
 
 
 def add_options(
-    parser: argparse.ArgumentParser, cls: type, section: Section | None = None
+    parser: argparse.ArgumentParser, cls: type, section: OptionGroup | None = None
 ) -> argparse.ArgumentParser:
     """Add an argument for each option of a class and of those that it holds; return the parser.
 
     Args:
         section: which options of the class to add; None for all.
     """
-    section = section or Section()
+    section = section or OptionGroup()
     for each in members(cls):
         if isinstance(each, Nested):
             add_options(parser, each.cls, each.section)
@@ -74,7 +82,7 @@ def read_options(cls: type[_T], args: argparse.Namespace) -> _T:
         for option, value in layer:
             if option.key not in given and option.option.alternative not in given:
                 setattr(args, option.key, value)
-    return _build(cls, args, Section())
+    return _build(cls, args, OptionGroup())
 
 
 def layered_options(cls: type) -> Iterator[Declaration]:
@@ -85,7 +93,7 @@ def layered_options(cls: type) -> Iterator[Declaration]:
             yield from layered(each.cls)
 
 
-def _build(cls: type[_T], args: argparse.Namespace, section: Section) -> _T:
+def _build(cls: type[_T], args: argparse.Namespace, section: OptionGroup) -> _T:
     values: dict[str, Any] = {}
     declared: type = cls
     for each in members(declared):

@@ -28,7 +28,7 @@ from sarathi.cli.simulation import (
 )
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import UsageError
-from sarathi.options import Count, Option, Seconds, Section, TextForm, parser_of
+from sarathi.options import Count, Option, OptionGroup, Seconds, TextForm, parser_of
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.plan.candidates import DERIVED, DeviceLayout, candidates, layouts
 from sarathi.simulator.plan.plan_report import plan_fields, print_plan, write_plan
@@ -148,10 +148,11 @@ class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 1.5
     hardware: Annotated[
-        HardwareOptions, Section(only=("router", "overhead", "memory_utilization"), group=_ENGINE)
+        HardwareOptions,
+        OptionGroup(only=("router", "overhead", "memory_utilization"), group=_ENGINE),
     ]
     engine: Annotated[
-        EngineConfig, Section(only=("max_batch_size", "max_model_len"), group=_ENGINE)
+        EngineConfig, OptionGroup(only=("max_batch_size", "max_model_len"), group=_ENGINE)
     ]
     workload: WorkloadOptions
     output: OutputOptions

@@ -16,7 +16,7 @@ from sarathi.bench.workload.token_counter import LocalTokens
 from sarathi.cli.measurement import WorkloadOptions
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import SimulationError, UsageError
-from sarathi.options import Count, Option, Section, Share, changed
+from sarathi.options import Count, Option, OptionGroup, Share, changed
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.engine_overhead import OVERHEADS
@@ -30,7 +30,7 @@ from sarathi.simulator.this_cpu.measured_machine import cpu_setup, load_machine,
 THIS_CPU = "this-cpu"
 _UNKNOWN_LENGTH = 8192  # tokens, of models that do not state theirs
 # Options of an engine that have the same meaning in the simulator.
-_SHARED = Section(
+_SHARED = OptionGroup(
     only=(
         "max_model_len",
         "token_budget",

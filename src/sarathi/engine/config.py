@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from sarathi.backends.options import Device, KvPrecision, Precision
+from sarathi.backends.executor_options import Device, KvPrecision, Precision
 from sarathi.backends.registry import BACKENDS, ExecutorName
 from sarathi.errors import ConfigError
 from sarathi.models.locate import LoadFormat

@@ -109,7 +109,7 @@ class EngineCore:
                 after them.
 
         Raises:
-            AdmissionError: it can never run; the message says why.
+            AdmissionError: it can never run; the message has the reason.
         """
         max_output = self.scheduler.max_model_len - len(prompt_ids)
         if max_output < 1:

@@ -19,7 +19,7 @@ def stage_share(stages: Sequence[StageTime], outside: float) -> float:
     The slowest stage keeps the others waiting; time outside the stages is divided among them.
 
     Args:
-        outside: seconds that the batch took outside its stages.
+        outside: seconds of the batch outside its stages.
     """
     return max(stage.busy for stage in stages) + outside / len(stages)
 
@@ -47,7 +47,7 @@ class LatencyObserver:
         Args:
             began: seconds; before the batch was scheduled.
             ended: after its tokens were published.
-            own: seconds between the two that the engine itself took.
+            own: seconds between the two in the engine itself.
             stages: of the batch, at least one.
         """
         if len(stages) == 1:

@@ -27,7 +27,7 @@ Prompt = str | Sequence[int]  # text, or token ids
 
 
 class GenerationError(RuntimeError):
-    """A running request cannot go on; the message says why."""
+    """A running request cannot continue; the message has the reason."""
 
 
 @dataclass

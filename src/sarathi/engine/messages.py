@@ -1,6 +1,6 @@
 """The messages between the HTTP process and the engine process: msgpack over ZeroMQ.
 
-The engine sends at most one `Iteration` per scheduler iteration, however many requests took part.
+The engine sends at most one `Iteration` per scheduler iteration, however many requests are in it.
 """
 
 from __future__ import annotations

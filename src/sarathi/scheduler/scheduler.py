@@ -251,10 +251,10 @@ class Scheduler:
             raise ValueError("drafts do not go with look_ahead: the next position is not known")
         slices = list(batch.slices)
         added = []
-        for index, wanted in zip(range(batch.num_decodes), num_drafts, strict=True):
+        for index, asked in zip(range(batch.num_decodes), num_drafts, strict=True):
             request, start, length, samples = slices[index]
             end = start + length
-            count = min(wanted, request.stop_criteria.max_tokens - len(request.output_ids) - 1)
+            count = min(asked, request.stop_criteria.max_tokens - len(request.output_ids) - 1)
             while self._memory.missing_to_grow(request, end + count) > self.pool.num_available:
                 count -= 1
             added.append(count)

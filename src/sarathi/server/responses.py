@@ -69,7 +69,7 @@ def missing(field: str) -> ApiError:
 
 
 def too_long(max_model_len: int, what: str) -> ApiError:
-    """Return the error for a request beyond the model's length; `what` says what it asks for."""
+    """Return the error for a request beyond the model's length; `what` is what it asks for."""
     return invalid(
         f"The model's limit is {max_model_len} tokens, prompt and output together; {what}.",
         code="context_length_exceeded",

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-from sample_runs import capacity, record, run
-
 from sarathi.bench.report.measured import CapacityWithRuns, ReportData
 from sarathi.bench.results import Run
+from tests.bench.report.sample_runs import capacity, record, run
 
 
 def shown(

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from sample_runs import capacity, line, log, record, run
 
 from sarathi.bench.report.figures import drawings
 from sarathi.bench.report.figures.iterations import window
@@ -10,6 +9,7 @@ from sarathi.bench.report.measured import CapacityWithRuns, ReportData
 from sarathi.bench.report.render import render
 from sarathi.bench.results import Run
 from sarathi.telemetry.iteration_log import IterationLine, StageSpan
+from tests.bench.report.sample_runs import capacity, line, log, record, run
 
 
 def names(

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import BROWSER, look_at
-from sample_runs import capacity, line, log, record, records, run
 
 from sarathi.bench.report import CapacityWithRuns, write_report
 from sarathi.bench.results import Run
 from sarathi.errors import BenchmarkError
 from sarathi.telemetry import RequestRecord, Targets
+from tests.bench.report.sample_runs import capacity, line, log, record, records, run
+from tests.browser import BROWSER, look_at
 
 HOSTILE = '"><script>alert(1)</script>&amp;$\\frac{1'
 LONG = "a server with a name that goes on and on until nothing has room beside it " * 2

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 from msgspec.structs import replace
-from sample_runs import capacity, record, records, run
 
 from sarathi.bench.number_format import MISSING
 from sarathi.bench.report.measured import CapacityWithRuns, ReportData
@@ -18,6 +17,7 @@ from sarathi.bench.report.result_tables import (
 from sarathi.bench.report.table import Table
 from sarathi.bench.results import Run
 from sarathi.telemetry import Targets
+from tests.bench.report.sample_runs import capacity, record, records, run
 
 
 def measured(*runs: Run, searches: tuple[CapacityWithRuns, ...] = ()) -> ReportData:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sample_runs import capacity, run
-from simulated_runs import simulated, use
 
 from sarathi.bench.number_format import MISSING
 from sarathi.bench.report import CapacityWithRuns, write_report
@@ -15,6 +13,8 @@ from sarathi.bench.report.notes import alerts, facts
 from sarathi.bench.report.result_tables import conduct_table, simulation_table
 from sarathi.bench.report.table import Table
 from sarathi.bench.results import Run
+from tests.bench.report.sample_runs import capacity, run
+from tests.simulated_runs import simulated, use
 
 
 def measured(*runs: Run) -> ReportData:

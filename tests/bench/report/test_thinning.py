@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_runs import record
 
 from sarathi.bench.report.thinning import depth, in_flight, quantiles, spread
 from sarathi.telemetry import distribution
+from tests.bench.report.sample_runs import record
 
 VALUES = st.lists(st.floats(0, 1e6), min_size=1, max_size=3000)
 

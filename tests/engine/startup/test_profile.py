@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
 
 from sarathi.backends.openvino.openvino_executor import BLOCK_SIZE, OpenVinoExecutor
-from sarathi.backends.runner import NOTHING_SAMPLED, InlineRunner, StepResult
+from sarathi.backends.runner import NOTHING_SAMPLED, InlineRunner, StepExecutor, StepResult
 from sarathi.backends.step import Step, check_step
 from sarathi.engine.scheduler_factory import PAPER_DECODES, TYPICAL_DECODES, TypicalDecodes
 from sarathi.engine.startup.kv_cache_size import KvCache
@@ -19,6 +18,7 @@ from sarathi.sampling.sampler import Sampler
 from sarathi.scheduler.budget.latency_model import LatencyModel, Work
 from sarathi.system.cpu_contention import CpuTimes
 from sarathi.telemetry.stages import StageTime
+from tests import tiny_models
 
 TYPICAL = TYPICAL_DECODES
 COEFFICIENTS = (9e-3, 3e-4, 1.5e-7, 2e-6, 1e-4)
@@ -89,7 +89,7 @@ class KnownExecutor:
         return np.empty((0, 0), np.float32)
 
 
-def inline(executor: KnownExecutor) -> InlineRunner:
+def inline(executor: StepExecutor) -> InlineRunner:
     return InlineRunner(executor, Sampler(1))
 
 

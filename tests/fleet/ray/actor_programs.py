@@ -22,7 +22,7 @@ def main(arguments: Sequence[str], spawner: Spawner | None = None) -> int:
         return 0
     if what == "engine":
         assert spawner is not None
-        spawner.spawn("actor_programs", ["block", rest[1]])
+        spawner.spawn("tests.fleet.ray.actor_programs", ["block", rest[1]])
         block(Path(rest[0]))
     if what == "block":
         block(Path(rest[0]))

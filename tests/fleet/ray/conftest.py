@@ -23,7 +23,7 @@ def ray_cluster() -> Iterator[Cluster]:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setattr("sarathi.fleet.ray.cluster._local_address", lambda: None)
         # The processes of actors inherit it from those that are started now.
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[3]), prepend=os.pathsep)
         stack = ExitStack()
         cluster = stack.enter_context(connected(None, CPUS, print))
     with stack:

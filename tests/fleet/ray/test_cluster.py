@@ -15,6 +15,7 @@ from sarathi.errors import ConfigError, ModelError
 from sarathi.fleet.ray import cluster
 from sarathi.fleet.ray.cluster import connected
 from sarathi.fleet.ray.spawners import ActorRunner, death_cause
+from tests.fleet.ray.test_spawners import PROGRAM
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray")
 
@@ -95,9 +96,9 @@ def test_a_hub_id_is_downloaded_where_the_actor_runs(
             raise error
 
     monkeypatch.setattr("sarathi.fleet.ray.spawners.locate", locate)
-    assert ActorRunner().run("actor_programs", ["return", "3"], "org/name", None) == 3
+    assert ActorRunner().run(PROGRAM, ["return", "3"], "org/name", None) == 3
     assert asked == ["org/name"]
-    assert ActorRunner().run("actor_programs", ["return", "0"], None, None) == 0
+    assert ActorRunner().run(PROGRAM, ["return", "0"], None, None) == 0
     assert asked == ["org/name"]
 
 

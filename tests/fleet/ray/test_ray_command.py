@@ -12,7 +12,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tiny_models import save_tiny
 
 from sarathi.cli.main import main
 from sarathi.engine.config import EngineConfig
@@ -20,6 +19,7 @@ from sarathi.engine.llm import LLM
 from sarathi.fleet.ray import cluster as clusters
 from sarathi.fleet.ray.cluster import Cluster
 from sarathi.sampling.params import SamplingParams
+from tests.tiny_models import save_tiny
 
 PROMPT = "What is it that flies?"
 SECONDS = 60.0

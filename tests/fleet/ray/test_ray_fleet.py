@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import psutil
 import pytest
-from tiny_models import save_tiny
 
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.llm import LLM
@@ -21,6 +20,7 @@ from sarathi.fleet.ray.cluster import Cluster
 from sarathi.fleet.ray.placement import place_replicas
 from sarathi.fleet.ray.spawners import EngineSpawner
 from sarathi.sampling.params import SamplingParams
+from tests.tiny_models import save_tiny
 
 PARAMS = SamplingParams(max_tokens=400, temperature=0.0, ignore_eos=True)
 PROMPTS = [[7, 30, 91, 14], [201, 5, 5, 66, 120], [88, 17, 42, 240, 33, 9]]

@@ -19,7 +19,7 @@ from sarathi.fleet.ray.placement import Placement
 from sarathi.fleet.ray.spawners import EngineSpawner
 from sarathi.system.processes import Process
 
-PROGRAM = "actor_programs"
+PROGRAM = "tests.fleet.ray.actor_programs"
 T = TypeVar("T")
 
 

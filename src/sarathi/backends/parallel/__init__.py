@@ -3,5 +3,5 @@
 The engine opens a `pipeline.Pipeline` (a `ModelInstance`), whose `pipeline_runner` runs steps.
 `worker_group` starts the other processes and exchanges `worker_messages` with them; each of them
 runs `worker_process`. Every process computes through a `stage_worker`; hidden states go from stage
-to stage over `stage_links`. `rank_layout` says which process computes what, and needs no other.
+to stage over `stage_links`. `rank_layout` defines which process computes what, and needs no other.
 """

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import zmq
 
+from sarathi.backends.executor_options import ExecutorOptions
 from sarathi.backends.model_instance import InstancePart
-from sarathi.backends.options import ExecutorOptions
 from sarathi.backends.parallel.pipeline_runner import PipelineRunner
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.parallel.stage_worker import StageWorker
 from sarathi.backends.parallel.worker_group import WorkerGroup
 from sarathi.backends.parallel.worker_messages import (
-    Call,
     Connect,
     Done,
     Hello,
     Loaded,
+    MethodCall,
     encode,
 )
 from sarathi.errors import ExecutorError
@@ -135,21 +135,21 @@ class Pipeline:
         self.runner.use_sampler(self._stage_worker.executor.make_sampler())
 
     def allocate(self, num_blocks: int) -> None:
-        self._call_all(Call("allocate", [num_blocks]))
+        self._call_all(MethodCall("allocate", [num_blocks]))
 
     def check_computing(self) -> None:
-        self._call_all(Call("check"))
+        self._call_all(MethodCall("check"))
 
     @contextmanager
     def warming_up(self) -> Iterator[None]:
-        self._call_all(Call("start_warming_up"))
+        self._call_all(MethodCall("start_warming_up"))
         yield
-        self._call_all(Call("stop_warming_up"))
+        self._call_all(MethodCall("stop_warming_up"))
 
     def close(self) -> None:
         self.runner.close()
 
-    def _call_all(self, call: Call) -> None:
+    def _call_all(self, call: MethodCall) -> None:
         """Call a method of every process's `StageWorker`, and wait for all of them."""
         self._workers.send(encode(call))
         own = self.runner.in_thread(lambda: self._stage_worker.call(call))

@@ -51,7 +51,7 @@ class ParallelLayout:
         """Return the layers of every stage.
 
         Raises:
-            ModelError: the layers cannot be divided equally; the message says what is possible.
+            ModelError: the layers cannot be divided equally; the message has what is possible.
         """
         return pipeline_stages(config, self.pp)
 
@@ -60,7 +60,7 @@ class ParallelLayout:
 
         Raises:
             ModelError: the layers, or the heads and MLP features of one, cannot be divided
-                equally; the message says what is possible.
+                equally; the message has what is possible.
         """
         self.stages(config)
         try:

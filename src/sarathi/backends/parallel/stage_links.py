@@ -15,7 +15,7 @@ from sarathi.models.weights import Array
 from sarathi.system.sockets import bind, new_socket
 from sarathi.telemetry.stages import StageTime
 
-_POLL = 500  # milliseconds between checks whether the hidden states are still wanted
+_POLL = 500  # milliseconds between checks whether the hidden states are still needed
 
 
 class HiddenStates(msgspec.Struct, array_like=True, frozen=True):
@@ -32,7 +32,7 @@ _decoder = msgspec.msgpack.Decoder(HiddenStates)
 
 
 class AbandonedError(Exception):
-    """Hidden states are not wanted any more, so that waiting for them has ended."""
+    """Hidden states are not needed any more, so that waiting for them has ended."""
 
 
 class Inbox:
@@ -63,22 +63,22 @@ class Inbox:
         self._socket.recv()
 
     def receive(
-        self, step_id: int, wanted: Callable[[], bool]
+        self, step_id: int, is_needed: Callable[[], bool]
     ) -> tuple[Array, tuple[StageTime, ...]]:
         """Wait for the hidden states of a step, and the times of the previous stages for it.
 
         Args:
-            wanted: called from time to time; returns whether to go on waiting.
+            is_needed: called from time to time; returns whether to continue waiting.
 
         Returns:
             [tokens, hidden_size]; the memory is that of the message, which nothing else writes to.
 
         Raises:
-            AbandonedError: they are not wanted any more.
+            AbandonedError: they are not needed any more.
             ExecutorError: a message of another step has come.
         """
         while not self._socket.poll(_POLL):
-            if not wanted():
+            if not is_needed():
                 raise AbandonedError
         header, content = self._socket.recv_multipart(copy=False)
         hidden = _decoder.decode(header.buffer)

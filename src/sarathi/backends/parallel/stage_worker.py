@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import zmq
 
 from sarathi.backends.executor import Executor, ExecutorPart, ProgressCallback
+from sarathi.backends.executor_options import ExecutorOptions
 from sarathi.backends.model_instance import (
     InstancePart,
     describe,
@@ -19,10 +20,9 @@ from sarathi.backends.model_instance import (
     load_executor,
     versions,
 )
-from sarathi.backends.options import ExecutorOptions
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.parallel.stage_links import Inbox, Outlet
-from sarathi.backends.parallel.worker_messages import Call, Connect, Hello
+from sarathi.backends.parallel.worker_messages import Connect, Hello, MethodCall
 from sarathi.backends.registry import load_backend
 from sarathi.backends.step import Step
 from sarathi.models.model import Model
@@ -138,7 +138,7 @@ class StageWorker:
         assert self._executor is not None, "nothing is loaded"
         return self._executor
 
-    def call(self, call: Call) -> None:
+    def call(self, call: MethodCall) -> None:
         """Call one of the next four methods."""
         getattr(self, call.method)(*call.arguments)
 
@@ -158,20 +158,20 @@ class StageWorker:
         """Leave `Executor.warming_up`."""
         self._warming_up.close()
 
-    def run(self, step_id: int, step: Step, wanted: Callable[[], bool]) -> StageOutput:
+    def run(self, step_id: int, step: Step, is_needed: Callable[[], bool]) -> StageOutput:
         """Compute a step and send its hidden states to the next stage.
 
         Args:
-            wanted: called now and then; returns whether to go on waiting for the previous stage.
+            is_needed: called now and then; returns whether to continue waiting for hidden states.
 
         Raises:
-            AbandonedError: it was not wanted any more.
+            AbandonedError: it was not needed any more.
             ExecutorError: the previous stage has sent another step.
         """
         received: Array | None = None
         times: tuple[StageTime, ...] = ()
         if self._inbox is not None:
-            received, times = self._inbox.receive(step_id, wanted)
+            received, times = self._inbox.receive(step_id, is_needed)
         start = time.monotonic()
         compute = self.executor.logits if self._stage.last else self.executor.execute
         result = compute(step, received)

@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 import zmq
 
-from sarathi.backends.options import ExecutorOptions
+from sarathi.backends.executor_options import ExecutorOptions
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.parallel.worker_messages import (
     FirstStageDone,

@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 import msgspec
 import numpy as np
 
+from sarathi.backends.executor_options import ExecutorOptions
 from sarathi.backends.model_instance import InstancePart
-from sarathi.backends.options import ExecutorOptions
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.step import Step
 
@@ -71,7 +71,7 @@ class Loaded(msgspec.Struct, tag="loaded", array_like=True, frozen=True):
     part: InstancePart
 
 
-class Call(msgspec.Struct, tag="call", array_like=True, frozen=True):
+class MethodCall(msgspec.Struct, tag="call", array_like=True, frozen=True):
     """Call a method of `StageWorker`, which every process does at the same time."""
 
     method: Literal["allocate", "check", "start_warming_up", "stop_warming_up"]
@@ -90,7 +90,7 @@ class Stop(msgspec.Struct, tag="stop", array_like=True, frozen=True):
 
 
 class Done(msgspec.Struct, tag="done", array_like=True, frozen=True):
-    """A `Call` has returned."""
+    """A `MethodCall` has returned."""
 
 
 class WorkerFailed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
@@ -105,7 +105,7 @@ class FirstStageDone(msgspec.Struct, tag="passed", array_like=True, frozen=True)
     id: int
 
 
-ToWorker = Connect | Call | RunStep | Stop
+ToWorker = Connect | MethodCall | RunStep | Stop
 FromWorker = Hello | Loading | Loaded | Done | FirstStageDone | WorkerFailed
 
 

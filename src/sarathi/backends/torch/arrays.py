@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sarathi.backends.options import Precision
+from sarathi.backends.executor_options import Precision
 from sarathi.models.weights import Array
 
 DTYPES: Mapping[Precision, torch.dtype] = {

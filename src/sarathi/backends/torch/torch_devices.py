@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from sarathi.backends.options import Device, Precision
+from sarathi.backends.executor_options import Device, Precision
 from sarathi.errors import ExecutorError
 from sarathi.system.machine import available_memory
 

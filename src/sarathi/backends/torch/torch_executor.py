@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sarathi.backends.executor import ProgressCallback
-from sarathi.backends.options import Device, KvPrecision, Precision
+from sarathi.backends.executor_options import Device, KvPrecision, Precision
 from sarathi.backends.self_check import check_deterministic, check_model, checked_part
 from sarathi.backends.step import Step, check_step
 from sarathi.backends.torch.arrays import DTYPES, as_array, as_tensor, to_device, to_host

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from sarathi.backends.executor_options import KvPrecision, Precision
 from sarathi.backends.footprint import footprint
-from sarathi.backends.options import KvPrecision, Precision
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import ConfigError

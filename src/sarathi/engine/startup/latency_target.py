@@ -14,8 +14,8 @@ from contextlib import suppress
 
 import msgspec
 
+from sarathi.backends.executor_options import ExecutorOptions
 from sarathi.backends.model_instance import InstancePart, fingerprint, versions
-from sarathi.backends.options import ExecutorOptions
 from sarathi.backends.registry import load_backend
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.scheduler_factory import DerivedTarget, TypicalDecodes, derived_target

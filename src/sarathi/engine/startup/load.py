@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sarathi.backends import self_check
+from sarathi.backends.executor_options import ExecutorOptions
 from sarathi.backends.model_instance import InstancePart, ModelInstance, SingleProcess
-from sarathi.backends.options import ExecutorOptions
 from sarathi.backends.parallel.pipeline import CONNECT_TIMEOUT, Pipeline
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.registry import load_backend
@@ -288,7 +288,7 @@ def _warn(config: EngineConfig, model: LatencyModel, on_progress: Callable[[str]
             f"warning: with a token budget of {config.token_budget}, prompts get little while "
             f"{config.token_budget} or more of up to {config.max_batch_size} requests decode"
         )
-    # A token passes all stages, and the model says what one of them takes.
+    # A token passes all stages, and the model predicts the time of one of them.
     shortest = config.pp * model.predict(Work(1, 0.0, 0, 1))
     if config.tbt_target is not None and config.tbt_target < shortest:
         on_progress(

@@ -48,7 +48,7 @@ _KINDS = (
     _Kind(8, 90, 64),
     _Kind(0, 0, 64, 960),
 )
-# Small chunks take no longer than reading the weights does, which says little of large ones.
+# Small chunks take no longer than reading the weights does, which is no measure of large ones.
 _GPU_KINDS = (
     _Kind(1, 1),
     _Kind(0, 0, 16),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from sarathi.backends.parallel.rank_layout import ParallelLayout
+from sarathi.backends.registry import BACKENDS
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import ConfigError
 
@@ -77,7 +78,7 @@ def place_replicas(
         cpus = 1 if gpus else equal_share([node.cpus for node in nodes], bundles, layout.tp)
     # Ray does not keep a process from using more CPUs than it has reserved: the executor must.
     device, threads = config.device, config.threads
-    if config.executor == "torch":
+    if BACKENDS[config.executor].has_devices:
         device = "cuda" if gpus else "cpu"
     if not gpus and threads is None:
         threads = cpus
@@ -107,22 +108,23 @@ def _max_bundles(nodes: Sequence[Node], cpus: int) -> int:
     return max((int(node.cpus) // cpus for node in nodes), default=0)
 
 
-def _gpus(config: EngineConfig, nodes: Sequence[Node], wanted: int | None) -> int:
-    if config.executor != "torch":
-        if wanted:
-            raise ConfigError("--ray-gpus-per-rank needs --executor torch")
+def _gpus(config: EngineConfig, nodes: Sequence[Node], requested: int | None) -> int:
+    if not BACKENDS[config.executor].has_devices:
+        if requested:
+            able = " or ".join(name for name, each in BACKENDS.items() if each.has_devices)
+            raise ConfigError(f"--ray-gpus-per-rank needs --executor {able}")
         return 0
     if config.device == "cpu":
-        if wanted:
-            raise ConfigError(f"--ray-gpus-per-rank {wanted} has no use with --device cpu")
+        if requested:
+            raise ConfigError(f"--ray-gpus-per-rank {requested} has no use with --device cpu")
         return 0
     has_gpus = any(node.gpus for node in nodes)
-    if wanted == 0 and config.device == "cuda":
+    if requested == 0 and config.device == "cuda":
         raise ConfigError("--device cuda needs --ray-gpus-per-rank 1 or more")
-    if not has_gpus and (wanted or config.device == "cuda"):
+    if not has_gpus and (requested or config.device == "cuda"):
         raise ConfigError(
             "no machine of the Ray cluster has a GPU: use --device cpu, or start one with one"
         )
-    if wanted is not None:
-        return wanted
+    if requested is not None:
+        return requested
     return 1 if has_gpus else 0

@@ -197,7 +197,7 @@ def _entry(
     shape = tuple(int(size) for size in info["shape"])
     start, end = (data_start + int(offset) for offset in info["data_offsets"])
     if not data_start <= start <= end or min(shape, default=0) < 0:
-        raise ModelError(f"{path}: tensor {name} has an invalid shape or place")
+        raise ModelError(f"{path}: tensor {name} has an invalid shape or position")
     if end > len(mapping):
         raise ModelError(f"{path} is truncated: tensor {name} ends at byte {end} of {len(mapping)}")
     dtype = str(info["dtype"])

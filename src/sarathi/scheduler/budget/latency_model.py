@@ -27,7 +27,7 @@ _SHORTEST, _LONGEST = 1e-7, 1e5  # seconds; other times are faults of the clock
 
 # Features of a typical iteration, which give a scale to coefficients that were never observed.
 _TYPICAL: Row = (1.0, 128.0, 128.0 * 512, 16.0 * 512, 16.0)
-_LEAST_SIZE = 1e-4  # of that; smaller features tell the fit nothing
+_LEAST_SIZE = 1e-4  # of that; smaller features have no information
 _LEAST_SHARE = 0.05  # of an iteration that a feature is assumed to explain, for its scale
 
 # Relative standard deviations: shares of the coefficient or of the time.

@@ -72,7 +72,7 @@ class Slack:
     preempts = True
 
     def may_preempt(self, waiting: Request, running: Request) -> bool:
-        # A request with output goes on.
+        # A request with output continues.
         return running.rank.priority_class > waiting.rank.priority_class and not running.output_ids
 
     def rank(self, request: Request) -> Rank:

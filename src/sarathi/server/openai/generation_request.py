@@ -2,7 +2,7 @@
 
 Fields are OpenAI's, vLLM's for sampling and priority, and latency targets. Null means absent. A
 field has an effect; or none on the output, and is accepted; or is not supported, which its type
-says with `only`. An unknown field is refused.
+declares with `only`. An unknown field is refused.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class GenerationRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
     tbt_target: float | str | None = None
     user: User | None = None
 
-    # No effect: what they say of billing, caching or filing does not change the output.
+    # No effect: they concern billing, caching or filing, not the output.
     metadata: dict[str, Any] | None = None
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
