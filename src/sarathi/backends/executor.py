@@ -105,7 +105,7 @@ class ExecutorPart:
 
 
 class Backend(Protocol):
-    """Makes executors with the options that it has been made with."""
+    """A factory of executors for fixed options; `registry.load_backend` calls it with these."""
 
     @property
     def uses_gpu(self) -> bool:

@@ -19,7 +19,7 @@ from sarathi.backends.executor import DeviceMemory, Executor, ExecutorPart, Prog
 from sarathi.backends.executor_options import ExecutorOptions, KvPrecision, Precision
 from sarathi.backends.footprint import check_memory, weight_bytes
 from sarathi.backends.parallel.rank_layout import RankId
-from sarathi.backends.registry import load_backend
+from sarathi.backends.registry import BACKENDS, ExecutorName, load_backend
 from sarathi.backends.runner import Runner
 from sarathi.models.decoder import whole_model
 from sarathi.models.model import Model
@@ -145,10 +145,10 @@ def fingerprint(model: Model) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def versions(executor: str) -> str:
+def versions(executor: ExecutorName) -> str:
     """Return the versions of this project and of the library that an executor computes with."""
     try:
-        found = metadata.version(executor)
+        found = metadata.version(BACKENDS[executor].library)
     except metadata.PackageNotFoundError:  # installed in another way, such as a system package
         found = "unknown"
     return f"sarathi {sarathi.__version__}, {executor} {found}"

@@ -27,7 +27,7 @@ class StepError(ValueError):
 class Step:
     """Ragged sequences of one iteration, concatenated: T tokens of B sequences, S sampled rows."""
 
-    token_ids: I64  # [T]; -1 - s: the token that the previous step samples for slot s
+    token_ids: I64  # [T]; -1 - s is a placeholder: the token that the step before samples, slot s
     positions: I64  # [T]
     query_starts: I32  # [B + 1], where each sequence's tokens begin
     past_lens: I32  # [B], tokens of each sequence in the KV cache

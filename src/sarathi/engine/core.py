@@ -140,7 +140,7 @@ class EngineCore:
             slot = self._runner.slots.open(params, prompt_ids, self._eos_ids, output_ids)
         except ValueError as error:
             self.scheduler.cancel(request_id)
-            self._close_forgotten()
+            self._close_ended_slots()
             raise AdmissionError(str(error)) from error
         self._slots[request_id] = slot
         for recorder in self._recorders:
@@ -150,7 +150,7 @@ class EngineCore:
         """Forget a request; does nothing if it has ended or is unknown."""
         if self.scheduler.cancel(request_id):
             self._exhausted = False
-            self._close_forgotten()
+            self._close_ended_slots()
             for recorder in self._recorders:
                 recorder.cancelled(request_id, time.monotonic())
             if not self.scheduler.has_work:
@@ -233,7 +233,7 @@ class EngineCore:
         failed = self._cancel_failed(batch, tokens)
         progressed = self.scheduler.complete(batch, tokens, sampled)
         outputs = self._publish(progressed, _logprobs(batch, result.sampled))
-        self._close_forgotten()
+        self._close_ended_slots()
         ended = time.monotonic()
         if result.stages:
             self._stages.add(result.stages, step.fresh)
@@ -257,7 +257,7 @@ class EngineCore:
         finally:
             self._in_flight.clear()
             self.scheduler.abandon_batches()
-            self._close_forgotten()
+            self._close_ended_slots()
             self._exhausted = False
             self._fresh = True
             self._latency_observer.on_idle()
@@ -358,7 +358,7 @@ class EngineCore:
             )
         return outputs
 
-    def _close_forgotten(self) -> None:
+    def _close_ended_slots(self) -> None:
         """Free the sampler slots of requests that no batch in flight samples for any more."""
         for request_id in self.scheduler.take_ended_ids():
             slot = self._slots.pop(request_id, None)

@@ -27,7 +27,7 @@ def stage_share(stages: Sequence[StageTime], outside: float) -> float:
 class LatencyObserver:
     """Feeds a latency model with what batches add to the time between two tokens.
 
-    With one stage, that is an iteration, from the end of the previous one, as a reader waits. With
+    With one stage, that is the time since the end of the previous iteration. With
     several it is the share of a stage; see `stage_share`.
     """
 

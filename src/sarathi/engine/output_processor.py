@@ -99,7 +99,7 @@ class OutputText:
     A stop string ends the text before itself (after itself with `include_stop_str_in_output`) as
     soon as it is complete, unless it is complete before `min_tokens` tokens. The token that
     completes it is the last that counts, and the caller is to cancel the request when
-    `finish_reason` is set. The token that the engine returns with the finish reason "stop" has no
+    `finish_reason` is set. A stop or end-of-sequence token, which the engine returns last, adds no
     text. The text continues that of `prompt_ids`, which decides about a first space for example.
     """
 

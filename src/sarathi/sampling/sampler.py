@@ -214,8 +214,8 @@ class Sampler:
             np.subtract(inside, highest[:, None], out=inside)
         else:
             np.subtract(_take(batch.logits, rows), peaks[rows, None], out=inside)
-        if (state["sharpness"] != 1).any():
-            np.multiply(scaled, state["sharpness"][:, None], out=scaled)
+        if (state["inverse_temperature"] != 1).any():
+            np.multiply(scaled, state["inverse_temperature"][:, None], out=scaled)
         uniform = uniforms(state["key"], state["generated"])
         if method == WHOLE:
             np.exp(scaled, out=weights)

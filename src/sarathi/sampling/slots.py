@@ -28,7 +28,7 @@ _FIELDS = np.dtype(
         ("generated", np.int64),
         ("min_tokens", np.int64),
         ("key", np.uint64),
-        ("sharpness", np.float32),  # 1 / temperature
+        ("inverse_temperature", np.float32),  # 1 / temperature
         ("top_k", np.int64),
         ("top_p", np.float64),
         ("min_p", np.float64),
@@ -64,7 +64,7 @@ class Slots:
         record["generated"] = generated
         record["min_tokens"] = min(params.min_tokens, np.iinfo(np.int64).max)
         record["key"] = stream_key(secrets.randbits(64) if params.seed is None else params.seed)
-        record["sharpness"] = 1.0 / max(params.temperature, 1.0 / _MAX_SHARPNESS)
+        record["inverse_temperature"] = 1.0 / max(params.temperature, 1.0 / _MAX_SHARPNESS)
         record["top_k"] = params.top_k if has_k else NO_TOP_K
         record["top_p"] = params.top_p
         record["min_p"] = params.min_p

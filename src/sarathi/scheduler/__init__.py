@@ -1,8 +1,9 @@
 """The scheduler: which requests compute how many tokens in an iteration, in which KV blocks.
 
 Start with `scheduler.py` (one iteration) and `policy.py` (the paper's schedulers as rows of a
-table); `prefill.py` and `running.py` choose prompts and decodes. Rooms: `queue/` (waiting requests,
-their order, tenants), `budget/` (token budget, latency model), `kv/` (block pool, prefix cache).
+table); `prefill.py` and `running.py` choose prompts and decodes. Subpackages: `queue/` (waiting
+requests, their order, tenants), `budget/` (token budget, latency model), `kv/` (block pool, prefix
+cache).
 Standard library only; every package may import the names below.
 """
 

@@ -33,7 +33,8 @@ class SchedulingParams:
 class Rank(NamedTuple):
     """Position of a request in the scheduling order; lower goes first."""
 
-    priority_class: int  # shares of an iteration never cost a lower class anything
+    # A lower number is more urgent; the share of the shortest prompts never delays a lower number.
+    priority_class: int
     key: float
     id: int
 
@@ -101,7 +102,7 @@ class Request:
 
     @property
     def next_is_decode(self) -> bool:
-        """Whether the batches in flight leave one token to compute, which the last one samples."""
+        """Whether the batches in flight leave only the token that the last of them samples."""
         known = len(self.prompt_ids) + len(self.output_ids)
         return (
             self.num_computed + self.in_flight == known + self.num_pending - 1

@@ -241,6 +241,7 @@ class Scheduler:
     def add_drafts(self, batch: Batch, num_drafts: Sequence[int]) -> Batch:
         """Add draft tokens to the decodes of the batch that was just scheduled.
 
+        The engine does not speculate yet: this and `complete` are what it needs of the scheduler.
         Drafts never preempt a request nor exceed its `max_tokens`: fewer are added than asked for
         if blocks are short or the output ends. `complete` then gets those that are accepted.
 

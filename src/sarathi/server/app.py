@@ -34,7 +34,8 @@ from sarathi.server.stats_endpoint import stats_body
 GetHandler = Callable[[Service, Request], Awaitable[Response]]
 PostHandler = Callable[[Service, RequestContext], Awaitable[ASGIApp]]
 
-# A new endpoint is a line in one of these tables, and its handler.
+# A new endpoint is a line in one of these tables, and its handler. GET /stats and GET /metrics are
+# in `create_app`.
 GET_ROUTES: dict[str, GetHandler] = {
     "/v1/models": list_models,
     "/v1/models/{name:path}": show_model,

@@ -26,7 +26,7 @@ _SUBMIT_SECONDS = 0.005  # of submitting between two pauses
 
 @dataclass(frozen=True)
 class GenerationJob:
-    """What to generate: each prompt once for each of its n params."""
+    """What to generate: one choice for every pair of a prompt and one of its parameters."""
 
     prompts: Sequence[tuple[Sequence[int], Sequence[SamplingParams]]]
     scheduling: SchedulingParams

@@ -1,4 +1,4 @@
-"""Statistics of an engine: every counter and gauge, declared once.
+"""Statistics of an engine process: every counter and gauge of it, declared once.
 
 The fields of `Stats` are all there is to declare: the message between processes, the sums over
 replicas, GET /stats and GET /metrics follow from them.

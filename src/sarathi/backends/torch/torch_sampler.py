@@ -239,7 +239,7 @@ class TorchSampler:
         table["marks"] = table["biases"] = -1
         if (state["needs"] & RANDOM).any():
             table["uniform"] = uniforms(state["key"], state["generated"])
-            table["sharpness"] = state["sharpness"]
+            table["inverse_temperature"] = state["inverse_temperature"]
             table["top_k"] = np.where(state["top_k"] == NO_TOP_K, 0, state["top_k"])
             table["top_p"] = state["top_p"]
             with np.errstate(divide="ignore"):

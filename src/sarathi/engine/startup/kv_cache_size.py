@@ -118,7 +118,7 @@ def merge_memories(used: Iterable[Memory]) -> tuple[Memory, ...]:
 
 
 def kv_cache(
-    config: EngineConfig, max_model_len: int, merge_memories: Sequence[Memory], block_size: int
+    config: EngineConfig, max_model_len: int, memories: Sequence[Memory], block_size: int
 ) -> KvCache:
     """Return what to allocate: as many blocks everywhere as the smallest memory can hold.
 
@@ -130,13 +130,11 @@ def kv_cache(
     Raises:
         ConfigError: not even one block fits, or less than one request of the length asked for.
     """
-    fitting = [
-        _fitting_blocks(config, max_model_len, memory, block_size) for memory in merge_memories
-    ]
+    fitting = [_fitting_blocks(config, max_model_len, memory, block_size) for memory in memories]
     num_blocks = min(fitting)
     capacity = num_blocks * block_size
     if capacity < max_model_len and config.max_model_len is not None:
-        num_bytes = num_blocks * merge_memories[fitting.index(num_blocks)].block_bytes
+        num_bytes = num_blocks * memories[fitting.index(num_blocks)].block_bytes
         raise ConfigError(
             f"a KV cache of {capacity} tokens ({num_bytes / 1e6:.0f} MB) is too small for one "
             f"request of max_model_len {max_model_len}; give more with --kv-cache-memory or lower "

@@ -62,14 +62,14 @@ def read_config(fields: Fields, architecture: str) -> ModelConfig:
     )
 
 
-def name_map(read_config: ModelConfig) -> NameMap:
+def name_map(config: ModelConfig) -> NameMap:
     """Return where checkpoints keep the decoder's tensors.
 
     Queries, keys and values are one matrix: for each key head its query heads, it, its value head.
     """
-    head = read_config.head_dim
-    queries = read_config.num_heads // read_config.num_kv_heads * head
-    two_norms = read_config.parallel and read_config.mlp_norm
+    head = config.head_dim
+    queries = config.num_heads // config.num_kv_heads * head
+    two_norms = config.parallel and config.mlp_norm
     return NameMap(
         outside={
             "model.embed_tokens": "transformer.word_embeddings",
@@ -80,7 +80,7 @@ def name_map(read_config: ModelConfig) -> NameMap:
             **fused(
                 "self_attention.query_key_value",
                 {"self_attn.q_proj": queries, "self_attn.k_proj": head, "self_attn.v_proj": head},
-                groups=read_config.num_kv_heads,
+                groups=config.num_kv_heads,
             ),
             **renamed(
                 {
@@ -98,10 +98,10 @@ def name_map(read_config: ModelConfig) -> NameMap:
     )
 
 
-def gguf_modules(read_config: ModelConfig) -> dict[str, Source]:
+def gguf_modules(config: ModelConfig) -> dict[str, Source]:
     """Return where GGUF files differ from Llama's: converters reorder the rows of `attn_qkv`."""
-    modules = fused_qkv("attn_qkv", read_config)
-    if read_config.mlp_norm:
+    modules = fused_qkv("attn_qkv", config)
+    if config.mlp_norm:
         # The first norm is the MLP's here.
         modules |= renamed(
             {"input_layernorm": "attn_norm_2", "post_attention_layernorm": "attn_norm"}

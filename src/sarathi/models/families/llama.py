@@ -71,20 +71,20 @@ def read_config(fields: Fields, architecture: str) -> ModelConfig:
     )
 
 
-def phi3_name_map(read_config: ModelConfig) -> NameMap:
+def phi3_name_map(config: ModelConfig) -> NameMap:
     """Return where Phi-3 has its tensors: queries, keys, values in one matrix, as gate and up."""
-    return NameMap(inside=_fused_modules(read_config, "self_attn.qkv_proj", "mlp.gate_up_proj"))
+    return NameMap(inside=_fused_modules(config, "self_attn.qkv_proj", "mlp.gate_up_proj"))
 
 
-def phi3_gguf_modules(read_config: ModelConfig) -> dict[str, Source]:
+def phi3_gguf_modules(config: ModelConfig) -> dict[str, Source]:
     """Return the same for GGUF files."""
-    return _fused_modules(read_config, "attn_qkv", "ffn_up")
+    return _fused_modules(config, "attn_qkv", "ffn_up")
 
 
-def _fused_modules(read_config: ModelConfig, qkv: str, gate_up: str) -> dict[str, Source]:
-    inner = read_config.intermediate_size
+def _fused_modules(config: ModelConfig, qkv: str, gate_up: str) -> dict[str, Source]:
+    inner = config.intermediate_size
     return {
-        **fused_qkv(qkv, read_config),
+        **fused_qkv(qkv, config),
         **fused(gate_up, {"mlp.gate_proj": inner, "mlp.up_proj": inner}),
     }
 

@@ -158,9 +158,9 @@ class LatencyBudget:
     With `t` the predicted time of the decodes alone, `s` the slack of the most urgent one, `e` the
     relative lateness of recent iterations at P98 and `m` the `min_prefill_share`, prompts get
     `max(s / (1 + e) - t, t * m / (1 - m))` seconds: at least a share `m` of the iteration. Without
-    decodes, and at most, they get `IDLE_FACTOR` times the target less what any iteration takes:
-    long enough to compute at full speed, and short enough for a request that arrives meanwhile and
-    has to wait until the iteration ends.
+    decodes they get `IDLE_FACTOR` times the target less what any iteration takes, which is also the
+    upper bound: long enough to compute at full speed, and short enough for a request that arrives
+    meanwhile and has to wait until the iteration ends.
     """
 
     IDLE_FACTOR = 4.0

@@ -1,4 +1,7 @@
-"""All output parsers, by name."""
+"""All output parsers, by name, as `create_app` takes them.
+
+No option of the server selects one yet: plain text is the only one.
+"""
 
 from __future__ import annotations
 

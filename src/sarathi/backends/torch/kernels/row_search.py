@@ -49,12 +49,12 @@ def find_peak(row, length, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _gaps(source, start, length, peak, sharpness, BLOCK: tl.constexpr):
+def _gaps(source, start, length, peak, inverse_temperature, BLOCK: tl.constexpr):
     """Load BLOCK elements from `start` on, and return the bits of their gaps, int32."""
     offsets = start + tl.arange(0, BLOCK)
     inside = offsets < length
     value = tl.load(source + offsets, mask=inside, other=float("-inf"))
-    gap = (peak - value) * sharpness
+    gap = (peak - value) * inverse_temperature
     return tl.where(inside, gap.to(tl.int32, bitcast=True), _OUTSIDE)
 
 
@@ -66,12 +66,14 @@ def mass_at(gaps):
 
 
 @triton.jit
-def sum_within(source, length, peak, sharpness, limit, WHAT: tl.constexpr, BLOCK: tl.constexpr):
+def sum_within(
+    source, length, peak, inverse_temperature, limit, WHAT: tl.constexpr, BLOCK: tl.constexpr
+):
     """Return the mass or the number of all elements with gaps up to `limit`, int64."""
     sums = tl.full((BLOCK,), 0, tl.int64)
     start = 0
     while start < length:
-        gaps = _gaps(source, start, length, peak, sharpness, BLOCK)
+        gaps = _gaps(source, start, length, peak, inverse_temperature, BLOCK)
         sums += tl.where(gaps <= limit, mass_at(gaps) if WHAT == MASS else 1, 0)
         start += BLOCK
     return tl.sum(sums, axis=0)
@@ -79,7 +81,7 @@ def sum_within(source, length, peak, sharpness, limit, WHAT: tl.constexpr, BLOCK
 
 @triton.jit
 def search(
-    source, length, peak, sharpness, need, limit,
+    source, length, peak, inverse_temperature, need, limit,
     WHAT: tl.constexpr, BLOCK: tl.constexpr, WAYS: tl.constexpr,
 ):  # fmt: skip
     """Find the least gap up to which the mass or the number of elements is `need`.
@@ -100,7 +102,7 @@ def search(
         sums = tl.full((WAYS,), 0, tl.int64)
         start = 0
         while start < length:
-            gaps = _gaps(source, start, length, peak, sharpness, BLOCK)
+            gaps = _gaps(source, start, length, peak, inverse_temperature, BLOCK)
             addend = mass_at(gaps) if WHAT == MASS else tl.full((BLOCK,), 1, tl.int64)
             within = gaps[None, :] <= bounds[:, None]
             sums += tl.sum(tl.where(within, addend[None, :], 0), axis=1)
@@ -113,40 +115,42 @@ def search(
 
 
 @triton.jit
-def locate_mass(row, length, peak, sharpness, threshold, BLOCK: tl.constexpr):
+def locate_mass(row, length, peak, inverse_temperature, threshold, BLOCK: tl.constexpr):
     """Find the first column up to which the mass, in column order, is more than `threshold`."""
     start = tl.full((), 0, tl.int32)
     before = tl.full((), 0, tl.int64)
-    mass = tl.sum(mass_at(_gaps(row, start, length, peak, sharpness, BLOCK)), axis=0)
+    mass = tl.sum(mass_at(_gaps(row, start, length, peak, inverse_temperature, BLOCK)), axis=0)
     # Triton 3.6 does not compile a loop of which it can prove that it is never entered.
     if length > BLOCK:
         while (before + mass <= threshold) & (start + BLOCK < length):
             before += mass
             start += BLOCK
-            mass = tl.sum(mass_at(_gaps(row, start, length, peak, sharpness, BLOCK)), axis=0)
-    masses = mass_at(_gaps(row, start, length, peak, sharpness, BLOCK))
+            mass = tl.sum(
+                mass_at(_gaps(row, start, length, peak, inverse_temperature, BLOCK)), axis=0
+            )
+    masses = mass_at(_gaps(row, start, length, peak, inverse_temperature, BLOCK))
     passed = before + tl.cumsum(masses, axis=0) <= threshold
     return tl.minimum(start + tl.sum(passed.to(tl.int32), axis=0), length - 1)
 
 
 @triton.jit
-def locate_tie(source, length, peak, sharpness, gap, tie, BLOCK: tl.constexpr):
+def locate_tie(source, length, peak, inverse_temperature, gap, tie, BLOCK: tl.constexpr):
     """Find the position of element number `tie`, from 0, of those with exactly this gap."""
     start = tl.full((), 0, tl.int32)
     before = tl.full((), 0, tl.int64)
-    equal = (_gaps(source, start, length, peak, sharpness, BLOCK) == gap).to(tl.int32)
+    equal = (_gaps(source, start, length, peak, inverse_temperature, BLOCK) == gap).to(tl.int32)
     count = tl.sum(equal, axis=0)
     while (before + count <= tie) & (start + BLOCK < length):
         before += count
         start += BLOCK
-        equal = (_gaps(source, start, length, peak, sharpness, BLOCK) == gap).to(tl.int32)
+        equal = (_gaps(source, start, length, peak, inverse_temperature, BLOCK) == gap).to(tl.int32)
         count = tl.sum(equal, axis=0)
     passed = before + tl.cumsum(equal, axis=0) <= tie
     return tl.minimum(start + tl.sum(passed.to(tl.int32), axis=0), length - 1)
 
 
 @triton.jit
-def collect(row, length, peak, sharpness, limit, values, columns, BLOCK: tl.constexpr):
+def collect(row, length, peak, inverse_temperature, limit, values, columns, BLOCK: tl.constexpr):
     """Store values and columns of the elements with gaps up to `limit`, in column order.
 
     Returns:
@@ -156,7 +160,7 @@ def collect(row, length, peak, sharpness, limit, values, columns, BLOCK: tl.cons
     count = tl.full((), 0, tl.int32)
     tl.debug_barrier()  # all reads of `values` are done
     for start in tl.range(0, length, BLOCK):
-        chosen = _gaps(row, start, length, peak, sharpness, BLOCK) <= limit
+        chosen = _gaps(row, start, length, peak, inverse_temperature, BLOCK) <= limit
         found = tl.sum(chosen.to(tl.int32), axis=0)
         if found > 0:
             indices = count + tl.cumsum(chosen.to(tl.int32), axis=0) - 1

@@ -39,7 +39,7 @@ ROW = np.dtype(
         ("slot", np.int64),
         ("needs", np.int64),  # as in `Slots.records`
         ("uniform", np.float64),
-        ("sharpness", np.float64),
+        ("inverse_temperature", np.float64),
         ("top_k", np.int64),  # 0 is off
         ("top_p", np.float64),
         ("max_gap", np.float64),  # -log(min_p)
@@ -78,7 +78,7 @@ _ROW = _column("row")
 _SLOT = _column("slot")
 _NEEDS = _column("needs")
 _UNIFORM = _column("uniform")
-_SHARPNESS = _column("sharpness")
+_SHARPNESS = _column("inverse_temperature")
 _TOP_K = _column("top_k")
 _TOP_P = _column("top_p")
 _MAX_GAP = _column("max_gap")
@@ -183,10 +183,10 @@ def sample(
     if (peak > float("-inf")) & (peak < float("inf")):
         if needs & _RANDOM != 0:
             if needs & _WHOLE != 0:
-                sharpness = _real(record + _SHARPNESS)
-                total = sum_within(row, VOCAB, peak, sharpness, INFINITE, MASS, BLOCK)
+                inverse_temperature = _real(record + _SHARPNESS)
+                total = sum_within(row, VOCAB, peak, inverse_temperature, INFINITE, MASS, BLOCK)
                 threshold = _share(_wide(record + _UNIFORM), total)
-                token = locate_mass(row, VOCAB, peak, sharpness, threshold, BLOCK)
+                token = locate_mass(row, VOCAB, peak, inverse_temperature, threshold, BLOCK)
             else:
                 values += program * BLOCK
                 columns += program * BLOCK
@@ -293,7 +293,7 @@ def _sample_truncated(
     What top_k, top_p and min_p keep are all prefixes of that order, so the shortest is what all
     of them keep, and only its mass is needed. `values` holds the maxima of the groups.
     """
-    sharpness = _real(record + _SHARPNESS)
+    inverse_temperature = _real(record + _SHARPNESS)
     top_k = tl.load(record + _TOP_K)
     top_p = _wide(record + _TOP_P)
     max_gap = _real(record + _MAX_GAP).to(tl.int32, bitcast=True).to(tl.int64)
@@ -305,18 +305,20 @@ def _sample_truncated(
     total = tl.full((), 0, tl.int64)
     if top_k > 0:
         if top_k <= GROUPS:
-            limit, _ = search(values, GROUPS, peak, sharpness, top_k, INFINITE, COUNT, BLOCK, WAYS)
+            limit, _ = search(
+                values, GROUPS, peak, inverse_temperature, top_k, INFINITE, COUNT, BLOCK, WAYS
+            )
     else:
         if top_p < 1:
-            total = sum_within(row, VOCAB, peak, sharpness, INFINITE, MASS, BLOCK)
+            total = sum_within(row, VOCAB, peak, inverse_temperature, INFINITE, MASS, BLOCK)
             need = _at_least(top_p, total)
-            if sum_within(values, GROUPS, peak, sharpness, INFINITE, MASS, BLOCK) >= need:
+            if sum_within(values, GROUPS, peak, inverse_temperature, INFINITE, MASS, BLOCK) >= need:
                 limit, _ = search(
-                    values, GROUPS, peak, sharpness, need, INFINITE, MASS, BLOCK, WAYS
+                    values, GROUPS, peak, inverse_temperature, need, INFINITE, MASS, BLOCK, WAYS
                 )
         limit = tl.minimum(limit, max_gap)
 
-    count = collect(row, VOCAB, peak, sharpness, limit, values, columns, BLOCK)
+    count = collect(row, VOCAB, peak, inverse_temperature, limit, values, columns, BLOCK)
     fits = count <= BLOCK
     source = row
     if fits:
@@ -325,23 +327,29 @@ def _sample_truncated(
 
     # The mass of what is kept: first by min_p, then by top_k, then by top_p.
     largest = tl.minimum(limit, max_gap)
-    kept = sum_within(source, length, peak, sharpness, largest, MASS, BLOCK)
+    kept = sum_within(source, length, peak, inverse_temperature, largest, MASS, BLOCK)
     within = kept
     if top_k > 0:
-        edge, above = search(source, length, peak, sharpness, top_k, limit, COUNT, BLOCK, WAYS)
-        total = sum_within(source, length, peak, sharpness, edge - 1, MASS, BLOCK)
+        edge, above = search(
+            source, length, peak, inverse_temperature, top_k, limit, COUNT, BLOCK, WAYS
+        )
+        total = sum_within(source, length, peak, inverse_temperature, edge - 1, MASS, BLOCK)
         total += (top_k - above) * mass_at(edge.to(tl.int32))
         kept = tl.minimum(kept, total)
     if top_p < 1:
         need = tl.minimum(_at_least(top_p, total), within)
-        edge, above = search(source, length, peak, sharpness, need, largest, MASS, BLOCK, WAYS)
+        edge, above = search(
+            source, length, peak, inverse_temperature, need, largest, MASS, BLOCK, WAYS
+        )
         each = tl.maximum(mass_at(edge.to(tl.int32)), 1)
         kept = tl.minimum(kept, above + (need - above + each - 1) // each * each)
 
     threshold = _share(_wide(record + _UNIFORM), kept)
-    edge, above = search(source, length, peak, sharpness, threshold + 1, largest, MASS, BLOCK, WAYS)
+    edge, above = search(
+        source, length, peak, inverse_temperature, threshold + 1, largest, MASS, BLOCK, WAYS
+    )
     tie = (threshold - above) // tl.maximum(mass_at(edge.to(tl.int32)), 1)
-    column = locate_tie(source, length, peak, sharpness, edge, tie, BLOCK)
+    column = locate_tie(source, length, peak, inverse_temperature, edge, tie, BLOCK)
     if fits:
         column = tl.load(columns + column)
     return column
