@@ -23,7 +23,7 @@ def main() -> None:
 
     settings = TINY if size == TINY.name else FULL
     _mark("opening the model")
-    llm = LLM(path, config=engine_config(settings, torch.device(device)), report=_mark)
+    llm = LLM(path, config=engine_config(settings, torch.device(device)), on_progress=_mark)
     _mark("generating a token")
     params = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True)
     [result] = llm.generate([list(range(3, 19))], params)

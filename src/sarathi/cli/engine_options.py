@@ -57,7 +57,7 @@ class LocalEngine(msgspec.Struct, frozen=True, kw_only=True):
         # Not under the status line: a download has its own progress bar.
         path = locate_model(model, self.config.load_format).path
         with console.status("loading") as status:
-            return LLM(str(path), config=self.config, report=status.update)
+            return LLM(str(path), config=self.config, on_progress=status.update)
 
 
 def check_engine(config: EngineConfig) -> None:

@@ -6,9 +6,9 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from sarathi.scheduler.budget.latency_model import LatencyModel, Work
+from sarathi.engine.scheduler_factory import TYPICAL_DECODES
+from sarathi.scheduler.budget.latency_model import LatencyModel
 
-_TYPICAL_DECODES = Work(32, 0.0, 32 * 512, 32)
 _INITIAL_OUTPUT = 256.0  # tokens that an answer is taken to have until the first ones have ended
 
 
@@ -120,7 +120,7 @@ class _Engine:
     blocks: OrderedDict[bytes, None] = field(default_factory=OrderedDict)  # latest last
 
     def __post_init__(self) -> None:
-        self.per_token = self.model.predict(_TYPICAL_DECODES) / _TYPICAL_DECODES.tokens
+        self.per_token = self.model.predict(TYPICAL_DECODES.work) / TYPICAL_DECODES.requests
 
     def seconds(self, tokens: int, hashes: Sequence[bytes]) -> float:
         """Return the predicted seconds of the part of a prompt that this engine has to compute."""
