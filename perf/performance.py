@@ -18,12 +18,10 @@ from datetime import date
 from pathlib import Path
 
 from perf.report import MODEL
-from sarathi.bench.comparison import Row, compare_runs
-from sarathi.bench.number_format import milliseconds, plain, seconds
 from sarathi.bench.report import CapacityWithRuns, write_report
-from sarathi.bench.results import Capacity, Run
-from sarathi.bench.server_process import ending_on_signals
-from sarathi.bench.target import Target
+from sarathi.bench.report.table import milliseconds, plain, seconds
+from sarathi.bench.results import Capacity, Row, Run, compare_runs
+from sarathi.bench.target import Target, ending_on_signals
 from sarathi.cli.arguments import parse_options
 from sarathi.cli.capacity import CapacityOptions
 from sarathi.cli.capacity_searches import CapacitySearches

@@ -30,7 +30,7 @@ from perf.report import MODEL, Figure, show
 from sarathi.bench.capacity.verdict import CapacityTargets
 from sarathi.bench.report import CapacityWithRuns
 from sarathi.bench.results import Run, describe_machine
-from sarathi.bench.server_process import ending_on_signals
+from sarathi.bench.target import ending_on_signals
 from sarathi.bench.workload.workload import Workload
 from sarathi.cli.measurement import Screen, SearchOptions
 from sarathi.engine.config import EngineConfig

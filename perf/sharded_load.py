@@ -26,7 +26,7 @@ import numpy as np
 from perf.report import Figure, rounds, show
 from sarathi.models.decoder import whole_model
 from sarathi.models.formats import checkpoint_files as files
-from sarathi.models.formats.huggingface_config import read_config
+from sarathi.models.formats.huggingface_checkpoint import read_config
 from sarathi.models.model import open_model
 from sarathi.models.sharding import Shard, ShardedWeights, shard_shapes
 from sarathi.models.tensor_layout import expected_shapes

@@ -33,7 +33,7 @@ class Stream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Not checked with isinstance: the transports of uvloop do not inherit from asyncio's.
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = cast("asyncio.Transport", transport)
         self.sent = time.perf_counter()
         self._transport.write(self._request)
 

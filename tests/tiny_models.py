@@ -151,7 +151,7 @@ def _save_random(name: str, settings: dict[str, Any], folder: Path) -> None:
     from safetensors.numpy import save_file
 
     from sarathi.models.decoder import whole_model
-    from sarathi.models.formats import huggingface_config as huggingface
+    from sarathi.models.formats import huggingface_checkpoint as huggingface
     from sarathi.models.tensor_layout import expected_shapes
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,10 +18,9 @@ from perf.gpu_check.timing import seconds_per_call
 from perf.gpu_check.torch_attention import torch_attention
 from perf.report import Figure
 from sarathi.backends.step import StepPart, join_parts
-from sarathi.backends.torch.arrays import DTYPES
 from sarathi.backends.torch.attention_backend import Attention, LayerCache, choose_attention
 from sarathi.backends.torch.step_inputs import step_arrays, upload
-from sarathi.backends.torch.torch_devices import default_precision
+from sarathi.backends.torch.torch_devices import DTYPES, default_precision
 from sarathi.models.model_config import ModelConfig
 
 DECODE_GOAL = 0.70  # of the copy bandwidth

@@ -9,8 +9,7 @@ import torch
 from perf.gpu_check.context import Context
 from perf.gpu_check.timing import seconds_per_call
 from perf.report import Figure
-from sarathi.backends.torch.arrays import DTYPES
-from sarathi.backends.torch.torch_devices import default_precision
+from sarathi.backends.torch.torch_devices import DTYPES, default_precision
 
 
 @dataclass(frozen=True)

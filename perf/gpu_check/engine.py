@@ -10,8 +10,7 @@ from perf.gpu_check.idle import LONG_GAP
 from perf.gpu_check.speed import DecodeSpeed, find_speed, memory_bound
 from perf.gpu_check.startup import measure_startup
 from perf.report import Figure
-from sarathi.backends.torch.arrays import DTYPES
-from sarathi.backends.torch.torch_devices import default_precision
+from sarathi.backends.torch.torch_devices import DTYPES, default_precision
 
 ITERATION_GOAL = 1.35  # times the memory bound
 _ON_DEVICE = ("queue", "execute")  # parts of an iteration in which the host does nothing for it

@@ -19,8 +19,7 @@ from perf.gpu_check.context import Context
 from perf.gpu_check.deadline import Deadline
 from perf.gpu_check.outcomes import Outcomes, read_outcomes
 from perf.report import Figure
-from sarathi.system.cgroups import cpu_quota
-from sarathi.system.machine import usable_processors
+from sarathi.system.machine import cpu_quota, usable_processors
 
 _ROOT = Path(__file__).parents[2]
 _MARK = "mark.gpu"

@@ -18,7 +18,7 @@ from sarathi.engine.core import EngineCore
 from sarathi.engine.scheduler_factory import make_budget, make_scheduler
 from sarathi.engine.startup.load import load_engine
 from sarathi.scheduler import BlockPool, LatencyModel
-from sarathi.simulator.published_models import config_folder
+from sarathi.simulator.simulated_model import config_folder
 from sarathi.telemetry.recorder import Recorder
 
 _KV_SHARE = 0.5  # of the GPU's memory: the remainder is for weights and Orca's large iterations

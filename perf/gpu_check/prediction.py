@@ -16,8 +16,7 @@ from perf.gpu_check.experiment import Point
 from perf.gpu_check.loaded import LoadedEngine
 from perf.gpu_check.speed import Speed
 from perf.report import Figure
-from sarathi.backends.torch.arrays import DTYPES
-from sarathi.backends.torch.torch_devices import default_precision
+from sarathi.backends.torch.torch_devices import DTYPES, default_precision
 from sarathi.engine.config import EngineConfig
 from sarathi.simulator.cost_model import BatchShape, CostModel
 from sarathi.simulator.deployment import Deployment

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sarathi.simulator.published_models import MODELS, llama_fields
-from sarathi.simulator.simulated_model import SimulatedModel
+from sarathi.simulator.simulated_model import MODELS, SimulatedModel, llama_fields
 
 
 @dataclass(frozen=True)

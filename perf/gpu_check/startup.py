@@ -15,7 +15,7 @@ from pathlib import Path
 
 from perf.gpu_check.context import Context
 from perf.report import Figure
-from sarathi.simulator.published_models import config_folder
+from sarathi.simulator.simulated_model import config_folder
 
 START_GOAL = 30.0  # seconds
 _NOTICEABLE = 0.02  # of a start

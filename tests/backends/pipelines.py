@@ -13,11 +13,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sarathi.backends.executor_options import ExecutorOptions
-from sarathi.backends.parallel.pipeline import Pipeline
-from sarathi.backends.parallel.pipeline_runner import PipelineRunner
+from sarathi.backends.parallel.pipeline import Pipeline, PipelineRunner
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.parallel.worker_messages import WorkerSpec
+from sarathi.backends.registry import ExecutorOptions
 from sarathi.backends.step import Step, StepPart, join_parts
 from sarathi.models.model import open_model
 from sarathi.sampling.sampler import SamplerOutput

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from sarathi.backends.executor_options import KvPrecision, Precision
 from sarathi.backends.footprint import footprint, kv_block_bytes, num_parameters
 from sarathi.backends.openvino.openvino_executor import (
     BLOCK_SIZE,
     OpenVinoExecutor,
     supported_precisions,
 )
+from sarathi.backends.registry import KvPrecision, Precision
 from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.models.decoder import Stage, pipeline_stages, whole_model
 from sarathi.models.model import Model, open_model

@@ -19,10 +19,10 @@ import pytest
 import zmq
 
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
-from sarathi.backends.parallel.stage_links import AbandonedError, Inbox, Outlet
+from sarathi.backends.parallel.stage_worker import AbandonedError, Inbox, Outlet
 from sarathi.backends.runner import Runner
 from sarathi.errors import ExecutorError, ModelError
-from sarathi.telemetry.stages import StageTime
+from sarathi.telemetry.recorder import StageTime
 from tests.backends.pipelines import (
     SOON,
     NeverStarting,

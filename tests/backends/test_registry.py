@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sarathi.backends.executor_options import ExecutorOptions
-from sarathi.backends.registry import BACKENDS, ExecutorName, load_backend
+from sarathi.backends.registry import BACKENDS, ExecutorName, ExecutorOptions, load_backend
 
 
 def options(name: ExecutorName) -> ExecutorOptions:

@@ -14,7 +14,6 @@ from sarathi.backends.torch.attention_backend import LayerCache, block_size, cho
 from sarathi.backends.torch.attention_check import check_attention
 from sarathi.backends.torch.attention_plan import BLOCK_SIZE, AttentionPlanner, AttentionShape
 from sarathi.backends.torch.cuda_graphs import DecodeGraphs, graph_sizes
-from sarathi.backends.torch.dummy_steps import largest_step, warm_up_steps
 from sarathi.backends.torch.plain_attention import PlainAttention
 from sarathi.backends.torch.step_inputs import (
     StepArrays,
@@ -27,6 +26,7 @@ from sarathi.backends.torch.step_inputs import (
     upload,
 )
 from sarathi.backends.torch.torch_devices import find_device
+from sarathi.backends.torch.torch_executor import largest_step, warm_up_steps
 from sarathi.errors import ExecutorError
 from sarathi.models.model_config import ModelConfig
 

@@ -14,7 +14,7 @@ import torch
 from sarathi.backends import self_check
 from sarathi.backends.self_check import check_deterministic, check_model
 from sarathi.backends.step import StepError, StepPart, join_parts
-from sarathi.backends.torch import elementwise
+from sarathi.backends.torch import torch_operations
 from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.errors import ExecutorError
 from sarathi.models.decoder import Stage, pipeline_stages, whole_model
@@ -169,7 +169,7 @@ def test_the_check_notices_a_wrong_operation(
     executor: TorchExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor.check()
-    monkeypatch.setattr(elementwise, "_apply_rope", lambda x, tokens: x)
+    monkeypatch.setattr(torch_operations, "_apply_rope", lambda x, tokens: x)
     with pytest.raises(ExecutorError, match="self-check failed"):
         executor.check()
 

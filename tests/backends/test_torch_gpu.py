@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from sarathi.backends.executor_options import Precision
+from sarathi.backends.registry import Precision
 from sarathi.backends.step import Step, StepPart, join_parts
-from sarathi.backends.torch.arrays import DTYPES
 from sarathi.backends.torch.attention_backend import choose_attention
 from sarathi.backends.torch.attention_check import check_attention
+from sarathi.backends.torch.torch_devices import DTYPES
 from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.models.decoder import pipeline_stages
 from sarathi.models.model import open_model

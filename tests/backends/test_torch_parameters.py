@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from sarathi.backends.torch import parameters as module
-from sarathi.backends.torch.arrays import as_tensor
 from sarathi.backends.torch.parameters import Parameters, ServedWeights, joined_tensors
+from sarathi.backends.torch.torch_devices import as_tensor
 from sarathi.models.decoder import whole_model
 from sarathi.models.model import open_model
 from sarathi.models.sharding import Shard, ShardedWeights, shard_shapes

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from sarathi.bench.capacity.capacity_search import CapacitySearch, SearchStore
-from sarathi.bench.capacity.rate_search import Search, Try
+from sarathi.bench.capacity.capacity_search import CapacitySearch, Search, SearchStore, Try
 from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
 from sarathi.bench.results import RESULT_NAME, Capacity, Run, load_results, runs_of, save
-from sarathi.bench.server_process import ending_on_signals
+from sarathi.bench.target import ending_on_signals
 from sarathi.errors import BenchmarkError
 from tests.bench.made_up import record, run
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sarathi.bench.comparison import compare_runs, measurement_order
-from sarathi.bench.results import Lag, Run
+from sarathi.bench.results import Lag, Run, compare_runs, measurement_order
 from sarathi.telemetry import RequestRecord, summarise
 
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sarathi.bench.capacity.early_stopping import EarlyStopping
-from sarathi.bench.capacity.verdict import CapacityTargets, evaluate
+from sarathi.bench.capacity.verdict import CapacityTargets, EarlyStopping, evaluate
 from sarathi.telemetry import RequestRecord, summarise
 from tests.bench.made_up import record
 

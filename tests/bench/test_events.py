@@ -8,13 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarathi.bench.client.answer import Answer, TokenTimes, server_timing, spread_over_tokens
-from sarathi.bench.client.sse_events import (
+from sarathi.bench.client.answer import (
+    Answer,
     ChunkUsage,
     EventError,
     EventSplitter,
+    TokenTimes,
     error_message,
     read_chunk,
+    server_timing,
+    spread_over_tokens,
 )
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sarathi.bench.server_process import Launched, ending_on_signals, url_of
+from sarathi.bench.target import Launched, ending_on_signals, url_of
 from sarathi.errors import BenchmarkError
 
 # Prints its process id, does what its arguments say, and answers at a port if one is given.
@@ -71,7 +71,7 @@ http.server.HTTPServer(("localhost", args.port), Handler).serve_forever()
 STARTER = """
 import sys, time
 from pathlib import Path
-from sarathi.bench.server_process import Launched, ending_on_signals
+from sarathi.bench.target import Launched, ending_on_signals
 
 with ending_on_signals(), Launched(sys.argv[1], "http://localhost:1", Path(sys.argv[2]), 0.3):
     print("entered", flush=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sarathi.bench.server_process import Launched, mask_secrets
+from sarathi.bench.target import Launched, mask_secrets
 from sarathi.errors import BenchmarkError
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarathi.bench.number_format import (
+from sarathi.bench.report.table import (
     MISSING,
     interval,
     milliseconds,

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sarathi.bench.workload.lengths import Tokens
+from sarathi.bench.workload.lengths import Tokens, read_trace
 from sarathi.bench.workload.presets import PRESETS
-from sarathi.bench.workload.traces import read_trace
 
 TRACES = Path(__file__).parents[3] / "shared" / "traces"
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarathi.bench.capacity.rate_search import Search, Try
+from sarathi.bench.capacity.capacity_search import Search, Try
 from sarathi.errors import BenchmarkError
 
 Oracle = Callable[[Try], tuple[bool, bool]]  # met, certain

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from sarathi.bench.comparison import FIGURES, Row
-from sarathi.bench.results import Capacity, Point
-from sarathi.bench.run_notes import run_notes
+from sarathi.bench.report.notes import run_notes
+from sarathi.bench.results import FIGURES, Capacity, Point, Row
 from sarathi.bench.terminal import (
     capacity_text,
     print_capacities,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sarathi.bench.workload.traces import read_dialogues, read_trace
+from sarathi.bench.workload.lengths import read_dialogues, read_trace
 from sarathi.errors import BenchmarkError
 
 HEADER = "num_prefill_tokens,num_decode_tokens"

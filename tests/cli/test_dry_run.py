@@ -14,7 +14,7 @@ from sarathi.engine.startup import dry_run as module
 from sarathi.engine.startup.dry_run import dry_run
 from sarathi.engine.startup.load import load_engine
 from sarathi.errors import ExecutorError
-from sarathi.models.formats.safetensors_weights import SafetensorsWeights
+from sarathi.models.formats.huggingface_checkpoint import SafetensorsWeights
 from tests.tiny_models import save_tiny
 
 FREE = 2 * 10**7  # bytes

@@ -21,10 +21,9 @@ from sarathi.engine.config import EngineConfig
 from sarathi.engine.llm import LLM
 from sarathi.engine.startup.load import load_engine
 from sarathi.errors import ConfigError, ExecutorError
-from sarathi.models.formats.huggingface_config import read_config
+from sarathi.models.formats.huggingface_checkpoint import read_config
 from sarathi.models.locate import RANDOM_WEIGHTS, locate_config
-from sarathi.simulator.published_models import MODELS, config_folder
-from sarathi.simulator.simulated_model import SimulatedModel
+from sarathi.simulator.simulated_model import MODELS, SimulatedModel, config_folder
 from sarathi.system.cache_folder import cache_folder
 
 START_SECONDS = 120.0

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from sarathi.backends.runner import NO_SLOTS, StepExecutor, StepResult
 from sarathi.backends.step import I64, Step
 from sarathi.sampling.sampler import Sampler
-from sarathi.telemetry.stages import StageTime
+from sarathi.telemetry.recorder import StageTime
 
 
 class SizedExecutor(StepExecutor, Protocol):

@@ -15,7 +15,7 @@ from sarathi.engine.iteration_timing import LookAhead
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import Sampler
 from sarathi.scheduler import POLICIES, BlockPool, FixedBudget, LatencyModel, Scheduler, Work
-from sarathi.telemetry.stages import StageTime
+from sarathi.telemetry.recorder import StageTime
 from tests.engine.successor import EOS, VOCAB, Successor, drain, greedy, tokens
 
 

@@ -14,8 +14,7 @@ from sarathi.engine.messages import TokenOutput
 from sarathi.errors import ExecutorError
 from sarathi.sampling.sampler import Sampler
 from sarathi.scheduler import BlockPool, FixedBudget, LatencyModel, Request, Scheduler, Work
-from sarathi.telemetry.recorder import IterationRecord
-from sarathi.telemetry.stages import StageTime
+from sarathi.telemetry.recorder import IterationRecord, StageTime
 from tests.engine.fake_pipeline import Pipeline
 from tests.engine.successor import EOS, VOCAB, Successor, drain, greedy, tokens
 

@@ -25,8 +25,8 @@ from sarathi.engine.messages import (
     ToEngine,
     TokenOutput,
 )
+from sarathi.fleet.engine_client import Generation
 from sarathi.fleet.fleet import Fleet
-from sarathi.fleet.generation import Generation
 from sarathi.fleet.replica import RestartPolicy
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler.request import FinishReason

@@ -9,9 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from sarathi.engine import connection
-from sarathi.engine.connection import EngineConnection, EngineListener
-from sarathi.engine.messages import ClockReading
+from sarathi.engine import messages
+from sarathi.engine.messages import ClockReading, EngineConnection, EngineListener
 from sarathi.fleet import engine_client as client
 from sarathi.fleet.engine_client import ClockOffset
 from tests.fleet.scripted_engines import World, play, received, until
@@ -123,7 +122,7 @@ def test_an_engine_notices_that_its_peer_has_disconnected() -> None:
 def test_an_engine_does_not_wait_for_ever_for_its_peer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connection, "_CONNECT_SECONDS", 0.05)
+    monkeypatch.setattr(messages, "_CONNECT_SECONDS", 0.05)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # and does not listen
         engine = EngineConnection(f"tcp://127.0.0.1:{unused.getsockname()[1]}")

@@ -6,7 +6,7 @@ import pytest
 
 from sarathi.fleet.router import LeastWork
 from sarathi.scheduler import LatencyModel
-from sarathi.scheduler.kv.block_hashes import block_hashes
+from sarathi.scheduler.kv.block_pool import block_hashes
 
 BLOCK = 4
 # A token of a prompt takes a second; one of an answer (1 + 32 + 32) / 32.

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from sarathi.backends.torch.attention_backend import LayerCache
-from sarathi.backends.torch.elementwise import (
+from sarathi.backends.torch.kernels.elementwise_kernels import TritonElementwise
+from sarathi.backends.torch.torch_operations import (
     ElementwiseKernels,
     HeadNorms,
     NormWeights,
     TokenRows,
 )
-from sarathi.backends.torch.kernels.elementwise_kernels import TritonElementwise
 from sarathi.models.model_config import ModelConfig
 
 EPS = 1e-5

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sarathi.backends.executor_options import ExecutorOptions
 from sarathi.backends.reference import reference
-from sarathi.backends.registry import load_backend
+from sarathi.backends.registry import ExecutorOptions, load_backend
 from sarathi.backends.runner import Runner
 from sarathi.backends.step import StepError, StepPart, join_parts
 from sarathi.backends.torch.overlapped_runner import OverlappedRunner

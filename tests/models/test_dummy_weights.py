@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sarathi.backends.reference import reference
-from sarathi.backends.torch.arrays import as_array, as_tensor
 from sarathi.backends.torch.parameters import Parameters, fill_dummy
+from sarathi.backends.torch.torch_devices import as_array, as_tensor
 from sarathi.errors import ModelError
 from sarathi.models.decoder import whole_model
 from sarathi.models.dummy_weights import BLOCK_SIZE, DummyWeights, random_tensor
-from sarathi.models.formats.huggingface_config import read_config
+from sarathi.models.formats.huggingface_checkpoint import read_config
 from sarathi.models.model import open_model
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.sharding import Shard, ShardedWeights, shard_shapes

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from sarathi.errors import ModelError
 from sarathi.models.formats.harmless_fields import is_harmless_field, is_harmless_key
-from sarathi.models.formats.huggingface_config import read_config
+from sarathi.models.formats.huggingface_checkpoint import read_config
 from sarathi.models.model import open_model
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import FAMILIES, save_tiny

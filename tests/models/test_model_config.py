@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from sarathi.errors import ModelError
-from sarathi.models.formats.huggingface_config import read_config
+from sarathi.models.formats.huggingface_checkpoint import read_config
 from sarathi.models.model import open_model
 from tests.tiny_models import FAMILIES, save_tiny
 

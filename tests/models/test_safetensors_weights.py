@@ -10,7 +10,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from sarathi.errors import ModelError
-from sarathi.models.formats.safetensors_weights import SafetensorsWeights
+from sarathi.models.formats.huggingface_checkpoint import SafetensorsWeights
 from sarathi.models.model import open_model, open_tokenizer
 from tests.tiny_models import overwrite_u64, save_tiny, truncate
 

@@ -16,7 +16,7 @@ from sarathi.backends.reference import F32, I64, _NumpyOperations, reference
 from sarathi.errors import ModelError
 from sarathi.models.decoder import EMBEDDING, forward, head_of, pipeline_stages, whole_model
 from sarathi.models.formats import checkpoint_files as mapping
-from sarathi.models.formats import gguf_weights, safetensors_weights
+from sarathi.models.formats import gguf_weights, huggingface_checkpoint
 from sarathi.models.locate import locate
 from sarathi.models.model import Model, open_model
 from sarathi.models.model_config import ModelConfig
@@ -316,7 +316,7 @@ def test_opening_reads_no_tensor(
     def refuse(*arguments: object) -> Array:
         raise AssertionError("a tensor is read")
 
-    for module in (safetensors_weights, gguf_weights):
+    for module in (huggingface_checkpoint, gguf_weights):
         monkeypatch.setattr(module, "mapped_array", refuse)
         monkeypatch.setattr(module, "read_part", refuse)
     model = checkpoints(family, stored)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sarathi.scheduler import FixedBudget, LatencyBudget, LatencyModel, Scheduler, SchedulingParams
-from sarathi.scheduler.queue.tenants import FairShares
+from sarathi.scheduler.queue.waiting_queue import FairShares
 from tests.scheduler.scenes import PLAIN_MODEL, request, run, scheduler
 from tests.scheduler.test_order import by_priority
 

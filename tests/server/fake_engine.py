@@ -12,11 +12,11 @@ import httpx
 from starlette.types import ASGIApp
 
 from sarathi.engine.messages import ModelInfo, TokenOutput
+from sarathi.fleet.engine_client import EngineError
 from sarathi.fleet.fleet import Engine
-from sarathi.fleet.generation import EngineError
 from sarathi.fleet.replica import ReplicaStatus
+from sarathi.models.tokenizers.chat_template import WorkLimit
 from sarathi.models.tokenizers.tokenizer import Tokenizer
-from sarathi.models.tokenizers.work_limit import WorkLimit
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler import SchedulingParams
@@ -206,8 +206,8 @@ class FakeEngine:
 def fake_app(engine: FakeEngine, tokenizer: ByteTokenizer | None = None, **options: Any) -> ASGIApp:
     """The server's application; what it uses of the two classes, the fakes have."""
     return create_app(
-        cast(Engine, engine),
-        cast(Tokenizer, tokenizer or ByteTokenizer()),
+        cast("Engine", engine),
+        cast("Tokenizer", tokenizer or ByteTokenizer()),
         **{"served_name": MODEL, **options},
     )
 

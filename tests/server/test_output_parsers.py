@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sarathi.server.parsers.output_parser import ParsedText
-from sarathi.server.parsers.parser_registry import OUTPUT_PARSERS
+from sarathi.server.parsers.output_parser import OUTPUT_PARSERS, ParsedText
 from tests.server.fake_engine import MODEL, FakeEngine, call, events
 
 END = "</think>"

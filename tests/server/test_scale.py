@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sarathi.fleet.generation import RequestLostError
+from sarathi.fleet.engine_client import RequestLostError
 from tests.server.fake_engine import FakeEngine, call, complete, error
 
 

@@ -13,9 +13,8 @@ import msgspec
 import pytest
 from starlette.types import Message
 
-from sarathi.models.tokenizers.chat_template import ChatTemplate
-from sarathi.models.tokenizers.work_limit import WorkCancelledError, WorkLimit
-from sarathi.server import tokenizer_pool
+from sarathi.models.tokenizers.chat_template import ChatTemplate, WorkCancelledError, WorkLimit
+from sarathi.server import service
 from tests.server.fake_engine import (
     INFO,
     LIMIT,
@@ -72,14 +71,14 @@ async def until(condition: Callable[[], bool]) -> None:
 
 class TestTemplates:
     def test_an_endless_template_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tokenizer_pool, "RENDER_SECONDS", 0.2)
+        monkeypatch.setattr(service, "RENDER_SECONDS", 0.2)
         body = {"model": MODEL, **HI}
         tokenizer = ByteTokenizer(ChatTemplate(ENDLESS))
         response = call(FakeEngine(), "POST", "/v1/chat/completions", body, tokenizer=tokenizer)
         assert "more than 0.2 seconds" in error(response, 400, "messages")["message"]
 
     def test_other_requests_are_answered_meanwhile(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tokenizer_pool, "RENDER_SECONDS", 1.0)
+        monkeypatch.setattr(service, "RENDER_SECONDS", 1.0)
 
         async def scenario(client: httpx.AsyncClient) -> None:
             slow = asyncio.create_task(client.post("/v1/chat/completions", json=HI))
@@ -103,7 +102,7 @@ class TestTemplates:
     def test_a_disconnect_ends_the_rendering(
         self, path: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(tokenizer_pool, "RENDER_SECONDS", 1000.0)
+        monkeypatch.setattr(service, "RENDER_SECONDS", 1000.0)
         app = fake_app(FakeEngine(), ByteTokenizer(ChatTemplate(ENDLESS)))
         messages = [{"type": "http.request", "body": json.dumps(HI).encode()}]
         left = asyncio.Event()
@@ -161,7 +160,7 @@ class TestLongTexts:
         tokenizer = SlowTokenizer()
 
         async def scenario(client: httpx.AsyncClient) -> None:
-            pool = tokenizer_pool.TokenizerPool()
+            pool = service.TokenizerPool()
 
             def work(limit: Any) -> list[int]:
                 limit.check_cancelled()
@@ -182,7 +181,7 @@ class TestLongTexts:
         run(tokenizer, scenario)
 
     def test_too_many_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tokenizer_pool, "_MAX_LONG_JOBS", 2)
+        monkeypatch.setattr(service, "_MAX_LONG_JOBS", 2)
         tokenizer = SlowTokenizer()
 
         async def scenario(client: httpx.AsyncClient) -> None:
@@ -268,7 +267,7 @@ def test_fields_that_hold_anything_are_small(name: str) -> None:
 
 def test_work_on_a_few_bytes_is_done_at_once_unless_it_renders() -> None:
     async def scenario() -> None:
-        pool = tokenizer_pool.TokenizerPool()
+        pool = service.TokenizerPool()
         here = threading.get_ident()
         assert await pool.run(10, lambda limit: threading.get_ident()) == here
         assert await pool.run(10, lambda limit: threading.get_ident(), renders=True) != here

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sarathi.simulator.cost_model import BatchShape
+from sarathi.simulator.cost_model import OVERHEADS, BatchShape
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
-from sarathi.simulator.engine_overhead import OVERHEADS
 from sarathi.simulator.gpu import GpuCostModel
-from sarathi.simulator.published_models import MODELS
+from sarathi.simulator.simulated_model import MODELS
 
 
 def deployment(model: str = "mistral-7b", device: str = "a100", **fields: Any) -> Deployment:

@@ -14,7 +14,7 @@ from sarathi.simulator.calibration import ErrorRow, constants, error_table
 from sarathi.simulator.calibration import gpu_fit as fit
 from sarathi.simulator.calibration import measurements as data
 from sarathi.simulator.devices import DEVICES
-from sarathi.simulator.known_error import HELD_OUT, describe_accuracy, known_error
+from sarathi.simulator.setup import HELD_OUT, describe_accuracy, known_error
 from tests.simulator.deployments import cost, decodes, deployment, prompt
 
 BESIDE = Path(__file__).parents[2].parent / "shared" / "calibration"

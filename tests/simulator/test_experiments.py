@@ -21,7 +21,7 @@ from sarathi.simulator.reproduction.jobs import (
     RateJob,
     StallJob,
 )
-from sarathi.simulator.reproduction.published_value import (
+from sarathi.simulator.reproduction.published import (
     UNKNOWN,
     Comparison,
     Published,

@@ -6,12 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarathi.simulator.cost_model import BatchShape, CostModel
+from sarathi.simulator.cost_model import OVERHEADS, BatchShape, CostModel, EngineOverhead
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
-from sarathi.simulator.engine_overhead import OVERHEADS, EngineOverhead
 from sarathi.simulator.gpu import GpuCostModel
-from sarathi.simulator.published_models import MODELS
+from sarathi.simulator.simulated_model import MODELS
 from tests.simulator.deployments import cost, decodes, deployment, prompt
 
 MISTRAL = cost()

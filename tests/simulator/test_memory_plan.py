@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sarathi.errors import SimulationError
-from sarathi.simulator.memory_plan import GIB, kv_blocks
+from sarathi.simulator.setup import GIB, kv_blocks
 from tests.simulator.deployments import deployment
 
 

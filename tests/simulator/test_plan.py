@@ -18,10 +18,12 @@ from sarathi.simulator.plan.candidates import Candidate, DeviceLayout, Rejected,
 from sarathi.simulator.plan.planner import PlanResult, dominates, make_plan, on_front
 from sarathi.simulator.plan.replica_sizing import (
     PlanChoice,
+    PlanSettings,
+    PlanTargets,
     confirm,
-    evaluate,
+    evaluate_candidate,
+    run_with_early_stopping,
 )
-from sarathi.simulator.plan.target_run import PlanSettings, PlanTargets, run_with_early_stopping
 from sarathi.simulator.simulated_run import SimulatedLoad, simulated_run
 from sarathi.telemetry import RequestRecord, Summary, summarise
 from tests.simulator.toy import ToyCost, toy_setup
@@ -91,7 +93,7 @@ def test_the_cheapest_is_the_one_worked_out_by_hand(
 
 
 def test_the_capacity_is_that_of_one_replica() -> None:
-    choice = evaluate(candidate("slow", 1, 1.0), plan_options(100.0), None)
+    choice = evaluate_candidate(candidate("slow", 1, 1.0), plan_options(100.0), None)
     assert isinstance(choice, PlanChoice)
     assert 0.85 * SPEED_ONE < choice.capacity < 1.1 * SPEED_ONE
     assert choice.replicas == math.ceil(100 / choice.capacity)
@@ -104,14 +106,14 @@ def test_the_capacity_is_that_of_one_replica() -> None:
 def test_rates_between_those_of_the_search_may_save_replicas() -> None:
     # At 180/s, seven of 25.7/s each. The search ends with rates that are a factor of two apart.
     coarse = replace(plan_options(180.0), resolution=1.0)
-    choice = evaluate(candidate("slow", 1, 1.0), coarse, None)
+    choice = evaluate_candidate(candidate("slow", 1, 1.0), coarse, None)
     assert isinstance(choice, PlanChoice)
     assert choice.replicas <= math.ceil(180 / SPEED_ONE)
     assert choice.capacity >= choice.rate_per_replica
 
 
 def test_more_than_the_whole_load_is_not_searched_for() -> None:
-    choice = evaluate(candidate("slow", 1, 1.0), plan_options(2.0), None)
+    choice = evaluate_candidate(candidate("slow", 1, 1.0), plan_options(2.0), None)
     assert isinstance(choice, PlanChoice)
     assert (choice.replicas, choice.capacity, choice.open_ended) == (1, 2.0, True)
 
@@ -140,7 +142,7 @@ def _within(planned: PlanResult, front: str, limit: float) -> list[tuple[DeviceL
 
 
 def test_one_run_rules_out_what_needs_too_many_replicas() -> None:
-    found = evaluate(candidate("slow", 1, 1.0), plan_options(100.0), most_replicas=2)
+    found = evaluate_candidate(candidate("slow", 1, 1.0), plan_options(100.0), most_replicas=2)
     assert isinstance(found, Rejected)
     assert found.kind == "costs more"
     assert found.reason.startswith("needs more than 2 replicas: at 50/s each, ")
@@ -148,7 +150,7 @@ def test_one_run_rules_out_what_needs_too_many_replicas() -> None:
 
 def test_what_is_too_slow_alone_is_never_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sarathi.simulator.plan.replica_sizing.run_with_early_stopping", None)
-    found = evaluate(candidate("slow", 1, 1.0), plan_options(1.0, tbt=0.0109), None)
+    found = evaluate_candidate(candidate("slow", 1, 1.0), plan_options(1.0, tbt=0.0109), None)
     assert found == Rejected(
         DeviceLayout("slow", 1, 1, 32),
         "misses",
@@ -167,8 +169,8 @@ def test_nothing_may_be_fast_enough() -> None:
 
 
 def test_a_target_of_ttft_takes_more_replicas() -> None:
-    relaxed = evaluate(candidate("slow", 1, 1.0), plan_options(100.0), None)
-    strict = evaluate(candidate("slow", 1, 1.0), plan_options(100.0, ttft=0.05), None)
+    relaxed = evaluate_candidate(candidate("slow", 1, 1.0), plan_options(100.0), None)
+    strict = evaluate_candidate(candidate("slow", 1, 1.0), plan_options(100.0, ttft=0.05), None)
     assert isinstance(relaxed, PlanChoice)
     assert isinstance(strict, PlanChoice)
     assert strict.replicas > relaxed.replicas
@@ -178,7 +180,7 @@ def test_a_target_of_ttft_takes_more_replicas() -> None:
 
 def test_too_few_replicas_are_more_once_they_are_simulated_together() -> None:
     one, load = candidate("slow", 1, 1.0), plan_options(50.0)
-    choice = evaluate(one, load, None)
+    choice = evaluate_candidate(one, load, None)
     assert isinstance(choice, PlanChoice)
     assert choice.replicas == 2
     few = replace(choice, replicas=1)

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from sarathi.backends.footprint import num_parameters
 from sarathi.errors import SimulationError
-from sarathi.simulator.gpu.kernel_cost import mean_keys
-from sarathi.simulator.memory_plan import kv_blocks
-from sarathi.simulator.published_models import MODELS
-from sarathi.simulator.simulated_model import SimulatedModel
+from sarathi.simulator.gpu.gpu_cost import mean_keys
+from sarathi.simulator.setup import kv_blocks
+from sarathi.simulator.simulated_model import MODELS, SimulatedModel
 from tests.simulator.deployments import deployment
 
 LLAMA: dict[str, Any] = {

@@ -13,12 +13,12 @@ from sarathi.engine.config import EngineConfig
 from sarathi.errors import SimulationError
 from sarathi.simulator.cost_model import BatchShape
 from sarathi.simulator.simulation import simulate
-from sarathi.simulator.this_cpu.iteration_fit import fit
-from sarathi.simulator.this_cpu.measured_cost import (
+from sarathi.simulator.this_cpu.iteration_fit import (
     KNOTS,
     LARGE,
     MeasuredCost,
     MeasuredNoise,
+    fit,
     kind,
     pieces,
 )

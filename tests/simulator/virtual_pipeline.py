@@ -11,7 +11,7 @@ from sarathi.backends.step import I64, Step
 from sarathi.sampling.sampler import Sampler, SamplerOutput
 from sarathi.scheduler import Batch
 from sarathi.simulator.cost_model import BatchShape
-from sarathi.telemetry.stages import StageTime
+from sarathi.telemetry.recorder import StageTime
 from tests.simulator.toy import ToyCost
 
 VOCABULARY = 2999

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sarathi.system import cgroups, machine
+from sarathi.system import machine
 
 GIB = 2**30
 
@@ -37,10 +37,10 @@ class Groups:
         (self.proc / "cgroup").write_text("".join(f"{line}\n" for line in lines))
 
     def left(self) -> int | None:
-        return cgroups.memory_left(self.proc)
+        return machine.memory_left(self.proc)
 
     def quota(self) -> float | None:
-        return cgroups.cpu_quota(self.proc)
+        return machine.cpu_quota(self.proc)
 
 
 @pytest.fixture
@@ -77,12 +77,12 @@ class TestVersion2:
         write(root, memory_max="max", memory_high="max", memory_current=1, cpu_max="max 100000")
         assert groups.left() is None
         assert groups.quota() is None
-        assert cgroups.memory_limit(groups.proc) is None
+        assert machine.memory_limit(groups.proc) is None
 
     def test_throttling_is_a_limit(self, groups: Groups, root: Path) -> None:
         write(root, memory_max="max", memory_high=3000, memory_current=1000)
         assert groups.left() == 2000
-        assert cgroups.memory_limit(groups.proc) == 3000
+        assert machine.memory_limit(groups.proc) == 3000
 
     def test_the_least_of_all_groups_above(self, groups: Groups, root: Path) -> None:
         groups.own("0::/work.slice/server.service/inner")
@@ -92,7 +92,7 @@ class TestVersion2:
         write(root / "work.slice/server.service/inner", memory_max="max", memory_current=10)
         write(root / "work.slice/other", memory_max=1, memory_current=1, cpu_max="1 100000")
         assert groups.left() == 1000
-        assert cgroups.memory_limit(groups.proc) == 3000
+        assert machine.memory_limit(groups.proc) == 3000
         assert groups.quota() == 1.5
 
     @pytest.mark.parametrize("text", ["", "max", "100000", "x y", "0 0", "100000 0", "-1 100000"])
@@ -178,7 +178,7 @@ def test_what_cannot_be_read_limits_nothing(what: str, groups: Groups) -> None:
             file.write("\nshort - cgroup2\n- \nx\n")
     assert groups.left() is None
     assert groups.quota() is None
-    assert cgroups.memory_limit(groups.proc) is None
+    assert machine.memory_limit(groups.proc) is None
 
 
 class TestCores:

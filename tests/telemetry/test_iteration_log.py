@@ -17,7 +17,7 @@ from sarathi.engine.recorders import open_recorders
 from sarathi.errors import ConfigError
 from sarathi.telemetry import recorder as records
 from sarathi.telemetry.iteration_log import IterationLine, IterationLog
-from sarathi.telemetry.stages import StageTime
+from sarathi.telemetry.recorder import StageTime
 from tests.telemetry.recording import START, batch, decode, prompt, record, request
 
 

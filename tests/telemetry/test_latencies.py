@@ -11,8 +11,7 @@ import pytest
 
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.messages import Iteration, Refusal, TokenOutput
-from sarathi.fleet.engine_client import EngineClient
-from sarathi.fleet.generation import EngineError, Generation
+from sarathi.fleet.engine_client import EngineClient, EngineError, Generation
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler import FinishReason, SchedulingParams
 from sarathi.telemetry.request_latencies import Histogram, Latencies, Stopwatch

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from sarathi.errors import ConfigError
-from sarathi.telemetry.stages import StageTime
+from sarathi.telemetry.recorder import StageTime
 from sarathi.telemetry.trace import TraceRecorder
 from tests.telemetry.recording import START, batch, decode, prompt, record, request
 

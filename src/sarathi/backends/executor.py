@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from sarathi.backends.executor_options import KvPrecision, Precision
+from sarathi.backends.registry import KvPrecision, Precision
 from sarathi.backends.runner import Runner
 from sarathi.backends.step import Step
 from sarathi.models.decoder import Stage

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sarathi.backends.executor_options import KvPrecision, Precision
+from sarathi.backends.registry import KvPrecision, Precision
 from sarathi.errors import ExecutorError
 from sarathi.models.decoder import Stage, whole_model
 from sarathi.models.model_config import ModelConfig

@@ -16,10 +16,16 @@ import msgspec
 
 import sarathi
 from sarathi.backends.executor import DeviceMemory, Executor, ExecutorPart, ProgressCallback
-from sarathi.backends.executor_options import ExecutorOptions, KvPrecision, Precision
 from sarathi.backends.footprint import check_memory, weight_bytes
 from sarathi.backends.parallel.rank_layout import RankId
-from sarathi.backends.registry import BACKENDS, ExecutorName, load_backend
+from sarathi.backends.registry import (
+    BACKENDS,
+    ExecutorName,
+    ExecutorOptions,
+    KvPrecision,
+    Precision,
+    load_backend,
+)
 from sarathi.backends.runner import Runner
 from sarathi.models.decoder import whole_model
 from sarathi.models.model import Model

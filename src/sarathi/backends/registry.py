@@ -1,6 +1,7 @@
-"""The backends by name. Nothing here imports a backend's library until that backend is loaded.
+"""The backends by name, and the options that every executor takes.
 
-To add a backend, write a module with a class that implements `executor.Backend`, and add it here.
+Nothing here imports a backend's library until that backend is loaded. To add a backend, write a
+module with a class that implements `executor.Backend`, and add it to `BACKENDS`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
+
 from sarathi.errors import ExecutorError
+from sarathi.models.locate import LoadFormat
 
 if TYPE_CHECKING:
     from sarathi.backends.executor import Backend
-    from sarathi.backends.executor_options import ExecutorOptions
+
 
 ExecutorName = Literal["openvino", "torch"]
 
@@ -68,3 +72,25 @@ def load_backend(options: ExecutorOptions) -> Backend:
             raise
         raise ExecutorError(f"--executor {options.executor} needs {entry.requires}") from error
     return backend
+
+
+Device = Literal["cpu", "cuda"]
+Precision = Literal["f32", "bf16", "f16"]
+KvPrecision = Literal["f32", "bf16", "f16", "u8"]
+
+
+class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of an executor, the same for all stages and ranks."""
+
+    load_format: LoadFormat = "auto"
+    executor: ExecutorName = "openvino"
+    device: Device | None = None  # of torch; None: cuda if there is one
+    precision: Precision | None = None  # None: the fastest that the processor computes in
+    kv_precision: KvPrecision | None = None  # None: the same as precision
+    threads: int | None = None  # None: all cores of the machine between the processes on it
+    deterministic: bool = False
+    own_cores: bool = False  # whether no other engine uses the cores of this machine
+    first_gpu: int = 0  # of a machine's, for the first of these processes on it
+    max_position: int  # tokens of the longest sequence
+    max_tokens: int  # of a step
+    max_batch_size: int = 128  # sequences of a step

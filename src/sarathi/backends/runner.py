@@ -11,7 +11,7 @@ import numpy as np
 from sarathi.backends.step import I64, Step
 from sarathi.models.weights import Array
 from sarathi.sampling.sampler import RequestSlots, Sampler, SamplerOutput
-from sarathi.telemetry.stages import StageTime
+from sarathi.telemetry.recorder import StageTime
 
 
 class StepResult(NamedTuple):

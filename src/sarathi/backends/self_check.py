@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from sarathi.backends.executor import Executor
-from sarathi.backends.executor_options import KvPrecision, Precision
 from sarathi.backends.reference import F32, reference
+from sarathi.backends.registry import KvPrecision, Precision
 from sarathi.backends.step import StepPart, join_parts
 from sarathi.errors import ExecutorError
 from sarathi.models.decoder import Stage

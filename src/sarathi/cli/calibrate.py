@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from sarathi.bench.server_process import ending_on_signals
+from sarathi.bench.target import ending_on_signals
 from sarathi.bench.workload.workload import Workload
 from sarathi.cli.keys import ClientKey
 from sarathi.cli.measurement import Rate, Screen, ServerStart, print_json

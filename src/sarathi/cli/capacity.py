@@ -10,8 +10,7 @@ import msgspec
 from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
 from sarathi.bench.report import CapacityWithRuns
 from sarathi.bench.results import Run
-from sarathi.bench.server_process import ending_on_signals
-from sarathi.bench.target import Target
+from sarathi.bench.target import Target, ending_on_signals
 from sarathi.bench.terminal import print_capacities
 from sarathi.cli.capacity_searches import CapacitySearches, verdict_line
 from sarathi.cli.measurement import (

@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sarathi import __version__
-from sarathi.bench.capacity.capacity_search import CapacitySearch, SearchStore
-from sarathi.bench.capacity.early_stopping import EarlyStopping
-from sarathi.bench.capacity.rate_search import Search, Try
-from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
+from sarathi.bench.capacity.capacity_search import CapacitySearch, Search, SearchStore, Try
+from sarathi.bench.capacity.verdict import CapacityTargets, EarlyStopping, Verdict
 from sarathi.bench.client.server_probe import ServerFacts
 from sarathi.bench.measure import measure, prepare
 from sarathi.bench.report import CapacityWithRuns

@@ -10,12 +10,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from sarathi.bench.comparison import compare_runs, measurement_order
 from sarathi.bench.measure import Requests, measure, prepare
-from sarathi.bench.number_format import milliseconds
-from sarathi.bench.results import Run, save
-from sarathi.bench.server_process import ending_on_signals
-from sarathi.bench.target import Target, running_server
+from sarathi.bench.report.table import milliseconds
+from sarathi.bench.results import Run, compare_runs, measurement_order, save
+from sarathi.bench.target import Target, ending_on_signals, running_server
 from sarathi.bench.terminal import print_capacities, print_comparison
 from sarathi.cli.capacity_searches import CapacitySearches
 from sarathi.cli.measurement import (

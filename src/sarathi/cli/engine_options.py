@@ -78,7 +78,7 @@ def locate_model(name: str, load_format: LoadFormat) -> Located:
     """
     # Imported here: `--help` needs none of them.
     from sarathi.models import locate
-    from sarathi.simulator.published_models import MODELS, config_folder
+    from sarathi.simulator.simulated_model import MODELS, config_folder
 
     is_published = name in MODELS and not Path(name).exists()
     if load_format == "dummy" and is_published:

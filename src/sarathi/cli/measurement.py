@@ -17,10 +17,10 @@ from rich.live import Live
 from sarathi.bench.client.open_loop import RunListener, RunListeners
 from sarathi.bench.client.server_probe import ServerFacts
 from sarathi.bench.measure import Load, RunOptions
-from sarathi.bench.progress_line import ProgressLine
 from sarathi.bench.report import CapacityWithRuns, check_reports_can_be_made, write_report
 from sarathi.bench.results import Run, save
 from sarathi.bench.target import Credentials, RunningServer, Target, running_server
+from sarathi.bench.terminal import ProgressLine
 from sarathi.bench.workload.token_counter import LocalTokens, ServerTokens, TokenCounter
 from sarathi.bench.workload.workload import Workload
 from sarathi.cli.keys import ClientKey

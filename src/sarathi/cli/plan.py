@@ -33,8 +33,7 @@ from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.plan.candidates import DERIVED, DeviceLayout, candidates, layouts
 from sarathi.simulator.plan.plan_report import plan_fields, print_plan, write_plan
 from sarathi.simulator.plan.planner import make_plan
-from sarathi.simulator.plan.replica_sizing import PlanChoice
-from sarathi.simulator.plan.target_run import PlanSettings, PlanTargets
+from sarathi.simulator.plan.replica_sizing import PlanChoice, PlanSettings, PlanTargets
 from sarathi.simulator.setup import Setup
 
 _MOST_DOLLARS = 1e6  # an hour
@@ -67,7 +66,7 @@ def _parse_prices(text: str) -> dict[str, float]:
 
 def _parse_price(part: str, given: str) -> float:
     try:
-        return cast(float, _parse_dollars(given))
+        return cast("float", _parse_dollars(given))
     except ValueError:
         raise ValueError(
             f"the price in {part!r} is {given!r}, expected dollars an hour above 0 and up to "
@@ -87,7 +86,7 @@ def _parse_budgets(text: str) -> list[int | None]:
 
 def _parse_exploration(text: str) -> float:
     try:
-        return math.inf if text.strip() == "all" else cast(float, _parse_factor(text))
+        return math.inf if text.strip() == "all" else cast("float", _parse_factor(text))
     except ValueError:
         raise ValueError(f"{text!r} is neither a number from 1 to 1000 nor `all`") from None
 

@@ -17,14 +17,13 @@ from sarathi.cli.measurement import WorkloadOptions
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import SimulationError, UsageError
 from sarathi.options import Count, Option, OptionGroup, Share, changed
+from sarathi.simulator.cost_model import OVERHEADS
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
-from sarathi.simulator.engine_overhead import OVERHEADS
-from sarathi.simulator.published_models import MODELS
-from sarathi.simulator.routing import ROUTERS
 from sarathi.simulator.setup import Setup, gpu_setup
-from sarathi.simulator.simulated_model import SimulatedModel
+from sarathi.simulator.simulated_model import MODELS, SimulatedModel
 from sarathi.simulator.simulated_run import SimulatedLoad
+from sarathi.simulator.simulation import ROUTERS
 from sarathi.simulator.this_cpu.measured_machine import cpu_setup, load_machine, machine_path
 
 THIS_CPU = "this-cpu"

@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from sarathi.backends.executor_options import Device, KvPrecision, Precision
-from sarathi.backends.registry import BACKENDS, ExecutorName
+from sarathi.backends.registry import BACKENDS, Device, ExecutorName, KvPrecision, Precision
 from sarathi.errors import ConfigError
 from sarathi.models.locate import LoadFormat
 from sarathi.options import Count, NewFile, Option, Seconds, Size, check_options

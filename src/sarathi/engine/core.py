@@ -30,8 +30,7 @@ from sarathi.scheduler import (
     SchedulingParams,
     StopCriteria,
 )
-from sarathi.telemetry.recorder import IterationRecord, Recorder
-from sarathi.telemetry.stages import StageTotals
+from sarathi.telemetry.recorder import IterationRecord, Recorder, StageTotals
 from sarathi.telemetry.stats import Stats
 
 _DEFAULT_SCHEDULING = SchedulingParams()

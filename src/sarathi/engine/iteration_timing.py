@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sarathi.scheduler import LatencyModel, Work
-from sarathi.telemetry.stages import StageTime
+from sarathi.telemetry.recorder import StageTime
 
 _LOOP_SHARE = 0.1  # of an iteration: the most that the loop around it can take
 _SMOOTHING = 0.1  # weight of the latest iteration in the mean of the host's time

@@ -16,11 +16,11 @@ import msgspec
 import zmq
 
 from sarathi.engine.config import Launch
-from sarathi.engine.connection import EngineConnection
 from sarathi.engine.core import EngineCore, StepOutcome
 from sarathi.engine.messages import (
     Cancel,
     ClockReading,
+    EngineConnection,
     EngineFailed,
     FromEngine,
     Iteration,

@@ -14,15 +14,15 @@ import msgspec
 
 from sarathi.engine.config import MAX_REPLICAS, EngineConfig, share_of_machine
 from sarathi.engine.messages import ModelInfo
-from sarathi.fleet.dispatcher import Dispatcher
-from sarathi.fleet.engine_client import EngineClient
-from sarathi.fleet.generation import (
+from sarathi.fleet.engine_client import (
+    EngineClient,
     EngineError,
     Generation,
     RequestLostError,
     ShuttingDownError,
 )
 from sarathi.fleet.replica import Replica, ReplicaState, ReplicaStatus, RestartPolicy
+from sarathi.fleet.router import Dispatcher
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler import SchedulingParams
 from sarathi.system.processes import LOCAL, Spawner

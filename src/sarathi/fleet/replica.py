@@ -9,8 +9,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from sarathi.fleet.engine_client import EngineClient
-from sarathi.fleet.generation import EngineError
+from sarathi.fleet.engine_client import EngineClient, EngineError
 
 _DRAIN_POLL = 0.05  # seconds
 

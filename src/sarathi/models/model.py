@@ -47,8 +47,8 @@ def open_model(path: Path, load_format: LoadFormat = "auto") -> Model:
         gguf_weights = NamedWeights(tensors, name_map(config))
         return Model(config, gguf_weights, check_layout(config, gguf_weights))
 
-    from sarathi.models.formats import huggingface_config as huggingface
-    from sarathi.models.formats.safetensors_weights import SafetensorsWeights
+    from sarathi.models.formats import huggingface_checkpoint as huggingface
+    from sarathi.models.formats.huggingface_checkpoint import SafetensorsWeights
 
     config = huggingface.read_config(path)
     weights = NamedWeights(SafetensorsWeights(path), huggingface.name_map(config))
@@ -60,7 +60,7 @@ def open_model(path: Path, load_format: LoadFormat = "auto") -> Model:
 
 def _dummy_model(folder: Path) -> Model:
     from sarathi.models.dummy_weights import DummyWeights
-    from sarathi.models.formats import huggingface_config as huggingface
+    from sarathi.models.formats import huggingface_checkpoint as huggingface
 
     config = huggingface.read_config(folder)
     return Model(config, DummyWeights(config), (RANDOM_WEIGHTS,))
@@ -72,7 +72,7 @@ def open_tokenizer(path: Path, load_format: LoadFormat = "auto") -> Tokenizer:
     With the format `dummy`, a folder without a tokenizer.json gets one for its vocabulary.
     """
     if load_format == "dummy" and not (path / "tokenizer.json").is_file():
-        from sarathi.models.formats import huggingface_config as huggingface
+        from sarathi.models.formats import huggingface_checkpoint as huggingface
         from sarathi.models.tokenizers.dummy_tokenizer import dummy_tokenizer
 
         return dummy_tokenizer(huggingface.read_config(path).vocab_size)

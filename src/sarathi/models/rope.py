@@ -1,18 +1,19 @@
-"""Inverse frequencies of rotary position embeddings and their published scalings.
-
-Computed in float32 in the order of operations of the `transformers` library, because one unit in
-the last digit of a frequency is visible in the logits of long prompts.
+"""Rotary position embeddings (RoPE): inverse frequencies, published scalings, and tables of
+cosines and sines by position.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-from sarathi.errors import ModelError
+from sarathi.errors import ExecutorError, ModelError
 from sarathi.models.formats.harmless_fields import is_harmless_rotary_field
 from sarathi.models.json_fields import Fields
 from sarathi.models.model_config import MAX_HEAD_DIM
+from sarathi.system.machine import available_memory
 
 Frequencies = npt.NDArray[np.float32]
 
@@ -110,3 +111,32 @@ def _parameters(fields: Fields) -> Fields:
             name, "one description for all layers: one for each kind of layer is not supported"
         )
     return rope
+
+
+F32 = npt.NDArray[np.float32]
+
+_CHUNK = 1 << 16  # positions at a time, with angles in float64: float32 is coarse far out
+
+
+def rope_tables(inv_freq: Sequence[float], max_position: int) -> tuple[F32, F32]:
+    """Compute cosines and sines of the angles of all positions.
+
+    Returns:
+        [max_position, len(inv_freq)] each.
+
+    Raises:
+        ExecutorError: they do not fit into memory.
+    """
+    num_bytes = 2 * max_position * len(inv_freq) * np.dtype(np.float32).itemsize
+    if num_bytes > available_memory():
+        raise ExecutorError(
+            f"rotary embeddings of {max_position} positions take {num_bytes / 1e9:.1f} GB, more "
+            "than is free: lower --max-model-len"
+        )
+    frequencies = np.asarray(inv_freq, np.float64)
+    cos, sin = (np.empty((max_position, len(inv_freq)), np.float32) for _ in range(2))
+    for first in range(0, max_position, _CHUNK):
+        rows = slice(first, min(first + _CHUNK, max_position))
+        angles = np.outer(np.arange(rows.start, rows.stop), frequencies)
+        cos[rows], sin[rows] = np.cos(angles), np.sin(angles)
+    return cos, sin

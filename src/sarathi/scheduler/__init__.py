@@ -12,7 +12,7 @@ from sarathi.scheduler.budget.latency_model import Accuracy, LatencyModel, Work
 from sarathi.scheduler.budget.token_budget import Budget, FixedBudget, LatencyBudget
 from sarathi.scheduler.kv.block_pool import BlockPool
 from sarathi.scheduler.policy import POLICIES, Policy
-from sarathi.scheduler.queue.order import ORDERS, Order
+from sarathi.scheduler.queue.waiting_queue import ORDERS, Order
 from sarathi.scheduler.request import FinishReason, Request, SchedulingParams, StopCriteria
 from sarathi.scheduler.scheduler import AdmissionError, Scheduler
 

@@ -8,8 +8,7 @@ from typing import NamedTuple
 from sarathi.scheduler.budget.token_budget import Allowance
 from sarathi.scheduler.kv.request_memory import RequestMemory
 from sarathi.scheduler.policy import Policy
-from sarathi.scheduler.queue.order import RELEGATED, Order
-from sarathi.scheduler.queue.waiting_queue import WaitingQueue
+from sarathi.scheduler.queue.waiting_queue import RELEGATED, Order, WaitingQueue
 from sarathi.scheduler.request import Rank, Request, by_rank
 from sarathi.scheduler.running import RunningRequests
 

@@ -17,8 +17,7 @@ from sarathi.scheduler.kv.block_pool import BlockPool
 from sarathi.scheduler.kv.request_memory import RequestMemory
 from sarathi.scheduler.policy import POLICIES, Policy
 from sarathi.scheduler.prefill import PrefillAllocator
-from sarathi.scheduler.queue.order import Fcfs, Order
-from sarathi.scheduler.queue.waiting_queue import WaitingQueue
+from sarathi.scheduler.queue.waiting_queue import Fcfs, Order, WaitingQueue
 from sarathi.scheduler.request import Request
 from sarathi.scheduler.running import NO_DECODES, Decodes, RunningRequests
 

@@ -23,13 +23,12 @@ from sarathi.server.openai.chat_completions import create_chat_completion
 from sarathi.server.openai.completions import create_completion
 from sarathi.server.openai.model_list import list_models, show_model
 from sarathi.server.openai.tokenization import detokenize, tokenize
-from sarathi.server.operations import health, scale, version
-from sarathi.server.parsers.parser_registry import OUTPUT_PARSERS, PLAIN_TEXT
+from sarathi.server.operations import health, scale, stats_body, version
+from sarathi.server.parsers.output_parser import OUTPUT_PARSERS, PLAIN_TEXT
 from sarathi.server.prometheus import Metrics
 from sarathi.server.request_body import read_body
 from sarathi.server.responses import ApiError, error_response, json_response
 from sarathi.server.service import RequestContext, Service
-from sarathi.server.stats_endpoint import stats_body
 
 GetHandler = Callable[[Service, Request], Awaitable[Response]]
 PostHandler = Callable[[Service, RequestContext], Awaitable[ASGIApp]]

@@ -1,17 +1,40 @@
-"""What operators ask of the server itself: GET /health, GET /version and POST /scale."""
+"""What operators ask of the server: GET /health, /version and /stats, POST /scale."""
 
 from __future__ import annotations
 
+import msgspec
 from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from sarathi import __version__
+from sarathi.engine.messages import ModelInfo
+from sarathi.fleet.fleet import Engine
 from sarathi.fleet.replica import ReplicaState, ReplicaStatus, by_state
 from sarathi.server.request_body import Int64, decode, seconds
 from sarathi.server.responses import invalid, json_response
 from sarathi.server.service import RequestContext, Service
+from sarathi.telemetry.stats import Stats, initial_stats
+
+
+def stats_body(info: ModelInfo, engine: Engine) -> dict[str, object]:
+    """Return the response to GET /stats: all fields of `Stats`, targets and replicas."""
+    stats = current_stats(info, engine.stats)
+    return {
+        **msgspec.structs.asdict(stats),
+        "prefix_hit_rate": stats.prefix_hit_rate,
+        "tbt_target": info.tbt_target,  # seconds; null without one
+        "token_budget": info.token_budget,  # tokens; null without one
+        "replicas": by_state(engine.replicas),
+        "replica_restarts": engine.restarts,
+        "requests_resumed": engine.resumed,
+    }
+
+
+def current_stats(info: ModelInfo, stats: Stats | None) -> Stats:
+    """Return the latest statistics, or those of an engine that has run nothing yet."""
+    return initial_stats(info.num_blocks, info.num_stages) if stats is None else stats
 
 
 class Health(Struct, frozen=True, omit_defaults=True):

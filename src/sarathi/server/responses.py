@@ -8,7 +8,7 @@ from http import HTTPStatus
 import msgspec
 from starlette.responses import Response
 
-from sarathi.fleet.generation import EngineError, RequestLostError, ShuttingDownError
+from sarathi.fleet.engine_client import EngineError, RequestLostError, ShuttingDownError
 
 _ENCODER = msgspec.json.Encoder()
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from sarathi.bench.capacity.rate_search import Search
+from sarathi.bench.capacity.capacity_search import Search
 from sarathi.bench.capacity.verdict import CapacityTargets, Verdict, evaluate
 from sarathi.bench.report import CapacityWithRuns
 from sarathi.bench.results import Capacity, Lag, Point, Run, Simulation

@@ -1,21 +1,225 @@
-"""The discrete-event simulation: requests arrive, replicas compute, the clock jumps."""
+"""The discrete-event simulation: requests arrive, replicas compute, the clock jumps.
+
+A replica is the real scheduler, and a pipeline whose stages are queues.
+"""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import NamedTuple
 
 from sarathi.bench.results import ReplicaUse
 from sarathi.bench.workload.workload import Plan
 from sarathi.engine.messages import TokenOutput
-from sarathi.scheduler import AdmissionError, Batch, Request, Scheduler, StopCriteria
-from sarathi.simulator.routing import ROUTERS
+from sarathi.fleet.router import Assignment, LeastWork
+from sarathi.scheduler import AdmissionError, Batch, LatencyModel, Request, Scheduler, StopCriteria
+from sarathi.simulator.cost_model import BatchShape, stage_seconds
 from sarathi.simulator.setup import Setup
-from sarathi.simulator.simulated_replica import CompletedBatch, SimulatedReplica
 from sarathi.telemetry import RequestRecord, StreamingSummary, Summary, Targets
 from sarathi.telemetry.recorder import IterationRecord
+
+
+class RoundRobin:
+    """One replica after the other, and the interface of the other routers.
+
+    A router sees of a request what a real one would: its prompt, not how long its answer will be.
+    """
+
+    def __init__(self, replicas: int, model: LatencyModel) -> None:
+        self._replicas = replicas
+        self._next = 0
+
+    def choose(self, request: Request) -> int:
+        """Return the index of a replica."""
+        chosen, self._next = self._next, (self._next + 1) % self._replicas
+        return chosen
+
+    def started(self, replica: int, request: Request) -> None:
+        """Record that its first token has been sampled."""
+
+    def ended(self, replica: int, request: Request) -> None:
+        """Record that it has ended."""
+
+
+class LeastOutstanding(RoundRobin):
+    """The replica with the fewest requests that have not ended."""
+
+    def __init__(self, replicas: int, model: LatencyModel) -> None:
+        self._open = [0] * replicas
+
+    def choose(self, request: Request) -> int:
+        chosen = self._open.index(min(self._open))
+        self._open[chosen] += 1
+        return chosen
+
+    def ended(self, replica: int, request: Request) -> None:
+        self._open[replica] -= 1
+
+
+class LeastPredicted(RoundRobin):
+    """The replica that would finish all its requests first: the fleet's own router, `LeastWork`.
+
+    Prompts have no text here, so prefixes do not attract requests to a replica.
+    """
+
+    def __init__(self, replicas: int, model: LatencyModel) -> None:
+        self._router = LeastWork()
+        self._assigned: dict[int, Assignment] = {}  # by request id
+        for replica in range(replicas):
+            self._router.add(replica, model)
+
+    def choose(self, request: Request) -> int:
+        assignment = self._assigned[request.id] = self._router.assign(request.num_tokens)
+        return assignment.engine
+
+    def started(self, replica: int, request: Request) -> None:
+        self._router.started(self._assigned[request.id])
+
+    def ended(self, replica: int, request: Request) -> None:
+        self._router.ended(self._assigned.pop(request.id), len(request.output_ids))
+
+
+ROUTERS: dict[str, type[RoundRobin]] = {
+    "round_robin": RoundRobin,
+    "least_outstanding": LeastOutstanding,
+    "least_work": LeastPredicted,
+}
+
+
+class CompletedBatch(NamedTuple):
+    """A batch that has left the last stage. Times are seconds of the virtual clock."""
+
+    batch: Batch
+    began: float
+    ended: float
+    sampled: Sequence[Request]  # have got a token
+
+
+class _InFlight(NamedTuple):
+    batch: Batch
+    began: float
+    ends: float
+    in_stage: float  # seconds, see `stage_seconds`
+
+
+class SimulatedReplica:
+    """A scheduler, and the stages that its micro-batches pass one after the other.
+
+    A micro-batch begins as soon as the first stage is free and fewer are in flight than there are
+    stages. The engine prepares it, then each stage computes it after the micro-batch before. When
+    stages are idle follows from that.
+    """
+
+    def __init__(self, setup: Setup, prefix_caching: bool, seed: int) -> None:
+        """Make the scheduler of a setup.
+
+        Args:
+            prefix_caching: see `Setup.scheduler`.
+            seed: of the noise in the times of iterations.
+        """
+        self.scheduler = setup.scheduler(prefix_caching)
+        self._cost = setup.cost
+        # Where no decision depends on it, observing the times changes nothing.
+        self._model = self.scheduler.latency_model if setup.learns else None
+        self._jitter = None if setup.noise is None else setup.noise.jitter(seed)
+        self._free = [0.0] * setup.cost.num_stages  # when each stage is free
+        self._in_flight: deque[_InFlight] = deque()
+        # What the replica does with its time and memory.
+        self._busy = [0.0] * setup.cost.num_stages
+        self._overhead = self._active = self._seen = self._block_seconds = 0.0
+        self._active_since: float | None = None
+        self._iterations = self._tokens = self._decodes = self._most_blocks = 0
+
+    def add(self, request: Request, now: float) -> None:
+        """Add a request.
+
+        Raises:
+            AdmissionError: it can never run.
+        """
+        self.scheduler.add(request)
+        if self._active_since is None:
+            self._active_since = self._seen = now
+
+    def begin(self, now: float) -> list[float]:
+        """Start as many micro-batches as possible, and return the times to look again."""
+        times: list[float] = []
+        num_stages = len(self._free)
+        while len(self._in_flight) < num_stages and self._free[0] <= now:
+            batch = self.scheduler.schedule(now)
+            if batch is None:
+                break
+            if not batch.slices:  # a preemption, and nothing more
+                self.scheduler.complete(batch, (), now)
+                continue
+            times.append(self._compute(batch, now))
+            if num_stages > 1:
+                times.append(self._free[0])
+        return times
+
+    def end(self, now: float) -> Iterator[CompletedBatch]:
+        """Complete the micro-batches that have left the last stage by now, one at a time."""
+        scheduler, pool = self.scheduler, self.scheduler.pool
+        while self._in_flight and self._in_flight[0].ends <= now:
+            batch, began, ends, in_stage = self._in_flight.popleft()
+            blocks = pool.num_blocks - pool.num_free
+            self._block_seconds += blocks * (ends - self._seen)
+            self._seen = ends
+            self._most_blocks = max(self._most_blocks, blocks)
+            sampled = scheduler.complete(batch, (0,) * batch.work.samples, ends)
+            yield CompletedBatch(batch, began, ends, sampled)
+            if self._model is not None:
+                # With one stage, an iteration is all that passes between two tokens.
+                spent = ends - began if len(self._free) == 1 else in_stage
+                self._model.observe(batch.work, spent)
+            if not scheduler.has_work and self._active_since is not None:
+                self._active += ends - self._active_since
+                self._active_since = None
+
+    def _compute(self, batch: Batch, now: float) -> float:
+        """Return when the batch leaves the last stage."""
+        shape = BatchShape.of(batch)
+        cost, free, busy = self._cost, self._free, self._busy
+        overhead, seconds = cost.overhead(shape), cost.stages(shape)
+        if self._jitter is not None:
+            factor = self._jitter(shape)
+            overhead, seconds = overhead * factor, [factor * part for part in seconds]
+        hop = cost.hop(shape) if len(free) > 1 else 0.0
+        at = now + overhead
+        for stage, spent in enumerate(seconds):
+            if free[stage] > at:
+                at = free[stage]
+            free[stage] = at = at + spent
+            busy[stage] += spent
+            at += hop
+        self._overhead += overhead
+        self._iterations += 1
+        self._tokens += shape.tokens
+        self._decodes += shape.num_decodes
+        in_stage = stage_seconds(overhead, seconds, hop)
+        self._in_flight.append(_InFlight(batch, now, free[-1], in_stage))
+        return free[-1]
+
+    @property
+    def use(self) -> ReplicaUse:
+        """What the replica has done with its time and memory, once it is idle."""
+        active, blocks = self._active, self.scheduler.pool.num_blocks
+        return ReplicaUse(
+            iterations=self._iterations,
+            tokens=self._tokens,
+            decodes=self._decodes,
+            preemptions=self.scheduler.running.num_preemptions,
+            active=active,
+            busy=self._busy,
+            bubbles=[max(0.0, active - busy) for busy in self._busy],
+            overhead=self._overhead,
+            kv_mean=self._block_seconds / (active * blocks) if active else 0.0,
+            kv_max=self._most_blocks / blocks,
+        )
+
 
 _PROGRESS_EVERY = 256  # requests that ended
 _MAX_PROMPT = 2**32  # distance of token ids, so that conversations have none in common

@@ -13,9 +13,7 @@ figures that the server, the benchmark and the simulator report. Any package may
 """
 
 from sarathi.telemetry.percentiles import Distribution, distribution
-from sarathi.telemetry.request_record import RequestRecord
-from sarathi.telemetry.streaming_summary import StreamingSummary
-from sarathi.telemetry.summary import Summary, Targets, summarise
+from sarathi.telemetry.summary import RequestRecord, StreamingSummary, Summary, Targets, summarise
 
 __all__ = [
     "Distribution",

@@ -1,15 +1,76 @@
-"""The figures of a run: latencies, throughput and goodput."""
+"""The figures of a run (latencies, throughput, goodput) from the times of its requests.
+
+`StreamingSummary` computes them for any number of requests in constant memory.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
-from sarathi.telemetry.percentiles import Distribution, distribution
-from sarathi.telemetry.request_record import RequestRecord
+from sarathi.telemetry.percentiles import (
+    NO_VALUES,
+    PERCENTILES,
+    RESAMPLES,
+    SEED,
+    Array,
+    Distribution,
+    bounded_percentiles,
+    distribution,
+    distribution_of,
+    interval_bounds,
+)
+
+
+class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One request as its client saw it. Times are seconds since the run began.
+
+    `tokens` holds the time of every output token in order. Tokens that came together have the same
+    time, and hence gaps of zero between them.
+    """
+
+    arrival: float  # when it was sent
+    prompt_tokens: int
+    output_tokens: int  # asked for
+    tokens: list[float] = []  # when each came
+    end: float  # when it was complete, or failed
+    scheduling_delay: float | None = None  # as reported by the server; None if it does not
+    cached_tokens: int = 0  # of the prompt, found in the server's prefix cache
+    failure: str | None = None  # its kind; None for a complete answer
+    detail: str | None = None  # of a failure: the message of the server or the connection
+    estimated: bool = False  # the server did not report the number of tokens of each event
+    lag: float = 0.0  # how much later than planned it was sent
+
+    @property
+    def ttft(self) -> float | None:
+        """Seconds from arrival to the first token; None without tokens."""
+        return self.tokens[0] - self.arrival if self.tokens else None
+
+    @property
+    def gaps(self) -> list[float]:
+        """Seconds between consecutive tokens; one less than there are tokens."""
+        return [after - before for before, after in pairwise(self.tokens)]
+
+    @property
+    def max_gap(self) -> float | None:
+        """The longest gap, in seconds; None with fewer than two tokens."""
+        return max(self.gaps, default=None)
+
+    @property
+    def end_to_end(self) -> float | None:
+        """Seconds from arrival to the last token; None without tokens."""
+        return self.tokens[-1] - self.arrival if self.tokens else None
+
+    @property
+    def normalized(self) -> float | None:
+        """End-to-end latency per output token, as Orca and vLLM report it."""
+        return None if not self.tokens else (self.tokens[-1] - self.arrival) / len(self.tokens)
 
 
 class Targets(msgspec.Struct, frozen=True):
@@ -146,3 +207,141 @@ def summarise(
         normalized=of(lambda record: record.normalized),
         scheduling_delay=of(lambda record: record.scheduling_delay),
     )
+
+
+_LEAST = 1e-6  # seconds; shorter values count as 0
+_MOST = 1e6
+_WIDTH = math.log(1.002)  # of a bin, relative: a percentile is at most 0.1 % off
+_NUM_BINS = math.ceil(math.log(_MOST / _LEAST) / _WIDTH) + 2
+_BLOCKS = 64
+_LATENCIES = ("ttft", "tbt", "max_gap", "end_to_end", "normalized", "scheduling_delay")
+
+
+class StreamingDistribution:
+    """Counts values in bins 0.2 % wide, separately for up to 64 blocks of requests.
+
+    Blocks are consecutive in the order of arrival, and intervals come from a bootstrap over them,
+    as in `distribution`. As more requests come, adjacent blocks are merged.
+    """
+
+    def __init__(self) -> None:
+        self._counts = np.zeros((_BLOCKS, _NUM_BINS), np.int64)
+        self._requests = 0  # that had values
+        self._values = 0
+        self._sum = 0.0
+        self._largest = 0.0
+
+    def add(self, block: int, value: float) -> None:
+        """Add the only value of a request."""
+        at = math.ceil(math.log(value / _LEAST) / _WIDTH) if value > _LEAST else 0
+        self._counts[block, min(at, _NUM_BINS - 1)] += 1
+        self._count(1, value, value)
+
+    def add_all(self, block: int, values: Array) -> None:
+        """Add the values of a request, at least one."""
+        bins = np.ceil(np.log(np.maximum(values, _LEAST) / _LEAST) / _WIDTH).astype(np.int64)
+        np.add.at(self._counts[block], np.minimum(bins, _NUM_BINS - 1), 1)
+        self._count(len(values), float(values.sum()), float(values.max()))
+
+    def merge_blocks(self) -> None:
+        """Merge blocks in pairs, so that the second half of them is free."""
+        self._counts[: _BLOCKS // 2] = self._counts[::2] + self._counts[1::2]
+        self._counts[_BLOCKS // 2 :] = 0
+
+    def result(self, num_blocks: int) -> Distribution:
+        """Return the statistics so far.
+
+        Args:
+            num_blocks: blocks that have requests, the first ones.
+        """
+        if not self._values:
+            return NO_VALUES
+        used = np.flatnonzero(self._counts.any(axis=0))
+        counts = self._counts[:num_blocks, used]
+        values = np.minimum(
+            np.where(used, _LEAST * np.exp((used - 0.5) * _WIDTH), 0), self._largest
+        )
+        percentiles = _percentiles(values, counts.sum(axis=0, keepdims=True))[0]
+        bounded = bounded_percentiles(self._requests, self._values)
+        intervals: list[tuple[float, float] | None] = [None] * len(bounded)
+        if any(bounded):
+            rng = np.random.default_rng(SEED)
+            chances = np.full(num_blocks, 1 / num_blocks)
+            resampled = rng.multinomial(num_blocks, chances, size=RESAMPLES)
+            intervals = interval_bounds(
+                _percentiles(values, resampled @ counts), num_blocks, bounded
+            )
+        mean = self._sum / self._values
+        return distribution_of(self._values, mean, percentiles, self._largest, intervals)
+
+    def _count(self, count: int, total: float, largest: float) -> None:
+        self._requests += 1
+        self._values += count
+        self._sum += total
+        if largest > self._largest:
+            self._largest = largest
+
+
+class StreamingSummary:
+    """Summarises records one by one without keeping them; otherwise like `summarise`."""
+
+    def __init__(self, targets: Targets | None = None) -> None:
+        """Start without requests."""
+        self._totals = RunTotals(targets)
+        self._block_length = 1  # requests
+        self._latest = -1  # index
+        self._latencies = {name: StreamingDistribution() for name in _LATENCIES}
+
+    def add(self, index: int, record: RequestRecord) -> None:
+        """Add a request.
+
+        Args:
+            index: of the request in the order of arrival, from 0; records may come in any order.
+        """
+        self._latest = max(self._latest, index)
+        while index >= _BLOCKS * self._block_length:
+            self._block_length *= 2
+            for latencies in self._latencies.values():
+                latencies.merge_blocks()
+        gaps = np.diff(np.asarray(record.tokens))
+        max_gap = float(gaps.max()) if len(gaps) else None
+        self._totals.add(record, max_gap)
+        if record.failure is not None:
+            return
+        block = index // self._block_length
+        if max_gap is not None:
+            self._latencies["tbt"].add_all(block, gaps)
+        for name, value in (
+            ("ttft", record.ttft),
+            ("max_gap", max_gap),
+            ("end_to_end", record.end_to_end),
+            ("normalized", record.normalized),
+            ("scheduling_delay", record.scheduling_delay),
+        ):
+            if value is not None:
+                self._latencies[name].add(block, value)
+
+    def result(self, send_time: float | None = None) -> Summary:
+        """Return the summary so far.
+
+        Args:
+            send_time: seconds in which the requests were sent; by default until the last arrival.
+
+        Raises:
+            ValueError: there was no request.
+        """
+        num_blocks = self._latest // self._block_length + 1
+        return self._totals.summary(
+            send_time,
+            **{name: values.result(num_blocks) for name, values in self._latencies.items()},
+        )
+
+
+def _percentiles(values: Array, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return percentiles of each row of counts: the least value that so many do not exceed."""
+    reached = np.cumsum(counts, axis=1)
+    found = []
+    for percent in PERCENTILES:
+        ranks = np.ceil(percent / 100 * reached[:, -1:])
+        found.append(values[np.argmax(reached >= ranks, axis=1)])
+    return np.stack(found, axis=1)

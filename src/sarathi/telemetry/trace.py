@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sarathi.scheduler import Request
-from sarathi.telemetry.recorder import BudgetUnit, IterationRecord, RecordFile
-from sarathi.telemetry.stages import StageTracks
+from sarathi.telemetry.recorder import BudgetUnit, IterationRecord, RecordFile, StageTracks
 
 _Args = Mapping[str, Any]
 

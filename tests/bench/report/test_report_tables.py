@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from sarathi.bench.number_format import MISSING
 from sarathi.bench.report.measured import CapacityWithRuns, ReportData
 from sarathi.bench.report.notes import alerts, facts
 from sarathi.bench.report.result_tables import (
@@ -14,7 +13,7 @@ from sarathi.bench.report.result_tables import (
     points_table,
     throughput_table,
 )
-from sarathi.bench.report.table import Table
+from sarathi.bench.report.table import MISSING, Table
 from sarathi.bench.results import Run
 from sarathi.telemetry import Targets
 from tests.bench.report.sample_runs import capacity, record, records, run

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from sarathi.bench.number_format import MISSING
 from sarathi.bench.report import CapacityWithRuns, write_report
 from sarathi.bench.report.measured import ReportData
 from sarathi.bench.report.notes import alerts, facts
 from sarathi.bench.report.result_tables import conduct_table, simulation_table
-from sarathi.bench.report.table import Table
+from sarathi.bench.report.table import MISSING, Table
 from sarathi.bench.results import Run
 from tests.bench.report.sample_runs import capacity, run
 from tests.simulated_runs import simulated, use

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarathi.bench.report.thinning import depth, in_flight, quantiles, spread
+from sarathi.bench.report.chart import depth, in_flight, quantiles, spread
 from sarathi.telemetry import distribution
 from tests.bench.report.sample_runs import record
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from sarathi.engine.scheduler_factory import TypicalDecodes, derived_target
-from sarathi.engine.startup.latency_target import (
+from sarathi.engine.startup.profile import (
     Conditions,
     MeasuredLatency,
     keep_fastest,

@@ -17,7 +17,7 @@ from sarathi.models.model import open_model
 from sarathi.sampling.sampler import Sampler
 from sarathi.scheduler.budget.latency_model import LatencyModel, Work
 from sarathi.system.cpu_contention import CpuTimes
-from sarathi.telemetry.stages import StageTime
+from sarathi.telemetry.recorder import StageTime
 from tests import tiny_models
 
 TYPICAL = TYPICAL_DECODES

@@ -7,7 +7,7 @@ import pytest
 from sarathi.backends.parallel.rank_layout import ParallelLayout
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import ConfigError
-from sarathi.fleet.ray.placement import Node, Placement, equal_share, place_replicas
+from sarathi.fleet.ray.cluster import Node, Placement, equal_share, place_replicas
 
 CPU_NODES = [Node("10.0.0.1", 8, 0), Node("10.0.0.2", 8, 0)]
 GPU_NODES = [Node("10.0.0.1", 16, 4), Node("10.0.0.2", 16, 4)]

@@ -14,10 +14,9 @@ import pytest
 
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.llm import LLM
+from sarathi.fleet.engine_client import Generation
 from sarathi.fleet.fleet import Fleet
-from sarathi.fleet.generation import Generation
-from sarathi.fleet.ray.cluster import Cluster
-from sarathi.fleet.ray.placement import place_replicas
+from sarathi.fleet.ray.cluster import Cluster, place_replicas
 from sarathi.fleet.ray.spawners import EngineSpawner
 from sarathi.sampling.params import SamplingParams
 from tests.tiny_models import save_tiny

@@ -14,8 +14,7 @@ import pytest
 
 from sarathi.backends.parallel.rank_layout import ParallelLayout
 from sarathi.errors import ConfigError
-from sarathi.fleet.ray.cluster import Cluster
-from sarathi.fleet.ray.placement import Placement
+from sarathi.fleet.ray.cluster import Cluster, Placement
 from sarathi.fleet.ray.spawners import EngineSpawner
 from sarathi.system.processes import Process
 

@@ -8,7 +8,6 @@ import numpy as np
 from sarathi.backends.openvino.library import Constant, _PagedAttentionExtension
 from sarathi.backends.openvino.library import openvino as ov
 from sarathi.backends.openvino.library import opset13 as op
-from sarathi.backends.rope_tables import F32, rope_tables
 from sarathi.backends.weight_store import WeightStore
 from sarathi.models.decoder import (
     GATED_PROJECTIONS,
@@ -18,6 +17,7 @@ from sarathi.models.decoder import (
     forward,
 )
 from sarathi.models.model_config import ModelConfig
+from sarathi.models.rope import F32, rope_tables
 from sarathi.models.weights import Array
 
 HIDDEN = "hidden"

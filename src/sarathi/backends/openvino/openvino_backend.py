@@ -11,12 +11,12 @@ from sarathi.backends.executor import (
     ExecutorPart,
     ProgressCallback,
 )
-from sarathi.backends.executor_options import ExecutorOptions, KvPrecision, Precision
 from sarathi.backends.openvino.openvino_executor import (
     BLOCK_SIZE,
     OpenVinoExecutor,
     choose_precisions,
 )
+from sarathi.backends.registry import ExecutorOptions, KvPrecision, Precision
 from sarathi.backends.runner import InlineRunner, Runner
 from sarathi.models.model import Model
 from sarathi.system.machine import available_memory

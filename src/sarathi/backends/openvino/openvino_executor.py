@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sarathi.backends.executor import ProgressCallback
-from sarathi.backends.executor_options import KvPrecision, Precision
 from sarathi.backends.openvino.decoder_graph import (
     HIDDEN,
     INPUTS,
@@ -19,6 +18,7 @@ from sarathi.backends.openvino.decoder_graph import (
     value_cache,
 )
 from sarathi.backends.openvino.library import openvino as ov
+from sarathi.backends.registry import KvPrecision, Precision
 from sarathi.backends.self_check import check_deterministic, check_model
 from sarathi.backends.step import Step, check_step, with_padding_sequence
 from sarathi.backends.weight_store import WeightStore

@@ -1,7 +1,6 @@
 """One model on several processes: pipeline stages, and ranks that share each stage.
 
-The engine opens a `pipeline.Pipeline` (a `ModelInstance`), whose `pipeline_runner` runs steps.
-`worker_group` starts the other processes and exchanges `worker_messages` with them; each of them
-runs `worker_process`. Every process computes through a `stage_worker`; hidden states go from stage
-to stage over `stage_links`. `rank_layout` defines which process computes what, and needs no other.
+The engine opens a `pipeline.Pipeline` (a `ModelInstance`), which runs steps. `worker_group` starts
+the other processes and exchanges `worker_messages` with them; each of them runs `worker_process`.
+Every process computes through a `stage_worker`. `rank_layout` defines which process computes what.
 """

@@ -13,7 +13,6 @@ from typing import TypeVar
 import msgspec
 import zmq
 
-from sarathi.backends.executor_options import ExecutorOptions
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.parallel.worker_messages import (
     FirstStageDone,
@@ -26,6 +25,7 @@ from sarathi.backends.parallel.worker_messages import (
     decode_from_worker,
     encode,
 )
+from sarathi.backends.registry import ExecutorOptions
 from sarathi.errors import ExecutorError, ModelError
 from sarathi.system.processes import Process, Spawner
 from sarathi.system.sockets import bind, new_socket

@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from sarathi.backends.executor_options import ExecutorOptions
 from sarathi.backends.model_instance import InstancePart
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
+from sarathi.backends.registry import ExecutorOptions
 from sarathi.backends.step import Step
 
 # The arrays of a step, with the element types of `Step`.

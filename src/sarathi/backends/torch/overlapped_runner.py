@@ -18,7 +18,7 @@ from sarathi.backends.step import I64, Step, StepError
 from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.backends.torch.torch_sampler import PendingSample, TorchSampler
 from sarathi.sampling.sampler import RequestSlots
-from sarathi.telemetry.stages import StageTime
+from sarathi.telemetry.recorder import StageTime
 
 _POLL = 50e-6  # seconds between two queries of an event
 

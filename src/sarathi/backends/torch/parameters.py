@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from sarathi.backends.executor import ProgressCallback
-from sarathi.backends.torch.arrays import as_array, as_tensor
+from sarathi.backends.torch.torch_devices import as_array, as_tensor
 from sarathi.models.decoder import GATED_PROJECTIONS, QKV_PROJECTIONS
 from sarathi.models.dummy_weights import BLOCK_SIZE, RandomTensor, random_tensor
 from sarathi.models.weights import Array, Weights

@@ -14,7 +14,7 @@ from sarathi.backends.executor import (
     ProcessGroups,
     ProgressCallback,
 )
-from sarathi.backends.executor_options import ExecutorOptions, KvPrecision, Precision
+from sarathi.backends.registry import ExecutorOptions, KvPrecision, Precision
 from sarathi.backends.runner import InlineRunner, Runner
 from sarathi.backends.torch import attention_backend
 from sarathi.backends.torch.process_group import DistributedGroup, Rendezvous

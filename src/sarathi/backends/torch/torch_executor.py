@@ -8,18 +8,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from sarathi.backends.executor import ProgressCallback
-from sarathi.backends.executor_options import Device, KvPrecision, Precision
+from sarathi.backends.registry import Device, KvPrecision, Precision
 from sarathi.backends.self_check import check_deterministic, check_model, checked_part
-from sarathi.backends.step import Step, check_step
-from sarathi.backends.torch.arrays import DTYPES, as_array, as_tensor, to_device, to_host
+from sarathi.backends.step import Step, StepPart, check_step, join_parts
 from sarathi.backends.torch.attention_backend import LayerCache, PlannedAttention, choose_attention
 from sarathi.backends.torch.attention_check import check_attention
 from sarathi.backends.torch.cuda_graphs import CudaGraph, DecodeGraphs, GraphMemory, graph_sizes
-from sarathi.backends.torch.dummy_steps import largest_step, warm_up_steps
-from sarathi.backends.torch.elementwise import elementwise_kernels
 from sarathi.backends.torch.kernels import check_vocabulary, uses_triton
 from sarathi.backends.torch.parameters import Parameters, ServedWeights
 from sarathi.backends.torch.process_group import ProcessGroup, SingleRank
@@ -31,12 +29,22 @@ from sarathi.backends.torch.step_inputs import (
     upload,
 )
 from sarathi.backends.torch.torch_devices import (
+    DTYPES,
+    as_array,
+    as_tensor,
     default_precision,
     find_device,
     free_memory,
     release_memory,
+    to_device,
+    to_host,
 )
-from sarathi.backends.torch.torch_operations import Rotary, TensorParallelRank, TorchOperations
+from sarathi.backends.torch.torch_operations import (
+    Rotary,
+    TensorParallelRank,
+    TorchOperations,
+    elementwise_kernels,
+)
 from sarathi.errors import ExecutorError
 from sarathi.models.decoder import Stage, forward, whole_model
 from sarathi.models.model_config import ModelConfig
@@ -44,6 +52,39 @@ from sarathi.models.sharding import Shard, ShardedWeights, shard_config, shard_s
 from sarathi.models.weights import Array, Weights
 from sarathi.sampling.sampler import Sampler, StepSampler
 from sarathi.system.machine import usable_cores
+
+_PROMPT = 256  # tokens; enough for prefill tiles, for any number of heads
+_CONTEXT = 4096  # tokens; the keys of a decode this long are split
+
+
+def warm_up_steps(block_size: int, max_position: int) -> list[Step]:
+    """Return a prompt, a prompt with a decode, and a decode, as far as `max_position` allows.
+
+    Together they need every kernel once, so that none is compiled while requests wait. They read
+    and write KV block 0 only.
+    """
+
+    prompt = _dummy_part(0, min(_PROMPT, max_position), block_size)
+    decode = _dummy_part(min(_CONTEXT, max_position) - 1, 1, block_size)
+    return [join_parts(parts, block_size) for parts in ([prompt], [prompt, decode], [decode])]
+
+
+def largest_step(num_tokens: int, num_sequences: int, block_size: int) -> Step:
+    """Return a step with as many tokens and sampled rows as possible, of whole prompts.
+
+    Like `warm_up_steps` it reads and writes KV block 0 only.
+
+    Args:
+        num_tokens: divided among the sequences.
+    """
+    num_sequences = min(num_sequences, num_tokens)
+    starts = np.linspace(0, num_tokens, num_sequences + 1).astype(int)
+    return join_parts([_dummy_part(0, new, block_size) for new in np.diff(starts)], block_size)
+
+
+def _dummy_part(past: int, new: int, block_size: int) -> StepPart:
+    return StepPart([0] * new, past, [0] * -(-(past + new) // block_size), samples=True)
+
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ import torch
 import triton
 from numpy.typing import NDArray
 
-from sarathi.backends.torch.arrays import to_device, to_host
 from sarathi.backends.torch.kernels import MASS_BITS, check_vocabulary
 from sarathi.backends.torch.kernels import sampling_kernels as kernels
 from sarathi.backends.torch.kernels.sampling_kernels import (
@@ -25,12 +24,20 @@ from sarathi.backends.torch.kernels.sampling_kernels import (
     ROW,
     Tiles,
 )
+from sarathi.backends.torch.torch_devices import to_device, to_host
 from sarathi.sampling.categorical import NO_TOP_K, uniforms
 from sarathi.sampling.logits_processors import LogitsEdits, RequestTokens
 from sarathi.sampling.logprobs import TokenLogprobs, assemble
 from sarathi.sampling.params import MAX_LOGPROBS, SamplingParams
-from sarathi.sampling.sampler import NO_TOKEN, SamplerOutput
-from sarathi.sampling.slots import CHANGED, CLOSED, LOGPROBS, RANDOM, Slots
+from sarathi.sampling.sampler import (
+    CHANGED,
+    CLOSED,
+    LOGPROBS,
+    NO_TOKEN,
+    RANDOM,
+    SamplerOutput,
+    Slots,
+)
 
 I64 = NDArray[np.int64]
 

@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import msgspec
 
+from sarathi.bench.client.answer import error_message, quoted
 from sarathi.bench.client.endpoint import Call, Dialect, Endpoint
 from sarathi.bench.client.open_loop import play
-from sarathi.bench.client.sse_events import error_message, quoted
 from sarathi.errors import BenchmarkError
 from sarathi.telemetry import RequestRecord
 

@@ -1,4 +1,4 @@
-"""Charts as data: panels and the keys of a legend, the function that draws them, and its parts."""
+"""Charts as data: panels, legends, colours by meaning, and the function that draws them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -14,8 +16,56 @@ from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from sarathi.bench.number_format import plain
-from sarathi.bench.report.colors import INK, SURFACE, TARGET, colour, marker
+from sarathi.bench.report.table import plain
+from sarathi.telemetry import RequestRecord
+
+LABELS = (  # light, dark
+    ("#0067a5", "#58b1ea"),
+    ("#d1570c", "#f98c4e"),
+    ("#00866a", "#2fc39c"),
+    ("#b4568e", "#e69fc8"),
+    ("#b07c00", "#eec04a"),
+    ("#4a4fb0", "#a3a7f5"),
+    ("#7a5c45", "#c9a98f"),
+)
+_ROLES = {
+    "surface": ("#ffffff", "#171b21"),
+    "page": ("#f5f6f8", "#0f1216"),
+    "ink": ("#1b222c", "#e4e8ee"),
+    "muted": ("#5c6675", "#9aa5b4"),
+    "line": ("#dce0e6", "#2e3641"),
+    "target": ("#b00f3a", "#ff7a9c"),
+    "stall": ("#f2b8a2", "#7d3a24"),
+    "bad": ("#a3123a", "#ff8aa6"),
+    "bad-surface": ("#fdecef", "#3a1620"),
+    "warn": ("#7a5200", "#f0c060"),
+    "warn-surface": ("#fdf4dc", "#352a10"),
+    "good": ("#0b6b4f", "#4fd1a5"),
+}
+
+LIGHT = {name: light for name, (light, _) in _ROLES.items()}
+NAMES = _ROLES | {f"label-{i}": both for i, both in enumerate(LABELS)}
+
+INK, MUTED, LINE, SURFACE = LIGHT["ink"], LIGHT["muted"], LIGHT["line"], LIGHT["surface"]
+TARGET, STALL = LIGHT["target"], LIGHT["stall"]
+
+_MARKERS = "osD^vPX"
+
+
+def colour(index: int) -> str:
+    """Return the colour of the label at this index, on a light background."""
+    return LABELS[index % len(LABELS)][0]
+
+
+def marker(index: int) -> str:
+    """Return the marker of the label at this index."""
+    return _MARKERS[(index + index // len(LABELS)) % len(_MARKERS)]
+
+
+def definitions(dark: bool) -> str:
+    """Return all colours as CSS variables."""
+    return "".join(f"--{name}:{both[dark]};" for name, both in NAMES.items())
+
 
 Dashes: TypeAlias = Literal["-"] | tuple[float, tuple[float, ...]]
 
@@ -215,3 +265,63 @@ def boxes(
     if paths:
         path = Path.make_compound_path(*paths)
         axes.add_patch(PathPatch(path, facecolor=face, edgecolor="none", alpha=alpha))
+
+
+Array = npt.NDArray[np.float64]
+
+TAIL = 3.3  # as a `depth`: beyond 99.9 %, where figures end
+_KEPT = (50, 90, 99, 99.9)  # percentiles
+
+
+def depth(share: npt.ArrayLike) -> Array:
+    """Return how deep in the tail a share of all values is: 0.9 is 1, 0.99 is 2, 0.999 is 3."""
+    found: Array = -np.log10(1 - np.asarray(share, np.float64))
+    return found
+
+
+def quantiles(values: npt.ArrayLike, most: int = 1000) -> tuple[Array, Array]:
+    """Return some values, and the shares of all that do not exceed them, evenly by depth.
+
+    P50, P90, P99 and P99.9 are exact. Of more than `most` values, those beyond `TAIL` are left out.
+    The share of the greatest value is reduced by half a rank, since 1 has no depth.
+    """
+    ordered = np.sort(np.asarray(values, np.float64))
+    count = len(ordered)
+    if not count:
+        return ordered, ordered
+    exact = np.ceil(np.array(_KEPT) / 100 * count)
+    if count <= most:
+        ranks = np.arange(1, count + 1, dtype=np.float64)
+    else:
+        even = 1 - 10 ** -np.linspace(0, TAIL, most - len(_KEPT))
+        ranks = np.unique(np.concatenate([np.ceil(even * count), exact])).clip(1, count)
+    found = ordered[ranks.astype(np.int64) - 1]
+    shares = np.minimum(ranks, count - 0.5) / count
+    return found, shares
+
+
+def in_flight(records: Sequence[RequestRecord], most: int = 600) -> tuple[Array, Array]:
+    """Return times, and the number of open requests from each time on.
+
+    With more than `most` changes, each time stands for a span, with the largest number in it.
+    """
+    begins = np.array([record.arrival for record in records])
+    ends = np.array([record.end for record in records])
+    times = np.concatenate([begins, ends])
+    order = np.argsort(times, kind="stable")  # of the same time: arrivals first
+    times = times[order]
+    counts = np.cumsum(np.repeat([1.0, -1.0], len(records))[order])
+    if len(times) <= most:
+        return times, counts
+    parts = np.linspace(0, len(times), most + 1).astype(np.int64)[:-1]
+    peaks: Array = np.maximum.reduceat(counts, parts)
+    peaks[-1] = counts[-1]
+    return times[parts], peaks
+
+
+def spread(values: Sequence[float], most: int) -> list[int]:
+    """Return indices of at most `most` values: evenly by rank, with the least and the greatest."""
+    order = np.argsort(np.asarray(values, np.float64), kind="stable")
+    if len(order) > most:
+        order = order[np.linspace(0, len(order) - 1, most).round().astype(np.int64)]
+    return [int(position) for position in order]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from sarathi.bench.number_format import milliseconds, rate
+from sarathi.bench.report.table import milliseconds, rate
 from sarathi.bench.results import Capacity, Run
 from sarathi.telemetry import Summary
 from sarathi.telemetry.iteration_log import IterationLine

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sarathi.bench.report.chart import Drawing
-from sarathi.bench.report.colors import LABELS, definitions
+from sarathi.bench.report.chart import LABELS, Drawing, definitions
 from sarathi.bench.report.figures import drawings
 from sarathi.bench.report.measured import ReportData
 from sarathi.bench.report.notes import Alert, Fact, alerts, facts

@@ -11,8 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from sarathi.bench.report.chart import Drawing
-from sarathi.bench.report.colors import INK, LINE, MUTED, NAMES, SURFACE
+from sarathi.bench.report.chart import INK, LINE, MUTED, NAMES, SURFACE, Drawing
 
 WIDE, NARROW = 10.0, 4.3  # inches
 _DOTS = 150  # per inch of PNG

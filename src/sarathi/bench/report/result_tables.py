@@ -7,30 +7,27 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 
-from sarathi.bench.comparison import FIGURES, Row
-from sarathi.bench.number_format import (
-    MISSING,
-    interval,
-    milliseconds,
-    number,
-    percent,
-    plain,
-    rate,
-    seconds,
-)
 from sarathi.bench.report.measured import LoadGroup, ReportData, rate_of
+from sarathi.bench.report.notes import kv_shares, overhead_share, stage_shares
 from sarathi.bench.report.table import (
+    MISSING,
     Cell,
     Column,
     ColumnOf,
     Table,
     failure_counts,
     in_milliseconds,
+    interval,
+    milliseconds,
+    number,
+    percent,
     percentile_cell,
+    plain,
+    rate,
+    seconds,
     table_of,
 )
-from sarathi.bench.results import Capacity, Point, ReplicaUse, Run
-from sarathi.bench.run_notes import kv_shares, overhead_share, stage_shares
+from sarathi.bench.results import FIGURES, Capacity, Point, ReplicaUse, Row, Run
 from sarathi.telemetry import Distribution, Summary
 
 _LABEL = Column("", prose=True)

@@ -1,15 +1,19 @@
-"""Lengths of prompts and answers, in tokens, as distributions."""
+"""Lengths of prompts and answers, in tokens: distributions, traces and recorded conversations."""
 
 from __future__ import annotations
 
+import csv
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from sarathi.bench.workload.arrivals import Times
 from sarathi.errors import BenchmarkError
 
 Tokens = npt.NDArray[np.int64]
@@ -141,3 +145,167 @@ _FORMS: dict[str, tuple[str, Callable[..., Tokens]]] = {
     "lognormal": ("MEDIAN,P90", _log_normal),
     "zipf": ("EXPONENT,MAX", _zipf),
 }
+
+
+_PROMPT, _OUTPUT, _ARRIVAL = "num_prefill_tokens", "num_decode_tokens", "arrived_at"
+_USERS = frozenset({"human", "user"})
+_ASSISTANTS = frozenset({"gpt", "chatgpt", "assistant"})
+
+
+@dataclass(frozen=True, eq=False)
+class LengthTrace:
+    """Lengths of requests in the order of the file, or of time where it has times."""
+
+    path: str
+    prompts: Tokens
+    outputs: Tokens
+    arrived_at: Times | None  # seconds, from 0
+
+    def sample(self, count: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+        """Return each request once in a random order, then each once again, and so on."""
+        rows = _shuffled(len(self.prompts), count, rng)
+        return self.prompts[rows], self.outputs[rows]
+
+    def options(self) -> dict[str, str]:
+        return {"workload": self.path}
+
+
+class _Turn(msgspec.Struct, frozen=True):
+    speaker: str = msgspec.field(name="from")
+    value: str
+
+
+class _Conversation(msgspec.Struct, frozen=True):
+    conversations: list[_Turn]
+
+
+@dataclass(frozen=True, eq=False)
+class Dialogues:
+    """Recorded conversations in the format of ShareGPT.
+
+    Each answer to a user is a request; all turns before it are the prompt.
+    """
+
+    path: str
+    conversations: tuple[tuple[_Turn, ...], ...]
+    answers: tuple[tuple[int, int], ...]  # conversation, and turn in it
+    count: Callable[[str], int]  # tokens of a text
+
+    def sample(self, count: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+        """Return each request once in a random order, then each once again, and so on.
+
+        Only the turns of sampled requests are tokenised: files are large.
+        """
+        around = self.count("a") - 1  # what comes with every text, such as a first `<s>`
+        lengths: dict[tuple[int, int], int] = {}
+
+        def length(conversation: int, turn: int) -> int:
+            key = conversation, turn
+            if key not in lengths:
+                lengths[key] = self.count(self.conversations[conversation][turn].value) - around
+            return lengths[key]
+
+        prompts, outputs = [], []
+        for row in _shuffled(len(self.answers), count, rng).tolist():
+            conversation, answer = self.answers[row]
+            prompts.append(around + sum(length(conversation, turn) for turn in range(answer)))
+            outputs.append(length(conversation, answer))
+        return np.clip(prompts, 1, MAX_LENGTH), np.clip(outputs, 1, MAX_LENGTH)
+
+    def options(self) -> dict[str, str]:
+        return {"workload": self.path}
+
+
+def read_trace(path: str) -> LengthTrace:
+    """Read a CSV file with the columns num_prefill_tokens, num_decode_tokens and, optionally,
+    arrived_at (seconds); others are ignored.
+
+    Raises:
+        BenchmarkError: the file or a column is missing, a value is out of range, or there is no
+            request.
+    """
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restval="")
+            reader.fieldnames = header = [name.strip() for name in reader.fieldnames or ()]
+            rows = [(f"--workload {path}, row {reader.line_num}", row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _unreadable(path, error) from error
+    for name in (_PROMPT, _OUTPUT):
+        if name not in header:
+            raise BenchmarkError(
+                f"--workload {path} has no column {name}; needed are {_PROMPT} and {_OUTPUT}, "
+                f"and {_ARRIVAL} for the times"
+            )
+    if not rows:
+        raise BenchmarkError(f"--workload {path} has no requests")
+    prompts, outputs = (_lengths(rows, name) for name in (_PROMPT, _OUTPUT))
+    if _ARRIVAL not in header:
+        return LengthTrace(path, prompts, outputs, None)
+    times = _numbers(rows, _ARRIVAL, math.isfinite, "a time in seconds")
+    order = np.argsort(times, kind="stable")
+    times = times[order]
+    return LengthTrace(path, prompts[order], outputs[order], times - times[0])
+
+
+def read_dialogues(path: str, count: Callable[[str], int]) -> Dialogues:
+    """Read a JSON file: a list of objects with `conversations`, each a list of turns with the
+    speaker as `from` (human, gpt, ...) and the text as `value`.
+
+    Raises:
+        BenchmarkError: the file is missing, has another form, or has no answer to a user.
+    """
+    try:
+        found = msgspec.json.decode(Path(path).read_bytes(), type=list[_Conversation])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+    conversations = tuple(tuple(one.conversations) for one in found)
+    answers = tuple(
+        (number, turn)
+        for number, turns in enumerate(conversations)
+        for turn in range(1, len(turns))
+        if turns[turn - 1].speaker in _USERS and turns[turn].speaker in _ASSISTANTS
+    )
+    if not answers:
+        raise BenchmarkError(
+            f"--workload {path} has no requests: none of its conversations has a turn from human "
+            "followed by one from gpt"
+        )
+    return Dialogues(path, conversations, answers, count)
+
+
+def _lengths(rows: Sequence[tuple[str, dict[str, str]]], name: str) -> Tokens:
+    def is_length(number: float) -> bool:
+        return number.is_integer() and 1 <= number <= MAX_LENGTH
+
+    expected = f"a whole number from 1 to {MAX_LENGTH:,}"
+    return _numbers(rows, name, is_length, expected).astype(np.int64)
+
+
+def _numbers(
+    rows: Sequence[tuple[str, dict[str, str]]],
+    name: str,
+    valid: Callable[[float], bool],
+    expected: str,
+) -> Times:
+    """Return a column; errors name the row."""
+    numbers = []
+    for where, row in rows:
+        try:
+            number = float(row[name])
+        except ValueError:
+            number = math.nan
+        if not valid(number):
+            raise BenchmarkError(f"{where}: {name} is {row[name]!r}, expected {expected}")
+        numbers.append(number)
+    return np.array(numbers)
+
+
+def _unreadable(path: str, error: Exception) -> BenchmarkError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return BenchmarkError(f"--workload {path} cannot be read: {reason}")
+
+
+def _shuffled(size: int, count: int, rng: np.random.Generator) -> Tokens:
+    rounds = -(-count // size)
+    return np.concatenate([rng.permutation(size) for _ in range(rounds)])[:count]

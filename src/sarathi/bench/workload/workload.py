@@ -10,10 +10,17 @@ from typing import Any
 import numpy as np
 
 from sarathi.bench.workload.arrivals import TRACE, ArrivalProcess, Times, process_from, stretched
-from sarathi.bench.workload.lengths import IndependentLengths, LengthPairs, Tokens, whole
+from sarathi.bench.workload.lengths import (
+    IndependentLengths,
+    LengthPairs,
+    LengthTrace,
+    Tokens,
+    read_dialogues,
+    read_trace,
+    whole,
+)
 from sarathi.bench.workload.presets import PRESETS
 from sarathi.bench.workload.token_counter import TokenCounter
-from sarathi.bench.workload.traces import LengthTrace, read_dialogues, read_trace
 from sarathi.errors import BenchmarkError
 
 _MAX_SCALE = 1000.0

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sarathi.backends.executor_options import KvPrecision, Precision
 from sarathi.backends.footprint import check_memory, num_parameters
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
-from sarathi.backends.registry import load_backend
+from sarathi.backends.registry import KvPrecision, Precision, load_backend
 from sarathi.engine.config import EngineConfig, share_of_machine
 from sarathi.engine.startup.kv_cache_size import (
     KvCache,

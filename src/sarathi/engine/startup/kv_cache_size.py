@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from sarathi.backends.executor_options import KvPrecision, Precision
 from sarathi.backends.footprint import footprint
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
+from sarathi.backends.registry import KvPrecision, Precision
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import ConfigError
 from sarathi.models.model_config import ModelConfig

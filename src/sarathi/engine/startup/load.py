@@ -8,11 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sarathi.backends import self_check
-from sarathi.backends.executor_options import ExecutorOptions
 from sarathi.backends.model_instance import InstancePart, ModelInstance, SingleProcess
 from sarathi.backends.parallel.pipeline import CONNECT_TIMEOUT, Pipeline
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
-from sarathi.backends.registry import load_backend
+from sarathi.backends.registry import ExecutorOptions, load_backend
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.core import EngineCore
 from sarathi.engine.messages import ModelInfo
@@ -32,12 +31,13 @@ from sarathi.engine.startup.kv_cache_size import (
     process_shares,
     requested_length,
 )
-from sarathi.engine.startup.latency_target import (
+from sarathi.engine.startup.profile import (
+    NUM_BLOCKS,
     MeasuredLatency,
     measuring_conditions,
+    profile,
     promised_target,
 )
-from sarathi.engine.startup.profile import NUM_BLOCKS, profile
 from sarathi.models.model import Model, open_model, open_tokenizer
 from sarathi.models.model_config import ModelConfig
 from sarathi.scheduler import POLICIES, BlockPool, LatencyBudget, LatencyModel, Work

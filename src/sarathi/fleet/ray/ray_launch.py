@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sarathi.engine.config import EngineConfig
-from sarathi.fleet.ray.cluster import connected
-from sarathi.fleet.ray.placement import place_replicas
+from sarathi.fleet.ray.cluster import connected, place_replicas
 from sarathi.fleet.ray.ray_options import RayOptions
 from sarathi.fleet.ray.spawners import EngineSpawner
 from sarathi.system.processes import Spawner

@@ -11,8 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sarathi.errors import ConfigError, ModelError
-from sarathi.fleet.ray.cluster import Cluster
-from sarathi.fleet.ray.placement import Placement, describe_resources
+from sarathi.fleet.ray.cluster import Cluster, Placement, describe_resources
 from sarathi.models.locate import locate
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """The files of checkpoints: Hugging Face folders with safetensors, and GGUF files.
 
-`huggingface_config.py` and `gguf_config.py` read the configuration, `safetensors_weights.py` and
-`gguf_weights.py` the tensors; `harmless_fields.py` lists what files may have without being read.
-Use `models/model.py` to open either format.
+`huggingface_checkpoint.py` reads configuration and weights of the former; `gguf_file.py`,
+`gguf_config.py` and `gguf_weights.py` those of the latter; `harmless_fields.py` lists what files
+may have without being read. Use `models/model.py` to open either format.
 """

@@ -1,8 +1,13 @@
-"""Chat templates: from messages to the text of a prompt."""
+"""Chat templates: from messages to the text of a prompt, within a bound on the work.
+
+A template also shows which tokens end a turn of the model.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 import jinja2
+import tokenizers
 from jinja2 import nodes
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
@@ -18,7 +24,54 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sarathi.errors import ModelError
-from sarathi.models.tokenizers.work_limit import WorkCancelledError, WorkLimit, WorkLimitError
+
+_YIELD_EVERY = 0.001  # seconds of work between two pauses
+_PAUSE = 0.0001  # seconds; long enough for another thread to get the interpreter lock
+
+
+class WorkLimitError(ValueError):
+    """The work took too long, or its result became too large."""
+
+
+class WorkCancelledError(Exception):
+    """The work was cancelled: its result is no longer needed."""
+
+
+class WorkLimit:
+    """A limit in seconds from the first `check` on, which another thread can end earlier.
+
+    The work has to call `check` often, which also pauses now and then, so that pure Python work
+    does not hold the interpreter lock against the event loop for its switch interval of 5 ms.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._deadline: float | None = None
+        self._next_pause = 0.0
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """Make the next `check` raise `WorkCancelledError`; any thread may call this."""
+        self._cancelled = True
+
+    def check_cancelled(self) -> None:
+        """Raise `WorkCancelledError` if `cancel` was called."""
+        if self._cancelled:
+            raise WorkCancelledError
+
+    def check(self) -> None:
+        """Raise `WorkLimitError` if the time is over, `WorkCancelledError` after `cancel`."""
+        self.check_cancelled()
+        now = time.perf_counter()
+        if self._deadline is None:
+            self._deadline = now + self._seconds
+            self._next_pause = now + _YIELD_EVERY
+        elif now > self._deadline:
+            raise WorkLimitError(f"it takes more than {self._seconds:g} seconds")
+        elif now > self._next_pause:
+            time.sleep(_PAUSE)
+            self._next_pause = time.perf_counter() + _YIELD_EVERY
+
 
 DEFAULT, TOOLS = "default", "tool_use"  # names of templates that `transformers` looks for
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -246,3 +299,78 @@ def _raise_exception(message: str) -> NoReturn:
 
 def _strftime_now(date_format: str) -> str:
     return datetime.now().strftime(date_format)
+
+
+# Texts do not contain this form: it is a special token, however a file describes it. The bars of
+# DeepSeek are U+FF5C.
+_CONTROL_SHAPE = re.compile(r"<([|\uff5c])[^<>|\uff5c\s]+\1>")
+
+_KNOWN_ENDS = frozenset(
+    {
+        *("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"),
+        *("<|eot|>", "<|eom|>", "<|end|>", "<|return|>", "<|call|>", "<|end_of_turn|>"),
+        *("<|EOT|>", "<|END_OF_TURN_TOKEN|>", "[|endofturn|]", "[EOT]", "<EOT>", "\u2581<EOT>"),
+        *("<end_of_turn>", "<end_of_utterance>", "</s>", "<eos>", "[EOS]"),
+        *(
+            f"<{bar}end{gap}of{gap}sentence{bar}>"
+            for bar in ("|", "\uff5c")
+            for gap in ("_", "\u2581", " ")
+        ),
+    }
+)
+# Where a vocabulary has all of these, the last ends a message, after which the turn may go on.
+_HARMONY = ("<|return|>", "<|call|>", "<|end|>")
+
+_QUESTION, _ANSWER = "What is 6 times 7?", "6-times-7-is-42"
+_PROBE_SECONDS = 0.25  # templates take a hundredth of that
+
+
+def is_control(text: str) -> bool:
+    """Return whether a token's form shows that it is a control token, as `<|im_end|>`."""
+    return _CONTROL_SHAPE.fullmatch(text) is not None
+
+
+def is_known_end(text: str) -> bool:
+    """Return whether a token's text is well known as the end of a turn."""
+    return text in _KNOWN_ENDS
+
+
+def end_of_turn_ids(
+    inner: tokenizers.Tokenizer, named: Iterable[int], template: ChatTemplate | None
+) -> tuple[int, ...]:
+    """Return the ids that complete the model's turn, the `named` ones first.
+
+    A well-known end counts if it is a special token or has the form of one: `</s>` may be text.
+    """
+    special = {
+        token.content: index
+        for index, token in inner.get_added_tokens_decoder().items()
+        if token.special or is_control(token.content)
+    }
+    known = {text: special.get(text) for text in _KNOWN_ENDS}
+    for text in filter(is_control, _KNOWN_ENDS):
+        known[text] = inner.token_to_id(text)
+    if all(known[text] is not None for text in _HARMONY):
+        del known[_HARMONY[-1]]
+    after_answer = None if template is None else _token_after_answer(template, special)
+    found = [
+        *named,
+        *([] if after_answer is None else [special[after_answer]]),
+        *sorted(index for index in known.values() if index is not None),
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def _token_after_answer(template: ChatTemplate, special: Iterable[str]) -> str | None:
+    """Return the special token that the template writes after the model's answer."""
+    messages = [
+        {"role": "user", "content": _QUESTION},
+        {"role": "assistant", "content": _ANSWER},
+    ]
+    try:
+        text = template.render_within(WorkLimit(_PROBE_SECONDS), messages, False)
+    except ValueError:  # made for other messages than these
+        return None
+    _, found, after = text.rpartition(_ANSWER)
+    following = [token for token in special if found and token and after.startswith(token)]
+    return max(following, key=len, default=None)

@@ -11,8 +11,13 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from sarathi.errors import ModelError
 from sarathi.models.formats.gguf_file import GgufFile
-from sarathi.models.tokenizers.chat_template import DEFAULT, choose_templates
-from sarathi.models.tokenizers.end_of_turn import end_of_turn_ids, is_control, is_known_end
+from sarathi.models.tokenizers.chat_template import (
+    DEFAULT,
+    choose_templates,
+    end_of_turn_ids,
+    is_control,
+    is_known_end,
+)
 from sarathi.models.tokenizers.huggingface_tokenizer import bos_eos_processor
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sarathi.scheduler.kv.block_hashes import block_hashes
-from sarathi.scheduler.kv.block_pool import BlockPool
+from sarathi.scheduler.kv.block_pool import BlockPool, block_hashes
 from sarathi.scheduler.request import Request
 
 

@@ -1,12 +1,194 @@
-"""The requests that wait to be admitted, for the first time or after a preemption."""
+"""The requests that wait to be admitted, for the first time or after a preemption.
+
+Each tenant has a queue of its own; tenants share the machine fairly, and an order decides which
+request of a tenant is next, and which may be preempted for it.
+"""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
-from sarathi.scheduler.queue.tenants import FairShares
+from sarathi.scheduler.budget.latency_model import LatencyModel
 from sarathi.scheduler.request import Rank, Request, by_rank
+
+RELEGATED = 1  # the priority class of requests that miss their deadline
+
+
+class Order(Protocol):
+    """Ranks requests. Rows of `ORDERS`, which --order selects."""
+
+    preempts: bool  # whether a running request is ever preempted for a waiting one
+
+    def may_preempt(self, waiting: Request, running: Request) -> bool:
+        """Return whether `running` may be preempted to admit `waiting`."""
+
+    def rank(self, request: Request) -> Rank:
+        """Return the rank of a request, fixed at its arrival."""
+
+    def misses_deadline(self, request: Request, num_computed: int, now: float) -> bool:
+        """Return whether a prompt cannot be in time, even if it runs alone from `now` on."""
+
+
+class Fcfs:
+    """First come, first served."""
+
+    preempts = False
+
+    def may_preempt(self, waiting: Request, running: Request) -> bool:
+        return False
+
+    def rank(self, request: Request) -> Rank:
+        return Rank(0, request.arrival, request.id)
+
+    def misses_deadline(self, request: Request, num_computed: int, now: float) -> bool:
+        return False
+
+
+class Priority:
+    """The lowest `priority` first; first come, first served among equals."""
+
+    preempts = True
+
+    def may_preempt(self, waiting: Request, running: Request) -> bool:
+        return running.rank.priority_class > waiting.rank.priority_class
+
+    def rank(self, request: Request) -> Rank:
+        return Rank(request.scheduling_params.priority, request.arrival, request.id)
+
+    def misses_deadline(self, request: Request, num_computed: int, now: float) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Slack:
+    """Deadline plus remaining work, with relegation.
+
+    Between earliest deadline first and shortest remaining time first; requests that could not get
+    their first token in time even if they ran alone from now on yield to those that still can:
+    the order of Niyama (Goel et al., 2025), where `alpha` weighs the work.
+    """
+
+    latency_model: LatencyModel
+    ttft_target: float  # seconds, of requests without one
+    alpha: float = 1.0
+    preempts = True
+
+    def may_preempt(self, waiting: Request, running: Request) -> bool:
+        # A request with output continues.
+        return running.rank.priority_class > waiting.rank.priority_class and not running.output_ids
+
+    def rank(self, request: Request) -> Rank:
+        work = self.latency_model.prompt_cost(request.num_tokens, 0, True)
+        return Rank(0, self._deadline(request) + self.alpha * work, request.id)
+
+    def misses_deadline(self, request: Request, num_computed: int, now: float) -> bool:
+        if request.output_ids:  # recomputed after a preemption: the deadline is past
+            return False
+        remaining = request.num_tokens - num_computed
+        work = self.latency_model.prompt_cost(remaining, num_computed, True)
+        return now + work > self._deadline(request)
+
+    def _deadline(self, request: Request) -> float:
+        own = request.scheduling_params.ttft_target
+        return request.arrival + (self.ttft_target if own is None else own)
+
+
+ORDERS: Mapping[str, Callable[[LatencyModel, float], Order]] = {
+    "fcfs": lambda model, ttft_target: Fcfs(),
+    "priority": lambda model, ttft_target: Priority(),
+    "slack": Slack,
+}
+
+
+_SPARE = 1024  # idle tenants whose counters are kept
+
+
+class FairShares:
+    """Counts the tokens computed for each tenant, so that the least served can go next.
+
+    Virtual token counters (Sheng et al., OSDI'24), charged for every chunk instead of every
+    request: a tenant that has prompts to compute at all times is never behind another by more
+    than a chunk. A tenant that returns after a pause starts level with the least served of the
+    active ones, as in start-time fair queuing (Goyal et al., 1996): a pause earns no credit.
+    """
+
+    def __init__(self) -> None:
+        self._served: defaultdict[str, int] = defaultdict(int)  # tokens
+        self._open: Counter[str] = Counter()  # requests
+        self._waiting: set[str] = set()
+        # Every tenant with waiting requests, and some without; counts may be out of date.
+        self._heap: list[tuple[int, str]] = []
+        self._in_heap: set[str] = set()
+        self._clock = 0  # tokens that the latest selected tenant had been served
+
+    def enter(self, tenant: str) -> None:
+        """Count an arriving request of a tenant."""
+        if not self._open[tenant]:
+            least = min((self._served[other] for other in self._open if other != tenant), default=0)
+            self._served[tenant] = max(self._served[tenant], self._clock, least)
+        self._open[tenant] += 1
+
+    def leave(self, tenant: str) -> None:
+        """Count an ending request of a tenant."""
+        self._open[tenant] -= 1
+        if not self._open[tenant]:
+            del self._open[tenant]
+            self._forget_idle()
+
+    def charge(self, tenant: str, tokens: int) -> None:
+        """Count tokens computed for a tenant."""
+        self._served[tenant] += tokens
+
+    def served(self, tenant: str) -> int:
+        """Return the counter of a tenant, in tokens."""
+        return self._served[tenant]
+
+    def add_waiting(self, tenant: str) -> None:
+        """Note that a tenant has waiting requests."""
+        self._waiting.add(tenant)
+        if tenant not in self._in_heap:
+            self._in_heap.add(tenant)
+            heapq.heappush(self._heap, (self._served[tenant], tenant))
+
+    def remove_waiting(self, tenant: str) -> None:
+        """Note that a tenant has no waiting request any more."""
+        self._waiting.discard(tenant)
+
+    def least_served(self, others: Iterable[str], waiting: bool) -> str | None:
+        """Return the least served of `others` and, if `waiting`, of those with waiting requests."""
+        candidates = [(self._served[tenant], tenant) for tenant in others]
+        if waiting and (first := self._first_waiting()) is not None:
+            candidates.append(first)
+        return min(candidates)[1] if candidates else None
+
+    def select(self, tenant: str) -> None:
+        """Note that a tenant is served next: returning tenants start level with it."""
+        self._clock = max(self._clock, self._served[tenant])
+
+    def _first_waiting(self) -> tuple[int, str] | None:
+        heap = self._heap
+        while heap:
+            served, tenant = heap[0]
+            if tenant not in self._waiting:
+                heapq.heappop(heap)
+                self._in_heap.remove(tenant)
+            elif served != self._served[tenant]:
+                heapq.heapreplace(heap, (self._served[tenant], tenant))
+            else:
+                return heap[0]
+        return None
+
+    def _forget_idle(self) -> None:
+        if not self._open:
+            self._served.clear()
+            self._clock = 0
+        elif len(self._served) > 2 * len(self._open) + _SPARE:
+            for tenant in self._served.keys() - self._open.keys():
+                del self._served[tenant]
 
 
 class TenantQueue:

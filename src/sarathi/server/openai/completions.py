@@ -11,20 +11,18 @@ from starlette.types import ASGIApp
 
 from sarathi.engine.messages import ModelInfo
 from sarathi.engine.output_processor import Delta
+from sarathi.models.tokenizers.chat_template import WorkLimit
 from sarathi.models.tokenizers.tokenizer import Tokenizer
-from sarathi.models.tokenizers.work_limit import WorkLimit
 from sarathi.sampling.params import SamplingParams
-from sarathi.server.generation_core import GenerationJob, TokenUsage
+from sarathi.server.generation_core import CollectedReply, GenerationJob, StreamReply, TokenUsage
 from sarathi.server.openai.generation_request import (
-    GenerationRequest,
-    sampling_params,
-    scheduling_params,
-)
-from sarathi.server.openai.response_format import (
     MIN_LOGPROB,
     ChunkEncoder,
+    GenerationRequest,
     WholeResponse,
     new_head,
+    sampling_params,
+    scheduling_params,
     token_text,
     whole_response,
 )
@@ -38,7 +36,6 @@ from sarathi.server.request_body import (
 )
 from sarathi.server.responses import invalid, missing, too_long
 from sarathi.server.service import RequestContext, Service
-from sarathi.server.streaming import CollectedReply, StreamReply
 
 MAX_CHOICES = 1024  # prompts times n: each is a request to the engine
 DEFAULT_MAX_TOKENS = 16  # as OpenAI's

@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import Struct
 from starlette.types import ASGIApp
 
-from sarathi.server.openai.conversation import Message, encode_messages
+from sarathi.server.openai.chat_completions import Message, encode_messages
 from sarathi.server.request_body import Int64, check_token_ids, decode, value_or
 from sarathi.server.responses import invalid, json_response, missing, too_long
 from sarathi.server.service import RequestContext, Service

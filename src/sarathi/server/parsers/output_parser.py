@@ -1,8 +1,8 @@
-"""What an output parser is given and returns."""
+"""What an output parser is given and returns, and all parsers by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -37,3 +37,9 @@ class OutputParser(Protocol):
 
 
 ParserFactory = Callable[[], OutputParser]
+
+
+PLAIN_TEXT = "plain"
+
+# None passes all text through as content: then no object and no call per token is added.
+OUTPUT_PARSERS: Mapping[str, ParserFactory | None] = {PLAIN_TEXT: None}

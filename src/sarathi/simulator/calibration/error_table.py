@@ -11,12 +11,11 @@ import numpy as np
 
 from sarathi.simulator.calibration import measurements as data
 from sarathi.simulator.calibration.studies import CalibrationStudy, Pairs, borrowed_studies, studies
-from sarathi.simulator.cost_model import BatchShape, iteration_seconds
+from sarathi.simulator.cost_model import OVERHEADS, BatchShape, iteration_seconds
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
-from sarathi.simulator.engine_overhead import OVERHEADS
 from sarathi.simulator.gpu import GpuCostModel
-from sarathi.simulator.published_models import MODELS
+from sarathi.simulator.simulated_model import MODELS
 
 FIT, HELD_OUT, BORROWED = "fit", "held out", "borrowed"
 END_TO_END = {"one prompt": "osdi/figure-2_prefill.csv", "decodes": "osdi/figure-2_decode.csv"}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sarathi.simulator.calibration.measurements import AttentionTime, LayerTime, MessageTime
 from sarathi.simulator.devices import Device
-from sarathi.simulator.gpu.kernel_cost import (
+from sarathi.simulator.gpu.gpu_cost import (
     OVERLAP,
     ROWS,
     adding,

@@ -12,8 +12,7 @@ from statistics import median
 from sarathi.errors import SimulationError
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import Device
-from sarathi.simulator.published_models import llama_fields
-from sarathi.simulator.simulated_model import SimulatedModel
+from sarathi.simulator.simulated_model import SimulatedModel, llama_fields
 
 GEMMS = ("attn_pre_proj", "attn_post_proj", "mlp_up_proj", "mlp_down_proj")
 # Kernels of a serial layer, as often as each runs.

@@ -11,7 +11,7 @@ from sarathi.simulator.calibration import gpu_fit as fit
 from sarathi.simulator.calibration import measurements as data
 from sarathi.simulator.calibration.measurements import AttentionTime, LayerTime, MessageTime
 from sarathi.simulator.devices import DEVICES, Achieved, Device, Link
-from sarathi.simulator.gpu.kernel_cost import (
+from sarathi.simulator.gpu.gpu_cost import (
     decode_attention,
     gemm_seconds,
     layer_gemms,

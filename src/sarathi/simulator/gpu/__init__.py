@@ -1,4 +1,4 @@
-"""The cost of an iteration on GPUs, in gpu_cost.py: kernels and messages of kernel_cost.py."""
+"""The cost of an iteration on GPUs, in gpu_cost.py: kernels, messages, stages."""
 
 from sarathi.simulator.gpu.gpu_cost import GpuCostModel
 

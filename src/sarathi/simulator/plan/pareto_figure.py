@@ -7,12 +7,10 @@ from functools import partial
 
 from matplotlib.axes import Axes
 
-from sarathi.bench.number_format import seconds
-from sarathi.bench.report.chart import Drawing, Key, Panel, dots, words
-from sarathi.bench.report.colors import INK
+from sarathi.bench.report.chart import INK, Drawing, Key, Panel, dots, words
+from sarathi.bench.report.table import seconds
 from sarathi.simulator.plan.planner import PlanResult, tbt, ttft
-from sarathi.simulator.plan.replica_sizing import PlanChoice
-from sarathi.simulator.plan.target_run import PlanTargets
+from sarathi.simulator.plan.replica_sizing import PlanChoice, PlanTargets
 
 
 def pareto(planned: PlanResult, targets: PlanTargets) -> Drawing | None:

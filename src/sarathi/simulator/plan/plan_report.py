@@ -10,25 +10,29 @@ from typing import Any, get_args
 import rich.table
 from rich.console import Console
 
-from sarathi.bench.number_format import MISSING, milliseconds, number, percent, plain, seconds
 from sarathi.bench.report import check_reports_can_be_made
 from sarathi.bench.report.measured import ReportData
+from sarathi.bench.report.notes import stage_shares
 from sarathi.bench.report.result_tables import simulation_table
 from sarathi.bench.report.table import (
+    MISSING,
     Cell,
     Column,
     ColumnOf,
     Table,
     in_milliseconds,
+    milliseconds,
+    number,
+    percent,
     percentile_cell,
+    plain,
+    seconds,
     table_of,
 )
 from sarathi.bench.results import Run
-from sarathi.bench.run_notes import stage_shares
 from sarathi.simulator.plan.candidates import DERIVED, Kind, Rejected
 from sarathi.simulator.plan.planner import PlanResult, tbt, ttft
-from sarathi.simulator.plan.replica_sizing import PlanChoice
-from sarathi.simulator.plan.target_run import PlanSettings
+from sarathi.simulator.plan.replica_sizing import PlanChoice, PlanSettings
 from sarathi.telemetry import Summary
 from sarathi.units import format_duration
 

@@ -11,12 +11,12 @@ from sarathi.simulator.parallel import run_all
 from sarathi.simulator.plan.candidates import Candidate, DeviceLayout, Rejected
 from sarathi.simulator.plan.replica_sizing import (
     PlanChoice,
+    PlanSettings,
     confirm,
     estimated_cost,
-    evaluate,
+    evaluate_candidate,
     mean_request,
 )
-from sarathi.simulator.plan.target_run import PlanSettings
 from sarathi.system.machine import usable_cores
 
 _ROUNDING = 1e-9  # relative
@@ -140,7 +140,7 @@ class _Planner:
                 candidate = self.left.pop(0)
                 most = _most_replicas(candidate, limit)
                 if most != 0:
-                    jobs.append(partial(evaluate, candidate, self.options, most))
+                    jobs.append(partial(evaluate_candidate, candidate, self.options, most))
                     continue
                 reason = f"one replica alone costs more than ${limit:.2f} an hour"
                 rejected = Rejected(candidate.layout, "costs more", reason)

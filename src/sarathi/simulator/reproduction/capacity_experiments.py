@@ -7,8 +7,7 @@ from itertools import product
 from operator import attrgetter, itemgetter
 from typing import Any
 
-from sarathi.bench.number_format import milliseconds, number, plain
-from sarathi.bench.report.table import Cell
+from sarathi.bench.report.table import Cell, milliseconds, number, plain
 from sarathi.simulator.cost_model import BatchShape
 from sarathi.simulator.reproduction import published
 from sarathi.simulator.reproduction.experiment import (
@@ -26,7 +25,7 @@ from sarathi.simulator.reproduction.experiment import (
 )
 from sarathi.simulator.reproduction.iteration_experiments import cost_of, prompt_batch
 from sarathi.simulator.reproduction.jobs import CapacityJob, DecodeJob, FoundCapacity
-from sarathi.simulator.reproduction.published_value import Comparison, Published, gain
+from sarathi.simulator.reproduction.published import Comparison, Published, gain
 from sarathi.simulator.reproduction.testbeds import (
     DATASETS,
     FALCON,

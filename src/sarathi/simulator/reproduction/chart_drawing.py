@@ -7,9 +7,19 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from sarathi.bench.number_format import number, plain
-from sarathi.bench.report.chart import Drawing, Key, Panel, dots, name_rows, words
-from sarathi.bench.report.colors import INK, MUTED, SURFACE, colour
+from sarathi.bench.report.chart import (
+    INK,
+    MUTED,
+    SURFACE,
+    Drawing,
+    Key,
+    Panel,
+    colour,
+    dots,
+    name_rows,
+    words,
+)
+from sarathi.bench.report.table import number, plain
 from sarathi.simulator.reproduction.experiment import Figure, Findings, GridPanel
 
 _MOST_TICKS = 8  # that are labelled one by one

@@ -14,12 +14,11 @@ from typing import Any
 
 import msgspec
 
-from sarathi.bench.number_format import number
-from sarathi.bench.report.table import Cell, Column, Table
+from sarathi.bench.report.table import Cell, Column, Table, number
 from sarathi.simulator.deployment import Deployment
-from sarathi.simulator.known_error import describe_accuracy
 from sarathi.simulator.reproduction.jobs import Job, Results
-from sarathi.simulator.reproduction.published_value import Comparison, Published
+from sarathi.simulator.reproduction.published import Comparison, Published
+from sarathi.simulator.setup import describe_accuracy
 
 Fields = Mapping[str, Any]
 

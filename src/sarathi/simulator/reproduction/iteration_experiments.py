@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sarathi.bench.number_format import number, seconds
-from sarathi.bench.report.table import Cell
-from sarathi.simulator.cost_model import BatchShape, iteration_seconds
-from sarathi.simulator.engine_overhead import OVERHEADS
+from sarathi.bench.report.table import Cell, number, seconds
+from sarathi.simulator.cost_model import OVERHEADS, BatchShape, iteration_seconds
 from sarathi.simulator.gpu.gpu_cost import GpuCostModel
 from sarathi.simulator.reproduction import published
 from sarathi.simulator.reproduction.experiment import (
@@ -21,7 +19,7 @@ from sarathi.simulator.reproduction.experiment import (
     Selection,
     by,
 )
-from sarathi.simulator.reproduction.published_value import Comparison, Published
+from sarathi.simulator.reproduction.published import Comparison, Published
 from sarathi.simulator.reproduction.testbeds import MISTRAL, YI, Options, Testbed
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sarathi.bench.capacity.rate_search import Search
+from sarathi.bench.capacity.capacity_search import Search
 from sarathi.bench.capacity.verdict import CapacityTargets, evaluate
 from sarathi.bench.workload.workload import Plan, Workload
 from sarathi.scheduler import Batch

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sarathi.bench.number_format import milliseconds, number, plain, seconds
-from sarathi.bench.report.table import Cell
+from sarathi.bench.report.table import Cell, milliseconds, number, plain, seconds
 from sarathi.simulator.reproduction import published
 from sarathi.simulator.reproduction.experiment import (
     WORDS,

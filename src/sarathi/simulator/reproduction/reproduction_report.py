@@ -10,9 +10,9 @@ import msgspec
 
 from sarathi.bench.report import check_reports_can_be_made
 from sarathi.errors import BenchmarkError
-from sarathi.simulator.engine_overhead import OVERHEADS
+from sarathi.simulator.cost_model import OVERHEADS
 from sarathi.simulator.reproduction.experiment import ExperimentResult
-from sarathi.simulator.reproduction.published_value import comparison_table
+from sarathi.simulator.reproduction.published import comparison_table
 from sarathi.simulator.reproduction.testbeds import DATASETS, Dataset, Options, trace_file
 
 _TITLE = "The evaluation of Sarathi-Serve, simulated"

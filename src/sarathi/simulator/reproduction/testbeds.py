@@ -13,11 +13,11 @@ from pathlib import Path
 
 from sarathi.bench.workload.workload import Workload
 from sarathi.engine.config import EngineConfig
+from sarathi.simulator.cost_model import OVERHEADS
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
-from sarathi.simulator.engine_overhead import OVERHEADS
-from sarathi.simulator.published_models import MODELS
 from sarathi.simulator.setup import Setup, gpu_setup
+from sarathi.simulator.simulated_model import MODELS
 
 SHAREGPT_FILE = "sharegpt_8k.csv"
 _OVERHEAD = OVERHEADS["paper"]

@@ -11,8 +11,7 @@ from sarathi.engine.config import EngineConfig
 from sarathi.engine.scheduler_factory import TYPICAL_DECODES
 from sarathi.errors import SimulationError
 from sarathi.simulator.setup import Setup, engine_options
-from sarathi.simulator.this_cpu.iteration_fit import FitError
-from sarathi.simulator.this_cpu.measured_cost import MeasuredNoise
+from sarathi.simulator.this_cpu.iteration_fit import FitError, MeasuredNoise
 from sarathi.system.cache_folder import cache_folder, cached_file, replace_file
 
 NOTEWORTHY = 0.05  # share of the processors that other programs may have

@@ -1,7 +1,7 @@
 """Kernels in Triton: attention, elementwise operations, sampling (with `row_search`).
 
 The modules are imported only where `uses_triton` is true, so that CPUs do without Triton. The
-kernels are launched by `triton_attention`, `elementwise` and `torch_sampler` one level up.
+kernels are launched by `triton_attention`, `torch_operations` and `torch_sampler` one level up.
 """
 
 import os

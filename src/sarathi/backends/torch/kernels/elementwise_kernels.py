@@ -1,4 +1,4 @@
-"""Triton kernels for the operations between the matrix products; see `torch/elementwise.py`.
+"""Triton kernels for the operations between the matrix products; see `torch/torch_operations.py`.
 
 Each kernel reads its inputs once, computes in float32, and rounds to the served precision at the
 same places as the separate operations of torch do.
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from sarathi.backends.torch.attention_backend import LayerCache
-from sarathi.backends.torch.elementwise import HeadNorms, NormWeights, TokenRows
+from sarathi.backends.torch.torch_operations import HeadNorms, NormWeights, TokenRows
 from sarathi.models.model_config import ModelConfig
 
 _ROPE_PAIRS = 1024  # of queries or keys that one program computes: 8 for each of its threads

@@ -29,7 +29,7 @@ from sarathi.backends.torch.kernels.row_search import (
     search,
     sum_within,
 )
-from sarathi.sampling import slots
+from sarathi.sampling import sampler
 
 # What the kernels read of each row: one field, one column of 64 bits.
 ROW = np.dtype(
@@ -91,7 +91,7 @@ _COLUMNS = tl.constexpr(len(ROW.names or ()))
 _LOGPROBS_COLUMNS = tl.constexpr(len(LOGPROBS_ROW.names or ()))
 _RESULTS = tl.constexpr(len(LOGPROBS_RESULT))
 _RANDOM, _WHOLE, _BARRED = (
-    tl.constexpr(bits) for bits in (slots.RANDOM, slots.WHOLE, slots.BARRED)
+    tl.constexpr(bits) for bits in (sampler.RANDOM, sampler.WHOLE, sampler.BARRED)
 )
 _SEEN, _ENDS, _SHIFT = tl.constexpr(SEEN), tl.constexpr(ENDS), tl.constexpr(COUNT_SHIFT)
 _ONCE = tl.constexpr(1 << COUNT_SHIFT)

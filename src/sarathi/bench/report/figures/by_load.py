@@ -9,19 +9,22 @@ from typing import Any, Literal
 
 from matplotlib.axes import Axes
 
-from sarathi.bench.number_format import milliseconds, number, rate, seconds
 from sarathi.bench.report.chart import (
+    INK,
+    MUTED,
+    SURFACE,
     Dashes,
     Drawing,
     Key,
     Panel,
+    colour,
     dots,
     name_rows,
     short,
     words,
 )
-from sarathi.bench.report.colors import INK, MUTED, SURFACE, colour
 from sarathi.bench.report.measured import LoadGroup, ReportData
+from sarathi.bench.report.table import milliseconds, number, rate, seconds
 from sarathi.bench.results import Capacity
 from sarathi.telemetry import Distribution, Summary
 

@@ -9,11 +9,29 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from sarathi.bench.number_format import milliseconds
-from sarathi.bench.report.chart import Dashes, Drawing, Key, Panel, boxes, dots, short, words
-from sarathi.bench.report.colors import INK, LABELS, STALL, SURFACE, colour
+from sarathi.bench.report.chart import (
+    INK,
+    LABELS,
+    STALL,
+    SURFACE,
+    TAIL,
+    Array,
+    Dashes,
+    Drawing,
+    Key,
+    Panel,
+    boxes,
+    colour,
+    depth,
+    dots,
+    in_flight,
+    quantiles,
+    short,
+    spread,
+    words,
+)
 from sarathi.bench.report.measured import ReportData
-from sarathi.bench.report.thinning import TAIL, Array, depth, in_flight, quantiles, spread
+from sarathi.bench.report.table import milliseconds
 from sarathi.bench.results import Run
 from sarathi.telemetry import RequestRecord
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from sarathi.bench.number_format import milliseconds, number
-from sarathi.bench.report.chart import Drawing, Key, Panel, boxes
-from sarathi.bench.report.colors import INK, LABELS, MUTED, TARGET
+from sarathi.bench.report.chart import INK, LABELS, MUTED, TARGET, Drawing, Key, Panel, boxes
 from sarathi.bench.report.measured import ReportData
+from sarathi.bench.report.table import milliseconds, number
 from sarathi.telemetry.iteration_log import IterationLine
 
 _SPAN = 10.0  # seconds
