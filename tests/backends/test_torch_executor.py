@@ -14,7 +14,7 @@ import torch
 from sarathi.backends import self_check
 from sarathi.backends.self_check import check_deterministic, check_model
 from sarathi.backends.step import StepError, StepPart, join_parts
-from sarathi.backends.torch import torch_operations
+from sarathi.backends.torch import torch_devices, torch_operations
 from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.errors import ExecutorError
 from sarathi.models.decoder import Stage, pipeline_stages, whole_model
@@ -187,6 +187,15 @@ def test_what_is_left_for_the_cache(executor: TorchExecutor) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+@pytest.mark.parametrize(("utilization", "usable"), [(0.9, 60), (0.5, 20), (0.2, 0)])
+def test_part_of_the_memory_of_each_gpu_may_be_used(
+    utilization: float, usable: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_devices, "num_gpus", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (70, 100))  # 30 by others
+    assert torch_devices.gpu_memory(utilization) == (usable, usable)
+
+
 def test_a_gpu_that_is_not_there(path: Path) -> None:
     with pytest.raises(ExecutorError, match="device cuda: GPU number 0 is requested"):
         load_torch(path, device="cuda")

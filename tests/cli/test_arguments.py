@@ -213,7 +213,7 @@ def test_an_option_from_a_file_is_checked_with_the_others(
 ) -> None:
     file.write_text("ttft-target: 2s\n")
     assert main(["serve", "smollm2-135m", "--config", str(file)]) == 2
-    assert "--ttft-target has no effect on --order fcfs" in capsys.readouterr().err
+    assert "ttft_target has no effect on the order fcfs" in capsys.readouterr().err
 
 
 def test_a_file_names_a_row_of_a_table(file: Path) -> None:

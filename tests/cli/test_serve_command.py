@@ -23,7 +23,7 @@ def test_a_bad_option_is_refused_before_the_model_is_downloaded(
 
     monkeypatch.setattr("sarathi.models.locate.locate", locate)
     assert main(["serve", "org/name", "--ttft-target", "2s"]) == 2
-    assert "no effect on --order fcfs" in capsys.readouterr().err
+    assert "no effect on the order fcfs" in capsys.readouterr().err
     assert looked_for == []
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sarathi.engine.config import EngineConfig
+from sarathi.engine.startup.load import executor_options
 from sarathi.errors import ConfigError
 
 MOST = {
@@ -31,3 +32,16 @@ def test_whole_numbers_have_both_ends(name: str) -> None:
             ConfigError, match=f"{name} is {refused}, expected an integer at least 1"
         ):
             EngineConfig(**options(name, refused))
+
+
+def test_what_has_no_effect_is_refused() -> None:
+    with pytest.raises(ConfigError, match="ttft_target has no effect on the order fcfs"):
+        EngineConfig(ttft_target=2.0)
+    for on_cpus in ({"executor": "openvino"}, {"executor": "torch", "device": "cpu"}):
+        with pytest.raises(ConfigError, match="gpu_memory_utilization has no effect on CPUs"):
+            EngineConfig(gpu_memory_utilization=0.5, **on_cpus)  # type: ignore[arg-type]
+
+
+def test_part_of_the_memory_of_gpus_reaches_the_executor() -> None:
+    config = EngineConfig(executor="torch", gpu_memory_utilization=0.5)
+    assert executor_options(config, 128).gpu_memory_utilization == 0.5

@@ -79,6 +79,10 @@ Precision = Literal["f32", "bf16", "f16"]
 KvPrecision = Literal["f32", "bf16", "f16", "u8"]
 
 
+# Share of a GPU's memory: the rest is for graphs, libraries and fragments.
+GPU_MEMORY_UTILIZATION = 0.9
+
+
 class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of an executor, the same for all stages and ranks."""
 
@@ -94,3 +98,4 @@ class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_position: int  # tokens of the longest sequence
     max_tokens: int  # of a step
     max_batch_size: int = 128  # sequences of a step
+    gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION

@@ -11,7 +11,7 @@ import msgspec
 from rich.console import Console
 
 from sarathi.cli.arguments import ConfigFile
-from sarathi.cli.engine_options import LocalEngine, check_engine
+from sarathi.cli.engine_options import LocalEngine
 from sarathi.cli.keys import ClientKey
 from sarathi.errors import UsageError
 from sarathi.options import LAYERED, Option
@@ -81,7 +81,6 @@ def run(options: ChatOptions) -> int:
     if options.model is not None:
         # Checked before the model is loaded.
         params = SamplingParams(**{"max_tokens": None, **answers})
-        check_engine(options.engine.config)
         replies, name = _local_replies(options, console, params), options.model
     else:
         try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from sarathi.engine.config import EngineConfig
-from sarathi.errors import ModelError, UsageError
+from sarathi.errors import ModelError
 from sarathi.models.locate import LoadFormat, Located
 from sarathi.options import LAYERED, LogLevel, Option
 
@@ -58,16 +58,6 @@ class LocalEngine(msgspec.Struct, frozen=True, kw_only=True):
         path = locate_model(model, self.config.load_format).path
         with console.status("loading") as status:
             return LLM(str(path), config=self.config, on_progress=status.update)
-
-
-def check_engine(config: EngineConfig) -> None:
-    """Check for an option that has no effect.
-
-    Raises:
-        UsageError: there is one.
-    """
-    if config.ttft_target != EngineConfig().ttft_target and config.order != "slack":
-        raise UsageError(f"--ttft-target has no effect on --order {config.order}: omit it")
 
 
 def locate_model(name: str, load_format: LoadFormat) -> Located:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from sarathi.cli.arguments import ConfigFile
-from sarathi.cli.engine_options import LocalEngine, Model, check_engine
+from sarathi.cli.engine_options import LocalEngine, Model
 from sarathi.errors import UsageError
 from sarathi.options import Option
 from sarathi.sampling.params import SamplingParams
@@ -56,7 +56,6 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True):
 def run(options: GenerateOptions) -> int:
     """Print the outputs of all prompts; return the exit code."""
     params = SamplingParams(**msgspec.structs.asdict(options.sampling))
-    check_engine(options.engine.config)
     prompts = [*options.prompt, *(_read(options.prompt_file) if options.prompt_file else [])]
     if not prompts:
         raise UsageError("there is nothing to do: give --prompt or --prompt-file")

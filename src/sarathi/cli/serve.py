@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 
 from sarathi.cli.arguments import ConfigFile
-from sarathi.cli.engine_options import Model, check_engine, locate_model
+from sarathi.cli.engine_options import Model, locate_model
 from sarathi.cli.keys import ServerKeys
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import UsageError
@@ -41,7 +41,6 @@ class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
 def run(options: ServeOptions) -> int:
     """Serve until interrupted; return the exit code."""
     engine, ray, keys = options.engine, options.ray, options.keys
-    check_engine(engine)
     if not ray.enabled and (unused := changed(ray)):
         raise UsageError(f"{unused[0]} has no effect without --ray")
     config = replace(options.server, api_keys=keys.api_keys(), admin_keys=keys.admin_keys())

@@ -113,11 +113,13 @@ class SimulationOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(f"--model is missing: {', '.join(MODELS)}, or a config.json")
         if options.device is None:
             raise UsageError(f"--device is missing: {', '.join(DEVICES)}")
+        if ttft_target is None or options.order != "slack":
+            ttft_target = engine.ttft_target
         config = msgspec.structs.replace(
             engine,
             max_model_len=None,
             tbt_target=tbt_target if engine.latency_budget else None,
-            ttft_target=engine.ttft_target if ttft_target is None else ttft_target,
+            ttft_target=ttft_target,
             order=options.order,
         )
         if options.device == THIS_CPU:

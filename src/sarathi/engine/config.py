@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from sarathi.backends.registry import BACKENDS, Device, ExecutorName, KvPrecision, Precision
+from sarathi.backends.registry import (
+    BACKENDS,
+    GPU_MEMORY_UTILIZATION,
+    Device,
+    ExecutorName,
+    KvPrecision,
+    Precision,
+)
 from sarathi.errors import ConfigError
 from sarathi.models.locate import LoadFormat
 from sarathi.options import Count, NewFile, Option, Seconds, Size, check_options
@@ -17,6 +24,7 @@ from sarathi.system.machine import usable_cores
 MAX_REPLICAS = 256
 _TOKEN_BUDGET = 256  # of the policies that need one
 _USUAL_STEP = 8192  # tokens, where a latency target decides
+_TTFT_TARGET = 5.0  # seconds
 _DETERMINISTIC_CHUNK = 128  # tokens; not measured, or two machines would cut differently
 
 FairBy = Literal["tenant"]
@@ -58,6 +66,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             default="up to half of what is free, most of a GPU's",
         ),
     ] = None
+    gpu_memory_utilization: Annotated[
+        float,
+        msgspec.Meta(gt=0, le=1),
+        Option(
+            "part of each GPU's memory for weights, activations and KV cache together",
+            metavar="SHARE",
+        ),
+    ] = GPU_MEMORY_UTILIZATION
     prefix_caching: Annotated[
         bool,
         Option(
@@ -163,7 +179,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     ] = "fcfs"
     ttft_target: Annotated[
         Seconds, Option("time to the first token, for requests that name none; needs --order slack")
-    ] = 5.0
+    ] = _TTFT_TARGET
     fair_by: Annotated[
         FairBy | None,
         Option(
@@ -214,6 +230,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"token_budget has no effect on the policy {self.policy}: omit it")
         if self.tbt_target is not None and not POLICIES[self.policy].stall_free:
             raise ConfigError(f"tbt_target has no effect on the policy {self.policy}: omit it")
+        if self.ttft_target != _TTFT_TARGET and self.order != "slack":
+            raise ConfigError(f"ttft_target has no effect on the order {self.order}: omit it")
         if self.deterministic and not POLICIES[self.policy].stall_free:
             raise ConfigError("deterministic needs the policy sarathi")
         backend = BACKENDS[self.executor]
@@ -223,6 +241,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.device is not None and not backend.has_devices:
             able = [name for name, each in BACKENDS.items() if each.has_devices]
             raise ConfigError(f"device needs the executor {' or '.join(able)}")
+        if self.gpu_memory_utilization != GPU_MEMORY_UTILIZATION and (
+            self.device == "cpu" or not backend.has_devices
+        ):
+            raise ConfigError("gpu_memory_utilization has no effect on CPUs: omit it")
         if not backend.has_kv_precision and self.kv_precision not in (None, self.precision):
             raise ConfigError(
                 f"kv_precision is {self.kv_precision}, expected that of precision: the executor "

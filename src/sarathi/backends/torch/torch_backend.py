@@ -55,7 +55,7 @@ class TorchBackend(Backend):
 
     @property
     def gpu_memory(self) -> tuple[int, ...]:
-        return gpu_memory() if self.uses_gpu else ()
+        return gpu_memory(self._options.gpu_memory_utilization) if self.uses_gpu else ()
 
     @property
     def block_size(self) -> int:
@@ -114,7 +114,10 @@ class TorchBackend(Backend):
         if not self.uses_gpu:
             return DeviceMemory(host, available_memory(), shared=True)
         assert isinstance(executor, TorchExecutor)
-        free = executor.free_memory(self._options.max_tokens, self._options.max_batch_size)
+        options = self._options
+        free = executor.free_memory(
+            options.max_tokens, options.max_batch_size, options.gpu_memory_utilization
+        )
         return DeviceMemory(f"GPU {self.device_index(local_rank)} of {host}", free, shared=False)
 
 

@@ -22,7 +22,6 @@ from sarathi.system.machine import available_memory
 
 # Of the oldest GPUs that the kernels are compiled for (A100): bfloat16, asynchronous copies.
 _MIN_CAPABILITY = (8, 0)
-_UTILISATION = 0.9  # of a GPU's memory: the rest is for graphs, libraries and fragments
 
 
 def default_device() -> Device:
@@ -97,16 +96,21 @@ def _check_compiler() -> None:
     raise ExecutorError(f"device cuda: Triton needs {missing}, which is not installed")
 
 
-def gpu_memory() -> tuple[int, ...]:
-    """Return the bytes of each GPU that weights and KV cache may use together."""
+def gpu_memory(utilization: float) -> tuple[int, ...]:
+    """Return the bytes of each GPU that weights and KV cache may use together.
+
+    Args:
+        utilization: share of a GPU's memory.
+    """
     found = (torch.cuda.mem_get_info(index) for index in range(num_gpus()))
-    return tuple(max(0, int(total * _UTILISATION) - (total - free)) for free, total in found)
+    return tuple(max(0, int(total * utilization) - (total - free)) for free, total in found)
 
 
-def free_memory(device: torch.device, run_largest: Callable[[], None]) -> int:
+def free_memory(device: torch.device, utilization: float, run_largest: Callable[[], None]) -> int:
     """Return the bytes that are left for a KV cache while the largest step runs.
 
     Args:
+        utilization: share of a GPU's memory that may be used, weights included.
         run_largest: runs it; on a GPU, its memory is measured.
     """
     if device.type == "cpu":
@@ -120,7 +124,7 @@ def free_memory(device: torch.device, run_largest: Callable[[], None]) -> int:
     free, total = torch.cuda.mem_get_info(device)
     # What the driver and other processes use.
     others: int = total - free - torch.cuda.memory_reserved(device)
-    return max(0, int(total * _UTILISATION) - others - peak)
+    return max(0, int(total * utilization) - others - peak)
 
 
 def release_memory(device: torch.device) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sarathi.backends.executor import ProgressCallback
-from sarathi.backends.registry import Device, KvPrecision, Precision
+from sarathi.backends.registry import GPU_MEMORY_UTILIZATION, Device, KvPrecision, Precision
 from sarathi.backends.self_check import check_deterministic, check_model, checked_part
 from sarathi.backends.step import Step, StepPart, check_step, join_parts
 from sarathi.backends.torch.attention_backend import LayerCache, PlannedAttention, choose_attention
@@ -190,7 +190,12 @@ class TorchExecutor:
                 self._warm_up()
                 self._graphs = self._capture()
 
-    def free_memory(self, max_tokens: int, max_batch_size: int) -> int:
+    def free_memory(
+        self,
+        max_tokens: int,
+        max_batch_size: int,
+        gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION,
+    ) -> int:
         """Return the bytes that are left for the KV cache; an earlier one is released.
 
         On a GPU the largest step is run to measure its memory, so all ranks call this together.
@@ -198,6 +203,7 @@ class TorchExecutor:
         Args:
             max_tokens: of a step.
             max_batch_size: sequences of a step.
+            gpu_memory_utilization: share of a GPU's memory that may be used, weights included.
         """
 
         def run_largest() -> None:
@@ -210,7 +216,7 @@ class TorchExecutor:
         if self.device.type == "cuda":
             self._make_caches(1)
         with _out_of_memory_error(f"a step of {max_tokens} tokens"):
-            free = free_memory(self.device, run_largest)
+            free = free_memory(self.device, gpu_memory_utilization, run_largest)
         self._release()
         return free
 

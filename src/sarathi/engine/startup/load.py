@@ -189,6 +189,7 @@ def executor_options(
         max_position=max(max_model_len, self_check.MAX_POSITION),
         max_tokens=config.max_step_tokens(max_model_len),
         max_batch_size=config.max_batch_size,
+        gpu_memory_utilization=config.gpu_memory_utilization,
     )
 
 
