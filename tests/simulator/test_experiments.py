@@ -14,12 +14,24 @@ from sarathi.simulator.reproduction.capacity_experiments import TARGETS
 from sarathi.simulator.reproduction.evaluation import STUDIES, reproduce
 from sarathi.simulator.reproduction.experiment import ExperimentResult
 from sarathi.simulator.reproduction.jobs import (
+    ARXIV,
+    MISTRAL,
     RESOLUTION,
+    SHAREGPT,
+    TESTBEDS,
+    YI,
     CapacityJob,
     FoundCapacity,
     Job,
+    Options,
     RateJob,
     StallJob,
+    by_target,
+    orca,
+    sarathi,
+    setup_of,
+    trace_file,
+    vllm,
 )
 from sarathi.simulator.reproduction.published import (
     UNKNOWN,
@@ -28,27 +40,13 @@ from sarathi.simulator.reproduction.published import (
     comparison_table,
     gain,
 )
-from sarathi.simulator.reproduction.testbeds import (
-    ARXIV,
-    MISTRAL,
-    SHAREGPT,
-    TESTBEDS,
-    YI,
-    Options,
-    by_target,
-    orca,
-    sarathi,
-    setup_of,
-    trace_file,
-    vllm,
-)
 from sarathi.telemetry import Summary
 
 FEW = Options(requests=12)
 
 
 def of(what: float | None, value: float) -> Comparison:
-    return Comparison("x", what, Published(value, "Table 9"), "s")
+    return Comparison("x", Published(value, "Table 9"), "s", ours=what)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +113,7 @@ def invented() -> InventedResults:
 
 @pytest.fixture(scope="module")
 def all_of_them(invented: InventedResults) -> dict[str, ExperimentResult]:
-    return {name: study(FEW).result(invented) for name, study in STUDIES.items()}
+    return {name: ExperimentResult(study(FEW), invented) for name, study in STUDIES.items()}
 
 
 def test_every_experiment_has_tables_figures_and_values(

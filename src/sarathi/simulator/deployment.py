@@ -10,6 +10,11 @@ from sarathi.simulator.devices import Device
 from sarathi.simulator.simulated_model import SimulatedModel
 
 
+def split_name(tp: int, pp: int) -> str:
+    """Return how a replica is split, such as TP4-PP2."""
+    return f"TP{tp}" + (f"-PP{pp}" if pp > 1 else "")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
     """One replica.
