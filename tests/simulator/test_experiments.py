@@ -91,7 +91,7 @@ class InventedResults(dict[Job, Any]):
 
     def __missing__(self, job: Job) -> Any:
         if isinstance(job, CapacityJob):
-            rate = {"orca": 1.0, "vllm": 2.0, "sarathi": 6.0}[job.system.policy]
+            rate = {"orca": 1.0, "vllm": 2.0, "sarathi": 6.0}[job.first.system.policy]
             found: Any = tuple(
                 FoundCapacity(target, rate, 0.9 * rate, 1.1 * rate, "too late", 0.5 * rate)
                 for target in job.targets
@@ -207,7 +207,7 @@ def test_tensor_parallelism_over_ethernet_decodes_more_slowly(
 
 def test_one_search_evaluates_a_run_by_several_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine whose P99 TBT is a tenth of the rate."""
-    job = CapacityJob(MISTRAL, vllm(), SHAREGPT, (0.1, 0.5), 0.7, FEW)
+    job = CapacityJob(RateJob(MISTRAL, vllm(), SHAREGPT, 0.7, FEW), (0.1, 0.5))
     summary = RateJob(MISTRAL, vllm(), SHAREGPT, 0.5, FEW).run()
     delay = structs.replace(summary.scheduling_delay, p50=0.1, p50_interval=(0.1, 0.1))
     runs: list[tuple[float, int]] = []

@@ -96,9 +96,7 @@ def messages(file: Path) -> list[MessageTime]:
     """Read a profile of the network, at most `SIZES_BY_OCTAVE` of each doubling in size."""
     found: list[MessageTime] = []
     for (workers, per_node, size), (seconds,) in _medians(
-        file,
-        "num_workers devices_per_node size",
-        lambda row: [_seconds(row, row["collective"])],
+        file, "num_workers devices_per_node size", lambda row: [_seconds(row, row["collective"])]
     ):
         last, number = found[-1] if found else None, 0
         if last is not None and (last.workers, last.per_node) == (workers, per_node):

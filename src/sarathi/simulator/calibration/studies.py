@@ -164,12 +164,7 @@ ELEMENTWISE = MeasuredTerm(
 PREFILL = MeasuredTerm(
     lambda file: data.attention(file, prefill=True),
     _predict_prefill,
-    {
-        "prefill_compute": 0.5,
-        "prefill_new": 2.0,
-        "prefill_keys": 500.0,
-        "prefill_launch": 15e-6,
-    },
+    {"prefill_compute": 0.5, "prefill_new": 2.0, "prefill_keys": 500.0, "prefill_launch": 15e-6},
     lambda x, each, context, half: x[3] + each / x[0] * (context + x[1] * half + x[2]),
     _prefill_inputs,
 )

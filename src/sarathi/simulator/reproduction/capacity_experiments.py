@@ -35,6 +35,7 @@ from sarathi.simulator.reproduction.jobs import (
     DecodeJob,
     FoundCapacity,
     Options,
+    RateJob,
     System,
     Testbed,
     by_target,
@@ -79,7 +80,7 @@ def _capacities(
     name, system, targets = run
     start = _STARTS[testbed.model, dataset.name] * (1.5 if system.policy == "sarathi" else 1)
     seconds = tuple(testbed.target(target) for target in targets)
-    job = CapacityJob(testbed, system, dataset, seconds, start, options)
+    job = CapacityJob(RateJob(testbed, system, dataset, start, options), seconds)
     return [
         DataPoint(
             {**fields, "scheduler": name, "target": target}, metrics, job, select=itemgetter(i)

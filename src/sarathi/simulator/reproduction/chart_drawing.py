@@ -32,11 +32,7 @@ _MARK: dict[str, Any] = {
     "linestyle": "none",
     "zorder": 4,
 }
-_DASHED: dict[str, Any] = {
-    "linestyle": (0, (4, 2.5)),
-    "markerfacecolor": SURFACE,
-    "linewidth": 1.3,
-}
+_DASHED: dict[str, Any] = {"linestyle": (0, (4, 2.5)), "markerfacecolor": SURFACE, "linewidth": 1.3}
 
 
 def drawing(described: Figure, found: ExperimentResult) -> Drawing:

@@ -6,6 +6,7 @@ The report is a page with tables and figures, the figures, and all values.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +57,12 @@ def reproduce(
             raise SimulationError(f"{name} is no experiment, expected one of {', '.join(STUDIES)}")
     experiments = [STUDIES[name](options) for name in dict.fromkeys(names)]
     jobs = list(dict.fromkeys(job for experiment in experiments for job in experiment.jobs))
-    finished = 0
-
-    def on_result(index: int, result: object) -> None:
-        nonlocal finished
-        finished += 1
-        on_progress(finished, len(jobs), jobs[index].title)
-
-    results = run_all([job.run for job in jobs], on_result=on_result, workers=workers)
+    finished = count(1)
+    results = run_all(
+        [job.run for job in jobs],
+        on_result=lambda index, _: on_progress(next(finished), len(jobs), jobs[index].title),
+        workers=workers,
+    )
     found = dict(zip(jobs, results, strict=True))
     return [ExperimentResult(experiment, found) for experiment in experiments]
 

@@ -229,16 +229,13 @@ class FoundCapacity:
 class CapacityJob:
     """A search for the capacity under several targets, all evaluated on the same runs."""
 
-    testbed: Testbed
-    system: System
-    dataset: Dataset
+    first: RateJob  # where the search begins
     targets: tuple[float, ...]  # seconds of P99 TBT
-    start: float  # requests per second
-    options: Options
 
     @property
     def title(self) -> str:
-        return f"capacity of {self.testbed.title}, {self.dataset.name}, {self.system.title}"
+        first = self.first
+        return f"capacity of {first.testbed.title}, {first.dataset.name}, {first.system.title}"
 
     def run(self) -> tuple[FoundCapacity, ...]:
         runs: dict[tuple[float, int], Summary] = {}  # by rate and number of requests
@@ -247,7 +244,7 @@ class CapacityJob:
     def _search(self, target: float, runs: dict[tuple[float, int], Summary]) -> FoundCapacity:
         targets = CapacityTargets(target, delay=2.0)  # as in the paper
         # Few halvings: a run of few requests a minute is a long one.
-        search = Search(self.start, RESOLUTION, max_halvings=6)
+        search = Search(self.first.rate, RESOLUTION, max_halvings=6)
         verdicts: dict[float, Verdict] = {}
 
         def record(rate: float, summary: Summary) -> None:
@@ -258,7 +255,7 @@ class CapacityJob:
         for (rate, _), summary in sorted(runs.items(), key=lambda run: run[0]):
             record(rate, summary)
         while (attempt := search.next()) is not None:
-            key = attempt.rate, self.options.requests * 2**attempt.repeat
+            key = attempt.rate, self.first.options.requests * 2**attempt.repeat
             if key not in runs:
                 runs[key] = self._run(*key)
             record(attempt.rate, runs[key])
@@ -268,8 +265,8 @@ class CapacityJob:
         return FoundCapacity(target, capacity, search.low, search.high, bound, min(verdicts))
 
     def _run(self, rate: float, requests: int) -> Summary:
-        options = replace(self.options, requests=requests)
-        return RateJob(self.testbed, self.system, self.dataset, rate, options).run()
+        options = replace(self.first.options, requests=requests)
+        return replace(self.first, rate=rate, options=options).run()
 
 
 @dataclass(frozen=True)

@@ -355,12 +355,10 @@ def chunking_overhead(options: Options) -> Experiment:
 
 _PAPERS, _SCRIPTS = 1024, 512  # tokens of an iteration, by the table's caption and by the script
 _ABLATION_RATES = {SHAREGPT: 1.0, ARXIV: 0.5}  # requests per second, from the artifact
-_ABLATED = {
-    ("hybrid_only", _PAPERS): System("hybrid batches only", "hybrid_only"),
-    ("chunked_only", _PAPERS): System("chunks only, 1024", "chunked_only", _PAPERS),
-    ("sarathi", _PAPERS): System("both: Sarathi, 1024", "sarathi", _PAPERS),
-    ("chunked_only", _SCRIPTS): System("chunks only, 512", "chunked_only", _SCRIPTS),
-    ("sarathi", _SCRIPTS): System("both: Sarathi, 512", "sarathi", _SCRIPTS),
+_ABLATED = {("hybrid_only", _PAPERS): System("hybrid batches only", "hybrid_only")} | {
+    (policy, budget): System(f"{title}, {budget}", policy, budget)
+    for budget in (_PAPERS, _SCRIPTS)
+    for policy, title in (("chunked_only", "chunks only"), ("sarathi", "both: Sarathi"))
 }
 
 

@@ -20,12 +20,7 @@ from sarathi.bench.target import Credentials, RunningServer, Target, running_ser
 from sarathi.bench.workload.token_counter import ServerTokens
 from sarathi.bench.workload.workload import Workload
 from sarathi.errors import BenchmarkError, SimulationError
-from sarathi.simulator.this_cpu.measured_machine import (
-    WANTED,
-    MeasuredMachine,
-    fit,
-    num_iterations,
-)
+from sarathi.simulator.this_cpu.measured_machine import WANTED, MeasuredMachine, fit, num_iterations
 from sarathi.system.cpu_contention import cpu_times
 from sarathi.telemetry.iteration_log import IterationLine
 
