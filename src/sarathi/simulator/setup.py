@@ -6,6 +6,7 @@ The known error of the cost model is printed beside every figure that comes from
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 from msgspec.structs import replace
 
@@ -268,17 +269,15 @@ class Setup:
         between two tokens.
         """
         cost, longest = self.cost, self.max_model_len
+        batches = {min(number, self.config.max_batch_size) for number in _DECODES}
+        kinds = [*product((0,), _CHUNKS), *product(batches, (0, 128, 512))]
         shapes: list[BatchShape] = []
-        for depth in _DEPTHS:
-            past = int(depth * longest)
-            for length in _CHUNKS:
-                if past + length <= longest:
-                    shapes.append(BatchShape.make(chunks=((past, length),)))
-            for decodes in {min(number, self.config.max_batch_size) for number in _DECODES}:
-                shapes.append(BatchShape.make(decodes, max(past, 1)))
-                for length in (128, 512):
-                    if past + length <= longest:
-                        shapes.append(BatchShape.make(decodes, max(past, 1), ((past, length),)))
+        for past in (int(depth * longest) for depth in _DEPTHS):
+            shapes += [
+                BatchShape.make(decodes, max(past, 1), ((past, length),) if length else ())
+                for decodes, length in kinds
+                if past + length <= longest
+            ]
         works = [Work(s.tokens, s.attention, s.context, s.samples) for s in shapes]
         times = [stage_seconds(cost.overhead(s), cost.stages(s), cost.hop(s)) for s in shapes]
         return LatencyModel.fit(list(zip(works, times, strict=True)))

@@ -16,7 +16,6 @@ from sarathi.simulator.setup import Setup
 from sarathi.simulator.simulation import OnBatch, OnIteration, OnProgress, simulate
 from sarathi.telemetry import Targets
 
-_NO_LAG = Lag(p50=0.0, p99=0.0, max=0.0, cpu=0.0)  # the client is on the virtual clock, too
 _HALVINGS = 12  # of the first rate: big models serve a request a minute, and time costs little here
 
 
@@ -74,7 +73,7 @@ def simulated_run(
         num_shortened=plan.num_shortened,
         records=sorted(outcome.records, key=lambda record: record.arrival),
         summary=outcome.summary,
-        lag=_NO_LAG,
+        lag=Lag(p50=0.0, p99=0.0, max=0.0, cpu=0.0),  # the client is on the virtual clock, too
         targets=targets,
         simulation=Simulation(
             deployment=description,

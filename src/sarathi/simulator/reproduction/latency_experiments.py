@@ -165,8 +165,11 @@ _THROUGHPUTS = {
     "decode": ("Decodes", "Decodes", "requests in a batch", "batch", _BATCHES),
     "prefill": ("Prompts of 1024", "Prompts", "prompts in a batch", "batch", _BATCHES[:4]),
     "chunked": (
-        *("A prompt of 8192 in chunks", "A prompt in chunks", "tokens of a chunk"),
-        *("chunk", _CHUNKS),
+        "A prompt of 8192 in chunks",
+        "A prompt in chunks",
+        "tokens of a chunk",
+        "chunk",
+        _CHUNKS,
     ),
 }
 
