@@ -284,7 +284,9 @@ class GpuCostModel:
         """Return the seconds that each stage computes, all-reduces within it included."""
         _, _, _, samples, tokens = shape
         fixed = self._by_tokens.get(tokens) or self._fixed(tokens)
-        head = self._by_samples.get(samples) or self._head(samples)
+        head = self._by_samples.get(samples)
+        if head is None:
+            head = self._head(samples)
         layer = self._attention(shape)
         if len(fixed) == 1:
             return (fixed[0] + self._layers[0] * layer + head,)
