@@ -7,7 +7,7 @@ from typing import Any
 from sarathi.simulator.cost_model import OVERHEADS, BatchShape
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
-from sarathi.simulator.gpu import GpuCostModel
+from sarathi.simulator.gpu_cost import GpuCostModel
 from sarathi.simulator.simulated_model import MODELS
 
 

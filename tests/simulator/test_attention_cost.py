@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sarathi.simulator.devices import DEVICES
-from sarathi.simulator.gpu.gpu_cost import decode_attention, prefill_attention
+from sarathi.simulator.gpu_cost import decode_attention, prefill_attention
 
 A100 = DEVICES["a100"]
 lengths = st.integers(1, 16384)

@@ -11,8 +11,8 @@ from sarathi.cli import calibrate
 from sarathi.cli.arguments import parse_options
 from sarathi.errors import SimulationError
 from sarathi.simulator.calibration import ErrorRow, constants, error_table
-from sarathi.simulator.calibration import gpu_fit as fit
 from sarathi.simulator.calibration import measurements as data
+from sarathi.simulator.calibration.studies import LINE, search
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.setup import HELD_OUT, describe_accuracy, known_error
 from tests.simulator.deployments import cost, decodes, deployment, prompt
@@ -127,7 +127,7 @@ def test_a_fit_finds_what_the_measurements_were_made_of() -> None:
         data.MessageTime(2, 2, size, i, 2e-5 + size / 3e9)
         for i, size in enumerate(2**n for n in range(10, 27))
     ]
-    found = fit.LINE(A100, times)
+    found = LINE.fit(A100, times)
     assert found["latency"] == pytest.approx(2e-5, rel=0.01)
     assert found["bandwidth"] == pytest.approx(3e9, rel=0.01)
 
@@ -135,12 +135,12 @@ def test_a_fit_finds_what_the_measurements_were_made_of() -> None:
 def test_an_outlier_does_not_pull_a_fit() -> None:
     times = [data.MessageTime(2, 2, s, 0, 1e-5 + s / 1e9) for s in range(10000, 500000, 10000)]
     spoilt = [*times, data.MessageTime(2, 2, 250000, 0, 1.0)]
-    assert fit.LINE(A100, spoilt)["bandwidth"] == pytest.approx(1e9, rel=0.01)
+    assert LINE.fit(A100, spoilt)["bandwidth"] == pytest.approx(1e9, rel=0.01)
 
 
 def test_a_search_finds_a_minimum_over_orders_of_magnitude() -> None:
     target = np.log(np.array([3e-6, 7e9]))
-    found = fit.search(lambda x: float(np.sum((np.log(x) - target) ** 2)), (1e-3, 1e6))
+    found = search(lambda x: float(np.sum((np.log(x) - target) ** 2)), (1e-3, 1e6))
     assert found == pytest.approx([3e-6, 7e9], rel=0.01)
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sarathi.simulator.devices import DEVICES, Link
-from sarathi.simulator.gpu.gpu_cost import (
+from sarathi.simulator.gpu_cost import (
     all_reduce_seconds,
     all_reduces,
     hop_seconds,

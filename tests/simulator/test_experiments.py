@@ -14,12 +14,24 @@ from sarathi.simulator.reproduction.capacity_experiments import TARGETS
 from sarathi.simulator.reproduction.evaluation import STUDIES, reproduce
 from sarathi.simulator.reproduction.experiment import ExperimentResult
 from sarathi.simulator.reproduction.jobs import (
+    ARXIV,
+    MISTRAL,
     RESOLUTION,
+    SHAREGPT,
+    TESTBEDS,
+    YI,
     CapacityJob,
     FoundCapacity,
     Job,
+    Options,
     RateJob,
     StallJob,
+    by_target,
+    orca,
+    sarathi,
+    setup_of,
+    trace_file,
+    vllm,
 )
 from sarathi.simulator.reproduction.published import (
     UNKNOWN,
@@ -28,27 +40,13 @@ from sarathi.simulator.reproduction.published import (
     comparison_table,
     gain,
 )
-from sarathi.simulator.reproduction.testbeds import (
-    ARXIV,
-    MISTRAL,
-    SHAREGPT,
-    TESTBEDS,
-    YI,
-    Options,
-    by_target,
-    orca,
-    sarathi,
-    setup_of,
-    trace_file,
-    vllm,
-)
 from sarathi.telemetry import Summary
 
 FEW = Options(requests=12)
 
 
 def of(what: float | None, value: float) -> Comparison:
-    return Comparison("x", what, Published(value, "Table 9"), "s")
+    return Comparison("x", Published(value, "Table 9"), "s", ours=what)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +91,7 @@ class InventedResults(dict[Job, Any]):
 
     def __missing__(self, job: Job) -> Any:
         if isinstance(job, CapacityJob):
-            rate = {"orca": 1.0, "vllm": 2.0, "sarathi": 6.0}[job.system.policy]
+            rate = {"orca": 1.0, "vllm": 2.0, "sarathi": 6.0}[job.first.system.policy]
             found: Any = tuple(
                 FoundCapacity(target, rate, 0.9 * rate, 1.1 * rate, "too late", 0.5 * rate)
                 for target in job.targets
@@ -115,7 +113,7 @@ def invented() -> InventedResults:
 
 @pytest.fixture(scope="module")
 def all_of_them(invented: InventedResults) -> dict[str, ExperimentResult]:
-    return {name: study(FEW).result(invented) for name, study in STUDIES.items()}
+    return {name: ExperimentResult(study(FEW), invented) for name, study in STUDIES.items()}
 
 
 def test_every_experiment_has_tables_figures_and_values(
@@ -209,7 +207,7 @@ def test_tensor_parallelism_over_ethernet_decodes_more_slowly(
 
 def test_one_search_evaluates_a_run_by_several_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine whose P99 TBT is a tenth of the rate."""
-    job = CapacityJob(MISTRAL, vllm(), SHAREGPT, (0.1, 0.5), 0.7, FEW)
+    job = CapacityJob(RateJob(MISTRAL, vllm(), SHAREGPT, 0.7, FEW), (0.1, 0.5))
     summary = RateJob(MISTRAL, vllm(), SHAREGPT, 0.5, FEW).run()
     delay = structs.replace(summary.scheduling_delay, p50=0.1, p50_interval=(0.1, 0.1))
     runs: list[tuple[float, int]] = []

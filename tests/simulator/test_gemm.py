@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sarathi.simulator.devices import DEVICES
-from sarathi.simulator.gpu.gpu_cost import gemm_seconds, moved_bytes, overlapped, padded_flops
+from sarathi.simulator.gpu_cost import gemm_seconds, moved_bytes, overlapped, padded_flops
 
 A100 = DEVICES["a100"]
 UP = (28672, 4096)  # Mistral-7B's projection up

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sarathi.simulator.cost_model import OVERHEADS, BatchShape, CostModel, EngineOverhead
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
-from sarathi.simulator.gpu import GpuCostModel
+from sarathi.simulator.gpu_cost import GpuCostModel
 from sarathi.simulator.simulated_model import MODELS
 from tests.simulator.deployments import cost, decodes, deployment, prompt
 

@@ -14,14 +14,18 @@ from hypothesis import strategies as st
 from sarathi.bench.workload.workload import Workload
 from sarathi.errors import SimulationError
 from sarathi.simulator.plan import planner
-from sarathi.simulator.plan.candidates import Candidate, DeviceLayout, Rejected, candidates, layouts
 from sarathi.simulator.plan.planner import PlanResult, dominates, make_plan, on_front
 from sarathi.simulator.plan.replica_sizing import (
+    Candidate,
+    DeviceLayout,
     PlanChoice,
     PlanSettings,
     PlanTargets,
+    Rejected,
+    candidates,
     confirm,
     evaluate_candidate,
+    layouts,
     run_with_early_stopping,
 )
 from sarathi.simulator.simulated_run import SimulatedLoad, simulated_run

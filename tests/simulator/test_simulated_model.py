@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sarathi.backends.footprint import num_parameters
 from sarathi.errors import SimulationError
-from sarathi.simulator.gpu.gpu_cost import mean_keys
+from sarathi.simulator.gpu_cost import mean_keys
 from sarathi.simulator.setup import kv_blocks
 from sarathi.simulator.simulated_model import MODELS, SimulatedModel
 from tests.simulator.deployments import deployment

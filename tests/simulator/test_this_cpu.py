@@ -13,20 +13,18 @@ from sarathi.engine.config import EngineConfig
 from sarathi.errors import SimulationError
 from sarathi.simulator.cost_model import BatchShape
 from sarathi.simulator.simulation import simulate
-from sarathi.simulator.this_cpu.iteration_fit import (
+from sarathi.simulator.this_cpu.measured_machine import (
     KNOTS,
     LARGE,
     MeasuredCost,
+    MeasuredMachine,
     MeasuredNoise,
+    cpu_setup,
     fit,
     kind,
-    pieces,
-)
-from sarathi.simulator.this_cpu.measured_machine import (
-    MeasuredMachine,
-    cpu_setup,
     load_machine,
     machine_path,
+    pieces,
     save_machine,
 )
 from sarathi.telemetry.iteration_log import IterationLine, PromptSlice

@@ -13,7 +13,7 @@ from sarathi.cli.keys import ClientKey
 from sarathi.cli.measurement import Rate, Screen, ServerStart, print_json
 from sarathi.errors import UsageError
 from sarathi.options import NewFile, Option, Seconds
-from sarathi.simulator.calibration.error_table import as_json, as_text, constants, error_table
+from sarathi.simulator.calibration.studies import as_json, as_text, constants, error_table
 from sarathi.simulator.this_cpu.measure_machine import MachineMeasurement
 from sarathi.simulator.this_cpu.measured_machine import NOTEWORTHY, machine_path, save_machine
 

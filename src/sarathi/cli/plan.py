@@ -30,15 +30,22 @@ from sarathi.engine.config import EngineConfig
 from sarathi.errors import UsageError
 from sarathi.options import Count, Option, OptionGroup, Seconds, TextForm, parser_of
 from sarathi.simulator.devices import DEVICES
-from sarathi.simulator.plan.candidates import DERIVED, DeviceLayout, candidates, layouts
 from sarathi.simulator.plan.plan_report import plan_fields, print_plan, write_plan
 from sarathi.simulator.plan.planner import make_plan
-from sarathi.simulator.plan.replica_sizing import PlanChoice, PlanSettings, PlanTargets
+from sarathi.simulator.plan.replica_sizing import (
+    DERIVED,
+    DeviceLayout,
+    PlanChoice,
+    PlanSettings,
+    PlanTargets,
+    Rejected,
+    candidates,
+    layouts,
+)
 from sarathi.simulator.setup import Setup
 
-_MOST_DOLLARS = 1e6  # an hour
 _parse_number = parser_of(Count)
-_parse_dollars = parser_of(Annotated[float, Meta(gt=0, le=_MOST_DOLLARS)])
+_parse_dollars = parser_of(Annotated[float, Meta(gt=0, le=1e6)])
 _parse_factor = parser_of(Annotated[float, Meta(ge=1, le=1000)])
 _ENGINE = "simulated engine"
 
@@ -60,18 +67,14 @@ def _parse_prices(text: str) -> dict[str, float]:
                 f"{part!r} has no price, and there is no default for {name}: expected "
                 f"{name}:DOLLARS_PER_HOUR, such as {name}:1.5"
             )
-        found[name] = _parse_price(part, given) if colon else device.price or 0.0
+        try:
+            found[name] = cast("float", _parse_dollars(given) if colon else device.price)
+        except ValueError:
+            raise ValueError(
+                f"the price in {part!r} is {given!r}, expected dollars an hour above 0 and up to "
+                "1000000, as in NAME:2.21"
+            ) from None
     return found
-
-
-def _parse_price(part: str, given: str) -> float:
-    try:
-        return cast("float", _parse_dollars(given))
-    except ValueError:
-        raise ValueError(
-            f"the price in {part!r} is {given!r}, expected dollars an hour above 0 and up to "
-            f"{_MOST_DOLLARS:.0f}, as in NAME:2.21"
-        ) from None
 
 
 def _parse_numbers(text: str) -> list[int]:
@@ -192,10 +195,10 @@ def run(options: PlanOptions) -> int:
         task = bar.add_task("plan", total=len(fit))
         seen: set[DeviceLayout] = set()
 
-        def on_candidate(one: object) -> None:
+        def on_candidate(one: PlanChoice | Rejected) -> None:
             if isinstance(one, PlanChoice):
                 costs.append(one.cost)
-            seen.add(one.layout)  # type: ignore[attr-defined]
+            seen.add(one.layout)
             best = f"plan: ${min(costs):.2f} an hour so far" if costs else "plan"
             bar.update(task, description=best, completed=len(seen))
 

@@ -13,10 +13,9 @@ from sarathi.cli.measurement import Screen, print_json
 from sarathi.cli.simulation import progress_bar
 from sarathi.errors import UsageError
 from sarathi.options import MAX_NUMBER, CountOrZero, Option
-from sarathi.simulator.reproduction.evaluation import STUDIES, reproduce
+from sarathi.simulator.reproduction.evaluation import STUDIES, fields, reproduce, write
 from sarathi.simulator.reproduction.experiment import WORDS
-from sarathi.simulator.reproduction.reproduction_report import fields, write
-from sarathi.simulator.reproduction.testbeds import Options
+from sarathi.simulator.reproduction.jobs import SHAREGPT_FILE, Options
 
 _TRACES = Path("..") / "shared" / "traces"  # the default, where it exists
 _FEWEST = 8  # requests of which figures can be made
@@ -119,8 +118,6 @@ def _traces(given: str | None) -> str | None:
     """
     if given is None:
         return str(_TRACES.resolve()) if _TRACES.is_dir() else None
-    from sarathi.simulator.reproduction.testbeds import SHAREGPT_FILE
-
     if not (Path(given) / SHAREGPT_FILE).is_file():
         raise UsageError(f"--traces {given} has no file {SHAREGPT_FILE}")
     return str(Path(given).resolve())

@@ -173,9 +173,7 @@ def model_shape(name: str) -> SimulatedModel:
     if name in MODELS:
         return MODELS[name]
     path = Path(name)
-    if path.is_dir():
-        path = path / "config.json"
-    if not path.is_file():
+    if not (path / "config.json" if path.is_dir() else path).is_file():
         raise SimulationError(
             f"model is {name}, expected one of {', '.join(MODELS)}, or the path of a config.json"
         )

@@ -10,6 +10,11 @@ from sarathi.simulator.devices import Device
 from sarathi.simulator.simulated_model import SimulatedModel
 
 
+def split_name(tp: int, pp: int) -> str:
+    """Return how a replica is split, such as TP4-PP2."""
+    return f"TP{tp}" + (f"-PP{pp}" if pp > 1 else "")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
     """One replica.
@@ -31,11 +36,9 @@ class Deployment:
 
     def __post_init__(self) -> None:
         name, model, gpus, tp = self.model.name, self.config, self.device.node.gpus, self.tp
-        self._check("tp", 1, model.num_heads, f" (the heads of {name})")
-        for what, number in (
-            ("heads", model.num_heads),
-            ("intermediate size", model.intermediate_size),
-        ):
+        heads, inner = model.num_heads, model.intermediate_size
+        self._check("tp", 1, heads, f" (the heads of {name})")
+        for what, number in (("heads", heads), ("intermediate size", inner)):
             self._expect("tp", number % tp == 0, f"a divisor of the {number} {what} of {name}")
         kv_heads = model.num_kv_heads
         self._expect(
@@ -45,11 +48,7 @@ class Deployment:
         )
         self._check("pp", 1, model.num_layers, f" (the layers of {name})")
         self._expect("max_model_len", self.max_model_len >= 1, "at least 1")
-        for field, most in (
-            ("memory_utilization", 1),
-            ("bytes_per_weight", 8),
-            ("bytes_per_kv", 8),
-        ):
+        for field, most in ("memory_utilization", 1), ("bytes_per_weight", 8), ("bytes_per_kv", 8):
             self._expect(field, 0 < getattr(self, field) <= most, f"above 0, at most {most}")
         self._expect(
             "tp", tp <= gpus or tp % gpus == 0, f"at most {gpus} (the GPUs of a node) or a multiple"

@@ -143,8 +143,7 @@ _A40_NODE = NodeLinks(
     source="fitted to Vidur's profiles a40; none of it reaches the speed of NVLink",
 )
 _PCIE_NODE = replace(
-    _A40_NODE,
-    source="borrowed from the A40's node, whose GPUs communicate over PCIe 4.0, too",
+    _A40_NODE, source="borrowed from the A40's node, whose GPUs communicate over PCIe 4.0, too"
 )
 _H100_DGX = replace(
     _A100_DGX,

@@ -22,7 +22,7 @@ def run_all(
     """Return the results of all jobs, in their order. The first error ends all.
 
     Args:
-        jobs: functions of modules with their arguments, since both go to other processes.
+        jobs: of functions and values that can be sent to other processes.
         on_result: called in this process with the index of a job and its result, as they arrive.
         workers: processes; None: one for each core that may be used.
     """

@@ -6,6 +6,7 @@ The known error of the cost model is printed beside every figure that comes from
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 from msgspec.structs import replace
 
@@ -27,12 +28,10 @@ from sarathi.simulator.cost_model import (
     Noise,
     stage_seconds,
 )
-from sarathi.simulator.deployment import Deployment
-from sarathi.simulator.gpu.gpu_cost import GpuCostModel
+from sarathi.simulator.deployment import Deployment, split_name
+from sarathi.simulator.gpu_cost import GpuCostModel
 
 GIB = 2**30
-ACTIVATION = 2  # bytes of an element
-LOGIT = 4  # bytes; sampling works on single precision, and keeps a second copy
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,6 @@ def kv_blocks(
 
     Args:
         max_batched_tokens: of one iteration, on which the activations depend.
-        block_size: tokens of a block.
         max_sequences: rows that may sample a token in one iteration.
 
     Raises:
@@ -90,8 +88,16 @@ def kv_blocks(
         for stage in range(deployment.pp)
     )
     blocks = min(stage.blocks for stage in stages)
-    text = _arithmetic(deployment, stages, block_size)
-    split = f"TP{deployment.tp}" + (f"-PP{deployment.pp}" if deployment.pp > 1 else "")
+    text = "\n".join(
+        (f"stage {number}: " if deployment.pp > 1 else "")
+        + f"{deployment.device.memory / GIB:.2f} GiB x {deployment.memory_utilization:g}"
+        f" = {stage.usable / GIB:.2f} GiB - weights {stage.weights / GIB:.2f}"
+        f" - activations {stage.activations / GIB:.2f}"
+        f" = {stage.cache / GIB:.2f} GiB for the KV cache; / {stage.block / 2**20:.3f} MiB a "
+        f"block of {block_size} tokens = {stage.blocks} blocks"
+        for number, stage in enumerate(stages)
+    )
+    split = split_name(deployment.tp, deployment.pp)
     title = f"{deployment.model.name} {split} on {deployment.device.title}"
     if any(stage.cache <= 0 for stage in stages):
         raise SimulationError(f"{title} does not fit\n{text}")
@@ -118,28 +124,15 @@ def _stage(
     weights = layers * model.hidden_size * (projections + mlp) + tables * table
     # At the widest point of a layer: the residual, its norm, and what the MLP computes.
     width = 2 * model.hidden_size + mlp
-    logits = samples * model.vocab_size * LOGIT * 2 if last else 0
+    # Sampling works on single precision, and keeps a second copy.
+    logits = samples * model.vocab_size * 4 * 2 if last else 0
     kv = 2 * deployment.kv_heads * model.head_dim * deployment.bytes_per_kv
     return StageMemory(
         weights=weights * deployment.bytes_per_weight,
-        activations=tokens * width * ACTIVATION + logits,
+        activations=tokens * width * 2 + logits,
         block=block_size * layers * kv,
         usable=deployment.device.memory * deployment.memory_utilization,
     )
-
-
-def _arithmetic(deployment: Deployment, stages: tuple[StageMemory, ...], block_size: int) -> str:
-    lines = []
-    for number, stage in enumerate(stages):
-        label = f"stage {number}: " if len(stages) > 1 else ""
-        lines.append(
-            f"{label}{deployment.device.memory / GIB:.2f} GiB x {deployment.memory_utilization:g}"
-            f" = {stage.usable / GIB:.2f} GiB - weights {stage.weights / GIB:.2f}"
-            f" - activations {stage.activations / GIB:.2f}"
-            f" = {stage.cache / GIB:.2f} GiB for the KV cache; / {stage.block / 2**20:.3f} MiB a "
-            f"block of {block_size} tokens = {stage.blocks} blocks"
-        )
-    return "\n".join(lines)
 
 
 # By device and term: median and 90th percentile of the absolute relative error on measurements that
@@ -237,10 +230,11 @@ def describe_accuracy(deployment: Deployment) -> str:
     return f"time on the GPU: {known_error(cost, _TYPICAL)}"
 
 
-# Iterations that the latency model is fitted to: tokens and requests.
+# Iterations that the latency model is fitted to: tokens of prompts, requests, and what of the
+# longest request is in the cache.
 _CHUNKS = (1, 16, 64, 128, 256, 512, 1024, 2048)
 _DECODES = (1, 8, 32, 64, 128)
-_DEPTHS = (0.0, 0.25, 0.5)  # of the longest request
+_DEPTHS = (0.0, 0.25, 0.5)
 
 
 @dataclass(frozen=True)
@@ -275,17 +269,15 @@ class Setup:
         between two tokens.
         """
         cost, longest = self.cost, self.max_model_len
+        batches = {min(number, self.config.max_batch_size) for number in _DECODES}
+        kinds = [*product((0,), _CHUNKS), *product(batches, (0, 128, 512))]
         shapes: list[BatchShape] = []
-        for depth in _DEPTHS:
-            past = int(depth * longest)
-            for length in _CHUNKS:
-                if past + length <= longest:
-                    shapes.append(BatchShape.make(chunks=((past, length),)))
-            for decodes in {min(number, self.config.max_batch_size) for number in _DECODES}:
-                shapes.append(BatchShape.make(decodes, max(past, 1)))
-                for length in (128, 512):
-                    if past + length <= longest:
-                        shapes.append(BatchShape.make(decodes, max(past, 1), ((past, length),)))
+        for past in (int(depth * longest) for depth in _DEPTHS):
+            shapes += [
+                BatchShape.make(decodes, max(past, 1), ((past, length),) if length else ())
+                for decodes, length in kinds
+                if past + length <= longest
+            ]
         works = [Work(s.tokens, s.attention, s.context, s.samples) for s in shapes]
         times = [stage_seconds(cost.overhead(s), cost.stages(s), cost.hop(s)) for s in shapes]
         return LatencyModel.fit(list(zip(works, times, strict=True)))
@@ -293,9 +285,7 @@ class Setup:
     def scheduler(self, prefix_caching: bool) -> Scheduler:
         """Return the scheduler of a new replica.
 
-        Args:
-            prefix_caching: whether prompts have common beginnings; if not, looking for them takes
-                time and finds nothing.
+        Where prompts share no beginnings, prefix caching takes time and finds nothing.
         """
         config, model, stages = self.config, self.profile(), self.cost.num_stages
         typical = self.typical_decodes.fitting(config.max_batch_size, self.max_model_len)

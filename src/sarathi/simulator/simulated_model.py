@@ -203,11 +203,7 @@ def llama_fields(
     max_position: int,
     tied: bool = False,
 ) -> dict[str, Any]:
-    """Return the config.json of a Llama.
-
-    Args:
-        tied: whether the embedding and the head have the same weights.
-    """
+    """Return the config.json of a Llama; `tied` where the embedding is also the head."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

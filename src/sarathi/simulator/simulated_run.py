@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from sarathi.bench.capacity.capacity_search import Search
 from sarathi.bench.capacity.verdict import CapacityTargets, Verdict, evaluate
@@ -16,10 +16,7 @@ from sarathi.simulator.setup import Setup
 from sarathi.simulator.simulation import OnBatch, OnIteration, OnProgress, simulate
 from sarathi.telemetry import Targets
 
-_NO_LAG = Lag(p50=0.0, p99=0.0, max=0.0, cpu=0.0)  # the client is on the virtual clock, too
-_HOUR = 3600.0
 _HALVINGS = 12  # of the first rate: big models serve a request a minute, and time costs little here
-_RECORDS = 512  # of a run, for figures
 
 
 @dataclass(frozen=True)
@@ -44,11 +41,10 @@ def simulated_run(
     on_batch: OnBatch | None = None,
     on_iteration: OnIteration | None = None,
 ) -> Run:
-    """Simulate a load, and return the result as a benchmark would.
+    """Simulate a load, and return the result as a benchmark would; options are those of `simulate`.
 
     Args:
         rate: requests per second, of all replicas together; None for a trace's own times.
-        targets, most_records, on_progress, on_batch, on_iteration: see `simulate`.
 
     Raises:
         BenchmarkError: the workload cannot be made at this rate or from this file.
@@ -63,7 +59,7 @@ def simulated_run(
     description, tokens = setup.description, outcome.summary.total_tokens_per_second
     cost = None
     if setup.price is not None and tokens:
-        cost = setup.price * devices / _HOUR / tokens * 1e6
+        cost = setup.price * devices / 3600 / tokens * 1e6
     return Run(
         label=label,
         server="simulated: " + " ".join(f"--{name} {v}" for name, v in description.items()),
@@ -77,7 +73,7 @@ def simulated_run(
         num_shortened=plan.num_shortened,
         records=sorted(outcome.records, key=lambda record: record.arrival),
         summary=outcome.summary,
-        lag=_NO_LAG,
+        lag=Lag(p50=0.0, p99=0.0, max=0.0, cpu=0.0),  # the client is on the virtual clock, too
         targets=targets,
         simulation=Simulation(
             deployment=description,
@@ -113,7 +109,6 @@ def find_capacity(
 
     Args:
         load: its number of requests is the least of a point.
-        on_point: called with each run and its verdict.
         on_requests: called every few hundred requests within a run, with its rate, how many have
             ended, and how many there are.
 
@@ -123,20 +118,18 @@ def find_capacity(
     Raises:
         BenchmarkError: the workload cannot be made.
     """
-    search, targets = (
-        Search(options.start_rate, options.resolution, max_halvings=_HALVINGS),
-        options.targets,
-    )
+    search = Search(options.start_rate, options.resolution, max_halvings=_HALVINGS)
+    targets = options.targets
     points: dict[float, tuple[Point, Run]] = {}
 
     def measure(rate: float, number: int) -> Run:
-        total = number + load.warm_up
+        own, total = replace(load, num_requests=number), number + load.warm_up
         return simulated_run(
             setup,
-            replace(load, num_requests=number),
+            own,
             rate,
             label,
-            most_records=_RECORDS,
+            most_records=512,  # for figures
             on_progress=lambda ended, now: on_requests(rate, ended, total),
         )
 
@@ -147,18 +140,12 @@ def find_capacity(
         run = measure(rate, number * 2**attempt.repeat)
         verdict = evaluate(run.summary, targets)
         search.record(rate, verdict.met, verdict.certain)
-        met, certain, reason = verdict.met, verdict.certain, verdict.reason
-        points[rate] = (
-            Point(rate=rate, met=met, reason=reason, certain=certain, summary=run.summary, run=""),
-            run,
-        )
+        points[rate] = Point(rate=rate, **asdict(verdict), summary=run.summary, run=""), run
         on_point(run, verdict)
     in_order = [points[rate] for rate in sorted(points)]
-    about = {
-        name: getattr(run, name) for name in ("label", "server", "model", "workload", "machine")
-    }
+    about = ("label", "server", "model", "workload", "machine")
     capacity = Capacity(
-        **about,
+        **{name: getattr(run, name) for name in about},
         tbt_target=targets.tbt,
         delay_target=targets.delay,
         tail_delay_target=targets.tail_delay,

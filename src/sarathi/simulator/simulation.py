@@ -6,10 +6,10 @@ A replica is the real scheduler, and a pipeline whose stages are queues.
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, cycle
 from typing import NamedTuple
 
 from sarathi.bench.results import ReplicaUse
@@ -30,13 +30,11 @@ class RoundRobin:
     """
 
     def __init__(self, replicas: int, model: LatencyModel) -> None:
-        self._replicas = replicas
-        self._next = 0
+        self._turns = cycle(range(replicas))
 
     def choose(self, request: Request) -> int:
         """Return the index of a replica."""
-        chosen, self._next = self._next, (self._next + 1) % self._replicas
-        return chosen
+        return next(self._turns)
 
     def started(self, replica: int, request: Request) -> None:
         """Record that its first token has been sampled."""
@@ -90,20 +88,13 @@ ROUTERS: dict[str, type[RoundRobin]] = {
 }
 
 
-class CompletedBatch(NamedTuple):
-    """A batch that has left the last stage. Times are seconds of the virtual clock."""
+class BatchRun(NamedTuple):
+    """A batch in the pipeline. Times are seconds of the virtual clock."""
 
     batch: Batch
     began: float
-    ended: float
-    sampled: Sequence[Request]  # have got a token
-
-
-class _InFlight(NamedTuple):
-    batch: Batch
-    began: float
-    ends: float
-    in_stage: float  # seconds, see `stage_seconds`
+    ended: float  # when it leaves the last stage
+    in_stage: float  # see `stage_seconds`
 
 
 class SimulatedReplica:
@@ -115,19 +106,14 @@ class SimulatedReplica:
     """
 
     def __init__(self, setup: Setup, prefix_caching: bool, seed: int) -> None:
-        """Make the scheduler of a setup.
-
-        Args:
-            prefix_caching: see `Setup.scheduler`.
-            seed: of the noise in the times of iterations.
-        """
+        """Make the scheduler of a setup; the seed is that of the noise in times of iterations."""
         self.scheduler = setup.scheduler(prefix_caching)
         self._cost = setup.cost
         # Where no decision depends on it, observing the times changes nothing.
         self._model = self.scheduler.latency_model if setup.learns else None
         self._jitter = None if setup.noise is None else setup.noise.jitter(seed)
         self._free = [0.0] * setup.cost.num_stages  # when each stage is free
-        self._in_flight: deque[_InFlight] = deque()
+        self._in_flight: deque[BatchRun] = deque()
         # What the replica does with its time and memory.
         self._busy = [0.0] * setup.cost.num_stages
         self._overhead = self._active = self._seen = self._block_seconds = 0.0
@@ -160,17 +146,18 @@ class SimulatedReplica:
                 times.append(self._free[0])
         return times
 
-    def end(self, now: float) -> Iterator[CompletedBatch]:
-        """Complete the micro-batches that have left the last stage by now, one at a time."""
+    def end(self, now: float) -> Iterator[tuple[BatchRun, Sequence[Request]]]:
+        """Complete what has left the last stage by now; yield each with the requests it sampled."""
         scheduler, pool = self.scheduler, self.scheduler.pool
-        while self._in_flight and self._in_flight[0].ends <= now:
-            batch, began, ends, in_stage = self._in_flight.popleft()
+        while self._in_flight and self._in_flight[0].ended <= now:
+            run = self._in_flight.popleft()
+            batch, began, ends, in_stage = run
             blocks = pool.num_blocks - pool.num_free
             self._block_seconds += blocks * (ends - self._seen)
             self._seen = ends
             self._most_blocks = max(self._most_blocks, blocks)
             sampled = scheduler.complete(batch, (0,) * batch.work.samples, ends)
-            yield CompletedBatch(batch, began, ends, sampled)
+            yield run, sampled
             if self._model is not None:
                 # With one stage, an iteration is all that passes between two tokens.
                 spent = ends - began if len(self._free) == 1 else in_stage
@@ -200,7 +187,7 @@ class SimulatedReplica:
         self._tokens += shape.tokens
         self._decodes += shape.num_decodes
         in_stage = stage_seconds(overhead, seconds, hop)
-        self._in_flight.append(_InFlight(batch, now, free[-1], in_stage))
+        self._in_flight.append(BatchRun(batch, now, free[-1], in_stage))
         return free[-1]
 
     @property
@@ -222,7 +209,6 @@ class SimulatedReplica:
 
 
 _PROGRESS_EVERY = 256  # requests that ended
-_MAX_PROMPT = 2**32  # distance of token ids, so that conversations have none in common
 
 OnProgress = Callable[[int, float], None]  # requests that have ended, seconds of the virtual clock
 OnBatch = Callable[[int, Batch, float, float], None]  # replica, batch, when it began and ended
@@ -256,9 +242,7 @@ def simulate(
         targets: for goodput.
         most_records: that are kept, evenly from all requests.
         on_progress: called every few hundred requests.
-        on_batch: called with every batch.
-        on_iteration: called with every iteration of the first replica, as recorders of an engine
-            are.
+        on_iteration: called with iterations of the first replica, as an engine's recorders are.
     """
     recording = _Recording(len(plan), plan.num_warm_up, targets, most_records)
     router = ROUTERS[setup.router](setup.num_replicas, setup.profile())
@@ -278,7 +262,6 @@ def simulate(
         if request is not None and (not events or request.arrival <= events[0][0]):
             now = request.arrival
             index = router.choose(request)
-            recording.add(request)
             try:
                 replicas[index].add(request, now)
             except AdmissionError as error:
@@ -288,18 +271,18 @@ def simulate(
             request = next(arriving, None)
         else:
             now, _, index = heapq.heappop(events)
-            for completed in replicas[index].end(now):
-                for sampled in completed.sampled:
-                    number = recording.add_token(sampled.id, completed.ended)
+            for run, with_token in replicas[index].end(now):
+                for sampled in with_token:
+                    number = recording.add_token(sampled.id, run.ended)
                     if number == 1:
                         router.started(index, sampled)
                     if number == sampled.stop_criteria.max_tokens:
                         router.ended(index, sampled)
-                        recording.end(sampled, completed.ended)
+                        recording.end(sampled, run.ended)
                 if on_batch is not None:
-                    on_batch(index, completed.batch, completed.began, completed.ended)
+                    on_batch(index, run.batch, run.began, run.ended)
                 if on_iteration is not None and index == 0:
-                    on_iteration(_iteration(completed, replicas[index].scheduler))
+                    on_iteration(_iteration(run, replicas[index].scheduler))
         changed.add(index)
         # Requests that arrive at the same instant are in the same batch.
         if request is None or request.arrival > now:
@@ -323,14 +306,13 @@ def simulate(
 
 
 def _requests(plan: Plan, shares: bool) -> Iterator[Request]:
-    """Return the requests of a plan.
+    """Yield the requests of a plan.
 
-    Args:
-        shares: whether token ids matter, since prompts have common beginnings: what was said in a
-            conversation so far is the beginning of the next prompt.
+    Token ids matter where prompts share beginnings: what was said in a conversation so far is the
+    beginning of the next prompt.
     """
     for index, planned in enumerate(plan):
-        first_id = _MAX_PROMPT * planned.conversation if shares else 0
+        first_id = 2**32 * planned.conversation if shares else 0  # they have no ids in common
         prompt = range(first_id, first_id + planned.prompt_tokens)
         yield Request(index, prompt, StopCriteria(planned.output_tokens), planned.at)
 
@@ -341,22 +323,16 @@ class _Recording:
     def __init__(
         self, num_requests: int, warm_up: int, targets: Targets | None, most_records: int
     ) -> None:
-        """Begin with no requests.
+        """Begin with no requests, of which the first `warm_up` are in no figure.
 
-        Args:
-            num_requests: that will arrive, the warm-up included.
-            warm_up: the first so many are in no figure.
-            most_records: that are kept whole; of more requests, every second, third and so on.
+        Of more than `most_records`, every second, third and so on is kept whole.
         """
         self.records: list[RequestRecord] = []
         self.summary = StreamingSummary(targets)
         self.every = -(-max(1, num_requests - warm_up) // most_records)
         self.ended = 0
         self._warm_up = warm_up
-        self._tokens: dict[int, list[float]] = {}  # times, by request id
-
-    def add(self, request: Request) -> None:
-        self._tokens[request.id] = []
+        self._tokens: defaultdict[int, list[float]] = defaultdict(list)  # times, by request id
 
     def add_token(self, request_id: int, now: float) -> int:
         """Record a token of a request; return how many there are by now."""
@@ -367,7 +343,7 @@ class _Recording:
     def end(self, request: Request, now: float, refusal: str | None = None) -> None:
         """Record that a request has got its last token, or why it was refused."""
         self.ended += 1
-        tokens = self._tokens.pop(request.id)
+        tokens = self._tokens.pop(request.id, [])
         index = request.id - self._warm_up
         if index < 0:
             return
@@ -387,15 +363,15 @@ class _Recording:
             self.records.append(record)
 
 
-def _iteration(completed: CompletedBatch, scheduler: Scheduler) -> IterationRecord:
+def _iteration(run: BatchRun, scheduler: Scheduler) -> IterationRecord:
     """Return what an engine would pass to its recorders."""
-    batch, pool = completed.batch, scheduler.pool
+    batch, pool = run.batch, scheduler.pool
     return IterationRecord(
         batch=batch,
         outputs=[TokenOutput(r.id, r.output_ids[-1], r.finish_reason()) for r in batch.sampling],
-        begin=completed.began,
-        end=completed.ended,
-        parts=(("execute", completed.ended),),
+        begin=run.began,
+        end=run.ended,
+        parts=(("execute", run.ended),),
         running=len(scheduler.running),
         waiting=len(scheduler.waiting),
         free_blocks=pool.num_free,

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from sarathi.bench.report.chart import INK, Drawing, Key, Panel, dots, words
 from sarathi.bench.report.table import seconds
-from sarathi.simulator.plan.planner import PlanResult, tbt, ttft
+from sarathi.simulator.plan.planner import PlanResult
 from sarathi.simulator.plan.replica_sizing import PlanChoice, PlanTargets
 
 
@@ -20,12 +20,12 @@ def pareto(planned: PlanResult, targets: PlanTargets) -> Drawing | None:
         return None
     devices = list(dict.fromkeys(choice.layout.device for choice in choices))
     panels = (
-        ("P99 TBT (ms)", lambda one: 1000 * tbt(one), planned.tbt_front, 1000 * targets.tbt),
-        ("P90 TTFT (s)", ttft, planned.ttft_front, targets.ttft),
+        ("P99 TBT (ms)", lambda one: 1000 * one.tbt, planned.tbt_front, 1000 * targets.tbt),
+        ("P90 TTFT (s)", lambda one: one.ttft, planned.ttft_front, targets.ttft),
     )
     listed = "; ".join(
-        f"{one.replicas} x {one.layout}: ${one.cost:.2f} an hour, P99 TBT {seconds(tbt(one))}, "
-        f"P90 TTFT {seconds(ttft(one))}"
+        f"{one.replicas} x {one.layout}: ${one.cost:.2f} an hour, P99 TBT {seconds(one.tbt)}, "
+        f"P90 TTFT {seconds(one.ttft)}"
         for one in choices
         if one.layout in planned.notable
     )

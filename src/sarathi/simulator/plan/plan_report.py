@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import rich.table
 from rich.console import Console
@@ -29,11 +28,8 @@ from sarathi.bench.report.table import (
     seconds,
     table_of,
 )
-from sarathi.bench.results import Run
-from sarathi.simulator.plan.candidates import DERIVED, Kind, Rejected
-from sarathi.simulator.plan.planner import PlanResult, tbt, ttft
-from sarathi.simulator.plan.replica_sizing import PlanChoice, PlanSettings
-from sarathi.telemetry import Summary
+from sarathi.simulator.plan.planner import PlanResult
+from sarathi.simulator.plan.replica_sizing import DERIVED, Kind, PlanChoice, PlanSettings, Rejected
 from sarathi.units import format_duration
 
 _KINDS = get_args(Kind)
@@ -54,8 +50,30 @@ _DEFINITIONS = {
 }
 
 
-@dataclass(frozen=True)
-class _PlanColumn:
+def _name(choice: PlanChoice) -> str:
+    return f"{choice.replicas} x {choice.layout.device} {choice.layout.split}"
+
+
+def _budget(choice: PlanChoice) -> str:
+    tokens = choice.layout.token_budget
+    return DERIVED if tokens is None else f"{tokens:,}"
+
+
+def _capacity(choice: PlanChoice) -> str:
+    """Return requests per second, of a replica."""
+    return f"{'>= ' if choice.open_ended else ''}{plain(choice.capacity)}"
+
+
+def _busy(choice: PlanChoice) -> float:
+    """Return the share of the time with requests in which the busiest stage computed."""
+    return max((share for share, _ in stage_shares(choice.simulation.replicas)), default=0.0)
+
+
+def _ttft(percentile: str) -> Callable[[PlanChoice], Cell]:
+    return lambda one: percentile_cell(one.run.summary.ttft, percentile, milliseconds=False)
+
+
+class _PlanColumn(NamedTuple):
     """A column of plans, on the page and in the terminal."""
 
     column: Column  # of the page
@@ -64,16 +82,9 @@ class _PlanColumn:
     terminal: Callable[[PlanChoice], str] | None = None  # None: as on the page
     wide: bool = False  # whether it needs a wide terminal
 
-    def text(self, choice: PlanChoice) -> str:
-        """Return what the terminal shows."""
-        if self.terminal is not None:
-            return self.terminal(choice)
-        found = self.cell(choice)
-        return found if isinstance(found, str) else found.text
-
 
 _COLUMNS = (
-    _PlanColumn(Column("budget (tokens)"), "budget", lambda one: _budget(one)),
+    _PlanColumn(Column("budget (tokens)"), "budget", _budget),
     _PlanColumn(Column("devices"), "devices", lambda one: f"{one.devices:,}"),
     _PlanColumn(Column("an hour", "cost ($)"), "$/hour", lambda one: f"{one.cost:,.2f}"),
     _PlanColumn(
@@ -82,7 +93,7 @@ _COLUMNS = (
         lambda one: number(one.cost_per_million_tokens),
         wide=True,
     ),
-    _PlanColumn(Column("capacity (1/s)", "a replica"), "capacity", lambda one: _capacity(one)),
+    _PlanColumn(Column("capacity (1/s)", "a replica"), "capacity", _capacity),
     _PlanColumn(
         Column("load (1/s)", "a replica"),
         "rate\neach",
@@ -90,24 +101,23 @@ _COLUMNS = (
         wide=True,
     ),
     _PlanColumn(Column("busy"), "busy", lambda one: percent(_busy(one)), wide=True),
-    _PlanColumn(Column("P50", "TBT (ms)"), "", lambda one: in_milliseconds(_summary(one).tbt.p50)),
+    _PlanColumn(
+        Column("P50", "TBT (ms)"), "", lambda one: in_milliseconds(one.run.summary.tbt.p50)
+    ),
     _PlanColumn(
         Column("P99", "TBT (ms)"),
         "P99\nTBT",
-        lambda one: percentile_cell(_summary(one).tbt, "P99", milliseconds=True),
-        lambda one: milliseconds(tbt(one)),
+        lambda one: percentile_cell(one.run.summary.tbt, "P99", milliseconds=True),
+        lambda one: milliseconds(one.tbt),
     ),
     _PlanColumn(
         Column("P50", "TTFT (s)"),
         "P50\nTTFT",
-        lambda one: percentile_cell(_summary(one).ttft, "P50", milliseconds=False),
-        lambda one: seconds(_summary(one).ttft.p50),
+        _ttft("P50"),
+        lambda one: seconds(one.run.summary.ttft.p50),
     ),
     _PlanColumn(
-        Column("P90", "TTFT (s)"),
-        "P90\nTTFT",
-        lambda one: percentile_cell(_summary(one).ttft, "P90", milliseconds=False),
-        lambda one: seconds(ttft(one)),
+        Column("P90", "TTFT (s)"), "P90\nTTFT", _ttft("P90"), lambda one: seconds(one.ttft)
     ),
 )
 
@@ -211,7 +221,7 @@ def _terminal_table(planned: PlanResult, wide: bool) -> rich.table.Table:
         table.add_column(column.terminal_head, justify="right", no_wrap=True)
     table.add_column("front", no_wrap=True)
     for one in planned.choices:
-        cells = [column.text(one) for column in columns]
+        cells = [str((column.terminal or column.cell)(one)) for column in columns]
         table.add_row(_name(one) + (" *" if one.confirmed else ""), *cells, _fronts(planned, one))
     return table
 
@@ -264,7 +274,7 @@ def _accuracies(planned: PlanResult) -> list[str]:
     layouts: dict[str, dict[str, None]] = {}
     for choice in planned.choices:
         name = f"{choice.layout.device} {choice.layout.split}"
-        layouts.setdefault(_accuracy(choice.run), {})[name] = None
+        layouts.setdefault(choice.simulation.accuracy, {})[name] = None
     return [f"accuracy of {', '.join(names)}: {text}" for text, names in layouts.items()]
 
 
@@ -296,7 +306,7 @@ def _fields(planned: PlanResult, choice: PlanChoice) -> dict[str, Any]:
         "on_ttft_front": choice in planned.ttft_front,
         "confirmed": choice.confirmed,
         "reason": choice.reason,
-        "accuracy": _accuracy(choice.run),
+        "accuracy": choice.simulation.accuracy,
     }
 
 
@@ -304,36 +314,7 @@ def _layout(one: PlanChoice | Rejected) -> dict[str, Any]:
     return {name: getattr(one.layout, name) for name in ("device", "tp", "pp", "token_budget")}
 
 
-def _summary(choice: PlanChoice) -> Summary:
-    return choice.run.summary
-
-
-def _name(choice: PlanChoice) -> str:
-    return f"{choice.replicas} x {choice.layout.device} {choice.layout.split}"
-
-
-def _accuracy(run: Run) -> str:
-    assert run.simulation is not None
-    return run.simulation.accuracy
-
-
-def _budget(choice: PlanChoice) -> str:
-    tokens = choice.layout.token_budget
-    return DERIVED if tokens is None else f"{tokens:,}"
-
-
-def _capacity(choice: PlanChoice) -> str:
-    """Return requests per second, of a replica."""
-    return f"{'>= ' if choice.open_ended else ''}{plain(choice.capacity)}"
-
-
 def _fronts(planned: PlanResult, choice: PlanChoice) -> str:
     """Return the Pareto fronts that a choice is on."""
     fronts = (("TBT", planned.tbt_front), ("TTFT", planned.ttft_front))
     return "+".join(name for name, front in fronts if choice in front)
-
-
-def _busy(choice: PlanChoice) -> float:
-    """Return the share of the time with requests in which the busiest stage computed."""
-    assert choice.run.simulation is not None
-    return max((share for share, _ in stage_shares(choice.run.simulation.replicas)), default=0.0)

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from sarathi.simulator.parallel import run_all
-from sarathi.simulator.plan.candidates import Candidate, DeviceLayout, Rejected
 from sarathi.simulator.plan.replica_sizing import (
+    Candidate,
+    DeviceLayout,
     PlanChoice,
     PlanSettings,
+    Rejected,
     confirm,
     estimated_cost,
     evaluate_candidate,
@@ -40,27 +42,17 @@ class PlanResult:
     @property
     def tbt_front(self) -> list[PlanChoice]:
         """Choices such that no other costs as little and has as short a P99 TBT."""
-        return _front(self.choices, tbt)
+        return _front(self.choices, lambda one: one.tbt)
 
     @property
     def ttft_front(self) -> list[PlanChoice]:
         """Likewise with P90 TTFT."""
-        return _front(self.choices, ttft)
+        return _front(self.choices, lambda one: one.ttft)
 
     @property
     def notable(self) -> set[DeviceLayout]:
         """The cheapest, and those on either front."""
         return {one.layout for one in (*self.choices[:1], *self.tbt_front, *self.ttft_front)}
-
-
-def tbt(choice: PlanChoice) -> float:
-    """Return P99 in seconds; answers of one token each have none."""
-    return choice.run.summary.tbt.p99 or 0.0
-
-
-def ttft(choice: PlanChoice) -> float:
-    """Return P90 in seconds."""
-    return choice.run.summary.ttft.p90 or 0.0
 
 
 def make_plan(
@@ -111,20 +103,24 @@ class _Planner:
         self._by_layout = {one.layout: one for one in self.candidates}
         self.left = sorted(self.candidates, key=lambda one: estimates[one.layout])
         self._first_limit = _ESTIMATE * self.explore * min(estimates.values(), default=math.inf)
-        self._choices: dict[DeviceLayout, PlanChoice] = {}
-        self._rejected: dict[DeviceLayout, Rejected] = {}
+        self._found: dict[DeviceLayout, PlanChoice | Rejected] = {}
         self._limits: dict[DeviceLayout, float] = {}  # dollars an hour above which one was left out
 
     @property
     def planned(self) -> PlanResult:
         """What is known by now."""
-        choices = sorted(self._choices.values(), key=lambda one: (one.cost, tbt(one)))
-        return PlanResult(choices, list(self._rejected.values()), self.explore)
+        found = self._found.values()
+        choices = [one for one in found if isinstance(one, PlanChoice)]
+        choices.sort(key=lambda one: (one.cost, one.tbt))
+        return PlanResult(
+            choices, [one for one in found if isinstance(one, Rejected)], self.explore
+        )
 
     @property
     def _limit(self) -> float:
         """Dollars an hour that a candidate may cost."""
-        return self.explore * min((one.cost for one in self._choices.values()), default=math.inf)
+        cheapest = self.planned.cheapest
+        return math.inf if cheapest is None else self.explore * cheapest.cost
 
     def try_all(self) -> None:
         """Evaluate candidates in batches.
@@ -138,7 +134,9 @@ class _Planner:
             jobs: list[Callable[[], PlanChoice | Rejected]] = []
             while self.left and len(jobs) < number:
                 candidate = self.left.pop(0)
-                most = _most_replicas(candidate, limit)
+                most = None  # replicas that the limit pays for; None: any number
+                if not math.isinf(limit):
+                    most = math.floor(limit / candidate.replica_price * (1 + _ROUNDING))
                 if most != 0:
                     jobs.append(partial(evaluate_candidate, candidate, self.options, most))
                     continue
@@ -164,31 +162,20 @@ class _Planner:
             if not jobs:
                 return
             for one in run_all(jobs, workers=self.workers):
-                self._choices.pop(one.layout)
+                del self._found[one.layout]
                 self._keep(one, math.inf)
 
     def reopen(self) -> None:
         """Try candidates again that were left out for a price that turned out to be too low."""
         self._first_limit = math.inf
-        for layout, limit in list(self._limits.items()):
-            if limit < self._limit * (1 - _ROUNDING):
-                del self._limits[layout], self._rejected[layout]
-                self.left.append(self._by_layout[layout])
+        most = self._limit * (1 - _ROUNDING)
+        for one in self.planned.rejected:
+            if one.kind == "costs more" and self._limits[one.layout] < most:
+                del self._found[one.layout]
+                self.left.append(self._by_layout[one.layout])
 
     def _keep(self, one: PlanChoice | Rejected, limit: float) -> None:
-        if isinstance(one, PlanChoice):
-            self._choices[one.layout] = one
-            return
-        self._rejected[one.layout] = one
-        if one.kind == "costs more":
-            self._limits[one.layout] = limit
-
-
-def _most_replicas(candidate: Candidate, limit: float) -> int | None:
-    """Return the replicas that dollars an hour pay for; None: any number."""
-    if math.isinf(limit):
-        return None
-    return math.floor(limit / candidate.replica_price * (1 + _ROUNDING))
+        self._found[one.layout], self._limits[one.layout] = one, limit
 
 
 def _front(choices: list[PlanChoice], latency: Callable[[PlanChoice], float]) -> list[PlanChoice]:

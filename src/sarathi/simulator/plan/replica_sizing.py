@@ -1,12 +1,17 @@
-"""The number of replicas of one candidate that a load takes: estimated, searched and confirmed.
+"""Candidates of a plan, and how many replicas of each a load takes.
 
-Simulated runs end as soon as they are sure to miss the targets of the plan.
+The number is estimated, searched and confirmed. Simulated runs end as soon as they are sure to miss
+the targets of the plan.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
+from typing import Literal, NamedTuple
 
 import numpy as np
 from msgspec import structs
@@ -15,22 +20,105 @@ from sarathi.bench.capacity.capacity_search import Search
 from sarathi.bench.capacity.verdict import (
     CapacityTargets,
     Verdict,
+    Z,
     combine,
     evaluate,
     evaluate_latency,
 )
-from sarathi.bench.results import Run
-from sarathi.bench.workload.arrivals import Times
+from sarathi.bench.results import Run, Simulation
+from sarathi.errors import SimulationError
 from sarathi.scheduler import Batch
 from sarathi.simulator.cost_model import BatchShape, iteration_seconds
-from sarathi.simulator.plan.candidates import Candidate, DeviceLayout, Rejected
+from sarathi.simulator.deployment import split_name
 from sarathi.simulator.setup import Setup
 from sarathi.simulator.simulated_run import SimulatedLoad, simulated_run
 from sarathi.telemetry import Summary
 from sarathi.units import format_duration
 
-_TAIL = 0.1  # of the requests may wait longer than the bounds on P90
-_Z = 1.96  # standard errors that hold 95 %
+DERIVED = "target"  # instead of a token budget: it follows from the latency target
+
+
+@dataclass(frozen=True, order=True)
+class DeviceLayout:
+    """One replica."""
+
+    device: str
+    tp: int
+    pp: int
+    token_budget: int | None  # of an iteration; None: what the latency target leaves
+
+    @property
+    def devices(self) -> int:
+        return self.tp * self.pp
+
+    @property
+    def split(self) -> str:
+        return split_name(self.tp, self.pp)
+
+    def __str__(self) -> str:
+        budget = "" if self.token_budget is None else f" budget {self.token_budget}"
+        return f"{self.device} {self.split}{budget}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A replica that fits into its devices."""
+
+    layout: DeviceLayout
+    setup: Setup  # of one replica
+    price: float  # dollars an hour, of a device; above 0
+
+    @property
+    def replica_price(self) -> float:
+        return self.price * self.layout.devices
+
+
+# Why a layout is no choice: it does not fit, it is never fast enough, or it costs too much.
+Kind = Literal["does not fit", "misses", "costs more"]
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A layout that is no choice."""
+
+    layout: DeviceLayout
+    kind: Kind
+    reason: str  # one line
+    detail: str = ""  # the arithmetic behind it, perhaps several lines
+
+
+def layouts(
+    devices: Iterable[str],
+    tps: Sequence[int],
+    pps: Sequence[int],
+    budgets: Sequence[int | None],
+    max_devices: int,
+) -> list[DeviceLayout]:
+    """Return all layouts with at most `max_devices` for a replica."""
+    found = (DeviceLayout(*each) for each in product(devices, tps, pps, budgets))
+    return [layout for layout in found if layout.devices <= max_devices]
+
+
+def candidates(
+    layouts: Iterable[DeviceLayout],
+    prices: Mapping[str, float],
+    make: Callable[[DeviceLayout], Setup],
+) -> tuple[list[Candidate], list[Rejected]]:
+    """Return the candidates that fit, and the other layouts with their arithmetic.
+
+    Args:
+        prices: by device, in dollars an hour.
+        make: returns one replica, or raises SimulationError where the model cannot be laid out so.
+    """
+    fit: list[Candidate] = []
+    others: list[Rejected] = []
+    for layout in layouts:
+        try:
+            fit.append(Candidate(layout, make(layout), prices[layout.device]))
+        except SimulationError as error:
+            reason, _, detail = str(error).partition("\n")
+            others.append(Rejected(layout, "does not fit", reason, detail))
+    return fit, others
 
 
 @dataclass(frozen=True)
@@ -78,76 +166,60 @@ class PlanSettings:
     point_duration: float = 90.0  # least seconds of arrivals of a point
 
 
-def run_with_early_stopping(
-    setup: Setup, options: PlanSettings, rate: float, number: int, label: str, most_records: int
-) -> tuple[Run | None, Verdict]:
-    """Simulate a rate, as long as the targets can be met.
-
-    Args:
-        rate: requests per second, of all replicas of the setup.
-        number: requests to be measured.
-
-    Returns:
-        No run where it was stopped; the verdict is a certain miss then.
-    """
-    load = replace(options.load, num_requests=number)
-    plan = load.workload.plan(rate, number, load.warm_up, load.seed, setup.max_model_len)
-    stopping = _EarlyStopping(plan.times, plan.num_warm_up, options.targets)
-    try:
-        run = simulated_run(
-            setup, load, rate, label, most_records=most_records, on_batch=stopping.on_batch
-        )
-    except _StoppedError as error:
-        return None, Verdict(False, True, str(error))
-    return run, options.targets.evaluate(run.summary)
-
-
 class _StoppedError(Exception):
     """The run is sure to miss; the message is the reason."""
 
 
-class _EarlyStopping:
-    """Counts the requests that have waited too long already, at least.
+def run_with_early_stopping(
+    setup: Setup, options: PlanSettings, rate: float, number: int, label: str, most_records: int
+) -> tuple[Run | None, Verdict]:
+    """Simulate a rate, until too many requests have certainly waited too long.
 
     Of those that have arrived, all but as many as have started are waiting. A request that starts
     again after a preemption counts as one more, so that the number is a lower bound.
+
+    Args:
+        rate: requests per second, of all replicas of the setup.
+
+    Returns:
+        No run where it was stopped; the verdict is a certain miss then.
     """
+    load, targets = replace(options.load, num_requests=number), options.targets
+    plan = load.workload.plan(rate, number, load.warm_up, load.seed, setup.max_model_len)
+    # Without its first slice a request has no token either.
+    limit = min(targets.tail_delay, targets.ttft or math.inf)
+    measured = len(plan) - plan.num_warm_up
+    allowed = 0.1 * measured  # may wait longer than the bounds on P90
+    most = plan.num_warm_up + allowed + Z * math.sqrt(allowed)
+    started = 0
 
-    def __init__(self, times: Times, num_warm_up: int, targets: PlanTargets) -> None:
-        # Without its first slice a request has no token either.
-        self._limit = min(targets.tail_delay, targets.ttft or math.inf)
-        self._times = times
-        self._number = len(times) - num_warm_up
-        allowed = _TAIL * self._number
-        self._most = num_warm_up + allowed + _Z * math.sqrt(allowed)
-        self._started = 0
-
-    def on_batch(self, replica: int, batch: Batch, began: float, ended: float) -> None:
-        """Raise `_StoppedError` if too many requests are waiting."""
-        prompts = batch.slices[batch.num_decodes :]
-        self._started += sum(part.start == 0 for part in prompts)
-        arrived = int(np.searchsorted(self._times, began - self._limit, side="right"))
-        if arrived - self._started > self._most:
+    def on_batch(replica: int, batch: Batch, began: float, ended: float) -> None:
+        nonlocal started
+        started += sum(part.start == 0 for part in batch.slices[batch.num_decodes :])
+        arrived = int(np.searchsorted(plan.times, began - limit, side="right"))
+        if arrived - started > most:
             raise _StoppedError(
-                f"more than a tenth of {self._number} requests waited longer than "
-                f"{format_duration(self._limit)} at one time"
+                f"more than a tenth of {measured} requests waited longer than "
+                f"{format_duration(limit)} at one time"
             )
 
+    try:
+        run = simulated_run(setup, load, rate, label, most_records=most_records, on_batch=on_batch)
+    except _StoppedError as error:
+        return None, Verdict(False, True, str(error))
+    return run, targets.evaluate(run.summary)
 
-_SAMPLE = 1000  # requests, of which mean lengths are computed
+
 _TOKENS = 512  # of a typical iteration
 _HEADROOM = 0.5  # of the throughput of such iterations is a replica's capacity, roughly
 _HALVINGS = 6  # of the estimated capacity, before a replica is rejected
 _RUNS = 2  # at a rate whose verdict is uncertain
 _SPARE = 2  # replicas more than the capacity asks for, where the planned rate misses after all
-_RECORDS = 256  # of a run, for figures
 _CONFIRM_SPARE = 3  # likewise, where all replicas are simulated
 _CONFIRM_REQUESTS = 4096  # at most, unless the least duration of a run asks for more
-_CONFIRM_RECORDS = 1024
 
 
-@dataclass(frozen=True)
-class MeanRequest:
+class MeanRequest(NamedTuple):
     """Mean lengths in tokens."""
 
     prompt: float
@@ -159,13 +231,9 @@ class MeanRequest:
 
 
 def mean_request(options: PlanSettings, setup: Setup) -> MeanRequest:
-    """Return the mean lengths of a load.
-
-    Raises:
-        BenchmarkError: the workload cannot be made.
-    """
-    load = options.load
-    plan = load.workload.plan(options.rate, _SAMPLE, 0, load.seed, setup.max_model_len)
+    """Return the mean lengths of a load."""
+    load, sample = options.load, 1000
+    plan = load.workload.plan(options.rate, sample, 0, load.seed, setup.max_model_len)
     return MeanRequest(float(plan.prompts.mean()), float(plan.outputs.mean()))
 
 
@@ -217,6 +285,21 @@ class PlanChoice:
     def cost_per_million_tokens(self) -> float:
         return self.cost / 3600 / self.tokens_per_second * 1e6
 
+    @property
+    def tbt(self) -> float:
+        """P99 in seconds; answers of one token each have none."""
+        return self.run.summary.tbt.p99 or 0.0
+
+    @property
+    def ttft(self) -> float:
+        """P90 in seconds."""
+        return self.run.summary.ttft.p90 or 0.0
+
+    @property
+    def simulation(self) -> Simulation:
+        assert self.run.simulation is not None
+        return self.run.simulation
+
 
 def evaluate_candidate(
     candidate: Candidate, settings: PlanSettings, most_replicas: int | None
@@ -226,115 +309,93 @@ def evaluate_candidate(
     Args:
         most_replicas: with more, it costs too much; None: it never does.
     """
-    target = settings.targets.tbt
-    fastest = iteration_seconds(candidate.setup.cost, BatchShape.make(1, 1))
-    if fastest > target and candidate.setup.noise is None:
+    layout, setup, rate, target = candidate.layout, candidate.setup, settings.rate, settings.targets
+    fastest = iteration_seconds(setup.cost, BatchShape.make(1, 1))
+    if fastest > target.tbt and setup.noise is None:
         reason = f"a token takes {format_duration(fastest)} even of a request alone, above "
-        return Rejected(candidate.layout, "misses", reason + format_duration(target))
-    return _Evaluation(candidate, settings, most_replicas).result()
+        return Rejected(layout, "misses", reason + format_duration(target.tbt))
+    mean = mean_request(settings, setup)
+    runs = _ReplicaRuns(candidate, settings, min(estimated_capacity(setup, mean), rate))
+
+    if most_replicas is not None:  # one run may show that they are too few
+        share = rate / most_replicas
+        verdict = runs.run(share)
+        while not runs.settled(share):
+            verdict = runs.run(share)
+        if verdict.certain and not verdict.met:
+            replicas = "one replica" if most_replicas == 1 else f"{most_replicas} replicas"
+            reason = f"needs more than {replicas}: at {share:.3g}/s each, {verdict.reason}"
+            return Rejected(layout, "costs more", reason)
+
+    capacity = runs.find_capacity()
+    if capacity is None:
+        lowest = min(runs.latest)
+        reason = f"even {lowest:.3g} requests a second miss: {runs.latest[lowest][1].reason}"
+        return Rejected(layout, "misses", reason)
+
+    # The search ends with two rates that are some way apart; shares between them are tried.
+    missed = [r for r, (_, v) in runs.latest.items() if not v.met and r > capacity]
+    least = max(1, math.floor(rate / min(missed)) + 1) if missed else 1
+    enough = max(1, math.ceil(rate / capacity))
+    for number in range(min(least, enough), enough + _SPARE + 1):
+        share = rate / number
+        if share not in runs.latest:
+            runs.run(share)
+        run, verdict = runs.latest[share]
+        if run is not None and verdict.met:
+            return PlanChoice(
+                layout=layout,
+                replicas=number,
+                rate=rate,
+                price=candidate.price,
+                capacity=capacity if number == enough else share,
+                open_ended=capacity >= rate,
+                run=run,
+                reason=verdict.reason,
+                tokens_per_second=rate * mean.total,
+            )
+    reason = f"no number of replicas was sure to do: {verdict.reason} at {share:.3g}/s each"
+    return Rejected(layout, "misses", reason)
 
 
-class _Evaluation:
-    def __init__(
-        self, candidate: Candidate, settings: PlanSettings, most_replicas: int | None
-    ) -> None:
-        self._candidate, self._options, self._most = candidate, settings, most_replicas
-        self._mean = mean_request(settings, candidate.setup)
-        estimate = estimated_capacity(candidate.setup, self._mean)
-        self._start = float(f"{max(1e-5, min(estimate, settings.rate)):.3g}")
+class _ReplicaRuns:
+    """Runs of one replica, from which its capacity follows."""
+
+    def __init__(self, candidate: Candidate, settings: PlanSettings, start: float) -> None:
+        self._candidate, self._settings = candidate, settings
+        self._start = float(f"{max(1e-5, start):.3g}")
         self._search = Search(self._start, settings.resolution, max_halvings=_HALVINGS)
-        self._latest: dict[float, tuple[Run | None, Verdict]] = {}  # by rate
-        self._times: dict[float, int] = {}  # that a rate was run
+        self._times: Counter[float] = Counter()  # that a rate was run
+        self.latest: dict[float, tuple[Run | None, Verdict]] = {}  # by rate
 
-    def result(self) -> PlanChoice | Rejected:
-        rejected = self._too_expensive()
-        if rejected is not None:
-            return rejected
-        self._find_capacity()
-        capacity = self._search.capacity
-        if capacity is None:
-            lowest = min(self._latest)
-            reason = f"even {lowest:.3g} requests a second miss: {self._latest[lowest][1].reason}"
-            return Rejected(self._candidate.layout, "misses", reason)
-        return self._choice(capacity)
-
-    def _too_expensive(self) -> Rejected | None:
-        """Reject the candidate if one run shows that the affordable replicas are too few."""
-        if self._most is None:
-            return None
-        rate = self._options.rate / self._most
-        verdict = self._settle(rate)
-        if verdict.met or not verdict.certain:
-            return None
-        replicas = "one replica" if self._most == 1 else f"{self._most} replicas"
-        reason = f"needs more than {replicas}: at {rate:.3g}/s each, {verdict.reason}"
-        return Rejected(self._candidate.layout, "costs more", reason)
-
-    def _find_capacity(self) -> None:
-        rate = self._options.rate
-        if all(verdict.met and r < self._start for r, (_, verdict) in self._latest.items()):
-            self._run(self._start)  # which saves doublings from a low rate
-        while (attempt := self._search.next()) is not None:
-            # One replica that serves all is enough: how much more it could take costs long runs.
-            verdict = self._run(min(attempt.rate, rate))
-            if attempt.rate >= rate and verdict.met and self._settled(rate):
-                return
-
-    def _choice(self, capacity: float) -> PlanChoice | Rejected:
-        """Return the fewest replicas that meet the targets at their share of the load.
-
-        The search ends with two rates that are some way apart; shares between them are tried.
-        """
-        rate = self._options.rate
-        missed = [r for r, (_, v) in self._latest.items() if not v.met and r > capacity]
-        least = max(1, math.floor(rate / min(missed)) + 1) if missed else 1
-        enough = max(1, math.ceil(rate / capacity))
-        for replicas in range(min(least, enough), enough + _SPARE + 1):
-            share = rate / replicas
-            if share not in self._latest:
-                self._run(share)
-            run, verdict = self._latest[share]
-            if run is not None and verdict.met:
-                return PlanChoice(
-                    layout=self._candidate.layout,
-                    replicas=replicas,
-                    rate=rate,
-                    price=self._candidate.price,
-                    capacity=capacity if replicas == enough else share,
-                    open_ended=capacity >= rate,
-                    run=run,
-                    reason=verdict.reason,
-                    tokens_per_second=rate * self._mean.total,
-                )
-        reason = f"no number of replicas was sure to do: {verdict.reason} at {share:.3g}/s each"
-        return Rejected(self._candidate.layout, "misses", reason)
-
-    def _settle(self, rate: float) -> Verdict:
-        """Run a rate until its verdict is as certain as possible."""
-        verdict = self._run(rate)
-        while not self._settled(rate):
-            verdict = self._run(rate)
-        return verdict
-
-    def _settled(self, rate: float) -> bool:
-        return self._latest[rate][1].certain or self._times[rate] >= _RUNS
-
-    def _run(self, rate: float) -> Verdict:
+    def run(self, rate: float) -> Verdict:
         """Run a rate, each time with twice as many requests, the first half being the same."""
-        options, times = self._options, self._times.get(rate, 0)
-        number = max(options.load.num_requests, math.ceil(rate * options.point_duration))
+        settings, candidate = self._settings, self._candidate
+        number = max(settings.load.num_requests, math.ceil(rate * settings.point_duration))
+        number *= 2 ** self._times[rate]
         run, verdict = run_with_early_stopping(
-            self._candidate.setup,
-            options,
-            rate,
-            number * 2**times,
-            str(self._candidate.layout),
-            _RECORDS,
+            candidate.setup, settings, rate, number, str(candidate.layout), most_records=256
         )
         self._search.record(rate, verdict.met, verdict.certain)
-        self._latest[rate] = (run, verdict)
-        self._times[rate] = times + 1
+        self.latest[rate] = (run, verdict)
+        self._times[rate] += 1
         return verdict
+
+    def settled(self, rate: float) -> bool:
+        """Return whether the verdict on a rate is as certain as possible."""
+        return self.latest[rate][1].certain or self._times[rate] >= _RUNS
+
+    def find_capacity(self) -> float | None:
+        """Return the highest rate believed to meet the targets, or None."""
+        rate = self._settings.rate
+        if all(verdict.met and r < self._start for r, (_, verdict) in self.latest.items()):
+            self.run(self._start)  # which saves doublings from a low rate
+        while (attempt := self._search.next()) is not None:
+            # One replica that serves all is enough: how much more it could take costs long runs.
+            verdict = self.run(min(attempt.rate, rate))
+            if attempt.rate >= rate and verdict.met and self.settled(rate):
+                break
+        return self._search.capacity
 
 
 def confirm(
@@ -354,14 +415,15 @@ def confirm(
             options.rate,
             number,
             f"{replicas} x {choice.layout}",
-            _CONFIRM_RECORDS,
+            most_records=1024,
         )
         if run is not None and verdict.met:
-            found = replace(choice, replicas=replicas, reason=verdict.reason, confirmed=True)
+            found = replace(
+                choice, replicas=replicas, run=run, reason=verdict.reason, confirmed=True
+            )
             # The cost of a steady load: at its end, a run keeps devices for ever fewer requests.
-            assert run.simulation is not None
             cost = found.cost_per_million_tokens
-            simulation = structs.replace(run.simulation, cost_per_million_tokens=cost)
+            simulation = structs.replace(found.simulation, cost_per_million_tokens=cost)
             return replace(found, run=structs.replace(run, simulation=simulation))
     reason = f"{replicas} replicas together miss: {verdict.reason}"
     return Rejected(choice.layout, "misses", reason)

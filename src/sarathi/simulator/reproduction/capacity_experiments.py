@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import product
 from operator import attrgetter, itemgetter
-from typing import Any
 
 from sarathi.bench.report.table import Cell, milliseconds, number, plain
 from sarathi.simulator.cost_model import BatchShape
@@ -15,18 +14,15 @@ from sarathi.simulator.reproduction.experiment import (
     Compare,
     DataPoint,
     Experiment,
+    ExperimentResult,
     Fields,
-    Findings,
     Grid,
     GridPanel,
     Measured,
     Selection,
     by,
 )
-from sarathi.simulator.reproduction.iteration_experiments import cost_of, prompt_batch
-from sarathi.simulator.reproduction.jobs import CapacityJob, DecodeJob, FoundCapacity
-from sarathi.simulator.reproduction.published import Comparison, Published, gain
-from sarathi.simulator.reproduction.testbeds import (
+from sarathi.simulator.reproduction.jobs import (
     DATASETS,
     FALCON,
     FALCON_TP8,
@@ -34,8 +30,12 @@ from sarathi.simulator.reproduction.testbeds import (
     SHAREGPT,
     STRICT_BUDGET,
     TESTBEDS,
+    CapacityJob,
     Dataset,
+    DecodeJob,
+    FoundCapacity,
     Options,
+    RateJob,
     System,
     Testbed,
     by_target,
@@ -43,6 +43,8 @@ from sarathi.simulator.reproduction.testbeds import (
     sarathi,
     vllm,
 )
+from sarathi.simulator.reproduction.latency_experiments import Metrics, cost_of, prompt_batch
+from sarathi.simulator.reproduction.published import Comparison, Published, gain
 
 ORCA, VLLM, SARATHI, OURS = "Orca", "vLLM", "Sarathi", "Sarathi, budget from the target"
 SYSTEMS = (ORCA, VLLM, SARATHI, OURS)
@@ -59,49 +61,62 @@ _STARTS: Mapping[tuple[str, str], float] = {
     ("falcon-180b", "sharegpt"): 0.4,
     ("falcon-180b", "arxiv"): 0.15,
 }
-_METRICS: Mapping[str, Callable[[Any], Any]] = {
+_METRICS: Metrics = {
     "tbt_target": attrgetter("target"),
     **{name: attrgetter(name) for name in ("capacity", "low", "high", "bound")},
 }
+_Run = tuple[str, System, tuple[str, ...]]  # name, scheduler, and the targets that it is for
 
 
 def _capacities(
     fields: Fields,
     testbed: Testbed,
     dataset: Dataset,
-    system: System,
-    targets: tuple[str, ...],
+    run: _Run,
     options: Options,
-    metrics: Mapping[str, Callable[[Any], Any]] = _METRICS,
+    metrics: Metrics = _METRICS,
 ) -> list[DataPoint]:
     """Return a data point for each target; all are searched for by one job."""
+    name, system, targets = run
     start = _STARTS[testbed.model, dataset.name] * (1.5 if system.policy == "sarathi" else 1)
     seconds = tuple(testbed.target(target) for target in targets)
-    job = CapacityJob(testbed, system, dataset, seconds, start, options)
+    job = CapacityJob(RateJob(testbed, system, dataset, start, options), seconds)
     return [
-        DataPoint({**fields, "target": target}, metrics, job, select=itemgetter(i))
+        DataPoint(
+            {**fields, "scheduler": name, "target": target}, metrics, job, select=itemgetter(i)
+        )
         for i, target in enumerate(targets)
     ]
 
 
-def _gain(what: str, ours: Fields, theirs: Fields, known: Published, why: str = "") -> Compare:
-    """Compare how many times as much load one system takes as another.
+def _sarathi_runs(name: str, testbed: Testbed) -> list[_Run]:
+    """Return Sarathi with the budget for each target."""
+    return [
+        (name, sarathi(STRICT_BUDGET), ("strict",)),
+        (name, sarathi(testbed.relaxed_budget), ("relaxed",)),
+    ]
+
+
+def _gain(
+    what: str, where: Fields, ours: str, theirs: str, known: Published, why: str = ""
+) -> Compare:
+    """Compare how many times as much load one scheduler takes as another.
 
     Args:
         why: ours differs from the published gain, unless that is within what is certain of ours.
     """
 
-    def compare(found: Findings) -> Comparison:
-        first: FoundCapacity = found.one(**ours).result
-        second: FoundCapacity = found.one(**theirs).result
+    def compare(found: ExperimentResult) -> Comparison:
+        first: FoundCapacity = found.one(**where, scheduler=ours).result
+        second: FoundCapacity = found.one(**where, scheduler=theirs).result
         value = gain(first.capacity, second.capacity)
         low, high = gain(first.low, second.high), gain(first.high, second.low)
         if low is None or high is None:
-            return Comparison(what, value, known, "x", why)
+            return Comparison(what, known, "x", why, value)
         within = low <= known.value <= high
         chance = "chance: the published gain is within the range that is certain of ours"
         note = f"for certain {number(low)}x to {number(high)}x"
-        return Comparison(what, value, known, "x", chance if within else why, note)
+        return Comparison(what, known, "x", chance if within else why, value, note)
 
     return compare
 
@@ -116,7 +131,7 @@ def _largest_gain(
 ) -> Compare:
     """Compare the largest gain of Sarathi over any of the rivals, under any target."""
 
-    def compare(found: Findings) -> Comparison:
+    def compare(found: ExperimentResult) -> Comparison:
         gains = []
         for dataset, target, rival in product(datasets, TARGETS, rivals):
             where = {"model": model, "dataset": dataset.name, "target": target}
@@ -126,25 +141,12 @@ def _largest_gain(
             if (value := gain(ours, theirs)) is not None:
                 gains.append((value, f"{dataset.name}, {target}, over {rival}"))
         largest, note = max(gains, default=(None, "no rate met the target"))
-        return Comparison(what, largest, known, "x", why, note)
+        return Comparison(what, known, "x", why, largest, note)
 
     return compare
 
 
 # Figures 10 and 11: the load that each scheduler takes within a target.
-
-
-def _systems(testbed: Testbed) -> list[tuple[str, System, tuple[str, ...]]]:
-    """Return schedulers with the targets that each is for."""
-    return [
-        (ORCA, orca(testbed.orca_batch), TARGETS),
-        (VLLM, vllm(), TARGETS),
-        (SARATHI, sarathi(STRICT_BUDGET), ("strict",)),
-        (SARATHI, sarathi(testbed.relaxed_budget), ("relaxed",)),
-        (OURS, by_target(testbed.strict), ("strict",)),
-        (OURS, by_target(testbed.relaxed), ("relaxed",)),
-    ]
-
 
 _LOADS = tuple(
     Selection(
@@ -153,8 +155,7 @@ _LOADS = tuple(
         dataset.title,
         target,
     )
-    for dataset in DATASETS
-    for target in TARGETS
+    for dataset, target in product(DATASETS, TARGETS)
 )
 
 
@@ -177,8 +178,7 @@ def _capacity_grid(*testbeds: Testbed) -> Grid:
                 {"model": testbed.model, "scheduler": system},
                 f"{testbed.title}, {testbed.hardware}",
             )
-            for testbed in testbeds
-            for system in SYSTEMS
+            for testbed, system in product(testbeds, SYSTEMS)
         ),
         _LOADS,
         {"": _capacity_cell},
@@ -193,19 +193,19 @@ def capacity(options: Options) -> Experiment:
     full_titles = {each.model: f"{each.title} on {each.hardware}" for each in TESTBEDS}
     points = []
     for testbed, dataset in product(TESTBEDS, DATASETS):
-        for name, system, targets in _systems(testbed):
-            fields = {"model": testbed.model, "dataset": dataset.name, "scheduler": name}
-            points += _capacities(fields, testbed, dataset, system, targets, options)
-    panels = [
-        GridPanel(f"{each.title} (requests per second)", _capacity_grid(each), "capacity")
-        for each in TESTBEDS
-    ]
+        fields = {"model": testbed.model, "dataset": dataset.name}
+        for run in (
+            (ORCA, orca(testbed.orca_batch), TARGETS),
+            (VLLM, vllm(), TARGETS),
+            *_sarathi_runs(SARATHI, testbed),
+            *((OURS, by_target(testbed.target(target)), (target,)) for target in TARGETS),
+        ):
+            points += _capacities(fields, testbed, dataset, run, options)
     comparisons = []
     for (model, load, target, rival), known in published.GAINS.items():
         what = f"{titles[model]}, {load}, {target}: gain over {rival}"
         where = {"model": model, "dataset": load, "target": target}
-        ours, theirs = ({**where, "scheduler": name} for name in (SARATHI, rival))
-        comparisons.append(_gain(what, ours, theirs, known))
+        comparisons.append(_gain(what, where, SARATHI, rival, known))
     for rival, known in published.LLAMA_GAINS.items():
         what = f"LLaMA2-70B, sharegpt: largest gain over {rival}"
         why = words.reasons["few at a time"] if rival == ORCA else ""
@@ -214,6 +214,10 @@ def capacity(options: Options) -> Experiment:
     for model, known in published.HEADLINE.items():
         rivals = (VLLM, ORCA) if model == FALCON.model else (VLLM,)
         headline.append(_largest_gain(full_titles[model], model, DATASETS, rivals, known))
+    panels = [
+        GridPanel(f"{each.title} (requests per second)", _capacity_grid(each), "capacity")
+        for each in TESTBEDS
+    ]
     return Experiment(
         name="capacity",
         points=points,
@@ -228,15 +232,8 @@ def capacity(options: Options) -> Experiment:
 # Figure 13: tensor against pipeline parallelism for Falcon-180B on two nodes with Ethernet.
 
 _BATCHES = (8, 16, 32, 64, 128)
-_WHY = WORDS["falcon-parallelism"].reasons
 _SPLITS = {"TP8": FALCON_TP8, "TP4-PP2": FALCON}
 _VLLM_TP, _VLLM_PP, _SARATHI_PP = "vLLM, TP8", "vLLM, TP4-PP2", "Sarathi, TP4-PP2"
-_FALCON_RUNS: tuple[tuple[str, Testbed, System, tuple[str, ...]], ...] = (
-    (_VLLM_TP, FALCON_TP8, vllm(), TARGETS),
-    (_VLLM_PP, FALCON, vllm(), TARGETS),
-    (_SARATHI_PP, FALCON, sarathi(STRICT_BUDGET), ("strict",)),
-    (_SARATHI_PP, FALCON, sarathi(FALCON.relaxed_budget), ("relaxed",)),
-)
 
 
 def _shown_capacity(one: Measured) -> Cell:
@@ -244,20 +241,34 @@ def _shown_capacity(one: Measured) -> Cell:
     return Cell("none", tone="bad") if found is None else Cell(plain(found))
 
 
-def _stage_time(what: str, shape: BatchShape, known: Published, why: str = "") -> Compare:
-    seconds = max(cost_of(FALCON, SHAREGPT.max_total).stages(shape))
-    return lambda found: Comparison(what, seconds, known, "s", why)
+def _falcon_comparisons(reasons: Mapping[str, str]) -> list[Compare]:
+    network = reasons["network"]
 
+    def decodes(found: ExperimentResult) -> Comparison:
+        tp, pp = (found.one(split=split, batch=32)["tbt_p50"] for split in _SPLITS)
+        what = "median TBT of 32 decodes, TP8 to TP4-PP2"
+        return Comparison(what, published.TP8_TBT, "x", network, gain(tp, pp))
 
-def _falcon_gain(target: str, what: str, rival: str, known: Published, why: str = "") -> Compare:
-    ours, theirs = ({"scheduler": name, "target": target} for name in (_SARATHI_PP, rival))
-    return _gain(f"{target}: gain of {what}", ours, theirs, known, why)
+    def gains(target: str, what: str, rival: str, known: Published, why: str = "") -> Compare:
+        title = f"{target}: gain of {what}"
+        return _gain(title, {"target": target}, _SARATHI_PP, rival, known, why)
 
+    def stage(what: str, shape: BatchShape, known: Published, why: str = "") -> Compare:
+        seconds = max(cost_of(FALCON, SHAREGPT.max_total).stages(shape))
+        return lambda found: Comparison(f"{what}, one stage", known, "s", why, seconds)
 
-def _decode_ratio(found: Findings) -> Comparison:
-    tp, pp = (found.one(split=split, batch=32)["tbt_p50"] for split in _SPLITS)
-    what = "median TBT of 32 decodes, TP8 to TP4-PP2"
-    return Comparison(what, gain(tp, pp), published.TP8_TBT, "x", _WHY["network"])
+    both, known = "Sarathi over vLLM, both TP4-PP2", published.GAINS
+    batch, slow = BatchShape.make(32, 2048), reasons["decodes"]
+    return [
+        decodes,
+        gains("strict", "Sarathi TP4-PP2 over vLLM TP8", _VLLM_TP, published.TP8_GAIN, network),
+        *(
+            gains(target, both, _VLLM_PP, known[FALCON.model, SHAREGPT.name, target, VLLM])
+            for target in TARGETS
+        ),
+        stage("prompt of 4096", prompt_batch(1, 4096), published.FALCON_PROMPT),
+        stage("32 decodes", batch, published.FALCON_DECODES, slow),
+    ]
 
 
 def falcon_parallelism(options: Options) -> Experiment:
@@ -281,38 +292,26 @@ def falcon_parallelism(options: Options) -> Experiment:
         DataPoint(
             {"split": name, "batch": n}, {"tbt_p50": lambda median: median}, DecodeJob(testbed, n)
         )
-        for name, testbed in _SPLITS.items()
-        for n in _BATCHES
+        for (name, testbed), n in product(_SPLITS.items(), _BATCHES)
     ]
     metrics = {"capacity": _METRICS["capacity"]}
-    for name, testbed, system, targets in _FALCON_RUNS:
-        fields = {"scheduler": name}
-        points += _capacities(fields, testbed, SHAREGPT, system, targets, options, metrics)
-    axis, tp_gain = "requests in a batch", "Sarathi TP4-PP2 over vLLM TP8"
-    known = {
-        target: published.GAINS[FALCON.model, SHAREGPT.name, target, VLLM] for target in TARGETS
-    }
-    both = "Sarathi over vLLM, both TP4-PP2"
-    prompt, batch = prompt_batch(1, 4096), BatchShape.make(32, 2048)
+    for testbed, run in (
+        (FALCON_TP8, (_VLLM_TP, vllm(), TARGETS)),
+        (FALCON, (_VLLM_PP, vllm(), TARGETS)),
+        *((FALCON, run) for run in _sarathi_runs(_SARATHI_PP, FALCON)),
+    ):
+        points += _capacities({}, testbed, SHAREGPT, run, options, metrics)
+    times = GridPanel("P50 TBT (ms)", decodes, "tbt_p50", "requests in a batch", 1000, log_x=True)
     return Experiment(
         name="falcon-parallelism",
         points=points,
         tables=[decodes, capacities],
         figures=[
-            words.figure(
-                "falcon-decodes",
-                GridPanel("P50 TBT (ms)", decodes, "tbt_p50", axis, 1000, log_x=True),
-            ),
+            words.figure("falcon-decodes", times),
             words.figure(
                 "falcon-capacity", GridPanel("Requests per second", capacities, "capacity")
             ),
         ],
-        comparisons=[
-            _decode_ratio,
-            _falcon_gain("strict", tp_gain, _VLLM_TP, published.TP8_GAIN, _WHY["network"]),
-            *(_falcon_gain(target, both, _VLLM_PP, known[target]) for target in TARGETS),
-            _stage_time("prompt of 4096, one stage", prompt, published.FALCON_PROMPT),
-            _stage_time("32 decodes, one stage", batch, published.FALCON_DECODES, _WHY["decodes"]),
-        ],
+        comparisons=_falcon_comparisons(words.reasons),
         deployments={f"Falcon-180B, {name}": t.deployment(8192) for name, t in _SPLITS.items()},
     )

@@ -20,7 +20,7 @@ from sarathi.bench.report.chart import (
     words,
 )
 from sarathi.bench.report.table import number, plain
-from sarathi.simulator.reproduction.experiment import Figure, Findings, GridPanel
+from sarathi.simulator.reproduction.experiment import ExperimentResult, Figure, GridPanel
 
 _MOST_TICKS = 8  # that are labelled one by one
 _BAR, _HEAD, _FOOT = 0.2, 0.55, 0.7  # inches: of a bar, above a panel, below all
@@ -32,14 +32,10 @@ _MARK: dict[str, Any] = {
     "linestyle": "none",
     "zorder": 4,
 }
-_DASHED: dict[str, Any] = {
-    "linestyle": (0, (4, 2.5)),
-    "markerfacecolor": SURFACE,
-    "linewidth": 1.3,
-}
+_DASHED: dict[str, Any] = {"linestyle": (0, (4, 2.5)), "markerfacecolor": SURFACE, "linewidth": 1.3}
 
 
-def drawing(described: Figure, found: Findings) -> Drawing:
+def drawing(described: Figure, found: ExperimentResult) -> Drawing:
     """Return how to draw a figure of an experiment."""
     text = (described.name, described.title, described.caption, described.text(found))
     panels = described.panels
@@ -62,7 +58,7 @@ def drawing(described: Figure, found: Findings) -> Drawing:
     return Drawing(*text, shown, _FOOT + sum(pairs), _FOOT + 0.5 + sum(tall), boxes)
 
 
-def _line_panel(panel: GridPanel, found: Findings, keys: dict[str, Key]) -> Panel:
+def _line_panel(panel: GridPanel, found: ExperimentResult, keys: dict[str, Key]) -> Panel:
     """Return the panel, and add its lines to the keys of the legend."""
     ours, published = [], []
     rows = panel.grid.rows
@@ -110,7 +106,7 @@ def _marks(index: int) -> dict[str, Any]:
     return dots(index) | {"linestyle": "-", "markersize": 5}
 
 
-def _bar_panel(panel: GridPanel, found: Findings) -> Panel:
+def _bar_panel(panel: GridPanel, found: ExperimentResult) -> Panel:
     groups, bars = panel.bars
     return Panel(
         partial(_draw_bars, panel, found),
@@ -119,7 +115,7 @@ def _bar_panel(panel: GridPanel, found: Findings) -> Panel:
     )
 
 
-def _draw_bars(panel: GridPanel, found: Findings, axes: Axes, narrow: bool) -> None:
+def _draw_bars(panel: GridPanel, found: ExperimentResult, axes: Axes, narrow: bool) -> None:
     groups, bars = panel.bars
     size, ends = len(bars) + 1, [0.0]
     for position, one in enumerate(panel.measured(found)):

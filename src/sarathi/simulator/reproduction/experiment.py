@@ -1,13 +1,13 @@
 """An experiment as data: what is measured, and the tables, figures and comparisons made of it.
 
-`Experiment` is the description; `Experiment.result` is the one piece of code that turns it and the
+`Experiment` is the description; `ExperimentResult` is the one piece of code that turns it and the
 results of its jobs into tables, charts and JSON.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from itertools import product
 from typing import Any
@@ -17,7 +17,7 @@ import msgspec
 from sarathi.bench.report.table import Cell, Column, Table, number
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.reproduction.jobs import Job, Results
-from sarathi.simulator.reproduction.published import Comparison, Published
+from sarathi.simulator.reproduction.published import Comparison
 from sarathi.simulator.setup import describe_accuracy
 
 Fields = Mapping[str, Any]
@@ -48,17 +48,6 @@ WORDS = msgspec.yaml.decode(
 
 
 @dataclass(frozen=True)
-class Expected:
-    """The published value of one metric of a data point."""
-
-    metric: str
-    what: str  # in words
-    published: Published
-    unit: str
-    why: str = ""  # why ours may differ
-
-
-@dataclass(frozen=True)
 class DataPoint:
     """One measurement, of a job or, without one, known from the start."""
 
@@ -67,7 +56,7 @@ class DataPoint:
     job: Job | None = None
     result: Any = None  # where there is no job
     select: Callable[[Any], Any] = lambda result: result  # a part of the job's result
-    expected: Sequence[Expected] = ()
+    expected: Mapping[str, Comparison] = field(default_factory=dict)  # by metric
     exported: bool = True  # to JSON
 
 
@@ -84,26 +73,8 @@ class Measured:
 
     def published(self, metric: str) -> float | None:
         """Return the published value of a metric, if there is one."""
-        known = (one.published.value for one in self.point.expected if one.metric == metric)
-        return next(known, None)
-
-
-class Findings:
-    """All data points of an experiment, measured."""
-
-    def __init__(self, points: Sequence[DataPoint], results: Results) -> None:
-        self.all = []
-        for point in points:
-            result = point.result if point.job is None else point.select(results[point.job])
-            values = {name: metric(result) for name, metric in point.metrics.items()}
-            self.all.append(Measured(point, result, {**point.fields, **values}))
-
-    def one(self, **fields: Any) -> Measured:
-        """Return the data point with exactly these fields."""
-        return next(one for one in self.all if one.point.fields == fields)
-
-
-Compare = Callable[[Findings], Comparison]
+        known = self.point.expected.get(metric)
+        return None if known is None else known.published.value
 
 
 @dataclass(frozen=True)
@@ -137,11 +108,11 @@ class Grid:
     corner: tuple[str, ...] = ("",)  # heads of the columns that name the row
     groups_by_row: bool = False  # whether bars are grouped by row, with a bar for each column
 
-    def at(self, found: Findings, row: Selection, column: Selection) -> Measured:
+    def at(self, found: ExperimentResult, row: Selection, column: Selection) -> Measured:
         """Return the data point of a row and a column."""
         return found.one(**{**row.where, **column.where})
 
-    def table(self, found: Findings) -> Table:
+    def table(self, found: ExperimentResult) -> Table:
         """Return the grid as a table."""
         columns = list(product(self.columns, self.cells.items()))
         several = len(self.cells) > 1
@@ -195,12 +166,12 @@ class GridPanel:
         grid = self.grid
         return (grid.rows, grid.columns) if grid.groups_by_row else (grid.columns, grid.rows)
 
-    def measured(self, found: Findings) -> list[Measured]:
+    def measured(self, found: ExperimentResult) -> list[Measured]:
         """Return the data points of all bars, by group."""
         groups, bars = self.bars
         return [self.grid.at(found, group, bar) for group in groups for bar in bars]
 
-    def text(self, found: Findings) -> str:
+    def text(self, found: ExperimentResult) -> str:
         """Return the values of the panel as text."""
         grid = self.grid
         rows = (
@@ -221,36 +192,12 @@ class Figure:
     caption: str
     panels: Sequence[GridPanel]
 
-    def text(self, found: Findings) -> str:
+    def text(self, found: ExperimentResult) -> str:
         """Return the values as text, for screen readers."""
         return " ".join(panel.text(found) for panel in self.panels)
 
 
-@dataclass(frozen=True)
-class ExperimentResult:
-    """A figure or a table of the paper, done again."""
-
-    experiment: Experiment
-    found: Findings
-    comparisons: tuple[Comparison, ...]
-    headline: tuple[Comparison, ...]
-    tables: tuple[Table, ...]
-    accuracy: tuple[str, ...]  # of the cost models behind it
-    values: tuple[Fields, ...]  # everything that was found, for other programs
-
-    def fields(self) -> dict[str, Any]:
-        """Return the JSON object of the experiment."""
-        words = self.experiment.words
-        return {
-            "title": words.title,
-            "of": words.source,
-            "text": words.text,
-            "comparisons": [one.fields() for one in self.comparisons],
-            "headline": [one.fields() for one in self.headline],
-            "values": list(self.values),
-            "remarks": list(words.notes),
-            "accuracy": list(self.accuracy),
-        }
+Compare = Callable[["ExperimentResult"], Comparison]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,20 +220,62 @@ class Experiment:
     def jobs(self) -> list[Job]:
         return [point.job for point in self.points if point.job is not None]
 
-    def result(self, results: Results) -> ExperimentResult:
-        """Make tables and comparisons of the results of `jobs`."""
-        found = Findings(self.points, results)
-        compared = [
-            Comparison(value.what, one[value.metric], value.published, value.unit, value.why)
-            for one in found.all
-            for value in one.point.expected
+
+class ExperimentResult:
+    """A figure or a table of the paper, done again: all data points of an experiment, measured."""
+
+    def __init__(self, experiment: Experiment, results: Results) -> None:
+        self.experiment = experiment
+        self.all: list[Measured] = []
+        for point in experiment.points:
+            result = point.result if point.job is None else point.select(results[point.job])
+            values = {name: metric(result) for name, metric in point.metrics.items()}
+            self.all.append(Measured(point, result, {**point.fields, **values}))
+
+    def one(self, **fields: Any) -> Measured:
+        """Return the data point with exactly these fields."""
+        return next(one for one in self.all if one.point.fields == fields)
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        return [
+            *(
+                replace(expected, ours=one[metric])
+                for one in self.all
+                for metric, expected in one.point.expected.items()
+            ),
+            *(compare(self) for compare in self.experiment.comparisons),
         ]
-        return ExperimentResult(
-            self,
-            found,
-            (*compared, *(compare(found) for compare in self.comparisons)),
-            tuple(compare(found) for compare in self.headline),
-            tuple(table.table(found) for table in self.tables),
-            tuple(f"{label}: {describe_accuracy(d)}" for label, d in self.deployments.items()),
-            tuple(one.values for one in found.all if one.point.exported),
-        )
+
+    @property
+    def headline(self) -> list[Comparison]:
+        return [compare(self) for compare in self.experiment.headline]
+
+    @property
+    def tables(self) -> list[Table]:
+        return [grid.table(self) for grid in self.experiment.tables]
+
+    @property
+    def accuracy(self) -> list[str]:
+        """That of the cost models."""
+        deployments = self.experiment.deployments.items()
+        return [f"{label}: {describe_accuracy(deployment)}" for label, deployment in deployments]
+
+    @property
+    def values(self) -> list[Fields]:
+        """Everything that was found, for other programs."""
+        return [one.values for one in self.all if one.point.exported]
+
+    def fields(self) -> dict[str, Any]:
+        """Return the JSON object of the experiment."""
+        words = self.experiment.words
+        return {
+            "title": words.title,
+            "of": words.source,
+            "text": words.text,
+            "comparisons": [one.fields() for one in self.comparisons],
+            "headline": [one.fields() for one in self.headline],
+            "values": self.values,
+            "remarks": words.notes,
+            "accuracy": self.accuracy,
+        }

@@ -1,57 +1,192 @@
-"""The simulations behind the experiments, as jobs that processes can exchange."""
+"""The paper's models on their hardware, datasets and schedulers, and simulations of them as jobs.
+
+Source: Agrawal et al., "Taming Throughput-Latency Tradeoff in LLM Inference with Sarathi-Serve",
+OSDI 2024, sections 5.1 to 5.4, and the settings of its artifact (`osdi-experiments`). All
+schedulers run on the same engine, with the overhead of the paper's. Processes exchange jobs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sarathi.bench.capacity.capacity_search import Search
-from sarathi.bench.capacity.verdict import CapacityTargets, evaluate
+from sarathi.bench.capacity.verdict import CapacityTargets, Verdict, evaluate
 from sarathi.bench.workload.workload import Plan, Workload
+from sarathi.engine.config import EngineConfig
 from sarathi.scheduler import Batch
-from sarathi.simulator.reproduction.testbeds import (
-    ARXIV,
-    SHAREGPT,
-    YI,
-    Dataset,
-    Options,
-    System,
-    Testbed,
-    setup_of,
-    workload_of,
-)
+from sarathi.simulator.cost_model import OVERHEADS
+from sarathi.simulator.deployment import Deployment, split_name
+from sarathi.simulator.devices import DEVICES
+from sarathi.simulator.setup import Setup, gpu_setup
+from sarathi.simulator.simulated_model import MODELS
 from sarathi.simulator.simulated_run import SimulatedLoad, simulated_run
 from sarathi.simulator.simulation import simulate
 from sarathi.telemetry import Summary
 
-RESOLUTION = 0.1  # relative, of capacities
-STALL_REQUESTS = 128
-_STALL = 1.0  # seconds without a token for any request
-_DELAY = 2.0  # seconds of median scheduling delay, as in the paper
-_HALVINGS = 6  # of the first rate: a run of few requests a minute is a long one
-_PROMPT, _ANSWER = 2048, 64  # tokens, of requests that decode together
+SHAREGPT_FILE = "sharegpt_8k.csv"
 
 
-class Job(Hashable, Protocol):
-    """One simulation. Equal jobs are run once, whichever experiments need them."""
+@dataclass(frozen=True)
+class Options:
+    """Options of the user."""
+
+    requests: int = 1024  # of each point; the paper has 2048 for capacities, 1024 by rate
+    seed: int = 0
+    traces: str | None = None  # a folder; None: presets
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A distribution of prompt and output lengths."""
+
+    name: str  # a preset
+    title: str
+    max_total: int  # tokens of prompt and answer, and of the engine's longest request
+
+
+SHAREGPT = Dataset("sharegpt", "openchat_sharegpt4", 8192)
+ARXIV = Dataset("arxiv", "arxiv_summarization", 16384)
+DATASETS = (SHAREGPT, ARXIV)
+
+
+@dataclass(frozen=True)
+class Testbed:
+    """A model and what it runs on. Targets are seconds of P99 TBT."""
+
+    model: str
+    title: str
+    device: str
+    tp: int
+    pp: int
+    nodes: int
+    strict: float
+    relaxed: float
+    relaxed_budget: int  # tokens of Sarathi's iterations; the strict one is 512 for all
+    orca_batch: int
+    rates: tuple[float, ...]  # of the artifact, for latency against load
 
     @property
-    def title(self) -> str:
-        """What progress reports call it."""
+    def hardware(self) -> str:
+        split = split_name(self.tp, self.pp)
+        nodes = f", {self.nodes} nodes" if self.nodes > 1 else ""
+        return f"{self.tp * self.pp} x {DEVICES[self.device].title}, {split}{nodes}"
 
-    def run(self) -> Any:
-        """Simulate."""
+    def target(self, name: str) -> float:
+        """Return the strict or the relaxed target in seconds."""
+        return self.strict if name == "strict" else self.relaxed
+
+    def deployment(self, max_total: int) -> Deployment:
+        """Return one replica for requests of up to so many tokens."""
+        return Deployment(
+            model=MODELS[self.model],
+            device=DEVICES[self.device],
+            tp=self.tp,
+            pp=self.pp,
+            nodes=self.nodes,
+            max_model_len=max_total,
+        )
 
 
-Results = Mapping[Job, Any]
+MISTRAL = Testbed(
+    "mistral-7b", "Mistral-7B", "a100", 1, 1, 1, 0.1, 0.5, 2048, 16, (1, 2, 2.5, 3, 4)
+)
+YI = Testbed(
+    "yi-34b", "Yi-34B", "a100-pairwise", 2, 1, 1, 0.2, 1.0, 2048, 16, (0.4, 0.55, 0.7, 0.85, 1)
+)
+LLAMA = Testbed(
+    "llama2-70b", "LLaMA2-70B", "a40", 4, 2, 1, 1.0, 5.0, 1536, 8, (0.1, 0.2, 0.4, 0.6, 0.8)
+)
+FALCON = Testbed(
+    "falcon-180b", "Falcon-180B", "a100-pairwise", 4, 2, 2, 1.0, 5.0, 2048, 8,
+    (0.2, 0.4, 0.6, 0.8, 1),
+)  # fmt: skip
+FALCON_TP8 = Testbed("falcon-180b", "Falcon-180B", "a100-pairwise", 8, 1, 2, 1.0, 5.0, 2048, 8, ())
+TESTBEDS = (MISTRAL, YI, LLAMA, FALCON)
+STRICT_BUDGET = 512
 
 
-def run_job(job: Job) -> Any:
-    """Run a job; worker processes find this function by its module."""
-    return job.run()
+@dataclass(frozen=True)
+class System:
+    """A scheduler and its options."""
+
+    title: str
+    policy: str
+    token_budget: int | None = None
+    max_batch: int = 128
+    tbt_target: float | None = None  # seconds; the budget follows from it
+
+    def config(self, max_total: int) -> EngineConfig:
+        """Return the options of an engine for requests of up to so many tokens.
+
+        Prompts are processed strictly in order, as published. Otherwise the median delay would be
+        that of the short ones, and a load under which long ones wait without end would count as
+        met.
+        """
+        by_target = self.tbt_target is not None
+        return EngineConfig(
+            policy=self.policy,
+            token_budget=max_total if self.policy == "vllm" else self.token_budget,
+            tbt_target=self.tbt_target,
+            max_batch_size=self.max_batch,
+            in_order_share=1.0,
+            min_prefill_share=EngineConfig().min_prefill_share if by_target else 0.0,
+        )
+
+
+def vllm(max_batch: int = 128) -> System:
+    """Return vLLM's scheduler."""
+    return System("vLLM", "vllm", max_batch=max_batch)
+
+
+def orca(max_batch: int) -> System:
+    """Return Orca's scheduler."""
+    return System("Orca", "orca", max_batch=max_batch)
+
+
+def sarathi(budget: int, max_batch: int = 128) -> System:
+    """Return Sarathi with a token budget."""
+    return System(f"Sarathi, {budget} tokens", "sarathi", budget, max_batch)
+
+
+def by_target(target: float) -> System:
+    """Return Sarathi with the budget that a target of TBT in seconds leaves."""
+    return System("Sarathi, budget from the target", "sarathi", tbt_target=target)
+
+
+@lru_cache(maxsize=64)
+def setup_of(testbed: Testbed, system: System, max_total: int) -> Setup:
+    """Return the setup of a system on a testbed."""
+    deployment, config = testbed.deployment(max_total), system.config(max_total)
+    return gpu_setup(deployment, config, overhead=OVERHEADS["paper"])
+
+
+@lru_cache(maxsize=8)
+def workload_of(dataset: Dataset, traces: str | None) -> Workload:
+    """Return the trace of the paper if it exists, or the published statistics.
+
+    Raises:
+        BenchmarkError: the trace cannot be read.
+    """
+    file = trace_file(dataset, traces)
+    return Workload.from_options(workload=dataset.name if file is None else str(file))
+
+
+def trace_file(dataset: Dataset, traces: str | None) -> Path | None:
+    """Return the paper's trace; there is one of sharegpt alone, that of arxiv has other papers."""
+    if traces is None or dataset is not SHAREGPT:
+        return None
+    file = Path(traces) / SHAREGPT_FILE
+    return file if file.is_file() else None
+
+
+RESOLUTION = 0.1  # relative, of capacities
+STALL_REQUESTS = 128
 
 
 @dataclass(frozen=True)
@@ -94,54 +229,44 @@ class FoundCapacity:
 class CapacityJob:
     """A search for the capacity under several targets, all evaluated on the same runs."""
 
-    testbed: Testbed
-    system: System
-    dataset: Dataset
+    first: RateJob  # where the search begins
     targets: tuple[float, ...]  # seconds of P99 TBT
-    start: float  # requests per second
-    options: Options
 
     @property
     def title(self) -> str:
-        return f"capacity of {self.testbed.title}, {self.dataset.name}, {self.system.title}"
+        first = self.first
+        return f"capacity of {first.testbed.title}, {first.dataset.name}, {first.system.title}"
 
     def run(self) -> tuple[FoundCapacity, ...]:
         runs: dict[tuple[float, int], Summary] = {}  # by rate and number of requests
         return tuple(self._search(target, runs) for target in self.targets)
 
     def _search(self, target: float, runs: dict[tuple[float, int], Summary]) -> FoundCapacity:
-        targets = CapacityTargets(target, _DELAY)
-        search = Search(self.start, RESOLUTION, max_halvings=_HALVINGS)
-        reasons: dict[float, tuple[bool, str]] = {}
+        targets = CapacityTargets(target, delay=2.0)  # as in the paper
+        # Few halvings: a run of few requests a minute is a long one.
+        search = Search(self.first.rate, RESOLUTION, max_halvings=6)
+        verdicts: dict[float, Verdict] = {}
 
         def record(rate: float, summary: Summary) -> None:
-            verdict = evaluate(summary, targets)
+            verdict = verdicts[rate] = evaluate(summary, targets)
             search.record(rate, verdict.met, verdict.certain)
-            reasons[rate] = verdict.met, verdict.reason
 
         # A run for another target is evidence for this one, too.
         for (rate, _), summary in sorted(runs.items(), key=lambda run: run[0]):
             record(rate, summary)
         while (attempt := search.next()) is not None:
-            key = attempt.rate, self.options.requests * 2**attempt.repeat
+            key = attempt.rate, self.first.options.requests * 2**attempt.repeat
             if key not in runs:
                 runs[key] = self._run(*key)
             record(attempt.rate, runs[key])
-        above = [
-            rate for rate, (met, _) in reasons.items() if not met and rate > (search.capacity or 0)
-        ]
-        return FoundCapacity(
-            target,
-            search.capacity,
-            search.low,
-            search.high,
-            reasons[min(above)][1] if above else "",
-            min(reasons),
-        )
+        capacity = search.capacity
+        above = [r for r, verdict in verdicts.items() if not verdict.met and r > (capacity or 0)]
+        bound = verdicts[min(above)].reason if above else ""
+        return FoundCapacity(target, capacity, search.low, search.high, bound, min(verdicts))
 
     def _run(self, rate: float, requests: int) -> Summary:
-        options = replace(self.options, requests=requests)
-        return RateJob(self.testbed, self.system, self.dataset, rate, options).run()
+        options = replace(self.first.options, requests=requests)
+        return replace(self.first, rate=rate, options=options).run()
 
 
 @dataclass(frozen=True)
@@ -189,7 +314,7 @@ class StallJob:
             times,
             np.cumsum(counts).tolist(),
             decoded[0],
-            gaps[gaps > _STALL].tolist(),
+            gaps[gaps > 1].tolist(),
             float(gaps.max(initial=0.0)),
             outcome.summary,
         )
@@ -209,12 +334,15 @@ class DecodeJob:
     def run(self) -> float | None:
         """Return P50 TBT in seconds."""
         system = System("decodes", "faster_transformer", max_batch=self.batch)
-        workload = Workload.from_options(
-            prompt_lengths=f"fixed:{_PROMPT}", output_lengths=f"fixed:{_ANSWER}"
-        )
+        workload = Workload.from_options(prompt_lengths="fixed:2048", output_lengths="fixed:64")
         plan = _all_at_once(workload, self.batch, 0, SHAREGPT.max_total)
         setup = setup_of(self.testbed, system, SHAREGPT.max_total)
         return simulate(setup, plan, most_records=1).summary.tbt.p50
+
+
+# Equal jobs are run once, whichever experiments need them.
+Job = RateJob | CapacityJob | StallJob | DecodeJob
+Results = Mapping[Job, Any]
 
 
 def _all_at_once(workload: Workload, requests: int, seed: int, max_total: int) -> Plan:

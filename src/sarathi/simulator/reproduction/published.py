@@ -43,10 +43,10 @@ class Comparison:
     """A published value, and ours."""
 
     what: str
-    ours: float | None  # None: there is none, for instance because no rate met a target
     published: Published
     unit: str  # "s", "ms", "x"
     why: str = ""  # the reason for a difference; empty: not known
+    ours: float | None = None  # None: there is none, for instance because no rate met a target
     note: str = ""  # more about our value
 
     @property
@@ -92,9 +92,7 @@ def comparison_table(title: str, caption: str, comparisons: Sequence[Comparison]
 
 def _quantity(value: float | None, unit: str) -> str:
     text = number(value)
-    if text == MISSING:
-        return text
-    return f"{text}{unit}" if unit == "x" else f"{text} {unit}"
+    return text if text == MISSING else text + (unit if unit == "x" else f" {unit}")
 
 
 def gain(ours: float | None, theirs: float | None) -> float | None:
@@ -131,9 +129,8 @@ FALCON_DECODES = Published(0.200, "section 3.3: about")  # seconds, 32 decodes
 # Seconds from the arrival of 128 requests to the last token, of which there were 28,500.
 STALLS = "plot in figure-1/generation_stalls.ipynb"
 STALLS_END = {"vLLM": Published(567, STALLS, "plot"), "Sarathi": Published(505, STALLS, "plot")}
-STALLS_FIRST = Published(
-    66, STALLS, "plot"
-)  # seconds until the second token of any request under vLLM
+# Seconds until the second token of any request under vLLM.
+STALLS_FIRST = Published(66, STALLS, "plot")
 
 TAIL = "plot in figure-1/high_tail_latency.ipynb"
 TAILS = {  # P99 TBT in seconds, by rate and scheduler

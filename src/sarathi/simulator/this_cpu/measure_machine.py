@@ -7,7 +7,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +20,7 @@ from sarathi.bench.target import Credentials, RunningServer, Target, running_ser
 from sarathi.bench.workload.token_counter import ServerTokens
 from sarathi.bench.workload.workload import Workload
 from sarathi.errors import BenchmarkError, SimulationError
-from sarathi.simulator.this_cpu.iteration_fit import WANTED, fit, num_iterations
-from sarathi.simulator.this_cpu.measured_machine import MeasuredMachine
+from sarathi.simulator.this_cpu.measured_machine import WANTED, MeasuredMachine, fit, num_iterations
 from sarathi.system.cpu_contention import cpu_times
 from sarathi.telemetry.iteration_log import IterationLine
 
@@ -37,35 +36,13 @@ _ANY_LAG = 10.0  # seconds; times are the server's own here
 Follow = Callable[[str, int], AbstractContextManager[RunListener]]
 
 
-class _OtherPrograms:
-    """Measures what other programs have of the processors while a server is loaded."""
-
-    used = available = 0.0  # seconds
-
-    @property
-    def share(self) -> float | None:
-        """Of all processors; None before anything was counted."""
-        return self.used / self.available if self.available > 0 else None
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        before, own = cpu_times(), _own_seconds()
-        try:
-            yield
-        finally:
-            after = cpu_times()
-            used = after.busy - before.busy - (_own_seconds() - own)
-            self.used += max(0.0, used)
-            self.available += (after.clock - before.clock) * after.processors
-
-
 @dataclass
 class MachineMeasurement:
     """A server for each of two policies, loaded to fit a cost to its iterations.
 
-    The client runs on the same machine, as it does when a server is measured there. If the load
-    gives too few iterations, as on a busy machine, it is repeated a few times; what has been
-    measured is kept, whatever happens afterwards.
+    The client runs on the same machine, as it does when a server is measured there. A load that
+    gives too few iterations, as on a busy machine, is repeated; what has been measured is kept,
+    whatever happens afterwards.
     """
 
     model: str  # as `sarathi serve` takes it
@@ -79,7 +56,9 @@ class MachineMeasurement:
     # Called with a line about what does not go as planned.
     on_progress: Callable[[str], None] = lambda line: None
     longest: int = field(default=0, init=False)  # tokens, once a server has reported it
-    others: _OtherPrograms = field(default_factory=_OtherPrograms, init=False)
+    # Processor seconds under load: what other programs had, and what there was.
+    others: float = field(default=0.0, init=False)
+    available: float = field(default=0.0, init=False)
 
     def run(self) -> MeasuredMachine:
         """Start the servers one after the other, and load them.
@@ -114,51 +93,51 @@ class MachineMeasurement:
             max_model_len=self.longest,
             noise=noise,
             error=fit_error,
-            others=self.others.share,
+            others=self.others / self.available if self.available > 0 else None,
         )
 
     def _measure(self, policy: str, log: Path) -> None:
-        """Start a server with a policy, and load it until its log is long enough.
-
-        Raises:
-            BenchmarkError: it cannot be started or measured.
-        """
+        """Start a server with a policy, and load it until its log is long enough."""
         command = (
             f"sarathi serve {shlex.quote(self.model)} --port {_free_port()} --policy {policy} "
             f"--iteration-log {shlex.quote(str(log))} {self.options}"
         )
         access = Credentials(None, "completions", self.api_key, self.start_timeout)
-        printed = log.with_suffix(".out")
+        printed, wanted = log.with_suffix(".out"), WANTED // len(_POLICIES)
         with running_server(Target(policy, command=command), access, printed) as server:
             self.longest = server.facts.max_model_len or 0
-            tokens = ServerTokens(server.endpoint)
-            try:
-                for number in range(_ROUNDS):
+            with closing(ServerTokens(server.endpoint)) as tokens:
+                for number in range(1, _ROUNDS + 1):
                     self._send(server, tokens, policy, number)
                     time.sleep(_FLUSHING)
-                    if self._enough(policy, log, number):
+                    found = num_iterations(load_iterations(log))
+                    if found >= wanted:
                         break
-            finally:
-                tokens.close()
+                    then = "the load is sent again" if number < _ROUNDS else "that must be enough"
+                    self.on_progress(
+                        f"policy {policy}: {found} iterations by now, {wanted} are wanted: {then}"
+                    )
 
     def _send(self, server: RunningServer, tokens: ServerTokens, policy: str, number: int) -> None:
-        count = max(1, round(self.rate * self.seconds))
+        count, seed = max(1, round(self.rate * self.seconds)), number - 1
         # Prompts of every round are different, or they would be in the prefix cache.
-        load = Load(self.workload, count, _WARM_UP, number, f"{policy}/{number}")
+        load = Load(self.workload, count, _WARM_UP, seed, f"{policy}/{seed}")
         requests = prepare(load, self.rate, tokens, server.facts.max_model_len)
-        again = f", round {number + 1}" if number else ""
+        again = f", round {number}" if number > 1 else ""
         title = f"{self.model}, policy {policy}{again}"
-        with self.follow(title, len(requests.calls)) as listener, self.others.counted():
+        with self.follow(title, len(requests.calls)) as listener, self._counting_others():
             measure(server, requests, RunOptions(_TIMEOUT, _ANY_LAG), listener)
 
-    def _enough(self, policy: str, log: Path, number: int) -> bool:
-        found, wanted = num_iterations(load_iterations(log)), WANTED // len(_POLICIES)
-        if found >= wanted:
-            return True
-        last = number == _ROUNDS - 1
-        then = "that must be enough" if last else "the load is sent again"
-        self.on_progress(f"policy {policy}: {found} iterations by now, {wanted} are wanted: {then}")
-        return False
+    @contextmanager
+    def _counting_others(self) -> Iterator[None]:
+        before, own = cpu_times(), _own_seconds()
+        try:
+            yield
+        finally:
+            after = cpu_times()
+            used = after.busy - before.busy - (_own_seconds() - own)
+            self.others += max(0.0, used)
+            self.available += (after.clock - before.clock) * after.processors
 
 
 def _own_seconds() -> float:

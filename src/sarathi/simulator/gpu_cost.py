@@ -131,11 +131,7 @@ def decode_attention(device: Device, kv_heads: int, head_dim: int, bytes_per_kv:
 
 
 def mean_keys(window: int, start: int, length: int) -> tuple[float, float]:
-    """Return the keys in a sliding window that each row of a chunk sees, on average.
-
-    Returns:
-        Those before the chunk, and those of the chunk itself.
-    """
+    """Return the keys in a window that rows of a chunk see on average: before it, and in it."""
     own = _mean_capped(0, length, window)
     return _mean_capped(start, length, window) - own, own
 
@@ -156,10 +152,8 @@ def _mean_capped(start: int, length: int, cap: int) -> float:
 def stream_seconds(device: Device, tokens: int, width: float, kernels: int = 1) -> float:
     """Return the time of kernels that move `width` elements a token between them."""
     achieved = device.achieved
-    moved = tokens * width * ELEMENT
-    return kernels * achieved.elementwise_launch + moved / (
-        device.bandwidth * achieved.elementwise_bandwidth
-    )
+    reading = tokens * width * ELEMENT / (device.bandwidth * achieved.elementwise_bandwidth)
+    return kernels * achieved.elementwise_launch + reading
 
 
 def layer_seconds(deployment: Deployment, tokens: int, stores: bool = True) -> float:
@@ -289,9 +283,7 @@ class GpuCostModel:
     def stages(self, shape: BatchShape) -> tuple[float, ...]:
         """Return the seconds that each stage computes, all-reduces within it included."""
         _, _, _, samples, tokens = shape
-        fixed = self._by_tokens.get(tokens)
-        if fixed is None:
-            fixed = self._fixed(tokens)
+        fixed = self._by_tokens.get(tokens) or self._fixed(tokens)
         head = self._by_samples.get(samples)
         if head is None:
             head = self._head(samples)
@@ -337,9 +329,8 @@ class GpuCostModel:
 
     def _fixed(self, tokens: int) -> tuple[float, ...]:
         """Return what each stage takes for so many tokens of any requests."""
-        if tokens == 0:
-            times = [0.0] * self.num_stages
-        else:
+        times = [0.0] * self.num_stages
+        if tokens:
             layer = sum(self._layer_terms(tokens))
             times = [layers * layer for layers in self._layers]
             times[0] += sum(self._embedding(tokens))
@@ -365,16 +356,14 @@ class GpuCostModel:
 
     def _head(self, samples: int) -> float:
         """Return the time of the last norm and the head, for rows that sample a token."""
-        known = self._by_samples.get(samples)
-        if known is not None:
-            return known
-        deployment = self.deployment
-        hidden = deployment.config.hidden_size
-        seconds = stream_seconds(deployment.device, samples, NORM * hidden) + gemm_seconds(
-            deployment.device, samples, deployment.vocab, hidden, deployment.bytes_per_weight
-        )
-        self._by_samples[samples] = seconds
-        return seconds
+        if samples not in self._by_samples:
+            deployment = self.deployment
+            device, hidden = deployment.device, deployment.config.hidden_size
+            norm = stream_seconds(device, samples, NORM * hidden)
+            self._by_samples[samples] = norm + gemm_seconds(
+                device, samples, deployment.vocab, hidden, deployment.bytes_per_weight
+            )
+        return self._by_samples[samples]
 
     def _attention(self, shape: BatchShape) -> float:
         """Return the time of attention in one layer, the mean of layers with and without window."""
@@ -385,9 +374,7 @@ class GpuCostModel:
         seconds = fixed + each * context if decodes else 0.0
         by_length = self._by_length
         for start, length in chunks:
-            terms = by_length.get(length)
-            if terms is None:
-                terms = self._prefill(length)
+            terms = by_length.get(length) or self._prefill(length)
             seconds += terms[0] + terms[1] * start
         return seconds
 
@@ -410,11 +397,9 @@ class GpuCostModel:
         return decoding, prompting
 
     def _prefill(self, length: int) -> Affine:
-        known = self._by_length.get(length)
-        if known is None:
+        if length not in self._by_length:
             deployment = self.deployment
-            known = prefill_attention(
+            self._by_length[length] = prefill_attention(
                 deployment.device, deployment.heads, deployment.config.head_dim, length
             )
-            self._by_length[length] = known
-        return known
+        return self._by_length[length]
