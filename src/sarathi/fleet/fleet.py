@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,6 +31,7 @@ from sarathi.telemetry.request_latencies import Latencies, Stopwatch
 from sarathi.telemetry.stats import Stats, combined, counters_only, initial_stats
 
 _MAX_DEATHS = 3  # of engines that computed a request, until it is taken to be the cause
+_DRAIN_POLL = 0.05  # seconds
 _DEFAULT_SCHEDULING = SchedulingParams()
 
 
@@ -129,7 +131,7 @@ class Fleet:
     def start(self) -> None:
         """Start the engines and return at once; `loaded` waits for the first."""
         for _ in range(self._wanted):
-            self._add()
+            self._add_replica()
 
     async def loaded(self) -> ModelInfo:
         """Wait until an engine is ready.
@@ -157,7 +159,8 @@ class Fleet:
         error = ShuttingDownError()
         self.end_requests(error)
         self._fail(str(error))
-        await asyncio.gather(*(replica.stop() for replica in self._replicas.values()))
+        ends = [_end(one, one.draining, one.running) for one in self._replicas.values()]
+        await asyncio.gather(*ends)
 
     def scale(self, replicas: int, drain_seconds: float | None = None) -> None:
         """Start or end engines until there are so many; returns at once.
@@ -179,17 +182,18 @@ class Fleet:
             raise EngineError(self.error)
         self._wanted = replicas
         for replica in self._in_state("failed"):
-            self.on_ended(replica)
+            self._forget(replica)
         for replica in self._in_state("draining"):
-            if len(self._active()) < replicas and replica.resume():
-                self._log_of(replica, "takes requests again")
-                self._dispatcher.resume(replica.number)
+            if len(self._active()) < replicas:
+                self._resume(replica)
         while len(self._active()) < replicas:
-            self._add()
-        active = sorted(self._active(), key=self._load)
+            self._add_replica()
+        active = sorted(self._active(), key=self._interruption)
         for replica in active[: len(active) - replicas]:
             self._dispatcher.pause(replica.number)
-            replica.drain(drain_seconds)
+            seconds = drain_seconds if replica.state == "ready" and replica.is_alive else 0.0
+            replica.state = "draining"
+            replica.draining = asyncio.create_task(self._drain(replica, seconds))
 
     @property
     def replicas(self) -> Sequence[ReplicaStatus]:
@@ -230,17 +234,66 @@ class Fleet:
         self._dispatcher.send(generation)
         return generation
 
-    # -- ReplicaCallbacks -------------------------------------------------------------------
+    # -- the life of a replica ----------------------------------------------------------------
 
-    def on_ready(self, replica: Replica) -> None:
-        engine = replica.engine
-        assert engine is not None
-        assert engine.info is not None
+    def _add_replica(self) -> None:
+        replica = Replica(next(n for n in count() if n not in self._replicas))
+        self._replicas[replica.number] = replica
+        replica.running = asyncio.create_task(self._keep_running(replica))
+
+    async def _keep_running(self, replica: Replica) -> None:
+        """Start an engine, and another one whenever it dies, until the replica ends or fails."""
+        early = 0  # deaths in a row of engines that had not lived for long
+        policy, clock = self._restart_policy, asyncio.get_running_loop().time
+        while True:
+            began = clock()
+            engine = self._start_engine(replica)
+            try:
+                info = await engine.loaded()
+            except EngineError as error:
+                replica.reason = str(error)
+                replica.failures += 1
+                loaded = False
+            else:
+                if replica.state == "draining":
+                    return  # `_drain` does the rest
+                self._on_ready(replica, engine, info)
+                loaded = True
+                replica.reason = await engine.died()
+            if replica.state == "draining":
+                return
+            replica.state = "starting"
+            self._continue_elsewhere(replica)
+            await engine.stop()
+            if not loaded and self._gives_up(replica, engine):
+                replica.state = "failed"
+                self._on_failed(replica, engine)
+                return
+            early = 0 if loaded and clock() - began >= policy.stable_after else early + 1
+            # A first death may be an accident: there is no delay after it.
+            await asyncio.sleep(policy.delay(early - loaded))
+            replica.restarts += 1
+
+    def _start_engine(self, replica: Replica) -> EngineClient:
+        if replica.engine is not None:
+            self._keep_past(replica)
+            self.restarts += 1
+        config = self._engine_config(replica.number, next(self._launches))
+        log = partial(self._log_of, replica)
+        engine = EngineClient(self._path, config, self._dispatcher, spawner=self._spawner, log=log)
+        replica.engine = engine
+        engine.start()
+        return engine
+
+    def _on_ready(self, replica: Replica, engine: EngineClient, info: ModelInfo) -> None:
+        replica.failures = 0
+        replica.state = "ready"
+        replica.was_ready = True
         if self.info is None:
-            self.info = engine.info
-        elif engine.info.max_model_len < self.info.max_model_len:
+            self.info = info
+        elif info.max_model_len < self.info.max_model_len:
             self.info = msgspec.structs.replace(
-                engine.info,
+                info,
                 tbt_target=self.info.tbt_target,
                 tbt_target_reason=self.info.tbt_target_reason,
             )
@@ -251,7 +304,7 @@ class Fleet:
         self._loaded.set()
         self._dispatcher.add(replica.number, engine)
 
-    def on_engine_died(self, replica: Replica) -> None:
+    def _continue_elsewhere(self, replica: Replica) -> None:
         """Continue the requests of a dead engine in others, unless they may be the cause."""
         orphans = self._dispatcher.remove(replica.number)
         if replica.was_ready:
@@ -269,34 +322,52 @@ class Fleet:
                 )
             )
 
-    def gives_up(self, replica: Replica) -> bool:
-        assert replica.engine is not None
-        if not replica.was_ready and replica.engine.bad_input:
+    def _gives_up(self, replica: Replica, engine: EngineClient) -> bool:
+        """Return whether a replica is given up after its latest failure to start."""
+        if not replica.was_ready and engine.bad_input:
             return True  # neither the model nor the options will change
         if self.info is None and len(self._replicas) == 1:
             return True  # there are no requests yet: the operator should know at once
         return replica.failures >= self._restart_policy.max_failed_starts
 
-    def on_failed(self, replica: Replica) -> None:
-        assert replica.engine is not None
+    def _on_failed(self, replica: Replica, engine: EngineClient) -> None:
         never = self.info is None
-        self.bad_input = never and replica.engine.bad_input
+        self.bad_input = never and engine.bad_input
         if self.bad_input or not self._active():
             self._fail(replica.reason or "the engine cannot be started")
         elif not never:
             self._log_of(replica, f"error: given up: {replica.reason}")
 
-    def on_drained(self, replica: Replica) -> None:
+    async def _drain(self, replica: Replica, seconds: float | None) -> None:
+        """Wait for the open requests of a replica, up to some seconds, and end it."""
+        clock = asyncio.get_running_loop().time
+        deadline = math.inf if seconds is None else clock() + seconds
+        while replica.is_alive and replica.status.requests and clock() < deadline:
+            await asyncio.sleep(_DRAIN_POLL)
+        replica.ending = True
         for generation in self._dispatcher.remove(replica.number):
             self._continue(generation)
+        await _end(replica, replica.running)
+        self._forget(replica)
 
-    def on_ended(self, replica: Replica) -> None:
-        """Forget a replica, but not its counters."""
+    def _resume(self, replica: Replica) -> None:
+        """Let a draining replica take requests again, unless it is too late."""
+        if replica.draining is None or replica.ending or not replica.was_ready:
+            return
+        if replica.is_alive:
+            replica.draining.cancel()
+            replica.draining = None
+            replica.state = "ready"
+            self._log_of(replica, "takes requests again")
+            self._dispatcher.resume(replica.number)
+
+    def _forget(self, replica: Replica) -> None:
+        """Forget a replica that has ended, but not its counters."""
         self._keep_past(replica)
         del self._replicas[replica.number]
         self._log_of(replica, "ended")
 
-    # ---------------------------------------------------------------------------------------
+    # -----------------------------------------------------------------------------------------
 
     def _continue(self, generation: Generation) -> None:
         self.resumed += 1
@@ -307,20 +378,6 @@ class Fleet:
         self._loaded.set()
         self._failed.set()
         self._dispatcher.fail(EngineError(message))
-
-    def _add(self) -> None:
-        number = next(n for n in count() if n not in self._replicas)
-        replica = Replica(number, self._launch, self, self._restart_policy)
-        self._replicas[number] = replica
-        replica.start()
-
-    def _launch(self, replica: Replica) -> EngineClient:
-        if replica.engine is not None:
-            self._keep_past(replica)
-            self.restarts += 1
-        config = self._engine_config(replica.number, next(self._launches))
-        log = partial(self._log_of, replica)
-        return EngineClient(self._path, config, self._dispatcher, spawner=self._spawner, log=log)
 
     def _engine_config(self, number: int, launches: int) -> EngineConfig:
         """Return the configuration of an engine.
@@ -356,14 +413,25 @@ class Fleet:
     def _in_state(self, state: ReplicaState) -> list[Replica]:
         return [replica for replica in self._replicas.values() if replica.state == state]
 
-    def _load(self, replica: Replica) -> tuple[bool, float, int]:
+    def _interruption(self, replica: Replica) -> tuple[bool, float, int]:
         """Return a key that sorts replicas by how much ending them would interrupt."""
         number = replica.number
-        return replica.takes_requests, self._dispatcher.work(number), -number
+        takes_requests = replica.state == "ready" and replica.is_alive
+        return takes_requests, self._dispatcher.work(number), -number
 
     def _log_of(self, replica: Replica, line: str) -> None:
         several = self._wanted > 1 or len(self._replicas) > 1
         self._log(f"replica {replica.number}: {line}" if several else line)
+
+
+async def _end(replica: Replica, *tasks: asyncio.Task[None] | None) -> None:
+    """Cancel tasks of a replica and end its engine at once. Its requests stay with it."""
+    present = [task for task in tasks if task is not None]
+    for task in present:
+        task.cancel()
+    await asyncio.gather(*present, return_exceptions=True)
+    if replica.engine is not None:
+        await replica.engine.stop()
 
 
 def _stats_of(replica: Replica) -> list[Stats]:
