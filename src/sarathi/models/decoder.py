@@ -43,11 +43,7 @@ def whole_model(config: ModelConfig) -> Stage:
 
 
 def pipeline_stages(config: ModelConfig, num_stages: int) -> tuple[Stage, ...]:
-    """Return stages of equally many layers.
-
-    Raises:
-        ModelError: the number of layers is not a multiple of `num_stages`.
-    """
+    """Return stages of equally many layers; `ModelError` if that is impossible."""
     num_layers = config.num_layers
     if num_layers % num_stages:
         possible = [n for n in range(1, num_layers + 1) if num_layers % n == 0]

@@ -135,12 +135,10 @@ class TextStream:
     def push(self, ids: Iterable[int]) -> str:
         """Return the text that is certain with `ids`, often empty."""
         text = self._decode(b"".join(map(self._token_bytes, ids)))
-        return self._strip(text) if self._leading_spaces and text else text
+        if self._leading_spaces and text:
+            text, self._leading_spaces = self._decoder.strip(text, self._leading_spaces)
+        return text
 
     def flush(self) -> str:
         """Return a replacement character if the last character is incomplete, otherwise nothing."""
         return self._decode(b"", True)
-
-    def _strip(self, text: str) -> str:
-        text, self._leading_spaces = self._decoder.strip(text, self._leading_spaces)
-        return text

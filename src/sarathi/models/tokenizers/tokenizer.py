@@ -71,8 +71,7 @@ class Tokenizer:
             )
         except (UnicodeEncodeError, TypeError) as error:
             raise ValueError("the text is not valid Unicode: it has lone surrogates") from error
-        ids: list[int] = encoding.ids
-        return ids
+        return list(encoding.ids)
 
     def least_tokens(self, text: str) -> int:
         """Return a lower bound on the length of `encode(text)`, without encoding.
@@ -80,7 +79,9 @@ class Tokenizer:
         No token is for more characters than it has. The bound is unknown, and 0, if the text is
         normalised before it is split, other than by composing characters.
         """
-        shrinks = _SHRINKS.get(_normalizer_type(self._inner))
+        normalizer = self._inner.normalizer
+        kind = None if normalizer is None else json.loads(normalizer.__getstate__())["type"]
+        shrinks = _SHRINKS.get(kind)
         return 0 if shrinks is None else len(text) // (shrinks * self._longest_token)
 
     @cached_property
@@ -128,9 +129,3 @@ class Tokenizer:
 
     def _visible_bytes(self, token_id: int) -> bytes:
         return b"" if token_id in self._special_ids else self.token_bytes(token_id)
-
-
-def _normalizer_type(inner: tokenizers.Tokenizer) -> str | None:
-    if inner.normalizer is None:
-        return None
-    return str(json.loads(inner.normalizer.__getstate__())["type"])
