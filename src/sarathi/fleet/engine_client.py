@@ -80,7 +80,7 @@ class Generation:
         self.params = params
         self.scheduling_params = scheduling_params
         self.output_ids: list[int] = []  # received so far, read or not
-        self.has_started = False  # its present engine has generated a token
+        self.has_first_token = False  # whether its present engine has generated a token
         self.deaths = 0  # of engines that were computing it
         self._stopwatch = stopwatch
         self._on_cancel = on_cancel
@@ -284,7 +284,7 @@ class EngineClient:
     def submit(self, generation: Generation) -> None:
         """Send a request, which may have tokens already. The engine must be ready."""
         self._open[generation.id] = generation
-        generation.has_started = False
+        generation.has_first_token = False
         self._send(
             Submit(
                 generation.id,
@@ -366,8 +366,8 @@ class EngineClient:
             if generation is None:
                 continue  # cancelled meanwhile
             generation.put(output, now)
-            if not generation.has_started:
-                generation.has_started = True
+            if not generation.has_first_token:
+                generation.has_first_token = True
                 self._callbacks.on_first_token(generation)
             if output.finish_reason is not None:
                 del self._open[output.id]

@@ -121,7 +121,7 @@ class PrefillAllocator:
             if (
                 self._order.may_preempt(request, candidate)
                 and self._waiting.tenant_of(candidate) == tenant
-                and candidate.num_computed > candidate.num_recomputed
+                and candidate.num_computed > candidate.computed_at_preemption
             ):
                 candidates.append(candidate)
                 blocks -= self._memory.num_blocks(candidate) + self._headroom(1)

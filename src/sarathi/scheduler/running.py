@@ -121,7 +121,7 @@ class RunningRequests:
 
     def preempt(self, request: Request) -> None:
         """Free a request's blocks and queue it again; it keeps its rank."""
-        request.num_recomputed = max(request.num_recomputed, request.num_computed)
+        request.computed_at_preemption = max(request.computed_at_preemption, request.num_computed)
         self.remove(request)
         request.num_preemptions += 1
         self.num_preemptions += 1

@@ -50,12 +50,8 @@ class Distribution(msgspec.Struct, frozen=True, kw_only=True):
 NO_VALUES = Distribution(count=0, **dict.fromkeys(Distribution.__struct_fields__[1:]))
 
 
-def distribution(groups: Sequence[Sequence[float]]) -> Distribution:
-    """Return the statistics of values, with intervals.
-
-    Args:
-        groups: values by request, in the order in which the requests arrived.
-    """
+def distribution(groups: Sequence[Sequence[float] | Array]) -> Distribution:
+    """Return the statistics of values by request, in the order of arrival, with intervals."""
     groups = [group for group in groups if len(group)]
     if not groups:
         return NO_VALUES

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import msgspec
@@ -111,102 +111,23 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     attainment: float | None  # share of the requests that met the targets
 
 
-class RunTotals:
-    """The sums over requests that a `Summary` needs beside its distributions."""
+class _ExactDistribution:
+    """Keeps all values."""
 
-    def __init__(self, targets: Targets | None) -> None:
-        """Start without requests."""
-        self.requests = 0
-        self._targets = targets
-        self._failures: Counter[str] = Counter()
-        self._met = 0
-        self._prompt_tokens = 0
-        self._output_tokens = 0
-        self._first, self._last, self._end = math.inf, -math.inf, -math.inf
+    def __init__(self) -> None:
+        self._groups: list[Sequence[float] | Array] = []  # the values of each request
 
-    def add(self, record: RequestRecord, max_gap: float | None) -> None:
-        """Add a request.
+    def add(self, block: int, value: float) -> None:
+        self._groups.append([value])
 
-        Args:
-            max_gap: that of the record.
-        """
-        self.requests += 1
-        self._first = min(self._first, record.arrival)
-        self._last = max(self._last, record.arrival)
-        self._end = max(self._end, record.end)
-        self._output_tokens += len(record.tokens)
-        if record.failure is not None:
-            self._failures[record.failure] += 1
-            return
-        self._prompt_tokens += record.prompt_tokens
-        if self._targets is not None:
-            self._met += self._targets.met(record.ttft, max_gap)
+    def add_all(self, block: int, values: Array) -> None:
+        self._groups.append(values)
 
-    def summary(self, send_time: float | None, **latencies: Distribution) -> Summary:
-        """Return the summary of all requests.
+    def merge_blocks(self) -> None:
+        pass
 
-        Args:
-            send_time: seconds in which the requests were sent; None: until the last arrival.
-            latencies: all distributions of a `Summary`.
-
-        Raises:
-            ValueError: there is no request.
-        """
-        if not self.requests:
-            raise ValueError("there is no request to summarise")
-        duration = self._end - self._first
-        sending = self._last - self._first if send_time is None else send_time
-        rate = self.requests / sending if sending > 0 else 0.0
-        attainment = None if self._targets is None else self._met / self.requests
-        completed = self.requests - self._failures.total()
-
-        def per_second(amount: float) -> float:
-            return amount / duration if duration > 0 else 0.0
-
-        return Summary(
-            requests=self.requests,
-            completed=completed,
-            failures=dict(sorted(self._failures.items())),
-            duration=duration,
-            request_rate=rate,
-            completed_per_second=per_second(completed),
-            output_tokens_per_second=per_second(self._output_tokens),
-            total_tokens_per_second=per_second(self._prompt_tokens + self._output_tokens),
-            goodput=None if attainment is None else attainment * rate,
-            attainment=attainment,
-            **latencies,
-        )
-
-
-def summarise(
-    records: Sequence[RequestRecord], targets: Targets | None = None, send_time: float | None = None
-) -> Summary:
-    """Return the figures of a run.
-
-    Args:
-        records: in the order in which the requests arrived.
-        send_time: seconds in which the requests were sent; by default until the last arrival.
-
-    Raises:
-        ValueError: there is no request.
-    """
-    totals = RunTotals(targets)
-    for record in records:
-        totals.add(record, record.max_gap)
-    complete = [record for record in records if record.failure is None]
-
-    def of(value: Callable[[RequestRecord], float | None]) -> Distribution:
-        return distribution([[v] for v in map(value, complete) if v is not None])
-
-    return totals.summary(
-        send_time,
-        ttft=of(lambda record: record.ttft),
-        tbt=distribution([record.gaps for record in complete]),
-        max_gap=of(lambda record: record.max_gap),
-        end_to_end=of(lambda record: record.end_to_end),
-        normalized=of(lambda record: record.normalized),
-        scheduling_delay=of(lambda record: record.scheduling_delay),
-    )
+    def result(self, num_blocks: int) -> Distribution:
+        return distribution(self._groups)
 
 
 _LEAST = 1e-6  # seconds; shorter values count as 0
@@ -283,14 +204,22 @@ class StreamingDistribution:
 
 
 class StreamingSummary:
-    """Summarises records one by one without keeping them; otherwise like `summarise`."""
+    """Summarises records one by one, without keeping them."""
 
-    def __init__(self, targets: Targets | None = None) -> None:
+    def __init__(
+        self,
+        targets: Targets | None = None,
+        distribution_type: type[StreamingDistribution | _ExactDistribution] = StreamingDistribution,
+    ) -> None:
         """Start without requests."""
-        self._totals = RunTotals(targets)
+        self._targets = targets
+        self._latencies = {name: distribution_type() for name in _LATENCIES}
         self._block_length = 1  # requests
         self._latest = -1  # index
-        self._latencies = {name: StreamingDistribution() for name in _LATENCIES}
+        self._requests = self._met = 0
+        self._failures: Counter[str] = Counter()
+        self._prompt_tokens = self._output_tokens = 0
+        self._first, self._last, self._end = math.inf, -math.inf, -math.inf
 
     def add(self, index: int, record: RequestRecord) -> None:
         """Add a request.
@@ -303,11 +232,19 @@ class StreamingSummary:
             self._block_length *= 2
             for latencies in self._latencies.values():
                 latencies.merge_blocks()
+        self._requests += 1
+        self._first = min(self._first, record.arrival)
+        self._last = max(self._last, record.arrival)
+        self._end = max(self._end, record.end)
+        self._output_tokens += len(record.tokens)
+        if record.failure is not None:
+            self._failures[record.failure] += 1
+            return
+        self._prompt_tokens += record.prompt_tokens
         gaps = np.diff(np.asarray(record.tokens))
         max_gap = float(gaps.max()) if len(gaps) else None
-        self._totals.add(record, max_gap)
-        if record.failure is not None:
-            return
+        if self._targets is not None:
+            self._met += self._targets.met(record.ttft, max_gap)
         block = index // self._block_length
         if max_gap is not None:
             self._latencies["tbt"].add_all(block, gaps)
@@ -322,22 +259,53 @@ class StreamingSummary:
                 self._latencies[name].add(block, value)
 
     def result(self, send_time: float | None = None) -> Summary:
-        """Return the summary so far.
+        """Return the summary so far; `ValueError` if there was no request.
 
         Args:
-            send_time: seconds in which the requests were sent; by default until the last arrival.
-
-        Raises:
-            ValueError: there was no request.
+            send_time: seconds in which the requests were sent; None: until the last arrival.
         """
+        if not self._requests:
+            raise ValueError("there is no request to summarise")
+        duration = self._end - self._first
+        sending = self._last - self._first if send_time is None else send_time
+        rate = self._requests / sending if sending > 0 else 0.0
+        attainment = None if self._targets is None else self._met / self._requests
+        completed = self._requests - self._failures.total()
         num_blocks = self._latest // self._block_length + 1
-        return self._totals.summary(
-            send_time,
+
+        def per_second(amount: float) -> float:
+            return amount / duration if duration > 0 else 0.0
+
+        return Summary(
+            requests=self._requests,
+            completed=completed,
+            failures=dict(sorted(self._failures.items())),
+            duration=duration,
+            request_rate=rate,
+            completed_per_second=per_second(completed),
+            output_tokens_per_second=per_second(self._output_tokens),
+            total_tokens_per_second=per_second(self._prompt_tokens + self._output_tokens),
+            goodput=None if attainment is None else attainment * rate,
+            attainment=attainment,
             **{name: values.result(num_blocks) for name, values in self._latencies.items()},
         )
 
 
-def _percentiles(values: Array, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def summarise(
+    records: Sequence[RequestRecord], targets: Targets | None = None, send_time: float | None = None
+) -> Summary:
+    """Return the figures of a run, exactly; see `StreamingSummary`.
+
+    Args:
+        records: in the order in which the requests arrived.
+    """
+    summary = StreamingSummary(targets, _ExactDistribution)
+    for index, record in enumerate(records):
+        summary.add(index, record)
+    return summary.result(send_time)
+
+
+def _percentiles(values: Array, counts: npt.NDArray[np.int64]) -> Array:
     """Return percentiles of each row of counts: the least value that so many do not exceed."""
     reached = np.cumsum(counts, axis=1)
     found = []

@@ -20,7 +20,7 @@ from sarathi.backends.registry import ExecutorOptions, load_backend
 from sarathi.backends.runner import Runner
 from sarathi.backends.step import Step, StepPart, join_parts
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.iteration_timing import stage_share
+from sarathi.engine.iteration_timing import time_per_stage
 from sarathi.engine.scheduler_factory import DerivedTarget, TypicalDecodes, derived_target
 from sarathi.engine.startup.kv_cache_size import KvCache
 from sarathi.errors import ModelError
@@ -156,14 +156,13 @@ def _observations(times: dict[Work, float], typical: Work | None) -> list[tuple[
 
 
 def stage_seconds(seconds: float, stages: Sequence[StageTime]) -> float:
-    """Return what a step adds to the time between two tokens; see `stage_share`.
+    """Return what a step adds to the time between two tokens; see `time_per_stage`.
 
-    Args:
-        seconds: from its beginning to its result, with no other step in flight.
+    It took `seconds` from its beginning to its result, with no other step in flight.
     """
     if len(stages) == 1:
         return seconds
-    return stage_share(stages, max(0.0, seconds - sum(stage.busy for stage in stages)))
+    return time_per_stage(stages, max(0.0, seconds - sum(stage.busy for stage in stages)))
 
 
 def measure(
