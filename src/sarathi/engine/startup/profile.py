@@ -6,12 +6,11 @@ Where the user gives no target for the time between tokens, it follows from thes
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -140,19 +139,13 @@ def profile(
     if runs.typical is not None:
         decodes = times[runs.typical]
     else:
-        decodes = LatencyModel.fit(_observations(times, None)).predict(typical.work)
-    return Profile(LatencyModel.fit(_observations(runs.now, runs.typical)), decodes, runs.quiet)
-
-
-def _observations(times: dict[Work, float], typical: Work | None) -> list[tuple[Work, float]]:
-    """Return the observations that a model is fitted to.
-
-    Typical decodes share blocks, which makes reading their contexts too cheap. On a slow machine
-    nothing else may have contexts.
-    """
-    others = [work for work in times if work != typical]
-    known = any(work.context for work in others)
-    return [(work, times[work]) for work in (others if known else times)]
+        decodes = LatencyModel.fit(list(times.items())).predict(typical.work)
+    # Typical decodes share blocks, which makes reading their contexts too cheap. On a slow machine
+    # nothing else may have contexts.
+    others = [work for work in runs.now if work != runs.typical]
+    fitted = others if any(work.context for work in others) else runs.now
+    model = LatencyModel.fit([(work, runs.now[work]) for work in fitted])
+    return Profile(model, decodes, runs.quiet)
 
 
 def stage_seconds(seconds: float, stages: Sequence[StageTime]) -> float:
@@ -284,7 +277,6 @@ def _work(parts: Sequence[StepPart]) -> Work:
 
 
 _FORMAT = 1  # incremented when older files can no longer be used
-_LONGEST_ITERATION = 1e5  # an iteration beyond means that the file is corrupt
 
 
 class Conditions(msgspec.Struct, frozen=True, kw_only=True):
@@ -312,9 +304,10 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
 class MeasuredLatency(msgspec.Struct, frozen=True):
     """The time of a decode-only iteration."""
 
-    seconds: float  # of one stage of a pipeline
+    # Of one stage of a pipeline. With another time, a file is corrupt.
+    seconds: Annotated[float, msgspec.Meta(gt=0, lt=1e5)]
     quiet: bool  # whether no other process computed; otherwise it is an estimate
-    starts: int = 1  # that it is the fastest of
+    starts: Annotated[int, msgspec.Meta(ge=1)] = 1  # that it is the fastest of
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -327,28 +320,22 @@ def measuring_conditions(
     model: Model,
     options: ExecutorOptions,
     config: EngineConfig,
-    parts: Sequence[InstancePart],
+    part: InstancePart,
     typical: TypicalDecodes,
-    *,
-    local: bool,
+    hosts: list[str],
 ) -> Conditions:
-    """Return what the speed of a loaded engine depends on.
-
-    Args:
-        parts: of the engine, loaded.
-        local: whether all of them are on this machine.
-    """
+    """Return what the speed of a loaded engine, of which `part` is one, depends on."""
     return Conditions(
         processor=processor_name(),
         processors=sorted(usable_processors()),
         cores=usable_cores(),
         devices=list(load_backend(options).gpu_names),
-        hosts=[] if local else sorted(part.host for part in parts),
+        hosts=hosts,
         versions=versions(options.executor),
         model=fingerprint(model),
         executor=options.executor,
-        precision=parts[0].precision,
-        kv_precision=parts[0].kv_precision,
+        precision=part.precision,
+        kv_precision=part.kv_precision,
         deterministic=options.deterministic,
         threads=options.threads,
         pp=config.pp,
@@ -392,10 +379,7 @@ def _read(conditions: Conditions) -> MeasuredLatency | None:
         entry = msgspec.json.decode(text, type=_Entry)
     except (OSError, ModelError, msgspec.DecodeError, UnicodeDecodeError):
         return None
-    measured = entry.measured
-    possible = 0 < measured.seconds < _LONGEST_ITERATION and math.isfinite(measured.seconds)
-    usable = entry.format == _FORMAT and entry.conditions == conditions
-    return measured if usable and possible and measured.starts > 0 else None
+    return entry.measured if (entry.format, entry.conditions) == (_FORMAT, conditions) else None
 
 
 def _name(conditions: Conditions) -> str:
