@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -134,11 +134,7 @@ class Fleet:
             self._add_replica()
 
     async def loaded(self) -> ModelInfo:
-        """Wait until an engine is ready.
-
-        Raises:
-            EngineError: no engine can be started.
-        """
+        """Wait until an engine is ready; `EngineError` if none can be started."""
         await self._loaded.wait()
         if self.info is None or self.error is not None:
             raise EngineError(self.error)
@@ -214,8 +210,7 @@ class Fleet:
     ) -> Generation:
         """Queue one request; it waits while all engines are being restarted.
 
-        Raises:
-            EngineError: no engine has been ready yet, or will ever be ready again.
+        `EngineError` if no engine has been ready yet, or will ever be ready again.
         """
         if self._refusal is not None:
             raise self._refusal
@@ -380,24 +375,20 @@ class Fleet:
         self._dispatcher.fail(EngineError(message))
 
     def _engine_config(self, number: int, launches: int) -> EngineConfig:
-        """Return the configuration of an engine.
+        """Return the configuration of an engine of replica `number`, after so many launches.
 
         Its files are numbered, since an engine empties its files when it starts; it keeps the
         limits that requests rely on; and it gets its share of the machine.
-
-        Args:
-            number: of its replica.
-            launches: of engines before.
         """
-        config = msgspec.structs.replace(
-            self._config,
-            iteration_log=_numbered(self._config.iteration_log, launches),
-            trace=_numbered(self._config.trace, launches),
-        )
+        changes: dict[str, Any] = {
+            name: _numbered(getattr(self._config, name), launches)
+            for name in ("iteration_log", "trace")
+        }
         if self.info is not None:
-            config = msgspec.structs.replace(config, max_model_len=self.info.max_model_len)
-            if self.info.tbt_target is not None and config.latency_budget:
-                config = msgspec.structs.replace(config, tbt_target=self.info.tbt_target)
+            changes["max_model_len"] = self.info.max_model_len
+            if self.info.tbt_target is not None and self._config.latency_budget:
+                changes["tbt_target"] = self.info.tbt_target
+        config = msgspec.structs.replace(self._config, **changes)
         if self._spawner.host is None and self._wanted > 1:
             config = share_of_machine(config, self._wanted, number)
         return config

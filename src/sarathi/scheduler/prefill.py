@@ -60,13 +60,9 @@ class PrefillAllocator:
         self._chunk = chunk
 
     def allocate(self, allowance: Allowance, now: float, *, admit: bool) -> dict[Request, int]:
-        """Allocate tokens to started prompts and to waiting ones, which are admitted.
+        """Return the tokens of each prompt in this iteration; with `admit`, of waiting ones, too.
 
-        Args:
-            admit: whether waiting prompts may be admitted.
-
-        Returns:
-            The tokens that each request is to compute next, in this iteration.
+        These are admitted.
         """
         allocated: dict[Request, int] = {}
         selector = PrefillSelector(
@@ -79,7 +75,11 @@ class PrefillAllocator:
             cached = self._memory.cached_prefix(request) if is_waiting else []
             start = request.num_scheduled + allocated.get(request, 0)
             start += len(cached) * self._memory.pool.block_size
-            if relegations < _MAX_RELEGATIONS and self._is_late(request, start, now):
+            if (
+                relegations < _MAX_RELEGATIONS
+                and request.rank.priority_class != RELEGATED
+                and self._order.misses_deadline(request, start, now)
+            ):
                 relegations += 1
                 self._relegate(request)
                 selector.sort_started(request)
@@ -128,10 +128,6 @@ class PrefillAllocator:
                 if len(candidates) >= slots and blocks <= 0:
                     return candidates
         return []
-
-    def _is_late(self, request: Request, start: int, now: float) -> bool:
-        is_relegated = request.rank.priority_class == RELEGATED
-        return not is_relegated and self._order.misses_deadline(request, start, now)
 
     def _relegate(self, request: Request) -> None:
         """Order a request after all those that are not relegated."""
@@ -227,11 +223,7 @@ class PrefillSelector:
         in_order_share: float,
         admit: bool,
     ) -> None:
-        """Start an iteration.
-
-        Args:
-            admit: whether waiting requests are selected.
-        """
+        """Start an iteration; with `admit`, waiting requests are selected, too."""
         self._waiting = waiting
         self._share = in_order_share
         self._admit = admit
@@ -242,11 +234,7 @@ class PrefillSelector:
                 self._state(waiting.tenant_of(request)).started.append(request)
 
     def next(self, remaining: float) -> PrefillCandidate | None:
-        """Select the next prompt, None if there is none.
-
-        Args:
-            remaining: of the iteration's allowance.
-        """
+        """Select the next prompt, with what remains of the allowance; None if there is none."""
         # Waiting requests are looked up as they are needed: there may be thousands.
         ready = [name for name, state in self._tenants.items() if state.started or state.cut]
         tenant = self._waiting.shares.least_served(ready, waiting=self._admit)

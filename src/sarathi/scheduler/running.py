@@ -28,10 +28,7 @@ NO_DECODES = Decodes([], NO_WORK, None, [])
 
 
 class RunningRequests:
-    """All admitted requests: `prefills` have tokens of their prompt to compute, `decodes` do not.
-
-    Both are sorted by rank.
-    """
+    """Admitted requests, by rank: `prefills` have prompt tokens to compute, `decodes` do not."""
 
     def __init__(self, memory: RequestMemory, waiting: WaitingQueue) -> None:
         self.decodes: list[Request] = []

@@ -17,7 +17,7 @@ from sarathi.scheduler.kv.block_pool import BlockPool
 from sarathi.scheduler.kv.request_memory import RequestMemory
 from sarathi.scheduler.policy import POLICIES, Policy
 from sarathi.scheduler.prefill import PrefillAllocator
-from sarathi.scheduler.queue.waiting_queue import Fcfs, Order, WaitingQueue
+from sarathi.scheduler.queue.waiting_queue import Order, WaitingQueue
 from sarathi.scheduler.request import Request
 from sarathi.scheduler.running import NO_DECODES, Decodes, RunningRequests
 
@@ -108,7 +108,7 @@ class Scheduler:
         self.num_iterations = 0
         self._policy = policy
         self._budget = _budget(policy, budget, max_model_len)
-        self._order = order or Fcfs()
+        self._order = order or Order()
         self._fair = fair
         self._memory = RequestMemory(
             pool,
