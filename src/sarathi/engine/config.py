@@ -29,8 +29,7 @@ _PRECISIONS = {"auto": None, "float32": "f32", "bfloat16": "bf16", "float16": "f
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The options of an engine. Durations are in seconds, sizes in bytes.
 
-    Raises:
-        ConfigError: a value is out of range, or two exclude each other.
+    `ConfigError` if a value is out of range, or two exclude each other.
     """
 
     load_format: Annotated[

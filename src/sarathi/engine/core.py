@@ -72,11 +72,8 @@ class EngineCore:
     ) -> None:
         """Connect a runner and a scheduler.
 
-        Args:
-            runner: has a KV cache of as many blocks as the scheduler.
-            scheduler: made for as many micro-batches as the runner has in flight.
-            eos_ids: end a request, unless it ignores them.
-            recorders: get a record of every iteration.
+        Both have as many KV blocks, and as many batches in flight. `eos_ids` end a request, unless
+        it ignores them; the recorders get a record of every iteration.
         """
         self.scheduler = scheduler
         self._runner = runner
@@ -100,15 +97,12 @@ class EngineCore:
         scheduling_params: SchedulingParams = _DEFAULT_SCHEDULING,
         output_ids: Sequence[int] = (),
     ) -> None:
-        """Queue a request.
+        """Queue a request; `AdmissionError`, with the reason, if it can never run.
 
         Args:
             arrival: seconds, of time.monotonic.
             output_ids: tokens generated before, perhaps by another engine; generation continues
                 after them.
-
-        Raises:
-            AdmissionError: it can never run; the message has the reason.
         """
         max_output = self.scheduler.max_model_len - len(prompt_ids)
         if max_output < 1:

@@ -161,8 +161,7 @@ class LLM:
     def render(self, messages: Sequence[Mapping[str, Any]], **template: Any) -> list[int]:
         """Return the token ids of a conversation up to where the model's answer begins.
 
-        Raises:
-            ValueError: the model has no chat template, or the template rejects the messages.
+        `ValueError` if the model has no chat template, or the template rejects the messages.
         """
         if self.tokenizer.chat_template is None:
             raise ValueError(f"{self.served_name} has no chat template")

@@ -132,9 +132,7 @@ class EngineListener:
     def __init__(self, host: str | None) -> None:
         """Listen for one engine process.
 
-        Args:
-            host: the address under which other machines reach this process; None: the engine runs
-                on this machine.
+        `host` is the address under which other machines reach this one; None for an engine here.
         """
         self._folder = socket_folder()
         self._context = zmq.asyncio.Context()

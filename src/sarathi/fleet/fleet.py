@@ -102,7 +102,6 @@ class Fleet:
         Args:
             path: the model, as `open_model` takes it.
             config: of one engine that has the machine for itself.
-            spawner: starts the engine processes.
             max_replicas: that `scale` accepts.
             log: called with a line about what the engines do.
         """

@@ -89,8 +89,7 @@ class LeastWork:
     def ended(self, assignment: Assignment, output_tokens: int | None = None) -> None:
         """Stop counting a request that the engine does not compute any more.
 
-        Args:
-            output_tokens: of the whole answer; None if it is not complete.
+        `output_tokens` are those of the whole answer; None if it is not complete.
         """
         self.started(assignment)
         engine = self._engines.get(assignment.engine)

@@ -40,11 +40,7 @@ class PrefillAllocator:
         in_order_share: float,
         chunk: int | None,
     ) -> None:
-        """Make the allocator of a scheduler.
-
-        Args:
-            chunk: positions at which prompts are cut, in tokens; None: where the allowance ends.
-        """
+        """Make the allocator of a scheduler; `chunk` is its `deterministic_chunk`."""
         if not 0 < in_order_share <= 1:
             raise ValueError(f"in-order share is {in_order_share}, expected above 0 up to 1")
         self.num_relegations = 0

@@ -140,11 +140,7 @@ class Scheduler:
     # -- requests ---------------------------------------------------------------------------
 
     def add(self, request: Request) -> None:
-        """Queue a request.
-
-        Raises:
-            AdmissionError: it is empty, malformed, or too long for the model or the KV cache.
-        """
+        """Queue a request; `AdmissionError` if it is empty, malformed, or too long."""
         if request.id in self._requests:
             raise AdmissionError(f"request id {request.id} is in use")
         self._check_admissible(request)
@@ -197,11 +193,7 @@ class Scheduler:
     # -- one iteration ----------------------------------------------------------------------
 
     def schedule(self, now: float) -> Batch | None:
-        """Return the next batch, None if nothing can be computed before a batch in flight is.
-
-        Args:
-            now: seconds; when the iteration begins.
-        """
+        """Return the next batch, beginning `now`; None if one in flight must be computed before."""
         look_ahead = self._look_ahead and bool(self._in_flight)
         if look_ahead and not self._can_look_ahead():
             return None
@@ -238,14 +230,11 @@ class Scheduler:
         )
 
     def add_drafts(self, batch: Batch, num_drafts: Sequence[int]) -> Batch:
-        """Add draft tokens to the decodes of the batch that was just scheduled.
+        """Add draft tokens, so many each, to the decodes of the batch that was just scheduled.
 
         The engine does not speculate yet: this and `complete` are what it needs of the scheduler.
         Drafts never preempt a request nor exceed its `max_tokens`: fewer are added than asked for
         if blocks are short or the output ends. `complete` then gets those that are accepted.
-
-        Args:
-            num_drafts: tokens, for each decode of the batch.
         """
         if self._look_ahead:
             raise ValueError("drafts do not go with look_ahead: the next position is not known")
@@ -456,11 +445,8 @@ def _accept_drafts(
 ) -> tuple[list[Slice], list[int]]:
     """Append accepted drafts to the outputs of their requests, up to a stop.
 
-    Returns:
-        The slices without the other drafts, and the last token of each that samples.
-
-    Raises:
-        ValueError: the counts do not match the tokens and slices.
+    Returns the slices without the other drafts, and the last token of each that samples.
+    `ValueError` if the counts do not match the tokens and slices.
     """
     slices, num_drafts = list(batch.slices), batch.num_drafts
     most = [1 + drafts for drafts in num_drafts] + [1] * (len(batch.sampling) - len(num_drafts))

@@ -24,10 +24,7 @@ def cache_folder() -> Path:
 
     It is `sarathi` in XDG_CACHE_HOME, or else in `.cache` of the home folder. A user id without an
     account has no home, and a container may be read-only: then a private temporary folder is used
-    instead, which is logged once.
-
-    Raises:
-        ModelError: there is no folder for temporary files either.
+    instead, which is logged once. `ModelError` if there is none for temporary files either.
     """
     usual, reason = _usual_folder(), "there is no home folder"
     if usual is not None:

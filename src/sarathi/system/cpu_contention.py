@@ -47,12 +47,9 @@ def was_quiet(before: CpuTimes, after: CpuTimes, threads: int) -> bool:
 
 
 def undisturbed(seconds: float, own: float, threads: int) -> float:
-    """Estimate the time of a computation without other processes on its processors.
+    """Estimate the seconds of a computation without other processes on its processors.
 
-    Args:
-        seconds: its measured time.
-        own: processor time of all threads of this process meanwhile.
-        threads: that compute it.
+    `own` is the processor time of all threads of this process meanwhile, of which so many compute.
     """
     return min(seconds, own / (_UTILISATION * threads)) if own > 0 else seconds
 

@@ -117,11 +117,7 @@ def _groups(controller: str, proc: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _folder(point: Path, root: str, path: str) -> Path:
-    """Return the folder of a group; the uppermost where the group is not visible from here.
-
-    Args:
-        root: the group at the mount `point`.
-    """
+    """Return the folder of a group, or the mount `point` of `root` if it is not visible."""
     parts = [part for part in path.split("/") if part]
     above = [part for part in root.split("/") if part]
     if parts[: len(above)] != above or ".." in parts:
@@ -233,7 +229,7 @@ def physical_cores() -> list[frozenset[int]]:
 def cores_of_process(
     local_rank: int, local_world_size: int, threads: int, cores: list[frozenset[int]], usable: int
 ) -> frozenset[int] | None:
-    """Choose the logical processors that a process should be pinned to.
+    """Choose the logical processors to pin a process to; None to leave that to the kernel.
 
     Without pinning, two stages that computed all the time have been seen to share one core for
     seconds while the other was almost idle. Processes that do not have the whole machine must not
@@ -244,9 +240,6 @@ def cores_of_process(
         threads: of each process.
         cores: see `physical_cores`.
         usable: how many of them a container may keep busy; see `usable_cores`.
-
-    Returns:
-        None where scheduling should be left to the kernel.
     """
     if usable != len(cores) or threads != len(cores) // local_world_size:
         return None

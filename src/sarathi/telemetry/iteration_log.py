@@ -70,14 +70,9 @@ class IterationLog:
     """A `Recorder` that writes an `IterationLine` for every iteration."""
 
     def __init__(self, path: str, start: float, budget_unit: BudgetUnit | None) -> None:
-        """Empty the file at `path`.
+        """Empty the file at `path`; `ConfigError` if it cannot be written.
 
-        Args:
-            start: the time.monotonic that offsets count from.
-            budget_unit: that of `Batch.allowance`; None where the policy has no budget.
-
-        Raises:
-            ConfigError: the file cannot be written.
+        Offsets count from `start`, by time.monotonic. `budget_unit` is that of `Batch.allowance`.
         """
         self._file = RecordFile(path, "--iteration-log")
         self._budget_unit = budget_unit

@@ -124,12 +124,11 @@ def bounded_percentiles(num_requests: int, num_values: int) -> list[bool]:
 def interval_bounds(
     found: Array, num_blocks: int, bounded: Sequence[bool]
 ) -> list[Interval | None]:
-    """Return the intervals of the percentiles.
+    """Return the intervals of the percentiles that are bounded.
 
     Args:
         found: the percentiles of each resample, one resample a row.
         num_blocks: blocks of each resample.
-        bounded: which percentiles get an interval.
     """
     tail = 100 * tail_share(num_blocks)
     both = np.percentile(found, (tail, 100 - tail), axis=0).T.tolist()

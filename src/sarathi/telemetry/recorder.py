@@ -62,9 +62,7 @@ class StageTracks:
     ) -> list[tuple[float, float]]:
         """Return begin and end of a step in each stage, in seconds; steps come in order.
 
-        Args:
-            submitted: when the step was submitted, in seconds.
-            after_idle: whether the engine was idle before the step.
+        `submitted` is a time in seconds; `after_idle`, whether the engine was idle before the step.
         """
         if after_idle or len(stages) != len(self._ended):
             ends = [submitted + busy for busy in accumulate(stage.busy for stage in stages)]
@@ -140,13 +138,9 @@ class RecordFile:
     """
 
     def __init__(self, path: str, flag: str) -> None:
-        """Create the file, or empty an existing one.
+        """Create the file, or empty an existing one; `ConfigError` if it cannot be written.
 
-        Args:
-            flag: the option that gave the path, for messages.
-
-        Raises:
-            ConfigError: the file cannot be written.
+        `flag` is the option that gave the path, for messages.
         """
         self._name = f"{flag} {path}"
         # Non-blocking: a pipe without a reader must neither hang the start nor the iterations.

@@ -30,15 +30,11 @@ class Histogram:
     __slots__ = ("bounds", "counts", "description", "name", "sum")
 
     def __init__(self, bounds: Sequence[float], name: str = "", description: str = "") -> None:
-        """Make an empty histogram.
+        """Make an empty histogram; `ValueError` if the bounds do not ascend.
 
         Args:
-            bounds: ascending; a value on a bound is counted there, one above the last beyond it.
+            bounds: a value on a bound is counted there, one above the last beyond it.
             name: in GET /metrics, after "sarathi_".
-            description: what it counts.
-
-        Raises:
-            ValueError: they do not ascend.
         """
         if not all(low < high for low, high in pairwise((*bounds, math.inf))):
             raise ValueError(f"the bounds are {list(bounds)}, expected finite ones that ascend")
@@ -111,11 +107,7 @@ class Stopwatch:
         self._longest: float | None = None  # gap
 
     def token(self, now: float, scheduling_delay: float | None) -> None:
-        """Count a token.
-
-        Args:
-            scheduling_delay: seconds; with the first token only.
-        """
+        """Count a token; the first one with its scheduling delay, in seconds."""
         last = self._last
         if last is None:
             self._latencies.time_to_first_token.observe(now - self.arrival)

@@ -170,11 +170,7 @@ class StreamingDistribution:
         self._counts[_BLOCKS // 2 :] = 0
 
     def result(self, num_blocks: int) -> Distribution:
-        """Return the statistics so far.
-
-        Args:
-            num_blocks: blocks that have requests, the first ones.
-        """
+        """Return the statistics so far, of which the first blocks have requests."""
         if not self._values:
             return NO_VALUES
         used = np.flatnonzero(self._counts.any(axis=0))
@@ -222,11 +218,7 @@ class StreamingSummary:
         self._first, self._last, self._end = math.inf, -math.inf, -math.inf
 
     def add(self, index: int, record: RequestRecord) -> None:
-        """Add a request.
-
-        Args:
-            index: of the request in the order of arrival, from 0; records may come in any order.
-        """
+        """Add a request by its index in the order of arrival; records may come in any order."""
         self._latest = max(self._latest, index)
         while index >= _BLOCKS * self._block_length:
             self._block_length *= 2
@@ -261,8 +253,7 @@ class StreamingSummary:
     def result(self, send_time: float | None = None) -> Summary:
         """Return the summary so far; `ValueError` if there was no request.
 
-        Args:
-            send_time: seconds in which the requests were sent; None: until the last arrival.
+        The requests were sent in `send_time` seconds; None: until the last arrival.
         """
         if not self._requests:
             raise ValueError("there is no request to summarise")
@@ -294,11 +285,7 @@ class StreamingSummary:
 def summarise(
     records: Sequence[RequestRecord], targets: Targets | None = None, send_time: float | None = None
 ) -> Summary:
-    """Return the figures of a run, exactly; see `StreamingSummary`.
-
-    Args:
-        records: in the order in which the requests arrived.
-    """
+    """Return the exact figures of requests in the order of arrival; see `StreamingSummary`."""
     summary = StreamingSummary(targets, _ExactDistribution)
     for index, record in enumerate(records):
         summary.add(index, record)

@@ -27,14 +27,9 @@ class TraceRecorder:
     """
 
     def __init__(self, path: str, start: float, budget_unit: BudgetUnit | None) -> None:
-        """Empty the file at `path`.
+        """Empty the file at `path`; `ConfigError` if it cannot be written.
 
-        Args:
-            start: the time.monotonic that times count from.
-            budget_unit: that of `Batch.allowance`; None where the policy has no budget.
-
-        Raises:
-            ConfigError: the file cannot be written.
+        Times count from `start`, by time.monotonic. `budget_unit` is that of `Batch.allowance`.
         """
         self._file = RecordFile(path, "--trace")
         self._start = start

@@ -78,11 +78,9 @@ class DryRun:
 
 
 def dry_run(path: Path, config: EngineConfig, *, replicas: int = 1, spread: bool = False) -> DryRun:
-    """Plan a start: the layout, the memory of each process and the KV cache.
+    """Plan a start of so many engines: the layout, the memory of each process and the KV cache.
 
     Args:
-        path: a Hugging Face folder or a GGUF file.
-        replicas: whole engines.
         spread: whether every stage of every replica has a machine like this one for itself;
             otherwise all of them are on this one.
 
@@ -131,11 +129,7 @@ def _memories(
 ) -> Sequence[Memory]:
     """Return the memory of each process of one replica, as it is once it has its weights.
 
-    Args:
-        engines: that share the memory.
-
-    Raises:
-        ExecutorError: the weights do not fit.
+    So many engines share it. `ExecutorError` if the weights do not fit.
     """
 
     def memory(index: int, rank_id: RankId) -> tuple[str, int]:

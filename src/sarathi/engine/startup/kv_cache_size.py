@@ -110,12 +110,8 @@ def kv_cache(
 ) -> KvCache:
     """Return what to allocate: as many blocks everywhere as the smallest memory can hold.
 
-    Args:
-        max_model_len: the result of `requested_length`.
-        memories: all that the engine uses, at least one.
-
-    Raises:
-        ConfigError: not even one block fits, or less than one request of the length asked for.
+    `max_model_len` is the result of `requested_length`. `ConfigError` if not even one block fits,
+    or less than one request of the length asked for.
     """
     fitting = [_fitting_blocks(config, max_model_len, memory, block_size) for memory in memories]
     num_blocks = min(fitting)

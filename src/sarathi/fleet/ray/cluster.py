@@ -75,10 +75,8 @@ def place_replicas(
     """Return the resources of each rank, and the configuration that makes use of them.
 
     Without `cpus_per_rank` a rank gets `config.threads` CPUs, or else an equal share of all CPUs of
-    the cluster; 1 if GPUs compute.
-
-    Raises:
-        ConfigError: the options do not go together, or the cluster has no GPU.
+    the cluster; 1 if GPUs compute. `ConfigError` if the options do not go together, or the cluster
+    has no GPU.
     """
     layout = ParallelLayout(config.pp, config.tp)
     gpus = _gpus(config, nodes, gpus_per_rank)
@@ -104,8 +102,7 @@ def place_replicas(
 def equal_share(cpus: Sequence[float], bundles: int, ranks: int) -> int:
     """Return the most CPUs that each of `ranks` in each of `bundles` can have, at least 1.
 
-    Args:
-        cpus: of each machine; a bundle has to fit on one.
+    A bundle has to fit on one of the machines, whose CPUs are given.
     """
     most = max((int(count) // ranks for count in cpus), default=0)
     for share in range(most, 1, -1):
@@ -177,16 +174,10 @@ def connected(
 ) -> Iterator[Cluster]:
     """Connect to a cluster, or start one on this machine.
 
-    The cluster is the one at `address`, or at RAY_ADDRESS, or the one that this machine has joined
-    with `ray start`. Without any of these, one is started here.
-
-    Args:
-        address: host:port, as `ray start --head` prints it.
-        cpus: that a cluster started here has to count, even if the machine has fewer.
-        on_progress: called with a line about which cluster it is.
-
-    Raises:
-        ConfigError: Ray is not installed, or no cluster answers at the address.
+    The cluster is the one at `address` (host:port, as `ray start --head` prints it), or at
+    RAY_ADDRESS, or the one that this machine has joined with `ray start`. Without any of these, one
+    is started here, which counts at least so many CPUs. `ConfigError` if Ray is not installed, or
+    no cluster answers at the address.
     """
     if find_spec("ray") is None:
         raise ConfigError("--ray needs Ray: pip install 'sarathi-serve[ray]'")

@@ -69,17 +69,12 @@ def on_ray(
 ) -> Iterator[tuple[Spawner, EngineConfig]]:
     """Connect to a cluster and reserve the resources of the first engines.
 
+    Yields the spawner of engines, and the configuration with which it has to start them.
+    `ConfigError` if Ray is not installed, or the cluster does not exist or lacks the resources.
+
     Args:
-        replicas: engines to begin with.
         hub_id: of the model, if it has one.
-        on_progress: called with a line about each step.
         timeout: seconds that an engine may wait for its resources.
-
-    Yields:
-        The spawner of engines, and the configuration with which it has to start them.
-
-    Raises:
-        ConfigError: Ray is not installed, or the cluster does not exist or lacks the resources.
     """
     ranks = replicas * config.pp * config.tp
     cpus = ranks * (options.cpus_per_rank or config.threads or 1)

@@ -140,12 +140,7 @@ class WorkerSpawner:
     def __init__(
         self, group: PlacementGroup, placement: Placement, hub_id: str | None, host: str | None
     ) -> None:
-        """Prepare to start workers.
-
-        Args:
-            hub_id: of the model, if it has one.
-            host: the address under which workers reach the engine; None: that of its machine.
-        """
+        """Prepare to start workers, which reach the engine at `host`; None: its own address."""
         import ray
 
         self.host: str | None = host or ray.util.get_node_ip_address()
@@ -170,12 +165,7 @@ class EngineSpawner:
     def __init__(
         self, cluster: Cluster, placement: Placement, hub_id: str | None, *, timeout: float
     ) -> None:
-        """Prepare to start engines.
-
-        Args:
-            hub_id: of the model, if it has one.
-            timeout: seconds that an engine may wait for its resources.
-        """
+        """Prepare to start engines, which may each wait `timeout` seconds for their resources."""
         self.host: str | None = cluster.host
         self._cluster = cluster
         self._placement = placement
@@ -184,11 +174,7 @@ class EngineSpawner:
         self._reserved: list[Reservation] = []
 
     def reserve(self, replicas: int) -> None:
-        """Reserve the resources of the first engines.
-
-        Raises:
-            ConfigError: the cluster does not have them, or not in time.
-        """
+        """Reserve resources for the first engines; `ConfigError` if there are none in time."""
         self._reserved = [self._reservation() for _ in range(replicas)]
         for index, reservation in enumerate(self._reserved):
             while not reservation.ready():
@@ -228,11 +214,7 @@ class Reservation:
     """A placement group for one replica, which the cluster creates once it has the resources."""
 
     def __init__(self, cluster: Cluster, placement: Placement, timeout: float) -> None:
-        """Ask the cluster for the resources; the call returns at once.
-
-        Args:
-            timeout: seconds to wait for them.
-        """
+        """Ask the cluster for the resources; returns at once, but counts the seconds to wait."""
         from ray.util.placement_group import placement_group
 
         self.placement = placement

@@ -65,8 +65,7 @@ class Allowance:
     def take(self, tokens: int, context: int, max_cost: float = math.inf) -> int:
         """Take up to `tokens` for a prompt of which `context` are computed; return how many.
 
-        Args:
-            max_cost: the most that they may cost.
+        They cost at most `max_cost`.
         """
         amount = min(self.remaining, max_cost) - self._cost.prompt_cost(0, context, True)
         affordable = self._cost.prompt_tokens(amount, context) if amount > 0 else 0

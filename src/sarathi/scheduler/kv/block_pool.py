@@ -19,10 +19,7 @@ def block_hashes(tokens: Sequence[int], block_size: int, parent: bytes = b"") ->
     """Yield a hash for each full block of `tokens`.
 
     Hashes are chained: each covers its block's tokens and all tokens before them, because the keys
-    and values of the block depend on those too.
-
-    Args:
-        parent: hash of the block before the first one; empty at the beginning of a request.
+    and values of the block depend on those too. `parent` is the hash of the block before the first.
     """
     for end in range(block_size, len(tokens) + 1, block_size):
         content = array("q", tokens[end - block_size : end]).tobytes()

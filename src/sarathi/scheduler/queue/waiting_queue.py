@@ -233,11 +233,7 @@ class WaitingQueue:
     """All waiting requests, in one queue for each tenant."""
 
     def __init__(self, *, fair: bool) -> None:
-        """Make an empty queue.
-
-        Args:
-            fair: whether tenants share the prompt work; otherwise all requests count as one's.
-        """
+        """Make an empty queue; unless `fair`, all requests count as those of one tenant."""
         self.shares = FairShares()
         self._fair = fair
         self._queues: dict[str, TenantQueue] = {}
@@ -282,9 +278,7 @@ class WaitingQueue:
     def first(self, prefills: Iterable[Request]) -> Request | None:
         """Return the first waiting request of the least served tenant.
 
-        Args:
-            prefills: running requests with prompt to compute: None is returned if the least
-                served tenant has only these.
+        None if that has only running requests with prompt to compute, of which `prefills` are all.
         """
         tenants = {self.tenant_of(request) for request in prefills}
         least_served = self.shares.least_served(tenants, waiting=True)
