@@ -116,14 +116,7 @@ class EngineProcess:
 
     def _submit(self, core: EngineCore, message: Submit) -> None:
         try:
-            core.submit(
-                message.id,
-                message.prompt_ids,
-                message.params,
-                message.arrival,
-                message.scheduling_params,
-                message.output_ids,
-            )
+            core.submit(*msgspec.structs.astuple(message))  # its fields are the parameters
         except AdmissionError as error:
             self._refusals.append(Refusal(message.id, str(error)))
 

@@ -38,33 +38,19 @@ _DEFAULT_SCHEDULING = SchedulingParams()
 class Engine(Protocol):
     """What the server uses: a `Fleet`, or a scripted one in tests."""
 
-    @property
-    def info(self) -> ModelInfo | None:
-        """None until the model is loaded."""
-
-    @property
-    def error(self) -> str | None:
-        """Why requests cannot be answered any more; None while they can."""
+    info: ModelInfo | None  # None until the model is loaded
+    error: str | None  # why requests cannot be answered any more; None while they can
+    latencies: Latencies  # of all requests so far
+    restarts: int  # engines that were started because an earlier one had died
+    resumed: int  # how many times a request was continued by another engine
 
     @property
     def stats(self) -> Stats | None:
         """The statistics of all engines, summed; None before the first is ready."""
 
     @property
-    def latencies(self) -> Latencies:
-        """The latencies of all requests so far."""
-
-    @property
     def replicas(self) -> Sequence[ReplicaStatus]:
         """The state of each replica, by number."""
-
-    @property
-    def restarts(self) -> int:
-        """Engines that were started because an earlier one had died."""
-
-    @property
-    def resumed(self) -> int:
-        """How many times a request was continued by another engine."""
 
     def submit(
         self,

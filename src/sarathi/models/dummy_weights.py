@@ -100,6 +100,8 @@ class DummyWeights:
     scale by 1, biases are small. Every access computes the tensor again, in float32.
     """
 
+    mappings: tuple[mmap.mmap, ...] = ()
+
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         self._shapes = expected_shapes(config, whole_model(config))
         self._seed = seed
@@ -139,7 +141,3 @@ class DummyWeights:
 
     def stored_dtype(self, name: str) -> np.dtype[np.generic] | None:
         return None
-
-    @property
-    def mappings(self) -> tuple[mmap.mmap, ...]:
-        return ()

@@ -110,6 +110,7 @@ class NamedWeights:
     def __init__(self, stored: StoredWeights, names: NameMap) -> None:
         self._stored = stored
         self._names = names
+        self.mappings: tuple[mmap.mmap, ...] = stored.mappings
 
     def layer_of(self, stored_name: str) -> int | None:
         """Return the layer of a tensor of the checkpoint; None for one outside the layers."""
@@ -128,11 +129,6 @@ class NamedWeights:
     def is_zero_bias(self, stored_name: str) -> bool:
         """Return whether a tensor of the checkpoint is a bias of zeros."""
         return stored_name.endswith(".bias") and not np.any(self._stored[stored_name])
-
-    @property
-    def mappings(self) -> tuple[mmap.mmap, ...]:
-        """The mapped files, for advice to the kernel about their pages."""
-        return self._stored.mappings
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._names.find(name).name in self._stored

@@ -112,7 +112,9 @@ def load_engine(
         with instance.warming_up():
             on_progress("checking against the reference")
             instance.check_computing()
-            threads = _computing_threads(layout, options)
+            # Those of this process; None if other processes or GPUs compute, too.
+            alone = layout == ParallelLayout() and not gpu
+            threads = (options.threads or usable_cores()) if alone else None
             found = profile(instance.runner, trial, on_progress, typical, threads, gpu=gpu)
         latency_model, target = found.model, None
         if config.latency_budget and config.tbt_target is None:
@@ -281,13 +283,6 @@ def _load(
         pipeline.close()
         raise
     return pipeline
-
-
-def _computing_threads(layout: ParallelLayout, options: ExecutorOptions) -> int | None:
-    """Return how many threads of this process compute; None if other processes or GPUs do, too."""
-    if layout != ParallelLayout() or load_backend(options).uses_gpu:
-        return None
-    return options.threads or usable_cores()
 
 
 def _warn(config: EngineConfig, model: LatencyModel, on_progress: Callable[[str], None]) -> None:

@@ -133,7 +133,7 @@ def profile(
         gpu: whether it computes on GPUs, and the whole cache may be used.
     """
     on_progress("measuring the speed of this machine")
-    runs = measure(runner, cache, typical, threads, clocks, gpu=gpu)
+    runs = _measure(runner, cache, typical, threads, clocks, gpu)
     # Threads that wait for each other make the estimate too short: it is for a busy machine alone.
     times = runs.now if runs.quiet else runs.undisturbed
     if runs.typical is not None:
@@ -158,14 +158,13 @@ def stage_seconds(seconds: float, stages: Sequence[StageTime]) -> float:
     return time_per_stage(stages, max(0.0, seconds - sum(stage.busy for stage in stages)))
 
 
-def measure(
+def _measure(
     runner: Runner,
     cache: KvCache,
     typical: TypicalDecodes,
-    threads: int | None = None,
-    clocks: Clocks = _CLOCKS,
-    *,
-    gpu: bool = False,
+    threads: int | None,
+    clocks: Clocks,
+    gpu: bool,
 ) -> _Runs:
     """Run iterations of different kinds and return their seconds; see `profile`."""
     clock = clocks.wall
@@ -242,8 +241,7 @@ def _typical_parts(typical: TypicalDecodes, cache: KvCache) -> list[StepPart]:
 
 def _fitting_parts(kind: _Kind, cache: KvCache) -> list[StepPart]:
     """Return an iteration of a kind, smaller if the cache or the model's length requires it."""
-    block_size, longest = cache.block_size, cache.max_model_len
-    blocks = cache.num_blocks
+    blocks, block_size, longest = cache.num_blocks, cache.block_size, cache.max_model_len
     for_decodes = blocks - 1 if kind.chunk else blocks
     decodes = min(kind.decodes, for_decodes)
     each = 0  # blocks

@@ -109,11 +109,7 @@ class GgufWeights:
         family = GGUF_ARCHITECTURES[config.architecture]
         self._interleaved = config.head_dim if family.interleaved_heads else 0
         self._kinds = {name: _stored_kind(file, name) for name in file.tensors}
-
-    @property
-    def mappings(self) -> tuple[mmap.mmap, ...]:
-        """The mapped file, for advice to the kernel about its pages."""
-        return (self._file.mapping,)
+        self.mappings: tuple[mmap.mmap, ...] = (file.mapping,)
 
     @property
     def names(self) -> Set[str]:

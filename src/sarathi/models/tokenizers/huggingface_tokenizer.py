@@ -156,14 +156,12 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     _set_post_processor(inner, config, special)
     template = _chat_template(folder, config, special)
     eos_id = inner.token_to_id(special["eos_token"]) if "eos_token" in special else None
-    named = [*_named_ends(folder), *([] if eos_id is None else [eos_id])]
+    named: list[int] = []
+    for name in ("config.json", "generation_config.json"):  # often only the latter names all ends
+        named += Fields.read_optional(folder / name).token_ids("eos_token_id")
+    if eos_id is not None:
+        named.append(eos_id)
     return Tokenizer(inner, eos_ids=end_of_turn_ids(inner, named, template), chat_template=template)
-
-
-def _named_ends(folder: Path) -> Iterator[int]:
-    """Yield what `config.json` and `generation_config.json` name; often only the latter has all."""
-    for name in ("config.json", "generation_config.json"):
-        yield from Fields.read_optional(folder / name).token_ids("eos_token_id")
 
 
 def _load(folder: Path) -> tokenizers.Tokenizer:
