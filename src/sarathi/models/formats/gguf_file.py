@@ -138,6 +138,10 @@ class GgufFile:
             if key.startswith(prefix) and key not in self._read
         }
 
+    def error(self, message: str) -> ModelError:
+        """Return an error about the file, for its reader to raise."""
+        return ModelError(f"{self.path}: {message}")
+
     def _get(self, key: str, default: Any = None) -> Any:
         self._read.add(key)
         return self._values.get(key, default)
@@ -223,4 +227,4 @@ class GgufFile:
         return ModelError(f"{self.path} is not a usable GGUF file: {why}")
 
     def _wrong_type(self, key: str, expected: str) -> ModelError:
-        return ModelError(f"{self.path}: {key} is not {expected}")
+        return self.error(f"{key} is not {expected}")

@@ -42,9 +42,8 @@ def read_tensor(
     dtype = _UNQUANTISED.get(kind)
     block, width = (1, 1) if dtype is not None else GGML_QUANT_SIZES[kind]
     if shape[-1] % block:
-        raise ModelError(
-            f"{file.path}: tensor {name} has rows of {shape[-1]} values, {kind.name} has blocks "
-            f"of {block}"
+        raise file.error(
+            f"tensor {name} has rows of {shape[-1]} values, {kind.name} has blocks of {block}"
         )
     part = [len(range(size)[wanted]) for size, wanted in zip(shape, (rows, columns), strict=False)]
     if 0 in part:
@@ -66,9 +65,8 @@ def read_tensor(
         try:
             stored = gguf.quants.dequantize(stored, kind)
         except NotImplementedError as error:
-            raise ModelError(
-                f"{file.path}: tensor {name} has the quantisation type {kind.name}, "
-                "which cannot be dequantised"
+            raise file.error(
+                f"tensor {name} has the quantisation type {kind.name}, which cannot be dequantised"
             ) from error
     return np.ascontiguousarray(stored[cut])
 
@@ -86,9 +84,7 @@ def _stored_kind(file: GgufFile, name: str) -> GGMLQuantizationType:
     try:
         kind = GGMLQuantizationType(info.kind)
     except ValueError:
-        raise ModelError(
-            f"{file.path}: tensor {name} has the unknown quantisation type {info.kind}"
-        ) from None
+        raise file.error(f"tensor {name} has the unknown quantisation type {info.kind}") from None
     block, size = GGML_QUANT_SIZES[kind]
     end = info.offset + math.prod(info.shape) // block * size
     if end > len(file.mapping):

@@ -99,8 +99,8 @@ def read_tokenizer(file: GgufFile) -> Tokenizer:
         case "llama":
             inner, add_bos = _sentencepiece(file, vocab, tokens), True
         case _:
-            raise ModelError(
-                f"{file.path}: tokenizer.ggml.model is {kind!r}, supported are gpt2 "
+            raise file.error(
+                f"tokenizer.ggml.model is {kind!r}, supported are gpt2 "
                 "(byte-level BPE) and llama (SentencePiece BPE)"
             )
     ids = {name: file.integer(f"tokenizer.ggml.{name}_token_id") for name in _NAMED}
@@ -136,9 +136,8 @@ def _byte_level(file: GgufFile, vocab: dict[str, int]) -> tuple[tokenizers.Token
     name = file.text(_PRE) or "default"
     splitter = pre_tokenizer(name)
     if splitter is None:
-        raise ModelError(
-            f"{file.path}: tokenizer.ggml.pre is {name!r}, known are "
-            f"{', '.join(KNOWN_PRE_TOKENIZERS)}"
+        raise file.error(
+            f"tokenizer.ggml.pre is {name!r}, known are {', '.join(KNOWN_PRE_TOKENIZERS)}"
         )
     # A merge is two tokens with a space between them; tokens write spaces as another letter.
     parts = [merge.partition(" ") for merge in file.texts("tokenizer.ggml.merges") or []]
@@ -200,7 +199,7 @@ def _build(
     try:
         return tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, **options))
     except Exception as error:  # the library raises nothing more specific
-        raise ModelError(f"{file.path}: invalid vocabulary or merges: {error}") from error
+        raise file.error(f"invalid vocabulary or merges: {error}") from error
 
 
 def _added_tokens(
@@ -231,7 +230,7 @@ def _numbers(file: GgufFile, key: str, count: int) -> list[float] | None:
     if values is None:
         return None
     if values.size != count:
-        raise ModelError(f"{file.path}: {key} has {values.size} entries for {count} tokens")
+        raise file.error(f"{key} has {values.size} entries for {count} tokens")
     finite: list[float] = np.nan_to_num(values.astype(np.float64)).tolist()
     return finite
 
