@@ -12,19 +12,12 @@ from itertools import pairwise
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from sarathi.telemetry.percentiles import (
-    NO_VALUES,
-    PERCENTILES,
-    RESAMPLES,
-    SEED,
-    Array,
+    NUM_BLOCKS,
     Distribution,
-    bounded_percentiles,
-    distribution,
-    distribution_of,
-    interval_bounds,
+    ExactDistribution,
+    StreamingDistribution,
 )
 
 
@@ -111,92 +104,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     attainment: float | None  # share of the requests that met the targets
 
 
-class _ExactDistribution:
-    """Keeps all values."""
-
-    def __init__(self) -> None:
-        self._groups: list[Sequence[float] | Array] = []  # the values of each request
-
-    def add(self, block: int, value: float) -> None:
-        self._groups.append([value])
-
-    def add_all(self, block: int, values: Array) -> None:
-        self._groups.append(values)
-
-    def merge_blocks(self) -> None:
-        pass
-
-    def result(self, num_blocks: int) -> Distribution:
-        return distribution(self._groups)
-
-
-_LEAST = 1e-6  # seconds; shorter values count as 0
-_MOST = 1e6
-_WIDTH = math.log(1.002)  # of a bin, relative: a percentile is at most 0.1 % off
-_NUM_BINS = math.ceil(math.log(_MOST / _LEAST) / _WIDTH) + 2
-_BLOCKS = 64
 _LATENCIES = ("ttft", "tbt", "max_gap", "end_to_end", "normalized", "scheduling_delay")
-
-
-class StreamingDistribution:
-    """Counts values in bins 0.2 % wide, separately for up to 64 blocks of requests.
-
-    Blocks are consecutive in the order of arrival, and intervals come from a bootstrap over them,
-    as in `distribution`. As more requests come, adjacent blocks are merged.
-    """
-
-    def __init__(self) -> None:
-        self._counts = np.zeros((_BLOCKS, _NUM_BINS), np.int64)
-        self._requests = 0  # that had values
-        self._values = 0
-        self._sum = 0.0
-        self._largest = 0.0
-
-    def add(self, block: int, value: float) -> None:
-        """Add the only value of a request."""
-        at = math.ceil(math.log(value / _LEAST) / _WIDTH) if value > _LEAST else 0
-        self._counts[block, min(at, _NUM_BINS - 1)] += 1
-        self._count(1, value, value)
-
-    def add_all(self, block: int, values: Array) -> None:
-        """Add the values of a request, at least one."""
-        bins = np.ceil(np.log(np.maximum(values, _LEAST) / _LEAST) / _WIDTH).astype(np.int64)
-        np.add.at(self._counts[block], np.minimum(bins, _NUM_BINS - 1), 1)
-        self._count(len(values), float(values.sum()), float(values.max()))
-
-    def merge_blocks(self) -> None:
-        """Merge blocks in pairs, so that the second half of them is free."""
-        self._counts[: _BLOCKS // 2] = self._counts[::2] + self._counts[1::2]
-        self._counts[_BLOCKS // 2 :] = 0
-
-    def result(self, num_blocks: int) -> Distribution:
-        """Return the statistics so far, of which the first blocks have requests."""
-        if not self._values:
-            return NO_VALUES
-        used = np.flatnonzero(self._counts.any(axis=0))
-        counts = self._counts[:num_blocks, used]
-        values = np.minimum(
-            np.where(used, _LEAST * np.exp((used - 0.5) * _WIDTH), 0), self._largest
-        )
-        percentiles = _percentiles(values, counts.sum(axis=0, keepdims=True))[0]
-        bounded = bounded_percentiles(self._requests, self._values)
-        intervals: list[tuple[float, float] | None] = [None] * len(bounded)
-        if any(bounded):
-            rng = np.random.default_rng(SEED)
-            chances = np.full(num_blocks, 1 / num_blocks)
-            resampled = rng.multinomial(num_blocks, chances, size=RESAMPLES)
-            intervals = interval_bounds(
-                _percentiles(values, resampled @ counts), num_blocks, bounded
-            )
-        mean = self._sum / self._values
-        return distribution_of(self._values, mean, percentiles, self._largest, intervals)
-
-    def _count(self, count: int, total: float, largest: float) -> None:
-        self._requests += 1
-        self._values += count
-        self._sum += total
-        if largest > self._largest:
-            self._largest = largest
 
 
 class StreamingSummary:
@@ -205,7 +113,7 @@ class StreamingSummary:
     def __init__(
         self,
         targets: Targets | None = None,
-        distribution_type: type[StreamingDistribution | _ExactDistribution] = StreamingDistribution,
+        distribution_type: type[StreamingDistribution | ExactDistribution] = StreamingDistribution,
     ) -> None:
         """Start without requests."""
         self._targets = targets
@@ -220,7 +128,7 @@ class StreamingSummary:
     def add(self, index: int, record: RequestRecord) -> None:
         """Add a request by its index in the order of arrival; records may come in any order."""
         self._latest = max(self._latest, index)
-        while index >= _BLOCKS * self._block_length:
+        while index >= NUM_BLOCKS * self._block_length:
             self._block_length *= 2
             for latencies in self._latencies.values():
                 latencies.merge_blocks()
@@ -286,17 +194,7 @@ def summarise(
     records: Sequence[RequestRecord], targets: Targets | None = None, send_time: float | None = None
 ) -> Summary:
     """Return the exact figures of requests in the order of arrival; see `StreamingSummary`."""
-    summary = StreamingSummary(targets, _ExactDistribution)
+    summary = StreamingSummary(targets, ExactDistribution)
     for index, record in enumerate(records):
         summary.add(index, record)
     return summary.result(send_time)
-
-
-def _percentiles(values: Array, counts: npt.NDArray[np.int64]) -> Array:
-    """Return percentiles of each row of counts: the least value that so many do not exceed."""
-    reached = np.cumsum(counts, axis=1)
-    found = []
-    for percent in PERCENTILES:
-        ranks = np.ceil(percent / 100 * reached[:, -1:])
-        found.append(values[np.argmax(reached >= ranks, axis=1)])
-    return np.stack(found, axis=1)

@@ -17,8 +17,7 @@ from tokenizers import Tokenizer as Inner
 
 from sarathi.errors import ModelError
 from sarathi.models.tokenizers.chat_template import ChatTemplate
-from sarathi.models.tokenizers.detokenizer import byte_letters
-from sarathi.models.tokenizers.tokenizer import Tokenizer
+from sarathi.models.tokenizers.tokenizer import Tokenizer, byte_letters
 
 BOS, EOS = "<s>", "</s>"
 _SPECIAL = (BOS, EOS)
