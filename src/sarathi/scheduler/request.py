@@ -60,6 +60,7 @@ class Request:
     output_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    num_reserved: int = 0  # blocks that are reserved for the rest of its prompt
     num_preemptions: int = 0
     computed_at_preemption: int = 0  # tokens; the most, if it was preempted several times
     in_flight: int = 0  # tokens in batches that have not been completed

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -277,26 +277,8 @@ def _work(parts: Sequence[StepPart]) -> Work:
 _FORMAT = 1  # incremented when older files can no longer be used
 
 
-class Conditions(msgspec.Struct, frozen=True, kw_only=True):
-    """All that determines how long an iteration takes, except the load of other processes."""
-
-    processor: str
-    processors: list[int]  # that the process may run on
-    cores: int  # usable ones
-    devices: list[str]  # GPUs; empty where processors compute
-    hosts: list[str]  # of all processes; empty where all are on this machine
-    versions: str
-    model: str  # its fingerprint
-    executor: str
-    precision: str
-    kv_precision: str
-    deterministic: bool
-    threads: int | None
-    pp: int
-    tp: int
-    engines_here: int
-    requests: int  # that decode
-    context: int  # tokens of each
+# All that determines how long an iteration takes, except the load of other processes.
+Conditions = dict[str, Any]
 
 
 class MeasuredLatency(msgspec.Struct, frozen=True):
@@ -323,25 +305,25 @@ def measuring_conditions(
     hosts: list[str],
 ) -> Conditions:
     """Return what the speed of a loaded engine, of which `part` is one, depends on."""
-    return Conditions(
-        processor=processor_name(),
-        processors=sorted(usable_processors()),
-        cores=usable_cores(),
-        devices=list(load_backend(options).gpu_names),
-        hosts=hosts,
-        versions=versions(options.executor),
-        model=fingerprint(model),
-        executor=options.executor,
-        precision=part.precision,
-        kv_precision=part.kv_precision,
-        deterministic=options.deterministic,
-        threads=options.threads,
-        pp=config.pp,
-        tp=config.tp,
-        engines_here=config.engines_here,
-        requests=typical.requests,
-        context=typical.context,
-    )
+    return {
+        "processor": processor_name(),
+        "processors": sorted(usable_processors()),  # that the process may run on
+        "cores": usable_cores(),
+        "devices": list(load_backend(options).gpu_names),  # empty where processors compute
+        "hosts": hosts,  # of all processes; empty where all are on this machine
+        "versions": versions(options.executor),
+        "model": fingerprint(model),
+        "executor": options.executor,
+        "precision": part.precision,
+        "kv_precision": part.kv_precision,
+        "deterministic": options.deterministic,
+        "threads": options.threads,
+        "pp": config.pp,
+        "tp": config.tp,
+        "engines_here": config.engines_here,
+        "requests": typical.requests,  # that decode
+        "context": typical.context,  # tokens of each
+    }
 
 
 def promised_target(conditions: Conditions, measured: MeasuredLatency) -> DerivedTarget:
@@ -352,7 +334,7 @@ def promised_target(conditions: Conditions, measured: MeasuredLatency) -> Derive
         notes += ", estimated on a busy machine"
     if fastest.starts > 1:
         notes += f", the fastest of {fastest.starts} starts"
-    return derived_target(conditions.pp * fastest.seconds, notes)
+    return derived_target(conditions["pp"] * fastest.seconds, notes)
 
 
 def keep_fastest(conditions: Conditions, measured: MeasuredLatency) -> MeasuredLatency:

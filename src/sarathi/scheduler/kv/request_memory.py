@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from sarathi.scheduler.kv.block_pool import BlockPool, block_hashes
 from sarathi.scheduler.request import Request
@@ -23,7 +23,6 @@ class RequestMemory:
         self.pool = pool
         self._reserve_tokens = reserve_tokens
         self._prefix_caching = prefix_caching
-        self._reserved: dict[int, int] = {}  # blocks, by request id
 
     def cached_prefix(self, request: Request) -> list[int]:
         """Return the cached blocks that a waiting request begins with."""
@@ -44,32 +43,29 @@ class RequestMemory:
 
     def admit(self, request: Request, cached: list[int]) -> None:
         """Give a request its cached prefix, and reserve blocks for the rest of its prompt."""
-        reserve = self._blocks_to_reserve(request, cached)
+        request.num_reserved = self._blocks_to_reserve(request, cached)
         self.pool.share(request, cached)
-        self.pool.reserve(reserve)
-        self._set_reserved(request, reserve)
+        self.pool.reserve(request.num_reserved)
         request.num_published = len(cached)
         request.num_computed = len(cached) * self.pool.block_size
 
     def num_blocks(self, request: Request) -> int:
         """Return how many blocks would become available without a request."""
         own = sum(self.pool.num_users(block) == 1 for block in request.blocks)
-        return own + self._reserved.get(request.id, 0)
+        return own + request.num_reserved
 
     def missing_to_grow(self, request: Request, num_tokens: int) -> int:
         """Return how many blocks for `num_tokens` tokens a request neither has nor has reserved."""
-        missing = self.pool.missing(request, num_tokens)
-        return max(0, missing - self._reserved.get(request.id, 0)) if missing else 0
+        return max(0, self.pool.missing(request, num_tokens) - request.num_reserved)
 
     def extend(self, request: Request, num_tokens: int) -> None:
         """Give a request the blocks for its first `num_tokens` tokens, reserved ones first."""
         missing = self.pool.missing(request, num_tokens)
         if missing:
-            reserved = self._reserved.get(request.id, 0)
-            own = min(missing, reserved)
+            own = min(missing, request.num_reserved)
+            request.num_reserved -= own
             self.pool.unreserve(own)
             self.pool.allocate(request, missing)
-            self._set_reserved(request, reserved - own)
 
     def publish(self, request: Request) -> None:
         """Put the full blocks of a request that have been computed into the prefix cache."""
@@ -82,15 +78,14 @@ class RequestMemory:
 
     def release(self, request: Request) -> None:
         """Free all blocks of a request: nothing of it is computed any more."""
-        self.pool.unreserve(self._reserved.pop(request.id, 0))
+        self.pool.unreserve(request.num_reserved)
         self.pool.release(request)
-        request.num_computed = 0
-        request.num_published = 0
+        request.num_computed = request.num_reserved = request.num_published = 0
 
-    def check(self, requests: Iterable[Request]) -> None:
+    def check(self, requests: Collection[Request]) -> None:
         """Raise `AssertionError` if blocks or reservations are inconsistent."""
         self.pool.check(requests)
-        if sum(self._reserved.values()) != self.pool.num_reserved:
+        if sum(request.num_reserved for request in requests) != self.pool.num_reserved:
             raise AssertionError("the pool and its user disagree about reserved blocks")
 
     def _blocks_to_reserve(self, request: Request, cached: list[int]) -> int:
@@ -98,12 +93,6 @@ class RequestMemory:
         if self._reserve_tokens is None:
             return pool.blocks_for(request.num_tokens) - len(cached)
         return min(pool.blocks_for(self._reserve_tokens), pool.num_blocks) - len(cached)
-
-    def _set_reserved(self, request: Request, count: int) -> None:
-        if count:
-            self._reserved[request.id] = count
-        else:
-            self._reserved.pop(request.id, None)
 
     def _hash_blocks(self, request: Request) -> None:
         """Extend a request's chain of hashes to all of its full blocks."""
