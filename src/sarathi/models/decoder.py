@@ -145,11 +145,6 @@ def attention_module(layer: int) -> str:
     return f"model.layers.{layer}.self_attn"
 
 
-def mlp_module(layer: int) -> str:
-    """Return the name of a layer's MLP module."""
-    return f"model.layers.{layer}.mlp"
-
-
 def _layer(
     ops: Operations[X], config: ModelConfig, layer: int, residual: X, delta: X | None
 ) -> tuple[X, X]:
@@ -181,7 +176,7 @@ def _attention(ops: Operations[X], config: ModelConfig, layer: int, x: X) -> X:
 
 
 def _mlp(ops: Operations[X], config: ModelConfig, layer: int, x: X) -> X:
-    name = mlp_module(layer)
+    name = f"model.layers.{layer}.mlp"
     if config.gated_mlp:
         inner = ops.gated(x, name, config.mlp_bias)
     else:

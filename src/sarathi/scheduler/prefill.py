@@ -81,7 +81,7 @@ class PrefillAllocator:
                 selector.sort_started(request)
                 continue
             if is_waiting and not self._can_admit(request, cached, overtaken):
-                selector.stop_admission()
+                selector.admit = False
                 continue
             before = allowance.remaining
             length = self._take(allowance, request, start, max_cost, first=not allocated)
@@ -222,7 +222,7 @@ class PrefillSelector:
         """Start an iteration; with `admit`, waiting requests are selected, too."""
         self._waiting = waiting
         self._share = in_order_share
-        self._admit = admit
+        self.admit = admit
         self._tenants: dict[str, _TenantState] = {}
         for request in running.prefills:
             # A chunk may follow the one before into a pipeline: each stage computes them in order.
@@ -233,14 +233,14 @@ class PrefillSelector:
         """Select the next prompt, with what remains of the allowance; None if there is none."""
         # Waiting requests are looked up as they are needed: there may be thousands.
         ready = [name for name, state in self._tenants.items() if state.started or state.cut]
-        tenant = self._waiting.shares.least_served(ready, waiting=self._admit)
+        tenant = self._waiting.shares.least_served(ready, waiting=self.admit)
         if tenant is None:
             return None
         self._waiting.shares.select(tenant)
         state = self._state(tenant)
         if state.in_order is None:
             state.in_order = self._share * remaining if self._share < 1 and remaining else math.inf
-        queue = self._waiting.queue_of(tenant) if self._admit else None
+        queue = self._waiting.queue_of(tenant) if self.admit else None
         candidates = state.started[:1]
         if queue is not None:
             candidates.append(queue.first())
@@ -280,10 +280,6 @@ class PrefillSelector:
     def sort_started(self, request: Request) -> None:
         """Restore the order of started prompts, after the rank of `request` has changed."""
         self._state_of(request).started.sort(key=by_rank)
-
-    def stop_admission(self) -> None:
-        """Select no more waiting requests."""
-        self._admit = False
 
     def _state_of(self, request: Request) -> _TenantState:
         return self._state(self._waiting.tenant_of(request))

@@ -193,7 +193,7 @@ class Scheduler:
     # -- one iteration ----------------------------------------------------------------------
 
     def schedule(self, now: float) -> Batch | None:
-        """Return the next batch, beginning `now`; None if one in flight must be computed before."""
+        """Return the batch that begins `now`; None if one in flight must be computed before."""
         look_ahead = self._look_ahead and bool(self._in_flight)
         if look_ahead and not self._can_look_ahead():
             return None
@@ -230,7 +230,7 @@ class Scheduler:
         )
 
     def add_drafts(self, batch: Batch, num_drafts: Sequence[int]) -> Batch:
-        """Add draft tokens, so many each, to the decodes of the batch that was just scheduled.
+        """Add `num_drafts` draft tokens to each decode of the batch that was just scheduled.
 
         The engine does not speculate yet: this and `complete` are what it needs of the scheduler.
         Drafts never preempt a request nor exceed its `max_tokens`: fewer are added than asked for

@@ -221,7 +221,7 @@ class StreamingDistribution:
         self._counts[NUM_BLOCKS // 2 :] = 0
 
     def result(self, num_blocks: int) -> Distribution:
-        """Return the statistics so far, of which the first blocks have requests."""
+        """Return the statistics so far; the first `num_blocks` blocks have requests."""
         if not self._values:
             return _NO_VALUES
         used = np.flatnonzero(self._counts.any(axis=0))

@@ -34,9 +34,9 @@ class RequestMemory:
         return self.pool.find_prefix(request.block_hashes[:full])
 
     def missing_blocks(self, request: Request, cached: list[int], headroom: int) -> int:
-        """Return how many blocks are missing to admit a request, 0 or less if it can be admitted.
+        """Return how many blocks are missing to admit a request; 0 or less if it can be admitted.
 
-        So many blocks as the `headroom` stay available.
+        `headroom` blocks are to stay available.
         """
         needed = self._blocks_to_reserve(request, cached) + self.pool.count_free(cached) + headroom
         return needed - self.pool.num_available
