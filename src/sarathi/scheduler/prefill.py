@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from sarathi.scheduler.budget.token_budget import Allowance
-from sarathi.scheduler.kv.request_memory import RequestMemory
+from sarathi.scheduler.kv.block_pool import RequestMemory
 from sarathi.scheduler.policy import Policy
 from sarathi.scheduler.queue.waiting_queue import RELEGATED, Order, WaitingQueue
 from sarathi.scheduler.request import Rank, Request, by_rank

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sarathi.scheduler.batch import NO_WORK, Slice
 from sarathi.scheduler.budget.latency_model import Work
-from sarathi.scheduler.kv.request_memory import RequestMemory
+from sarathi.scheduler.kv.block_pool import RequestMemory
 from sarathi.scheduler.queue.waiting_queue import WaitingQueue
 from sarathi.scheduler.request import Request, by_rank
 

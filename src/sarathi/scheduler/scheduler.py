@@ -13,8 +13,7 @@ from typing import NamedTuple
 from sarathi.scheduler.batch import NO_WORK, Batch, Slice
 from sarathi.scheduler.budget.latency_model import LatencyModel, Work
 from sarathi.scheduler.budget.token_budget import Budget, FixedBudget
-from sarathi.scheduler.kv.block_pool import BlockPool
-from sarathi.scheduler.kv.request_memory import RequestMemory
+from sarathi.scheduler.kv.block_pool import BlockPool, RequestMemory
 from sarathi.scheduler.policy import POLICIES, Policy
 from sarathi.scheduler.prefill import PrefillAllocator
 from sarathi.scheduler.queue.waiting_queue import Order, WaitingQueue
