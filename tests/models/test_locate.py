@@ -178,7 +178,7 @@ def _refusal(status: int) -> Any:
 def test_the_error_of_a_failed_download_has_the_reason(
     error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(repo_id: str, allow_patterns: list[str]) -> str:
+    def fail(repo_id: str, allow_patterns: list[str], cache_dir: Path | None) -> str:
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)

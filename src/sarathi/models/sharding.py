@@ -87,12 +87,15 @@ class ShardedWeights:
     """
 
     def __init__(self, weights: Weights, config: ModelConfig, shard: Shard) -> None:
-        self.mappings: tuple[mmap.mmap, ...] = weights.mappings
         self._weights = weights
         self._shard = shard
         self._shapes = shard_shapes(config, whole_model(config), shard)
         self._vocabulary = vocabulary(config, shard)
         self._over_vocabulary = (EMBEDDING, head_of(config))
+
+    @property
+    def mappings(self) -> tuple[mmap.mmap, ...]:
+        return self._weights.mappings
 
     def __contains__(self, name: object) -> bool:
         return name in self._weights
