@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,13 +155,13 @@ def _memories(
 def _checkpoint(model: Model) -> Checkpoint:
     if isinstance(model.weights, DummyWeights):
         return Checkpoint(num_parameters(model.config), 0, ())
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for name, shape in expected_shapes(model.config, whole_model(model.config)).items():
         dtype = model.weights.stored_dtype(name)
         kind = "quantised" if dtype is None else dtype.name
-        counts[kind] = counts.get(kind, 0) + math.prod(shape)
+        counts[kind] += math.prod(shape)
     return Checkpoint(
         num_parameters(model.config),
         sum(len(mapping) for mapping in model.weights.mappings),
-        tuple(sorted(counts, key=lambda kind: -counts[kind])),
+        tuple(kind for kind, _ in counts.most_common()),
     )

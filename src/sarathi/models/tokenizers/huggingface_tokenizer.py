@@ -94,21 +94,21 @@ def _extra(config: Fields, companion: Fields) -> Iterator[AddedToken]:
     companion under the new name; if there are none, those under the old.
     """
     own = _EXTRA if config.data.get(_EXTRA) else _OLD_EXTRA
-    lists = [each for each in ((config, own), (companion, _EXTRA)) if _is_list(*each)]
-    if not lists:
+    lists = [(config, own), (companion, _EXTRA)]
+    if all(_listed(*each) is None for each in lists):
         lists = [(companion if _OLD_EXTRA in companion else config, _OLD_EXTRA)]
     for fields, name in lists:
-        for value in fields.value(name, []) if _is_list(fields, name) else []:
+        for value in _listed(fields, name) or ():
             yield _token(fields, name, value, special=True)
 
 
-def _is_list(fields: Fields, name: str) -> bool:
+def _listed(fields: Fields, name: str) -> list[Any] | None:
     value = fields.value(name)
     if value is None or (name == _EXTRA and isinstance(value, Mapping)):
-        return False
+        return None
     if not isinstance(value, list):
         raise fields.wrong(name, "a list of tokens")
-    return True
+    return value
 
 
 def _from_ids(fields: Fields, special: Iterable[str]) -> Iterator[tuple[int, AddedToken]]:
