@@ -195,7 +195,7 @@ def test_files_that_are_no_configuration_are_refused(
 def test_no_weights_of_a_hub_id_are_downloaded(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
-    def download(repo_id: str, allow_patterns: list[str]) -> str:
+    def download(repo_id: str, allow_patterns: list[str], cache_dir: Path | None) -> str:
         asked.append(allow_patterns)
         return str(tiny)
 

@@ -258,7 +258,7 @@ def test_records_come_in_order_with_the_times_of_stages() -> None:
     core._recorders = [Spy()]
     answers(core, CHUNKED[1])
     assert [record.batch.id for record in seen] == list(range(1, len(seen) + 1))
-    assert [record.fresh for record in seen] == [True] + [False] * (len(seen) - 1)
+    assert [record.after_idle for record in seen] == [True] + [False] * (len(seen) - 1)
     assert {len(record.stages) for record in seen} == {2}
     assert any(after.begin < before.end for before, after in pairwise(seen))
     core.close()

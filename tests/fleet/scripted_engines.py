@@ -26,8 +26,7 @@ from sarathi.engine.messages import (
     TokenOutput,
 )
 from sarathi.fleet.engine_client import Generation
-from sarathi.fleet.fleet import Fleet
-from sarathi.fleet.replica import RestartPolicy
+from sarathi.fleet.fleet import Fleet, RestartPolicy
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler.request import FinishReason
 from sarathi.telemetry.stats import Stats

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sarathi.errors import ConfigError
 from sarathi.fleet import engine_client as client
 from sarathi.fleet.engine_client import EngineError, Generation, RequestLostError
-from sarathi.fleet.replica import RestartPolicy
+from sarathi.fleet.fleet import RestartPolicy
 from tests.fleet.scripted_engines import ScriptedEngine, World, play, read, received, tokens, until
 
 

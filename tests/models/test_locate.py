@@ -119,7 +119,7 @@ def test_unknown_names_list_what_is_accepted(name: str) -> None:
 def test_hub_id_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, Any]] = []
 
-    def download(repo_id: str, allow_patterns: list[str]) -> str:
+    def download(repo_id: str, allow_patterns: list[str], cache_dir: Path | None) -> str:
         asked.append((repo_id, allow_patterns))
         (tmp_path / "config.json").write_text("{}")
         return str(tmp_path)
@@ -178,7 +178,7 @@ def _refusal(status: int) -> Any:
 def test_the_error_of_a_failed_download_has_the_reason(
     error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(repo_id: str, allow_patterns: list[str]) -> str:
+    def fail(repo_id: str, allow_patterns: list[str], cache_dir: Path | None) -> str:
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)

@@ -13,8 +13,7 @@ from starlette.types import ASGIApp
 
 from sarathi.engine.messages import ModelInfo, TokenOutput
 from sarathi.fleet.engine_client import EngineError
-from sarathi.fleet.fleet import Engine
-from sarathi.fleet.replica import ReplicaStatus
+from sarathi.fleet.fleet import Engine, ReplicaStatus
 from sarathi.models.tokenizers.chat_template import WorkLimit
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.sampling.logprobs import TokenLogprobs

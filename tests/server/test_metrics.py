@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sarathi.fleet.replica import ReplicaState, ReplicaStatus
+from sarathi.fleet.fleet import ReplicaState, ReplicaStatus
 from sarathi.telemetry.stats import Stats
 from tests.server.fake_engine import INFO, FakeEngine, call, chat, complete, events
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sarathi.fleet.replica import ReplicaStatus
+from sarathi.fleet.fleet import ReplicaStatus
 from tests.server.fake_engine import LIMIT, MODEL, VOCAB, FakeEngine, call, complete, error
 
 POSTS = {

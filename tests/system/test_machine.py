@@ -122,7 +122,8 @@ class TestVersion1:
         memory = groups.mount("cgroup/memory", "cgroup", "rw,memory")
         (memory / "memory.limit_in_bytes").write_text("9223372036854771712\n")
         (memory / "memory.usage_in_bytes").write_text("1000\n")
-        monkeypatch.setattr(machine, "memory_left", groups.left)
+        left = groups.left()
+        monkeypatch.setattr(machine, "memory_left", lambda: left)
         free = psutil.virtual_memory()
         monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
         assert machine.available_memory() == free.available

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.recorders import open_recorders
+from sarathi.engine.startup.load import open_recorders
 from sarathi.errors import ConfigError
 from sarathi.telemetry import recorder as records
 from sarathi.telemetry.iteration_log import IterationLine, IterationLog

@@ -252,11 +252,13 @@ def test_each_of_several_stages_has_a_track(trace: TraceRecorder, path: Path) ->
         (False, [StageTime(0.25, 1.5), StageTime(0.0, 0.5)]),
         (True, [StageTime(9.0, 1.0), StageTime(9.0, 1.0)]),
     ]
-    for number, (fresh, stages) in enumerate(steps):
+    for number, (after_idle, stages) in enumerate(steps):
         begin = START + 10 * (number + 1)
         one = batch(number, decode(request(1)))
         parts = (("schedule", begin + 0.5), ("execute", begin + 4))
-        trace.record(record(one, begin, begin + 4, parts=parts, stages=stages, fresh=fresh))
+        trace.record(
+            record(one, begin, begin + 4, parts=parts, stages=stages, after_idle=after_idle)
+        )
     read = events(trace, path)
     names = {e["args"]["name"]: e["tid"] for e in read if e["name"] == "thread_name"}
     spans = {

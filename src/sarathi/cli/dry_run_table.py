@@ -10,7 +10,7 @@ from sarathi.engine.config import EngineConfig
 from sarathi.engine.startup.dry_run import DryRun
 from sarathi.engine.startup.kv_cache_size import gigabytes
 from sarathi.fleet.ray.cluster import Node, Placement, place_replicas
-from sarathi.fleet.ray.ray_options import RayOptions
+from sarathi.fleet.ray.ray_launch import RayOptions
 from sarathi.models.locate import RANDOM_WEIGHTS
 from sarathi.system.machine import usable_cores
 

@@ -13,7 +13,7 @@ from sarathi.cli.engine_options import Model, locate_model
 from sarathi.cli.keys import ServerKeys
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import UsageError
-from sarathi.fleet.ray.ray_options import RayOptions
+from sarathi.fleet.ray.ray_launch import RayOptions, on_ray
 from sarathi.options import LAYERED, Option, changed
 from sarathi.server.server_config import ServerConfig
 
@@ -59,8 +59,6 @@ def run(options: ServeOptions) -> int:
     config = replace(config, served_name=config.served_name or located.served_name)
     if not ray.enabled:
         return serve(located.path, engine, config)
-
-    from sarathi.fleet.ray.ray_launch import on_ray
 
     with on_ray(ray, engine, config.replicas, located.hub_id, log) as (spawner, engine):
         # Actors begin in folders of their own.

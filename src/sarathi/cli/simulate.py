@@ -14,7 +14,6 @@ from sarathi.cli.simulation import (
     progress_bar,
     simulated_load,
 )
-from sarathi.engine.recorders import budget_unit
 from sarathi.options import Count, Option, Seconds
 from sarathi.simulator.simulated_run import simulated_run
 from sarathi.telemetry import Targets
@@ -57,7 +56,7 @@ def run(options: SimulateOptions) -> int:
     if options.show_memory:
         screen.log(setup.memory)
     iterations: list[IterationLine] = []
-    unit = budget_unit(setup.config)
+    unit = setup.config.budget_unit
 
     def keep(record: IterationRecord) -> None:
         iterations.append(line_of(record, record.begin, 0.0, unit, []))

@@ -20,6 +20,7 @@ from sarathi.models.locate import LoadFormat
 from sarathi.options import Count, NewFile, Option, Seconds, Size, check_options
 from sarathi.scheduler import ORDERS, POLICIES
 from sarathi.system.machine import usable_cores
+from sarathi.telemetry.recorder import BudgetUnit
 
 MAX_REPLICAS = 256
 _TOKEN_BUDGET = 256  # of the policies that need one
@@ -36,8 +37,7 @@ _PRECISIONS = {"auto": None, "float32": "f32", "bfloat16": "bf16", "float16": "f
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The options of an engine. Durations are in seconds, sizes in bytes.
 
-    Raises:
-        ConfigError: a value is out of range, or two exclude each other.
+    `ConfigError` if a value is out of range, or two exclude each other.
     """
 
     load_format: Annotated[
@@ -264,6 +264,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         return _TOKEN_BUDGET if requires_tokens else None
 
     @property
+    def budget_unit(self) -> BudgetUnit | None:
+        """The unit of `Batch.allowance`; None for a policy without a budget."""
+        if self.latency_budget:
+            return "seconds"
+        return None if self.fixed_budget is None else "tokens"
+
+    @property
     def chunk(self) -> int | None:
         """Where `deterministic` cuts prompts, in tokens; None where the budget decides."""
         if not self.deterministic:
@@ -276,11 +283,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         return POLICIES[self.policy].stall_free and self.token_budget is None
 
     def max_step_tokens(self, max_model_len: int) -> int:
-        """Return the most tokens of an iteration for which a GPU keeps memory.
-
-        Args:
-            max_model_len: tokens of the longest request.
-        """
+        """Return the most tokens of an iteration for which a GPU keeps memory."""
         most = self.fixed_budget
         if most is None:
             most = min(_USUAL_STEP, max_model_len) if self.latency_budget else max_model_len
@@ -288,12 +291,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def share_of_machine(config: EngineConfig, replicas: int, number: int = 0) -> EngineConfig:
-    """Return the configuration of one of several engines that share cores, GPUs and memory.
-
-    Args:
-        replicas: engines on this machine.
-        number: of the engine among them.
-    """
+    """Return the configuration of engine `number` of those that share cores, GPUs and memory."""
     threads = config.threads
     if threads is None:
         threads = max(1, usable_cores() // (replicas * config.pp * config.tp))

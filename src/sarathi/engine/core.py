@@ -54,7 +54,7 @@ class _InFlight(NamedTuple):
     began: float  # before it was scheduled
     scheduled: float
     submitted: float
-    fresh: bool  # the engine was idle before it
+    after_idle: bool  # whether the engine was idle before it
 
 
 class EngineCore:
@@ -72,11 +72,8 @@ class EngineCore:
     ) -> None:
         """Connect a runner and a scheduler.
 
-        Args:
-            runner: has a KV cache of as many blocks as the scheduler.
-            scheduler: made for as many micro-batches as the runner has in flight.
-            eos_ids: end a request, unless it ignores them.
-            recorders: get a record of every iteration.
+        Both have as many KV blocks, and as many batches in flight. `eos_ids` end a request, unless
+        it ignores them; the recorders get a record of every iteration.
         """
         self.scheduler = scheduler
         self._runner = runner
@@ -84,7 +81,7 @@ class EngineCore:
         self._recorders = recorders
         self._slots: dict[int, int] = {}  # of the sampler, by request id
         self._in_flight: deque[_InFlight] = deque()
-        self._fresh = True  # the engine is idle before the next batch
+        self._after_idle = True  # whether the next batch is the first since the engine was idle
         self._exhausted = False  # nothing can be scheduled beside what is in flight
         self._latency_observer = LatencyObserver(scheduler.latency_model)
         self._look_ahead = LookAhead()
@@ -100,15 +97,12 @@ class EngineCore:
         scheduling_params: SchedulingParams = _DEFAULT_SCHEDULING,
         output_ids: Sequence[int] = (),
     ) -> None:
-        """Queue a request.
+        """Queue a request; `AdmissionError`, with the reason, if it can never run.
 
         Args:
             arrival: seconds, of time.monotonic.
             output_ids: tokens generated before, perhaps by another engine; generation continues
                 after them.
-
-        Raises:
-            AdmissionError: it can never run; the message has the reason.
         """
         max_output = self.scheduler.max_model_len - len(prompt_ids)
         if max_output < 1:
@@ -210,7 +204,7 @@ class EngineCore:
                 break
             scheduled = submitted = time.monotonic()
             if not batch.slices:  # requests were preempted, and nothing more
-                preempting = _InFlight(batch, began, scheduled, submitted, self._fresh)
+                preempting = _InFlight(batch, began, scheduled, submitted, self._after_idle)
                 self._complete(preempting, _NOT_COMPUTED, submitted)
                 continue
             slots = [self._slots[request.id] for request in batch.sampling]
@@ -221,11 +215,11 @@ class EngineCore:
             self._look_ahead.batch_submitted(began, submitted, prompts=has_prompts)
             if not in_flight:
                 self._look_ahead.batch_started(submitted, batch.predicted)
-            in_flight.append(_InFlight(batch, began, scheduled, submitted, self._fresh))
-            self._fresh = False
+            in_flight.append(_InFlight(batch, began, scheduled, submitted, self._after_idle))
+            self._after_idle = False
 
-    def _complete(self, step: _InFlight, result: StepResult, sampled: float) -> StepOutcome:
-        batch = step.batch
+    def _complete(self, computed: _InFlight, result: StepResult, sampled: float) -> StepOutcome:
+        batch = computed.batch
         executed = sampled - result.sampling
         self._exhausted = False
         tokens: list[int] = result.sampled.tokens.tolist()
@@ -235,15 +229,17 @@ class EngineCore:
         self._close_ended_slots()
         ended = time.monotonic()
         if result.stages:
-            self._stages.add(result.stages, step.fresh)
-            own = step.submitted - step.began + ended - executed
-            self._latency_observer.observe(batch.work, step.began, ended, own, result.stages)
+            self._stages.add(result.stages, computed.after_idle)
+            overhead = computed.submitted - computed.began + ended - executed
+            self._latency_observer.observe(
+                batch.work, computed.began, ended, overhead, result.stages
+            )
         if self._recorders:
-            parts = [("schedule", step.scheduled)]
-            if self._runner.looks_ahead and self._executed > step.scheduled:
+            parts = [("schedule", computed.scheduled)]
+            if self._runner.looks_ahead and self._executed > computed.scheduled:
                 parts.append(("queue", self._executed))  # behind the previous batch
             parts += [("execute", executed), ("sample", sampled), ("publish", ended)]
-            self._record(step, result, outputs, parts)
+            self._record(computed, result, outputs, parts)
         self._executed = executed
         if not self.scheduler.has_work:
             self.scheduler.check()
@@ -258,22 +254,18 @@ class EngineCore:
             self.scheduler.abandon_batches()
             self._close_ended_slots()
             self._exhausted = False
-            self._fresh = True
+            self._after_idle = True
             self._latency_observer.on_idle()
 
     def on_idle(self) -> None:
         """Flush the records, and do not count the pause as latency; for when there is no work."""
-        self._fresh = True
+        self._after_idle = True
         self._latency_observer.on_idle()
         for recorder in self._recorders:
             recorder.flush()
 
     def check(self) -> None:
-        """Check that all processes of the engine are alive; for when there is no work.
-
-        Raises:
-            ExecutorError: one has died or failed.
-        """
+        """Check, when there is no work, that all processes live; `ExecutorError` if not."""
         self._runner.check()
 
     def close(self) -> None:
@@ -309,20 +301,20 @@ class EngineCore:
 
     def _record(
         self,
-        step: _InFlight,
+        computed: _InFlight,
         result: StepResult,
         outputs: list[TokenOutput],
         parts: Sequence[tuple[str, float]],
     ) -> None:
         scheduler = self.scheduler
         record = IterationRecord(
-            batch=step.batch,
+            batch=computed.batch,
             outputs=outputs,
-            begin=step.began,
+            begin=computed.began,
             end=parts[-1][1],
             parts=parts,
             stages=result.stages,
-            fresh=step.fresh,
+            after_idle=computed.after_idle,
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             free_blocks=scheduler.pool.num_free,

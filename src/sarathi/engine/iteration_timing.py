@@ -13,22 +13,20 @@ _HOST_MARGIN = 2.0  # times the host's mean time by which a batch is scheduled t
 _MODEL_MARGIN = 0.15  # of the predicted time, likewise
 
 
-def stage_share(stages: Sequence[StageTime], outside: float) -> float:
-    """Return the seconds that a batch adds to the time between two tokens in each stage.
+def time_per_stage(stages: Sequence[StageTime], overhead: float) -> float:
+    """Return the seconds between two batches that leave a full pipeline.
 
-    The slowest stage keeps the others waiting; time outside the stages is divided among them.
-
-    Args:
-        outside: seconds of the batch outside its stages.
+    The slowest stage keeps the others waiting. The overhead of a batch, in seconds outside of its
+    stages, is spread over the batches in flight, of which there are as many as stages.
     """
-    return max(stage.busy for stage in stages) + outside / len(stages)
+    return max(stage.busy for stage in stages) + overhead / len(stages)
 
 
 class LatencyObserver:
     """Feeds a latency model with what batches add to the time between two tokens.
 
-    With one stage, that is the time since the end of the previous iteration. With
-    several it is the share of a stage; see `stage_share`.
+    With one stage, that is the time since the end of the previous iteration; with several, see
+    `time_per_stage`.
     """
 
     def __init__(self, model: LatencyModel | None) -> None:
@@ -40,15 +38,14 @@ class LatencyObserver:
         self._ended = None
 
     def observe(
-        self, work: Work, began: float, ended: float, own: float, stages: Sequence[StageTime]
+        self, work: Work, began: float, ended: float, overhead: float, stages: Sequence[StageTime]
     ) -> None:
-        """Add one batch.
+        """Add one batch, which has at least one stage. Times are seconds.
 
         Args:
-            began: seconds; before the batch was scheduled.
+            began: before the batch was scheduled.
             ended: after its tokens were published.
-            own: seconds between the two in the engine itself.
-            stages: of the batch, at least one.
+            overhead: of the time between the two, what the engine itself took.
         """
         if len(stages) == 1:
             seconds = ended - began
@@ -57,7 +54,7 @@ class LatencyObserver:
                 seconds += min(began - self._ended, _LOOP_SHARE * seconds)
             self._ended = ended
         else:
-            seconds = stage_share(stages, own)
+            seconds = time_per_stage(stages, overhead)
         if self._model is not None:
             self._model.observe(work, seconds)
 
@@ -82,21 +79,15 @@ class LookAhead:
         return self._at - now
 
     def batch_submitted(self, began: float, submitted: float, *, prompts: bool) -> None:
-        """Add the host's time for a batch: from before it was scheduled until it was launched.
-
-        Args:
-            prompts: whether there are any in it.
-        """
+        """Add the host's time for a batch: from before it was scheduled until it was launched."""
         seconds = submitted - began
         mean = self._means.get(prompts, seconds)
         self._host = self._means[prompts] = mean + _SMOOTHING * (seconds - mean)
 
     def batch_started(self, now: float, predicted: float | None) -> None:
-        """Note that the device has started to compute a batch.
+        """Note that the device has started to compute a batch, for so many seconds as predicted.
 
-        Args:
-            predicted: seconds that it will take; None without a latency model, and the next batch
-                is scheduled at once.
+        Without a prediction (None), the next batch is scheduled at once.
         """
         if predicted is None:
             self._at = now

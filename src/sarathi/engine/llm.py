@@ -146,13 +146,8 @@ class LLM:
         params: SamplingParams | None = None,
         **template: Any,
     ) -> RequestOutput:
-        """Answer a conversation, rendered with the model's chat template.
-
-        Raises:
-            ValueError: the model has no chat template, or the template rejects the messages.
-        """
-        ids = self.render(messages, **template)
-        return self.generate([ids], params)[0]
+        """Answer a conversation; `ValueError` as from `render`."""
+        return self.generate([self.render(messages, **template)], params)[0]
 
     def stream_chat(
         self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None
@@ -166,8 +161,7 @@ class LLM:
     def render(self, messages: Sequence[Mapping[str, Any]], **template: Any) -> list[int]:
         """Return the token ids of a conversation up to where the model's answer begins.
 
-        Raises:
-            ValueError: the model has no chat template, or the template rejects the messages.
+        `ValueError` if the model has no chat template, or the template rejects the messages.
         """
         if self.tokenizer.chat_template is None:
             raise ValueError(f"{self.served_name} has no chat template")
@@ -215,14 +209,11 @@ def _tasks(
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
         many = [prompts]
     for index, prompt in enumerate(many):
-        if not (isinstance(prompt, str) or _are_token_ids(prompt)):
+        is_ids = isinstance(prompt, Sequence) and all(isinstance(token, int) for token in prompt)
+        if not (isinstance(prompt, str) or is_ids):
             raise ValueError(f"prompt {index} is neither a text nor a list of token ids")
     if not isinstance(params, Sequence):
         params = [params or SamplingParams()] * len(many)
     if len(params) != len(many):
         raise ValueError(f"{len(many)} prompts with {len(params)} sampling parameters")
     return list(zip(many, params, strict=True))
-
-
-def _are_token_ids(prompt: object) -> bool:
-    return isinstance(prompt, Sequence) and all(isinstance(token, int) for token in prompt)

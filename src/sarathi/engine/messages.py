@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 import msgspec
 import zmq
@@ -17,7 +18,7 @@ from zmq.utils.monitor import recv_monitor_message
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler import FinishReason, SchedulingParams
-from sarathi.system.sockets import SocketFolder, bind
+from sarathi.system.sockets import bind, socket_folder
 from sarathi.telemetry.stats import Stats
 
 
@@ -131,11 +132,9 @@ class EngineListener:
     def __init__(self, host: str | None) -> None:
         """Listen for one engine process.
 
-        Args:
-            host: the address under which other machines reach this process; None: the engine runs
-                on this machine.
+        `host` is the address under which other machines reach this one; None for an engine here.
         """
-        self._folder = SocketFolder()
+        self._folder = socket_folder()
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.set_hwm(0)
@@ -145,7 +144,7 @@ class EngineListener:
             self._monitor = self._socket.get_monitor_socket(
                 zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
             )
-        self.endpoint = bind(self._socket, host, self._folder.path / "engine")
+        self.endpoint = bind(self._socket, host, Path(self._folder.name) / "engine")
 
     def send(self, message: bytes) -> None:
         """Queue a message. There is no high-water mark: this never blocks."""
@@ -174,7 +173,7 @@ class EngineListener:
     def close(self) -> None:
         """Close the socket; messages that have not been sent are dropped."""
         self._context.destroy(linger=0)
-        self._folder.remove()
+        self._folder.cleanup()
 
 
 class EngineConnection:

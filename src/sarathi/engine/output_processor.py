@@ -58,11 +58,8 @@ class StopStrings:
         """Return the text that can be released, and whether a stop string ended it.
 
         The stop string that is complete first ends the text; of several that end together, the
-        longest.
-
-        Args:
-            include: whether the stop string itself is part of the text.
-            ignore: whether stop strings that `piece` completes do not end the text.
+        longest. With `include` it is part of the text; with `ignore`, those that `piece` completes
+        do not end it.
         """
         if not self._held and self._first_characters.isdisjoint(piece):
             return piece, False

@@ -50,11 +50,7 @@ class EngineProcess:
     """Runs an engine for the process at the other end of a socket."""
 
     def __init__(self, socket: zmq.Socket[bytes], *, remote: bool = False) -> None:
-        """Serve the other end of `socket`; see `run`.
-
-        Args:
-            remote: whether it is on another machine, with another clock.
-        """
+        """Serve the other end of `socket`; if `remote`, it is a machine with another clock."""
         self._socket = socket
         self._remote = remote
         self._encoder = msgspec.msgpack.Encoder()
@@ -76,11 +72,7 @@ class EngineProcess:
             self.send(ClockReading(self._clock))
 
     def run(self, core: EngineCore, is_orphaned: Callable[[], bool] = lambda: False) -> None:
-        """Serve until the other end sends `Shutdown`.
-
-        Args:
-            is_orphaned: whether the other end has died.
-        """
+        """Serve until the other end sends `Shutdown`, or has died."""
         while not (self._stopping or is_orphaned()):
             changed = self._receive(core, 0 if core.has_work else _IDLE_POLL)
             has_work = core.has_work
@@ -100,13 +92,10 @@ class EngineProcess:
                 self.send_clock()
 
     def _receive(self, core: EngineCore, timeout: int) -> bool:
-        """Handle the messages that have arrived, waiting up to `timeout` ms for the first.
+        """Handle messages, waiting up to `timeout` ms for the first; return whether there was one.
 
         After `_RECEIVE_SECONDS` the rest waits for the next iteration: a request with a thousand
         choices must not stop running requests until all of them have been read.
-
-        Returns:
-            Whether there was a message.
         """
         if not self._socket.poll(timeout):
             return False
@@ -127,14 +116,7 @@ class EngineProcess:
 
     def _submit(self, core: EngineCore, message: Submit) -> None:
         try:
-            core.submit(
-                message.id,
-                message.prompt_ids,
-                message.params,
-                message.arrival,
-                message.scheduling_params,
-                message.output_ids,
-            )
+            core.submit(*msgspec.structs.astuple(message))  # its fields are the parameters
         except AdmissionError as error:
             self._refusals.append(Refusal(message.id, str(error)))
 
@@ -152,9 +134,8 @@ def progress_line(stats: Stats) -> str:
 def main(arguments: Sequence[str], spawner: Spawner = LOCAL) -> int:
     """Run an engine until it is shut down; returns an exit status.
 
-    Args:
-        arguments: the endpoint to connect to, and a `Launch` as JSON.
-        spawner: starts the other processes of the engine, if there are any.
+    The arguments are the endpoint to connect to, and a `Launch` as JSON. `spawner` starts the
+    other processes of the engine, if there are any.
     """
     endpoint, text = arguments
     launch = msgspec.json.decode(text, type=Launch)

@@ -18,12 +18,9 @@ from sarathi.scheduler import (
 )
 from sarathi.units import format_duration
 
-# The paper's strict target is five times a decode-only iteration.
-_STRICT = 5.0
-# Readers notice longer gaps between words. The target is no longer than that, unless decodes alone
-# take most of it.
-_NOTICED = 0.25  # seconds
-_LEAST = 2.0  # decode-only iterations: one for the decodes, and as much for prompts
+_STRICT_FACTOR = 5.0  # the paper's strict target, in decode-only iterations
+_MIN_FACTOR = 2.0  # in decode-only iterations, too: one for the decodes, and as much for prompts
+_NOTICEABLE_GAP = 0.25  # seconds; readers notice longer gaps between words
 
 
 class TypicalDecodes(NamedTuple):
@@ -65,17 +62,13 @@ def derived_target(iteration: float, measured: str = "") -> DerivedTarget:
         iteration: seconds of a decode-only iteration, on all stages of a pipeline.
         measured: text to add about that figure.
     """
-    strict, least = _STRICT * iteration, _LEAST * iteration
-    seconds = min(strict, max(_NOTICED, least))
     what = f"a decode-only iteration of {format_duration(iteration)}{measured}"
-    if seconds == strict:
-        return DerivedTarget(seconds, f"{_STRICT:g}x {what}")
-    if seconds == least:
-        return DerivedTarget(seconds, f"{_LEAST:g}x {what}")
-    return DerivedTarget(
-        seconds,
-        f"the most that a reader should wait, less than {_STRICT:g}x {what}",
-    )
+    if _STRICT_FACTOR * iteration <= _NOTICEABLE_GAP:
+        return DerivedTarget(_STRICT_FACTOR * iteration, f"{_STRICT_FACTOR:g}x {what}")
+    if _MIN_FACTOR * iteration >= _NOTICEABLE_GAP:
+        return DerivedTarget(_MIN_FACTOR * iteration, f"{_MIN_FACTOR:g}x {what}")
+    reason = f"the most that a reader should wait, less than {_STRICT_FACTOR:g}x {what}"
+    return DerivedTarget(_NOTICEABLE_GAP, reason)
 
 
 def make_scheduler(
@@ -89,12 +82,7 @@ def make_scheduler(
     look_ahead: bool = False,
     max_step_tokens: int | None = None,
 ) -> Scheduler:
-    """Return the scheduler of a configuration.
-
-    Args:
-        budget: as `make_budget` returns it.
-        micro_batches, look_ahead, max_step_tokens: as `Scheduler` takes them.
-    """
+    """Return the scheduler of a configuration; for the other arguments, see `Scheduler`."""
     return Scheduler(
         pool,
         budget,
@@ -121,11 +109,8 @@ def make_budget(
 ) -> Budget | None:
     """Return the budget of a configuration, None if the policy has its own limit.
 
-    Args:
-        tbt_target: seconds, for a configuration with neither a target nor a fixed budget.
-
-    Raises:
-        ValueError: a target is needed and none is given.
+    `tbt_target`, in seconds, is for a configuration with neither a target nor a fixed budget.
+    `ValueError` if one is needed and none is given.
     """
     if config.fixed_budget is not None:
         share = config.min_prefill_share if POLICIES[config.policy].stall_free else 0.0

@@ -80,11 +80,11 @@ class Generation:
         self.params = params
         self.scheduling_params = scheduling_params
         self.output_ids: list[int] = []  # received so far, read or not
-        self.has_started = False  # its present engine has generated a token
+        self.has_first_token = False  # whether its present engine has generated a token
         self.deaths = 0  # of engines that were computing it
         self._stopwatch = stopwatch
         self._on_cancel = on_cancel
-        self._ended = False
+        self.ended = False  # no more tokens will come
         self._outputs: list[TokenOutput] = []
         self._error: EngineError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -95,11 +95,6 @@ class Generation:
         return self._stopwatch.arrival
 
     @property
-    def ended(self) -> bool:
-        """Whether no more tokens will come."""
-        return self._ended
-
-    @property
     def num_tokens(self) -> int:
         """Tokens that an engine has to compute before it can generate the next one."""
         return len(self.prompt_ids) + len(self.output_ids)
@@ -107,8 +102,7 @@ class Generation:
     async def next(self) -> list[TokenOutput]:
         """Wait for tokens and return those since the last call; the last one has a finish reason.
 
-        Raises:
-            EngineError: the engine rejected the request, or has died and is not restarted.
+        `EngineError` if the engine rejected the request, or has died and is not restarted.
         """
         if not self._outputs and self._error is None:
             self._waiter = asyncio.get_running_loop().create_future()
@@ -131,29 +125,25 @@ class Generation:
         self._end_early("stop")
 
     def put(self, output: TokenOutput, now: float) -> None:
-        """Add a token of the engine.
-
-        Args:
-            now: when it was received, time.monotonic.
-        """
+        """Add a token that was received `now`, by time.monotonic."""
         self._stopwatch.token(now, output.scheduling_delay)
         self.output_ids.append(output.token)
         if output.finish_reason is not None:
-            self._ended = True
+            self.ended = True
             self._stopwatch.end(output.finish_reason)
         self._outputs.append(output)
         self._wake()
 
     def fail(self, error: EngineError) -> None:
         """End the request with an error, which `next` raises after the tokens received."""
-        self._ended = True
+        self.ended = True
         self._stopwatch.end("failed")
         self._error = error
         self._wake()
 
     def _end_early(self, outcome: Outcome) -> None:
-        if not self._ended:
-            self._ended = True
+        if not self.ended:
+            self.ended = True
             self._on_cancel(self)
             self._stopwatch.end(outcome)
 
@@ -188,12 +178,7 @@ class ClockOffset:
         self._differences: deque[float] = deque(maxlen=_CLOCK_READINGS)
 
     def add(self, theirs: float, ours: float) -> None:
-        """Add one message.
-
-        Args:
-            theirs: seconds of their clock when they sent it.
-            ours: seconds of our clock when we received it.
-        """
+        """Add a message that they sent, and we received, at these seconds of our clocks."""
         self._differences.append(theirs - ours)
 
     @property
@@ -221,7 +206,6 @@ class EngineClient:
 
         Args:
             path: the model, as `open_model` takes it.
-            spawner: starts the process.
             log: called with a line about what the engine does.
         """
         self.info: ModelInfo | None = None  # None until the model is loaded
@@ -261,11 +245,7 @@ class EngineClient:
             self._tasks = [asyncio.create_task(loop) for loop in loops]
 
     async def loaded(self) -> ModelInfo:
-        """Wait until the model is loaded.
-
-        Raises:
-            EngineError: it could not be loaded.
-        """
+        """Wait until the model is loaded; `EngineError` if it cannot be loaded."""
         await self._loaded.wait()
         if self.info is None or self.error is not None:
             raise EngineError(self.error)
@@ -284,7 +264,7 @@ class EngineClient:
     def submit(self, generation: Generation) -> None:
         """Send a request, which may have tokens already. The engine must be ready."""
         self._open[generation.id] = generation
-        generation.has_started = False
+        generation.has_first_token = False
         self._send(
             Submit(
                 generation.id,
@@ -366,8 +346,8 @@ class EngineClient:
             if generation is None:
                 continue  # cancelled meanwhile
             generation.put(output, now)
-            if not generation.has_started:
-                generation.has_started = True
+            if not generation.has_first_token:
+                generation.has_first_token = True
                 self._callbacks.on_first_token(generation)
             if output.finish_reason is not None:
                 del self._open[output.id]

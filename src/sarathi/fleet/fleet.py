@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
@@ -21,7 +23,6 @@ from sarathi.fleet.engine_client import (
     RequestLostError,
     ShuttingDownError,
 )
-from sarathi.fleet.replica import Replica, ReplicaState, ReplicaStatus, RestartPolicy
 from sarathi.fleet.router import Dispatcher
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler import SchedulingParams
@@ -30,39 +31,88 @@ from sarathi.telemetry.request_latencies import Latencies, Stopwatch
 from sarathi.telemetry.stats import Stats, combined, counters_only, initial_stats
 
 _MAX_DEATHS = 3  # of engines that computed a request, until it is taken to be the cause
+_DRAIN_POLL = 0.05  # seconds
 _DEFAULT_SCHEDULING = SchedulingParams()
+
+ReplicaState = Literal["ready", "starting", "draining", "failed"]
+
+
+class ReplicaStatus(msgspec.Struct, frozen=True):
+    """The state of one replica."""
+
+    number: int
+    state: ReplicaState
+    requests: int  # that have not ended
+    restarts: int
+    reason: str | None = None  # why it failed, or was restarted the last time
+
+
+def by_state(replicas: Sequence[ReplicaStatus]) -> dict[ReplicaState, int]:
+    """Return the number of replicas in each state, 0 included."""
+    states = [replica.state for replica in replicas]
+    return {state: states.count(state) for state in get_args(ReplicaState)}
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """When an engine that has died is restarted, and when it is given up."""
+
+    max_failed_starts: int = 5  # in a row
+    initial_delay: float = 0.5  # seconds before a start that follows a failure; doubles each time
+    max_delay: float = 30.0
+    stable_after: float = 60.0  # seconds; an engine that lived longer starts a new row of failures
+
+    def delay(self, failures: int) -> float:
+        """Return the seconds before the next start, after so many early deaths in a row."""
+        if failures < 1:
+            return 0.0
+        doublings = min(failures - 1, 30)
+        return min(self.max_delay, self.initial_delay * 2.0**doublings)
+
+
+@dataclass(eq=False)
+class Replica:
+    """One engine after the other: `Fleet` starts the next when one dies."""
+
+    number: int
+    state: ReplicaState = "starting"
+    engine: EngineClient | None = None  # the present or the latest one
+    failures: int = 0  # failed starts in a row
+    was_ready: bool = False  # once at least
+    restarts: int = 0
+    reason: str | None = None  # of the latest death
+    running: asyncio.Task[None] | None = None  # starts engines
+    draining: asyncio.Task[None] | None = None  # ends the engine when its requests have ended
+    ending: bool = False  # and it is too late to resume
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its engine has not died; it may not be ready yet."""
+        return self.engine is not None and self.engine.error is None
+
+    @property
+    def status(self) -> ReplicaStatus:
+        """What operators see of the replica."""
+        num_open = 0 if self.engine is None else self.engine.num_open
+        return ReplicaStatus(self.number, self.state, num_open, self.restarts, self.reason)
 
 
 class Engine(Protocol):
     """What the server uses: a `Fleet`, or a scripted one in tests."""
 
-    @property
-    def info(self) -> ModelInfo | None:
-        """None until the model is loaded."""
-
-    @property
-    def error(self) -> str | None:
-        """Why requests cannot be answered any more; None while they can."""
+    info: ModelInfo | None  # None until the model is loaded
+    error: str | None  # why requests cannot be answered any more; None while they can
+    latencies: Latencies  # of all requests so far
+    restarts: int  # engines that were started because an earlier one had died
+    resumed: int  # how many times a request was continued by another engine
 
     @property
     def stats(self) -> Stats | None:
         """The statistics of all engines, summed; None before the first is ready."""
 
     @property
-    def latencies(self) -> Latencies:
-        """The latencies of all requests so far."""
-
-    @property
     def replicas(self) -> Sequence[ReplicaStatus]:
         """The state of each replica, by number."""
-
-    @property
-    def restarts(self) -> int:
-        """Engines that were started because an earlier one had died."""
-
-    @property
-    def resumed(self) -> int:
-        """How many times a request was continued by another engine."""
 
     def submit(
         self,
@@ -100,7 +150,6 @@ class Fleet:
         Args:
             path: the model, as `open_model` takes it.
             config: of one engine that has the machine for itself.
-            spawner: starts the engine processes.
             max_replicas: that `scale` accepts.
             log: called with a line about what the engines do.
         """
@@ -129,14 +178,10 @@ class Fleet:
     def start(self) -> None:
         """Start the engines and return at once; `loaded` waits for the first."""
         for _ in range(self._wanted):
-            self._add()
+            self._add_replica()
 
     async def loaded(self) -> ModelInfo:
-        """Wait until an engine is ready.
-
-        Raises:
-            EngineError: no engine can be started.
-        """
+        """Wait until an engine is ready; `EngineError` if none can be started."""
         await self._loaded.wait()
         if self.info is None or self.error is not None:
             raise EngineError(self.error)
@@ -157,7 +202,8 @@ class Fleet:
         error = ShuttingDownError()
         self.end_requests(error)
         self._fail(str(error))
-        await asyncio.gather(*(replica.stop() for replica in self._replicas.values()))
+        ends = [_end(one, one.draining, one.running) for one in self._replicas.values()]
+        await asyncio.gather(*ends)
 
     def scale(self, replicas: int, drain_seconds: float | None = None) -> None:
         """Start or end engines until there are so many; returns at once.
@@ -179,17 +225,18 @@ class Fleet:
             raise EngineError(self.error)
         self._wanted = replicas
         for replica in self._in_state("failed"):
-            self.on_ended(replica)
+            self._forget(replica)
         for replica in self._in_state("draining"):
-            if len(self._active()) < replicas and replica.resume():
-                self._log_of(replica, "takes requests again")
-                self._dispatcher.resume(replica.number)
+            if len(self._active()) < replicas:
+                self._resume(replica)
         while len(self._active()) < replicas:
-            self._add()
-        active = sorted(self._active(), key=self._load)
+            self._add_replica()
+        active = sorted(self._active(), key=self._interruption)
         for replica in active[: len(active) - replicas]:
             self._dispatcher.pause(replica.number)
-            replica.drain(drain_seconds)
+            seconds = drain_seconds if replica.state == "ready" and replica.is_alive else 0.0
+            replica.state = "draining"
+            replica.draining = asyncio.create_task(self._drain(replica, seconds))
 
     @property
     def replicas(self) -> Sequence[ReplicaStatus]:
@@ -210,8 +257,7 @@ class Fleet:
     ) -> Generation:
         """Queue one request; it waits while all engines are being restarted.
 
-        Raises:
-            EngineError: no engine has been ready yet, or will ever be ready again.
+        `EngineError` if no engine has been ready yet, or will ever be ready again.
         """
         if self._refusal is not None:
             raise self._refusal
@@ -230,17 +276,66 @@ class Fleet:
         self._dispatcher.send(generation)
         return generation
 
-    # -- ReplicaCallbacks -------------------------------------------------------------------
+    # -- the life of a replica ----------------------------------------------------------------
 
-    def on_ready(self, replica: Replica) -> None:
-        engine = replica.engine
-        assert engine is not None
-        assert engine.info is not None
+    def _add_replica(self) -> None:
+        replica = Replica(next(n for n in count() if n not in self._replicas))
+        self._replicas[replica.number] = replica
+        replica.running = asyncio.create_task(self._keep_running(replica))
+
+    async def _keep_running(self, replica: Replica) -> None:
+        """Start an engine, and another one whenever it dies, until the replica ends or fails."""
+        early = 0  # deaths in a row of engines that had not lived for long
+        policy, clock = self._restart_policy, asyncio.get_running_loop().time
+        while True:
+            began = clock()
+            engine = self._start_engine(replica)
+            try:
+                info = await engine.loaded()
+            except EngineError as error:
+                replica.reason = str(error)
+                replica.failures += 1
+                loaded = False
+            else:
+                if replica.state == "draining":
+                    return  # `_drain` does the rest
+                self._on_ready(replica, engine, info)
+                loaded = True
+                replica.reason = await engine.died()
+            if replica.state == "draining":
+                return
+            replica.state = "starting"
+            self._continue_elsewhere(replica)
+            await engine.stop()
+            if not loaded and self._gives_up(replica, engine):
+                replica.state = "failed"
+                self._on_failed(replica, engine)
+                return
+            early = 0 if loaded and clock() - began >= policy.stable_after else early + 1
+            # A first death may be an accident: there is no delay after it.
+            await asyncio.sleep(policy.delay(early - loaded))
+            replica.restarts += 1
+
+    def _start_engine(self, replica: Replica) -> EngineClient:
+        if replica.engine is not None:
+            self._keep_past(replica)
+            self.restarts += 1
+        config = self._engine_config(replica.number, next(self._launches))
+        log = partial(self._log_of, replica)
+        engine = EngineClient(self._path, config, self._dispatcher, spawner=self._spawner, log=log)
+        replica.engine = engine
+        engine.start()
+        return engine
+
+    def _on_ready(self, replica: Replica, engine: EngineClient, info: ModelInfo) -> None:
+        replica.failures = 0
+        replica.state = "ready"
+        replica.was_ready = True
         if self.info is None:
-            self.info = engine.info
-        elif engine.info.max_model_len < self.info.max_model_len:
+            self.info = info
+        elif info.max_model_len < self.info.max_model_len:
             self.info = msgspec.structs.replace(
-                engine.info,
+                info,
                 tbt_target=self.info.tbt_target,
                 tbt_target_reason=self.info.tbt_target_reason,
             )
@@ -251,7 +346,7 @@ class Fleet:
         self._loaded.set()
         self._dispatcher.add(replica.number, engine)
 
-    def on_engine_died(self, replica: Replica) -> None:
+    def _continue_elsewhere(self, replica: Replica) -> None:
         """Continue the requests of a dead engine in others, unless they may be the cause."""
         orphans = self._dispatcher.remove(replica.number)
         if replica.was_ready:
@@ -269,34 +364,52 @@ class Fleet:
                 )
             )
 
-    def gives_up(self, replica: Replica) -> bool:
-        assert replica.engine is not None
-        if not replica.was_ready and replica.engine.bad_input:
+    def _gives_up(self, replica: Replica, engine: EngineClient) -> bool:
+        """Return whether a replica is given up after its latest failure to start."""
+        if not replica.was_ready and engine.bad_input:
             return True  # neither the model nor the options will change
         if self.info is None and len(self._replicas) == 1:
             return True  # there are no requests yet: the operator should know at once
         return replica.failures >= self._restart_policy.max_failed_starts
 
-    def on_failed(self, replica: Replica) -> None:
-        assert replica.engine is not None
+    def _on_failed(self, replica: Replica, engine: EngineClient) -> None:
         never = self.info is None
-        self.bad_input = never and replica.engine.bad_input
+        self.bad_input = never and engine.bad_input
         if self.bad_input or not self._active():
             self._fail(replica.reason or "the engine cannot be started")
         elif not never:
             self._log_of(replica, f"error: given up: {replica.reason}")
 
-    def on_drained(self, replica: Replica) -> None:
+    async def _drain(self, replica: Replica, seconds: float | None) -> None:
+        """Wait for the open requests of a replica, up to some seconds, and end it."""
+        clock = asyncio.get_running_loop().time
+        deadline = math.inf if seconds is None else clock() + seconds
+        while replica.is_alive and replica.status.requests and clock() < deadline:
+            await asyncio.sleep(_DRAIN_POLL)
+        replica.ending = True
         for generation in self._dispatcher.remove(replica.number):
             self._continue(generation)
+        await _end(replica, replica.running)
+        self._forget(replica)
 
-    def on_ended(self, replica: Replica) -> None:
-        """Forget a replica, but not its counters."""
+    def _resume(self, replica: Replica) -> None:
+        """Let a draining replica take requests again, unless it is too late."""
+        if replica.draining is None or replica.ending or not replica.was_ready:
+            return
+        if replica.is_alive:
+            replica.draining.cancel()
+            replica.draining = None
+            replica.state = "ready"
+            self._log_of(replica, "takes requests again")
+            self._dispatcher.resume(replica.number)
+
+    def _forget(self, replica: Replica) -> None:
+        """Forget a replica that has ended, but not its counters."""
         self._keep_past(replica)
         del self._replicas[replica.number]
         self._log_of(replica, "ended")
 
-    # ---------------------------------------------------------------------------------------
+    # -----------------------------------------------------------------------------------------
 
     def _continue(self, generation: Generation) -> None:
         self.resumed += 1
@@ -308,39 +421,21 @@ class Fleet:
         self._failed.set()
         self._dispatcher.fail(EngineError(message))
 
-    def _add(self) -> None:
-        number = next(n for n in count() if n not in self._replicas)
-        replica = Replica(number, self._launch, self, self._restart_policy)
-        self._replicas[number] = replica
-        replica.start()
-
-    def _launch(self, replica: Replica) -> EngineClient:
-        if replica.engine is not None:
-            self._keep_past(replica)
-            self.restarts += 1
-        config = self._engine_config(replica.number, next(self._launches))
-        log = partial(self._log_of, replica)
-        return EngineClient(self._path, config, self._dispatcher, spawner=self._spawner, log=log)
-
     def _engine_config(self, number: int, launches: int) -> EngineConfig:
-        """Return the configuration of an engine.
+        """Return the configuration of an engine of replica `number`, after so many launches.
 
         Its files are numbered, since an engine empties its files when it starts; it keeps the
         limits that requests rely on; and it gets its share of the machine.
-
-        Args:
-            number: of its replica.
-            launches: of engines before.
         """
-        config = msgspec.structs.replace(
-            self._config,
-            iteration_log=_numbered(self._config.iteration_log, launches),
-            trace=_numbered(self._config.trace, launches),
-        )
+        changes: dict[str, Any] = {
+            name: _numbered(getattr(self._config, name), launches)
+            for name in ("iteration_log", "trace")
+        }
         if self.info is not None:
-            config = msgspec.structs.replace(config, max_model_len=self.info.max_model_len)
-            if self.info.tbt_target is not None and config.latency_budget:
-                config = msgspec.structs.replace(config, tbt_target=self.info.tbt_target)
+            changes["max_model_len"] = self.info.max_model_len
+            if self.info.tbt_target is not None and self._config.latency_budget:
+                changes["tbt_target"] = self.info.tbt_target
+        config = msgspec.structs.replace(self._config, **changes)
         if self._spawner.host is None and self._wanted > 1:
             config = share_of_machine(config, self._wanted, number)
         return config
@@ -356,14 +451,25 @@ class Fleet:
     def _in_state(self, state: ReplicaState) -> list[Replica]:
         return [replica for replica in self._replicas.values() if replica.state == state]
 
-    def _load(self, replica: Replica) -> tuple[bool, float, int]:
+    def _interruption(self, replica: Replica) -> tuple[bool, float, int]:
         """Return a key that sorts replicas by how much ending them would interrupt."""
         number = replica.number
-        return replica.takes_requests, self._dispatcher.work(number), -number
+        takes_requests = replica.state == "ready" and replica.is_alive
+        return takes_requests, self._dispatcher.work(number), -number
 
     def _log_of(self, replica: Replica, line: str) -> None:
         several = self._wanted > 1 or len(self._replicas) > 1
         self._log(f"replica {replica.number}: {line}" if several else line)
+
+
+async def _end(replica: Replica, *tasks: asyncio.Task[None] | None) -> None:
+    """Cancel tasks of a replica and end its engine at once. Its requests stay with it."""
+    present = [task for task in tasks if task is not None]
+    for task in present:
+        task.cancel()
+    await asyncio.gather(*present, return_exceptions=True)
+    if replica.engine is not None:
+        await replica.engine.stop()
 
 
 def _stats_of(replica: Replica) -> list[Stats]:

@@ -45,9 +45,7 @@ class LeastWork:
     ) -> None:
         """Add an engine without requests, or replace it by one.
 
-        Args:
-            block_size: tokens that a hash of `assign` stands for.
-            num_blocks: hashes of prompts that are remembered; 0: none.
+        `num_blocks` hashes of prompts are remembered, each of `block_size` tokens.
         """
         self._engines[engine] = _Engine(model, block_size, num_blocks)
 
@@ -65,20 +63,15 @@ class LeastWork:
             hashes: of the first of these tokens, see `block_hashes`.
             among: engines to choose from, at least one of those added; None: all.
         """
-        best, least, prompt = -1, float("inf"), 0.0
-        for number in self._round_robin():
-            if among is not None and number not in among:
-                continue
-            own = self._engines[number].seconds(tokens, hashes)
-            work = self.work(number) + own
-            if work < least:
-                best, least, prompt = number, work, own
+        numbers = [n for n in self._round_robin() if among is None or n in among]
+        prompts = {number: self._engines[number].seconds(tokens, hashes) for number in numbers}
+        best = min(numbers, key=lambda number: self.work(number) + prompts[number])
         engine = self._engines[best]
-        engine.prompts += prompt
+        engine.prompts += prompts[best]
         engine.answers += 1
         engine.remember(hashes)
         self._latest = best
-        return Assignment(best, prompt)
+        return Assignment(best, prompts[best])
 
     def work(self, engine: int) -> float:
         """Return the predicted seconds until an engine has finished its requests."""
@@ -94,10 +87,9 @@ class LeastWork:
         assignment.prompt = 0.0
 
     def ended(self, assignment: Assignment, output_tokens: int | None = None) -> None:
-        """Stop counting the request: the engine does not compute it any more.
+        """Stop counting a request that the engine does not compute any more.
 
-        Args:
-            output_tokens: of the whole answer; None if it is not complete.
+        `output_tokens` are those of the whole answer; None if it is not complete.
         """
         self.started(assignment)
         engine = self._engines.get(assignment.engine)
@@ -209,7 +201,11 @@ class Dispatcher:
         if not ready:
             self._waiting[generation.id] = generation
             return
-        hashes = self._hashes(generation.prompt_ids) if len(ready) > 1 else ()
+        hashes: Sequence[bytes] = ()
+        if len(ready) > 1:
+            # All have the same model, and so the same size of blocks.
+            sizes = [one.info.block_size for one in self._engines.values() if one.info is not None]
+            hashes = list(block_hashes(generation.prompt_ids, _hash_tokens(min(sizes))))
         assignment = self._router.assign(generation.num_tokens, hashes, ready)
         self._assigned[generation.id] = assignment
         self._engines[assignment.engine].submit(generation)
@@ -224,8 +220,7 @@ class Dispatcher:
 
     def fail(self, error: EngineError) -> None:
         """End all requests with an error, those of engines and those that wait."""
-        failed = list(self._waiting.values())
-        self._waiting.clear()
+        failed, self._waiting = list(self._waiting.values()), {}
         for number in list(self._engines):
             failed += self.remove(number)
         for generation in failed:
@@ -236,11 +231,6 @@ class Dispatcher:
 
     def on_finished(self, generation: Generation) -> None:
         self._router.ended(self._assigned.pop(generation.id), len(generation.output_ids))
-
-    def _hashes(self, prompt_ids: Sequence[int]) -> Sequence[bytes]:
-        sizes = {one.info.block_size for one in self._engines.values() if one.info is not None}
-        size = _hash_tokens(min(sizes))  # all have the same model, and so the same size
-        return list(block_hashes(prompt_ids, size))
 
 
 def _hash_tokens(block_size: int) -> int:

@@ -43,11 +43,7 @@ def whole_model(config: ModelConfig) -> Stage:
 
 
 def pipeline_stages(config: ModelConfig, num_stages: int) -> tuple[Stage, ...]:
-    """Return stages of equally many layers.
-
-    Raises:
-        ModelError: the number of layers is not a multiple of `num_stages`.
-    """
+    """Return stages of equally many layers; `ModelError` if that is impossible."""
     num_layers = config.num_layers
     if num_layers % num_stages:
         possible = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
@@ -149,11 +145,6 @@ def attention_module(layer: int) -> str:
     return f"model.layers.{layer}.self_attn"
 
 
-def mlp_module(layer: int) -> str:
-    """Return the name of a layer's MLP module."""
-    return f"model.layers.{layer}.mlp"
-
-
 def _layer(
     ops: Operations[X], config: ModelConfig, layer: int, residual: X, delta: X | None
 ) -> tuple[X, X]:
@@ -185,7 +176,7 @@ def _attention(ops: Operations[X], config: ModelConfig, layer: int, x: X) -> X:
 
 
 def _mlp(ops: Operations[X], config: ModelConfig, layer: int, x: X) -> X:
-    name = mlp_module(layer)
+    name = f"model.layers.{layer}.mlp"
     if config.gated_mlp:
         inner = ops.gated(x, name, config.mlp_bias)
     else:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -72,21 +72,14 @@ class RandomTensor:
         return found
 
 
-@runtime_checkable
-class RandomTensors(Protocol):
-    """Weights that may be random, so that a device can compute them instead of copying them."""
-
-    def random(self, name: str) -> RandomTensor | None:
-        """Return how a tensor is computed; None if it is read from a file.
-
-        Raises:
-            ModelError: there is no such tensor.
-        """
-
-
 def random_tensor(weights: object, name: str) -> RandomTensor | None:
-    """Return how a tensor of any weights is computed; None if it is read from a file."""
-    return weights.random(name) if isinstance(weights, RandomTensors) else None
+    """Return how a tensor is computed, so that a device can do it; None if it is read from a file.
+
+    Weights that may be random have a method `random` for that. `ModelError` if the tensor is
+    missing.
+    """
+    random: Callable[[str], RandomTensor | None] | None = getattr(weights, "random", None)
+    return None if random is None else random(name)
 
 
 def random_block(width: int, seed: int = 0) -> F32:
@@ -107,16 +100,21 @@ class DummyWeights:
     scale by 1, biases are small. Every access computes the tensor again, in float32.
     """
 
+    mappings: tuple[mmap.mmap, ...] = ()
+
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         self._shapes = expected_shapes(config, whole_model(config))
         self._seed = seed
         self._block = random_block(max(shape[-1] for shape in self._shapes.values()), seed)
 
     def random(self, name: str) -> RandomTensor:
-        """See `RandomTensors`."""
+        """See `random_tensor`."""
         shape = self.shape(name)
         digest = hashlib.blake2b(f"{self._seed}/{name}".encode(), digest_size=8).digest()
-        mean, std = _distribution(name, shape)
+        if len(shape) > 1:
+            mean, std = 0.0, shape[-1] ** -0.5
+        else:
+            mean, std = (0.0, _BIAS_STD) if name.endswith(".bias") else (1.0, 0.0)
         return RandomTensor(
             block=self._block,
             offset=int.from_bytes(digest, "little") % BLOCK_SIZE,
@@ -143,14 +141,3 @@ class DummyWeights:
 
     def stored_dtype(self, name: str) -> np.dtype[np.generic] | None:
         return None
-
-    @property
-    def mappings(self) -> tuple[mmap.mmap, ...]:
-        return ()
-
-
-def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Return mean and standard deviation of a tensor's elements."""
-    if len(shape) > 1:
-        return 0.0, shape[-1] ** -0.5
-    return (0.0, _BIAS_STD) if name.endswith(".bias") else (1.0, 0.0)

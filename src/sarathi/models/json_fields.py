@@ -13,6 +13,7 @@ from sarathi.models.formats.checkpoint_files import lfs_hint
 from sarathi.models.model_config import MAX_NUMBER, MIN_NUMBER
 
 _LARGEST = 2**31 - 1
+_NUMBER = f"a number from {MIN_NUMBER:g} to {MAX_NUMBER:g}"
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,9 @@ class Fields:
         return self.integer(name, 0, maximum)
 
     def integer(self, name: str, default: int, maximum: int = _LARGEST) -> int:
-        value = self._get(name)
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
-            raise self.wrong(name, f"an integer from 1 to {maximum}")
+        value: int = self._typed(
+            name, default, f"an integer from 1 to {maximum}", lambda v: _is_size(v, maximum)
+        )
         return value
 
     def optional_size(self, name: str, default: int) -> int:
@@ -102,45 +101,26 @@ class Fields:
         value = self._get(name, default)
         if value is None or (value in (0, -1) and not isinstance(value, bool)):
             return 0
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
+        if not _is_size(value, _LARGEST):
             raise self.wrong(name, f"an integer from 1 to {_LARGEST}, or null, 0 or -1 for none")
-        return value
+        return int(value)
 
     def number(self, name: str, default: float | None = None) -> float:
-        value = self._get(name)
-        if value is None and default is not None:
-            return default
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not MIN_NUMBER <= value <= MAX_NUMBER
-        ):
-            raise self.wrong(name, f"a number from {MIN_NUMBER:g} to {MAX_NUMBER:g}")
-        return float(value)
+        if default is None and name not in self:
+            raise self.wrong(name, _NUMBER)
+        return float(self._typed(name, default, _NUMBER, _is_number))
 
     def boolean(self, name: str, default: bool) -> bool:
-        value = self._get(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise self.wrong(name, "true or false")
+        value: bool = self._typed(name, default, "true or false", lambda v: isinstance(v, bool))
         return value
 
     def text(self, name: str, default: str) -> str:
-        value = self._get(name)
-        if value is None:
-            return default
-        if not isinstance(value, str):
-            raise self.wrong(name, "a string")
+        value: str = self._typed(name, default, "a string", lambda v: isinstance(v, str))
         return value
 
     def object(self, name: str) -> Fields | None:
-        value = self._get(name)
-        if value is None:
-            return None
-        if not isinstance(value, dict):
-            raise self.wrong(name, "an object")
-        return Fields(value, f"{self.origin}: {name}")
+        value = self._typed(name, None, "an object", lambda v: isinstance(v, dict))
+        return None if value is None else Fields(value, f"{self.origin}: {name}")
 
     def token_ids(self, name: str) -> tuple[int, ...]:
         """Return the ids of a field with one or a list of them, none if absent; -1 means none."""
@@ -149,3 +129,21 @@ class Fields:
         if not all(isinstance(i, int) and not isinstance(i, bool) and i >= -1 for i in ids):
             raise self.wrong(name, "a token id or a list of token ids")
         return tuple(i for i in ids if i >= 0)
+
+    def _typed(self, name: str, default: Any, expected: str, fits: Callable[[Any], bool]) -> Any:
+        """Return the field if it fits, or `default` if it is absent."""
+        value = self._get(name)
+        if value is None:
+            return default
+        if not fits(value):
+            raise self.wrong(name, expected)
+        return value
+
+
+def _is_size(value: Any, maximum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= maximum
+
+
+def _is_number(value: Any) -> bool:
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return numeric and MIN_NUMBER <= value <= MAX_NUMBER

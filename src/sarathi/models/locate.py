@@ -134,18 +134,10 @@ def _packaged(name: str, package: str) -> Path:
     raise ModelError(f"the package {package} has no .gguf file, install it again: {install}")
 
 
-def _kept_in() -> dict[str, Path]:
-    """Return the folder for downloads if there is no home folder, otherwise the default."""
-    from huggingface_hub import constants
-
-    homeless = constants.HF_HUB_CACHE.startswith("~")
-    return {"cache_dir": cache_folder() / "huggingface"} if homeless else {}
-
-
 def _downloaded(hub_id: str, files: Sequence[str] = _HUB_FILES) -> Path:
     # Imported here because it takes longer than opening a local model.
     import httpx
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
@@ -154,10 +146,9 @@ def _downloaded(hub_id: str, files: Sequence[str] = _HUB_FILES) -> Path:
     )
 
     try:
-        # The type of the library's function has its keywords one by one.
-        folder = Path(
-            snapshot_download(hub_id, allow_patterns=list(files), **_kept_in())  # type: ignore[call-overload]
-        )
+        homeless = constants.HF_HUB_CACHE.startswith("~")  # of a user without a home folder
+        cache = cache_folder() / "huggingface" if homeless else None  # None: the library's
+        folder = Path(snapshot_download(hub_id, allow_patterns=list(files), cache_dir=cache))
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
         reason = {

@@ -31,7 +31,11 @@ def open_model(path: Path, load_format: LoadFormat = "auto") -> Model:
     Raises `ModelError` for anything that cannot be served.
     """
     if load_format == "dummy":
-        return _dummy_model(path)
+        from sarathi.models.dummy_weights import DummyWeights
+        from sarathi.models.formats import huggingface_checkpoint as huggingface
+
+        config = huggingface.read_config(path)
+        return Model(config, DummyWeights(config), (RANDOM_WEIGHTS,))
     # Either format is imported where it is used: both take start-up time.
     from sarathi.models.name_map import NamedWeights
     from sarathi.models.tensor_layout import check_layout, has_own_head
@@ -43,27 +47,17 @@ def open_model(path: Path, load_format: LoadFormat = "auto") -> Model:
 
         file = GgufFile(path)
         config = read_config(file)
-        tensors = GgufWeights(file, config)
-        gguf_weights = NamedWeights(tensors, name_map(config))
-        return Model(config, gguf_weights, check_layout(config, gguf_weights))
+        weights = NamedWeights(GgufWeights(file, config), name_map(config))
+    else:
+        from sarathi.models.formats import huggingface_checkpoint as huggingface
 
-    from sarathi.models.formats import huggingface_checkpoint as huggingface
-    from sarathi.models.formats.huggingface_checkpoint import SafetensorsWeights
-
-    config = huggingface.read_config(path)
-    weights = NamedWeights(SafetensorsWeights(path), huggingface.name_map(config))
-    if config.tie_word_embeddings and has_own_head(weights):
-        # As in transformers, the tensors count where the configuration contradicts them.
-        config = replace(config, tie_word_embeddings=False)
+        config = huggingface.read_config(path)
+        tensors = huggingface.SafetensorsWeights(path)
+        weights = NamedWeights(tensors, huggingface.name_map(config))
+        if config.tie_word_embeddings and has_own_head(weights):
+            # As in transformers, the tensors count where the configuration contradicts them.
+            config = replace(config, tie_word_embeddings=False)
     return Model(config, weights, check_layout(config, weights))
-
-
-def _dummy_model(folder: Path) -> Model:
-    from sarathi.models.dummy_weights import DummyWeights
-    from sarathi.models.formats import huggingface_checkpoint as huggingface
-
-    config = huggingface.read_config(folder)
-    return Model(config, DummyWeights(config), (RANDOM_WEIGHTS,))
 
 
 def open_tokenizer(path: Path, load_format: LoadFormat = "auto") -> Tokenizer:

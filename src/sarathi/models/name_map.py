@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
@@ -50,11 +52,6 @@ class Rows:
             )
         return (self.groups * (self.stop - self.start), *stored[1:])
 
-    @property
-    def contiguous(self) -> bool:
-        """Whether the rows are one piece of the tensor."""
-        return self.groups == 1
-
 
 @dataclass(frozen=True)
 class Source:
@@ -92,13 +89,11 @@ def renamed(modules: Mapping[str, str]) -> dict[str, Source]:
 
 def fused(module: str, parts: Mapping[str, int], groups: int = 1) -> dict[str, Source]:
     """Return modules stacked in one: each of `groups` has so many rows of every part, in order."""
-    sources = {}
-    size = sum(parts.values())
-    start = 0
-    for part, rows in parts.items():
-        sources[part] = Source(module, Rows(groups, size, start, start + rows))
-        start += rows
-    return sources
+    stops = list(accumulate(parts.values()))
+    return {
+        part: Source(module, Rows(groups, stops[-1], stop - rows, stop))
+        for (part, rows), stop in zip(parts.items(), stops, strict=True)
+    }
 
 
 def fused_qkv(module: str, config: ModelConfig) -> dict[str, Source]:
@@ -115,14 +110,12 @@ class NamedWeights:
     def __init__(self, stored: StoredWeights, names: NameMap) -> None:
         self._stored = stored
         self._names = names
+        self.mappings: tuple[mmap.mmap, ...] = stored.mappings
 
     def layer_of(self, stored_name: str) -> int | None:
         """Return the layer of a tensor of the checkpoint; None for one outside the layers."""
-        prefix = self._names.layers
-        if not stored_name.startswith(prefix):
-            return None
-        number = stored_name[len(prefix) :].partition(".")[0]
-        return int(number) if number.isdecimal() and len(number) < 10 else None
+        found = re.match(re.escape(self._names.layers) + r"([0-9]{1,9})(\.|$)", stored_name)
+        return None if found is None else int(found[1])
 
     @property
     def stored_names(self) -> Set[str]:
@@ -137,11 +130,6 @@ class NamedWeights:
         """Return whether a tensor of the checkpoint is a bias of zeros."""
         return stored_name.endswith(".bias") and not np.any(self._stored[stored_name])
 
-    @property
-    def mappings(self) -> tuple[mmap.mmap, ...]:
-        """The mapped files, for advice to the kernel about their pages."""
-        return self._stored.mappings
-
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._names.find(name).name in self._stored
 
@@ -152,7 +140,7 @@ class NamedWeights:
 
     def stored_dtype(self, name: str) -> np.dtype[np.generic] | None:
         source = self._names.find(name)
-        if source.rows and not source.rows.contiguous:
+        if source.rows and source.rows.groups > 1:  # not contiguous
             return None
         return self._stored.stored_dtype(source.name)
 

@@ -15,7 +15,8 @@ from sarathi.models.json_fields import Fields
 from sarathi.models.model_config import MAX_HEAD_DIM
 from sarathi.system.machine import available_memory
 
-Frequencies = npt.NDArray[np.float32]
+F32 = npt.NDArray[np.float32]
+Frequencies = F32  # inverse frequencies, [head_dim / 2]
 
 
 def default_inv_freq(head_dim: int, theta: float) -> Frequencies:
@@ -113,19 +114,13 @@ def _parameters(fields: Fields) -> Fields:
     return rope
 
 
-F32 = npt.NDArray[np.float32]
-
 _CHUNK = 1 << 16  # positions at a time, with angles in float64: float32 is coarse far out
 
 
 def rope_tables(inv_freq: Sequence[float], max_position: int) -> tuple[F32, F32]:
-    """Compute cosines and sines of the angles of all positions.
+    """Compute cosines and sines of the angles of all positions, [max_position, head_dim / 2] each.
 
-    Returns:
-        [max_position, len(inv_freq)] each.
-
-    Raises:
-        ExecutorError: they do not fit into memory.
+    `ExecutorError` if they do not fit into memory.
     """
     num_bytes = 2 * max_position * len(inv_freq) * np.dtype(np.float32).itemsize
     if num_bytes > available_memory():

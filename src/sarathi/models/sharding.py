@@ -35,10 +35,8 @@ class Shard:
 def shard_config(config: ModelConfig, count: int) -> ModelConfig:
     """Return the configuration of each of `count` ranks: its heads and inner features.
 
-    If there are more ranks than key heads, several ranks have the same one.
-
-    Raises:
-        ModelError: they cannot be divided equally.
+    If there are more ranks than key heads, several ranks have the same one. `ModelError` if they
+    cannot be divided equally.
     """
     for name, number in (("heads", config.num_heads), ("MLP features", config.intermediate_size)):
         if number % count:
@@ -66,12 +64,9 @@ def vocabulary(config: ModelConfig, shard: Shard) -> range:
 
 
 def shard_shapes(config: ModelConfig, stage: Stage, shard: Shard) -> Mapping[str, tuple[int, ...]]:
-    """Return name and shape of every tensor that a rank has of a stage.
+    """Return name and shape of every tensor that a rank has of a stage of the model `config`.
 
-    `config` is that of the whole model.
-
-    Raises:
-        ModelError: as `shard_config`.
+    `ModelError` as from `shard_config`.
     """
     shapes = dict(expected_shapes(shard_config(config, shard.count), stage))
     for name in {EMBEDDING, head_of(config)} & shapes.keys():
@@ -88,9 +83,7 @@ class ShardedWeights:
 
     Names and everything else are as in `weights`, the whole model's. Tensors that all ranks need,
     such as norms, are whole; biases that are added to a sum over the ranks are zeros but on rank 0.
-
-    Raises:
-        ModelError: as `shard_config`.
+    `ModelError` as from `shard_config`.
     """
 
     def __init__(self, weights: Weights, config: ModelConfig, shard: Shard) -> None:
@@ -102,7 +95,6 @@ class ShardedWeights:
 
     @property
     def mappings(self) -> tuple[mmap.mmap, ...]:
-        """The mapped files, for advice to the kernel about their pages."""
         return self._weights.mappings
 
     def __contains__(self, name: object) -> bool:
@@ -134,7 +126,7 @@ class ShardedWeights:
         return np.concatenate((found, np.zeros((missing, *found.shape[1:]), found.dtype)))
 
     def random(self, name: str) -> RandomTensor | None:
-        """See `RandomTensors`. The rows of zeros that pad a vocabulary are left out."""
+        """See `random_tensor`. The rows of zeros that pad a vocabulary are left out."""
         source = random_tensor(self._weights, name)
         if source is None:
             return None

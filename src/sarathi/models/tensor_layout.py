@@ -78,12 +78,9 @@ def has_own_head(weights: NamedWeights) -> bool:
 def check_layout(config: ModelConfig, weights: NamedWeights) -> tuple[str, ...]:
     """Check that a checkpoint has the tensors of `config`, and return warnings about it.
 
-    Biases that are zero make no difference. Layers beyond the number in the configuration are
-    ignored with a warning, as in `transformers`.
-
-    Raises:
-        ModelError: a tensor is missing, has another shape, or is not used: then it belongs to
-            another model than the configuration describes.
+    `ModelError` if a tensor is missing, has another shape, or is not used: then it belongs to
+    another model than the configuration describes. Biases that are zero make no difference. Layers
+    beyond the number in the configuration are ignored with a warning, as in `transformers`.
     """
     quantised = [name for name in weights.stored_names if _QUANTISED.search(name)]
     if quantised:
@@ -110,9 +107,9 @@ def check_layout(config: ModelConfig, weights: NamedWeights) -> tuple[str, ...]:
             f"the checkpoint has tensor {unknown[0]}{more}, for which a model as its configuration "
             "describes it has no use: this may be another model, or another part of one"
         )
-    if beyond:
-        return (
-            f"the checkpoint has more layers than the {config.num_layers} of its configuration: "
-            "those beyond are left out",
-        )
-    return ()
+    if not beyond:
+        return ()
+    return (
+        f"the checkpoint has more layers than the {config.num_layers} of its configuration: "
+        "those beyond are left out",
+    )

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from sarathi.scheduler.budget.token_budget import Allowance
-from sarathi.scheduler.kv.request_memory import RequestMemory
+from sarathi.scheduler.kv.block_pool import RequestMemory
 from sarathi.scheduler.policy import Policy
 from sarathi.scheduler.queue.waiting_queue import RELEGATED, Order, WaitingQueue
 from sarathi.scheduler.request import Rank, Request, by_rank
@@ -40,11 +40,7 @@ class PrefillAllocator:
         in_order_share: float,
         chunk: int | None,
     ) -> None:
-        """Make the allocator of a scheduler.
-
-        Args:
-            chunk: positions at which prompts are cut, in tokens; None: where the allowance ends.
-        """
+        """Make the allocator of a scheduler; `chunk` is its `deterministic_chunk`."""
         if not 0 < in_order_share <= 1:
             raise ValueError(f"in-order share is {in_order_share}, expected above 0 up to 1")
         self.num_relegations = 0
@@ -60,13 +56,9 @@ class PrefillAllocator:
         self._chunk = chunk
 
     def allocate(self, allowance: Allowance, now: float, *, admit: bool) -> dict[Request, int]:
-        """Allocate tokens to started prompts and to waiting ones, which are admitted.
+        """Return the tokens of each prompt in this iteration; with `admit`, of waiting ones, too.
 
-        Args:
-            admit: whether waiting prompts may be admitted.
-
-        Returns:
-            The tokens that each request is to compute next, in this iteration.
+        These are admitted.
         """
         allocated: dict[Request, int] = {}
         selector = PrefillSelector(
@@ -79,13 +71,17 @@ class PrefillAllocator:
             cached = self._memory.cached_prefix(request) if is_waiting else []
             start = request.num_scheduled + allocated.get(request, 0)
             start += len(cached) * self._memory.pool.block_size
-            if relegations < _MAX_RELEGATIONS and self._is_late(request, start, now):
+            if (
+                relegations < _MAX_RELEGATIONS
+                and request.rank.priority_class != RELEGATED
+                and self._order.misses_deadline(request, start, now)
+            ):
                 relegations += 1
                 self._relegate(request)
                 selector.sort_started(request)
                 continue
             if is_waiting and not self._can_admit(request, cached, overtaken):
-                selector.stop_admission()
+                selector.admit = False
                 continue
             before = allowance.remaining
             length = self._take(allowance, request, start, max_cost, first=not allocated)
@@ -121,17 +117,13 @@ class PrefillAllocator:
             if (
                 self._order.may_preempt(request, candidate)
                 and self._waiting.tenant_of(candidate) == tenant
-                and candidate.num_computed > candidate.num_recomputed
+                and candidate.num_computed > candidate.computed_at_preemption
             ):
                 candidates.append(candidate)
                 blocks -= self._memory.num_blocks(candidate) + self._headroom(1)
                 if len(candidates) >= slots and blocks <= 0:
                     return candidates
         return []
-
-    def _is_late(self, request: Request, start: int, now: float) -> bool:
-        is_relegated = request.rank.priority_class == RELEGATED
-        return not is_relegated and self._order.misses_deadline(request, start, now)
 
     def _relegate(self, request: Request) -> None:
         """Order a request after all those that are not relegated."""
@@ -227,14 +219,10 @@ class PrefillSelector:
         in_order_share: float,
         admit: bool,
     ) -> None:
-        """Start an iteration.
-
-        Args:
-            admit: whether waiting requests are selected.
-        """
+        """Start an iteration; with `admit`, waiting requests are selected, too."""
         self._waiting = waiting
         self._share = in_order_share
-        self._admit = admit
+        self.admit = admit
         self._tenants: dict[str, _TenantState] = {}
         for request in running.prefills:
             # A chunk may follow the one before into a pipeline: each stage computes them in order.
@@ -242,21 +230,17 @@ class PrefillSelector:
                 self._state(waiting.tenant_of(request)).started.append(request)
 
     def next(self, remaining: float) -> PrefillCandidate | None:
-        """Select the next prompt, None if there is none.
-
-        Args:
-            remaining: of the iteration's allowance.
-        """
+        """Select the next prompt, with what remains of the allowance; None if there is none."""
         # Waiting requests are looked up as they are needed: there may be thousands.
         ready = [name for name, state in self._tenants.items() if state.started or state.cut]
-        tenant = self._waiting.shares.least_served(ready, waiting=self._admit)
+        tenant = self._waiting.shares.least_served(ready, waiting=self.admit)
         if tenant is None:
             return None
         self._waiting.shares.select(tenant)
         state = self._state(tenant)
         if state.in_order is None:
             state.in_order = self._share * remaining if self._share < 1 and remaining else math.inf
-        queue = self._waiting.queue_of(tenant) if self._admit else None
+        queue = self._waiting.queue_of(tenant) if self.admit else None
         candidates = state.started[:1]
         if queue is not None:
             candidates.append(queue.first())
@@ -296,10 +280,6 @@ class PrefillSelector:
     def sort_started(self, request: Request) -> None:
         """Restore the order of started prompts, after the rank of `request` has changed."""
         self._state_of(request).started.sort(key=by_rank)
-
-    def stop_admission(self) -> None:
-        """Select no more waiting requests."""
-        self._admit = False
 
     def _state_of(self, request: Request) -> _TenantState:
         return self._state(self._waiting.tenant_of(request))

@@ -60,8 +60,9 @@ class Request:
     output_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    num_reserved: int = 0  # blocks that are reserved for the rest of its prompt
     num_preemptions: int = 0
-    num_recomputed: int = 0  # the most tokens that had been computed when it was preempted
+    computed_at_preemption: int = 0  # tokens; the most, if it was preempted several times
     in_flight: int = 0  # tokens in batches that have not been completed
     num_pending: int = 0  # tokens that those batches will sample, if the scheduler looks ahead
     cancelled: bool = False

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sarathi.scheduler.batch import NO_WORK, Slice
 from sarathi.scheduler.budget.latency_model import Work
-from sarathi.scheduler.kv.request_memory import RequestMemory
+from sarathi.scheduler.kv.block_pool import RequestMemory
 from sarathi.scheduler.queue.waiting_queue import WaitingQueue
 from sarathi.scheduler.request import Request, by_rank
 
@@ -28,10 +28,7 @@ NO_DECODES = Decodes([], NO_WORK, None, [])
 
 
 class RunningRequests:
-    """All admitted requests: `prefills` have tokens of their prompt to compute, `decodes` do not.
-
-    Both are sorted by rank.
-    """
+    """Admitted requests, by rank: `prefills` have prompt tokens to compute, `decodes` do not."""
 
     def __init__(self, memory: RequestMemory, waiting: WaitingQueue) -> None:
         self.decodes: list[Request] = []
@@ -121,7 +118,7 @@ class RunningRequests:
 
     def preempt(self, request: Request) -> None:
         """Free a request's blocks and queue it again; it keeps its rank."""
-        request.num_recomputed = max(request.num_recomputed, request.num_computed)
+        request.computed_at_preemption = max(request.computed_at_preemption, request.num_computed)
         self.remove(request)
         request.num_preemptions += 1
         self.num_preemptions += 1

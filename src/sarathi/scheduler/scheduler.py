@@ -13,11 +13,10 @@ from typing import NamedTuple
 from sarathi.scheduler.batch import NO_WORK, Batch, Slice
 from sarathi.scheduler.budget.latency_model import LatencyModel, Work
 from sarathi.scheduler.budget.token_budget import Budget, FixedBudget
-from sarathi.scheduler.kv.block_pool import BlockPool
-from sarathi.scheduler.kv.request_memory import RequestMemory
+from sarathi.scheduler.kv.block_pool import BlockPool, RequestMemory
 from sarathi.scheduler.policy import POLICIES, Policy
 from sarathi.scheduler.prefill import PrefillAllocator
-from sarathi.scheduler.queue.waiting_queue import Fcfs, Order, WaitingQueue
+from sarathi.scheduler.queue.waiting_queue import Order, WaitingQueue
 from sarathi.scheduler.request import Request
 from sarathi.scheduler.running import NO_DECODES, Decodes, RunningRequests
 
@@ -108,7 +107,7 @@ class Scheduler:
         self.num_iterations = 0
         self._policy = policy
         self._budget = _budget(policy, budget, max_model_len)
-        self._order = order or Fcfs()
+        self._order = order or Order()
         self._fair = fair
         self._memory = RequestMemory(
             pool,
@@ -140,11 +139,7 @@ class Scheduler:
     # -- requests ---------------------------------------------------------------------------
 
     def add(self, request: Request) -> None:
-        """Queue a request.
-
-        Raises:
-            AdmissionError: it is empty, malformed, or too long for the model or the KV cache.
-        """
+        """Queue a request; `AdmissionError` if it is empty, malformed, or too long."""
         if request.id in self._requests:
             raise AdmissionError(f"request id {request.id} is in use")
         self._check_admissible(request)
@@ -197,11 +192,7 @@ class Scheduler:
     # -- one iteration ----------------------------------------------------------------------
 
     def schedule(self, now: float) -> Batch | None:
-        """Return the next batch, None if nothing can be computed before a batch in flight is.
-
-        Args:
-            now: seconds; when the iteration begins.
-        """
+        """Return the batch that begins `now`; None if one in flight must be computed before."""
         look_ahead = self._look_ahead and bool(self._in_flight)
         if look_ahead and not self._can_look_ahead():
             return None
@@ -238,14 +229,11 @@ class Scheduler:
         )
 
     def add_drafts(self, batch: Batch, num_drafts: Sequence[int]) -> Batch:
-        """Add draft tokens to the decodes of the batch that was just scheduled.
+        """Add `num_drafts` draft tokens to each decode of the batch that was just scheduled.
 
         The engine does not speculate yet: this and `complete` are what it needs of the scheduler.
         Drafts never preempt a request nor exceed its `max_tokens`: fewer are added than asked for
         if blocks are short or the output ends. `complete` then gets those that are accepted.
-
-        Args:
-            num_drafts: tokens, for each decode of the batch.
         """
         if self._look_ahead:
             raise ValueError("drafts do not go with look_ahead: the next position is not known")
@@ -456,11 +444,8 @@ def _accept_drafts(
 ) -> tuple[list[Slice], list[int]]:
     """Append accepted drafts to the outputs of their requests, up to a stop.
 
-    Returns:
-        The slices without the other drafts, and the last token of each that samples.
-
-    Raises:
-        ValueError: the counts do not match the tokens and slices.
+    Returns the slices without the other drafts, and the last token of each that samples.
+    `ValueError` if the counts do not match the tokens and slices.
     """
     slices, num_drafts = list(batch.slices), batch.num_drafts
     most = [1 + drafts for drafts in num_drafts] + [1] * (len(batch.sampling) - len(num_drafts))

@@ -10,8 +10,7 @@ from starlette.types import ASGIApp
 
 from sarathi import __version__
 from sarathi.engine.messages import ModelInfo
-from sarathi.fleet.fleet import Engine
-from sarathi.fleet.replica import ReplicaState, ReplicaStatus, by_state
+from sarathi.fleet.fleet import Engine, ReplicaState, ReplicaStatus, by_state
 from sarathi.server.request_body import Int64, decode, seconds
 from sarathi.server.responses import invalid, json_response
 from sarathi.server.service import RequestContext, Service

@@ -22,8 +22,7 @@ from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 from sarathi.engine.messages import ModelInfo
-from sarathi.fleet.fleet import Engine
-from sarathi.fleet.replica import by_state
+from sarathi.fleet.fleet import Engine, by_state
 from sarathi.server.operations import current_stats
 from sarathi.telemetry.request_latencies import Histogram, Latencies
 from sarathi.telemetry.stats import Stats, exposed

@@ -24,31 +24,28 @@ def cache_folder() -> Path:
 
     It is `sarathi` in XDG_CACHE_HOME, or else in `.cache` of the home folder. A user id without an
     account has no home, and a container may be read-only: then a private temporary folder is used
-    instead, which is logged once.
-
-    Raises:
-        ModelError: there is no folder for temporary files either.
+    instead, which is logged once. `ModelError` if there is none for temporary files either.
     """
-    usual = _usual_folder()
-    reason = "there is no home folder" if usual is None else _obstacle(usual)
-    if usual is not None and reason is None:
-        return usual
+    usual, reason = _usual_folder(), "there is no home folder"
+    if usual is not None:
+        try:
+            usual.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"{usual} cannot be made ({error.strerror})"
+        else:
+            if os.access(usual, os.W_OK | os.X_OK):
+                return usual
+            reason = f"{usual} cannot be written"
     folder = _temporary_folder()
     _log_once(f"{reason}: the cache is in {folder}; {_ADVICE} to have it there")
     return folder
 
 
 def cached_file(name: str) -> Path:
-    """Return the path from which to read a file of the cache.
+    """Return the path from which to read a file of the cache; `name` is relative to the folder.
 
     The usual folder may be read-only and contain it, as in the image of a container. A file in the
-    temporary folder that is used instead is newer.
-
-    Args:
-        name: relative to the folder.
-
-    Raises:
-        ModelError: as `cache_folder`.
+    temporary folder that is used instead is newer. `ModelError` as from `cache_folder`.
     """
     path, usual = cache_folder() / name, _usual_folder()
     if usual is not None and not path.exists() and (usual / name).exists():
@@ -59,10 +56,8 @@ def cached_file(name: str) -> Path:
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file atomically: a reader, such as another process, finds the old or the new one.
 
-    The folder is created if it does not exist.
-
-    Raises:
-        OSError: it cannot be written; nothing is left behind.
+    The folder is created if it does not exist. `OSError` if the file cannot be written; nothing is
+    left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".")
@@ -85,17 +80,6 @@ def _usual_folder() -> Path | None:
         return Path.home() / ".cache" / _NAME
     except RuntimeError:  # neither HOME nor an account
         return None
-
-
-def _obstacle(folder: Path) -> str | None:
-    """Create a folder if it does not exist; return why it cannot be written, if so."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return f"{folder} cannot be made ({error.strerror})"
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return f"{folder} cannot be written"
-    return None
 
 
 def _temporary_folder() -> Path:

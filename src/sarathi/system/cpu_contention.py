@@ -12,6 +12,8 @@ from sarathi.system.machine import usable_processors
 
 # Threads that compute together are not on a processor all the time: they wait for each other.
 _UTILISATION = 0.9
+# Times in which a processor is busy. That of guests is in the time of users already.
+_BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
 _TOLERATED = 0.1  # of what this process needs, that others may use on a quiet machine
 
 
@@ -31,7 +33,7 @@ def cpu_times() -> CpuTimes:
         found = psutil.cpu_times(percpu=True)
         allowed = usable_processors()
         used = [times for processor, times in enumerate(found) if processor in allowed]
-        busy = sum(map(_busy, used))
+        busy = sum(getattr(times, name, 0.0) for times in used for name in _BUSY)
     except (OSError, RuntimeError, ValueError):
         return CpuTimes(time.perf_counter(), own, own, os.cpu_count() or 1)
     return CpuTimes(time.perf_counter(), own, busy, len(used))
@@ -47,20 +49,8 @@ def was_quiet(before: CpuTimes, after: CpuTimes, threads: int) -> bool:
 
 
 def undisturbed(seconds: float, own: float, threads: int) -> float:
-    """Estimate the time of a computation without other processes on its processors.
+    """Estimate the seconds of a computation without other processes on its processors.
 
-    Args:
-        seconds: its measured time.
-        own: processor time of all threads of this process meanwhile.
-        threads: that compute it.
+    `own` is the processor time of all threads of this process meanwhile, of which so many compute.
     """
     return min(seconds, own / (_UTILISATION * threads)) if own > 0 else seconds
-
-
-def _busy(times: object) -> float:
-    """Sum the busy time of a processor. That of guests is in the time of users already."""
-
-    def field(name: str) -> float:
-        return float(getattr(times, name, 0.0))
-
-    return sum(map(field, ("user", "nice", "system", "irq", "softirq", "steal")))

@@ -9,8 +9,8 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -18,19 +18,8 @@ _PROC = Path("/proc/self")
 _ESCAPE = re.compile(r"\\([0-7]{3})")  # of blanks in `mountinfo`
 
 
-@dataclass(frozen=True)
-class _Mount:
-    """A mounted hierarchy of groups."""
-
-    point: Path
-    root: str  # the group at that point
-    version: int
-    controllers: frozenset[str]  # none in version 2, which has all in one hierarchy
-
-
-@dataclass(frozen=True)
-class _Files:
-    """The names of files and fields in one version."""
+class _Files(NamedTuple):
+    """The names of files and fields in one version of control groups."""
 
     limits: tuple[str, ...]  # bytes
     used: str
@@ -52,8 +41,7 @@ _MEMORY = {
 def memory_limit(proc: Path = _PROC) -> int | None:
     """Return the bytes that the group of this process may use; None where nothing limits it.
 
-    Args:
-        proc: the folder of the process in the file system of processes.
+    `proc` is the folder of the process in the file system of processes.
     """
     limits = [_limit(group, version) for group, version in _groups("memory", proc)]
     return min((limit for limit in limits if limit is not None), default=None)
@@ -106,52 +94,35 @@ def _quota(group: Path, version: int) -> float | None:
 
 def _groups(controller: str, proc: Path) -> Iterator[tuple[Path, int]]:
     """Yield the folders of this process's groups, with their version, from its own upwards."""
-    own = list(_own_groups(proc))
-    for mount in _mounts(proc):
-        if mount.version == 1 and controller not in mount.controllers:
-            continue
-        for controllers, path in own:
-            if controller in controllers if mount.version == 1 else not controllers:
-                folder = _folder(mount, path)
-                yield folder, mount.version
-                while folder != mount.point:
-                    folder = folder.parent
-                    yield folder, mount.version
-
-
-def _folder(mount: _Mount, path: str) -> Path:
-    """Return the folder of a group; the uppermost where the group is not visible from here."""
-    parts = [part for part in path.split("/") if part]
-    root = [part for part in mount.root.split("/") if part]
-    if parts[: len(root)] != root or ".." in parts:
-        return mount.point
-    return mount.point.joinpath(*parts[len(root) :])
-
-
-def _own_groups(proc: Path) -> Iterator[tuple[frozenset[str], str]]:
-    """Yield controllers (none for version 2) and the path of the group that sets them."""
-    for line in _text(proc / "cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, colon, path = rest.partition(":")
-        if colon:
-            known = frozenset(controllers.split(",")) if controllers else frozenset()
-            if known or number == "0":
-                yield known, path
-
-
-def _mounts(proc: Path) -> Iterator[_Mount]:
+    lines = _text(proc / "cgroup").splitlines()
+    own = [line.split(":", 2) for line in lines if line.count(":") >= 2]
     for line in _text(proc / "mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         fields, kinds = before.split(" "), after.split(" ")
         if len(fields) < 5 or kinds[0] not in ("cgroup", "cgroup2"):
             continue
-        options = frozenset(kinds[-1].split(","))
         version = 2 if kinds[0] == "cgroup2" else 1
-        yield _Mount(Path(_plain(fields[4])), _plain(fields[3]), version, options)
+        if version == 1 and controller not in kinds[-1].split(","):
+            continue
+        root, point = (_ESCAPE.sub(lambda found: chr(int(found[1], 8)), f) for f in fields[3:5])
+        for number, controllers, path in own:
+            # Version 2 has all controllers in one hierarchy, and so names none.
+            is_unified = number == "0" and not controllers
+            if is_unified if version == 2 else controller in controllers.split(","):
+                folder = _folder(Path(point), root, path)
+                yield folder, version
+                while folder != Path(point):
+                    folder = folder.parent
+                    yield folder, version
 
 
-def _plain(escaped: str) -> str:
-    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), escaped)
+def _folder(point: Path, root: str, path: str) -> Path:
+    """Return the folder of a group, or the mount `point` of `root` if it is not visible."""
+    parts = [part for part in path.split("/") if part]
+    above = [part for part in root.split("/") if part]
+    if parts[: len(above)] != above or ".." in parts:
+        return point
+    return point.joinpath(*parts[len(above) :])
 
 
 def _stat(group: Path) -> dict[str, int]:
@@ -225,11 +196,7 @@ def total_memory() -> int:
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the number of files and connections that this process may open, up to a bound.
-
-    Returns:
-        How many it may have open from now on.
-    """
+    """Raise the number of files and connections that this process may open, and return it."""
     try:
         import resource
     except ImportError:  # Windows, which has no such limit
@@ -253,9 +220,8 @@ def physical_cores() -> list[frozenset[int]]:
     """Return the logical processors of each core that this thread may run on; none if unknown."""
     if not hasattr(os, "sched_getaffinity"):
         return []
-    allowed = os.sched_getaffinity(0)
     cores: dict[tuple[int, int], set[int]] = {}
-    for cpu in sorted(allowed):
+    for cpu in sorted(os.sched_getaffinity(0)):
         cores.setdefault(_core(cpu), set()).add(cpu)
     return [frozenset(cores[core]) for core in sorted(cores)]
 
@@ -263,7 +229,7 @@ def physical_cores() -> list[frozenset[int]]:
 def cores_of_process(
     local_rank: int, local_world_size: int, threads: int, cores: list[frozenset[int]], usable: int
 ) -> frozenset[int] | None:
-    """Choose the logical processors that a process should be pinned to.
+    """Choose the logical processors to pin a process to; None to leave that to the kernel.
 
     Without pinning, two stages that computed all the time have been seen to share one core for
     seconds while the other was almost idle. Processes that do not have the whole machine must not
@@ -274,9 +240,6 @@ def cores_of_process(
         threads: of each process.
         cores: see `physical_cores`.
         usable: how many of them a container may keep busy; see `usable_cores`.
-
-    Returns:
-        None where scheduling should be left to the kernel.
     """
     if usable != len(cores) or threads != len(cores) // local_world_size:
         return None
@@ -293,12 +256,7 @@ def pin_to_cores(local_rank: int, local_world_size: int, threads: int) -> None:
 
 
 def _memory(field: str, pages: str) -> int:
-    """Return the bytes of the whole machine.
-
-    Args:
-        field: of `psutil.virtual_memory`.
-        pages: name for `sysconf`, which works where /proc/meminfo is hidden.
-    """
+    """Return bytes of the whole machine; `sysconf` works where /proc/meminfo is hidden."""
     try:
         return int(getattr(psutil.virtual_memory(), field))
     except OSError:

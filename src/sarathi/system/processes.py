@@ -46,19 +46,15 @@ class _Child:
 
     def ended(self) -> str | None:
         code = self._process.poll()
-        return None if code is None else _describe_exit(code)
+        if code is None or code >= 0:
+            return None if code is None else f"exit status {code}"
+        name = signal.Signals(-code).name
+        # The system ends processes like this when it runs out of memory.
+        return f"killed by {name}" + (", out of memory?" if name == "SIGKILL" else "")
 
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
-
-
-def _describe_exit(code: int) -> str:
-    if code >= 0:
-        return f"exit status {code}"
-    name = signal.Signals(-code).name
-    # The system ends processes like this when it runs out of memory.
-    return f"killed by {name}" + (", out of memory?" if name == "SIGKILL" else "")
 
 
 class LocalSpawner:

@@ -12,23 +12,11 @@ import zmq.asyncio
 _MAX_FOLDER = 90  # characters: the path of a socket file has at most 107
 
 
-class SocketFolder:
-    """A folder for the socket files of one engine."""
-
-    def __init__(self) -> None:
-        """Create the folder."""
-        self._folder = _new_folder(None)
-        if len(self._folder.name) > _MAX_FOLDER:
-            self._folder.cleanup()
-            self._folder = _new_folder("/tmp")
-        self.path = Path(self._folder.name)
-
-    def remove(self) -> None:
-        """Delete the folder. Harmless twice."""
-        self._folder.cleanup()
-
-
-def _new_folder(parent: str | None) -> tempfile.TemporaryDirectory[str]:
+def socket_folder() -> tempfile.TemporaryDirectory[str]:
+    """Create a folder for the socket files of one engine; `cleanup` is harmless twice."""
+    parent = tempfile.gettempdir()
+    if len(parent) + len("/sarathi-12345678") > _MAX_FOLDER:
+        parent = "/tmp"
     # An orphaned worker process may remove it, too.
     return tempfile.TemporaryDirectory(prefix="sarathi-", dir=parent, ignore_cleanup_errors=True)
 
@@ -43,14 +31,10 @@ def new_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket
 
 
 def bind(listener: zmq.Socket[bytes] | zmq.asyncio.Socket, host: str | None, file: Path) -> str:
-    """Bind to a port that the system chooses, or to a file where all are on this machine.
+    """Bind to a port that the system chooses, or create a socket file; return the endpoint.
 
     Args:
         host: the address under which others reach this process; None: all are on this machine.
-        file: the socket file to create.
-
-    Returns:
-        The endpoint to connect to.
     """
     if host is None:
         endpoint = f"ipc://{file}"
@@ -69,11 +53,7 @@ def bracketed(host: str) -> str:
 def own_address(host: str) -> str:
     """Return the address of this machine from which it reaches another one.
 
-    Args:
-        host: an address, not a name.
-
-    Raises:
-        OSError: `host` cannot be reached, or is no address.
+    `OSError` if `host` cannot be reached, or is a name instead of an address.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, 9, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST

@@ -70,14 +70,9 @@ class IterationLog:
     """A `Recorder` that writes an `IterationLine` for every iteration."""
 
     def __init__(self, path: str, start: float, budget_unit: BudgetUnit | None) -> None:
-        """Empty the file at `path`.
+        """Empty the file at `path`; `ConfigError` if it cannot be written.
 
-        Args:
-            start: the time.monotonic that offsets count from.
-            budget_unit: that of `Batch.allowance`; None where the policy has no budget.
-
-        Raises:
-            ConfigError: the file cannot be written.
+        Offsets count from `start`, by time.monotonic. `budget_unit` is that of `Batch.allowance`.
         """
         self._file = RecordFile(path, "--iteration-log")
         self._budget_unit = budget_unit
@@ -120,12 +115,11 @@ def line_of(
     Args:
         wall: the time since the Unix epoch at which the iteration began.
         start: what offsets count from, on the clock of the record.
-        budget_unit: that of `Batch.allowance`; None where the policy has no budget.
         cancelled: requests, since the iteration before.
     """
     batch, begin = record.batch, record.begin
-    split = batch.num_decodes
-    prompts = batch.slices[split:]
+    decodes, prompts = batch.slices[: batch.num_decodes], batch.slices[batch.num_decodes :]
+    ends = [begin, *(end for _, end in record.parts)]
     return IterationLine(
         iteration=batch.id,
         time=round(wall, 6),
@@ -138,7 +132,7 @@ def line_of(
         attention=batch.work.attention,
         context=batch.work.context,
         samples=batch.work.samples,
-        decodes=[part.request.id for part in batch.slices[:split]],
+        decodes=[part.request.id for part in decodes],
         prompts=[PromptSlice(p.request.id, p.start, p.length) for p in prompts],
         started=[
             _start(part, begin) for part in prompts if part.request.first_scheduled_at == begin
@@ -150,7 +144,10 @@ def line_of(
         waiting=record.waiting,
         free_blocks=record.free_blocks,
         cached_blocks=record.cached_blocks,
-        parts=_durations(record),
+        parts={
+            name: round(end - before, 6)
+            for (name, end), before in zip(record.parts, ends, strict=False)
+        },
         stages=[StageSpan(round(s.busy, 6), round(s.waited, 6)) for s in record.stages],
     )
 
@@ -160,12 +157,3 @@ def _start(part: Slice, begin: float) -> Start:
     request = part.request
     delay = round(begin - request.arrival, 6)
     return Start(request.id, len(request.prompt_ids), part.start, delay)
-
-
-def _durations(record: IterationRecord) -> dict[str, float]:
-    durations = {}
-    begin = record.begin
-    for name, end in record.parts:
-        durations[name] = round(end - begin, 6)
-        begin = end
-    return durations

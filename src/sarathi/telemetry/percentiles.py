@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-PERCENTILES = (50, 90, 99)
+_PERCENTILES = (50, 90, 99)
 _CONFIDENCE = 0.95
-RESAMPLES = 400
+_RESAMPLES = 400
 _MAX_WORK = 4 * 10**7  # values times resamples; with more values there are fewer resamples
-SEED = 0  # the same values have the same intervals
+_SEED = 0  # the same values have the same intervals
 _LEAST_REQUESTS = 20
 _LEAST_ABOVE = 3  # values expected above a percentile
 
@@ -47,23 +47,19 @@ class Distribution(msgspec.Struct, frozen=True, kw_only=True):
     p99_interval: tuple[float, float] | None
 
 
-NO_VALUES = Distribution(count=0, **dict.fromkeys(Distribution.__struct_fields__[1:]))
+_NO_VALUES = Distribution(count=0, **dict.fromkeys(Distribution.__struct_fields__[1:]))
 
 
-def distribution(groups: Sequence[Sequence[float]]) -> Distribution:
-    """Return the statistics of values, with intervals.
-
-    Args:
-        groups: values by request, in the order in which the requests arrived.
-    """
+def distribution(groups: Sequence[Sequence[float] | Array]) -> Distribution:
+    """Return the statistics of values by request, in the order of arrival, with intervals."""
     groups = [group for group in groups if len(group)]
     if not groups:
-        return NO_VALUES
+        return _NO_VALUES
     values = np.concatenate([np.asarray(group, np.float64) for group in groups])
     order = np.argsort(values, kind="stable")
     values = values[order]
     owners = np.repeat(np.arange(len(groups)), [len(group) for group in groups])[order]
-    return distribution_of(
+    return _distribution_of(
         len(values),
         float(values.mean()),
         _weighted(values, np.ones(len(values), np.int64)),
@@ -72,14 +68,14 @@ def distribution(groups: Sequence[Sequence[float]]) -> Distribution:
     )
 
 
-def distribution_of(
+def _distribution_of(
     count: int,
     mean: float,
     percentiles: Array,
     largest: float,
     intervals: Sequence[Interval | None],
 ) -> Distribution:
-    """Return a distribution with given `PERCENTILES` and their intervals."""
+    """Return a distribution with given `_PERCENTILES` and their intervals."""
     p50, p90, p99 = percentiles.tolist()
     return Distribution(
         count=count,
@@ -102,38 +98,37 @@ def _intervals(
     H. R. Künsch, "The jackknife and the bootstrap for general stationary observations", Annals of
     Statistics 17 (1989); the circular form is by Politis and Romano (1992).
     """
-    bounded = bounded_percentiles(num_requests, len(values))
+    bounded = _bounded_percentiles(num_requests, len(values))
     if not any(bounded):
         return [None] * len(bounded)
     length = round(math.sqrt(num_requests))
     num_blocks = math.ceil(num_requests / length)
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(_SEED)
     found = []
-    for _ in range(max(20, min(RESAMPLES, _MAX_WORK // len(values)))):
+    for _ in range(max(20, min(_RESAMPLES, _MAX_WORK // len(values)))):
         starts = rng.integers(num_requests, size=(num_blocks, 1))
         resampled = ((starts + np.arange(length)) % num_requests).ravel()[:num_requests]
         weights = np.bincount(resampled, minlength=num_requests)
         found.append(_weighted(values, weights[owners]))
-    return interval_bounds(np.array(found), num_blocks, bounded)
+    return _interval_bounds(np.array(found), num_blocks, bounded)
 
 
-def bounded_percentiles(num_requests: int, num_values: int) -> list[bool]:
+def _bounded_percentiles(num_requests: int, num_values: int) -> list[bool]:
     """Return, for each percentile, whether there are enough values to bound it."""
     return [
         num_requests >= _LEAST_REQUESTS and num_values * (100 - percent) >= 100 * _LEAST_ABOVE
-        for percent in PERCENTILES
+        for percent in _PERCENTILES
     ]
 
 
-def interval_bounds(
+def _interval_bounds(
     found: Array, num_blocks: int, bounded: Sequence[bool]
 ) -> list[Interval | None]:
-    """Return the intervals of the percentiles.
+    """Return the intervals of the percentiles that are bounded.
 
     Args:
         found: the percentiles of each resample, one resample a row.
         num_blocks: blocks of each resample.
-        bounded: which percentiles get an interval.
     """
     tail = 100 * tail_share(num_blocks)
     both = np.percentile(found, (tail, 100 - tail), axis=0).T.tolist()
@@ -163,6 +158,92 @@ def _weighted(values: Array, weights: npt.NDArray[np.int64]) -> Array:
     Each is the least value that so many percent do not exceed, hence one of the values.
     """
     reached = np.cumsum(weights)
-    ranks = np.ceil(np.array(PERCENTILES) / 100 * reached[-1])
+    ranks = np.ceil(np.array(_PERCENTILES) / 100 * reached[-1])
     found: Array = values[np.searchsorted(reached, ranks)]
     return found
+
+
+class ExactDistribution:
+    """Keeps all values."""
+
+    def __init__(self) -> None:
+        self._groups: list[Sequence[float] | Array] = []  # the values of each request
+
+    def add(self, block: int, value: float) -> None:
+        self._groups.append([value])
+
+    def add_all(self, block: int, values: Array) -> None:
+        self._groups.append(values)
+
+    def merge_blocks(self) -> None:
+        pass
+
+    def result(self, num_blocks: int) -> Distribution:
+        return distribution(self._groups)
+
+
+_LEAST = 1e-6  # seconds; shorter values count as 0
+_MOST = 1e6
+_WIDTH = math.log(1.002)  # of a bin, relative: a percentile is at most 0.1 % off
+_NUM_BINS = math.ceil(math.log(_MOST / _LEAST) / _WIDTH) + 2
+NUM_BLOCKS = 64  # of consecutive requests
+
+
+class StreamingDistribution:
+    """Counts values in bins 0.2 % wide, separately for up to 64 blocks of requests.
+
+    Blocks are consecutive in the order of arrival, and intervals come from a bootstrap over them,
+    as in `distribution`. As more requests come, adjacent blocks are merged.
+    """
+
+    def __init__(self) -> None:
+        self._counts = np.zeros((NUM_BLOCKS, _NUM_BINS), np.int64)
+        self._requests = 0  # that had values
+        self._values = 0
+        self._sum = 0.0
+        self._largest = 0.0
+
+    def add(self, block: int, value: float) -> None:
+        """Add the only value of a request."""
+        at = math.ceil(math.log(value / _LEAST) / _WIDTH) if value > _LEAST else 0
+        self._counts[block, min(at, _NUM_BINS - 1)] += 1
+        self._count(1, value, value)
+
+    def add_all(self, block: int, values: Array) -> None:
+        """Add the values of a request, at least one."""
+        bins = np.ceil(np.log(np.maximum(values, _LEAST) / _LEAST) / _WIDTH).astype(np.int64)
+        np.add.at(self._counts[block], np.minimum(bins, _NUM_BINS - 1), 1)
+        self._count(len(values), float(values.sum()), float(values.max()))
+
+    def merge_blocks(self) -> None:
+        """Merge blocks in pairs, so that the second half of them is free."""
+        self._counts[: NUM_BLOCKS // 2] = self._counts[::2] + self._counts[1::2]
+        self._counts[NUM_BLOCKS // 2 :] = 0
+
+    def result(self, num_blocks: int) -> Distribution:
+        """Return the statistics so far; the first `num_blocks` blocks have requests."""
+        if not self._values:
+            return _NO_VALUES
+        used = np.flatnonzero(self._counts.any(axis=0))
+        counts = self._counts[:num_blocks, used]
+        values = np.minimum(
+            np.where(used, _LEAST * np.exp((used - 0.5) * _WIDTH), 0), self._largest
+        )
+        percentiles = _weighted(values, counts.sum(axis=0))
+        bounded = _bounded_percentiles(self._requests, self._values)
+        intervals: list[Interval | None] = [None] * len(bounded)
+        if any(bounded):
+            rng = np.random.default_rng(_SEED)
+            chances = np.full(num_blocks, 1 / num_blocks)
+            resampled = rng.multinomial(num_blocks, chances, size=_RESAMPLES)
+            found = np.array([_weighted(values, weights) for weights in resampled @ counts])
+            intervals = _interval_bounds(found, num_blocks, bounded)
+        mean = self._sum / self._values
+        return _distribution_of(self._values, mean, percentiles, self._largest, intervals)
+
+    def _count(self, count: int, total: float, largest: float) -> None:
+        self._requests += 1
+        self._values += count
+        self._sum += total
+        if largest > self._largest:
+            self._largest = largest

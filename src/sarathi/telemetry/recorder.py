@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
@@ -34,26 +35,15 @@ class StageTotals:
         self.busy: list[float] = []
         self.bubble: list[float] = []
 
-    def add(self, stages: Sequence[StageTime], fresh: bool) -> None:
-        """Add the times of a step.
-
-        Args:
-            fresh: whether the engine was idle before the step.
-        """
+    def add(self, stages: Sequence[StageTime], after_idle: bool) -> None:
+        """Add the times of a step, perhaps the first after the engine was idle."""
         if not self.busy:
             self.busy = [0.0] * len(stages)
             self.bubble = [0.0] * len(stages)
         for index, (waited, busy) in enumerate(stages):
             self.busy[index] += busy
-            if not fresh:
+            if not after_idle:
                 self.bubble[index] += waited
-
-
-class Span(NamedTuple):
-    """Seconds, on the clock of the engine."""
-
-    begin: float
-    end: float
 
 
 class StageTracks:
@@ -67,26 +57,20 @@ class StageTracks:
     def __init__(self) -> None:
         self._ended: list[float] = []  # of the step before, by stage
 
-    def spans(self, stages: Sequence[StageTime], submitted: float, fresh: bool) -> list[Span]:
-        """Return the span of a step in each stage; steps come in order.
+    def spans(
+        self, stages: Sequence[StageTime], submitted: float, after_idle: bool
+    ) -> list[tuple[float, float]]:
+        """Return begin and end of a step in each stage, in seconds; steps come in order.
 
-        Args:
-            submitted: seconds; when the step was submitted.
-            fresh: whether the engine was idle before the step.
+        `submitted` is a time in seconds; `after_idle`, whether the engine was idle before the step.
         """
-        if fresh or len(stages) != len(self._ended):
-            ends = []
-            at = submitted
-            for _, busy in stages:
-                at += busy
-                ends.append(at)
+        if after_idle or len(stages) != len(self._ended):
+            ends = [submitted + busy for busy in accumulate(stage.busy for stage in stages)]
         else:
-            ends = [
-                ended + waited + busy
-                for ended, (waited, busy) in zip(self._ended, stages, strict=True)
-            ]
+            before = zip(self._ended, stages, strict=True)
+            ends = [ended + waited + busy for ended, (waited, busy) in before]
         self._ended = ends
-        return [Span(end - stage.busy, end) for end, stage in zip(ends, stages, strict=True)]
+        return [(end - stage.busy, end) for end, stage in zip(ends, stages, strict=True)]
 
 
 BudgetUnit = Literal["tokens", "seconds"]
@@ -104,10 +88,6 @@ class RecordedOutput(Protocol):
     def id(self) -> int: ...
     @property
     def finish_reason(self) -> FinishReason | None: ...
-    @property
-    def cached_tokens(self) -> int: ...
-    @property
-    def scheduling_delay(self) -> float | None: ...
 
 
 class IterationRecord(NamedTuple):
@@ -127,7 +107,7 @@ class IterationRecord(NamedTuple):
     cached_blocks: int  # unused, with a cached prefix
     total_blocks: int
     stages: Sequence[StageTime] = ()  # first to last; empty where nothing was computed
-    fresh: bool = False  # the engine was idle before it
+    after_idle: bool = False  # whether the engine was idle before it
 
 
 class Recorder(Protocol):
@@ -158,13 +138,9 @@ class RecordFile:
     """
 
     def __init__(self, path: str, flag: str) -> None:
-        """Create the file, or empty an existing one.
+        """Create the file, or empty an existing one; `ConfigError` if it cannot be written.
 
-        Args:
-            flag: the option that gave the path, for messages.
-
-        Raises:
-            ConfigError: the file cannot be written.
+        `flag` is the option that gave the path, for messages.
         """
         self._name = f"{flag} {path}"
         # Non-blocking: a pipe without a reader must neither hang the start nor the iterations.
@@ -186,16 +162,10 @@ class RecordFile:
 
     def append(self, value: object, *, before: bytes = b"", after: bytes = b"") -> None:
         """Append a JSON value between two pieces of text."""
-        if self._file is None:
-            return
-        self._buffer += before
-        self._encoder.encode_into(value, self._buffer, -1)
-        self._buffer += after
-
-    def append_text(self, text: bytes) -> None:
-        """Append text."""
         if self._file is not None:
-            self._buffer += text
+            self._buffer += before
+            self._encoder.encode_into(value, self._buffer, -1)
+            self._buffer += after
 
     def flush_if_due(self) -> None:
         """Write the values in memory if there are many, or the last write is long ago."""
@@ -209,7 +179,10 @@ class RecordFile:
         if self._file is None or not self._buffer:
             return
         try:
-            _write_all(self._file, self._buffer)
+            with memoryview(self._buffer) as view:
+                done = 0
+                while done < len(view):
+                    done += os.write(self._file, view[done:])
             self._size += len(self._buffer)
         except OSError as error:
             reason = error.strerror or error
@@ -219,8 +192,9 @@ class RecordFile:
             self._release()
         self._buffer.clear()
 
-    def close(self) -> None:
-        """Write the values in memory and close the file."""
+    def close(self, end: bytes = b"") -> None:
+        """Write the values in memory and the `end`, and close the file."""
+        self._buffer += end
         self.flush()
         self._release()
 
@@ -231,10 +205,3 @@ class RecordFile:
                 os.close(file)
             except OSError as error:  # network file systems report a full disk only now
                 logger.warning("%s may be incomplete: %s", self._name, error.strerror or error)
-
-
-def _write_all(file: int, data: bytearray) -> None:
-    with memoryview(data) as view:
-        done = 0
-        while done < len(view):
-            done += os.write(file, view[done:])

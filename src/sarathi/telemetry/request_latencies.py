@@ -30,15 +30,11 @@ class Histogram:
     __slots__ = ("bounds", "counts", "description", "name", "sum")
 
     def __init__(self, bounds: Sequence[float], name: str = "", description: str = "") -> None:
-        """Make an empty histogram.
+        """Make an empty histogram; `ValueError` if the bounds do not ascend.
 
         Args:
-            bounds: ascending; a value on a bound is counted there, one above the last beyond it.
+            bounds: a value on a bound is counted there, one above the last beyond it.
             name: in GET /metrics, after "sarathi_".
-            description: what it counts.
-
-        Raises:
-            ValueError: they do not ascend.
         """
         if not all(low < high for low, high in pairwise((*bounds, math.inf))):
             raise ValueError(f"the bounds are {list(bounds)}, expected finite ones that ascend")
@@ -67,29 +63,23 @@ class Latencies:
     """Of all requests since the start. Each of `n` choices is a request."""
 
     def __init__(self) -> None:
-        self.time_to_first_token = Histogram(
-            _BOUNDS,
-            "time_to_first_token_seconds",
-            "From the arrival of a request to its first token",
+        def seconds(name: str, description: str) -> Histogram:
+            return Histogram(_BOUNDS, f"{name}_seconds", description)
+
+        self.time_to_first_token = seconds(
+            "time_to_first_token", "From the arrival of a request to its first token"
         )
-        self.time_between_tokens = Histogram(
-            _BOUNDS,
-            "time_between_tokens_seconds",
-            "Gap between two consecutive tokens of a request",
+        self.time_between_tokens = seconds(
+            "time_between_tokens", "Gap between two consecutive tokens of a request"
         )
-        self.max_gap = Histogram(  # of requests of two tokens or more
-            _BOUNDS,
-            "request_max_gap_seconds",
-            "Longest gap between tokens of a finished request",
+        self.max_gap = seconds(  # of requests of two tokens or more
+            "request_max_gap", "Longest gap between tokens of a finished request"
         )
-        self.end_to_end = Histogram(
-            _BOUNDS,
-            "end_to_end_latency_seconds",
-            "From the arrival of a finished request to its last token",
+        self.end_to_end = seconds(
+            "end_to_end_latency", "From the arrival of a finished request to its last token"
         )
-        self.scheduling_delay = Histogram(
-            _BOUNDS,
-            "scheduling_delay_seconds",
+        self.scheduling_delay = seconds(
+            "scheduling_delay",
             "From the arrival of a request to the iteration that first computes some of it",
         )
         self.requests: dict[Outcome, int] = {"stop": 0, "length": 0, "cancelled": 0, "failed": 0}
@@ -117,11 +107,7 @@ class Stopwatch:
         self._longest: float | None = None  # gap
 
     def token(self, now: float, scheduling_delay: float | None) -> None:
-        """Count a token.
-
-        Args:
-            scheduling_delay: seconds; with the first token only.
-        """
+        """Count a token; the first one with its scheduling delay, in seconds."""
         last = self._last
         if last is None:
             self._latencies.time_to_first_token.observe(now - self.arrival)

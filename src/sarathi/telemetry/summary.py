@@ -7,24 +7,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from sarathi.telemetry.percentiles import (
-    NO_VALUES,
-    PERCENTILES,
-    RESAMPLES,
-    SEED,
-    Array,
+    NUM_BLOCKS,
     Distribution,
-    bounded_percentiles,
-    distribution,
-    distribution_of,
-    interval_bounds,
+    ExactDistribution,
+    StreamingDistribution,
 )
 
 
@@ -111,26 +104,35 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     attainment: float | None  # share of the requests that met the targets
 
 
-class RunTotals:
-    """The sums over requests that a `Summary` needs beside its distributions."""
+_LATENCIES = ("ttft", "tbt", "max_gap", "end_to_end", "normalized", "scheduling_delay")
 
-    def __init__(self, targets: Targets | None) -> None:
+
+class StreamingSummary:
+    """Summarises records one by one, without keeping them."""
+
+    def __init__(
+        self,
+        targets: Targets | None = None,
+        distribution_type: type[StreamingDistribution | ExactDistribution] = StreamingDistribution,
+    ) -> None:
         """Start without requests."""
-        self.requests = 0
         self._targets = targets
+        self._latencies = {name: distribution_type() for name in _LATENCIES}
+        self._block_length = 1  # requests
+        self._latest = -1  # index
+        self._requests = self._met = 0
         self._failures: Counter[str] = Counter()
-        self._met = 0
-        self._prompt_tokens = 0
-        self._output_tokens = 0
+        self._prompt_tokens = self._output_tokens = 0
         self._first, self._last, self._end = math.inf, -math.inf, -math.inf
 
-    def add(self, record: RequestRecord, max_gap: float | None) -> None:
-        """Add a request.
-
-        Args:
-            max_gap: that of the record.
-        """
-        self.requests += 1
+    def add(self, index: int, record: RequestRecord) -> None:
+        """Add a request by its index in the order of arrival; records may come in any order."""
+        self._latest = max(self._latest, index)
+        while index >= NUM_BLOCKS * self._block_length:
+            self._block_length *= 2
+            for latencies in self._latencies.values():
+                latencies.merge_blocks()
+        self._requests += 1
         self._first = min(self._first, record.arrival)
         self._last = max(self._last, record.arrival)
         self._end = max(self._end, record.end)
@@ -139,175 +141,10 @@ class RunTotals:
             self._failures[record.failure] += 1
             return
         self._prompt_tokens += record.prompt_tokens
-        if self._targets is not None:
-            self._met += self._targets.met(record.ttft, max_gap)
-
-    def summary(self, send_time: float | None, **latencies: Distribution) -> Summary:
-        """Return the summary of all requests.
-
-        Args:
-            send_time: seconds in which the requests were sent; None: until the last arrival.
-            latencies: all distributions of a `Summary`.
-
-        Raises:
-            ValueError: there is no request.
-        """
-        if not self.requests:
-            raise ValueError("there is no request to summarise")
-        duration = self._end - self._first
-        sending = self._last - self._first if send_time is None else send_time
-        rate = self.requests / sending if sending > 0 else 0.0
-        attainment = None if self._targets is None else self._met / self.requests
-        completed = self.requests - self._failures.total()
-
-        def per_second(amount: float) -> float:
-            return amount / duration if duration > 0 else 0.0
-
-        return Summary(
-            requests=self.requests,
-            completed=completed,
-            failures=dict(sorted(self._failures.items())),
-            duration=duration,
-            request_rate=rate,
-            completed_per_second=per_second(completed),
-            output_tokens_per_second=per_second(self._output_tokens),
-            total_tokens_per_second=per_second(self._prompt_tokens + self._output_tokens),
-            goodput=None if attainment is None else attainment * rate,
-            attainment=attainment,
-            **latencies,
-        )
-
-
-def summarise(
-    records: Sequence[RequestRecord], targets: Targets | None = None, send_time: float | None = None
-) -> Summary:
-    """Return the figures of a run.
-
-    Args:
-        records: in the order in which the requests arrived.
-        send_time: seconds in which the requests were sent; by default until the last arrival.
-
-    Raises:
-        ValueError: there is no request.
-    """
-    totals = RunTotals(targets)
-    for record in records:
-        totals.add(record, record.max_gap)
-    complete = [record for record in records if record.failure is None]
-
-    def of(value: Callable[[RequestRecord], float | None]) -> Distribution:
-        return distribution([[v] for v in map(value, complete) if v is not None])
-
-    return totals.summary(
-        send_time,
-        ttft=of(lambda record: record.ttft),
-        tbt=distribution([record.gaps for record in complete]),
-        max_gap=of(lambda record: record.max_gap),
-        end_to_end=of(lambda record: record.end_to_end),
-        normalized=of(lambda record: record.normalized),
-        scheduling_delay=of(lambda record: record.scheduling_delay),
-    )
-
-
-_LEAST = 1e-6  # seconds; shorter values count as 0
-_MOST = 1e6
-_WIDTH = math.log(1.002)  # of a bin, relative: a percentile is at most 0.1 % off
-_NUM_BINS = math.ceil(math.log(_MOST / _LEAST) / _WIDTH) + 2
-_BLOCKS = 64
-_LATENCIES = ("ttft", "tbt", "max_gap", "end_to_end", "normalized", "scheduling_delay")
-
-
-class StreamingDistribution:
-    """Counts values in bins 0.2 % wide, separately for up to 64 blocks of requests.
-
-    Blocks are consecutive in the order of arrival, and intervals come from a bootstrap over them,
-    as in `distribution`. As more requests come, adjacent blocks are merged.
-    """
-
-    def __init__(self) -> None:
-        self._counts = np.zeros((_BLOCKS, _NUM_BINS), np.int64)
-        self._requests = 0  # that had values
-        self._values = 0
-        self._sum = 0.0
-        self._largest = 0.0
-
-    def add(self, block: int, value: float) -> None:
-        """Add the only value of a request."""
-        at = math.ceil(math.log(value / _LEAST) / _WIDTH) if value > _LEAST else 0
-        self._counts[block, min(at, _NUM_BINS - 1)] += 1
-        self._count(1, value, value)
-
-    def add_all(self, block: int, values: Array) -> None:
-        """Add the values of a request, at least one."""
-        bins = np.ceil(np.log(np.maximum(values, _LEAST) / _LEAST) / _WIDTH).astype(np.int64)
-        np.add.at(self._counts[block], np.minimum(bins, _NUM_BINS - 1), 1)
-        self._count(len(values), float(values.sum()), float(values.max()))
-
-    def merge_blocks(self) -> None:
-        """Merge blocks in pairs, so that the second half of them is free."""
-        self._counts[: _BLOCKS // 2] = self._counts[::2] + self._counts[1::2]
-        self._counts[_BLOCKS // 2 :] = 0
-
-    def result(self, num_blocks: int) -> Distribution:
-        """Return the statistics so far.
-
-        Args:
-            num_blocks: blocks that have requests, the first ones.
-        """
-        if not self._values:
-            return NO_VALUES
-        used = np.flatnonzero(self._counts.any(axis=0))
-        counts = self._counts[:num_blocks, used]
-        values = np.minimum(
-            np.where(used, _LEAST * np.exp((used - 0.5) * _WIDTH), 0), self._largest
-        )
-        percentiles = _percentiles(values, counts.sum(axis=0, keepdims=True))[0]
-        bounded = bounded_percentiles(self._requests, self._values)
-        intervals: list[tuple[float, float] | None] = [None] * len(bounded)
-        if any(bounded):
-            rng = np.random.default_rng(SEED)
-            chances = np.full(num_blocks, 1 / num_blocks)
-            resampled = rng.multinomial(num_blocks, chances, size=RESAMPLES)
-            intervals = interval_bounds(
-                _percentiles(values, resampled @ counts), num_blocks, bounded
-            )
-        mean = self._sum / self._values
-        return distribution_of(self._values, mean, percentiles, self._largest, intervals)
-
-    def _count(self, count: int, total: float, largest: float) -> None:
-        self._requests += 1
-        self._values += count
-        self._sum += total
-        if largest > self._largest:
-            self._largest = largest
-
-
-class StreamingSummary:
-    """Summarises records one by one without keeping them; otherwise like `summarise`."""
-
-    def __init__(self, targets: Targets | None = None) -> None:
-        """Start without requests."""
-        self._totals = RunTotals(targets)
-        self._block_length = 1  # requests
-        self._latest = -1  # index
-        self._latencies = {name: StreamingDistribution() for name in _LATENCIES}
-
-    def add(self, index: int, record: RequestRecord) -> None:
-        """Add a request.
-
-        Args:
-            index: of the request in the order of arrival, from 0; records may come in any order.
-        """
-        self._latest = max(self._latest, index)
-        while index >= _BLOCKS * self._block_length:
-            self._block_length *= 2
-            for latencies in self._latencies.values():
-                latencies.merge_blocks()
         gaps = np.diff(np.asarray(record.tokens))
         max_gap = float(gaps.max()) if len(gaps) else None
-        self._totals.add(record, max_gap)
-        if record.failure is not None:
-            return
+        if self._targets is not None:
+            self._met += self._targets.met(record.ttft, max_gap)
         block = index // self._block_length
         if max_gap is not None:
             self._latencies["tbt"].add_all(block, gaps)
@@ -322,26 +159,42 @@ class StreamingSummary:
                 self._latencies[name].add(block, value)
 
     def result(self, send_time: float | None = None) -> Summary:
-        """Return the summary so far.
+        """Return the summary so far; `ValueError` if there was no request.
 
-        Args:
-            send_time: seconds in which the requests were sent; by default until the last arrival.
-
-        Raises:
-            ValueError: there was no request.
+        The requests were sent in `send_time` seconds; None: until the last arrival.
         """
+        if not self._requests:
+            raise ValueError("there is no request to summarise")
+        duration = self._end - self._first
+        sending = self._last - self._first if send_time is None else send_time
+        rate = self._requests / sending if sending > 0 else 0.0
+        attainment = None if self._targets is None else self._met / self._requests
+        completed = self._requests - self._failures.total()
         num_blocks = self._latest // self._block_length + 1
-        return self._totals.summary(
-            send_time,
+
+        def per_second(amount: float) -> float:
+            return amount / duration if duration > 0 else 0.0
+
+        return Summary(
+            requests=self._requests,
+            completed=completed,
+            failures=dict(sorted(self._failures.items())),
+            duration=duration,
+            request_rate=rate,
+            completed_per_second=per_second(completed),
+            output_tokens_per_second=per_second(self._output_tokens),
+            total_tokens_per_second=per_second(self._prompt_tokens + self._output_tokens),
+            goodput=None if attainment is None else attainment * rate,
+            attainment=attainment,
             **{name: values.result(num_blocks) for name, values in self._latencies.items()},
         )
 
 
-def _percentiles(values: Array, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return percentiles of each row of counts: the least value that so many do not exceed."""
-    reached = np.cumsum(counts, axis=1)
-    found = []
-    for percent in PERCENTILES:
-        ranks = np.ceil(percent / 100 * reached[:, -1:])
-        found.append(values[np.argmax(reached >= ranks, axis=1)])
-    return np.stack(found, axis=1)
+def summarise(
+    records: Sequence[RequestRecord], targets: Targets | None = None, send_time: float | None = None
+) -> Summary:
+    """Return the exact figures of requests in the order of arrival; see `StreamingSummary`."""
+    summary = StreamingSummary(targets, ExactDistribution)
+    for index, record in enumerate(records):
+        summary.add(index, record)
+    return summary.result(send_time)

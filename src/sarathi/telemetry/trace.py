@@ -27,14 +27,9 @@ class TraceRecorder:
     """
 
     def __init__(self, path: str, start: float, budget_unit: BudgetUnit | None) -> None:
-        """Empty the file at `path`.
+        """Empty the file at `path`; `ConfigError` if it cannot be written.
 
-        Args:
-            start: the time.monotonic that times count from.
-            budget_unit: that of `Batch.allowance`; None where the policy has no budget.
-
-        Raises:
-            ConfigError: the file cannot be written.
+        Times count from `start`, by time.monotonic. `budget_unit` is that of `Batch.allowance`.
         """
         self._file = RecordFile(path, "--trace")
         self._start = start
@@ -75,8 +70,7 @@ class TraceRecorder:
         self._file.flush()
 
     def close(self) -> None:
-        self._file.append_text(b"\n]\n")
-        self._file.close()
+        self._file.close(b"\n]\n")
 
     def _microseconds(self, at: float) -> int:
         # A request can be older than an engine that was started to replace another.
@@ -86,13 +80,12 @@ class TraceRecorder:
 
     def _iteration(self, record: IterationRecord, begin: int, end: int) -> None:
         batch = record.batch
-        prompts = batch.slices[batch.num_decodes :]
         args: dict[str, Any] = {
             "iteration": batch.id,
             "tokens": batch.work.tokens,
             "decodes": batch.num_decodes,
         }
-        if prompts:
+        if prompts := batch.slices[batch.num_decodes :]:
             args["prompts"] = [f"{p.request.id}: {p.start} + {p.length}" for p in prompts]
         if self._budget_unit == "tokens":
             args["budget_tokens"] = batch.allowance
@@ -125,7 +118,7 @@ class TraceRecorder:
         self._named_stages = len(record.stages)
         submitted = record.parts[0][1] if record.parts else record.begin
         args = {"iteration": record.batch.id, "tokens": record.batch.work.tokens}
-        spans = self._stage_tracks.spans(record.stages, submitted, record.fresh)
+        spans = self._stage_tracks.spans(record.stages, submitted, record.after_idle)
         for stage, (begin, end) in enumerate(spans):
             at, until = self._microseconds(begin), self._microseconds(end)
             self._slice("compute", at, until, args, _STAGES + stage)
@@ -148,7 +141,8 @@ class TraceRecorder:
         batch, phases = record.batch, self._phases
         for request in batch.preempted:
             if request.id in phases:
-                self._instant("preemption", begin, {"request": request.id})
+                event = {"ph": "i", "s": "t", "name": "preemption", "ts": begin}
+                self._add(event, {"request": request.id})
                 self._enter(request.id, _WAITING, begin, {"preempted": True})
         for index, part in enumerate(batch.slices):
             phase = _DECODE if index < batch.num_decodes else _PREFILL
@@ -180,9 +174,6 @@ class TraceRecorder:
 
     def _counter(self, name: str, at: int, values: _Args) -> None:
         self._add({"ph": "C", "name": name, "ts": at}, values)
-
-    def _instant(self, name: str, at: int, args: _Args) -> None:
-        self._add({"ph": "i", "s": "t", "name": name, "ts": at}, args)
 
     def _span(
         self, phase: str, request_id: int, name: str, at: int, args: _Args | None = None

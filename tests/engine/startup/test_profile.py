@@ -12,7 +12,7 @@ from sarathi.backends.runner import NOTHING_SAMPLED, InlineRunner, StepExecutor,
 from sarathi.backends.step import Step, check_step
 from sarathi.engine.scheduler_factory import PAPER_DECODES, TYPICAL_DECODES, TypicalDecodes
 from sarathi.engine.startup.kv_cache_size import KvCache
-from sarathi.engine.startup.profile import Clocks, measure, profile, stage_seconds
+from sarathi.engine.startup.profile import Clocks, profile, stage_seconds
 from sarathi.models.model import open_model
 from sarathi.sampling.sampler import Sampler
 from sarathi.scheduler.budget.latency_model import LatencyModel, Work
@@ -151,7 +151,7 @@ def test_clocks_that_disagree_do_not_make_a_stage_faster() -> None:
 def test_measuring_takes_about_two_seconds_at_most() -> None:
     for slowness in (0.01, 0.3, 1, 2, 4, 8):
         executor = KnownExecutor(slowness=slowness)
-        measure(inline(executor), executor.cache, TYPICAL, 2, executor.clocks)
+        profile(inline(executor), executor.cache, silent, TYPICAL, 2, executor.clocks)
         assert executor.now < 2.6, slowness
 
 
@@ -216,7 +216,7 @@ def test_small_caches_and_short_models_do(num_blocks: int, max_position: int) ->
 
 def test_few_pages_of_the_cache_are_written() -> None:
     executor = KnownExecutor()
-    measure(inline(executor), executor.cache, TYPICAL, 2, executor.clocks)
+    profile(inline(executor), executor.cache, silent, TYPICAL, 2, executor.clocks)
     assert len(executor.written) <= 64
 
 

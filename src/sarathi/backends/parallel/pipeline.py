@@ -36,7 +36,7 @@ from sarathi.errors import ExecutorError
 from sarathi.models.model import Model
 from sarathi.sampling.sampler import RequestSlots, StepSampler
 from sarathi.system.processes import Spawner
-from sarathi.system.sockets import SocketFolder, new_socket
+from sarathi.system.sockets import new_socket, socket_folder
 
 _CHECK_INTERVAL = 0.2  # seconds between checks of the workers
 _CLOSE_TIMEOUT = 1.0  # seconds for the thread to end, which may wait for a message in vain
@@ -327,10 +327,10 @@ class Pipeline:
         self.parts: tuple[InstancePart, ...] = ()
         self._path = path
         self._layout = layout
-        folder = SocketFolder()
+        folder = socket_folder()
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         with ExitStack() as opened:
-            opened.callback(folder.remove)
+            opened.callback(folder.cleanup)
             opened.callback(context.destroy, linger=0)
             self._stage_worker = StageWorker(
                 model,
@@ -338,11 +338,11 @@ class Pipeline:
                 layout,
                 layout.engine_rank,
                 host=spawner.host,
-                folder=folder.path,
+                folder=Path(folder.name),
                 context=context,
             )
             self._workers = WorkerGroup(
-                path, options, layout, spawner, folder=folder.path, context=context
+                path, options, layout, spawner, folder=Path(folder.name), context=context
             )
             self.runner = PipelineRunner(
                 layout,

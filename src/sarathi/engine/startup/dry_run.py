@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,11 +79,9 @@ class DryRun:
 
 
 def dry_run(path: Path, config: EngineConfig, *, replicas: int = 1, spread: bool = False) -> DryRun:
-    """Plan a start: the layout, the memory of each process and the KV cache.
+    """Plan a start of so many engines: the layout, the memory of each process and the KV cache.
 
     Args:
-        path: a Hugging Face folder or a GGUF file.
-        replicas: whole engines.
         spread: whether every stage of every replica has a machine like this one for itself;
             otherwise all of them are on this one.
 
@@ -131,11 +130,7 @@ def _memories(
 ) -> Sequence[Memory]:
     """Return the memory of each process of one replica, as it is once it has its weights.
 
-    Args:
-        engines: that share the memory.
-
-    Raises:
-        ExecutorError: the weights do not fit.
+    So many engines share it. `ExecutorError` if the weights do not fit.
     """
 
     def memory(index: int, rank_id: RankId) -> tuple[str, int]:
@@ -160,13 +155,13 @@ def _memories(
 def _checkpoint(model: Model) -> Checkpoint:
     if isinstance(model.weights, DummyWeights):
         return Checkpoint(num_parameters(model.config), 0, ())
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for name, shape in expected_shapes(model.config, whole_model(model.config)).items():
         dtype = model.weights.stored_dtype(name)
         kind = "quantised" if dtype is None else dtype.name
-        counts[kind] = counts.get(kind, 0) + math.prod(shape)
+        counts[kind] += math.prod(shape)
     return Checkpoint(
         num_parameters(model.config),
         sum(len(mapping) for mapping in model.weights.mappings),
-        tuple(sorted(counts, key=lambda kind: -counts[kind])),
+        tuple(kind for kind, _ in counts.most_common()),
     )

@@ -53,11 +53,7 @@ class KvCache:
 
 
 def requested_length(config: EngineConfig, model: ModelConfig) -> int:
-    """Return the tokens of the longest request, if memory allows.
-
-    Raises:
-        ConfigError: more than the model was made for.
-    """
+    """Return the tokens of the longest request; `ConfigError` if the model has fewer."""
     if config.max_model_len is None:
         return model.max_position
     if config.max_model_len > model.max_position:
@@ -77,13 +73,12 @@ def process_shares(
 ) -> tuple[ProcessShare, ...]:
     """Return what each process of an engine will hold, in the order of the layout's ranks.
 
-    Raises:
-        ModelError: the layers cannot be divided like that.
+    `ModelError` if the layers cannot be divided like that.
     """
-    stages = layout.stages(config)
-    local = shard_config(config, layout.tp)
-
-    def share(rank_id: RankId) -> ProcessShare:
+    stages, local = layout.stages(config), shard_config(config, layout.tp)
+    heads = local.num_heads, local.num_kv_heads
+    shares = []
+    for rank_id in layout.ranks:
         stage = stages[rank_id.stage]
         size = footprint(
             config,
@@ -93,16 +88,9 @@ def process_shares(
             kv_precision=kv_precision,
             block_size=block_size,
         )
-        return ProcessShare(
-            rank_id=rank_id,
-            layers=stage.layers,
-            num_heads=local.num_heads,
-            num_kv_heads=local.num_kv_heads,
-            weight_bytes=size.weight_bytes,
-            block_bytes=size.block_bytes,
-        )
-
-    return tuple(map(share, layout.ranks))
+        sizes = size.weight_bytes, size.block_bytes
+        shares.append(ProcessShare(rank_id, stage.layers, *heads, *sizes))
+    return tuple(shares)
 
 
 def merge_memories(used: Iterable[Memory]) -> tuple[Memory, ...]:
@@ -122,13 +110,8 @@ def kv_cache(
 ) -> KvCache:
     """Return what to allocate: as many blocks everywhere as the smallest memory can hold.
 
-    Args:
-        max_model_len: the result of `requested_length`.
-        memories: all that the engine uses, at least one.
-        block_size: tokens of one block.
-
-    Raises:
-        ConfigError: not even one block fits, or less than one request of the length asked for.
+    `max_model_len` is the result of `requested_length`. `ConfigError` if not even one block fits,
+    or less than one request of the length asked for.
     """
     fitting = [_fitting_blocks(config, max_model_len, memory, block_size) for memory in memories]
     num_blocks = min(fitting)

@@ -15,7 +15,6 @@ from sarathi.backends.registry import ExecutorOptions, load_backend
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.core import EngineCore
 from sarathi.engine.messages import ModelInfo
-from sarathi.engine.recorders import open_recorders
 from sarathi.engine.scheduler_factory import (
     PAPER_DECODES,
     TYPICAL_DECODES,
@@ -43,6 +42,9 @@ from sarathi.models.model_config import ModelConfig
 from sarathi.scheduler import POLICIES, BlockPool, LatencyBudget, LatencyModel, Work
 from sarathi.system.machine import usable_cores
 from sarathi.system.processes import LOCAL, Spawner
+from sarathi.telemetry.iteration_log import IterationLog
+from sarathi.telemetry.recorder import Recorder
+from sarathi.telemetry.trace import TraceRecorder
 from sarathi.units import format_duration
 
 _TRIAL_BLOCKS = max(self_check.NUM_BLOCKS, NUM_BLOCKS)
@@ -110,22 +112,22 @@ def load_engine(
         with instance.warming_up():
             on_progress("checking against the reference")
             instance.check_computing()
-            threads = _computing_threads(layout, options)
+            # Those of this process; None if other processes or GPUs compute, too.
+            alone = layout == ParallelLayout() and not gpu
+            threads = (options.threads or usable_cores()) if alone else None
             found = profile(instance.runner, trial, on_progress, typical, threads, gpu=gpu)
         latency_model, target = found.model, None
         if config.latency_budget and config.tbt_target is None:
-            local = spawner.host is None
-            conditions = measuring_conditions(
-                model, options, config, instance.parts, typical, local=local
-            )
+            hosts = [] if spawner.host is None else sorted(part.host for part in instance.parts)
+            part = instance.parts[0]
+            conditions = measuring_conditions(model, options, config, part, typical, hosts)
             target = promised_target(conditions, MeasuredLatency(found.decodes, found.quiet))
         if trial is not cache:
             instance.allocate(cache.num_blocks)
         log.cache(cache, instance.parts)
         _warn(config, latency_model, on_progress)
-        budget = make_budget(
-            config, latency_model, None if target is None else target.seconds, config.pp
-        )
+        seconds = None if target is None else target.seconds
+        budget = make_budget(config, latency_model, seconds, config.pp)
         core = EngineCore(
             instance.runner,
             make_scheduler(
@@ -168,13 +170,23 @@ def load_engine(
     return core, info
 
 
+def open_recorders(config: EngineConfig) -> tuple[Recorder, ...]:
+    """Open, and empty, the files that the options ask for; `ConfigError` if one is not writable."""
+    start, unit = time.monotonic(), config.budget_unit
+    recorders: list[Recorder] = []
+    if config.iteration_log is not None:
+        recorders.append(IterationLog(config.iteration_log, start, unit))
+    if config.trace is not None:
+        recorders.append(TraceRecorder(config.trace, start, unit))
+    return tuple(recorders)
+
+
 def executor_options(
     config: EngineConfig, max_model_len: int, *, own_cores: bool = False
 ) -> ExecutorOptions:
     """Return the options of the executors in all processes of an engine.
 
-    Args:
-        own_cores: whether all processes are on this machine, unless other engines are, too.
+    `own_cores` says that all of them are on this machine.
     """
     return ExecutorOptions(
         load_format=config.load_format,
@@ -201,22 +213,29 @@ class _LoadLog:
     ) -> None:
         self._model = model
         self._layout = layout
-        self._stages = layout.stages(model)
         self._on_progress = on_progress
         self._logged = dict.fromkeys(layout.ranks, time.monotonic())
+        self._names = {rank: str(rank) for rank in layout.ranks}
+        if layout == ParallelLayout():
+            self._names = dict.fromkeys(layout.ranks, "one process")
+        stages = [stage.layers for stage in layout.stages(model)]
+        self._layers = {
+            rank: f"layers {stages[rank.stage].start} to {stages[rank.stage].stop - 1}"
+            for rank in layout.ranks
+        }
 
     def layout(self, options: ExecutorOptions) -> None:
         """Log what each process will hold, before anything is loaded.
 
-        Raises:
-            ExecutorError: this machine does not compute in the precision asked for.
+        `ExecutorError` if this machine does not compute in the precision asked for.
         """
         precisions = load_backend(options).choose_precisions()
         for share in process_shares(self._model, self._layout, *precisions, _AVERAGED_TOKENS):
-            self._on_progress(
-                f"{self._name(share.rank_id)}: {self._layers(share.rank_id)}, "
-                f"{gigabytes(share.weight_bytes)} of weights in {precisions[0]}, "
-                f"{share.block_bytes / _AVERAGED_TOKENS / 1e3:.1f} kB of keys and values a token"
+            self._log(
+                share.rank_id,
+                f"{self._layers[share.rank_id]}, {gigabytes(share.weight_bytes)} of weights in "
+                f"{precisions[0]}, {share.block_bytes / _AVERAGED_TOKENS / 1e3:.1f} kB of keys and "
+                "values a token",
             )
 
     def progress(self, rank_id: RankId, share: float) -> None:
@@ -224,30 +243,23 @@ class _LoadLog:
         now = time.monotonic()
         if now > self._logged[rank_id] + _LOG_INTERVAL:
             self._logged[rank_id] = now
-            layers = self._layers(rank_id)
-            self._on_progress(f"{self._name(rank_id)}: {share:.0%} of {layers} read")
+            self._log(rank_id, f"{share:.0%} of {self._layers[rank_id]} read")
 
     def loaded(self, part: InstancePart) -> None:
         """Log that a process has loaded its part."""
-        self._on_progress(
-            f"{self._name(part.rank_id)}: {self._layers(part.rank_id)} loaded, "
-            f"{gigabytes(part.weight_bytes)} in {part.seconds:.1f} s"
-        )
+        layers, size = self._layers[part.rank_id], gigabytes(part.weight_bytes)
+        self._log(part.rank_id, f"{layers} loaded, {size} in {part.seconds:.1f} s")
 
     def cache(self, cache: KvCache, parts: tuple[InstancePart, ...]) -> None:
         """Log the size of the KV cache and its memory in each process."""
         each = ", ".join(
-            f"{gigabytes(cache.num_blocks * part.block_bytes)} in {self._name(part.rank_id)}"
+            f"{gigabytes(cache.num_blocks * part.block_bytes)} in {self._names[part.rank_id]}"
             for part in parts
         )
         self._on_progress(f"keys and values of up to {cache.tokens} tokens: {each}")
 
-    def _name(self, rank_id: RankId) -> str:
-        return "one process" if self._layout == ParallelLayout() else str(rank_id)
-
-    def _layers(self, rank_id: RankId) -> str:
-        layers = self._stages[rank_id.stage].layers
-        return f"layers {layers.start} to {layers.stop - 1}"
+    def _log(self, rank_id: RankId, line: str) -> None:
+        self._on_progress(f"{self._names[rank_id]}: {line}")
 
 
 def _load(
@@ -272,13 +284,6 @@ def _load(
         pipeline.close()
         raise
     return pipeline
-
-
-def _computing_threads(layout: ParallelLayout, options: ExecutorOptions) -> int | None:
-    """Return how many threads of this process compute; None if other processes or GPUs do, too."""
-    if layout != ParallelLayout() or load_backend(options).uses_gpu:
-        return None
-    return options.threads or usable_cores()
 
 
 def _warn(config: EngineConfig, model: LatencyModel, on_progress: Callable[[str], None]) -> None:

@@ -6,12 +6,11 @@ Where the user gives no target for the time between tokens, it follows from thes
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -20,7 +19,7 @@ from sarathi.backends.registry import ExecutorOptions, load_backend
 from sarathi.backends.runner import Runner
 from sarathi.backends.step import Step, StepPart, join_parts
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.iteration_timing import stage_share
+from sarathi.engine.iteration_timing import time_per_stage
 from sarathi.engine.scheduler_factory import DerivedTarget, TypicalDecodes, derived_target
 from sarathi.engine.startup.kv_cache_size import KvCache
 from sarathi.errors import ModelError
@@ -134,46 +133,38 @@ def profile(
         gpu: whether it computes on GPUs, and the whole cache may be used.
     """
     on_progress("measuring the speed of this machine")
-    runs = measure(runner, cache, typical, threads, clocks, gpu=gpu)
+    runs = _measure(runner, cache, typical, threads, clocks, gpu)
     # Threads that wait for each other make the estimate too short: it is for a busy machine alone.
     times = runs.now if runs.quiet else runs.undisturbed
     if runs.typical is not None:
         decodes = times[runs.typical]
     else:
-        decodes = LatencyModel.fit(_observations(times, None)).predict(typical.work)
-    return Profile(LatencyModel.fit(_observations(runs.now, runs.typical)), decodes, runs.quiet)
-
-
-def _observations(times: dict[Work, float], typical: Work | None) -> list[tuple[Work, float]]:
-    """Return the observations that a model is fitted to.
-
-    Typical decodes share blocks, which makes reading their contexts too cheap. On a slow machine
-    nothing else may have contexts.
-    """
-    others = [work for work in times if work != typical]
-    known = any(work.context for work in others)
-    return [(work, times[work]) for work in (others if known else times)]
+        decodes = LatencyModel.fit(list(times.items())).predict(typical.work)
+    # Typical decodes share blocks, which makes reading their contexts too cheap. On a slow machine
+    # nothing else may have contexts.
+    others = [work for work in runs.now if work != runs.typical]
+    fitted = others if any(work.context for work in others) else runs.now
+    model = LatencyModel.fit([(work, runs.now[work]) for work in fitted])
+    return Profile(model, decodes, runs.quiet)
 
 
 def stage_seconds(seconds: float, stages: Sequence[StageTime]) -> float:
-    """Return what a step adds to the time between two tokens; see `stage_share`.
+    """Return what a step adds to the time between two tokens; see `time_per_stage`.
 
-    Args:
-        seconds: from its beginning to its result, with no other step in flight.
+    It took `seconds` from its beginning to its result, with no other step in flight.
     """
     if len(stages) == 1:
         return seconds
-    return stage_share(stages, max(0.0, seconds - sum(stage.busy for stage in stages)))
+    return time_per_stage(stages, max(0.0, seconds - sum(stage.busy for stage in stages)))
 
 
-def measure(
+def _measure(
     runner: Runner,
     cache: KvCache,
     typical: TypicalDecodes,
-    threads: int | None = None,
-    clocks: Clocks = _CLOCKS,
-    *,
-    gpu: bool = False,
+    threads: int | None,
+    clocks: Clocks,
+    gpu: bool,
 ) -> _Runs:
     """Run iterations of different kinds and return their seconds; see `profile`."""
     clock = clocks.wall
@@ -250,8 +241,7 @@ def _typical_parts(typical: TypicalDecodes, cache: KvCache) -> list[StepPart]:
 
 def _fitting_parts(kind: _Kind, cache: KvCache) -> list[StepPart]:
     """Return an iteration of a kind, smaller if the cache or the model's length requires it."""
-    block_size, longest = cache.block_size, cache.max_model_len
-    blocks = cache.num_blocks
+    blocks, block_size, longest = cache.num_blocks, cache.block_size, cache.max_model_len
     for_decodes = blocks - 1 if kind.chunk else blocks
     decodes = min(kind.decodes, for_decodes)
     each = 0  # blocks
@@ -285,37 +275,19 @@ def _work(parts: Sequence[StepPart]) -> Work:
 
 
 _FORMAT = 1  # incremented when older files can no longer be used
-_LONGEST_ITERATION = 1e5  # an iteration beyond means that the file is corrupt
 
 
-class Conditions(msgspec.Struct, frozen=True, kw_only=True):
-    """All that determines how long an iteration takes, except the load of other processes."""
-
-    processor: str
-    processors: list[int]  # that the process may run on
-    cores: int  # usable ones
-    devices: list[str]  # GPUs; empty where processors compute
-    hosts: list[str]  # of all processes; empty where all are on this machine
-    versions: str
-    model: str  # its fingerprint
-    executor: str
-    precision: str
-    kv_precision: str
-    deterministic: bool
-    threads: int | None
-    pp: int
-    tp: int
-    engines_here: int
-    requests: int  # that decode
-    context: int  # tokens of each
+# All that determines how long an iteration takes, except the load of other processes.
+Conditions = dict[str, Any]
 
 
 class MeasuredLatency(msgspec.Struct, frozen=True):
     """The time of a decode-only iteration."""
 
-    seconds: float  # of one stage of a pipeline
+    # Of one stage of a pipeline. With another time, a file is corrupt.
+    seconds: Annotated[float, msgspec.Meta(gt=0, lt=1e5)]
     quiet: bool  # whether no other process computed; otherwise it is an estimate
-    starts: int = 1  # that it is the fastest of
+    starts: Annotated[int, msgspec.Meta(ge=1)] = 1  # that it is the fastest of
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -328,36 +300,30 @@ def measuring_conditions(
     model: Model,
     options: ExecutorOptions,
     config: EngineConfig,
-    parts: Sequence[InstancePart],
+    part: InstancePart,
     typical: TypicalDecodes,
-    *,
-    local: bool,
+    hosts: list[str],
 ) -> Conditions:
-    """Return what the speed of a loaded engine depends on.
-
-    Args:
-        parts: of the engine, loaded.
-        local: whether all of them are on this machine.
-    """
-    return Conditions(
-        processor=processor_name(),
-        processors=sorted(usable_processors()),
-        cores=usable_cores(),
-        devices=list(load_backend(options).gpu_names),
-        hosts=[] if local else sorted(part.host for part in parts),
-        versions=versions(options.executor),
-        model=fingerprint(model),
-        executor=options.executor,
-        precision=parts[0].precision,
-        kv_precision=parts[0].kv_precision,
-        deterministic=options.deterministic,
-        threads=options.threads,
-        pp=config.pp,
-        tp=config.tp,
-        engines_here=config.engines_here,
-        requests=typical.requests,
-        context=typical.context,
-    )
+    """Return what the speed of a loaded engine, of which `part` is one, depends on."""
+    return {
+        "processor": processor_name(),
+        "processors": sorted(usable_processors()),  # that the process may run on
+        "cores": usable_cores(),
+        "devices": list(load_backend(options).gpu_names),  # empty where processors compute
+        "hosts": hosts,  # of all processes; empty where all are on this machine
+        "versions": versions(options.executor),
+        "model": fingerprint(model),
+        "executor": options.executor,
+        "precision": part.precision,
+        "kv_precision": part.kv_precision,
+        "deterministic": options.deterministic,
+        "threads": options.threads,
+        "pp": config.pp,
+        "tp": config.tp,
+        "engines_here": config.engines_here,
+        "requests": typical.requests,  # that decode
+        "context": typical.context,  # tokens of each
+    }
 
 
 def promised_target(conditions: Conditions, measured: MeasuredLatency) -> DerivedTarget:
@@ -368,7 +334,7 @@ def promised_target(conditions: Conditions, measured: MeasuredLatency) -> Derive
         notes += ", estimated on a busy machine"
     if fastest.starts > 1:
         notes += f", the fastest of {fastest.starts} starts"
-    return derived_target(conditions.pp * fastest.seconds, notes)
+    return derived_target(conditions["pp"] * fastest.seconds, notes)
 
 
 def keep_fastest(conditions: Conditions, measured: MeasuredLatency) -> MeasuredLatency:
@@ -393,10 +359,7 @@ def _read(conditions: Conditions) -> MeasuredLatency | None:
         entry = msgspec.json.decode(text, type=_Entry)
     except (OSError, ModelError, msgspec.DecodeError, UnicodeDecodeError):
         return None
-    measured = entry.measured
-    possible = 0 < measured.seconds < _LONGEST_ITERATION and math.isfinite(measured.seconds)
-    usable = entry.format == _FORMAT and entry.conditions == conditions
-    return measured if usable and possible and measured.starts > 0 else None
+    return entry.measured if (entry.format, entry.conditions) == (_FORMAT, conditions) else None
 
 
 def _name(conditions: Conditions) -> str:

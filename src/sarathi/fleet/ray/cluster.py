@@ -75,10 +75,8 @@ def place_replicas(
     """Return the resources of each rank, and the configuration that makes use of them.
 
     Without `cpus_per_rank` a rank gets `config.threads` CPUs, or else an equal share of all CPUs of
-    the cluster; 1 if GPUs compute.
-
-    Raises:
-        ConfigError: the options do not go together, or the cluster has no GPU.
+    the cluster; 1 if GPUs compute. `ConfigError` if the options do not go together, or the cluster
+    has no GPU.
     """
     layout = ParallelLayout(config.pp, config.tp)
     gpus = _gpus(config, nodes, gpus_per_rank)
@@ -93,9 +91,10 @@ def place_replicas(
     if not gpus and threads is None:
         threads = cpus
     # A GPU is used by one rank, but all engines on a machine share its memory.
-    engines_here = 1 if gpus else min(replicas, _max_bundles(nodes, cpus * layout.tp))
+    fitting = max((int(node.cpus) // (cpus * layout.tp) for node in nodes), default=0)
+    engines_here = 1 if gpus else max(1, min(replicas, fitting))
     config = msgspec.structs.replace(
-        config, device=device, threads=threads, engines_here=max(1, engines_here)
+        config, device=device, threads=threads, engines_here=engines_here
     )
     return Placement(layout, cpus, gpus), config
 
@@ -103,19 +102,13 @@ def place_replicas(
 def equal_share(cpus: Sequence[float], bundles: int, ranks: int) -> int:
     """Return the most CPUs that each of `ranks` in each of `bundles` can have, at least 1.
 
-    Args:
-        cpus: of each machine; a bundle has to fit on one.
+    A bundle has to fit on one of the machines, whose CPUs are given.
     """
     most = max((int(count) // ranks for count in cpus), default=0)
     for share in range(most, 1, -1):
         if sum(int(count) // (share * ranks) for count in cpus) >= bundles:
             return share
     return 1
-
-
-def _max_bundles(nodes: Sequence[Node], cpus: int) -> int:
-    """Return the most bundles of so many CPUs that fit on one machine."""
-    return max((int(node.cpus) // cpus for node in nodes), default=0)
 
 
 def _gpus(config: EngineConfig, nodes: Sequence[Node], requested: int | None) -> int:
@@ -140,11 +133,9 @@ def _gpus(config: EngineConfig, nodes: Sequence[Node], requested: int | None) ->
     return 1 if has_gpus else 0
 
 
-_INSTALL = "--ray needs Ray: pip install 'sarathi-serve[ray]'"
 _CONNECT_TIMEOUT = 5.0  # seconds for a port to answer
 _HEALTH_TIMEOUT = 20.0  # seconds for a cluster to answer a health check, which takes one second
 _OBJECT_STORE = 80 * 2**20  # bytes, nearly the minimum of Ray; we keep nothing there
-_LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -183,19 +174,13 @@ def connected(
 ) -> Iterator[Cluster]:
     """Connect to a cluster, or start one on this machine.
 
-    The cluster is the one at `address`, or at RAY_ADDRESS, or the one that this machine has joined
-    with `ray start`. Without any of these, one is started here.
-
-    Args:
-        address: host:port, as `ray start --head` prints it.
-        cpus: that a cluster started here has to count, even if the machine has fewer.
-        on_progress: called with a line about which cluster it is.
-
-    Raises:
-        ConfigError: Ray is not installed, or no cluster answers at the address.
+    The cluster is the one at `address` (host:port, as `ray start --head` prints it), or at
+    RAY_ADDRESS, or the one that this machine has joined with `ray start`. Without any of these, one
+    is started here, which counts at least so many CPUs. `ConfigError` if Ray is not installed, or
+    no cluster answers at the address.
     """
     if find_spec("ray") is None:
-        raise ConfigError(_INSTALL)
+        raise ConfigError("--ray needs Ray: pip install 'sarathi-serve[ray]'")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported
     if named := address or os.environ.get("RAY_ADDRESS"):
         _check(named)
@@ -234,11 +219,7 @@ def _answers(address: str) -> bool:
 
 
 def _check(address: str) -> None:
-    """Check that a cluster answers; Ray itself would wait for minutes.
-
-    Raises:
-        ConfigError: none does.
-    """
+    """Raise `ConfigError` if no cluster answers; Ray itself would wait for minutes."""
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdecimal():
         raise ConfigError(
@@ -261,12 +242,7 @@ def _check(address: str) -> None:
 
 
 def _join(ray_address: str, address: str, on_progress: Callable[[str], None]) -> Cluster:
-    """Join a cluster.
-
-    Args:
-        ray_address: the address for Ray, which may be "auto".
-        address: the address for messages.
-    """
+    """Join a cluster; `address` is for messages, the one for Ray may be "auto"."""
     import ray
 
     try:
@@ -302,4 +278,4 @@ def _start(cpus: int, on_progress: Callable[[str], None]) -> Cluster:
     on_progress("started Ray on this machine")
     if cpus > cores:
         on_progress(f"warning: {cpus} threads are to compute on the {cores} cores of this machine")
-    return Cluster(_LOOPBACK, own=True)
+    return Cluster("127.0.0.1", own=True)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from sarathi.system.processes import Process, Spawner
 
 _POLL_SECONDS = 0.1  # between checks that a placement group is ready
-_UNKNOWN_REASON = "its actor has died"
 
 
 class ActorRunner:
@@ -48,7 +47,7 @@ class ActorRunner:
 
 
 class ActorProcess:
-    """A `Process` that is an actor."""
+    """A `Process` that is an actor: a worker, or an engine, which then has a reservation."""
 
     def __init__(
         self,
@@ -60,47 +59,67 @@ class ActorProcess:
         arguments: Sequence[str],
         hub_id: str | None,
         workers: Callable[[], Spawner] | None = None,
+        reservation: Reservation | None = None,
     ) -> None:
-        """Start the actor; the call returns at once. It ends when the calling process does.
+        """Start the actor once its resources are reserved; the call returns at once.
+
+        It ends when the calling process does.
 
         Args:
             name: of the process in the system's list of processes, after "ray::".
             stage: whose bundle of the placement group it uses.
+            workers: see `ActorRunner.run`.
+            reservation: is released when the actor has ended.
         """
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        strategy = PlacementGroupSchedulingStrategy(group, stage)
         actor_class: Any = ray.remote(ActorRunner)
         # After the loss of a process the whole engine has to restart: Ray must not restart parts.
         self._actor = actor_class.options(
             num_cpus=placement.cpus,
             num_gpus=placement.gpus,
             max_restarts=0,
-            scheduling_strategy=strategy,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, stage),
         ).remote()
         self._call = self._actor.run.options(name=name).remote(
             module, list(arguments), hub_id, workers
         )
+        self._reservation = reservation
         self._end: str | None = None
 
     def ended(self) -> str | None:
-        import ray
-        from ray.exceptions import RayError
-
-        if self._end is None and ray.wait([self._call], timeout=0)[0]:
-            try:
-                self._end = f"exit status {ray.get(self._call)}"
-            except RayError as error:
-                self._end = death_cause(str(error))
+        if self._end is None:
+            end = self._result()
+            reservation = self._reservation
+            if end is None and reservation is not None and reservation.failed():
+                end = reservation.explain("a replica")
+            if end is not None:
+                self._finish(end)
         return self._end
 
     def kill(self) -> None:
+        if self._end is None:
+            self._finish("killed")
+
+    def _result(self) -> str | None:
+        import ray
+        from ray.exceptions import RayError
+
+        if not ray.wait([self._call], timeout=0)[0]:
+            return None
+        try:
+            return f"exit status {ray.get(self._call)}"
+        except RayError as error:
+            return death_cause(str(error))
+
+    def _finish(self, end: str) -> None:
         import ray
 
-        if self._end is None:
-            self._end = "killed"
+        self._end = end
         ray.kill(self._actor)
+        if self._reservation is not None:
+            self._reservation.release()
 
 
 def death_cause(message: str) -> str:
@@ -109,7 +128,7 @@ def death_cause(message: str) -> str:
     last = lines[-1] if lines else ""
     detail = re.search(r"Worker exit detail: (.*?)(?: Some common causes.*)?$", last)
     reason = (detail[1] if detail else last).rstrip(".")
-    return re.sub(r"\bactor [0-9a-f]{32}\b", "actor", reason) or _UNKNOWN_REASON
+    return re.sub(r"\bactor [0-9a-f]{32}\b", "actor", reason) or "its actor has died"
 
 
 class WorkerSpawner:
@@ -121,12 +140,7 @@ class WorkerSpawner:
     def __init__(
         self, group: PlacementGroup, placement: Placement, hub_id: str | None, host: str | None
     ) -> None:
-        """Prepare to start workers.
-
-        Args:
-            hub_id: of the model, if it has one.
-            host: the address under which workers reach the engine; None: that of its machine.
-        """
+        """Prepare to start workers, which reach the engine at `host`; None: its own address."""
         import ray
 
         self.host: str | None = host or ray.util.get_node_ip_address()
@@ -151,12 +165,7 @@ class EngineSpawner:
     def __init__(
         self, cluster: Cluster, placement: Placement, hub_id: str | None, *, timeout: float
     ) -> None:
-        """Prepare to start engines.
-
-        Args:
-            hub_id: of the model, if it has one.
-            timeout: seconds that an engine may wait for its resources.
-        """
+        """Prepare to start engines, which may each wait `timeout` seconds for their resources."""
         self.host: str | None = cluster.host
         self._cluster = cluster
         self._placement = placement
@@ -165,15 +174,11 @@ class EngineSpawner:
         self._reserved: list[Reservation] = []
 
     def reserve(self, replicas: int) -> None:
-        """Reserve the resources of the first engines.
-
-        Raises:
-            ConfigError: the cluster does not have them, or not in time.
-        """
+        """Reserve resources for the first engines; `ConfigError` if there are none in time."""
         self._reserved = [self._reservation() for _ in range(replicas)]
         for index, reservation in enumerate(self._reserved):
             while not reservation.ready():
-                if reservation.timed_out:
+                if reservation.failed():
                     message = reservation.explain(f"replica {index + 1} of {replicas}")
                     self.release()
                     raise ConfigError(message)
@@ -187,8 +192,19 @@ class EngineSpawner:
 
     def spawn(self, module: str, arguments: Sequence[str]) -> Process:
         reservation = self._reserved.pop() if self._reserved else self._reservation()
+        group, placement, hub_id = reservation.group, self._placement, self._hub_id
         worker_host = self.host if self._cluster.own else None
-        return PlacedEngine(reservation, module, arguments, self._hub_id, worker_host)
+        return ActorProcess(
+            "sarathi-engine",
+            group,
+            placement.layout.engine_rank.stage,
+            placement,
+            module,
+            arguments,
+            hub_id,
+            partial(WorkerSpawner, group, placement, hub_id, worker_host),
+            reservation,
+        )
 
     def _reservation(self) -> Reservation:
         return Reservation(self._cluster, self._placement, self._timeout)
@@ -198,11 +214,7 @@ class Reservation:
     """A placement group for one replica, which the cluster creates once it has the resources."""
 
     def __init__(self, cluster: Cluster, placement: Placement, timeout: float) -> None:
-        """Ask the cluster for the resources; the call returns at once.
-
-        Args:
-            timeout: seconds to wait for them.
-        """
+        """Ask the cluster for the resources; returns at once, but counts the seconds to wait."""
         from ray.util.placement_group import placement_group
 
         self.placement = placement
@@ -213,17 +225,16 @@ class Reservation:
         self._ready = False
 
     def ready(self) -> bool:
-        """Return whether the placement group has been created; never blocks."""
+        """Return whether it has been created; never blocks."""
         from ray.util.placement_group import placement_group_table
 
         if not self._ready:
             self._ready = placement_group_table(self.group).get("state") == "CREATED"
         return self._ready
 
-    @property
-    def timed_out(self) -> bool:
-        """Whether the time to wait is over."""
-        return time.monotonic() > self._began + self._timeout
+    def failed(self) -> bool:
+        """Return whether it has not been created in time; never blocks."""
+        return not self.ready() and time.monotonic() > self._began + self._timeout
 
     def explain(self, replica: str) -> str:
         """Return an error message: what `replica` needs and what the cluster has."""
@@ -243,48 +254,3 @@ class Reservation:
         from ray.util.placement_group import remove_placement_group
 
         remove_placement_group(self.group)
-
-
-class PlacedEngine:
-    """A `Process` that is an engine's actor. Its reservation is released when it has ended."""
-
-    def __init__(
-        self,
-        reservation: Reservation,
-        module: str,
-        arguments: Sequence[str],
-        hub_id: str | None,
-        worker_host: str | None,
-    ) -> None:
-        """Start the actor; it runs once its resources are reserved."""
-        placement = reservation.placement
-        self._reservation = reservation
-        self._actor = ActorProcess(
-            "sarathi-engine",
-            reservation.group,
-            placement.layout.engine_rank.stage,
-            placement,
-            module,
-            arguments,
-            hub_id,
-            partial(WorkerSpawner, reservation.group, placement, hub_id, worker_host),
-        )
-        self._end: str | None = None
-
-    def ended(self) -> str | None:
-        if self._end is None:
-            end = self._actor.ended()
-            if end is None and not self._reservation.ready() and self._reservation.timed_out:
-                end = self._reservation.explain("a replica")
-            if end is not None:
-                self._finish(end)
-        return self._end
-
-    def kill(self) -> None:
-        if self._end is None:
-            self._finish("killed")
-
-    def _finish(self, end: str) -> None:
-        self._end = end
-        self._actor.kill()
-        self._reservation.release()

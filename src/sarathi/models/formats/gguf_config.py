@@ -48,8 +48,8 @@ _INSIDE: Mapping[str, str] = {
 def read_config(file: GgufFile) -> ModelConfig:
     """Return the configuration in the metadata of `file`; `ModelError` if it is not supported."""
     if (kind := file.text("general.type", "model")) != "model":
-        raise ModelError(
-            f"{file.path}: general.type is {kind!r}, expected a model"
+        raise file.error(
+            f"general.type is {kind!r}, expected a model"
             + (": merge an adapter into its base model" if kind == "adapter" else "")
         )
     if (file.integer("split.count", 1) or 1) > 1:
@@ -59,9 +59,7 @@ def read_config(file: GgufFile) -> ModelConfig:
         )
     arch = supported_architecture(file)
     if file.integer(f"{arch}.expert_count", 0):
-        raise ModelError(
-            f"{file.path}: {arch}.expert_count is set, only dense models are supported"
-        )
+        raise file.error(f"{arch}.expert_count is set, only dense models are supported")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise ModelError(f"{file.path} has no matrix token_embd.weight")
@@ -72,12 +70,10 @@ def read_config(file: GgufFile) -> ModelConfig:
         file, f"{arch}.attention.key_length", hidden_size // num_heads, maximum=MAX_HEAD_DIM
     )
     if _size(file, f"{arch}.attention.value_length", head_dim) != head_dim:
-        raise ModelError(f"{file.path}: keys and values of different length are not supported")
+        raise file.error("keys and values of different length are not supported")
     scale = file.number(f"{arch}.attention.scale", 0.0)
     if scale and not math.isclose(scale, head_dim**-0.5, rel_tol=1e-5):
-        raise ModelError(
-            f"{file.path}: {arch}.attention.scale is {scale:g}, supported is 1 / sqrt({head_dim})"
-        )
+        raise file.error(f"{arch}.attention.scale is {scale:g}, supported is 1 / sqrt({head_dim})")
     family = GGUF_ARCHITECTURES[arch]
     norm_eps = "layer_norm_epsilon" if family.norm == "layer" else "layer_norm_rms_epsilon"
     config = ModelConfig(
@@ -107,9 +103,8 @@ def read_config(file: GgufFile) -> ModelConfig:
     for name, value in file.unread(f"{arch}.").items():
         if not is_harmless_key(arch, name, value):
             shown = "a list" if value is None else repr(value)
-            raise ModelError(
-                f"{file.path}: {arch}.{name} is {shown}, which is not supported: it may change the "
-                "model"
+            raise file.error(
+                f"{arch}.{name} is {shown}, which is not supported: it may change the model"
             )
     return config
 
@@ -118,9 +113,8 @@ def supported_architecture(file: GgufFile) -> str:
     """Return the architecture of a file; `ModelError` if it is not supported."""
     arch = file.text("general.architecture")
     if arch not in GGUF_ARCHITECTURES:
-        raise ModelError(
-            f"{file.path}: general.architecture is {arch!r}, "
-            f"supported are {', '.join(GGUF_ARCHITECTURES)}"
+        raise file.error(
+            f"general.architecture is {arch!r}, supported are {', '.join(GGUF_ARCHITECTURES)}"
         )
     return str(arch)
 
@@ -136,14 +130,14 @@ def _size(file: GgufFile, key: str, default: int | None = None, *, maximum: int 
     values = file.numbers(key)
     if values is None:
         if default is None:
-            raise ModelError(f"{file.path}: {key} is missing")
+            raise file.error(f"{key} is missing")
         return default
     distinct = set(values.tolist())
     if len(distinct) != 1:
-        raise ModelError(f"{file.path}: {key} differs between layers, which is not supported")
+        raise file.error(f"{key} differs between layers, which is not supported")
     (value,) = distinct
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
-        raise ModelError(f"{file.path}: {key} is {value}, expected an integer from 1 to {maximum}")
+        raise file.error(f"{key} is {value}, expected an integer from 1 to {maximum}")
     return value
 
 
@@ -156,14 +150,14 @@ def _inv_freq(file: GgufFile, arch: str, head_dim: int) -> Frequencies:
     )
     # A factor of 0 means none.
     if not all(MIN_NUMBER <= number <= MAX_NUMBER for number in (theta, factor or 1.0)):
-        raise ModelError(
-            f"{file.path}: rope.freq_base is {theta:g} and rope.scaling.factor {factor:g}, "
+        raise file.error(
+            f"rope.freq_base is {theta:g} and rope.scaling.factor {factor:g}, "
             f"expected numbers from {MIN_NUMBER:g} to {MAX_NUMBER:g}"
         )
     scaling = file.text(f"{arch}.rope.scaling.type", "linear")
     if scaling not in ("none", "linear"):
-        raise ModelError(
-            f"{file.path}: {arch}.rope.scaling.type is {scaling!r}, supported are none, linear "
+        raise file.error(
+            f"{arch}.rope.scaling.type is {scaling!r}, supported are none, linear "
             "and frequency factors (llama3)"
         )
     if _LONG_ROPE_FACTORS in file.tensors:
@@ -177,9 +171,7 @@ def _inv_freq(file: GgufFile, arch: str, head_dim: int) -> Frequencies:
     if ROPE_FACTORS in file.tensors:
         factors = read_tensor(file, ROPE_FACTORS).astype(np.float32)
         if factors.shape != inv_freq.shape or not (factors > 0).all():
-            raise ModelError(
-                f"{file.path}: {ROPE_FACTORS} must hold {inv_freq.size} positive factors"
-            )
+            raise file.error(f"{ROPE_FACTORS} must hold {inv_freq.size} positive factors")
         inv_freq = inv_freq / factors
     return inv_freq
 
@@ -198,8 +190,8 @@ def _sliding_windows(file: GgufFile, arch: str, num_layers: int) -> tuple[int, .
         period = slides[0]
         slides = [period < 1 or layer % period < period - 1 for layer in range(num_layers)]
     if len(slides) != num_layers or not set(slides) <= {0, 1}:
-        raise ModelError(
-            f"{file.path}: {key} must be a list of {num_layers} booleans, or the number of layers "
+        raise file.error(
+            f"{key} must be a list of {num_layers} booleans, or the number of layers "
             "of which the last one does not slide"
         )
     return tuple(window if each else 0 for each in slides)

@@ -35,14 +35,15 @@ _SCALARS: Mapping[int, np.dtype[np.generic]] = {
     12: np.dtype("<f8"),
 }
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+_HEADER = struct.Struct("<IQQ")  # version, numbers of tensors and of values
+_ARRAY_HEADER = struct.Struct("<IQ")  # type of the elements, and how many there are
 _MAX_DIMENSIONS = 4
 _DEFAULT_ALIGNMENT = 32
 
 
 @dataclass(frozen=True)
-class _Value:
-    kind: int  # type number of the format; of the elements if it is an array
-    is_array: bool
+class _Array:
+    kind: int  # type number of the elements
     count: int
     offset: int  # bytes from the beginning of the file
 
@@ -66,7 +67,7 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.mapping = map_file(path)
-        self._values: dict[str, _Value] = {}
+        self._values: dict[str, str | int | float | _Array] = {}
         self._read: set[str] = set()
         try:
             self.tensors: Mapping[str, TensorInfo] = self._parse()
@@ -76,89 +77,78 @@ class GgufFile:
     def __contains__(self, key: str) -> bool:
         return self._get(key) is not None
 
-    def keys(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
     def is_array(self, key: str) -> bool:
-        value = self._get(key)
-        return value is not None and value.is_array
+        return isinstance(self._get(key), _Array)
 
     def text(self, key: str, default: str | None = None) -> str | None:
-        value = self._get(key)
-        if value is None:
-            return default
-        if value.kind != _STRING or value.is_array:
+        value = self._get(key, default)
+        if value is not None and not isinstance(value, str):
             raise self._wrong_type(key, "a string")
-        return self._strings(value)[0]
+        return value
 
     def number(self, key: str, default: float) -> float:
         """Return a finite number of any numeric type."""
-        if key not in self:
-            return default
-        number = float(self._scalar(key, "a number"))
-        if not math.isfinite(number):
+        value = self._get(key, default)
+        if not isinstance(value, int | float):
+            raise self._wrong_type(key, "a number")
+        if not math.isfinite(value):
             raise self._wrong_type(key, "a finite number")
-        return number
+        return float(value)
 
     def integer(self, key: str, default: int | None = None) -> int | None:
-        if key not in self:
-            return default
-        array = self._scalar(key, "an integer")
-        if array.dtype.kind not in "iu":
+        value = self._get(key, default)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise self._wrong_type(key, "an integer")
-        return int(array)
+        return value
 
     def boolean(self, key: str, default: bool) -> bool:
-        if key not in self:
-            return default
-        array = self._scalar(key, "true or false")
-        if array.dtype.kind != "b":
+        value = self._get(key, default)
+        if not isinstance(value, bool):
             raise self._wrong_type(key, "true or false")
-        return bool(array)
+        return value
 
     def texts(self, key: str) -> list[str] | None:
         """Return a list of strings; bytes that are not UTF-8 are replaced."""
         value = self._get(key)
         if value is None:
             return None
-        if value.kind != _STRING or not value.is_array:
+        if not isinstance(value, _Array) or value.kind != _STRING:
             raise self._wrong_type(key, "a list of strings")
-        return self._strings(value)
+        return self._strings(value.count, value.offset)
 
     def numbers(self, key: str) -> npt.NDArray[np.generic] | None:
         """Return a list of numbers or booleans; a single number is a list of one."""
         value = self._get(key)
         if value is None:
             return None
-        if value.kind not in _SCALARS:
+        if isinstance(value, int | float):
+            return np.array([value])
+        if isinstance(value, str) or value.kind not in _SCALARS:
             raise self._wrong_type(key, "a list of numbers")
         return np.frombuffer(self.mapping, _SCALARS[value.kind], value.count, value.offset)
 
-    def unread(self, prefix: str) -> dict[str, Any]:
+    def unread(self, prefix: str) -> dict[str, str | int | float | None]:
         """Return the keys that were not read, without the `prefix` they have; None for a list."""
         return {
-            key.removeprefix(prefix): None if value.is_array else self._shown(key, value)
+            key.removeprefix(prefix): None if isinstance(value, _Array) else value
             for key, value in self._values.items()
             if key.startswith(prefix) and key not in self._read
         }
 
-    def _shown(self, key: str, value: _Value) -> Any:
-        return self._strings(value)[0] if value.kind == _STRING else self._scalar(key, "").item()
+    def error(self, message: str) -> ModelError:
+        """Return an error about the file, for its reader to raise."""
+        return ModelError(f"{self.path}: {message}")
 
-    def _get(self, key: str) -> _Value | None:
+    def _get(self, key: str, default: Any = None) -> Any:
         self._read.add(key)
-        return self._values.get(key)
+        return self._values.get(key, default)
 
-    def _scalar(self, key: str, expected: str) -> np.generic:
-        value = self._values[key]
-        if value.is_array or value.kind not in _SCALARS:
-            raise self._wrong_type(key, expected)
-        scalar: np.generic = np.frombuffer(self.mapping, _SCALARS[value.kind], 1, value.offset)[0]
-        return scalar
-
-    def _strings(self, value: _Value) -> list[str]:
-        strings, at, buffer, size_at = [], value.offset, self.mapping, _U64.unpack_from
-        for _ in range(value.count):
+    def _strings(self, count: int, at: int) -> list[str]:
+        strings, buffer, size_at = [], self.mapping, _U64.unpack_from
+        for _ in range(count):
             end = at + 8 + size_at(buffer, at)[0]
             strings.append(buffer[at + 8 : end].decode("utf-8", "replace"))
             at = end
@@ -167,22 +157,21 @@ class GgufFile:
     def _parse(self) -> dict[str, TensorInfo]:
         if self.mapping[: len(GGUF_MAGIC)] != GGUF_MAGIC:
             raise self._invalid(f"it does not begin with GGUF{lfs_hint(self.path)}")
-        (version,) = _U32.unpack_from(self.mapping, 4)
+        at = len(GGUF_MAGIC)
+        version, tensor_count, value_count = _HEADER.unpack_from(self.mapping, at)
         if version not in (2, 3):
             big_endian = version & 0xFFFF == 0 and version != 0
             found = "big-endian data" if big_endian else f"version {version}"
             raise self._invalid(f"it has {found}, supported are little-endian versions 2 and 3")
-        (tensor_count,) = _U64.unpack_from(self.mapping, 8)
-        (value_count,) = _U64.unpack_from(self.mapping, 16)
-        at = 24
+        at += _HEADER.size
         for _ in range(value_count):
-            key, at = self._string(at)
+            key, at = self._name(at)
             if key in self._values:
                 raise self._invalid(f"it gives {key} twice")
             self._values[key], at = self._value(at)
         tensors: dict[str, TensorInfo] = {}
         for _ in range(tensor_count):
-            name, at = self._string(at)
+            name, at = self._name(at)
             if name in tensors:
                 raise self._invalid(f"it gives tensor {name} twice")
             tensors[name], at = self._tensor_info(name, at)
@@ -195,21 +184,25 @@ class GgufFile:
             for name, info in tensors.items()
         }
 
-    def _string(self, at: int) -> tuple[str, int]:
-        end = at + 8 + _U64.unpack_from(self.mapping, at)[0]
-        self._check_end(end)
+    def _name(self, at: int) -> tuple[str, int]:
+        end = self._end(_STRING, 1, at)
         return self.mapping[at + 8 : end].decode("utf-8"), end
 
-    def _value(self, at: int) -> tuple[_Value, int]:
+    def _value(self, at: int) -> tuple[str | int | float | _Array, int]:
         (kind,) = _U32.unpack_from(self.mapping, at)
-        at += 4
-        is_array = kind == _ARRAY
-        count = 1
-        if is_array:
-            (kind,) = _U32.unpack_from(self.mapping, at)
-            (count,) = _U64.unpack_from(self.mapping, at + 4)
-            at += 12
-        value = _Value(kind, is_array, count, at)
+        at += _U32.size
+        if kind == _ARRAY:
+            kind, count = _ARRAY_HEADER.unpack_from(self.mapping, at)
+            at += _ARRAY_HEADER.size
+            return _Array(kind, count, at), self._end(kind, count, at)
+        end = self._end(kind, 1, at)
+        if kind == _STRING:
+            return self._strings(1, at)[0], end
+        value: int | float = np.frombuffer(self.mapping, _SCALARS[kind], 1, at)[0].item()
+        return value, end
+
+    def _end(self, kind: int, count: int, at: int) -> int:
+        """Return where so many values end that begin `at`."""
         if kind == _STRING:
             buffer, size_at = self.mapping, _U64.unpack_from
             for _ in range(count):
@@ -218,8 +211,9 @@ class GgufFile:
             at += count * _SCALARS[kind].itemsize
         else:
             raise self._invalid(f"it has a value of the unknown type {kind}")
-        self._check_end(at)
-        return value, at
+        if at > len(self.mapping):
+            raise self._invalid("its header is truncated or corrupt")
+        return at
 
     def _tensor_info(self, name: str, at: int) -> tuple[TensorInfo, int]:
         (dimensions,) = _U32.unpack_from(self.mapping, at)
@@ -229,12 +223,8 @@ class GgufFile:
         *shape, kind, offset = layout.unpack_from(self.mapping, at + 4)
         return TensorInfo(tuple(reversed(shape)), kind, offset), at + 4 + layout.size
 
-    def _check_end(self, end: int) -> None:
-        if end > len(self.mapping):
-            raise self._invalid("its header is truncated or corrupt")
-
     def _invalid(self, why: str) -> ModelError:
         return ModelError(f"{self.path} is not a usable GGUF file: {why}")
 
     def _wrong_type(self, key: str, expected: str) -> ModelError:
-        return ModelError(f"{self.path}: {key} is not {expected}")
+        return self.error(f"{key} is not {expected}")

@@ -36,15 +36,14 @@ def read_tensor(
     (2, 3) ... to pairs (0, d/2), (1, d/2 + 1) ...
     Of a matrix, only the heads and blocks of quantised values that hold the part are read.
     """
+    kind = _stored_kind(file, name)
     info = file.tensors[name]
     shape = info.shape or (1,)
-    kind = _quantisation(file, name, info)
     dtype = _UNQUANTISED.get(kind)
     block, width = (1, 1) if dtype is not None else GGML_QUANT_SIZES[kind]
     if shape[-1] % block:
-        raise ModelError(
-            f"{file.path}: tensor {name} has rows of {shape[-1]} values, {kind.name} has blocks "
-            f"of {block}"
+        raise file.error(
+            f"tensor {name} has rows of {shape[-1]} values, {kind.name} has blocks of {block}"
         )
     part = [len(range(size)[wanted]) for size, wanted in zip(shape, (rows, columns), strict=False)]
     if 0 in part:
@@ -57,13 +56,19 @@ def read_tensor(
         blocks, columns = _units(shape[1], columns, block)
         read = (heads, slice(blocks.start // block * width, blocks.stop // block * width))
         cut = (rows, columns)
-    stored = _stored(file, name, info.offset, stored_shape, dtype or np.dtype(np.uint8), *read)
+    stored = read_part(file.mapping, info.offset, stored_shape, dtype or np.dtype(np.uint8), *read)
     # Rows are quantised separately, so they can be reordered before they are dequantised.
     if interleaved:
         pairs = stored.reshape(-1, interleaved // 2, 2, *stored.shape[1:])
         stored = pairs.swapaxes(1, 2).reshape(stored.shape)
-    values = stored if dtype is not None else _dequantised(file, name, kind, stored)
-    return np.ascontiguousarray(values[cut])
+    if dtype is None:
+        try:
+            stored = gguf.quants.dequantize(stored, kind)
+        except NotImplementedError as error:
+            raise file.error(
+                f"tensor {name} has the quantisation type {kind.name}, which cannot be dequantised"
+            ) from error
+    return np.ascontiguousarray(stored[cut])
 
 
 def _units(size: int, wanted: slice, unit: int) -> tuple[slice, slice]:
@@ -73,41 +78,20 @@ def _units(size: int, wanted: slice, unit: int) -> tuple[slice, slice]:
     return slice(first, -(-part.stop // unit) * unit), slice(part.start - first, part.stop - first)
 
 
-def _dequantised(file: GgufFile, name: str, kind: GGMLQuantizationType, stored: Array) -> Array:
+def _stored_kind(file: GgufFile, name: str) -> GGMLQuantizationType:
+    """Return how a tensor is stored, after a check that all of it is in the file."""
+    info = file.tensors[name]
     try:
-        values: Array = gguf.quants.dequantize(stored, kind)
-    except NotImplementedError as error:
-        raise ModelError(
-            f"{file.path}: tensor {name} has the quantisation type {kind.name}, "
-            "which cannot be dequantised"
-        ) from error
-    return values
-
-
-def _quantisation(file: GgufFile, name: str, info: TensorInfo) -> GGMLQuantizationType:
-    try:
-        return GGMLQuantizationType(info.kind)
+        kind = GGMLQuantizationType(info.kind)
     except ValueError:
-        raise ModelError(
-            f"{file.path}: tensor {name} has the unknown quantisation type {info.kind}"
-        ) from None
-
-
-def _stored(
-    file: GgufFile,
-    name: str,
-    offset: int,
-    shape: tuple[int, ...],
-    dtype: np.dtype[np.generic],
-    rows: slice,
-    columns: slice,
-) -> Array:
-    end = offset + math.prod(shape) * dtype.itemsize
+        raise file.error(f"tensor {name} has the unknown quantisation type {info.kind}") from None
+    block, size = GGML_QUANT_SIZES[kind]
+    end = info.offset + math.prod(info.shape) // block * size
     if end > len(file.mapping):
         raise ModelError(
             f"{file.path} is truncated: tensor {name} ends at byte {end} of {len(file.mapping)}"
         )
-    return read_part(file.mapping, offset, shape, dtype, rows, columns)
+    return kind
 
 
 class GgufWeights:
@@ -120,19 +104,8 @@ class GgufWeights:
         self._file = file
         family = GGUF_ARCHITECTURES[config.architecture]
         self._interleaved = config.head_dim if family.interleaved_heads else 0
-        for name, info in file.tensors.items():
-            block, size = GGML_QUANT_SIZES[_quantisation(file, name, info)]
-            bytes_needed = math.prod(info.shape) // block * size
-            if info.offset + bytes_needed > len(file.mapping):
-                raise ModelError(
-                    f"{file.path} is truncated: tensor {name} ends at byte "
-                    f"{info.offset + bytes_needed} of {len(file.mapping)}"
-                )
-
-    @property
-    def mappings(self) -> tuple[mmap.mmap, ...]:
-        """The mapped file, for advice to the kernel about its pages."""
-        return (self._file.mapping,)
+        self._kinds = {name: _stored_kind(file, name) for name in file.tensors}
+        self.mappings: tuple[mmap.mmap, ...] = (file.mapping,)
 
     @property
     def names(self) -> Set[str]:
@@ -146,9 +119,8 @@ class GgufWeights:
         return self._info(name).shape
 
     def stored_dtype(self, name: str) -> np.dtype[np.generic] | None:
-        if self._rows_of_heads(name):
-            return None
-        return _UNQUANTISED.get(_quantisation(self._file, name, self._info(name)))
+        self._info(name)
+        return None if self._rows_of_heads(name) else _UNQUANTISED.get(self._kinds[name])
 
     def __getitem__(self, name: str) -> Array:
         dtype = self.stored_dtype(name)

@@ -11,54 +11,40 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# Names, versions, labels of other tasks, code and numeric types for other programs.
-_BOOKKEEPING = frozenset(
-    {
-        *("model_type", "name_or_path", "transformers_version", "transformers.js_config"),
-        *("auto_map", "tokenizer_class", "license", "is_llama_config", "dtype", "torch_dtype"),
-        *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task"),
-        *("task_specific_params", "return_dict", "output_attentions", "output_hidden_states"),
-        *("tie_last_hidden_states", "torchscript", "tf_legacy_loss"),
-        *("pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "unk_token_id"),
-        *("decoder_start_token_id", "bos_token_id"),  # which tokenizers have by text
-        "eos_token_id",  # read with the tokenizer
-        # Lengths that transformers does not read either.
-        *("model_max_length", "max_sequence_length", "seq_length"),
-    }
-)
+# Names, versions, labels of other tasks, code and numeric types for other programs. Tokenizers have
+# the special tokens by text, and the ends of a turn are read with them. Nor does transformers read
+# the last three, lengths.
+_BOOKKEEPING = """
+    model_type name_or_path transformers_version transformers.js_config auto_map tokenizer_class
+    license is_llama_config dtype torch_dtype id2label label2id num_labels problem_type
+    finetuning_task task_specific_params return_dict output_attentions output_hidden_states
+    tie_last_hidden_states torchscript tf_legacy_loss pad_token_id sep_token_id cls_token_id
+    mask_token_id unk_token_id decoder_start_token_id bos_token_id eos_token_id
+    model_max_length max_sequence_length seq_length
+"""
 # Of training alone.
-_TRAINING = frozenset(
-    {
-        *("initializer_range", "attention_dropout", "hidden_dropout", "classifier_dropout"),
-        *("resid_pdrop", "embd_pdrop", "attn_pdrop", "resid_dropout", "embedding_dropout"),
-        *("dropout", "attention_probs_dropout_prob", "hidden_dropout_prob"),
-        *("gradient_checkpointing", "neftune_noise_alpha"),
-    }
-)
+_TRAINING = """
+    initializer_range attention_dropout hidden_dropout classifier_dropout resid_pdrop embd_pdrop
+    attn_pdrop resid_dropout embedding_dropout dropout attention_probs_dropout_prob
+    hidden_dropout_prob gradient_checkpointing neftune_noise_alpha
+"""
 # How another program computes the same.
-_IMPLEMENTATION = frozenset(
-    {
-        *("use_cache", "is_decoder", "chunk_size_feed_forward", "pretraining_tp", "use_bfloat16"),
-        *("attn_implementation", "use_flash_attn", "use_flash_attention", "use_flash_attention_2"),
-        "cache_implementation",
-    }
-)
+_IMPLEMENTATION = """
+    use_cache is_decoder chunk_size_feed_forward pretraining_tp use_bfloat16 attn_implementation
+    use_flash_attn use_flash_attention use_flash_attention_2 cache_implementation
+"""
 # Defaults of sampling, which requests have themselves.
-_GENERATION = frozenset(
-    {
-        *("max_length", "max_new_tokens", "max_time", "min_length", "min_new_tokens", "do_sample"),
-        *("early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature"),
-        *("top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
-        *("repetition_penalty", "encoder_repetition_penalty", "length_penalty", "penalty_alpha"),
-        *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids"),
-        *("num_return_sequences", "output_scores", "output_logits", "return_dict_in_generate"),
-        *("forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "prefix"),
-        *("exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens"),
-        *("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_lookbehind"),
-        *("assistant_confidence_threshold", "target_lookbehind"),
-    }
-)
-_HARMLESS = _BOOKKEEPING | _TRAINING | _IMPLEMENTATION | _GENERATION
+_GENERATION = """
+    max_length max_new_tokens max_time min_length min_new_tokens do_sample early_stopping num_beams
+    num_beam_groups diversity_penalty temperature top_k top_p min_p typical_p epsilon_cutoff
+    eta_cutoff repetition_penalty encoder_repetition_penalty length_penalty penalty_alpha
+    no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences
+    output_scores output_logits return_dict_in_generate forced_bos_token_id forced_eos_token_id
+    remove_invalid_values prefix exponential_decay_length_penalty suppress_tokens
+    begin_suppress_tokens num_assistant_tokens num_assistant_tokens_schedule assistant_lookbehind
+    assistant_confidence_threshold target_lookbehind
+"""
+_HARMLESS = frozenset((_BOOKKEEPING + _TRAINING + _IMPLEMENTATION + _GENERATION).split())
 _PREFIXES = ("_", "unsloth_")
 
 # What would change something with another value than this.

@@ -110,21 +110,15 @@ class SafetensorsWeights:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._entries: dict[str, _Entry] = {}
-        mappings = []
+        self.mappings: tuple[mmap.mmap, ...] = ()
         weight_map, files = _files(folder)
         for file in files:
             path = folder / file
             mapping = map_file(path)
-            mappings.append(mapping)
+            self.mappings += (mapping,)
             for name, entry in _parse(path, mapping).items():
                 if name not in self._entries or weight_map.get(name) == file:
                     self._entries[name] = entry
-        self._mappings = tuple(mappings)
-
-    @property
-    def mappings(self) -> tuple[mmap.mmap, ...]:
-        """The mapped files, for advice to the kernel about their pages."""
-        return self._mappings
 
     @property
     def names(self) -> Set[str]:
@@ -172,7 +166,8 @@ def _files(folder: Path) -> tuple[Mapping[str, str], list[str]]:
     if shards is None or not shards.data:
         raise ModelError(f"{index}: weight_map is missing")
     weight_map = shards.data
-    if not all(map(_stays_within, weight_map.values())):
+    paths = [PurePosixPath(name if isinstance(name, str) else "") for name in weight_map.values()]
+    if not all(path.parts and not path.is_absolute() and ".." not in path.parts for path in paths):
         raise ModelError(
             f"{index}: weight_map must give the name of a file in this folder for every tensor"
         )
@@ -181,13 +176,6 @@ def _files(folder: Path) -> tuple[Mapping[str, str], list[str]]:
     if missing:
         raise ModelError(f"{folder} lacks {', '.join(missing)}, which {index.name} lists")
     return weight_map, names
-
-
-def _stays_within(name: object) -> bool:
-    if not isinstance(name, str) or not name:
-        return False
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
 
 
 def _no_safetensors(folder: Path) -> ModelError:

@@ -97,19 +97,16 @@ class ChatTemplate:
 
     def __post_init__(self) -> None:
         try:
-            _ = self._template, self._tool_template
+            _ = self._templates
         except jinja2.TemplateError as error:
             raise ModelError(f"the model's chat template is invalid: {error}") from error
 
     @cached_property
-    def _template(self) -> jinja2.Template:
-        return _environment().limited(self.source)
-
-    @cached_property
-    def _tool_template(self) -> jinja2.Template:
-        if self.tool_source is None:
-            return self._template
-        return _environment().limited(self.tool_source)
+    def _templates(self) -> tuple[jinja2.Template, jinja2.Template]:
+        """The templates for messages without and with tools."""
+        plain = _environment().limited(self.source)
+        source = self.tool_source
+        return plain, plain if source is None else _environment().limited(source)
 
     def render(
         self,
@@ -148,7 +145,7 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
             _WORK_LIMIT: limit,
         }
-        template = self._tool_template if tools else self._template
+        template = self._templates[bool(tools)]
         try:
             limit.check()
             return _joined(template.generate(variables), limit)
@@ -223,19 +220,21 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "**":
-            self._check_power(left, right)
+            if (
+                isinstance(left, int)
+                and isinstance(right, int)
+                and left.bit_length() * right > _MAX_POWER_BITS
+            ):
+                raise WorkLimitError(f"a power has more than {_MAX_POWER_BITS} bits")
         else:
             for sequence, times in ((left, right), (right, left)):
                 if isinstance(times, int) and isinstance(sequence, str | list | tuple):
-                    _check_length(len(sequence) * times)
+                    length = len(sequence) * times
+                    if length > _MAX_LENGTH:
+                        raise WorkLimitError(
+                            f"a product has a length of {length}, at most {_MAX_LENGTH} is allowed"
+                        )
         return super().call_binop(context, operator, left, right)
-
-    @staticmethod
-    def _check_power(base: Any, exponent: Any) -> None:
-        if isinstance(base, int) and isinstance(exponent, int):
-            bits = base.bit_length() * max(0, exponent)
-            if bits > _MAX_POWER_BITS:
-                raise WorkLimitError(f"a power has more than {_MAX_POWER_BITS} bits")
 
     def check_work(self, context: Context) -> bool:
         """Check the limit; templates call this, see `limited`. True, for use in conditions."""
@@ -261,13 +260,6 @@ class _Environment(ImmutableSandboxedEnvironment):
         return jinja2.Template.from_code(self, self.compile(tree), self.make_globals(None))
 
 
-def _check_length(length: int) -> None:
-    if length > _MAX_LENGTH:
-        raise WorkLimitError(
-            f"a product has a length of {length}, at most {_MAX_LENGTH} is allowed"
-        )
-
-
 def _environment() -> _Environment:
     environment = _Environment(
         trim_blocks=True,
@@ -276,7 +268,7 @@ def _environment() -> _Environment:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
 
 
@@ -295,10 +287,6 @@ def _to_json(
 
 def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
-
-
-def _strftime_now(date_format: str) -> str:
-    return datetime.now().strftime(date_format)
 
 
 # Texts do not contain this form: it is a special token, however a file describes it. The bars of
@@ -321,7 +309,7 @@ _KNOWN_ENDS = frozenset(
 # Where a vocabulary has all of these, the last ends a message, after which the turn may go on.
 _HARMONY = ("<|return|>", "<|call|>", "<|end|>")
 
-_QUESTION, _ANSWER = "What is 6 times 7?", "6-times-7-is-42"
+_ANSWER = "6-times-7-is-42"
 _PROBE_SECONDS = 0.25  # templates take a hundredth of that
 
 
@@ -363,10 +351,8 @@ def end_of_turn_ids(
 
 def _token_after_answer(template: ChatTemplate, special: Iterable[str]) -> str | None:
     """Return the special token that the template writes after the model's answer."""
-    messages = [
-        {"role": "user", "content": _QUESTION},
-        {"role": "assistant", "content": _ANSWER},
-    ]
+    turns = {"user": "What is 6 times 7?", "assistant": _ANSWER}
+    messages = [{"role": role, "content": content} for role, content in turns.items()]
     try:
         text = template.render_within(WorkLimit(_PROBE_SECONDS), messages, False)
     except ValueError:  # made for other messages than these

@@ -17,8 +17,7 @@ from tokenizers import Tokenizer as Inner
 
 from sarathi.errors import ModelError
 from sarathi.models.tokenizers.chat_template import ChatTemplate
-from sarathi.models.tokenizers.detokenizer import byte_letters
-from sarathi.models.tokenizers.tokenizer import Tokenizer
+from sarathi.models.tokenizers.tokenizer import Tokenizer, byte_letters
 
 BOS, EOS = "<s>", "</s>"
 _SPECIAL = (BOS, EOS)
@@ -44,11 +43,7 @@ T = TypeVar("T")
 
 
 def dummy_tokenizer(vocab_size: int) -> Tokenizer:
-    """Build a tokenizer of exactly `vocab_size` tokens.
-
-    Raises:
-        ModelError: that is too few for every byte of UTF-8 and the special ones.
-    """
+    """Build a tokenizer of exactly `vocab_size` tokens; `ModelError` if these are too few."""
     letters = byte_letters()
     alphabet = [letters[byte] for byte in range(256) if byte not in _IMPOSSIBLE]
     least = len(_SPECIAL) + len(alphabet)
@@ -73,11 +68,7 @@ def dummy_tokenizer(vocab_size: int) -> Tokenizer:
 
 
 def _merges(space: str) -> Iterator[tuple[str, str]]:
-    """Yield what BPE joins, by rank, each with another result.
-
-    Args:
-        space: the letter for a space in byte-level vocabularies.
-    """
+    """Yield what BPE joins, by rank, each with another result; `space` is the letter for one."""
     known: set[str] = set()
     begins = [space + letter for letter in _LETTERS]
     pairs = ["".join(pair) for pair in _frequent_first(_LETTERS, _LETTERS)]

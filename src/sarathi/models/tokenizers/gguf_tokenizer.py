@@ -77,8 +77,7 @@ _EXPRESSIONS = {name: rules for names, rules in _RULES.items() for name in names
 KNOWN_PRE_TOKENIZERS = tuple(_EXPRESSIONS)
 
 # With these, whole words are looked up in the vocabulary before merges apply, and <s> comes first.
-WHOLE_WORDS_FIRST = frozenset({"llama-bpe", "llama-v3", "llama3", "falcon3", "tekken"})
-BOS_BY_DEFAULT = WHOLE_WORDS_FIRST
+_WHOLE_WORDS_FIRST = frozenset({"llama-bpe", "llama-v3", "llama3", "falcon3", "tekken"})
 
 
 def read_tokenizer(file: GgufFile) -> Tokenizer:
@@ -100,8 +99,8 @@ def read_tokenizer(file: GgufFile) -> Tokenizer:
         case "llama":
             inner, add_bos = _sentencepiece(file, vocab, tokens), True
         case _:
-            raise ModelError(
-                f"{file.path}: tokenizer.ggml.model is {kind!r}, supported are gpt2 "
+            raise file.error(
+                f"tokenizer.ggml.model is {kind!r}, supported are gpt2 "
                 "(byte-level BPE) and llama (SentencePiece BPE)"
             )
     ids = {name: file.integer(f"tokenizer.ggml.{name}_token_id") for name in _NAMED}
@@ -117,7 +116,13 @@ def read_tokenizer(file: GgufFile) -> Tokenizer:
         bos if file.boolean("tokenizer.ggml.add_bos_token", add_bos) else None,
         eos if file.boolean("tokenizer.ggml.add_eos_token", False) else None,
     )
-    template = choose_templates(_template_sources(file), bos, eos)
+    # The template without a name is the default.
+    sources = {
+        key.removeprefix(_TEMPLATE).removeprefix(".") or DEFAULT: file.text(key) or ""
+        for key in file
+        if key == _TEMPLATE or key.startswith(f"{_TEMPLATE}.")
+    }
+    template = choose_templates(sources, bos, eos)
     ends = [named[name] for name in _ENDS if name in named]
     return Tokenizer(
         inner,
@@ -127,31 +132,21 @@ def read_tokenizer(file: GgufFile) -> Tokenizer:
     )
 
 
-def _template_sources(file: GgufFile) -> dict[str, str]:
-    """Return the chat templates by name; the one without a name is the default."""
-    sources = {}
-    for key in file.keys():  # noqa: SIM118 - it is no mapping
-        if key == _TEMPLATE or key.startswith(f"{_TEMPLATE}."):
-            name = key.removeprefix(_TEMPLATE).removeprefix(".") or DEFAULT
-            sources[name] = file.text(key) or ""
-    return sources
-
-
 def _byte_level(file: GgufFile, vocab: dict[str, int]) -> tuple[tokenizers.Tokenizer, bool]:
     name = file.text(_PRE) or "default"
     splitter = pre_tokenizer(name)
     if splitter is None:
-        raise ModelError(
-            f"{file.path}: tokenizer.ggml.pre is {name!r}, known are "
-            f"{', '.join(KNOWN_PRE_TOKENIZERS)}"
+        raise file.error(
+            f"tokenizer.ggml.pre is {name!r}, known are {', '.join(KNOWN_PRE_TOKENIZERS)}"
         )
     # A merge is two tokens with a space between them; tokens write spaces as another letter.
     parts = [merge.partition(" ") for merge in file.texts("tokenizer.ggml.merges") or []]
     merges = [(left, right) for left, _, right in parts]
-    inner = _build(file, vocab, merges, ignore_merges=name in WHOLE_WORDS_FIRST)
+    whole_words_first = name in _WHOLE_WORDS_FIRST
+    inner = _build(file, vocab, merges, ignore_merges=whole_words_first)
     inner.pre_tokenizer = splitter
     inner.decoder = decoders.ByteLevel()
-    return inner, name in BOS_BY_DEFAULT
+    return inner, whole_words_first
 
 
 def _sentencepiece(
@@ -169,15 +164,13 @@ def _sentencepiece(
         fuse_unk=True,
         byte_fallback=True,
     )
-    add_space = file.boolean("tokenizer.ggml.add_space_prefix", True)
-    spaces = normalizers.Replace(" ", "▁")
-    inner.normalizer = (
-        normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if add_space else spaces
-    )
-    strip = [decoders.Strip(" ", 1, 0)] if add_space else []
-    inner.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
+    normalize: list[object] = [normalizers.Replace(" ", "▁")]
+    decode = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if file.boolean("tokenizer.ggml.add_space_prefix", True):
+        normalize.insert(0, normalizers.Prepend("▁"))
+        decode.append(decoders.Strip(" ", 1, 0))
+    inner.normalizer = normalizers.Sequence(normalize)
+    inner.decoder = decoders.Sequence(decode)
     return inner
 
 
@@ -206,7 +199,7 @@ def _build(
     try:
         return tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, **options))
     except Exception as error:  # the library raises nothing more specific
-        raise ModelError(f"{file.path}: invalid vocabulary or merges: {error}") from error
+        raise file.error(f"invalid vocabulary or merges: {error}") from error
 
 
 def _added_tokens(
@@ -237,7 +230,7 @@ def _numbers(file: GgufFile, key: str, count: int) -> list[float] | None:
     if values is None:
         return None
     if values.size != count:
-        raise ModelError(f"{file.path}: {key} has {values.size} entries for {count} tokens")
+        raise file.error(f"{key} has {values.size} entries for {count} tokens")
     finite: list[float] = np.nan_to_num(values.astype(np.float64)).tolist()
     return finite
 

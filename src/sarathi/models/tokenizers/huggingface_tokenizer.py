@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import tokenizers
 from tokenizers import AddedToken, processors
 
@@ -27,6 +28,7 @@ _NAMES = (
 )
 _EXTRA, _OLD_EXTRA = "extra_special_tokens", "additional_special_tokens"
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_DECODER = "added_tokens_decoder"
 _ID = re.compile(r"[0-9]{1,10}")
 
 
@@ -37,7 +39,7 @@ def add_tokens(inner: tokenizers.Tokenizer, folder: Path, config: Fields) -> dic
     `special_tokens_map.json` and `added_tokens.json` do not count; where it does not, the former
     counts before it.
     """
-    described = config.object("added_tokens_decoder")
+    described = config.object(_DECODER)
     companion = Fields({}, "special_tokens_map.json")
     if described is None:
         companion = Fields.read_optional(folder / companion.origin)
@@ -67,25 +69,20 @@ def add_tokens(inner: tokenizers.Tokenizer, folder: Path, config: Fields) -> dic
 
 def _named(sources: Iterable[Fields]) -> dict[str, AddedToken]:
     """Return the tokens with a name: the well-known ones first, then the model's own."""
-    values: dict[str, tuple[Fields, Any]] = {}
-    own: dict[str, tuple[Fields, Any]] = {}
+    found: dict[str, tuple[Fields, str, Any]] = {}
     for fields in sources:
         for name, value in fields.data.items():
-            if name in _NAMES:
-                values[name] = (fields, value)
-            elif name.endswith("_token") and isinstance(value, str | Mapping):
-                own[name] = (fields, value)
+            own = name.endswith("_token") and isinstance(value, str | Mapping)
+            if own or name in _NAMES:
+                found[name] = (fields, name, value)
     for fields in sources:
         value = fields.data.get(_EXTRA)
         if isinstance(value, Mapping):
-            own.update({name: (fields, token) for name, token in value.items()})
+            found.update({name: (fields, _EXTRA, token) for name, token in value.items()})
     tokens = {}
-    for name, (fields, value) in [
-        *((name, values[name]) for name in _NAMES if name in values),
-        *own.items(),
-    ]:
+    for name in dict.fromkeys((*filter(found.__contains__, _NAMES), *found)):
+        fields, field, value = found[name]
         if value is not None:
-            field = name if name in fields.data else _EXTRA
             tokens[name] = _as_special(_token(fields, field, value, special=True))
     return tokens
 
@@ -97,21 +94,21 @@ def _extra(config: Fields, companion: Fields) -> Iterator[AddedToken]:
     companion under the new name; if there are none, those under the old.
     """
     own = _EXTRA if config.data.get(_EXTRA) else _OLD_EXTRA
-    lists = [each for each in ((config, own), (companion, _EXTRA)) if _is_list(*each)]
-    if not lists:
+    lists = [(config, own), (companion, _EXTRA)]
+    if all(_listed(*each) is None for each in lists):
         lists = [(companion if _OLD_EXTRA in companion else config, _OLD_EXTRA)]
     for fields, name in lists:
-        for value in fields.value(name, []) if _is_list(fields, name) else []:
+        for value in _listed(fields, name) or ():
             yield _token(fields, name, value, special=True)
 
 
-def _is_list(fields: Fields, name: str) -> bool:
+def _listed(fields: Fields, name: str) -> list[Any] | None:
     value = fields.value(name)
     if value is None or (name == _EXTRA and isinstance(value, Mapping)):
-        return False
+        return None
     if not isinstance(value, list):
         raise fields.wrong(name, "a list of tokens")
-    return True
+    return value
 
 
 def _from_ids(fields: Fields, special: Iterable[str]) -> Iterator[tuple[int, AddedToken]]:
@@ -125,11 +122,10 @@ def _from_ids(fields: Fields, special: Iterable[str]) -> Iterator[tuple[int, Add
 def _from_descriptions(
     config: Fields, described: Mapping[str, Any]
 ) -> Iterator[tuple[int, AddedToken]]:
-    name = "added_tokens_decoder"
     for key, value in described.items():
         if not _ID.fullmatch(key) or not isinstance(value, Mapping):
-            raise config.wrong(name, "an object of objects with the field content, by token id")
-        yield int(key), _token(config, name, value, special=False)
+            raise config.wrong(_DECODER, "an object of objects with the field content, by token id")
+        yield int(key), _token(config, _DECODER, value, special=False)
 
 
 def _token(fields: Fields, name: str, value: Any, special: bool) -> AddedToken:
@@ -160,14 +156,12 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     _set_post_processor(inner, config, special)
     template = _chat_template(folder, config, special)
     eos_id = inner.token_to_id(special["eos_token"]) if "eos_token" in special else None
-    named = [*_named_ends(folder), *([] if eos_id is None else [eos_id])]
+    named: list[int] = []
+    for name in ("config.json", "generation_config.json"):  # often only the latter names all ends
+        named += Fields.read_optional(folder / name).token_ids("eos_token_id")
+    if eos_id is not None:
+        named.append(eos_id)
     return Tokenizer(inner, eos_ids=end_of_turn_ids(inner, named, template), chat_template=template)
-
-
-def _named_ends(folder: Path) -> Iterator[int]:
-    """Yield what `config.json` and `generation_config.json` name; often only the latter has all."""
-    for name in ("config.json", "generation_config.json"):
-        yield from Fields.read_optional(folder / name).token_ids("eos_token_id")
 
 
 def _load(folder: Path) -> tokenizers.Tokenizer:
@@ -239,21 +233,21 @@ def _template_files(folder: Path) -> dict[str, str]:
     return sources
 
 
+class _NamedTemplate(msgspec.Struct):
+    name: str
+    template: str
+
+
 def _template_field(fields: Fields) -> dict[str, str]:
     """Return the templates in a field: a string, a list of objects, or an object by name."""
     value = fields.value("chat_template")
     if isinstance(value, str):
         return {DEFAULT: value}
-    expected = "a string, or a list of objects with name and template"
     if isinstance(value, dict):
         value = [{"name": name, "template": template} for name, template in value.items()]
-    if not isinstance(value, list):
-        raise fields.wrong("chat_template", expected)
-    sources = {}
-    for item in value:
-        name = item.get("name") if isinstance(item, Mapping) else None
-        template = item.get("template") if isinstance(item, Mapping) else None
-        if not isinstance(name, str) or not isinstance(template, str):
-            raise fields.wrong("chat_template", expected)
-        sources[name] = template
-    return sources
+    try:
+        named = msgspec.convert(value, list[_NamedTemplate])
+    except msgspec.ValidationError as error:
+        expected = "a string, or a list of objects with name and template"
+        raise fields.wrong("chat_template", expected) from error
+    return {each.name: each.template for each in named}

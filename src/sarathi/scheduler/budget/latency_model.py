@@ -17,12 +17,9 @@ _FIT_CLIP = 0.1  # relative error above which an observation counts less
 def fit_relative(rows: Sequence[Sequence[float]], targets: Sequence[float]) -> list[float]:
     """Return coefficients c >= 0, one a column, with the least relative errors of `row . c`.
 
-    The loss is Huber's: squares up to an error of a tenth, straight from there, so that a few
-    outliers do not count much. Reweighted least squares, each solved by coordinate descent.
-
-    Args:
-        rows: not negative.
-        targets: above 0.
+    No row is negative, and all targets are above 0. The loss is Huber's: squares up to an error of
+    a tenth, straight from there, so that a few outliers do not count much. Reweighted least
+    squares, each solved by coordinate descent.
     """
     shares = [[x / target for x in row] for row, target in zip(rows, targets, strict=True)]
     sizes = [sqrt(sum(x * x for x in column)) or 1.0 for column in zip(*shares, strict=True)]
@@ -185,8 +182,7 @@ class LatencyModel:
     def fit(cls, observations: Sequence[tuple[Work, float]]) -> LatencyModel:
         """Return the model with the least relative errors on iterations and their seconds.
 
-        Raises:
-            ValueError: there is no observation with a time above 0.
+        `ValueError` if there is no observation with a time above 0.
         """
         usable = [(work, t) for work, t in observations if _SHORTEST <= t <= _LONGEST]
         if not usable:
@@ -222,9 +218,7 @@ class LatencyModel:
     def prompt_cost(self, tokens: int, context: int, samples: bool) -> float:
         """Return the seconds that a slice of a prompt adds to an iteration.
 
-        Args:
-            context: tokens of the prompt before the slice.
-            samples: whether the slice ends the prompt.
+        The prompt has `context` tokens before the slice, which `samples` if it ends the prompt.
         """
         _, c1, c2, _, c4 = self._coefficients
         return tokens * (c1 + c2 * (context + tokens / 2)) + (c4 if samples else 0.0)

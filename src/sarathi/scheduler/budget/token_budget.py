@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Collection
-from typing import Protocol
 
 from sarathi.scheduler.budget.latency_model import LatencyModel, Work
 
@@ -18,18 +17,8 @@ _ONE_TOKEN = Work(1, 0.0, 0, 1)
 _MAX_LATENESS = 0.3  # on a machine that is busier than that, no margin helps
 
 
-class TokenCost(Protocol):
-    """What prompt tokens cost, in the unit of a budget. `LatencyModel` is one."""
-
-    def prompt_cost(self, tokens: int, context: int, samples: bool) -> float:
-        """Return the cost of a slice, of a prompt with `context` tokens before it."""
-
-    def prompt_tokens(self, amount: float, context: int) -> int:
-        """Return the most tokens of a slice that cost at most `amount`."""
-
-
 class UnitCost:
-    """Every token costs 1."""
+    """What prompt tokens cost without a `LatencyModel`, which has the same methods: 1 each."""
 
     def prompt_cost(self, tokens: int, context: int, samples: bool) -> float:
         return tokens
@@ -42,7 +31,11 @@ class Allowance:
     """What prompts may cost in one iteration."""
 
     def __init__(
-        self, amount: float, cost: TokenCost, min_tokens: int = 0, steady_tokens: int = 0
+        self,
+        amount: float,
+        cost: LatencyModel | UnitCost,
+        min_tokens: int = 0,
+        steady_tokens: int = 0,
     ) -> None:
         """Open an allowance.
 
@@ -72,8 +65,7 @@ class Allowance:
     def take(self, tokens: int, context: int, max_cost: float = math.inf) -> int:
         """Take up to `tokens` for a prompt of which `context` are computed; return how many.
 
-        Args:
-            max_cost: the most that they may cost.
+        They cost at most `max_cost`.
         """
         amount = min(self.remaining, max_cost) - self._cost.prompt_cost(0, context, True)
         affordable = self._cost.prompt_tokens(amount, context) if amount > 0 else 0
@@ -111,24 +103,6 @@ class Allowance:
         return max(0, total - self._taken)
 
 
-class Budget(Protocol):
-    """Opens an allowance for every iteration."""
-
-    tbt_target: float  # seconds between tokens of a request; infinite without a target
-
-    def open(
-        self, decodes: Work, slack: float | None, last_tokens: int, in_flight: Collection[Work]
-    ) -> Allowance:
-        """Return the allowance of the next iteration.
-
-        Args:
-            decodes: work of its decodes.
-            slack: seconds until the deadline of the most urgent decode; None without decodes.
-            last_tokens: tokens of the batch before.
-            in_flight: work of the batches that have not been completed.
-        """
-
-
 class FixedBudget:
     """The paper's budget: the same number of tokens in every iteration, decodes included.
 
@@ -136,7 +110,7 @@ class FixedBudget:
     iteration's tokens; 0 is the paper's rule.
     """
 
-    tbt_target = math.inf
+    tbt_target = math.inf  # seconds between tokens of a request: there is no target
 
     def __init__(self, tokens: int, min_prefill_share: float = 0.0) -> None:
         """Make a budget of `tokens` an iteration."""
@@ -148,8 +122,15 @@ class FixedBudget:
     def open(
         self, decodes: Work, slack: float | None, last_tokens: int, in_flight: Collection[Work]
     ) -> Allowance:
+        """Return the allowance of the next iteration, with the work of its decodes.
+
+        Args:
+            slack: seconds until the deadline of the most urgent decode; None without decodes.
+            last_tokens: tokens of the batch before.
+            in_flight: work of the batches that have not been completed.
+        """
         floor = math.ceil(_share_beside(decodes.tokens, self.min_prefill_share))
-        return Allowance(max(self.tokens - decodes.tokens, floor), _UNIT_COST)
+        return Allowance(max(self.tokens - decodes.tokens, floor), UnitCost())
 
 
 class LatencyBudget:
@@ -190,6 +171,7 @@ class LatencyBudget:
     def open(
         self, decodes: Work, slack: float | None, last_tokens: int, in_flight: Collection[Work]
     ) -> Allowance:
+        """Return the allowance of the next iteration; see `FixedBudget.open`."""
         model = self._model
         steady = max(0, last_tokens - decodes.tokens)
         decode_time = model.predict(decodes)
@@ -214,7 +196,7 @@ class LatencyBudget:
         return Allowance(amount, model, least, steady)
 
 
-_UNIT_COST = UnitCost()
+Budget = FixedBudget | LatencyBudget
 
 
 def _checked_share(value: float) -> float:

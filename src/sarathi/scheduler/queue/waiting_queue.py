@@ -10,7 +10,6 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from sarathi.scheduler.budget.latency_model import LatencyModel
 from sarathi.scheduler.request import Rank, Request, by_rank
@@ -18,37 +17,25 @@ from sarathi.scheduler.request import Rank, Request, by_rank
 RELEGATED = 1  # the priority class of requests that miss their deadline
 
 
-class Order(Protocol):
-    """Ranks requests. Rows of `ORDERS`, which --order selects."""
+class Order:
+    """Ranks requests: first come, first served here. --order selects one of `ORDERS`."""
 
-    preempts: bool  # whether a running request is ever preempted for a waiting one
+    preempts = False  # whether a running request is ever preempted for a waiting one
 
     def may_preempt(self, waiting: Request, running: Request) -> bool:
         """Return whether `running` may be preempted to admit `waiting`."""
+        return False
 
     def rank(self, request: Request) -> Rank:
         """Return the rank of a request, fixed at its arrival."""
-
-    def misses_deadline(self, request: Request, num_computed: int, now: float) -> bool:
-        """Return whether a prompt cannot be in time, even if it runs alone from `now` on."""
-
-
-class Fcfs:
-    """First come, first served."""
-
-    preempts = False
-
-    def may_preempt(self, waiting: Request, running: Request) -> bool:
-        return False
-
-    def rank(self, request: Request) -> Rank:
         return Rank(0, request.arrival, request.id)
 
     def misses_deadline(self, request: Request, num_computed: int, now: float) -> bool:
+        """Return whether a prompt cannot be in time, even if it runs alone from `now` on."""
         return False
 
 
-class Priority:
+class Priority(Order):
     """The lowest `priority` first; first come, first served among equals."""
 
     preempts = True
@@ -59,12 +46,9 @@ class Priority:
     def rank(self, request: Request) -> Rank:
         return Rank(request.scheduling_params.priority, request.arrival, request.id)
 
-    def misses_deadline(self, request: Request, num_computed: int, now: float) -> bool:
-        return False
-
 
 @dataclass(frozen=True)
-class Slack:
+class Slack(Order):
     """Deadline plus remaining work, with relegation.
 
     Between earliest deadline first and shortest remaining time first; requests that could not get
@@ -98,7 +82,7 @@ class Slack:
 
 
 ORDERS: Mapping[str, Callable[[LatencyModel, float], Order]] = {
-    "fcfs": lambda model, ttft_target: Fcfs(),
+    "fcfs": lambda model, ttft_target: Order(),
     "priority": lambda model, ttft_target: Priority(),
     "slack": Slack,
 }
@@ -249,11 +233,7 @@ class WaitingQueue:
     """All waiting requests, in one queue for each tenant."""
 
     def __init__(self, *, fair: bool) -> None:
-        """Make an empty queue.
-
-        Args:
-            fair: whether tenants share the prompt work; otherwise all requests count as one's.
-        """
+        """Make an empty queue; unless `fair`, all requests count as those of one tenant."""
         self.shares = FairShares()
         self._fair = fair
         self._queues: dict[str, TenantQueue] = {}
@@ -298,9 +278,7 @@ class WaitingQueue:
     def first(self, prefills: Iterable[Request]) -> Request | None:
         """Return the first waiting request of the least served tenant.
 
-        Args:
-            prefills: running requests with prompt to compute: None is returned if the least
-                served tenant has only these.
+        None if that has only running requests with prompt to compute, of which `prefills` are all.
         """
         tenants = {self.tenant_of(request) for request in prefills}
         least_served = self.shares.least_served(tenants, waiting=True)
