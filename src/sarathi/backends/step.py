@@ -104,11 +104,7 @@ def join_parts(parts: Sequence[StepPart], block_size: int) -> Step:
 
 
 def with_padding_sequence(step: Step, block_id: int) -> Step:
-    """Add a sequence of one token to a step, without logits.
-
-    Args:
-        block_id: an unused KV block to write to.
-    """
+    """Add a sequence of one token, in an unused KV block, to a step, without logits."""
     return Step(
         token_ids=np.append(step.token_ids, 0),
         positions=np.append(step.positions, 0),

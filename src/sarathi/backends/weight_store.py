@@ -91,8 +91,7 @@ class WeightStore:
             self.drop_pages()
 
     def _convert(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        offsets: dict[str, int] = {}
-        size = 0
+        offsets, size = {}, 0
         for name, shape in shapes.items():
             offsets[name] = size
             num_bytes = int(np.prod(shape)) * self._dtype.itemsize
@@ -103,8 +102,8 @@ class WeightStore:
 
         def convert(name: str) -> None:  # in a thread
             count = int(np.prod(shapes[name]))
-            target = np.frombuffer(scratch, self._dtype, count, offsets[name])
-            target = target.reshape(shapes[name])
+            flat = np.frombuffer(scratch, self._dtype, count, offsets[name])
+            target = flat.reshape(shapes[name])
             target[...] = self._weights[name]
             self._arrays[name] = target
             self.drop_pages()

@@ -20,6 +20,7 @@ from sarathi.backends.parallel.worker_messages import (
     Hello,
     Loading,
     Stop,
+    ToWorker,
     WorkerFailed,
     WorkerSpec,
     decode_from_worker,
@@ -30,7 +31,7 @@ from sarathi.errors import ExecutorError, ModelError
 from sarathi.system.processes import Process, Spawner
 from sarathi.system.sockets import bind, new_socket
 
-_MODULE = "sarathi.backends.parallel.worker_process"
+_MODULE = "sarathi.backends.parallel.stage_worker"
 _CHECK_INTERVAL = 0.2  # seconds between checks of the processes
 _FAILURE_DELAY = 0.5  # seconds for messages of failures to arrive; one failure causes others
 _STOP_TIMEOUT = 3.0  # seconds for the processes to end by themselves
@@ -51,11 +52,7 @@ class WorkerGroup:
         folder: Path,
         context: zmq.Context[zmq.Socket[bytes]],
     ) -> None:
-        """Start the processes.
-
-        Args:
-            folder: for the files of sockets.
-        """
+        """Start the processes; `folder` is for the files of sockets."""
         self.num_first_stage_done = 0  # steps that the first stage has computed
         self._layout = layout
         self._ranks = layout.ranks
@@ -93,13 +90,12 @@ class WorkerGroup:
         host = self._hosts.get(rank_id)
         return f"{name} on {host}" if self._remote and host is not None else name
 
-    def send(self, *frames: bytes, to: RankId | None = None) -> None:
-        """Send an encoded message to one process, or to all.
-
-        It is dropped if the process has ended, which `check` notices.
-        """
+    def send(self, message: ToWorker, to: RankId | None = None) -> None:
+        """Send a message to one process, or to all. It is dropped if the process has ended, which
+        `check` notices."""
+        frame = encode(message)
         for rank_id in self._processes if to is None else (to,):
-            self.socket.send_multipart([b"%d" % self._ranks.index(rank_id), *frames])
+            self.socket.send_multipart([b"%d" % self._ranks.index(rank_id), frame])
 
     def gather(
         self,
@@ -160,20 +156,13 @@ class WorkerGroup:
         return bool(self._failures)
 
     def check(self) -> None:
-        """Raise an error if a worker is not well.
-
-        Raises:
-            ExecutorError: one has failed or died, now or before.
-        """
+        """Raise `ExecutorError` if a worker has failed or died, now or before."""
         self.receive_all()
         if self._failures or self._any_ended():
             self.raise_cause()
 
     def raise_cause(self, own: BaseException | None = None) -> None:
-        """After a failure here or there, find the one that caused the others.
-
-        Args:
-            own: the error of this process.
+        """After a failure here (`own`) or there, find the one that caused the others.
 
         Raises:
             ExecutorError: it is in a worker. If it is here, this returns.
@@ -199,7 +188,7 @@ class WorkerGroup:
             return
         processes = list(self._processes.values())
         if not (self._waiting or self._failures or self._any_ended()):
-            self.send(encode(Stop()))
+            self.send(Stop())
             end = time.monotonic() + _STOP_TIMEOUT
             while time.monotonic() < end and any(p.ended() is None for p in processes):
                 time.sleep(0.01)

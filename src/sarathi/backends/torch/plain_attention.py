@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from sarathi.backends.step import I32, I64
-from sarathi.backends.torch.attention_backend import LayerCache
+from sarathi.backends.torch.attention_backend import LayerCache, PlannedAttention
 from sarathi.backends.torch.step_inputs import StepArrays, StepInputs
 from sarathi.models.model_config import ModelConfig
 
@@ -57,17 +57,11 @@ class PlainAttention:
     supports_graphs = False
 
     def __init__(
-        self,
-        config: ModelConfig,
-        dtype: torch.dtype,
-        *,
-        one_by_one: bool = False,
+        self, config: ModelConfig, dtype: torch.dtype, *, one_by_one: bool = False
     ) -> None:
-        """Choose how much decodes gather at a time.
+        """Choose how much decodes gather at a time, for a model with the heads of one rank.
 
         Args:
-            config: with the heads of one rank.
-            dtype: of queries, keys and values.
             one_by_one: whether decodes are computed separately: padding changes how sums round.
         """
         self._dtype = dtype
@@ -77,8 +71,8 @@ class PlainAttention:
     def prepare(self, arrays: StepArrays, *, fixed_shape: bool = False) -> StepArrays:
         return arrays
 
-    def plan(self, arrays: StepArrays, inputs: StepInputs) -> _PlainPlan:
-        return _PlainPlan(arrays, self.block_size, self._most, self._dtype)
+    def plan(self, arrays: StepArrays, inputs: StepInputs) -> PlannedAttention:
+        return _PlainPlan(arrays, self.block_size, self._most, self._dtype).attention
 
 
 class _PlainPlan:
@@ -114,21 +108,19 @@ class _PlainPlan:
             # Entries past the end of a table are masked.
             ids = np.minimum(ids, self._arrays.tables.shape[1] - 1)
             tables = self._arrays.tables[sequences[:, None], ids]
-            yield self._part(
-                self._arrays.query_starts[sequences],
-                positions[group, None],
-                firsts[group],
-                tables,
-                window,
-            )
+            rows = self._arrays.query_starts[sequences]
+            yield self._part(rows, positions[group, None], firsts[group], tables, window)
 
     def _prompts(self, window: int) -> Iterator[_Part]:
         """Return prompts one by one, long ones in pieces."""
         for sequence in np.flatnonzero(self._queries > 1):
-            first_row = int(self._arrays.query_starts[sequence])
-            past = int(self._arrays.contexts[sequence] - self._queries[sequence])
-            for start in range(0, int(self._queries[sequence]), _MAX_ROWS):
-                stop = min(start + _MAX_ROWS, int(self._queries[sequence]))
+            first_row, count = (
+                int(self._arrays.query_starts[sequence]),
+                int(self._queries[sequence]),
+            )
+            past = int(self._arrays.contexts[sequence]) - count
+            for start in range(0, count, _MAX_ROWS):
+                stop = min(start + _MAX_ROWS, count)
                 positions = np.arange(past + start, past + stop)
                 first = self._first_blocks(positions[:1], window)
                 last = int(positions[-1]) // self._block_size
@@ -144,12 +136,8 @@ class _PlainPlan:
     def _part(
         self, rows: I32 | I64, positions: I64, first_blocks: I64, tables: I32, window: int
     ) -> _Part:
-        """Make the mask of queries.
-
-        Args:
-            positions: of the queries, [sequences, queries].
-            first_blocks: where the tables begin in each sequence, [sequences].
-        """
+        """Make the mask of queries at `positions`, [sequences, queries]; the tables of [sequences]
+        begin with `first_blocks`."""
         first_keys = first_blocks * self._block_size
         ends = positions[:, -1] - first_keys + 1
         context = int(ends.max())

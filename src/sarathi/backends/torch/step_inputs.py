@@ -82,12 +82,7 @@ def step_arrays(step: Step, block_size: int) -> StepArrays:
 
 
 def resolve_tokens(token_ids: torch.Tensor, last_tokens: torch.Tensor) -> None:
-    """Replace token ids that refer to a slot by its last token; see `Step.token_ids`.
-
-    Args:
-        token_ids: [T], written to.
-        last_tokens: [slots].
-    """
+    """Replace those of `token_ids` that refer to a slot by its last token; see `Step.token_ids`."""
     slots = (-1 - token_ids).clamp_(min=0)
     torch.where(token_ids < 0, last_tokens[slots], token_ids, out=token_ids)
 
@@ -104,12 +99,8 @@ def padded(
 ) -> StepArrays:
     """Pad decodes to `size` sequences, with block tables of `width` entries.
 
-    The padding sequences have one token each, all in the same slot of `spare_block`. All rows are
-    sampled, in order.
-
-    Args:
-        arrays: of decodes only, of `size` sequences and `width` entries at most.
-        spare_block: a block of no sequence.
+    The padding sequences have one token each, all in the same slot of `spare_block`, which belongs
+    to no sequence. All rows are sampled, in order.
     """
     count, used = arrays.tables.shape
     more = size - count

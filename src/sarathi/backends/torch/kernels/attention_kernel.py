@@ -209,33 +209,15 @@ def _accumulate(
 
 @triton.jit
 def _attention_tile(
-    query,
-    keys,
-    values,
-    output,
-    tables,
+    query, keys, values, output, tables,
     item,  # pointer to the work item
-    kv_head,
-    partial_output,
-    partial_lse,
-    sinks,
-    table_width,
-    window,
-    scale,
-    soft_cap,
-    NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_DIM_TILE: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    STAGES: tl.constexpr,
+    kv_head, partial_output, partial_lse, sinks, table_width, window, scale, soft_cap,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, HEAD_DIM_TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr,
     HAS_UNMASKED_LOOP: tl.constexpr,  # a second loop without masks, which long prefills repay
-    HAS_WINDOW: tl.constexpr,
-    HAS_SOFT_CAP: tl.constexpr,
-    HAS_SINKS: tl.constexpr,
-):
+    HAS_WINDOW: tl.constexpr, HAS_SOFT_CAP: tl.constexpr, HAS_SINKS: tl.constexpr,
+):  # fmt: skip
     """One work item for one key head."""
     GROUP_SIZE: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     # The columns of `attention_plan`: a kernel cannot read constants of other modules.
@@ -305,34 +287,15 @@ def _attention_tile(
 # Integers that differ from step to step must not cause specialised kernels by divisibility.
 @triton.jit(do_not_specialize=["table_width", "window"])
 def _attention(
-    query,
-    keys,
-    values,
-    output,
-    tables,
-    items,
-    partial_output,
-    partial_lse,
-    sinks,
-    table_width,
-    window,
-    scale,
-    soft_cap,
-    NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_DIM_TILE: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    PREFILL_ROWS: tl.constexpr,  # 0 where no item has this kind: its code is left out
-    PREFILL_KEYS: tl.constexpr,
-    PREFILL_STAGES: tl.constexpr,
-    DECODE_ROWS: tl.constexpr,
-    DECODE_KEYS: tl.constexpr,
-    DECODE_STAGES: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    HAS_SOFT_CAP: tl.constexpr,
-    HAS_SINKS: tl.constexpr,
-):
+    query, keys, values, output, tables, items,
+    partial_output, partial_lse, sinks, table_width, window, scale, soft_cap,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, HEAD_DIM_TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    # 0 rows where no item has this kind: its code is left out.
+    PREFILL_ROWS: tl.constexpr, PREFILL_KEYS: tl.constexpr, PREFILL_STAGES: tl.constexpr,
+    DECODE_ROWS: tl.constexpr, DECODE_KEYS: tl.constexpr, DECODE_STAGES: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SOFT_CAP: tl.constexpr, HAS_SINKS: tl.constexpr,
+):  # fmt: skip
     """One program per work item and key head. The key heads of an item run side by side, as
     they are next to each other in the cache."""
     kv_head = tl.program_id(0) % NUM_KV_HEADS
@@ -360,15 +323,10 @@ def _attention(
 
 @triton.jit
 def _merge_splits(
-    partial_output,
-    partial_lse,
-    output,
-    merges,
-    NUM_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_DIM_TILE: tl.constexpr,
+    partial_output, partial_lse, output, merges,
+    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_TILE: tl.constexpr,
     SPLITS: tl.constexpr,
-):
+):  # fmt: skip
     """One program per merge and head: the partial results of a token, weighted by their sums."""
     head = tl.program_id(0) % NUM_HEADS
     merge = merges + tl.program_id(0) // NUM_HEADS * 4
