@@ -26,6 +26,7 @@ from sarathi.backends.parallel.worker_messages import (
     Done,
     Hello,
     Loaded,
+    Loading,
     MethodCall,
     RunStep,
 )
@@ -182,32 +183,30 @@ class Pipeline:
             ExecutorError: a process does not connect, has found another model, has failed or died.
             ModelError: this one cannot read the model.
         """
-        hellos = dict(self._workers.gather(Hello, timeout=connect_timeout))
+        hellos: dict[RankId, Hello] = {}
+        for greeting in self._workers.answers(Hello, connect_timeout):
+            match greeting:
+                case rank_id, Hello() as hello:
+                    hellos[rank_id] = hello
         for rank_id, hello in hellos.items():
             self._compare(rank_id, hello)
         engine = self._layout.engine_rank
         hellos[engine] = self._stage_worker.hello
         for rank_id in self._layout.worker_ranks:
             self._workers.send(self._connect(rank_id, hellos), to=rank_id)
-        share = 0.0
-
-        def set_share(value: float) -> None:  # in another thread
-            nonlocal share
-            share = value
-
-        def report_own() -> None:
-            self._raise_error(own)
-            on_progress(engine, share)
-
         connect = self._connect(engine, hellos)
-        own = self._thread.submit(lambda: self._stage_worker.load(connect, set_share))
-        messages = self._workers.gather(
-            Loaded,
-            on_progress=on_progress,
-            on_message=lambda rank_id, message: on_loaded(message.part),
-            on_poll=report_own,
-        )
-        parts = {rank_id: message.part for rank_id, message in messages.items()}
+        shares = [0.0]  # of the weights that this process has read, so far
+        own = self._thread.submit(lambda: self._stage_worker.load(connect, shares.append))
+        parts: dict[RankId, InstancePart] = {}
+        for answer in self._workers.answers(Loaded):
+            self._raise_error(own)
+            on_progress(engine, shares[-1])
+            match answer:
+                case rank_id, Loaded(part=part):
+                    parts[rank_id] = part
+                    on_loaded(part)
+                case rank_id, Loading(share=share):
+                    on_progress(rank_id, share)
         parts[engine] = self._wait_for(own)
         on_loaded(parts[engine])
         self.parts = tuple(parts[rank_id] for rank_id in self._layout.ranks)
@@ -235,7 +234,8 @@ class Pipeline:
         """Let every process's `StageWorker` carry out a call, and wait for all of them."""
         self._workers.send(call)
         own = self._thread.submit(lambda: self._stage_worker.call(call))
-        self._workers.gather(Done, on_poll=lambda: self._raise_error(own))
+        for _ in self._workers.answers(Done):
+            self._raise_error(own)
         self._wait_for(own)
 
     @property

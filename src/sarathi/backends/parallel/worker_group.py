@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,7 +59,7 @@ class WorkerGroup:
         self.socket = new_socket(context, zmq.ROUTER)
         endpoint = bind(self.socket, spawner.host, folder / "engine")
         self._hosts: dict[RankId, str] = {}  # of the workers that have sent `Hello`
-        self._answers: deque[tuple[RankId, FromWorker]] = deque()  # that `gather` has not seen
+        self._answers: deque[tuple[RankId, FromWorker]] = deque()  # that `answers` has not yielded
         self._failures: dict[RankId, str] = {}
         self._waiting = True  # for answers of the workers
         self._processes: dict[RankId, Process] = {}
@@ -97,56 +97,44 @@ class WorkerGroup:
         for rank_id in self._processes if to is None else (to,):
             self.socket.send_multipart([b"%d" % self._ranks.index(rank_id), frame])
 
-    def gather(
-        self,
-        kind: type[M],
-        *,
-        timeout: float = math.inf,
-        on_progress: Callable[[RankId, float], None] = lambda rank_id, share: None,
-        on_message: Callable[[RankId, M], None] = lambda rank_id, message: None,
-        on_poll: Callable[[], None] = lambda: None,
-    ) -> Mapping[RankId, M]:
-        """Wait until every worker has sent a message of a kind.
+    def answers(
+        self, kind: type[M], timeout: float = math.inf
+    ) -> Iterator[tuple[RankId, M | Loading] | None]:
+        """Yield messages of a kind, and of progress, until every worker has sent one of that kind.
 
-        Args:
-            timeout: seconds in which all must have sent one.
-            on_progress: called with the share that a worker has loaded.
-            on_message: called with every message of that kind.
-            on_poll: called every now and then; an exception ends the waiting.
+        Yields None every now and then while there is no message. All must have sent theirs within
+        `timeout` seconds.
 
         Raises:
             ExecutorError: one has failed, died, or not answered in time.
         """
         end = time.monotonic() + timeout
-        messages: dict[RankId, M] = {}
+        missing = set(self._processes)
         self._waiting = True
-        while len(messages) < len(self._processes):
-            on_poll()
+        while missing:
             if not self._answers:
                 if not self._receive(_CHECK_INTERVAL) or self.has_failed:
                     self.check()
                 if time.monotonic() > end:
-                    late = [self.name(each) for each in self._processes if each not in messages]
-                    raise ExecutorError(f"{', '.join(late)} has not connected within {timeout:g} s")
+                    late = ", ".join(map(self.name, sorted(missing)))
+                    raise ExecutorError(f"{late} has not connected within {timeout:g} s")
+                yield None
                 continue
             rank_id, message = self._answers.popleft()
             if isinstance(message, Hello):
                 self._hosts[rank_id] = message.host
-            if isinstance(message, Loading):
-                on_progress(rank_id, message.share)
-            elif isinstance(message, kind):
-                messages[rank_id] = message
-                on_message(rank_id, message)
-            else:
+            if isinstance(message, kind):
+                missing.discard(rank_id)
+            elif not isinstance(message, Loading):
                 raise ExecutorError(
                     f"{self.name(rank_id)} sent {type(message).__name__} where "
                     f"{kind.__name__} was expected"
                 )
+            yield rank_id, message
         self._waiting = False
-        return messages
 
     def receive_all(self) -> None:
-        """Receive all messages that have arrived, and keep the answers for `gather`."""
+        """Receive all messages that have arrived, and keep those for `answers`."""
         while self._receive(0.0):
             pass
 

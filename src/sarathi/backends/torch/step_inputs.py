@@ -107,13 +107,12 @@ def padded(
     tables = np.zeros((size, width), np.int32)
     tables[:count, :used] = arrays.tables
     tables[count:, 0] = spare_block
-    contexts = np.append(arrays.contexts, np.ones(more, np.int32))
     return StepArrays(
         token_ids=np.append(arrays.token_ids, np.zeros(more, np.int64)),
         positions=np.append(arrays.positions, np.zeros(more, np.int64)),
         slots=np.append(arrays.slots, np.full(more, spare_block * block_size, np.int64)),
         query_starts=np.arange(size + 1, dtype=np.int32),
-        contexts=contexts,
+        contexts=np.append(arrays.contexts, np.ones(more, np.int32)),
         tables=tables,
         sample_rows=np.arange(size, dtype=np.int64),
     )
