@@ -64,12 +64,8 @@ class Rendezvous:
 
     @classmethod
     def open(cls, host: str, timeout: float) -> Rendezvous:
-        """Open it on rank 0.
-
-        Args:
-            host: the address under which the other ranks reach this process; it listens there only.
-            timeout: seconds.
-        """
+        """Open it on rank 0, at the address under which the other ranks reach this process: it
+        listens there only. They have `timeout` seconds for everything they wait for."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             # Torch itself would listen at every address of the machine.
@@ -118,11 +114,8 @@ class DistributedGroup:
     ) -> None:
         """Wait until all ranks have connected.
 
-        Args:
-            timeout: seconds to wait for them, now and in every operation.
-
         Raises:
-            ExecutorError: one does not connect in time.
+            ExecutorError: one does not within `timeout` seconds, as in every operation later on.
         """
         self.rank = rank
         self.size = size

@@ -62,11 +62,6 @@ def find_device(name: Device | None = None, index: int = 0) -> torch.device:
             "--device cpu needs none"
         )
     device = torch.device("cuda", index)
-    _check_gpu(device)
-    return device
-
-
-def _check_gpu(device: torch.device) -> None:
     capability = torch.cuda.get_device_capability(device)
     if capability < _MIN_CAPABILITY:
         raise ExecutorError(
@@ -80,6 +75,7 @@ def _check_gpu(device: torch.device) -> None:
             "or `pip install triton`"
         )
     _check_compiler()
+    return device
 
 
 def _check_compiler() -> None:

@@ -66,7 +66,7 @@ class TritonAttention:
         )
         self._windows = sorted(set(config.sliding_windows))
         self._device = device
-        self._workspace = Workspace.make(0, self._shape, device)
+        self._workspace = Workspace(0, self._shape, device)
 
     def prepare(self, arrays: StepArrays, *, fixed_shape: bool = False) -> StepArrays:
         """See `Attention.prepare`. One work list per distinct window serves all layers."""
@@ -85,7 +85,7 @@ class TritonAttention:
         # with the plans that were made with it.
         num_rows = max(work.num_partial_rows for work in arrays.work)
         if len(self._workspace.lse) < num_rows:
-            self._workspace = Workspace.make(num_rows, self._shape, self._device)
+            self._workspace = Workspace(num_rows, self._shape, self._device)
         shape, workspace = self._shape, self._workspace
         works = {
             work.window: (work, tensors)

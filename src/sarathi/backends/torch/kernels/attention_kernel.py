@@ -7,8 +7,6 @@ the items. Scores are kept as powers of 2, since exp2 is what the hardware has.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -18,19 +16,14 @@ from sarathi.backends.torch.attention_plan import AttentionShape, AttentionWork
 _MERGED_AT_ONCE = 16  # splits that a program of the merge reads at a time
 
 
-@dataclass(frozen=True)
 class Workspace:
     """Partial results of split keys. Layers run one after the other, so one serves all."""
 
-    output: torch.Tensor  # [rows, num_heads, head_dim], float32
-    lse: torch.Tensor  # [rows, num_heads], float32: log2 of the sum of exponentiated scores
-
-    @staticmethod
-    def make(num_rows: int, shape: AttentionShape, device: torch.device) -> Workspace:
-        return Workspace(
-            torch.empty((num_rows, shape.num_heads, shape.head_dim), device=device),
-            torch.empty((num_rows, shape.num_heads), device=device),
-        )
+    def __init__(self, num_rows: int, shape: AttentionShape, device: torch.device) -> None:
+        # [rows, num_heads, head_dim], float32
+        self.output = torch.empty((num_rows, shape.num_heads, shape.head_dim), device=device)
+        # [rows, num_heads], float32: log2 of the sum of exponentiated scores
+        self.lse = torch.empty((num_rows, shape.num_heads), device=device)
 
 
 def launch_attention(

@@ -69,24 +69,11 @@ class Tiles:
     num_warps: int = 16
 
 
-def _column(name: str) -> tl.constexpr:
-    return tl.constexpr((ROW.names or ()).index(name))
-
-
-_SOURCE = _column("source")
-_ROW = _column("row")
-_SLOT = _column("slot")
-_NEEDS = _column("needs")
-_UNIFORM = _column("uniform")
-_SHARPNESS = _column("inverse_temperature")
-_TOP_K = _column("top_k")
-_TOP_P = _column("top_p")
-_MAX_GAP = _column("max_gap")
-_MARKS = _column("marks")
-_BIASES = _column("biases")
-_REPETITION = _column("repetition")
-_FREQUENCY = _column("frequency")
-_PRESENCE = _column("presence")
+# The columns, in the order of the fields.
+(
+    _SOURCE, _ROW, _SLOT, _NEEDS, _UNIFORM, _SHARPNESS, _TOP_K, _TOP_P, _MAX_GAP,
+    _MARKS, _BIASES, _REPETITION, _FREQUENCY, _PRESENCE,
+) = map(tl.constexpr, range(len(ROW.names or ())))  # fmt: skip
 _COLUMNS = tl.constexpr(len(ROW.names or ()))
 _LOGPROBS_COLUMNS = tl.constexpr(len(LOGPROBS_ROW.names or ()))
 _RESULTS = tl.constexpr(len(LOGPROBS_RESULT))
