@@ -158,23 +158,14 @@ class Backend(Protocol):
     def open_rendezvous(self, host: str | None) -> Rendezvous:
         """Open, on rank 0, the address through which the ranks of a stage connect.
 
-        Args:
-            host: the address under which others reach this process; None: all are on this machine.
-
-        Raises:
-            ExecutorError: this process cannot listen there.
+        Others reach this process under `host`; None: all are on this machine. `ExecutorError` if
+        it cannot listen there.
         """
         raise NotImplementedError("the registry says that a stage has one rank")
 
     def init_process_group(
         self, rendezvous: Rendezvous | str, shard: Shard, local_rank: int
     ) -> ProcessGroup:
-        """Return the group of all ranks of a stage, once they have connected.
-
-        Args:
-            rendezvous: what `open_rendezvous` has returned, or its address.
-
-        Raises:
-            ExecutorError: a rank does not connect in time.
-        """
+        """Return the group of all ranks of a stage, once they have connected through what
+        `open_rendezvous` has returned, or its address; `ExecutorError` if one does not in time."""
         raise NotImplementedError("the registry says that a stage has one rank")

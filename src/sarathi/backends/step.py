@@ -51,11 +51,8 @@ class StepPart(NamedTuple):
 
 
 def build_step(batch: Batch, block_size: int, slots: Mapping[int, int] = _NO_SLOTS) -> Step:
-    """Build the arrays of a batch.
-
-    Args:
-        slots: of the sampler, by request id; for tokens not sampled yet.
-    """
+    """Build the arrays of a batch; the sampler's slots, by request id, stand for tokens that are not
+    sampled yet."""
     return join_parts(
         [
             StepPart(
@@ -131,10 +128,8 @@ def check_step(
 ) -> None:
     """Raise `StepError` unless native code can run the step without leaving its memory.
 
-    All checks are vectorised: this runs before every iteration.
-
-    Args:
-        num_slots: of the sampler, from which input tokens may be taken.
+    Input tokens may be taken from `num_slots` slots of the sampler. All checks are vectorised: this
+    runs before every iteration.
     """
     queries = np.diff(step.query_starts)
     tables = np.diff(step.block_starts)

@@ -39,11 +39,8 @@ class WeightStore:
         dtype: npt.DTypeLike,
         on_progress: Callable[[float], None] = lambda share: None,
     ) -> None:
-        """Convert the tensors that `shapes` names, on all cores.
-
-        Args:
-            on_progress: called with the share of the tensors that has been read.
-        """
+        """Convert the tensors that `shapes` names, on all cores; `on_progress` gets the share of
+        them that has been read."""
         self._weights = weights
         self._dtype = np.dtype(dtype)
         self._arrays: dict[str, Array] = {}

@@ -143,13 +143,8 @@ class RequestSlots(Protocol):
         eos_ids: Sequence[int],
         output_ids: Sequence[int] = (),
     ) -> int:
-        """Add a request.
-
-        Args:
-            output_ids: tokens that it has already, if it is resumed.
-
-        Returns:
-            The request's slot, an index below the largest number of requests open at a time.
+        """Add a request, which has `output_ids` already if it is resumed, and return its slot, an
+        index below the largest number of requests open at a time.
 
         Raises:
             SamplingError: a token id in `params` is outside the vocabulary.
@@ -157,11 +152,7 @@ class RequestSlots(Protocol):
         """
 
     def close(self, slot: int) -> None:
-        """Remove a request; its slot is used again.
-
-        Raises:
-            ValueError: the slot is not open.
-        """
+        """Remove a request; its slot is used again. `ValueError` if the slot is not open."""
 
 
 class StepSampler(RequestSlots, Protocol):

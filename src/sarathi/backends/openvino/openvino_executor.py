@@ -88,10 +88,7 @@ class OpenVinoExecutor:
         part: ExecutorPart,
         on_progress: ProgressCallback = lambda share: None,
     ) -> None:
-        """Compile the model.
-
-        Args:
-            on_progress: called with the share of the weights that has been read.
+        """Compile the model; `on_progress` gets the share of the weights that has been read.
 
         Raises:
             ExecutorError: the processor lacks the precision, or cannot combine it with the cache's.

@@ -115,11 +115,8 @@ def receive_hidden(
 ) -> tuple[Array, tuple[StageTime, ...]]:
     """Wait for the hidden states of a step, and the times of the previous stages for it.
 
-    Args:
-        is_needed: called from time to time; returns whether to continue waiting.
-
-    Returns:
-        [tokens, hidden_size]; the memory is that of the message, which nothing else writes to.
+    `is_needed` is called from time to time, and tells whether to continue. The hidden states,
+    [tokens, hidden_size], are in the memory of the message, which nothing else writes to.
 
     Raises:
         AbandonedError: they are not needed any more.
@@ -242,15 +239,8 @@ class StageWorker:
             getattr(self.executor, call.method)(*call.arguments)
 
     def run(self, step_id: int, step: Step, is_needed: Callable[[], bool]) -> StageOutput:
-        """Compute a step and send its hidden states to the next stage.
-
-        Args:
-            is_needed: called now and then; returns whether to continue waiting for hidden states.
-
-        Raises:
-            AbandonedError: it was not needed any more.
-            ExecutorError: the previous stage has sent another step.
-        """
+        """Compute a step and send its hidden states to the next stage; for `is_needed`, and errors
+        besides those of executors, see `receive_hidden`."""
         received: Array | None = None
         times: tuple[StageTime, ...] = ()
         if self._inbox is not None:
@@ -274,11 +264,8 @@ class StageWorker:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Connect to the engine and serve it until it ends or this process fails.
-
-    Args:
-        arguments: the engine's endpoint, and a `WorkerSpec` as JSON.
-    """
+    """Connect to the engine and serve it until it ends or this process fails. The arguments are the
+    engine's endpoint, and a `WorkerSpec` as JSON."""
     endpoint, text = arguments
     spec = msgspec.json.decode(text, type=WorkerSpec)
     leave_signals_to_parent()

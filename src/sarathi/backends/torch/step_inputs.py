@@ -121,13 +121,11 @@ def padded(
 def upload(
     arrays: StepArrays, device: torch.device, into: torch.Tensor | None = None
 ) -> StepInputs:
-    """Copy the arrays of a step to a device, all in one copy.
+    """Copy the arrays of a step to a device, all in one copy, into new memory, or into `num_bytes`
+    there, where they keep their addresses.
 
     On a GPU the copy is asynchronous, and several may be in flight: torch reuses pinned memory
     only once the copies out of it are done.
-
-    Args:
-        into: `num_bytes` on the device, where they keep their addresses; None for new memory.
     """
     if device.type == "cpu":
         return _inputs([torch.from_numpy(array) for array in _flat(arrays)])

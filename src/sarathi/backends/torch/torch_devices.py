@@ -98,11 +98,8 @@ def gpu_memory() -> tuple[int, ...]:
 
 
 def free_memory(device: torch.device, run_largest: Callable[[], None]) -> int:
-    """Return the bytes of a GPU that are left for a KV cache while the largest step runs.
-
-    Args:
-        run_largest: runs it, so that its memory is measured.
-    """
+    """Return the bytes of a GPU that are left for a KV cache while the largest step runs, whose
+    memory is measured."""
     release_memory(device)
     torch.cuda.reset_peak_memory_stats(device)
     run_largest()

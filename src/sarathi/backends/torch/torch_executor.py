@@ -100,11 +100,7 @@ class TorchExecutor:
         part: ExecutorPart,
         on_progress: ProgressCallback = lambda share: None,
     ) -> None:
-        """Read the weights.
-
-        Args:
-            part: its `shard` is all that is read of a checkpoint.
-            on_progress: called with the share of the weights that has been read.
+        """Read the weights of the part; `on_progress` gets the share that has been read.
 
         Raises:
             ExecutorError: there is no such device, or it has too little memory.
@@ -258,12 +254,8 @@ class TorchExecutor:
         self, step: Step, received: Array | None = None, last_tokens: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Launch a step, within `devices.computing`, and return its output on the device, which
-        need not have computed it yet. Otherwise as `execute`.
-
-        Args:
-            last_tokens: the token sampled last for each slot, int64, on the device; for steps that
-                refer to them.
-        """
+        need not have computed it yet. Otherwise as `execute`. Steps may refer to the token sampled
+        last for each slot, int64, on the device."""
         check_step_for(self, step, num_slots=0 if last_tokens is None else len(last_tokens))
         arrays = step_arrays(step, self.block_size)
         if arrays.token_ids.min() >= 0:

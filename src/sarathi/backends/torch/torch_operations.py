@@ -103,11 +103,8 @@ class PlainElementwise:
         return _apply_rope(query, tokens)
 
     def gated(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """Compute `activation(gate) * up`, [tokens, inner], contiguous.
-
-        Args:
-            gate_up: [tokens, 2 * inner], the gates first; rows may be apart.
-        """
+        """Compute `activation(gate) * up`, [tokens, inner], contiguous, from [tokens, 2 * inner],
+        the gates first; rows may be apart."""
         gate, up = gate_up.chunk(2, dim=-1)
         return self._activation(gate).mul_(up)
 

@@ -35,10 +35,8 @@ class TritonAttention:
         device: torch.device,
         deterministic: bool = False,
     ) -> None:
-        """Choose kernels for a model, as `choose_attention` does.
-
-        Args:
-            device: a GPU, or the CPU under Triton's interpreter.
+        """Choose kernels for a model, as `choose_attention` does, for a GPU, or for the CPU under
+        Triton's interpreter.
 
         Raises:
             ExecutorError: the kernels do not accept the head size, or the precision.
