@@ -51,7 +51,7 @@ class StepPart(NamedTuple):
 
 
 def build_step(batch: Batch, block_size: int, slots: Mapping[int, int] = _NO_SLOTS) -> Step:
-    """Build the arrays of a batch; the sampler's slots, by request id, stand for tokens that are not
+    """Build the arrays of a batch; the sampler's slots, by request id, are for tokens that are not
     sampled yet."""
     return join_parts(
         [
