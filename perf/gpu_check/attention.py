@@ -172,7 +172,7 @@ class AttentionBench:
         ]
 
         def call() -> list[torch.Tensor]:
-            return [planned.attention(query, cache, 0) for cache in caches]
+            return [planned(query, cache, 0) for cache in caches]
 
         return call
 

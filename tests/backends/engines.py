@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sarathi.backends.executor import Executor
+from sarathi.backends.executor import Executor, ExecutorPart
+from sarathi.backends.registry import ExecutorOptions
 from sarathi.backends.runner import InlineRunner
 from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.engine.core import EngineCore
-from sarathi.models.model import open_model
+from sarathi.models.decoder import whole_model
+from sarathi.models.model import Model, open_model
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import Sampler
 from sarathi.scheduler import POLICIES, BlockPool, FixedBudget, Scheduler
@@ -20,35 +23,36 @@ if TYPE_CHECKING:
     from sarathi.backends.openvino.openvino_executor import OpenVinoExecutor
 
 NUM_BLOCKS = 64
+_PART = {each.name for each in fields(ExecutorPart)}
 
 
 def load(path: Path, max_position: int = 512, **options: Any) -> OpenVinoExecutor:
     # Here, since machines with a GPU may not have it.
     from sarathi.backends.openvino.openvino_executor import OpenVinoExecutor
 
-    model = open_model(path)
-    options = {"precision": "f32", "num_threads": 2, **options}
-    executor = OpenVinoExecutor(
-        model.config,
-        model.weights,
-        max_position=max_position,
-        **options,
-    )
+    made = _arguments(path, max_position, {"threads": 2, **options})
+    executor = OpenVinoExecutor(*made)
     executor.allocate(NUM_BLOCKS)
     return executor
 
 
 def load_torch(path: Path, max_position: int = 512, **options: Any) -> TorchExecutor:
-    model = open_model(path)
-    options = {"precision": "f32", "num_threads": 1, "device": "cpu", **options}
-    executor = TorchExecutor(
-        model.config,
-        model.weights,
-        max_position=max_position,
-        **options,
-    )
+    made = _arguments(path, max_position, {"threads": 1, "device": "cpu", **options})
+    executor = TorchExecutor(*made)
     executor.allocate(NUM_BLOCKS)
     return executor
+
+
+def _arguments(
+    path: Path, max_position: int, options: dict[str, Any]
+) -> tuple[Model, ExecutorOptions, ExecutorPart, Callable[[float], None]]:
+    """Tell the options of an executor from its part of the model."""
+    model = open_model(path)
+    on_progress = options.pop("on_progress", lambda share: None)
+    part: dict[str, Any] = {"stage": whole_model(model.config)}
+    part |= {name: options.pop(name) for name in _PART & options.keys()}
+    options = {"precision": "f32", "max_position": max_position, "max_tokens": 256, **options}
+    return model, ExecutorOptions(**options), ExecutorPart(**part), on_progress
 
 
 def engine(

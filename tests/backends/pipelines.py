@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sarathi.backends.parallel.pipeline import Pipeline, PipelineRunner
+from sarathi.backends.parallel.pipeline import Pipeline
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.parallel.worker_messages import WorkerSpec
 from sarathi.backends.registry import ExecutorOptions
@@ -124,11 +124,10 @@ def hybrid_steps(seed: int = 0) -> list[Step]:
     ]
 
 
-def pipelined(runner: PipelineRunner, steps: Sequence[Step]) -> list[np.ndarray]:
+def pipelined(runner: Pipeline, steps: Sequence[Step]) -> list[np.ndarray]:
     """Logits of steps, with as many under way as can be."""
-    recorder = _Recorder()
-    sampler: Any = recorder
-    runner.use_sampler(sampler)
+    recorder: Any = _Recorder()
+    runner._sampler = recorder
     under_way = 0
     for step in steps:
         if under_way == runner.depth:
@@ -138,7 +137,8 @@ def pipelined(runner: PipelineRunner, steps: Sequence[Step]) -> list[np.ndarray]
         under_way += 1
     for _ in range(under_way):
         runner.result()
-    return recorder.logits
+    logits: list[np.ndarray] = recorder.logits
+    return logits
 
 
 class _Recorder:

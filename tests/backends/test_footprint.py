@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 
+from sarathi.backends.executor import ExecutorPart
 from sarathi.backends.footprint import footprint, kv_block_bytes, num_parameters
 from sarathi.backends.openvino.openvino_executor import (
     BLOCK_SIZE,
     OpenVinoExecutor,
     supported_precisions,
 )
-from sarathi.backends.registry import KvPrecision, Precision
+from sarathi.backends.registry import ExecutorOptions, KvPrecision, Precision
 from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.models.decoder import Stage, pipeline_stages, whole_model
 from sarathi.models.model import Model, open_model
@@ -54,15 +55,10 @@ def test_openvino_allocates_the_footprint(
         pytest.skip(f"this processor does not compute in {precision}")
     model = saved(family)
     stage = pipeline_stages(model.config, num_stages)[0]
-    executor = OpenVinoExecutor(
-        model.config,
-        model.weights,
-        stage=stage,
-        max_position=64,
-        precision=precision,
-        kv_precision=kv_precision,
-        num_threads=1,
+    options = ExecutorOptions(
+        max_position=64, max_tokens=64, precision=precision, kv_precision=kv_precision
     )
+    executor = OpenVinoExecutor(model, options, ExecutorPart(stage, threads=1))
     found = footprint(
         model.config,
         stage,
@@ -82,16 +78,8 @@ def test_torch_allocates_the_footprint(
 ) -> None:
     model = saved("falcon-180b")
     stage = pipeline_stages(model.config, 3)[2]
-    executor = TorchExecutor(
-        model.config,
-        model.weights,
-        stage=stage,
-        shard=shard,
-        max_position=64,
-        precision=precision,
-        device="cpu",
-        num_threads=1,
-    )
+    options = ExecutorOptions(max_position=64, max_tokens=64, precision=precision, device="cpu")
+    executor = TorchExecutor(model, options, ExecutorPart(stage, shard, threads=1))
     found = footprint(
         model.config,
         stage,

@@ -19,9 +19,15 @@ import pytest
 import zmq
 
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
-from sarathi.backends.parallel.stage_worker import AbandonedError, Inbox, Outlet
+from sarathi.backends.parallel.stage_worker import (
+    AbandonedError,
+    await_greeting,
+    receive_hidden,
+    send_hidden,
+)
 from sarathi.backends.runner import Runner
 from sarathi.errors import ExecutorError, ModelError
+from sarathi.system.sockets import bind
 from sarathi.telemetry.recorder import StageTime
 from tests.backends.pipelines import (
     SOON,
@@ -169,7 +175,7 @@ from sarathi.backends.parallel.rank_layout import ParallelLayout
 spawner = Spawned()
 with opened(Path(sys.argv[1]), ParallelLayout(pp=2), spawner) as pipeline:
     print(*spawner.pids, flush=True)
-    print(pipeline._stage_worker._inbox.endpoint, flush=True)
+    print(pipeline._stage_worker.hello.inbox, flush=True)
     sys.stdin.read()
 """
 
@@ -196,23 +202,24 @@ def test_no_process_survives_its_engine(path: Path) -> None:
 
 def test_hidden_states_of_another_step(tmp_path: Path) -> None:
     context = zmq.Context()
-    inbox = Inbox(context, None, tmp_path, "inbox")
-    outlet = Outlet(context, inbox.endpoint)
+    inbox, outlet = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    endpoint = bind(inbox, None, tmp_path / "inbox")
+    outlet.connect(endpoint)
     hidden = np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3)
-    outlet.greet()
-    inbox.await_greeting(SOON)
-    outlet.send(7, hidden, (StageTime(0.5, 2.0),))
-    received, stages = inbox.receive(7, lambda: True)
+    outlet.send(b"")
+    await_greeting(inbox, endpoint, SOON)
+    send_hidden(outlet, 7, hidden, (StageTime(0.5, 2.0),))
+    received, stages = receive_hidden(inbox, 7, lambda: True)
     assert received.dtype == hidden.dtype
     assert np.array_equal(received, hidden)
     assert stages == (StageTime(0.5, 2.0),)
-    outlet.send(9, hidden, ())
+    send_hidden(outlet, 9, hidden, ())
     with pytest.raises(ExecutorError, match="of step 9 came instead of those of step 8"):
-        inbox.receive(8, lambda: True)
+        receive_hidden(inbox, 8, lambda: True)
     with pytest.raises(AbandonedError):
-        inbox.receive(10, lambda: False)
+        receive_hidden(inbox, 10, lambda: False)
     outlet.close()
     with pytest.raises(ExecutorError, match=r"has not connected to ipc://.* within 0\.1 s"):
-        inbox.await_greeting(0.1)
+        await_greeting(inbox, endpoint, 0.1)
     inbox.close()
     context.term()

@@ -26,7 +26,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(path: Path) -> OpenVinoExecutor:
-    return load(path, num_threads=1)
+    return load(path, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +115,9 @@ def test_steps_can_be_abandoned(pipeline: Pipeline, alone: OpenVinoExecutor) -> 
 def test_closing_ends_the_processes_and_leaves_no_files(path: Path, tmp_path: Path) -> None:
     spawner = Spawned()
     with opened(path, ParallelLayout(pp=2), spawner) as pipeline:
-        inbox = pipeline._stage_worker._inbox
+        inbox = pipeline._stage_worker.hello.inbox
         assert inbox is not None
-        folder = inbox.endpoint.removeprefix("ipc://").rpartition("/")[0]
+        folder = inbox.removeprefix("ipc://").rpartition("/")[0]
         assert Path(folder).is_dir()
     assert gone(spawner.pids)
     assert spawner.processes[0].ended() == "exit status 0"

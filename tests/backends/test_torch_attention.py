@@ -10,8 +10,12 @@ import torch
 
 from sarathi.backends.step import StepPart, check_step, join_parts
 from sarathi.backends.torch import torch_devices as devices
-from sarathi.backends.torch.attention_backend import LayerCache, block_size, choose_attention
-from sarathi.backends.torch.attention_check import check_attention
+from sarathi.backends.torch.attention_backend import (
+    LayerCache,
+    block_size,
+    check_attention,
+    choose_attention,
+)
 from sarathi.backends.torch.attention_plan import BLOCK_SIZE, AttentionPlanner, AttentionShape
 from sarathi.backends.torch.cuda_graphs import DecodeGraphs, graph_sizes
 from sarathi.backends.torch.plain_attention import PlainAttention
@@ -147,7 +151,7 @@ class TestGraphs:
                 assert (shape.slots == 9 * BLOCK).all()
                 captured.append(self.size)
 
-            def run(
+            def __call__(
                 self,
                 arrays: StepArrays,
                 received: torch.Tensor | None,
@@ -191,12 +195,7 @@ class TestCheck:
 
             def plan(self, arrays, inputs):
                 planned = plain.plan(arrays, inputs)
-
-                class Planned:
-                    def attention(self, query, cache: LayerCache, window: int) -> torch.Tensor:
-                        return planned.attention(query, cache, window and window + 1)
-
-                return Planned()
+                return lambda query, cache, window: planned(query, cache, window and window + 1)
 
         with pytest.raises(ExecutorError, match="self-check failed: attention"):
             check_attention(Wrong(), config(), torch.float32, CPU)  # type: ignore[arg-type]
@@ -274,7 +273,7 @@ def test_padding_does_not_reach_the_output() -> None:
     query = torch.randn(2, sizes.num_heads, sizes.head_dim)
 
     def computed() -> np.ndarray:
-        return attention.plan(arrays, upload(arrays, CPU)).attention(query, cache, 0).numpy()
+        return attention.plan(arrays, upload(arrays, CPU))(query, cache, 0).numpy()
 
     before = computed()
     cache.keys[[0, 4, 5, 6, 7]] = 1e9

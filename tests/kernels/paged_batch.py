@@ -85,7 +85,7 @@ class PagedBatch:
             work,
             torch.from_numpy(work.items).to(self.device),
             torch.from_numpy(work.merges).to(self.device),
-            Workspace.make(work.num_partial_rows, self.shape, self.device),
+            Workspace(work.num_partial_rows, self.shape, self.device),
             self.shape,
             soft_cap=soft_cap,
             sinks=None if sinks is None else sinks.to(self.device),

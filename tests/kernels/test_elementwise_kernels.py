@@ -11,7 +11,6 @@ import torch
 from sarathi.backends.torch.attention_backend import LayerCache
 from sarathi.backends.torch.kernels.elementwise_kernels import TritonElementwise
 from sarathi.backends.torch.torch_operations import (
-    ElementwiseKernels,
     HeadNorms,
     NormWeights,
     TokenRows,
@@ -30,7 +29,7 @@ EXACT = {"rtol": 0.0, "atol": 0.0}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 
 
-def kernels(**changes: object) -> ElementwiseKernels:
+def kernels(**changes: object) -> TritonElementwise:
     """The kernels of a model of which only the eps and the activation matter."""
     sizes = dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "max_position"), 8)
     heads = {"num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "head_dim": 2}

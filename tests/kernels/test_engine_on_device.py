@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from sarathi.backends.executor import ExecutorPart
 from sarathi.backends.reference import reference
-from sarathi.backends.registry import ExecutorOptions, load_backend
-from sarathi.backends.runner import Runner
+from sarathi.backends.registry import ExecutorOptions
 from sarathi.backends.step import StepError, StepPart, join_parts
 from sarathi.backends.torch.overlapped_runner import OverlappedRunner
 from sarathi.backends.torch.parameters import ServedWeights
 from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.engine.core import EngineCore
+from sarathi.models.decoder import whole_model
 from sarathi.models.model import open_model
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import Sampler
@@ -31,20 +32,15 @@ OUTPUT = 3
 
 def load(folder: Path, device: torch.device) -> TorchExecutor:
     model = open_model(folder)
-    executor = TorchExecutor(
-        model.config, model.weights, max_position=128, precision="f32", device=device.type
-    )
+    device_name: Any = device.type
+    options = ExecutorOptions(max_position=128, max_tokens=128, precision="f32", device=device_name)
+    executor = TorchExecutor(model, options, ExecutorPart(whole_model(model.config)))
     executor.allocate(NUM_BLOCKS)
     return executor
 
 
-def make_runner(executor: TorchExecutor) -> Runner:
-    options = ExecutorOptions(executor="torch", max_position=128, max_tokens=128)
-    return load_backend(options).create_runner(executor)
-
-
 def engine(executor: TorchExecutor, eos_ids: tuple[int, ...] = ()) -> EngineCore:
-    runner = make_runner(executor)
+    runner = executor.make_runner()
     assert isinstance(runner, OverlappedRunner)
     scheduler = Scheduler(
         BlockPool(NUM_BLOCKS, executor.block_size),
@@ -129,7 +125,7 @@ def test_tokens_are_those_that_the_host_would_sample(executor: TorchExecutor) ->
 
 
 def test_a_third_step_under_way_is_refused(executor: TorchExecutor) -> None:
-    runner = make_runner(executor)
+    runner = executor.make_runner()
     step = join_parts([StepPart([3], 0, [0], samples=True)], executor.block_size)
     for _ in range(2):
         assert runner.is_free
@@ -144,7 +140,7 @@ def test_a_third_step_under_way_is_refused(executor: TorchExecutor) -> None:
 
 
 def test_a_token_of_a_slot_that_is_not_there_is_refused(executor: TorchExecutor) -> None:
-    runner = make_runner(executor)
+    runner = executor.make_runner()
     assert isinstance(runner, OverlappedRunner)
     step = join_parts([StepPart([-1 - 10_000], 0, [0], samples=True)], executor.block_size)
     with pytest.raises(StepError, match="token_ids"):

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from sarathi.backends.step import StepPart, join_parts
-from sarathi.backends.torch.attention_backend import LayerCache, choose_attention
-from sarathi.backends.torch.attention_check import check_attention
+from sarathi.backends.torch.attention_backend import LayerCache, check_attention, choose_attention
 from sarathi.backends.torch.attention_plan import (
     KV_START,
     AttentionPlanner,
@@ -245,8 +244,8 @@ class TestAttention:
         arrays = attention.prepare(second)
         exact = attention.plan(arrays, upload(arrays, device))
         for window in config.sliding_windows:
-            expected = exact.attention(query, cache, window)
-            assert torch.equal(planned.attention(query, cache, window), expected)
+            expected = exact(query, cache, window)
+            assert torch.equal(planned(query, cache, window), expected)
 
     def test_deterministic_output_does_not_depend_on_the_batch(self, device) -> None:
         """To the last bit, for decodes, short and long chunks, in any company."""
@@ -270,7 +269,7 @@ class TestAttention:
             ]
             arrays = attention.prepare(step_arrays(join_parts(parts, size), size))
             planned = attention.plan(arrays, upload(arrays, device))
-            output = planned.attention(torch.cat([queries[i] for i in chosen]), cache, 0)
+            output = planned(torch.cat([queries[i] for i in chosen]), cache, 0)
             return list(output.split([new for _, new in lengths]))
 
         together = compute([0, 1, 2, 3, 4, 5])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sarathi.backends.registry import KvPrecision, Precision
 from sarathi.backends.runner import Runner
-from sarathi.backends.step import Step
+from sarathi.backends.step import Step, check_step
 from sarathi.models.decoder import Stage
 from sarathi.models.model import Model
 from sarathi.models.model_config import ModelConfig
@@ -24,10 +24,8 @@ ProgressCallback = Callable[[float], None]  # gets the share of the weights that
 
 
 class Executor(Protocol):
-    """A loaded model, or one stage of it, or one rank's share of a stage.
-
-    `allocate` gives it a KV cache, then `execute` runs steps.
-    """
+    """A loaded model, or one stage of it, or one rank's share of a stage. `allocate` gives it a KV
+    cache, then `execute` runs steps."""
 
     config: ModelConfig  # of the whole model
     stage: Stage
@@ -49,20 +47,25 @@ class Executor(Protocol):
         """Allocate a KV cache of `num_blocks` blocks, which replaces an earlier one."""
 
     def check(self) -> None:
-        """Compare what it computes with plain arithmetic, before any request is served.
-
-        Needs a KV cache of `self_check.NUM_BLOCKS` blocks, whose content is lost.
+        """Compare what it computes with plain arithmetic, before any request is served, in a KV
+        cache of `self_check.NUM_BLOCKS` blocks, whose content is lost.
 
         Raises:
             ExecutorError: they differ by more than rounding explains, or logits depend on what
                 else is in a step although they must not.
         """
 
+    def free_memory(self) -> DeviceMemory:
+        """Return the memory for the KV cache. All ranks of a stage call this together."""
+
     def warming_up(self) -> AbstractContextManager[None]:
         """Return a context for the first steps, which gives back memory that only these need."""
 
     def make_sampler(self) -> StepSampler:
         """Make a sampler for the results of `logits`."""
+
+    def make_runner(self) -> Runner:
+        """Make a runner of steps, for an executor that has the whole model."""
 
     def logits(self, step: Step, received: Array | None = None) -> Any:
         """Run a step of the last stage; as `execute`, but the logits stay where `make_sampler`'s
@@ -85,6 +88,18 @@ class Executor(Protocol):
         """
 
 
+def check_step_for(executor: Executor, step: Step, num_slots: int = 0) -> None:
+    """Raise `StepError` unless an executor can run a step; see `check_step`."""
+    check_step(
+        step,
+        num_blocks=executor.num_blocks,
+        block_size=executor.block_size,
+        vocab_size=executor.config.vocab_size,
+        max_position=executor.max_position,
+        num_slots=num_slots,
+    )
+
+
 class DeviceMemory(NamedTuple):
     """The memory that a KV cache is put into."""
 
@@ -98,7 +113,7 @@ class ExecutorPart:
     """The part of a model that one process computes, and its rank among the processes."""
 
     stage: Stage
-    shard: Shard
+    shard: Shard = Shard()  # noqa: RUF009 - immutable
     group: ProcessGroup | None = None  # the ranks of the stage; None for a single one
     local_rank: int = 0  # number of this process among those of the engine on this machine
     threads: int | None = None  # to compute with; None for one a core
@@ -123,10 +138,6 @@ class Backend(Protocol):
     def block_size(self) -> int:
         """Tokens of a KV block of an executor here."""
 
-    @property
-    def process_groups(self) -> ProcessGroups | None:
-        """Connects the ranks of a stage; None where a stage is always computed by one rank."""
-
     def choose_precisions(self) -> tuple[Precision, KvPrecision]:
         """Return the precisions of weights and KV cache that an executor here will have.
 
@@ -137,44 +148,24 @@ class Backend(Protocol):
     def create_executor(
         self, model: Model, part: ExecutorPart, on_progress: ProgressCallback
     ) -> Executor:
-        """Load a part of a model.
-
-        Args:
-            on_progress: called from any thread.
+        """Load a part of a model; `on_progress` is called from any thread.
 
         Raises:
             ExecutorError: the machine cannot run it, or has too little memory.
             ModelError: the checkpoint does not contain what its configuration requires.
         """
 
-    def create_runner(self, executor: Executor) -> Runner:
-        """Make a runner over an executor that has the whole model."""
-
-    def free_memory(self, executor: Executor, local_rank: int) -> DeviceMemory:
-        """Return the memory for the KV cache. All ranks of a stage call this together."""
-
-
-class ProcessGroups(Protocol):
-    """Connects the ranks that share the layers of a stage."""
-
     def open_rendezvous(self, host: str | None) -> Rendezvous:
         """Open, on rank 0, the address through which the ranks of a stage connect.
 
-        Args:
-            host: the address under which others reach this process; None: all are on this machine.
-
-        Raises:
-            ExecutorError: this process cannot listen there.
+        Others reach this process under `host`; None: all are on this machine. `ExecutorError` if
+        it cannot listen there.
         """
+        raise NotImplementedError("the registry says that a stage has one rank")
 
     def init_process_group(
         self, rendezvous: Rendezvous | str, shard: Shard, local_rank: int
     ) -> ProcessGroup:
-        """Return the group of all ranks of a stage, once they have connected.
-
-        Args:
-            rendezvous: what `open_rendezvous` has returned, or its address.
-
-        Raises:
-            ExecutorError: a rank does not connect in time.
-        """
+        """Return the group of all ranks of a stage, once they have connected through what
+        `open_rendezvous` has returned, or its address; `ExecutorError` if one does not in time."""
+        raise NotImplementedError("the registry says that a stage has one rank")

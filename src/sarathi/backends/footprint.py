@@ -56,15 +56,7 @@ def weight_bytes(config: ModelConfig, stage: Stage, shard: Shard, precision: Pre
 
 
 def check_memory(required: int, free: int) -> None:
-    """Raise an error unless weights fit into memory.
-
-    Args:
-        required: bytes of all weights that are to be loaded into one memory.
-        free: bytes of it that are free before.
-
-    Raises:
-        ExecutorError: they do not fit.
-    """
+    """Raise `ExecutorError` unless weights of `required` bytes fit into `free` bytes of memory."""
     if required > free:
         raise ExecutorError(
             f"the weights take {required / 1e9:.1f} GB of memory here and {free / 1e9:.1f} GB are "

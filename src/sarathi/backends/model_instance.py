@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 
 import sarathi
-from sarathi.backends.executor import DeviceMemory, Executor, ExecutorPart, ProgressCallback
+from sarathi.backends.executor import Executor, ExecutorPart, ProgressCallback
 from sarathi.backends.footprint import check_memory, weight_bytes
 from sarathi.backends.parallel.rank_layout import RankId
 from sarathi.backends.registry import (
@@ -30,7 +30,6 @@ from sarathi.backends.runner import Runner
 from sarathi.models.decoder import whole_model
 from sarathi.models.model import Model
 from sarathi.models.model_config import ModelConfig
-from sarathi.models.sharding import Shard
 from sarathi.models.tensor_layout import expected_shapes
 from sarathi.system.machine import available_memory
 
@@ -71,11 +70,7 @@ class ModelInstance(Protocol):
         """
 
     def check_computing(self) -> None:
-        """As `Executor.check`, every process for its part.
-
-        Raises:
-            ExecutorError: one computes something else, has failed or died.
-        """
+        """As `Executor.check`, every process for its part; one may have failed or died, too."""
 
     def warming_up(self) -> AbstractContextManager[None]:
         """As `Executor.warming_up`, in every process."""
@@ -111,15 +106,9 @@ def load_executor(
     return backend.create_executor(model, part, _rate_limited(on_progress))
 
 
-def describe(
-    executor: Executor, rank_id: RankId, memory: DeviceMemory, seconds: float
-) -> InstancePart:
-    """Return the description of a loaded executor.
-
-    Args:
-        memory: for its KV cache.
-        seconds: of loading it.
-    """
+def describe(executor: Executor, rank_id: RankId, seconds: float) -> InstancePart:
+    """Return the description of an executor that took so many seconds to load."""
+    memory = executor.free_memory()
     return InstancePart(
         rank_id=rank_id,
         host=platform.node(),
@@ -136,10 +125,8 @@ def describe(
 
 
 def fingerprint(model: Model) -> str:
-    """Hash the configuration, and the tensors' shapes and types: not their values.
-
-    Processes that load a model independently compare it.
-    """
+    """Hash the configuration, and the tensors' shapes and types, but not their values, to compare
+    what processes load independently."""
     config = dataclasses.asdict(model.config)
     # Machines may differ in the last bit of what they compute from the checkpoint's numbers.
     config["inv_freq"] = [f"{value:.9g}" for value in config["inv_freq"]]
@@ -168,15 +155,13 @@ class SingleProcess:
     ) -> None:
         """Load the model; arguments and errors are those of `load_executor`."""
         start = time.monotonic()
-        backend = load_backend(options)
-        part = ExecutorPart(whole_model(model.config), Shard(), threads=options.threads)
+        part = ExecutorPart(whole_model(model.config), threads=options.threads)
         executor = load_executor(model, options, part, on_progress)
-        seconds = time.monotonic() - start
         self.config = executor.config
         self.max_position = executor.max_position
-        memory = backend.free_memory(executor, local_rank=0)
-        self.parts: tuple[InstancePart, ...] = (describe(executor, RankId(0, 0), memory, seconds),)
-        self.runner = backend.create_runner(executor)
+        rank_id, seconds = RankId(0, 0), time.monotonic() - start
+        self.parts: tuple[InstancePart, ...] = (describe(executor, rank_id, seconds),)
+        self.runner = executor.make_runner()
         self._executor = executor
 
     def allocate(self, num_blocks: int) -> None:

@@ -32,11 +32,10 @@ def reference(
 ) -> F32:
     """Compute a stage on one or several sequences in float32.
 
-    Returns the logits after every token, [tokens, vocab_size], or the hidden states for the next
-    stage, [tokens, hidden_size].
-
     Weights are converted piece by piece, so that little memory is needed, and once for all
-    sequences. Time is quadratic in the number of tokens: for short sequences only.
+    sequences. Time is quadratic in the number of tokens: for short sequences only. Returns the
+    logits after every token, [tokens, vocab_size], or the hidden states for the next stage,
+    [tokens, hidden_size].
 
     Args:
         token_ids: of all sequences, one after the other.
@@ -50,12 +49,7 @@ def reference(
 
 class _NumpyOperations:
     def __init__(
-        self,
-        config: ModelConfig,
-        weights: Tensors,
-        ids: I64,
-        hidden: F32 | None,
-        lengths: I64,
+        self, config: ModelConfig, weights: Tensors, ids: I64, hidden: F32 | None, lengths: I64
     ) -> None:
         self._config = config
         self._weights = weights
@@ -157,13 +151,8 @@ class _NumpyOperations:
 
     def _apply_rope(self, x: F32) -> F32:
         first, second = np.split(x, 2, axis=-1)
-        return np.concatenate(
-            (
-                first * self._cos - second * self._sin,
-                second * self._cos + first * self._sin,
-            ),
-            axis=-1,
-        )
+        cos, sin = self._cos, self._sin
+        return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
 
     def _heads(self, x: F32) -> F32:
         """Split the features into heads, [tokens, heads, head_dim]."""

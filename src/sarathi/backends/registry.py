@@ -38,7 +38,7 @@ class BackendEntry:
 
 BACKENDS: Mapping[ExecutorName, BackendEntry] = {
     "openvino": BackendEntry(
-        module="sarathi.backends.openvino.openvino_backend",
+        module="sarathi.backends.openvino.openvino_executor",
         class_name="OpenVinoBackend",
         library="openvino",
         requires="OpenVINO: pip install openvino",
@@ -47,7 +47,7 @@ BACKENDS: Mapping[ExecutorName, BackendEntry] = {
         has_kv_precision=True,
     ),
     "torch": BackendEntry(
-        module="sarathi.backends.torch.torch_backend",
+        module="sarathi.backends.torch.torch_executor",
         class_name="TorchBackend",
         library="torch",
         requires="PyTorch: pip install 'sarathi-serve[cuda]'",
@@ -67,11 +67,11 @@ def load_backend(options: ExecutorOptions) -> Backend:
     entry = BACKENDS[options.executor]
     try:
         backend: Backend = getattr(import_module(entry.module), entry.class_name)(options)
+        return backend
     except ImportError as error:
         if error.name != entry.library:
             raise
         raise ExecutorError(f"--executor {options.executor} needs {entry.requires}") from error
-    return backend
 
 
 Device = Literal["cpu", "cuda"]

@@ -49,50 +49,32 @@ def check_model(executor: Executor, weights: Tensors) -> None:
 
     The operation behind paged attention is private to its library and changes between releases;
     a wrong guess about it gives fluent nonsense. Needs `NUM_BLOCKS` KV blocks, whose content is
-    lost, and positions up to `MAX_POSITION`.
-
-    Args:
-        weights: as the executor serves them.
+    lost, positions up to `MAX_POSITION`, and the weights as the executor serves them.
 
     Raises:
         ExecutorError: the logits differ by more than rounding explains.
     """
     config, stage, block_size = executor.config, executor.stage, executor.block_size
     rng = np.random.default_rng(0)
-    sequences = [rng.integers(0, config.vocab_size, length).tolist() for length in _LENGTHS]
-    received: list[F32 | None] = [None] * len(sequences)
-    if not stage.first:
-        received = [_random_hidden(rng, length, config.hidden_size) for length in _LENGTHS]
-    hidden = [rows for rows in received if rows is not None]
+    starts = np.cumsum((0, *_LENGTHS))
+    tokens = rng.integers(0, config.vocab_size, starts[-1])
+    hidden = None if stage.first else _random_hidden(rng, len(tokens), config.hidden_size)
     # All at once: most of the time goes into reading and converting the weights.
-    rows = reference(
-        config,
-        stage,
-        weights,
-        [token for tokens in sequences for token in tokens],
-        np.concatenate(hidden) if hidden else None,
-        _LENGTHS,
-    )
-    expected = np.split(rows, np.cumsum(_LENGTHS)[:-1])
-    distances = []
+    expected = reference(config, stage, weights, tokens.tolist(), hidden, _LENGTHS)
+    distances: list[float] = []
     for parts in _STEPS:
+        rows = [starts[i] + np.arange(past, past + new) for i, (past, new) in enumerate(parts)]
         step = join_parts(
             [
-                StepPart(sequences[i][past : past + new], past, _TABLES[i], samples=True)
-                for i, (past, new) in enumerate(parts)
+                StepPart(tokens[mine].tolist(), past, table, samples=True)
+                for mine, (past, _), table in zip(rows, parts, _TABLES, strict=False)
             ],
             block_size,
         )
-        hidden = [
-            rows[past : past + new]
-            for rows, (past, new) in zip(received, parts, strict=False)
-            if rows is not None
-        ]
-        output = executor.execute(step, np.concatenate(hidden) if hidden else None)
+        output = executor.execute(step, None if hidden is None else hidden[np.concatenate(rows)])
         # Logits are those of the last token of each sequence, hidden states those of all.
-        ends = np.arange(len(parts)) if stage.last else step.query_starts[1:] - 1
-        for i, (past, new) in enumerate(parts):
-            distances.append(_distance(output[ends[i]], expected[i][past + new - 1]))
+        found = output if stage.last else output[step.query_starts[1:] - 1]
+        distances += map(_distance, found, expected[[mine[-1] for mine in rows]])
     worst = np.max(distances)  # unlike max(), gives NaN if there is one
     tolerance = max(_TOLERANCE[executor.precision], _TOLERANCE[executor.kv_precision])
     if not worst <= tolerance:

@@ -51,11 +51,8 @@ class StepPart(NamedTuple):
 
 
 def build_step(batch: Batch, block_size: int, slots: Mapping[int, int] = _NO_SLOTS) -> Step:
-    """Build the arrays of a batch.
-
-    Args:
-        slots: of the sampler, by request id; for tokens not sampled yet.
-    """
+    """Build the arrays of a batch; the sampler's slots, by request id, are for tokens that are not
+    sampled yet."""
     return join_parts(
         [
             StepPart(
@@ -104,11 +101,7 @@ def join_parts(parts: Sequence[StepPart], block_size: int) -> Step:
 
 
 def with_padding_sequence(step: Step, block_id: int) -> Step:
-    """Add a sequence of one token to a step, without logits.
-
-    Args:
-        block_id: an unused KV block to write to.
-    """
+    """Add a sequence of one token, in an unused KV block, to a step, without logits."""
     return Step(
         token_ids=np.append(step.token_ids, 0),
         positions=np.append(step.positions, 0),
@@ -135,10 +128,8 @@ def check_step(
 ) -> None:
     """Raise `StepError` unless native code can run the step without leaving its memory.
 
-    All checks are vectorised: this runs before every iteration.
-
-    Args:
-        num_slots: of the sampler, from which input tokens may be taken.
+    Input tokens may be taken from `num_slots` slots of the sampler. All checks are vectorised: this
+    runs before every iteration.
     """
     queries = np.diff(step.query_starts)
     tables = np.diff(step.block_starts)

@@ -39,11 +39,8 @@ class WeightStore:
         dtype: npt.DTypeLike,
         on_progress: Callable[[float], None] = lambda share: None,
     ) -> None:
-        """Convert the tensors that `shapes` names, on all cores.
-
-        Args:
-            on_progress: called with the share of the tensors that has been read.
-        """
+        """Convert the tensors that `shapes` names, on all cores; `on_progress` gets the share of
+        them that has been read."""
         self._weights = weights
         self._dtype = np.dtype(dtype)
         self._arrays: dict[str, Array] = {}
@@ -91,8 +88,7 @@ class WeightStore:
             self.drop_pages()
 
     def _convert(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        offsets: dict[str, int] = {}
-        size = 0
+        offsets, size = {}, 0
         for name, shape in shapes.items():
             offsets[name] = size
             num_bytes = int(np.prod(shape)) * self._dtype.itemsize
@@ -103,8 +99,8 @@ class WeightStore:
 
         def convert(name: str) -> None:  # in a thread
             count = int(np.prod(shapes[name]))
-            target = np.frombuffer(scratch, self._dtype, count, offsets[name])
-            target = target.reshape(shapes[name])
+            flat = np.frombuffer(scratch, self._dtype, count, offsets[name])
+            target = flat.reshape(shapes[name])
             target[...] = self._weights[name]
             self._arrays[name] = target
             self.drop_pages()

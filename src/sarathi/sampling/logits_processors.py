@@ -168,9 +168,10 @@ def apply_edits(
     if counted:
         indices, lengths = _flat_indices((start, p.seen_ids) for start, p in counted)
         counts = np.concatenate([p.seen_counts for _, p in counted])
-        repetition = _repeated((p.repetition for _, p in counted), lengths)
-        frequency = _repeated((p.frequency for _, p in counted), lengths)
-        presence = _repeated((p.presence for _, p in counted), lengths)
+        factors = np.array(
+            [(p.repetition, p.frequency, p.presence) for _, p in counted], np.float32
+        )
+        repetition, frequency, presence = np.repeat(factors.T, lengths, axis=1)
         values = logits[indices]
         values = np.where(values > 0, values / repetition, values * repetition)
         values -= frequency * counts + presence * (counts > 0)
@@ -185,10 +186,6 @@ def _flat_indices(
     starts, ids = zip(*rows, strict=True)
     lengths = [len(part) for part in ids]
     return np.concatenate(ids) + np.repeat(np.array(starts, np.int64), lengths), lengths
-
-
-def _repeated(values: Iterable[np.float32], lengths: list[int]) -> NDArray[np.float32]:
-    return np.repeat(np.array(list(values), np.float32), lengths)
 
 
 def _check_vocabulary(field: str, ids: Iterable[int], vocab_size: int) -> None:

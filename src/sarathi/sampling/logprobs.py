@@ -63,21 +63,10 @@ def assemble(
         top_ids: [rows, width], most probable first; likewise `top_logprobs`.
         alternatives: [rows], how many columns of these are valid.
     """
+    columns = (logprobs, ranks, top_ids, top_logprobs, alternatives)
     return [
-        TokenLogprobs(
-            logprob=logprob,
-            rank=rank,
-            top_ids=ids[:count],
-            top_logprobs=values[:count],
-        )
-        for logprob, rank, ids, values, count in zip(
-            logprobs.tolist(),
-            ranks.tolist(),
-            top_ids.tolist(),
-            top_logprobs.tolist(),
-            alternatives.tolist(),
-            strict=True,
-        )
+        TokenLogprobs(logprob, rank, ids[:count], values[:count])
+        for logprob, rank, ids, values, count in zip(*(c.tolist() for c in columns), strict=True)
     ]
 
 

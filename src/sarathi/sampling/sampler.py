@@ -32,25 +32,20 @@ from sarathi.sampling.params import SamplingParams
 # What a row needs besides the argmax of its logits, as bits; 0 for nothing.
 CLOSED, EDITED, BARRED, LOGPROBS = 1, 2, 4, 8
 CHANGED = EDITED | BARRED  # its logits are not those of the model
-WHOLE, NUCLEUS, SHORT = (
-    16,
-    32,
-    64,
-)  # the method, if it is random: without truncation, by top_p, by top_k or min_p
+# The method, if it is random: without truncation, by top_p, by top_k or min_p.
+WHOLE, NUCLEUS, SHORT = 16, 32, 64
 RANDOM = WHOLE | NUCLEUS | SHORT
 
-_FIELDS = np.dtype(
-    [
-        ("needs", np.int64),
-        ("generated", np.int64),
-        ("min_tokens", np.int64),
-        ("key", np.uint64),
-        ("inverse_temperature", np.float32),  # 1 / temperature
-        ("top_k", np.int64),
-        ("top_p", np.float64),
-        ("min_p", np.float64),
-        ("alternatives", np.int64),
-    ]
+_FIELDS = (
+    ("needs", np.int64),
+    ("generated", np.int64),
+    ("min_tokens", np.int64),
+    ("key", np.uint64),
+    ("inverse_temperature", np.float32),  # 1 / temperature
+    ("top_k", np.int64),
+    ("top_p", np.float64),
+    ("min_p", np.float64),
+    ("alternatives", np.int64),
 )
 _MAX_SHARPNESS = 1e30  # finite in float32
 
@@ -58,8 +53,9 @@ _MAX_SHARPNESS = 1e30  # finite in float32
 class Slots:
     """Records with the fields above; `records[slots]` gathers those of a batch."""
 
-    def __init__(self) -> None:
-        self.records: NDArray[Any] = np.zeros(0, _FIELDS)
+    def __init__(self, more_fields: Sequence[tuple[str, Any]] = ()) -> None:
+        """Make no slot yet; a sampler sets `more_fields` itself, where a request is opened."""
+        self.records: NDArray[Any] = np.zeros(0, [*_FIELDS, *more_fields])
         self._free: list[int] = []
 
     def open(
@@ -89,22 +85,15 @@ class Slots:
         return slot
 
     def close(self, slot: int) -> None:
-        """Free the slot.
-
-        Raises:
-            ValueError: the slot is not open.
-        """
+        """Free the slot; `ValueError` if it is not open."""
         if not 0 <= slot < len(self.records) or self.records[slot]["needs"] & CLOSED:
             raise ValueError(f"slot {slot} is not open")
         self.records[slot]["needs"] = CLOSED
         self._free.append(slot)
 
     def advance(self, slots: NDArray[np.int64], needs: NDArray[np.int64]) -> None:
-        """Count one more token for each slot, and end the barring of outputs of `min_tokens`.
-
-        Args:
-            needs: [len(slots)], of the slots' records.
-        """
+        """Count one more token for each slot, whose records have `needs`, and end the barring of
+        outputs of `min_tokens`."""
         self.records["generated"][slots] += 1
         barred = slots[(needs & BARRED) != 0]
         if len(barred):
@@ -114,7 +103,7 @@ class Slots:
 
     def _grow(self) -> None:
         size = len(self.records)
-        added = np.zeros(max(size, 16), _FIELDS)
+        added = np.zeros(max(size, 16), self.records.dtype)
         added["needs"] = CLOSED
         self.records = np.concatenate([self.records, added])
         self._free.extend(reversed(range(size, len(self.records))))
@@ -154,13 +143,8 @@ class RequestSlots(Protocol):
         eos_ids: Sequence[int],
         output_ids: Sequence[int] = (),
     ) -> int:
-        """Add a request.
-
-        Args:
-            output_ids: tokens that it has already, if it is resumed.
-
-        Returns:
-            The request's slot, an index below the largest number of requests open at a time.
+        """Add a request, which has `output_ids` already if it is resumed, and return its slot, an
+        index below the largest number of requests open at a time.
 
         Raises:
             SamplingError: a token id in `params` is outside the vocabulary.
@@ -168,11 +152,7 @@ class RequestSlots(Protocol):
         """
 
     def close(self, slot: int) -> None:
-        """Remove a request; its slot is used again.
-
-        Raises:
-            ValueError: the slot is not open.
-        """
+        """Remove a request; its slot is used again. `ValueError` if the slot is not open."""
 
 
 class StepSampler(RequestSlots, Protocol):
@@ -200,6 +180,8 @@ class Sampler:
         self.vocab_size = vocab_size
         self._slots = Slots()
         self._edits: dict[int, LogitsEdits] = {}
+        self._width = -(-vocab_size // BLOCK) * BLOCK
+        self._chunk_rows = max(1, _CHUNK_ELEMENTS // self._width)
         self._buffers: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
     def open(
@@ -223,15 +205,7 @@ class Sampler:
         self._edits.pop(slot, None)
 
     def sample(self, logits: Array, slots: NDArray[np.int64]) -> SamplerOutput:
-        """Sample one token for each row; see `StepSampler`.
-
-        Args:
-            logits: [rows, vocabulary], float32; never written to.
-            slots: [rows], the open slot of each row, no slot twice.
-
-        Raises:
-            ValueError: the shapes do not fit, or a slot is not open.
-        """
+        """See `StepSampler`; `ValueError` if the shapes do not fit, or a slot is not open."""
         values: NDArray[np.float32] = np.asarray(logits, np.float32)
         if values.shape != (len(slots), self.vocab_size):
             raise ValueError(
@@ -361,14 +335,13 @@ class Sampler:
     def _chunks(self, wanted: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
         """Yield the indices of the wanted rows, as many at a time as the buffers hold."""
         rows = np.flatnonzero(wanted)
-        step = _rows_per_chunk(self.vocab_size)
-        for start in range(0, len(rows), step):
-            yield rows[start : start + step]
+        for start in range(0, len(rows), self._chunk_rows):
+            yield rows[start : start + self._chunk_rows]
 
     def _work(self, rows: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return two buffers, [rows, vocabulary rounded up]; the first has -inf as padding."""
         if self._buffers is None:
-            shape = _rows_per_chunk(self.vocab_size), _padded(self.vocab_size)
+            shape = self._chunk_rows, self._width
             self._buffers = np.full(shape, -np.inf, np.float32), np.empty(shape, np.float32)
         scaled, weights = self._buffers
         return scaled[:rows], weights[:rows]
@@ -379,14 +352,6 @@ class _Batch(NamedTuple):
     slots: NDArray[np.int64]  # [rows]
     state: NDArray[Any]  # [rows] of Slots.records, as before the call
     invalid: list[int]  # rows found to have no token to choose
-
-
-def _rows_per_chunk(vocab_size: int) -> int:
-    return max(1, _CHUNK_ELEMENTS // _padded(vocab_size))
-
-
-def _padded(vocab_size: int) -> int:
-    return -(-vocab_size // BLOCK) * BLOCK
 
 
 def _take(logits: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:

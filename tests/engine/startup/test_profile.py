@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sarathi.backends.executor import ExecutorPart
 from sarathi.backends.openvino.openvino_executor import BLOCK_SIZE, OpenVinoExecutor
+from sarathi.backends.registry import ExecutorOptions
 from sarathi.backends.runner import NOTHING_SAMPLED, InlineRunner, StepExecutor, StepResult
 from sarathi.backends.step import Step, check_step
 from sarathi.engine.scheduler_factory import PAPER_DECODES, TYPICAL_DECODES, TypicalDecodes
 from sarathi.engine.startup.kv_cache_size import KvCache
 from sarathi.engine.startup.profile import Clocks, profile, stage_seconds
+from sarathi.models.decoder import whole_model
 from sarathi.models.model import open_model
 from sarathi.sampling.sampler import Sampler
 from sarathi.scheduler.budget.latency_model import LatencyModel, Work
@@ -223,7 +226,9 @@ def test_few_pages_of_the_cache_are_written() -> None:
 def test_a_real_executor_can_be_measured(tmp_path: Path) -> None:
     tiny_models.save_tiny("llama", tmp_path)
     checkpoint = open_model(tmp_path)
-    executor = OpenVinoExecutor(checkpoint.config, checkpoint.weights, max_position=64)
+    options = ExecutorOptions(max_position=64, max_tokens=64)
+    part = ExecutorPart(whole_model(checkpoint.config))
+    executor = OpenVinoExecutor(checkpoint, options, part)
     executor.allocate(4)
     cache = KvCache(4, BLOCK_SIZE, 64)
     found = profile(inline(executor), cache, silent, TYPICAL.fitting(128, 64), 1)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
+import openvino as ov
+from openvino import opset13 as op
+from openvino.op import Constant, _PagedAttentionExtension
 
-from sarathi.backends.openvino.library import Constant, _PagedAttentionExtension
-from sarathi.backends.openvino.library import openvino as ov
-from sarathi.backends.openvino.library import opset13 as op
 from sarathi.backends.weight_store import WeightStore
 from sarathi.models.decoder import (
     GATED_PROJECTIONS,
@@ -36,14 +36,9 @@ INPUTS: dict[str, tuple[type[np.generic], int]] = {
 }
 
 
-def key_cache(layer: int) -> str:
-    """Name the graph's input for the key cache of a layer."""
-    return f"key_cache.{layer}"
-
-
-def value_cache(layer: int) -> str:
-    """Name the graph's input for the value cache of a layer."""
-    return f"value_cache.{layer}"
+def cache_inputs(layer: int) -> tuple[str, str]:
+    """Name the graph's inputs for the key cache and the value cache of a layer."""
+    return f"key_cache.{layer}", f"value_cache.{layer}"
 
 
 def build_graph(
@@ -157,7 +152,10 @@ class _GraphOperations:
         self, query: ov.Node, key: ov.Node, value: ov.Node, layer: int
     ) -> ov.Output:
         config = self._config
-        caches = [_cache_parameter(key_cache(layer)), _cache_parameter(value_cache(layer))]
+        # The plugin chooses the layout (blocks, heads, tokens, head dimensions).
+        caches = [
+            _parameter(name, [-1, -1, -1, -1], ov.Type.dynamic) for name in cache_inputs(layer)
+        ]
         self._caches += caches
         nothing = _i32([])
         node = _PagedAttentionExtension(
@@ -178,19 +176,14 @@ class _GraphOperations:
                     self._input("max_context_len"),
                     # From here on unused features: attention scores, rotated blocks,
                     # sparse attention, sinks, adaptive eviction, token types.
-                    nothing,
-                    nothing,
-                    nothing,
+                    *(3 * [nothing]),
                     op.constant(np.zeros(0, np.float32)),
                     op.constant(np.zeros(0, np.float32)),
                     _i32(0),
                     _i32(0),
                     op.constant(np.zeros((0, 0, 0, 0), np.float32)),
                     _i32(0),
-                    nothing,
-                    nothing,
-                    nothing,
-                    nothing,
+                    *(4 * [nothing]),
                     op.constant(np.zeros(0, np.uint8)),
                     nothing,
                 )
@@ -237,11 +230,6 @@ def _parameter(name: str, shape: list[int], dtype: type[np.generic] | ov.Type) -
     node = op.parameter(shape, dtype, name=name)
     node.output(0).get_tensor().set_names({name})
     return node
-
-
-def _cache_parameter(name: str) -> ov.Node:
-    """Make an input whose layout (blocks, heads, tokens, head dimensions) the plugin chooses."""
-    return _parameter(name, [-1, -1, -1, -1], ov.Type.dynamic)
 
 
 _OV_TYPES = {

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+import openvino as ov
 
-from sarathi.backends.executor import ProgressCallback
+from sarathi.backends.executor import (
+    Backend,
+    DeviceMemory,
+    ExecutorPart,
+    ProgressCallback,
+    check_step_for,
+)
 from sarathi.backends.openvino.decoder_graph import (
     HIDDEN,
     INPUTS,
     build_graph,
-    key_cache,
-    value_cache,
+    cache_inputs,
 )
-from sarathi.backends.openvino.library import openvino as ov
-from sarathi.backends.registry import KvPrecision, Precision
+from sarathi.backends.registry import ExecutorOptions, KvPrecision, Precision
+from sarathi.backends.runner import InlineRunner, Runner
 from sarathi.backends.self_check import check_deterministic, check_model
-from sarathi.backends.step import Step, check_step, with_padding_sequence
+from sarathi.backends.step import Step, with_padding_sequence
 from sarathi.backends.weight_store import WeightStore
 from sarathi.errors import ExecutorError
-from sarathi.models.decoder import Stage, whole_model
-from sarathi.models.model_config import ModelConfig
+from sarathi.models.model import Model
 from sarathi.models.tensor_layout import expected_shapes
-from sarathi.models.weights import Array, Weights
+from sarathi.models.weights import Array
 from sarathi.sampling.sampler import Sampler
-from sarathi.system.machine import usable_cores
+from sarathi.system.machine import available_memory, usable_cores
 
 BLOCK_SIZE = 32  # tokens; the only size that the CPU plugin's paged attention takes
 _DTYPES: Mapping[Precision, npt.DTypeLike] = {
@@ -73,59 +79,42 @@ def choose_precisions(
 
 
 class OpenVinoExecutor:
-    """A compiled model. `allocate` gives it a KV cache, then `execute` runs steps.
-
-    Raises:
-        ExecutorError: the processor lacks the precision, or cannot combine it with the cache's.
-        ModelError: the checkpoint does not contain what its configuration requires.
-    """
+    """See `Executor`: a compiled model. The processor chooses the precision where none is given."""
 
     def __init__(
         self,
-        config: ModelConfig,
-        weights: Weights,
-        *,
-        stage: Stage | None = None,
-        max_position: int,
-        precision: Precision | None = None,
-        kv_precision: KvPrecision | None = None,
-        num_threads: int | None = None,
-        deterministic: bool = False,
-        bind_threads: bool = True,
+        model: Model,
+        options: ExecutorOptions,
+        part: ExecutorPart,
         on_progress: ProgressCallback = lambda share: None,
     ) -> None:
-        """Compile the model.
+        """Compile the model; `on_progress` gets the share of the weights that has been read.
 
-        Args:
-            stage: the layers to compute; None for all.
-            max_position: tokens, prompt and output together, of the longest sequence.
-            precision: None for the fastest that the processor computes in.
-            kv_precision: None for the same.
-            num_threads: None for one a core.
-            deterministic: whether logits must not depend on what else is in a step.
-            bind_threads: whether each thread may be bound to a core, if there is one for each
-                core; otherwise they run where the calling thread may.
-            on_progress: called with the share of the weights that has been read.
+        Raises:
+            ExecutorError: the processor lacks the precision, or cannot combine it with the cache's.
+            ModelError: the checkpoint does not contain what its configuration requires.
         """
-        self.config = config
-        self.stage = stage or whole_model(config)
+        self.config = model.config
+        self.stage = part.stage
         self.block_size = BLOCK_SIZE
-        self.max_position = max_position
-        self.precision, self.kv_precision = choose_precisions(precision, kv_precision)
-        self.deterministic = deterministic
+        self.max_position = options.max_position
+        self.precision, self.kv_precision = choose_precisions(
+            options.precision, options.kv_precision
+        )
+        self.deterministic = options.deterministic
         self.num_blocks = 0
         # The compiled model reads the weights in place: they live as long as it does.
-        shapes = expected_shapes(config, self.stage)
-        self.weights = WeightStore(weights, shapes, _DTYPES[self.precision], on_progress)
-        self._compiled = self._compile(num_threads, bind_threads)
+        shapes = expected_shapes(self.config, self.stage)
+        self.weights = WeightStore(model.weights, shapes, _DTYPES[self.precision], on_progress)
+        self._compiled = self._compile(part.threads or usable_cores())
         self._request = self._compiled.create_infer_request()
         self._used = [n for port in self._compiled.inputs for n in port.names if n in INPUTS]
         self._caches: list[ov.Tensor] = []
         self._inputs: dict[str, Array] = {}  # the memory of the input tensors
 
-    def _compile(self, num_threads: int | None, bind_threads: bool) -> ov.CompiledModel:
+    def _compile(self, num_threads: int) -> ov.CompiledModel:
         graph = build_graph(self.config, self.stage, self.weights, self.max_position)
-        num_threads = num_threads or usable_cores()
+        alone = self.stage.first and self.stage.last
         properties = {
             "INFERENCE_PRECISION_HINT": self.precision,
             "KV_CACHE_PRECISION": self.kv_precision,
@@ -133,7 +122,7 @@ class OpenVinoExecutor:
             "INFERENCE_NUM_THREADS": num_threads,
             # The plugin binds threads to the first cores, the same ones in every process: several
             # processes would share them and leave other cores idle.
-            "ENABLE_CPU_PINNING": bind_threads and num_threads >= usable_cores(),
+            "ENABLE_CPU_PINNING": alone and num_threads >= usable_cores(),
             # Activations keep their precision: int8 is faster with compressed weights only.
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
@@ -172,21 +161,21 @@ class OpenVinoExecutor:
     def weight_bytes(self) -> int:
         return self.weights.num_bytes
 
+    def free_memory(self) -> DeviceMemory:
+        return DeviceMemory(platform.node(), available_memory(), shared=True)
+
     def make_sampler(self) -> Sampler:
         return Sampler(self.config.vocab_size)
+
+    def make_runner(self) -> Runner:
+        return InlineRunner(self, self.make_sampler())
 
     def logits(self, step: Step, received: Array | None = None) -> npt.NDArray[np.float32]:
         return self.execute(step, received).copy()
 
     def execute(self, step: Step, received: Array | None = None) -> npt.NDArray[np.float32]:
         """Run a step; see `Executor`."""
-        check_step(
-            step,
-            num_blocks=self.num_blocks,
-            block_size=BLOCK_SIZE,
-            vocab_size=self.config.vocab_size,
-            max_position=self.max_position,
-        )
+        check_step_for(self, step)
         num_tokens = len(step.token_ids)
         if self.deterministic and num_tokens == 1:
             # A single token is computed by other kernels, whose sums round differently.
@@ -213,9 +202,29 @@ class OpenVinoExecutor:
         """Return name, element type and block shape of every layer's keys and values."""
         layouts = []
         for layer in self.stage.layers:
-            for name in (key_cache(layer), value_cache(layer)):
+            for name in cache_inputs(layer):
                 port = self._compiled.input(name)
                 dims = list(port.get_partial_shape())[1:]
                 shape = tuple(dim.get_length() for dim in dims)
                 layouts.append((name, port.get_element_type(), shape))
         return layouts
+
+
+class OpenVinoBackend(Backend):
+    """Executors on the CPU, one for each stage."""
+
+    uses_gpu = False
+    gpu_names = ()
+    gpu_memory = ()
+    block_size = BLOCK_SIZE
+
+    def __init__(self, options: ExecutorOptions) -> None:
+        self._options = options
+
+    def choose_precisions(self) -> tuple[Precision, KvPrecision]:
+        return choose_precisions(self._options.precision, self._options.kv_precision)
+
+    def create_executor(
+        self, model: Model, part: ExecutorPart, on_progress: ProgressCallback
+    ) -> OpenVinoExecutor:
+        return OpenVinoExecutor(model, self._options, part, on_progress)

@@ -1,4 +1,4 @@
-"""A model that several processes load together, and the runner of its steps: one per stage."""
+"""A model that several processes load and run together: one or more for each stage."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import zmq
 
+from sarathi.backends.executor import check_step_for
 from sarathi.backends.model_instance import InstancePart
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.parallel.stage_worker import StageOutput, StageWorker
@@ -25,19 +26,20 @@ from sarathi.backends.parallel.worker_messages import (
     Done,
     Hello,
     Loaded,
+    Loading,
     MethodCall,
-    encode,
-    encode_step,
+    RunStep,
 )
 from sarathi.backends.registry import ExecutorOptions
 from sarathi.backends.runner import NO_SLOTS, NOTHING_SAMPLED, StepResult
-from sarathi.backends.step import I64, Step, StepError, check_step
+from sarathi.backends.step import I64, Step, StepError
 from sarathi.errors import ExecutorError
 from sarathi.models.model import Model
 from sarathi.sampling.sampler import RequestSlots, StepSampler
 from sarathi.system.processes import Spawner
 from sarathi.system.sockets import new_socket, socket_folder
 
+CONNECT_TIMEOUT = 60.0  # seconds for a process to start, import its libraries and connect
 _CHECK_INTERVAL = 0.2  # seconds between checks of the workers
 _CLOSE_TIMEOUT = 1.0  # seconds for the thread to end, which may wait for a message in vain
 _WAKE_UP = "inproc://computed"
@@ -46,11 +48,8 @@ T = TypeVar("T")
 
 
 class TaskThread:
-    """A thread that executes one task after the other.
-
-    Unlike a `ThreadPoolExecutor`, it keeps no process alive: a task may never end, such as waiting
-    for a rank that has died.
-    """
+    """A thread that executes one task after the other. Unlike a `ThreadPoolExecutor`, it keeps no
+    process alive: a task may never end, such as waiting for a rank that has died."""
 
     def __init__(
         self, name: str, *, on_done: Callable[[], object], on_end: Callable[[], object]
@@ -94,60 +93,155 @@ class TaskThread:
         self._on_end()
 
 
-class PipelineRunner:
-    """Sends every step to all processes at once; the stages pass hidden states on.
+class Pipeline:
+    """See `ModelInstance`, and `Runner`: it runs its steps itself. This process is rank 0 of the
+    last stage, the others are spawned.
 
-    A thread computes the part of this process, so that the next step can be prepared meanwhile.
-    Only that thread uses the executor here.
+    Every step is sent to all processes at once; the stages pass hidden states on. A thread computes
+    the part of this process, so that the next step can be prepared meanwhile. Only that thread uses
+    the executor here. Load it with `load`; `close` ends the processes, even after a failure.
     """
 
     looks_ahead = False
 
     def __init__(
         self,
+        path: Path,
+        model: Model,
+        options: ExecutorOptions,
         layout: ParallelLayout,
-        stage_worker: StageWorker,
-        workers: WorkerGroup,
-        context: zmq.Context[zmq.Socket[bytes]],
-        opened: ExitStack,
+        spawner: Spawner,
     ) -> None:
-        """Start the thread.
+        """Start the processes, each of which opens the model at `path`.
 
-        Args:
-            opened: closed when nothing here uses it any more.
+        Raises:
+            ModelError: the model cannot be divided like that.
         """
+        layout.check(model.config)
+        self.config = model.config
+        self.max_position = options.max_position
+        self.parts: tuple[InstancePart, ...] = ()
         self.depth = layout.pp
-        self._sampler: StepSampler | None = None
-        self._stage_worker = stage_worker
-        self._workers = workers
-        self._opened = opened
-        # The thread sends a message after every task: a socket can be polled together with that
-        # of the workers.
-        self._wake_up = new_socket(context, zmq.PULL)
-        self._wake_up.bind(_WAKE_UP)
-        self._waker = new_socket(context, zmq.PUSH)
-        self._waker.connect(_WAKE_UP)
-        self._thread = TaskThread(
-            "stage", on_done=lambda: self._waker.send(b""), on_end=self._release
-        )
-        self._poller = zmq.Poller()
-        for socket in (self._wake_up, workers.socket):
-            self._poller.register(socket, zmq.POLLIN)
+        self._path = path
+        self._layout = layout
+        self._sampler: StepSampler | None = None  # of the executor, once it is loaded
         self._num_submitted = 0
         self._in_flight: deque[tuple[Future[StageOutput], I64]] = deque()  # with the rows' slots
         self._sending = False
         self._closed = False
         self._error: str | None = None
         self._checked = 0.0  # when the workers were checked last
+        folder = socket_folder()
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        with ExitStack() as opened:
+            opened.callback(folder.cleanup)
+            opened.callback(context.destroy, linger=0)
+            self._stage_worker = StageWorker(
+                model,
+                options,
+                layout,
+                layout.engine_rank,
+                host=spawner.host,
+                folder=Path(folder.name),
+                context=context,
+            )
+            self._workers = WorkerGroup(
+                path, options, layout, spawner, folder=Path(folder.name), context=context
+            )
+            # The thread sends a message after every task: a socket can be polled together with that
+            # of the workers.
+            self._wake_up = new_socket(context, zmq.PULL)
+            self._wake_up.bind(_WAKE_UP)
+            waker = new_socket(context, zmq.PUSH)
+            waker.connect(_WAKE_UP)
+            # Closed in the thread, which may still wait for a rank that has died when this object
+            # is closed.
+            for used in (waker, self._wake_up, self._stage_worker):
+                opened.callback(used.close)
+            self._thread = TaskThread(
+                "stage", on_done=lambda: waker.send(b""), on_end=opened.pop_all().close
+            )
+        self._poller = zmq.Poller()
+        for socket in (self._wake_up, self._workers.socket):
+            self._poller.register(socket, zmq.POLLIN)
+
+    def load(
+        self,
+        on_progress: Callable[[RankId, float], None],
+        on_loaded: Callable[[InstancePart], None],
+        *,
+        connect_timeout: float = CONNECT_TIMEOUT,
+    ) -> None:
+        """Connect the processes and let them all load at the same time.
+
+        Args:
+            on_progress: called now and then with the share of the weights a process has read.
+            on_loaded: called when a process has loaded its part.
+            connect_timeout: seconds for them to start and connect; loading has no bound.
+
+        Raises:
+            ExecutorError: a process does not connect, has found another model, has failed or died.
+            ModelError: this one cannot read the model.
+        """
+        hellos: dict[RankId, Hello] = {}
+        for greeting in self._workers.answers(Hello, connect_timeout):
+            match greeting:
+                case rank_id, Hello() as hello:
+                    hellos[rank_id] = hello
+        for rank_id, hello in hellos.items():
+            self._compare(rank_id, hello)
+        engine = self._layout.engine_rank
+        hellos[engine] = self._stage_worker.hello
+        for rank_id in self._layout.worker_ranks:
+            self._workers.send(self._connect(rank_id, hellos), to=rank_id)
+        connect = self._connect(engine, hellos)
+        shares = [0.0]  # of the weights that this process has read, so far
+        own = self._thread.submit(lambda: self._stage_worker.load(connect, shares.append))
+        parts: dict[RankId, InstancePart] = {}
+        for answer in self._workers.answers(Loaded):
+            self._raise_error(own)
+            on_progress(engine, shares[-1])
+            match answer:
+                case rank_id, Loaded(part=part):
+                    parts[rank_id] = part
+                    on_loaded(part)
+                case rank_id, Loading(share=share):
+                    on_progress(rank_id, share)
+        parts[engine] = self._wait_for(own)
+        on_loaded(parts[engine])
+        self.parts = tuple(parts[rank_id] for rank_id in self._layout.ranks)
+        for part in self.parts:
+            self._compare_part(part, parts[engine])
+        self._sampler = self._stage_worker.executor.make_sampler()
+
+    @property
+    def runner(self) -> Pipeline:
+        return self
+
+    def allocate(self, num_blocks: int) -> None:
+        self._call_all(MethodCall("allocate", [num_blocks]))
+
+    def check_computing(self) -> None:
+        self._call_all(MethodCall("check"))
+
+    @contextmanager
+    def warming_up(self) -> Iterator[None]:
+        self._call_all(MethodCall("start_warming_up"))
+        yield
+        self._call_all(MethodCall("stop_warming_up"))
+
+    def _call_all(self, call: MethodCall) -> None:
+        """Let every process's `StageWorker` carry out a call, and wait for all of them."""
+        self._workers.send(call)
+        own = self._thread.submit(lambda: self._stage_worker.call(call))
+        for _ in self._workers.answers(Done):
+            self._raise_error(own)
+        self._wait_for(own)
 
     @property
     def slots(self) -> RequestSlots:
         assert self._sampler is not None, "the executor is not loaded"
         return self._sampler
-
-    def use_sampler(self, sampler: StepSampler) -> None:
-        """Set the sampler of the executor, once that is loaded."""
-        self._sampler = sampler
 
     @property
     def is_free(self) -> bool:
@@ -161,21 +255,15 @@ class PipelineRunner:
 
     def submit(self, step: Step, slots: I64 = NO_SLOTS) -> None:
         self._raise_if_unusable()
-        executor = self._stage_worker.executor
-        check_step(
-            step,
-            num_blocks=executor.num_blocks,
-            block_size=executor.block_size,
-            vocab_size=executor.config.vocab_size,
-            max_position=executor.max_position,
-        )
+        check_step_for(self._stage_worker.executor, step)
         if len(self._in_flight) >= self.depth:
             raise StepError(f"{self.depth} steps are in flight already, no more can be")
         step_id = self._num_submitted
         self._num_submitted += 1
         self._sending = True
-        self._workers.send(*encode_step(step_id, step))
-        self._in_flight.append((self._thread.submit(partial(self._run, step_id, step)), slots))
+        self._workers.send(RunStep(step_id, step))
+        task = partial(self._stage_worker.run, step_id, step, lambda: not self._closed)
+        self._in_flight.append((self._thread.submit(task), slots))
         self._sending = False
 
     def wait(self, seconds: float) -> bool:
@@ -185,8 +273,6 @@ class PipelineRunner:
         while not (self._in_flight and self._in_flight[0][0].done()):
             if not was_free and self.is_free:
                 return False
-            if time.monotonic() > self._checked + _CHECK_INTERVAL:
-                self.check()
             left = end - time.monotonic()
             if left <= 0:
                 return False
@@ -208,9 +294,7 @@ class PipelineRunner:
         future, slots = self._in_flight[0]
         while not future.done():
             self._poll(_CHECK_INTERVAL)
-            if time.monotonic() > self._checked + _CHECK_INTERVAL:
-                self.check()
-        output = self.wait_for(future)
+        output = self._wait_for(future)
         self._in_flight.popleft()
         return output, slots
 
@@ -239,21 +323,14 @@ class PipelineRunner:
         self._workers.close()
         self._thread.close(_CLOSE_TIMEOUT)
 
-    def in_thread(self, task: Callable[[], T]) -> Future[T]:
-        """Execute a task of this process's `StageWorker` between steps."""
-        return self._thread.submit(task)
-
-    def raise_error(self, future: Future[T]) -> None:
+    def _raise_error(self, future: Future[T]) -> None:
         """Raise what a task of the thread has raised, if it has; does not wait for it."""
         if future.done() and future.exception() is not None:
-            self.wait_for(future)
+            self._wait_for(future)
 
-    def wait_for(self, future: Future[T]) -> T:
-        """Return the result of a task of the thread.
-
-        Raises:
-            ExecutorError: a worker has failed or died, so that the task may never end.
-        """
+    def _wait_for(self, future: Future[T]) -> T:
+        """Return the result of a task of the thread, or raise the failure that caused its own. If
+        a worker has failed or died, the task may never end."""
         while not wait([future], _CHECK_INTERVAL).done:
             self.check()
         error = future.exception()
@@ -266,17 +343,6 @@ class PipelineRunner:
         self._error = str(error)
         raise error
 
-    def _run(self, step_id: int, step: Step) -> StageOutput:
-        return self._stage_worker.run(step_id, step, lambda: not self._closed)
-
-    def _release(self) -> None:
-        """Close what the thread uses, in the thread: it may still wait for a rank that has died
-        when the runner is closed."""
-        self._stage_worker.close()
-        self._wake_up.close()
-        self._waker.close()
-        self._opened.close()
-
     def _poll(self, seconds: float) -> None:
         """Wait until the thread has ended a task or a worker sends a message."""
         ready = dict(self._poller.poll(math.ceil(1000 * seconds)))
@@ -284,8 +350,8 @@ class PipelineRunner:
             self._wake_up.recv()
         if self._workers.socket in ready:
             self._workers.receive_all()
-            if self._workers.has_failed:
-                self.check()
+        if self._workers.has_failed or time.monotonic() > self._checked + _CHECK_INTERVAL:
+            self.check()
 
     def _raise_if_unusable(self) -> None:
         if self._error is not None:
@@ -294,136 +360,6 @@ class PipelineRunner:
             raise ExecutorError("the processes of this engine have been ended")
         if self._sending:
             raise ExecutorError("a step has reached some processes only: it was interrupted")
-
-
-CONNECT_TIMEOUT = 60.0  # seconds for a process to start, import its libraries and connect
-
-
-class Pipeline:
-    """See `ModelInstance`. This process is rank 0 of the last stage, the others are spawned.
-
-    Load it with `load`; `close` ends the processes, even after a failure.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        model: Model,
-        options: ExecutorOptions,
-        layout: ParallelLayout,
-        spawner: Spawner,
-    ) -> None:
-        """Start the processes.
-
-        Args:
-            path: of the model, which every process opens.
-
-        Raises:
-            ModelError: the model cannot be divided like that.
-        """
-        layout.check(model.config)
-        self.config = model.config
-        self.max_position = options.max_position
-        self.parts: tuple[InstancePart, ...] = ()
-        self._path = path
-        self._layout = layout
-        folder = socket_folder()
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        with ExitStack() as opened:
-            opened.callback(folder.cleanup)
-            opened.callback(context.destroy, linger=0)
-            self._stage_worker = StageWorker(
-                model,
-                options,
-                layout,
-                layout.engine_rank,
-                host=spawner.host,
-                folder=Path(folder.name),
-                context=context,
-            )
-            self._workers = WorkerGroup(
-                path, options, layout, spawner, folder=Path(folder.name), context=context
-            )
-            self.runner = PipelineRunner(
-                layout,
-                self._stage_worker,
-                self._workers,
-                context,
-                opened.pop_all(),
-            )
-
-    def load(
-        self,
-        on_progress: Callable[[RankId, float], None],
-        on_loaded: Callable[[InstancePart], None],
-        *,
-        connect_timeout: float = CONNECT_TIMEOUT,
-    ) -> None:
-        """Connect the processes and let them all load at the same time.
-
-        Args:
-            on_progress: called now and then with the share of the weights a process has read.
-            on_loaded: called when a process has loaded its part.
-            connect_timeout: seconds for them to start and connect; loading has no bound.
-
-        Raises:
-            ExecutorError: a process does not connect, has found another model, has failed or died.
-            ModelError: this one cannot read the model.
-        """
-        hellos = dict(self._workers.gather(Hello, timeout=connect_timeout))
-        for rank_id, hello in hellos.items():
-            self._compare(rank_id, hello)
-        engine = self._layout.engine_rank
-        hellos[engine] = self._stage_worker.hello
-        for rank_id in self._layout.worker_ranks:
-            self._workers.send(encode(self._connect(rank_id, hellos)), to=rank_id)
-        share = 0.0
-
-        def set_share(value: float) -> None:  # in another thread
-            nonlocal share
-            share = value
-
-        def report_own() -> None:
-            self.runner.raise_error(own)
-            on_progress(engine, share)
-
-        connect = self._connect(engine, hellos)
-        own = self.runner.in_thread(lambda: self._stage_worker.load(connect, set_share))
-        messages = self._workers.gather(
-            Loaded,
-            on_progress=on_progress,
-            on_message=lambda rank_id, message: on_loaded(message.part),
-            on_poll=report_own,
-        )
-        parts = {rank_id: message.part for rank_id, message in messages.items()}
-        parts[engine] = self.runner.wait_for(own)
-        on_loaded(parts[engine])
-        self.parts = tuple(parts[rank_id] for rank_id in self._layout.ranks)
-        for part in self.parts:
-            self._compare_part(part)
-        self.runner.use_sampler(self._stage_worker.executor.make_sampler())
-
-    def allocate(self, num_blocks: int) -> None:
-        self._call_all(MethodCall("allocate", [num_blocks]))
-
-    def check_computing(self) -> None:
-        self._call_all(MethodCall("check"))
-
-    @contextmanager
-    def warming_up(self) -> Iterator[None]:
-        self._call_all(MethodCall("start_warming_up"))
-        yield
-        self._call_all(MethodCall("stop_warming_up"))
-
-    def close(self) -> None:
-        self.runner.close()
-
-    def _call_all(self, call: MethodCall) -> None:
-        """Call a method of every process's `StageWorker`, and wait for all of them."""
-        self._workers.send(encode(call))
-        own = self.runner.in_thread(lambda: self._stage_worker.call(call))
-        self._workers.gather(Done, on_poll=lambda: self.runner.raise_error(own))
-        self.runner.wait_for(own)
 
     def _connect(self, rank_id: RankId, hellos: Mapping[RankId, Hello]) -> Connect:
         layout = self._layout
@@ -449,8 +385,7 @@ class Pipeline:
                 "configurations or the tensors' shapes and types differ"
             )
 
-    def _compare_part(self, part: InstancePart) -> None:
-        own = self.parts[self._layout.ranks.index(self._layout.engine_rank)]
+    def _compare_part(self, part: InstancePart, own: InstancePart) -> None:
         for option in ("precision", "kv_precision", "block_size"):
             theirs, ours = getattr(part, option), getattr(own, option)
             if theirs != ours:

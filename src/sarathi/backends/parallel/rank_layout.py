@@ -48,20 +48,12 @@ class ParallelLayout:
         return Shard(rank_id.rank, self.tp)
 
     def stages(self, config: ModelConfig) -> tuple[Stage, ...]:
-        """Return the layers of every stage.
-
-        Raises:
-            ModelError: the layers cannot be divided equally; the message has what is possible.
-        """
+        """Return the layers of every stage; for errors see `check`."""
         return pipeline_stages(config, self.pp)
 
     def check(self, config: ModelConfig) -> None:
-        """Raise an error unless a model can be divided like this.
-
-        Raises:
-            ModelError: the layers, or the heads and MLP features of one, cannot be divided
-                equally; the message has what is possible.
-        """
+        """Raise `ModelError`, with what is possible, unless the layers, and the heads and MLP
+        features of one, can be divided equally."""
         self.stages(config)
         try:
             shard_config(config, self.tp)

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from sarathi.backends.parallel.worker_messages import (
     Hello,
     Loading,
     Stop,
+    ToWorker,
     WorkerFailed,
     WorkerSpec,
     decode_from_worker,
@@ -30,7 +31,7 @@ from sarathi.errors import ExecutorError, ModelError
 from sarathi.system.processes import Process, Spawner
 from sarathi.system.sockets import bind, new_socket
 
-_MODULE = "sarathi.backends.parallel.worker_process"
+_MODULE = "sarathi.backends.parallel.stage_worker"
 _CHECK_INTERVAL = 0.2  # seconds between checks of the processes
 _FAILURE_DELAY = 0.5  # seconds for messages of failures to arrive; one failure causes others
 _STOP_TIMEOUT = 3.0  # seconds for the processes to end by themselves
@@ -51,18 +52,14 @@ class WorkerGroup:
         folder: Path,
         context: zmq.Context[zmq.Socket[bytes]],
     ) -> None:
-        """Start the processes.
-
-        Args:
-            folder: for the files of sockets.
-        """
+        """Start the processes; `folder` is for the files of sockets."""
         self.num_first_stage_done = 0  # steps that the first stage has computed
         self._layout = layout
         self._ranks = layout.ranks
         self.socket = new_socket(context, zmq.ROUTER)
         endpoint = bind(self.socket, spawner.host, folder / "engine")
         self._hosts: dict[RankId, str] = {}  # of the workers that have sent `Hello`
-        self._answers: deque[tuple[RankId, FromWorker]] = deque()  # that `gather` has not seen
+        self._answers: deque[tuple[RankId, FromWorker]] = deque()  # that `answers` has not yielded
         self._failures: dict[RankId, str] = {}
         self._waiting = True  # for answers of the workers
         self._processes: dict[RankId, Process] = {}
@@ -93,64 +90,51 @@ class WorkerGroup:
         host = self._hosts.get(rank_id)
         return f"{name} on {host}" if self._remote and host is not None else name
 
-    def send(self, *frames: bytes, to: RankId | None = None) -> None:
-        """Send an encoded message to one process, or to all.
-
-        It is dropped if the process has ended, which `check` notices.
-        """
+    def send(self, message: ToWorker, to: RankId | None = None) -> None:
+        """Send a message to one process, or to all. It is dropped if the process has ended, which
+        `check` notices."""
+        frame = encode(message)
         for rank_id in self._processes if to is None else (to,):
-            self.socket.send_multipart([b"%d" % self._ranks.index(rank_id), *frames])
+            self.socket.send_multipart([b"%d" % self._ranks.index(rank_id), frame])
 
-    def gather(
-        self,
-        kind: type[M],
-        *,
-        timeout: float = math.inf,
-        on_progress: Callable[[RankId, float], None] = lambda rank_id, share: None,
-        on_message: Callable[[RankId, M], None] = lambda rank_id, message: None,
-        on_poll: Callable[[], None] = lambda: None,
-    ) -> Mapping[RankId, M]:
-        """Wait until every worker has sent a message of a kind.
+    def answers(
+        self, kind: type[M], timeout: float = math.inf
+    ) -> Iterator[tuple[RankId, M | Loading] | None]:
+        """Yield messages of a kind, and of progress, until every worker has sent one of that kind.
 
-        Args:
-            timeout: seconds in which all must have sent one.
-            on_progress: called with the share that a worker has loaded.
-            on_message: called with every message of that kind.
-            on_poll: called every now and then; an exception ends the waiting.
+        Yields None every now and then while there is no message. All must have sent theirs within
+        `timeout` seconds.
 
         Raises:
             ExecutorError: one has failed, died, or not answered in time.
         """
         end = time.monotonic() + timeout
-        messages: dict[RankId, M] = {}
+        missing = set(self._processes)
         self._waiting = True
-        while len(messages) < len(self._processes):
-            on_poll()
+        while missing:
             if not self._answers:
                 if not self._receive(_CHECK_INTERVAL) or self.has_failed:
                     self.check()
                 if time.monotonic() > end:
-                    late = [self.name(each) for each in self._processes if each not in messages]
-                    raise ExecutorError(f"{', '.join(late)} has not connected within {timeout:g} s")
+                    late = ", ".join(map(self.name, sorted(missing)))
+                    raise ExecutorError(f"{late} has not connected within {timeout:g} s")
+                yield None
                 continue
             rank_id, message = self._answers.popleft()
             if isinstance(message, Hello):
                 self._hosts[rank_id] = message.host
-            if isinstance(message, Loading):
-                on_progress(rank_id, message.share)
-            elif isinstance(message, kind):
-                messages[rank_id] = message
-                on_message(rank_id, message)
-            else:
+            if isinstance(message, kind):
+                missing.discard(rank_id)
+            elif not isinstance(message, Loading):
                 raise ExecutorError(
                     f"{self.name(rank_id)} sent {type(message).__name__} where "
                     f"{kind.__name__} was expected"
                 )
+            yield rank_id, message
         self._waiting = False
-        return messages
 
     def receive_all(self) -> None:
-        """Receive all messages that have arrived, and keep the answers for `gather`."""
+        """Receive all messages that have arrived, and keep those for `answers`."""
         while self._receive(0.0):
             pass
 
@@ -160,20 +144,13 @@ class WorkerGroup:
         return bool(self._failures)
 
     def check(self) -> None:
-        """Raise an error if a worker is not well.
-
-        Raises:
-            ExecutorError: one has failed or died, now or before.
-        """
+        """Raise `ExecutorError` if a worker has failed or died, now or before."""
         self.receive_all()
         if self._failures or self._any_ended():
             self.raise_cause()
 
     def raise_cause(self, own: BaseException | None = None) -> None:
-        """After a failure here or there, find the one that caused the others.
-
-        Args:
-            own: the error of this process.
+        """After a failure here (`own`) or there, find the one that caused the others.
 
         Raises:
             ExecutorError: it is in a worker. If it is here, this returns.
@@ -199,7 +176,7 @@ class WorkerGroup:
             return
         processes = list(self._processes.values())
         if not (self._waiting or self._failures or self._any_ended()):
-            self.send(encode(Stop()))
+            self.send(Stop())
             end = time.monotonic() + _STOP_TIMEOUT
             while time.monotonic() < end and any(p.ended() is None for p in processes):
                 time.sleep(0.01)

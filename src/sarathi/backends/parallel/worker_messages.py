@@ -6,8 +6,7 @@ sent: a step never overtakes the call before it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -16,17 +15,7 @@ from sarathi.backends.model_instance import InstancePart
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.registry import ExecutorOptions
 from sarathi.backends.step import Step
-
-# The arrays of a step, with the element types of `Step`.
-_ARRAYS: dict[str, type[np.generic]] = {
-    "token_ids": np.int64,
-    "positions": np.int64,
-    "query_starts": np.int32,
-    "past_lens": np.int32,
-    "block_ids": np.int32,
-    "block_starts": np.int32,
-    "sample_rows": np.int64,
-}
+from sarathi.models.weights import Array
 
 
 class WorkerSpec(msgspec.Struct, frozen=True):
@@ -79,10 +68,10 @@ class MethodCall(msgspec.Struct, tag="call", array_like=True, frozen=True):
 
 
 class RunStep(msgspec.Struct, tag="run", array_like=True, frozen=True):
-    """Run a step; followed by a frame with its arrays, one after the other."""
+    """Run a step."""
 
     id: int
-    lengths: list[int]  # elements of each array
+    step: Step
 
 
 class Stop(msgspec.Struct, tag="stop", array_like=True, frozen=True):
@@ -109,15 +98,19 @@ ToWorker = Connect | MethodCall | RunStep | Stop
 FromWorker = Hello | Loading | Loaded | Done | FirstStageDone | WorkerFailed
 
 
-class DecodedMessage(NamedTuple):
-    """A message to a worker, and the step that came with it."""
-
-    message: ToWorker
-    step: Step | None
+def _encode_array(array: Any) -> tuple[str, bytes]:
+    assert isinstance(array, np.ndarray)
+    return array.dtype.str, array.tobytes()
 
 
-_encoder = msgspec.msgpack.Encoder()
-_to_worker = msgspec.msgpack.Decoder(ToWorker)
+def _decode_array(kind: Any, encoded: Any) -> Array:
+    dtype, content = encoded
+    # A copy, since torch warns of arrays that cannot be written to.
+    return np.frombuffer(content, dtype).copy()
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_array)
+_to_worker = msgspec.msgpack.Decoder(ToWorker, dec_hook=_decode_array)
 _from_worker = msgspec.msgpack.Decoder(FromWorker)
 
 
@@ -126,27 +119,10 @@ def encode(message: ToWorker | FromWorker) -> bytes:
     return _encoder.encode(message)
 
 
-def encode_step(step_id: int, step: Step) -> list[bytes]:
-    """Encode a `RunStep` with its step as two frames."""
-    arrays = [np.asarray(getattr(step, name), dtype) for name, dtype in _ARRAYS.items()]
-    run = RunStep(step_id, [len(array) for array in arrays])
-    # All arrays in one frame, since every frame is one more message for ZeroMQ's threads.
-    return [encode(run), b"".join(array.tobytes() for array in arrays)]
-
-
-def decode_to_worker(frames: Sequence[bytes]) -> DecodedMessage:
-    """Decode the frames of a message to a worker."""
-    message = _to_worker.decode(frames[0])
-    if not isinstance(message, RunStep):
-        return DecodedMessage(message, None)
-    content, offset = frames[1], 0
-    arrays = {}
-    for (name, dtype), length in zip(_ARRAYS.items(), message.lengths, strict=True):
-        array = np.frombuffer(content, dtype, length, offset)
-        offset += array.nbytes
-        # A copy, since torch warns of arrays that cannot be written to.
-        arrays[name] = array.copy()
-    return DecodedMessage(message, Step(**arrays))
+def decode_to_worker(frame: bytes) -> ToWorker:
+    """Decode a message to a worker."""
+    message: ToWorker = _to_worker.decode(frame)
+    return message
 
 
 def decode_from_worker(frame: bytes) -> FromWorker:

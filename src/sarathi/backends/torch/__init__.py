@@ -1,7 +1,7 @@
 """The torch backend, for CPUs and NVIDIA GPUs; only processes that use it import this package.
 
-`torch_backend.py` describes it to the registry, `torch_executor.py` runs steps with the decoder's
-`torch_operations.py` on the inputs of `step_inputs.py`. Attention: `attention_backend.py`, its
+`torch_executor.py` runs steps, with the decoder's `torch_operations.py` on the inputs of
+`step_inputs.py`, and describes the backend to the registry. Attention: `attention_backend.py`, its
 implementations for CPUs (`plain_attention`) and GPUs (`triton_attention`, `attention_plan`,
 `kernels/`). Weights: `parameters.py`. Ranks: `process_group.py`. On GPUs `overlapped_runner.py`
 runs steps ahead of `torch_sampler.py`, and `cuda_graphs.py` replays decodes. Only tests and `perf`

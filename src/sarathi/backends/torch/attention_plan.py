@@ -94,7 +94,7 @@ def select_config(shape: AttentionShape, itemsize: int, *, decode_only: bool) ->
         decode_only: for launches without prefill tiles, which would otherwise determine how many
             registers and warps every program has.
     """
-    decode_rows = max(16, _next_power_of_2(shape.group_size))
+    decode_rows = max(16, 1 << (shape.group_size - 1).bit_length())  # the next power of 2
     if itemsize == 4:
         # Products in full float32 run on the ordinary cores, with operands in registers. The
         # tiles of half precision would spill 60 KB of them.
@@ -235,10 +235,8 @@ class AttentionPlanner:
     def plan_decodes(self, contexts: I32, window: int, max_context: int) -> AttentionWork:
         """Divide a step with one new token per sequence, padded to the size of a CUDA graph.
 
-        The shapes depend on the number of sequences, not on their contexts.
-
-        Args:
-            max_context: tokens that a sequence can have.
+        The shapes depend on the number of sequences and on `max_context`, the tokens that one can
+        have, but not on their contexts.
         """
         work = self.plan(np.arange(len(contexts) + 1, dtype=np.int32), contexts, window)
         items = np.zeros((self.max_items(len(contexts), max_context), ITEM_COLUMNS), np.int32)
@@ -309,7 +307,3 @@ def _enumerate(counts: I64) -> tuple[I64, I64]:
     """Return all pairs (i, j) with j < counts[i], as two arrays."""
     owner = np.repeat(np.arange(len(counts)), counts)
     return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
-def _next_power_of_2(n: int) -> int:
-    return 1 << (n - 1).bit_length()

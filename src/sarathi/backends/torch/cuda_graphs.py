@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from functools import partial
 
 import torch
 
@@ -21,6 +21,13 @@ from sarathi.backends.torch.step_inputs import (
     resolve_tokens,
     upload,
 )
+
+# Computes a step of the captured shape. Gets its arrays, the previous stage's hidden states for the
+# first rows, if there is one, and `last_tokens` of `resolve_tokens`, if a token refers to a slot.
+# Returns the output of every row; valid until the next run.
+Graph = Callable[[StepArrays, torch.Tensor | None, torch.Tensor | None], torch.Tensor]
+# Computes a step on the device. Gets also the hidden states of the previous stage, if there is one.
+Forward = Callable[[StepInputs, PlannedAttention, torch.Tensor | None], torch.Tensor]
 
 _WARM_UPS = 2  # libraries set themselves up at their first use, which cannot be captured
 # Close to each other where one more row is a large part of the step's time.
@@ -36,23 +43,6 @@ def graph_sizes(largest: int) -> tuple[int, ...]:
     if largest < _SIZES[-1]:
         sizes.append(largest)
     return tuple(sorted(set(sizes)))
-
-
-class Graph(Protocol):
-    """Computes steps of one shape."""
-
-    def run(
-        self,
-        arrays: StepArrays,
-        received: torch.Tensor | None,
-        last_tokens: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Return the output of every row; valid until the next run.
-
-        Args:
-            received: hidden states of the previous stage, for the first rows.
-            last_tokens: as for `resolve_tokens`; None where no token refers to a slot.
-        """
 
 
 class DecodeGraphs:
@@ -75,11 +65,11 @@ class DecodeGraphs:
             spare_block: a block of no sequence; padding rows write to it.
         """
         self._sizes = sorted(sizes)
-        self._width = width
-        self._block_size = block_size
-        self._spare_block = spare_block
+        self._padded = partial(padded, width=width, block_size=block_size, spare_block=spare_block)
         # The largest first: the smaller ones fit into the memory that it has taken.
-        self._graphs = {size: capture(self._padding(size)) for size in reversed(self._sizes)}
+        self._graphs = {
+            size: capture(self._padded(no_decodes(), size=size)) for size in reversed(self._sizes)
+        }
 
     def accepts(self, arrays: StepArrays) -> bool:
         """Return whether a step has decodes only, and no more than the largest graph."""
@@ -91,36 +81,10 @@ class DecodeGraphs:
         received: torch.Tensor | None,
         last_tokens: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the output of a step's tokens, in order; valid until the next run.
-
-        Args:
-            arrays: of a step that `accepts` returns True for.
-            received, last_tokens: as for `Graph.run`.
-        """
+        """Run a step that `accepts` returns True for, as `Graph` does, without padding rows."""
         count = len(arrays.contexts)
         size = self._sizes[bisect_left(self._sizes, count)]
-        return self._graphs[size].run(self._pad(arrays, size), received, last_tokens)[:count]
-
-    def _pad(self, arrays: StepArrays, size: int) -> StepArrays:
-        return padded(
-            arrays,
-            size=size,
-            width=self._width,
-            block_size=self._block_size,
-            spare_block=self._spare_block,
-        )
-
-    def _padding(self, size: int) -> StepArrays:
-        """Return a step of padding rows only."""
-        return self._pad(no_decodes(), size)
-
-
-class Forward(Protocol):
-    """Computes a step on the device."""
-
-    def __call__(
-        self, inputs: StepInputs, planned: PlannedAttention, received: torch.Tensor | None
-    ) -> torch.Tensor: ...
+        return self._graphs[size](self._padded(arrays, size=size), received, last_tokens)[:count]
 
 
 class GraphMemory:
@@ -143,7 +107,7 @@ class GraphMemory:
 
 
 class CudaGraph:
-    """See `Graph`: one captured step, replayed on the inputs of others."""
+    """A `Graph`: one captured step, replayed on the inputs of others."""
 
     def __init__(
         self,
@@ -154,11 +118,8 @@ class CudaGraph:
         received: torch.Tensor | None,
         memory: GraphMemory,
     ) -> None:
-        """Capture `forward` on inputs that have the shapes of `arrays`.
-
-        Args:
-            received: memory for the previous stage's hidden states, [sequences, hidden_size].
-        """
+        """Capture `forward` on inputs that have the shapes of `arrays`, with `received` as memory
+        for the previous stage's hidden states, [sequences, hidden_size]."""
         self._attention = attention
         self._received = received
         arrays = attention.prepare(arrays, fixed_shape=True)
@@ -176,7 +137,7 @@ class CudaGraph:
         with torch.cuda.graph(self._graph, pool=memory.pool, stream=memory.stream):
             self._output.copy_(forward(inputs, planned, received))
 
-    def run(
+    def __call__(
         self,
         arrays: StepArrays,
         received: torch.Tensor | None,

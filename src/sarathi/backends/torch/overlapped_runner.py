@@ -9,66 +9,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import NamedTuple, Protocol
-
-import torch
+from typing import NamedTuple
 
 from sarathi.backends.runner import NO_SLOTS, NOTHING_SAMPLED, StepResult
 from sarathi.backends.step import I64, Step, StepError
+from sarathi.backends.torch.torch_devices import DeviceEvent, computing, record_event
 from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.backends.torch.torch_sampler import PendingSample, TorchSampler
 from sarathi.sampling.sampler import RequestSlots
 from sarathi.telemetry.recorder import StageTime
 
 _POLL = 50e-6  # seconds between two queries of an event
-
-
-class DeviceEvent(Protocol):
-    """A point in the work of a device, as a CUDA event is."""
-
-    def done(self) -> bool:
-        """Return whether the device has reached it."""
-
-    def wait(self) -> None:
-        """Return once the device has reached it."""
-
-    def since(self, other: DeviceEvent) -> float:
-        """Return the seconds of the device's clock since another event; both must be done."""
-
-
-class CudaEvent:
-    """An event on the current stream."""
-
-    def __init__(self) -> None:
-        self.event = torch.cuda.Event(enable_timing=True)
-        self.event.record()
-
-    def done(self) -> bool:
-        return bool(self.event.query())
-
-    def wait(self) -> None:
-        self.event.synchronize()
-
-    def since(self, other: DeviceEvent) -> float:
-        assert isinstance(other, CudaEvent)
-        return float(other.event.elapsed_time(self.event)) / 1e3
-
-
-class HostEvent:
-    """On a CPU all launched work has been computed."""
-
-    def __init__(self) -> None:
-        self.at = time.monotonic()
-
-    def done(self) -> bool:
-        return True
-
-    def wait(self) -> None:
-        pass
-
-    def since(self, other: DeviceEvent) -> float:
-        assert isinstance(other, HostEvent)
-        return self.at - other.at
 
 
 class _Launched(NamedTuple):
@@ -84,15 +35,9 @@ class OverlappedRunner:
     looks_ahead = True
 
     def __init__(self, executor: TorchExecutor, sampler: TorchSampler) -> None:
-        """Choose the kind of events by the executor's device.
-
-        Args:
-            executor: has the whole model.
-            sampler: on the executor's device.
-        """
+        """Use an executor that has the whole model, and a sampler on its device."""
         self._executor = executor
         self._sampler = sampler
-        self._record = CudaEvent if executor.device.type == "cuda" else HostEvent
         self._in_flight: deque[_Launched] = deque()
         self._last_end: DeviceEvent | None = None  # of the step whose result was returned last
 
@@ -107,17 +52,19 @@ class OverlappedRunner:
     def submit(self, step: Step, slots: I64 = NO_SLOTS) -> None:
         if not self.is_free:
             raise StepError(f"{self.depth} steps are in flight already, no more can be")
-        with self._executor.computing():
-            start = self._record()
+        device = self._executor.device
+        with computing(device):
+            start = record_event(device, timing=True)
             logits = self._executor.launch(step, last_tokens=self._sampler.last_tokens)
             sample = self._sampler.launch(logits, slots) if len(slots) else None
-            self._in_flight.append(_Launched(sample, start, self._record()))
+            end = record_event(device, timing=True)
+            self._in_flight.append(_Launched(sample, start, end))
 
     def wait(self, seconds: float) -> bool:
         if not self._in_flight:
             return False
         end = time.monotonic() + seconds
-        while not self._in_flight[0].end.done():
+        while not self._in_flight[0].end.query():
             if time.monotonic() >= end:
                 return False
             time.sleep(_POLL)
@@ -125,15 +72,17 @@ class OverlappedRunner:
 
     def result(self) -> StepResult:
         sample, start, end = self._in_flight.popleft()
-        end.wait()
+        end.synchronize()
         sampled = NOTHING_SAMPLED if sample is None else sample.result()
-        waited = 0.0 if self._last_end is None else max(0.0, start.since(self._last_end))
+        waited = 0.0
+        if self._last_end is not None:
+            waited = max(0.0, self._last_end.elapsed_time(start) / 1e3)
         self._last_end = end
-        return StepResult(sampled, (StageTime(waited, end.since(start)),))
+        return StepResult(sampled, (StageTime(waited, start.elapsed_time(end) / 1e3),))
 
     def abandon(self) -> None:
         for launched in self._in_flight:
-            launched.end.wait()
+            launched.end.synchronize()
         self._in_flight.clear()
 
     def check(self) -> None:

@@ -39,13 +39,11 @@ class Parameters:
         device: torch.device,
         on_progress: ProgressCallback = lambda share: None,
     ) -> None:
-        """Convert and copy the tensors that `shapes` names, on all cores.
+        """Convert and copy the tensors that `shapes` names, on all cores; `on_progress` gets the
+        share of the bytes that have been copied.
 
         In addition to the tensors this needs the memory of one part for every core, and none on
         CPUs where the checkpoint is not quantised.
-
-        Args:
-            on_progress: called with the share of the bytes that have been copied.
 
         Raises:
             ModelError: the checkpoint lacks one.
@@ -108,17 +106,14 @@ def _allocate(
 ) -> tuple[dict[str, torch.Tensor], int]:
     """Allocate all tensors; return them with the joined ones, and their bytes in all."""
     tensors: dict[str, torch.Tensor] = {}
-    num_bytes = 0
     for joined, parts in joined_tensors(shapes).items():
         rows = [shapes[part][0] for part in parts]
         shape = (sum(rows), *shapes[parts[0]][1:])
         tensors[joined] = torch.empty(shape, dtype=dtype, device=device)
-        num_bytes += tensors[joined].nbytes
         tensors.update(zip(parts, tensors[joined].split(rows), strict=True))
     for name in shapes.keys() - tensors.keys():
         tensors[name] = torch.empty(shapes[name], dtype=dtype, device=device)
-        num_bytes += tensors[name].nbytes
-    return tensors, num_bytes
+    return tensors, sum(tensors[name].nbytes for name in shapes)
 
 
 def _copy(array: Array, target: torch.Tensor) -> None:
@@ -130,14 +125,11 @@ def _copy(array: Array, target: torch.Tensor) -> None:
 
 
 def fill_dummy(tensor: torch.Tensor, source: RandomTensor) -> None:
-    """Fill `tensor` in place with the values of `source`.
+    """Fill `tensor`, [rows, columns] or [elements], contiguous, with the values of `source`.
 
     The values are those of `source.values()`, rounded to the tensor's type, and computed on the
     tensor's device: only the block that they are taken from, 4 MB, is copied there. Rows beyond
     those of `source`, which pad a vocabulary that ranks share, become zeros.
-
-    Args:
-        tensor: [rows, columns] or [elements], contiguous: a whole tensor, or some rows of one.
     """
     *rows, width = source.shape
     count = rows[0] if rows else 1

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from sarathi.backends.step import I32, I64
-from sarathi.backends.torch.attention_backend import LayerCache
+from sarathi.backends.torch.attention_backend import LayerCache, PlannedAttention
 from sarathi.backends.torch.step_inputs import StepArrays, StepInputs
 from sarathi.models.model_config import ModelConfig
 
@@ -57,100 +57,78 @@ class PlainAttention:
     supports_graphs = False
 
     def __init__(
-        self,
-        config: ModelConfig,
-        dtype: torch.dtype,
-        *,
-        one_by_one: bool = False,
+        self, config: ModelConfig, dtype: torch.dtype, *, one_by_one: bool = False
     ) -> None:
-        """Choose how much decodes gather at a time.
+        """Choose how much decodes gather at a time, for a model with the heads of one rank.
 
         Args:
-            config: with the heads of one rank.
-            dtype: of queries, keys and values.
             one_by_one: whether decodes are computed separately: padding changes how sums round.
         """
         self._dtype = dtype
         block = self.block_size * config.num_kv_heads * config.head_dim * dtype.itemsize
+        # Blocks that are gathered for decodes at a time.
         self._most = 1 if one_by_one else _GATHERED // block
 
     def prepare(self, arrays: StepArrays, *, fixed_shape: bool = False) -> StepArrays:
         return arrays
 
-    def plan(self, arrays: StepArrays, inputs: StepInputs) -> _PlainPlan:
-        return _PlainPlan(arrays, self.block_size, self._most, self._dtype)
+    def plan(self, arrays: StepArrays, inputs: StepInputs) -> PlannedAttention:
+        by_window: dict[int, list[_Part]] = {}  # models have one window or two
 
+        def attention(query: torch.Tensor, cache: LayerCache, window: int) -> torch.Tensor:
+            if window not in by_window:
+                by_window[window] = [*self._decodes(arrays, window), *self._prompts(arrays, window)]
+            parts = by_window[window]
+            if len(parts) == 1 and isinstance(parts[0].rows, slice):
+                return parts[0].attention(query, cache)
+            mixed = torch.empty_like(query)
+            for part in parts:
+                mixed[part.rows] = part.attention(query, cache)
+            return mixed
 
-class _PlainPlan:
-    def __init__(self, arrays: StepArrays, block_size: int, most: int, dtype: torch.dtype) -> None:
-        self._arrays = arrays
-        self._block_size = block_size
-        self._most = most  # blocks that are gathered for decodes at a time
-        self._dtype = dtype
-        self._queries = np.diff(arrays.query_starts)
-        self._parts: dict[int, list[_Part]] = {}  # by window: models have one or two
+        return attention
 
-    def attention(self, query: torch.Tensor, cache: LayerCache, window: int) -> torch.Tensor:
-        if window not in self._parts:
-            self._parts[window] = [*self._decodes(window), *self._prompts(window)]
-        parts = self._parts[window]
-        if len(parts) == 1 and isinstance(parts[0].rows, slice):
-            return parts[0].attention(query, cache)
-        mixed = torch.empty_like(query)
-        for part in parts:
-            mixed[part.rows] = part.attention(query, cache)
-        return mixed
-
-    def _decodes(self, window: int) -> Iterator[_Part]:
+    def _decodes(self, arrays: StepArrays, window: int) -> Iterator[_Part]:
         """Group decodes of similar length, so that there is little padding."""
-        chosen = np.flatnonzero(self._queries == 1)
-        positions = self._arrays.contexts[chosen].astype(np.int64) - 1
+        chosen = np.flatnonzero(np.diff(arrays.query_starts) == 1)
+        positions = arrays.contexts[chosen].astype(np.int64) - 1
         firsts = self._first_blocks(positions, window)
-        blocks = positions // self._block_size - firsts + 1
+        blocks = positions // self.block_size - firsts + 1
         for group in _similar(blocks, self._most):
             group.sort()
-            sequences, most = chosen[group], int(blocks[group].max())
-            ids = firsts[group, None] + np.arange(most)
+            sequences = chosen[group]
+            ids = firsts[group, None] + np.arange(blocks[group].max())
             # Entries past the end of a table are masked.
-            ids = np.minimum(ids, self._arrays.tables.shape[1] - 1)
-            tables = self._arrays.tables[sequences[:, None], ids]
-            yield self._part(
-                self._arrays.query_starts[sequences],
-                positions[group, None],
-                firsts[group],
-                tables,
-                window,
-            )
+            tables = arrays.tables[sequences[:, None], np.minimum(ids, arrays.tables.shape[1] - 1)]
+            rows = arrays.query_starts[sequences]
+            yield self._part(rows, positions[group, None], firsts[group], tables, window)
 
-    def _prompts(self, window: int) -> Iterator[_Part]:
+    def _prompts(self, arrays: StepArrays, window: int) -> Iterator[_Part]:
         """Return prompts one by one, long ones in pieces."""
-        for sequence in np.flatnonzero(self._queries > 1):
-            first_row = int(self._arrays.query_starts[sequence])
-            past = int(self._arrays.contexts[sequence] - self._queries[sequence])
-            for start in range(0, int(self._queries[sequence]), _MAX_ROWS):
-                stop = min(start + _MAX_ROWS, int(self._queries[sequence]))
+        queries = np.diff(arrays.query_starts)
+        for sequence in np.flatnonzero(queries > 1):
+            first_row, count = int(arrays.query_starts[sequence]), int(queries[sequence])
+            past = int(arrays.contexts[sequence]) - count
+            for start in range(0, count, _MAX_ROWS):
+                stop = min(start + _MAX_ROWS, count)
                 positions = np.arange(past + start, past + stop)
                 first = self._first_blocks(positions[:1], window)
-                last = int(positions[-1]) // self._block_size
-                tables = self._arrays.tables[sequence, None, int(first[0]) : last + 1]
+                last = int(positions[-1]) // self.block_size
+                tables = arrays.tables[sequence, None, int(first[0]) : last + 1]
                 rows = np.arange(first_row + start, first_row + stop)
                 yield self._part(rows, positions[None], first, tables, window)
 
     def _first_blocks(self, positions: I64, window: int) -> I64:
         """Return the first block that a token at each position sees."""
         oldest = positions - window + 1 if window else np.zeros_like(positions)
-        return np.maximum(oldest, 0) // self._block_size
+        return np.maximum(oldest, 0) // self.block_size
 
     def _part(
         self, rows: I32 | I64, positions: I64, first_blocks: I64, tables: I32, window: int
     ) -> _Part:
-        """Make the mask of queries.
-
-        Args:
-            positions: of the queries, [sequences, queries].
-            first_blocks: where the tables begin in each sequence, [sequences].
-        """
-        first_keys = first_blocks * self._block_size
+        """Make the mask of queries at `positions`, [sequences, queries]; the tables of [sequences]
+        begin with `first_blocks`."""
+        first_keys = first_blocks * self.block_size
         ends = positions[:, -1] - first_keys + 1
         context = int(ends.max())
         keys = first_keys[:, None] + np.arange(context)
@@ -163,8 +141,7 @@ class _PlainPlan:
         causal = causal and (not window or context <= window)
         if not causal and not seen.all():
             mask = torch.zeros(seen.shape, dtype=self._dtype)
-            mask = mask.masked_fill_(torch.from_numpy(~seen), -torch.inf)
-            mask = mask.unsqueeze(1)
+            mask = mask.masked_fill_(torch.from_numpy(~seen), -torch.inf).unsqueeze(1)
         return _Part(
             rows=_as_slice(rows),
             queries=positions.shape[1],

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import psutil
 import torch
@@ -15,8 +15,6 @@ from torch import distributed
 
 from sarathi.errors import ExecutorError
 from sarathi.system.sockets import bracketed, own_address
-
-T = TypeVar("T")
 
 
 class ProcessGroup(Protocol):
@@ -50,11 +48,7 @@ class SingleRank:
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
-    def broadcast(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-    def gather(self, x: torch.Tensor) -> torch.Tensor:
-        return x
+    broadcast = gather = all_reduce
 
     def close(self) -> None:
         pass
@@ -70,12 +64,8 @@ class Rendezvous:
 
     @classmethod
     def open(cls, host: str, timeout: float) -> Rendezvous:
-        """Open it on rank 0.
-
-        Args:
-            host: the address under which the other ranks reach this process; it listens there only.
-            timeout: seconds.
-        """
+        """Open it on rank 0, at the address under which the other ranks reach this process: it
+        listens there only. They have `timeout` seconds for everything they wait for."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             # Torch itself would listen at every address of the machine.
@@ -85,9 +75,8 @@ class Rendezvous:
                 f"this machine cannot be reached under the address {host} ({error.strerror})"
             ) from error
         port = listener.getsockname()[1]
-
-        def make() -> distributed.TCPStore:
-            return distributed.TCPStore(
+        with _errors_as("rank 0 cannot open its store"):
+            store = distributed.TCPStore(
                 host,
                 port,
                 is_master=True,
@@ -95,27 +84,18 @@ class Rendezvous:
                 timeout=timedelta(seconds=timeout),
                 master_listen_fd=listener.detach(),
             )
-
-        return cls(host, port, _translated("rank 0 cannot open its store", make))
+        return cls(host, port, store)
 
     @classmethod
     def join(cls, address: str, timeout: float) -> Rendezvous:
-        """Connect to it from another rank.
-
-        Args:
-            address: of rank 0's store.
-            timeout: seconds.
-        """
+        """Connect, from another rank, to rank 0's store at `address` within `timeout` seconds."""
         host, _, port = address.rpartition(":")
         host = host.strip("[]")
-        message = f"rank 0 of this stage cannot be reached at {address}: is it running?"
-
-        def make() -> distributed.TCPStore:
-            return distributed.TCPStore(
+        with _errors_as(f"rank 0 of this stage cannot be reached at {address}: is it running?"):
+            store = distributed.TCPStore(
                 host, int(port), is_master=False, timeout=timedelta(seconds=timeout)
             )
-
-        return cls(host, int(port), _translated(message, make))
+        return cls(host, int(port), store)
 
 
 class DistributedGroup:
@@ -134,11 +114,8 @@ class DistributedGroup:
     ) -> None:
         """Wait until all ranks have connected.
 
-        Args:
-            timeout: seconds to wait for them, now and in every operation.
-
         Raises:
-            ExecutorError: one does not connect in time.
+            ExecutorError: one does not within `timeout` seconds, as in every operation later on.
         """
         self.rank = rank
         self.size = size
@@ -148,43 +125,45 @@ class DistributedGroup:
                 "this process has a torch.distributed group already: tensor parallelism needs it"
             )
 
-        def make() -> None:
-            # Ranks find each other under the number of groups that a process has made, which a
-            # failed attempt increments and only the end of a group resets: the next group would
-            # wait for keys that no other rank writes. No public function resets it.
-            distributed.distributed_c10d._world.group_count = 0
-            with _gloo_interface(rendezvous.host):
-                distributed.init_process_group(
-                    "nccl" if device.type == "cuda" else "gloo",
-                    store=rendezvous.store,
-                    rank=rank,
-                    world_size=size,
-                    timeout=timedelta(seconds=timeout),
-                    device_id=device if device.type == "cuda" else None,
-                )
-
-        self._run("connect to the other ranks", make)
+        # Ranks find each other under the number of groups that a process has made, which a failed
+        # attempt increments and only the end of a group resets: the next group would wait for keys
+        # that no other rank writes. No public function resets it.
+        distributed.distributed_c10d._world.group_count = 0
+        on_gpu = device.type == "cuda"
+        with self._errors_while("connect to the other ranks"), _gloo_interface(rendezvous.host):
+            distributed.init_process_group(
+                "nccl" if on_gpu else "gloo",
+                store=rendezvous.store,
+                rank=rank,
+                world_size=size,
+                timeout=timedelta(seconds=timeout),
+                device_id=device if on_gpu else None,
+            )
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         if self._reduces:
-            self._run("sum", lambda: distributed.all_reduce(x))
+            with self._errors_while("sum"):
+                distributed.all_reduce(x)
             return x
         # Faster than gloo's own sum for a few ranks on one machine (measured: 0.7 to 0.9 of its
         # time at 1 token, 0.5 to 0.7 at 256), and in an order that does not depend on the size.
         parts = [torch.empty_like(x) for _ in range(self.size)]
-        self._run("sum", lambda: distributed.all_gather(parts, x))
+        with self._errors_while("sum"):
+            distributed.all_gather(parts, x)
         total = parts[0].float()
         for part in parts[1:]:
             total = total + part
         return total.to(x.dtype)
 
     def broadcast(self, x: torch.Tensor) -> torch.Tensor:
-        self._run("receive from rank 0", lambda: distributed.broadcast(x, src=0))
+        with self._errors_while("receive from rank 0"):
+            distributed.broadcast(x, src=0)
         return x
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         parts = [torch.empty_like(x) for _ in range(self.size)] if self.rank == 0 else None
-        self._run("gather logits", lambda: distributed.gather(x, parts, dst=0))
+        with self._errors_while("gather logits"):
+            distributed.gather(x, parts, dst=0)
         return x if parts is None else torch.cat(parts, dim=-1)
 
     def close(self) -> None:
@@ -192,18 +171,18 @@ class DistributedGroup:
         if distributed.is_initialized():
             distributed.destroy_process_group()
 
-    def _run(self, purpose: str, operation: Callable[[], T]) -> T:
-        message = (
+    def _errors_while(self, purpose: str) -> AbstractContextManager[None]:
+        return _errors_as(
             f"rank {self.rank} of {self.size} could not {purpose}: another rank has ended or does "
             "not answer; see its own messages"
         )
-        return _translated(message, operation)
 
 
-def _translated(message: str, operation: Callable[[], T]) -> T:
-    """Run an operation; of torch's long error message, only the first line is kept."""
+@contextmanager
+def _errors_as(message: str) -> Iterator[None]:
+    """Raise `ExecutorError`s with a message; of torch's long one, only the first line is kept."""
     try:
-        return operation()
+        yield
     except (RuntimeError, ValueError, OSError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ExecutorError(f"{message} ({lines[0][:200]})") from error

@@ -82,12 +82,7 @@ def step_arrays(step: Step, block_size: int) -> StepArrays:
 
 
 def resolve_tokens(token_ids: torch.Tensor, last_tokens: torch.Tensor) -> None:
-    """Replace token ids that refer to a slot by its last token; see `Step.token_ids`.
-
-    Args:
-        token_ids: [T], written to.
-        last_tokens: [slots].
-    """
+    """Replace those of `token_ids` that refer to a slot by its last token; see `Step.token_ids`."""
     slots = (-1 - token_ids).clamp_(min=0)
     torch.where(token_ids < 0, last_tokens[slots], token_ids, out=token_ids)
 
@@ -104,25 +99,20 @@ def padded(
 ) -> StepArrays:
     """Pad decodes to `size` sequences, with block tables of `width` entries.
 
-    The padding sequences have one token each, all in the same slot of `spare_block`. All rows are
-    sampled, in order.
-
-    Args:
-        arrays: of decodes only, of `size` sequences and `width` entries at most.
-        spare_block: a block of no sequence.
+    The padding sequences have one token each, all in the same slot of `spare_block`, which belongs
+    to no sequence. All rows are sampled, in order.
     """
     count, used = arrays.tables.shape
     more = size - count
     tables = np.zeros((size, width), np.int32)
     tables[:count, :used] = arrays.tables
     tables[count:, 0] = spare_block
-    contexts = np.append(arrays.contexts, np.ones(more, np.int32))
     return StepArrays(
         token_ids=np.append(arrays.token_ids, np.zeros(more, np.int64)),
         positions=np.append(arrays.positions, np.zeros(more, np.int64)),
         slots=np.append(arrays.slots, np.full(more, spare_block * block_size, np.int64)),
         query_starts=np.arange(size + 1, dtype=np.int32),
-        contexts=contexts,
+        contexts=np.append(arrays.contexts, np.ones(more, np.int32)),
         tables=tables,
         sample_rows=np.arange(size, dtype=np.int64),
     )
@@ -131,13 +121,11 @@ def padded(
 def upload(
     arrays: StepArrays, device: torch.device, into: torch.Tensor | None = None
 ) -> StepInputs:
-    """Copy the arrays of a step to a device, all in one copy.
+    """Copy the arrays of a step to a device, all in one copy, into new memory, or into `num_bytes`
+    there, where they keep their addresses.
 
     On a GPU the copy is asynchronous, and several may be in flight: torch reuses pinned memory
     only once the copies out of it are done.
-
-    Args:
-        into: `num_bytes` on the device, where they keep their addresses; None for new memory.
     """
     if device.type == "cpu":
         return _inputs([torch.from_numpy(array) for array in _flat(arrays)])

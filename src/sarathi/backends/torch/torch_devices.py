@@ -6,9 +6,12 @@ import gc
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -18,7 +21,6 @@ import torch
 from sarathi.backends.registry import Device, Precision
 from sarathi.errors import ExecutorError
 from sarathi.models.weights import Array
-from sarathi.system.machine import available_memory
 
 # Of the oldest GPUs that the kernels are compiled for (A100): bfloat16, asynchronous copies.
 _MIN_CAPABILITY = (8, 0)
@@ -45,11 +47,7 @@ def gpu_names() -> tuple[str, ...]:
 
 
 def find_device(name: Device | None = None, index: int = 0) -> torch.device:
-    """Return a device after checking that it can be used.
-
-    Args:
-        name: None for `default_device`.
-        index: which GPU.
+    """Return a device, `default_device` for None, or one of the GPUs, if it can be used.
 
     Raises:
         ExecutorError: there is no such GPU, it is too old, or Triton or its compiler is missing.
@@ -63,11 +61,6 @@ def find_device(name: Device | None = None, index: int = 0) -> torch.device:
             "--device cpu needs none"
         )
     device = torch.device("cuda", index)
-    _check_gpu(device)
-    return device
-
-
-def _check_gpu(device: torch.device) -> None:
     capability = torch.cuda.get_device_capability(device)
     if capability < _MIN_CAPABILITY:
         raise ExecutorError(
@@ -81,6 +74,7 @@ def _check_gpu(device: torch.device) -> None:
             "or `pip install triton`"
         )
     _check_compiler()
+    return device
 
 
 def _check_compiler() -> None:
@@ -97,24 +91,18 @@ def _check_compiler() -> None:
 
 
 def gpu_memory(utilization: float) -> tuple[int, ...]:
-    """Return the bytes of each GPU that weights and KV cache may use together.
-
-    Args:
-        utilization: share of a GPU's memory.
-    """
+    """Return the bytes of each GPU, a share of its memory, that weights and KV cache may use."""
     found = (torch.cuda.mem_get_info(index) for index in range(num_gpus()))
     return tuple(max(0, int(total * utilization) - (total - free)) for free, total in found)
 
 
 def free_memory(device: torch.device, utilization: float, run_largest: Callable[[], None]) -> int:
-    """Return the bytes that are left for a KV cache while the largest step runs.
+    """Return the bytes of a GPU that are left for a KV cache while the largest step runs.
 
     Args:
-        utilization: share of a GPU's memory that may be used, weights included.
-        run_largest: runs it; on a GPU, its memory is measured.
+        utilization: share of the GPU's memory that may be used, weights included.
+        run_largest: runs that step, whose memory is measured.
     """
-    if device.type == "cpu":
-        return available_memory()
     release_memory(device)
     torch.cuda.reset_peak_memory_stats(device)
     run_largest()
@@ -175,3 +163,40 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return pinned.copy_(tensor, non_blocking=True)
+
+
+@contextmanager
+def computing(device: torch.device) -> Iterator[None]:
+    """Let the calling thread compute on a device: it need not be the one that loaded the model."""
+    with torch.inference_mode():
+        if device.index is not None and device.type == "cuda":
+            torch.cuda.set_device(device)
+        yield
+
+
+class HostEvent:
+    """As `torch.cuda.Event`, on a CPU, where all launched work has been computed."""
+
+    def __init__(self) -> None:
+        self._at = time.monotonic()
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, other: Any) -> float:
+        return float(1e3 * (other._at - self._at))
+
+
+DeviceEvent: TypeAlias = "torch.cuda.Event | HostEvent"
+
+
+def record_event(device: torch.device, *, timing: bool = False) -> DeviceEvent:
+    """Record an event on the current stream of a device; `timing` is for `elapsed_time`."""
+    if device.type == "cpu":
+        return HostEvent()
+    event: torch.cuda.Event = torch.cuda.Event(enable_timing=timing)
+    event.record()
+    return event

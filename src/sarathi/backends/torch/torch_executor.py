@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from sarathi.backends.executor import ProgressCallback
-from sarathi.backends.registry import GPU_MEMORY_UTILIZATION, Device, KvPrecision, Precision
+from sarathi.backends.executor import (
+    Backend,
+    DeviceMemory,
+    ExecutorPart,
+    ProgressCallback,
+    check_step_for,
+)
+from sarathi.backends.registry import ExecutorOptions, KvPrecision, Precision
+from sarathi.backends.runner import InlineRunner, Runner
 from sarathi.backends.self_check import check_deterministic, check_model, checked_part
-from sarathi.backends.step import Step, StepPart, check_step, join_parts
-from sarathi.backends.torch.attention_backend import LayerCache, PlannedAttention, choose_attention
-from sarathi.backends.torch.attention_check import check_attention
+from sarathi.backends.step import Step, StepPart, join_parts
+from sarathi.backends.torch import torch_devices as devices
+from sarathi.backends.torch.attention_backend import (
+    LayerCache,
+    PlannedAttention,
+    block_size,
+    check_attention,
+    choose_attention,
+)
 from sarathi.backends.torch.cuda_graphs import CudaGraph, DecodeGraphs, GraphMemory, graph_sizes
 from sarathi.backends.torch.kernels import check_vocabulary, uses_triton
 from sarathi.backends.torch.parameters import Parameters, ServedWeights
-from sarathi.backends.torch.process_group import ProcessGroup, SingleRank
+from sarathi.backends.torch.process_group import DistributedGroup, Rendezvous, SingleRank
 from sarathi.backends.torch.step_inputs import (
     StepArrays,
     StepInputs,
@@ -28,30 +42,22 @@ from sarathi.backends.torch.step_inputs import (
     step_arrays,
     upload,
 )
-from sarathi.backends.torch.torch_devices import (
-    DTYPES,
-    as_array,
-    as_tensor,
-    default_precision,
-    find_device,
-    free_memory,
-    release_memory,
-    to_device,
-    to_host,
-)
 from sarathi.backends.torch.torch_operations import (
-    Rotary,
     TensorParallelRank,
     TorchOperations,
     elementwise_kernels,
 )
 from sarathi.errors import ExecutorError
-from sarathi.models.decoder import Stage, forward, whole_model
-from sarathi.models.model_config import ModelConfig
+from sarathi.models.decoder import forward
+from sarathi.models.model import Model
+from sarathi.models.rope import rope_tables
 from sarathi.models.sharding import Shard, ShardedWeights, shard_config, shard_shapes, vocabulary
-from sarathi.models.weights import Array, Weights
-from sarathi.sampling.sampler import Sampler, StepSampler
-from sarathi.system.machine import usable_cores
+from sarathi.models.weights import Array
+from sarathi.sampling.sampler import Sampler
+from sarathi.system.machine import available_memory, usable_cores
+
+if TYPE_CHECKING:
+    from sarathi.backends.torch.torch_sampler import TorchSampler
 
 _PROMPT = 256  # tokens; enough for prefill tiles, for any number of heads
 _CONTEXT = 4096  # tokens; the keys of a decode this long are split
@@ -63,20 +69,14 @@ def warm_up_steps(block_size: int, max_position: int) -> list[Step]:
     Together they need every kernel once, so that none is compiled while requests wait. They read
     and write KV block 0 only.
     """
-
     prompt = _dummy_part(0, min(_PROMPT, max_position), block_size)
     decode = _dummy_part(min(_CONTEXT, max_position) - 1, 1, block_size)
     return [join_parts(parts, block_size) for parts in ([prompt], [prompt, decode], [decode])]
 
 
 def largest_step(num_tokens: int, num_sequences: int, block_size: int) -> Step:
-    """Return a step with as many tokens and sampled rows as possible, of whole prompts.
-
-    Like `warm_up_steps` it reads and writes KV block 0 only.
-
-    Args:
-        num_tokens: divided among the sequences.
-    """
+    """Return a step with as many tokens, divided among whole prompts, and as many sampled rows as
+    possible. Like `warm_up_steps` it reads and writes KV block 0 only."""
     num_sequences = min(num_sequences, num_tokens)
     starts = np.linspace(0, num_tokens, num_sequences + 1).astype(int)
     return join_parts([_dummy_part(0, new, block_size) for new in np.diff(starts)], block_size)
@@ -91,79 +91,61 @@ logger = logging.getLogger(__name__)
 
 class TorchExecutor:
     """See `backends.executor.Executor`. Several ranks execute the same steps at the same time,
-    and likewise check themselves; the output is on rank 0.
-
-    Raises:
-        ExecutorError: there is no such device, or it has too little memory.
-        ModelError: the layers cannot be divided equally, or the checkpoint lacks a tensor.
-    """
+    and likewise check themselves; the output is on rank 0."""
 
     def __init__(
         self,
-        config: ModelConfig,
-        weights: Weights,
-        *,
-        stage: Stage | None = None,
-        shard: Shard | None = None,
-        group: ProcessGroup | None = None,
-        max_position: int,
-        precision: Precision | None = None,
-        device: Device | None = None,
-        device_index: int = 0,
-        num_threads: int | None = None,
-        deterministic: bool = False,
-        max_batch_size: int = 128,
+        model: Model,
+        options: ExecutorOptions,
+        part: ExecutorPart,
         on_progress: ProgressCallback = lambda share: None,
     ) -> None:
-        """Read the weights.
+        """Read the weights of the part; `on_progress` gets the share that has been read.
 
-        Args:
-            config: the whole model's; likewise `weights`, of which only this rank's share is read.
-            stage: the layers to compute; None for all.
-            shard: this rank's share of them; None for all of it.
-            group: the ranks of the stage, `shard.count` of them; None for a single one.
-            max_position: tokens, prompt and output together, of the longest sequence.
-            precision: None for `default_precision`.
-            device: None for a GPU if there is one.
-            device_index: which GPU.
-            num_threads: of the whole process, on a CPU; None for one a core.
-            deterministic: whether logits must not depend on what else is in a step.
-            max_batch_size: up to which decodes are captured in graphs, on a GPU.
-            on_progress: called with the share of the weights that has been read.
+        Raises:
+            ExecutorError: there is no such device, or it has too little memory.
+            ModelError: the layers cannot be divided equally, or the checkpoint lacks a tensor.
         """
-        self.config = config
-        self.stage = stage or whole_model(config)
-        self.shard = shard or Shard()
-        self.max_position = max_position
-        self.device = find_device(device, device_index)
-        self.precision: Precision = precision or default_precision(self.device.type)
+        self.config = config = model.config
+        self.stage = part.stage
+        self.shard = part.shard
+        self.max_position = options.max_position
+        self.device = process_device(options, part.local_rank)
+        self.precision: Precision = options.precision or devices.default_precision(self.device.type)
         self.kv_precision: KvPrecision = self.precision
-        self.deterministic = deterministic
+        self.deterministic = options.deterministic
         self.num_blocks = 0
-        self._dtype = DTYPES[self.precision]
+        self._options = options
+        self._dtype = devices.DTYPES[self.precision]
         self._local = shard_config(config, self.shard.count)
-        self._max_batch_size = max_batch_size
         if self.device.type == "cpu":
-            torch.set_num_threads(num_threads or usable_cores())
+            torch.set_num_threads(part.threads or usable_cores())
         if uses_triton(self.device):
             check_vocabulary(config.vocab_size)
-        self._attention = choose_attention(self._local, self._dtype, self.device, deterministic)
+        self._attention = choose_attention(
+            self._local, self._dtype, self.device, self.deterministic
+        )
         with _out_of_memory_error("the weights"):
             self._parameters = Parameters(
-                ShardedWeights(weights, config, self.shard),
+                ShardedWeights(model.weights, config, self.shard),
                 shard_shapes(config, self.stage, self.shard),
                 self._dtype,
                 self.device,
                 on_progress,
             )
+        cos, sin = (
+            torch.from_numpy(table).to(self.device)
+            for table in rope_tables(config.inv_freq, self.max_position)
+        )
         self._rank = TensorParallelRank(
             config=self._local,
             vocabulary=vocabulary(config, self.shard),
             parameters=self._parameters,
-            rotary=Rotary(config, max_position, self.device),
+            cos=cos,
+            sin=sin,
             kernels=elementwise_kernels(self._local, self.device),
-            group=group or SingleRank(),
-            deterministic=deterministic,
+            group=part.group or SingleRank(),
+            deterministic=self.deterministic,
         )
         self.block_size = self._attention.block_size
         self._caches: dict[int, LayerCache] = {}
@@ -184,69 +166,53 @@ class TorchExecutor:
         """See `Executor`. On a GPU kernels are compiled, unless Triton's cache has them, and
         decodes are captured in graphs; each takes some seconds."""
         self._release()
-        with _out_of_memory_error("the KV cache"), self.computing():
+        with _out_of_memory_error("the KV cache"), devices.computing(self.device):
             self._make_caches(num_blocks)
             if self.device.type == "cuda":
                 self._warm_up()
                 self._graphs = self._capture()
 
-    def free_memory(
-        self,
-        max_tokens: int,
-        max_batch_size: int,
-        gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION,
-    ) -> int:
-        """Return the bytes that are left for the KV cache; an earlier one is released.
-
-        On a GPU the largest step is run to measure its memory, so all ranks call this together.
-
-        Args:
-            max_tokens: of a step.
-            max_batch_size: sequences of a step.
-            gpu_memory_utilization: share of a GPU's memory that may be used, weights included.
-        """
+    def free_memory(self) -> DeviceMemory:
+        """See `Executor`. An earlier cache is released. On a GPU the largest step is run to measure
+        its memory, so all ranks call this together."""
+        options, host = self._options, platform.node()
+        self._release()
+        if self.device.type == "cpu":
+            return DeviceMemory(host, available_memory(), shared=True)
 
         def run_largest() -> None:
-            num_sequences = max(max_batch_size, -(-max_tokens // self.max_position))
-            step = largest_step(max_tokens, num_sequences, self.block_size)
-            hidden = torch.zeros((max_tokens, self.config.hidden_size), dtype=self._dtype)
-            self.execute(step, None if self.stage.first else as_array(hidden))
+            sequences = max(options.max_batch_size, -(-options.max_tokens // self.max_position))
+            step = largest_step(options.max_tokens, sequences, self.block_size)
+            self.execute(step, self._any_hidden(step))
 
+        self._make_caches(1)
+        with _out_of_memory_error(f"a step of {options.max_tokens} tokens"):
+            free = devices.free_memory(self.device, options.gpu_memory_utilization, run_largest)
         self._release()
-        if self.device.type == "cuda":
-            self._make_caches(1)
-        with _out_of_memory_error(f"a step of {max_tokens} tokens"):
-            free = free_memory(self.device, gpu_memory_utilization, run_largest)
-        self._release()
-        return free
+        return DeviceMemory(f"GPU {self.device.index} of {host}", free, shared=False)
 
     def check(self) -> None:
         """See `Executor`. For a large model this checks attention and some of the layers. Several
         ranks check their attention alone: none has the weights for the reference."""
-        with self.computing():
+        with devices.computing(self.device):
             check_attention(self._attention, self._local, self._dtype, self.device)
         if self.shard.count == 1:
-            with self._computing_only(checked_part(self.config, self.stage)):
+            stage, graphs = self.stage, self._graphs
+            part = checked_part(self.config, stage)
+            if part != stage:  # CUDA graphs contain all layers
+                self.stage, self._graphs = part, None
+            try:
                 check_model(self, ServedWeights(self._parameters))
+            finally:
+                self.stage, self._graphs = stage, graphs
         if self.deterministic:
             check_deterministic(self)
-
-    @contextmanager
-    def _computing_only(self, part: Stage) -> Iterator[None]:
-        """Compute some of the layers only; CUDA graphs contain all of them."""
-        stage, graphs = self.stage, self._graphs
-        if part != stage:
-            self.stage, self._graphs = part, None
-        try:
-            yield
-        finally:
-            self.stage, self._graphs = stage, graphs
 
     def warming_up(self) -> AbstractContextManager[None]:
         """See `Executor`: there is no memory to give back."""
         return nullcontext()
 
-    def make_sampler(self) -> StepSampler:
+    def make_sampler(self) -> Sampler | TorchSampler:
         """See `Executor`: on GPUs the sampler runs there, too."""
         if not uses_triton(self.device):
             return Sampler(self.config.vocab_size)
@@ -257,11 +223,20 @@ class TorchExecutor:
         sampler.warm_up()
         return sampler
 
+    def make_runner(self) -> Runner:
+        sampler = self.make_sampler()
+        if isinstance(sampler, Sampler):
+            return InlineRunner(self, sampler)
+        # Imported here: CPUs do without Triton.
+        from sarathi.backends.torch.overlapped_runner import OverlappedRunner
+
+        return OverlappedRunner(self, sampler)
+
     def logits(self, step: Step, received: Array | None = None) -> Any:
-        with self.computing():
+        with devices.computing(self.device):
             output = self.launch(step, received)
             if not uses_triton(self.device):
-                return as_array(output)
+                return devices.as_array(output)
             if self.device.type == "cuda":
                 output = output.clone()  # the next step may be replayed into the same memory
                 torch.cuda.current_stream(self.device).synchronize()
@@ -269,35 +244,19 @@ class TorchExecutor:
 
     def execute(self, step: Step, received: Array | None = None) -> Array:
         """Run a step; see `Executor`. Ranks but the first have only their own columns of logits."""
-        with self.computing():
-            output = to_host(self.launch(step, received))
+        with devices.computing(self.device):
+            output = devices.to_host(self.launch(step, received))
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()
-            return as_array(output)
+            return devices.as_array(output)
 
     def launch(
-        self,
-        step: Step,
-        received: Array | None = None,
-        last_tokens: torch.Tensor | None = None,
+        self, step: Step, received: Array | None = None, last_tokens: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Launch a step, within `computing`, and return its output on the device.
-
-        The device need not have computed it yet. Otherwise as `execute`.
-
-        Args:
-            last_tokens: the token sampled last for each slot, int64, on the device; for steps that
-                refer to them.
-        """
-        num_slots = 0 if last_tokens is None else len(last_tokens)
-        check_step(
-            step,
-            num_blocks=self.num_blocks,
-            block_size=self.block_size,
-            vocab_size=self.config.vocab_size,
-            max_position=self.max_position,
-            num_slots=num_slots,
-        )
+        """Launch a step, within `devices.computing`, and return its output on the device, which
+        need not have computed it yet. Otherwise as `execute`. Steps may refer to the token sampled
+        last for each slot, int64, on the device."""
+        check_step_for(self, step, num_slots=0 if last_tokens is None else len(last_tokens))
         arrays = step_arrays(step, self.block_size)
         if arrays.token_ids.min() >= 0:
             last_tokens = None  # all tokens are known
@@ -305,7 +264,7 @@ class TorchExecutor:
         if self._graphs is not None and self._graphs.accepts(arrays):
             output = self._graphs.run(arrays, hidden, last_tokens)
             if self.stage.last and len(arrays.sample_rows) < len(output):
-                output = output[to_device(arrays.sample_rows, self.device)]
+                output = output[devices.to_device(arrays.sample_rows, self.device)]
             return output
         arrays = self._attention.prepare(arrays)
         inputs = upload(arrays, self.device)
@@ -318,7 +277,7 @@ class TorchExecutor:
         if self.stage.first:
             return None
         if received is not None:
-            return as_tensor(received, self._dtype).to(self.device)
+            return devices.as_tensor(received, self._dtype).to(self.device)
         shape = (num_tokens, self.config.hidden_size)
         return torch.empty(shape, dtype=self._dtype, device=self.device)
 
@@ -331,11 +290,14 @@ class TorchExecutor:
     def _warm_up(self) -> None:
         """Compile all kernels; nothing may be compiled while a graph is captured."""
         for step in warm_up_steps(self.block_size, self.max_position):
-            hidden = None
-            if not self.stage.first:
-                shape = (len(step.token_ids), self.config.hidden_size)
-                hidden = as_array(torch.zeros(shape, dtype=self._dtype))
-            self.execute(step, hidden)
+            self.execute(step, self._any_hidden(step))
+
+    def _any_hidden(self, step: Step) -> Array | None:
+        """Return zeros for the hidden states of a step; None for the first stage."""
+        if self.stage.first:
+            return None
+        shape = (len(step.token_ids), self.config.hidden_size)
+        return devices.as_array(torch.zeros(shape, dtype=self._dtype))
 
     def _capture(self) -> DecodeGraphs | None:
         # Communication between ranks is not captured: that has never been tried.
@@ -355,7 +317,7 @@ class TorchExecutor:
 
         try:
             return DecodeGraphs(
-                graph_sizes(self._max_batch_size),
+                graph_sizes(self._options.max_batch_size),
                 capture,
                 width=-(-self.max_position // self.block_size),
                 block_size=self.block_size,
@@ -367,14 +329,6 @@ class TorchExecutor:
             reason = str(error).strip().split("\n", 1)[0]
             logger.warning("decodes run without CUDA graphs, which is slower: %s", reason)
             return None
-
-    @contextmanager
-    def computing(self) -> Iterator[None]:
-        """Let the calling thread compute: it need not be the one that has loaded the model."""
-        with torch.inference_mode():
-            if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)
-            yield
 
     def _make_caches(self, num_blocks: int) -> None:
         # One more than requested, for the padding rows of CUDA graphs.
@@ -388,7 +342,7 @@ class TorchExecutor:
         self._graphs = None
         self._caches = {}
         self.num_blocks = 0
-        release_memory(self.device)
+        devices.release_memory(self.device)
 
 
 @contextmanager
@@ -402,3 +356,63 @@ def _out_of_memory_error(purpose: str) -> Iterator[None]:
         if "allocate memory" not in str(error):
             raise
         raise ExecutorError(f"this machine has no memory for {purpose}") from error
+
+
+# Seconds that ranks wait for each other. In later stages that includes the time of those before,
+# where a long prompt in one chunk takes its time. The engine notices sooner when a rank dies.
+_RANK_TIMEOUT = 300.0
+_CONNECT_TIMEOUT = 60.0  # seconds to reach rank 0, which runs already
+
+
+class TorchBackend(Backend):
+    """Executors on CPUs and GPUs, one for each rank of a stage."""
+
+    def __init__(self, options: ExecutorOptions) -> None:
+        self._options = options
+        self._device = options.device or devices.default_device()
+
+    @property
+    def uses_gpu(self) -> bool:
+        return self._device == "cuda"
+
+    @property
+    def gpu_names(self) -> tuple[str, ...]:
+        return devices.gpu_names() if self.uses_gpu else ()
+
+    @property
+    def gpu_memory(self) -> tuple[int, ...]:
+        share = self._options.gpu_memory_utilization
+        return devices.gpu_memory(share) if self.uses_gpu else ()
+
+    @property
+    def block_size(self) -> int:
+        return block_size(devices.find_device(self._device))
+
+    def choose_precisions(self) -> tuple[Precision, KvPrecision]:
+        precision = self._options.precision or devices.default_precision(self._device)
+        return precision, precision
+
+    def create_executor(
+        self, model: Model, part: ExecutorPart, on_progress: ProgressCallback
+    ) -> TorchExecutor:
+        return TorchExecutor(model, self._options, part, on_progress)
+
+    def open_rendezvous(self, host: str | None) -> Rendezvous:
+        return Rendezvous.open(host or "127.0.0.1", _RANK_TIMEOUT)
+
+    def init_process_group(
+        self, rendezvous: Rendezvous | str, shard: Shard, local_rank: int
+    ) -> DistributedGroup:
+        if isinstance(rendezvous, str):
+            rendezvous = Rendezvous.join(rendezvous, _CONNECT_TIMEOUT)
+        device = process_device(self._options, local_rank)
+        return DistributedGroup(rendezvous, shard.rank, shard.count, device, _RANK_TIMEOUT)
+
+
+def process_device(options: ExecutorOptions, local_rank: int) -> torch.device:
+    """Return the device of a process after checking that it can be used.
+
+    GPUs are given round-robin, since a cluster shows each process only its own.
+    """
+    index = (options.first_gpu + local_rank) % max(1, devices.num_gpus())
+    return devices.find_device(options.device, index)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
@@ -19,7 +19,9 @@ from sarathi.backends.torch.process_group import ProcessGroup
 from sarathi.backends.torch.step_inputs import StepInputs
 from sarathi.models.decoder import attention_module
 from sarathi.models.model_config import ModelConfig
-from sarathi.models.rope import rope_tables
+
+if TYPE_CHECKING:
+    from sarathi.backends.torch.kernels.elementwise_kernels import TritonElementwise
 
 ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": functional.silu,
@@ -52,20 +54,29 @@ class TokenRows:
     slots: torch.Tensor  # [tokens], block * block_size + offset in the block
 
 
-class ElementwiseKernels(Protocol):
-    """Elementwise operations for the model of one executor."""
+class PlainElementwise:
+    """Elementwise operations for the model of one executor: torch's own, on any device."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._eps = config.norm_eps
+        self._activation = ACTIVATIONS[config.activation]
 
     def norm(self, x: torch.Tensor, weights: NormWeights) -> torch.Tensor:
-        """Normalise over the last dimension: LayerNorm if there is a bias, otherwise RMSNorm.
-
-        Args:
-            x: [tokens, features], contiguous.
-        """
+        """Normalise [tokens, features], contiguous, over the last dimension: LayerNorm if there is
+        a bias, otherwise RMSNorm."""
+        weight, bias = weights.weight, weights.bias
+        if bias is None:
+            normed = functional.rms_norm(x.float(), weight.shape, weight, self._eps)
+        else:
+            normed = functional.layer_norm(x.float(), weight.shape, weight, bias, self._eps)
+        return normed.to(x.dtype)
 
     def add_norm(
         self, residual: torch.Tensor, delta: torch.Tensor, weights: NormWeights
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return `residual + delta`, rounded to the served precision, and the norm of it."""
+        x = residual + delta
+        return x, self.norm(x, weights)
 
     def rope_and_cache(
         self,
@@ -85,45 +96,6 @@ class ElementwiseKernels(Protocol):
         Returns:
             The queries, [tokens, heads, head_dim], contiguous.
         """
-
-    def gated(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """Compute `activation(gate) * up`, [tokens, inner], contiguous.
-
-        Args:
-            gate_up: [tokens, 2 * inner], the gates first; rows may be apart.
-        """
-
-
-class PlainElementwise:
-    """See `ElementwiseKernels`: torch's own operations, on any device."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        self._eps = config.norm_eps
-        self._activation = ACTIVATIONS[config.activation]
-
-    def norm(self, x: torch.Tensor, weights: NormWeights) -> torch.Tensor:
-        weight, bias = weights.weight, weights.bias
-        if bias is None:
-            normed = functional.rms_norm(x.float(), weight.shape, weight, self._eps)
-        else:
-            normed = functional.layer_norm(x.float(), weight.shape, weight, bias, self._eps)
-        return normed.to(x.dtype)
-
-    def add_norm(
-        self, residual: torch.Tensor, delta: torch.Tensor, weights: NormWeights
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        x = residual + delta
-        return x, self.norm(x, weights)
-
-    def rope_and_cache(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        tokens: TokenRows,
-        cache: LayerCache,
-        head_norms: HeadNorms | None,
-    ) -> torch.Tensor:
         if head_norms is not None:
             query = self.norm(query, head_norms.query)
             key = self.norm(key, head_norms.key)
@@ -131,11 +103,15 @@ class PlainElementwise:
         return _apply_rope(query, tokens)
 
     def gated(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """Compute `activation(gate) * up`, [tokens, inner], contiguous, from [tokens, 2 * inner],
+        the gates first; rows may be apart."""
         gate, up = gate_up.chunk(2, dim=-1)
         return self._activation(gate).mul_(up)
 
 
-def elementwise_kernels(config: ModelConfig, device: torch.device) -> ElementwiseKernels:
+def elementwise_kernels(
+    config: ModelConfig, device: torch.device
+) -> PlainElementwise | TritonElementwise:
     """Choose the fastest implementation for a device."""
     if uses_triton(device):
         from sarathi.backends.torch.kernels.elementwise_kernels import TritonElementwise
@@ -169,23 +145,11 @@ class TensorParallelRank:
     config: ModelConfig  # with this rank's heads and features
     vocabulary: range  # token ids whose embeddings are here
     parameters: Parameters
-    rotary: Rotary
-    kernels: ElementwiseKernels
+    cos: torch.Tensor  # [max_position, head_dim / 2], of the rotary embedding's angles
+    sin: torch.Tensor
+    kernels: PlainElementwise | TritonElementwise
     group: ProcessGroup
     deterministic: bool = False  # whether rows must not depend on their number
-
-
-class Rotary:
-    """Cosines and sines of the rotary embedding's angles, by position."""
-
-    def __init__(self, config: ModelConfig, max_position: int, device: torch.device) -> None:
-        cos, sin = rope_tables(config.inv_freq, max_position)
-        self._cos = torch.from_numpy(cos).to(device)
-        self._sin = torch.from_numpy(sin).to(device)
-
-    def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the rows of both, [tokens, head_dim / 2] each."""
-        return self._cos[positions], self._sin[positions]
 
 
 class TorchOperations:
@@ -206,7 +170,9 @@ class TorchOperations:
         self._planned = planned
         self._caches = caches
         self._hidden = hidden
-        self._tokens = TokenRows(*rank.rotary.at(inputs.positions), inputs.slots)
+        self._tokens = TokenRows(
+            rank.cos[inputs.positions], rank.sin[inputs.positions], inputs.slots
+        )
 
     def embed(self, weight: str) -> torch.Tensor:
         ids, here = self._inputs.token_ids, self._rank.vocabulary
@@ -256,7 +222,7 @@ class TorchOperations:
             self._head_norms(layer) if self._config.qk_norm else None,
         )
         window = self._config.sliding_windows[layer]
-        return self._planned.attention(heads, cache, window).flatten(1)
+        return self._planned(heads, cache, window).flatten(1)
 
     def gated(self, x: torch.Tensor, name: str, bias: bool) -> torch.Tensor:
         return self._rank.kernels.gated(self.linear(x, f"{name}.{GATE_UP}", bias))

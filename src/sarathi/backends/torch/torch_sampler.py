@@ -6,8 +6,7 @@ the host's memory, which is what `sampling.sampler.Sampler` is for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,13 @@ from sarathi.backends.torch.kernels.sampling_kernels import (
     ROW,
     Tiles,
 )
-from sarathi.backends.torch.torch_devices import to_device, to_host
+from sarathi.backends.torch.torch_devices import (
+    DeviceEvent,
+    computing,
+    record_event,
+    to_device,
+    to_host,
+)
 from sarathi.sampling.categorical import NO_TOP_K, uniforms
 from sarathi.sampling.logits_processors import LogitsEdits, RequestTokens
 from sarathi.sampling.logprobs import TokenLogprobs, assemble
@@ -42,23 +47,21 @@ from sarathi.sampling.sampler import (
 I64 = NDArray[np.int64]
 
 _EDIT_BLOCK = 1024
+_GPU_TILES = Tiles()
 
-# The edits of a slot on the device, by slot.
-_EDITS = np.dtype(
-    [
-        ("marks", np.int64),  # rows of the tables, -1 for none
-        ("biases", np.int64),
-        ("repetition", np.float32),
-        ("frequency", np.float32),
-        ("presence", np.float32),
-    ]
+# The edits of a slot on the device.
+_EDITS = (
+    ("marks", np.int64),  # rows of the tables, -1 for none
+    ("biases", np.int64),
+    ("repetition", np.float32),
+    ("frequency", np.float32),
+    ("presence", np.float32),
 )
 _WARM_UP = (
     SamplingParams(temperature=0),
     SamplingParams(temperature=0, presence_penalty=1.0),
     SamplingParams(temperature=0, logprobs=1),
 )
-_NO_EDITS = np.array((-1, -1, 1, 0, 0), _EDITS)
 
 
 class TorchSampler:
@@ -78,24 +81,27 @@ class TorchSampler:
     32 KiB for each row that truncates or lists log probabilities.
     """
 
-    def __init__(self, vocab_size: int, device: torch.device, tiles: Tiles | None = None) -> None:
-        """Allocate nothing yet: memory grows with the requests.
-
-        Args:
-            tiles: how the kernels work on a row; None for what suits GPUs.
+    def __init__(self, vocab_size: int, device: torch.device, tiles: Tiles = _GPU_TILES) -> None:
+        """Allocate nothing yet: memory grows with the requests. The default tiles suit GPUs.
 
         Raises:
             ExecutorError: the vocabulary is larger than the kernels' sums allow.
             ValueError: the block is too small for the log probabilities that may be requested.
         """
         check_vocabulary(vocab_size)
-        self._tiles = tiles or Tiles()
-        if self._tiles.block < MAX_LOGPROBS:
-            raise ValueError(f"block is {self._tiles.block}, expected at least {MAX_LOGPROBS}")
+        if tiles.block < MAX_LOGPROBS:
+            raise ValueError(f"block is {tiles.block}, expected at least {MAX_LOGPROBS}")
+        self._tiles = tiles
         self.vocab_size = vocab_size
+        self._launch_options = {
+            "VOCAB": vocab_size,
+            "BLOCK": tiles.block,
+            "WAYS": tiles.ways,
+            "num_warps": tiles.num_warps,
+            "enable_fp_fusion": False,
+        }
         self._device = device
-        self._slots = Slots()
-        self._edits: NDArray[Any] = np.zeros(0, _EDITS)
+        self._slots = Slots(_EDITS)
         self._observing: dict[int, _Observed] = {}
         self._marks = _RowTable(vocab_size, torch.int32, device)
         self._biases = _RowTable(vocab_size, torch.float32, device)
@@ -116,19 +122,20 @@ class TorchSampler:
         tokens = RequestTokens(prompt_ids, output_ids, eos_ids, self.vocab_size)
         edits = LogitsEdits(params, tokens)
         slot = self._slots.open(params, edits, self.vocab_size, len(output_ids))
-        with _computing(self._device):
-            self._grow(len(self._slots.records))
-            if self._slots.records[slot]["needs"] & CHANGED:
-                penalties = edits.penalties
-                self._edits[slot] = (
-                    self._marks.add(_token_marks(edits, self.vocab_size)),
-                    self._biases.add(_dense_bias(edits, self.vocab_size)),
-                    *(
-                        (1, 0, 0)
-                        if penalties is None
-                        else (penalties.repetition, penalties.frequency, penalties.presence)
-                    ),
-                )
+        record = self._slots.records[slot]
+        record["marks"] = record["biases"] = -1
+        record["repetition"], record["frequency"], record["presence"] = 1, 0, 0
+        if (penalties := edits.penalties) is not None:
+            record["repetition"] = penalties.repetition
+            record["frequency"] = penalties.frequency
+            record["presence"] = penalties.presence
+        with computing(self._device):
+            more = len(self._slots.records) - len(self.last_tokens)
+            if more:
+                self.last_tokens = torch.cat([self.last_tokens, self.last_tokens.new_zeros(more)])
+            if record["needs"] & CHANGED:
+                record["marks"] = self._marks.add(_token_marks(edits, self.vocab_size))
+                record["biases"] = self._biases.add(_dense_bias(edits, self.vocab_size))
         if edits.observers:
             self._observing[slot] = _Observed(edits, len(output_ids))
         return slot
@@ -136,9 +143,9 @@ class TorchSampler:
     def close(self, slot: int) -> None:
         self._slots.close(slot)
         self._observing.pop(slot, None)
-        self._marks.remove(int(self._edits[slot]["marks"]))
-        self._biases.remove(int(self._edits[slot]["biases"]))
-        self._edits[slot] = _NO_EDITS
+        record = self._slots.records[slot]
+        self._marks.remove(int(record["marks"]))
+        self._biases.remove(int(record["biases"]))
 
     def warm_up(self) -> None:
         """Compile all kernels, with synthetic requests of every kind."""
@@ -153,9 +160,8 @@ class TorchSampler:
         return self.launch(logits, slots).result()
 
     def launch(self, logits: torch.Tensor, slots: I64) -> PendingSample:
-        """Start to sample one token for each row, which from then on counts as generated.
-
-        A row for which no token can be chosen counts as generated, too.
+        """Start to sample one token for each row, which from then on counts as generated, even if
+        none can be chosen.
 
         Args:
             logits: [rows, vocab_size], float32, on the device; rows may be any number of
@@ -181,7 +187,7 @@ class TorchSampler:
         requests = np.zeros(len(asked), LOGPROBS_ROW)
         requests["row"] = asked
         requests["alternatives"] = np.minimum(state["alternatives"][asked], self.vocab_size)
-        with _computing(self._device):
+        with computing(self._device):
             uploaded = to_device(
                 np.concatenate([table.view(np.int64), requests.view(np.int64)]), self._device
             )
@@ -201,7 +207,7 @@ class TorchSampler:
                 to_host(tokens),
                 None if results is None else to_host(results),
                 requests,
-                _record_event(self._device),
+                record_event(self._device),
             )
 
     def _observe(self, slots: I64) -> None:
@@ -215,11 +221,11 @@ class TorchSampler:
             for observe in observed.edits.observers:
                 observe(token)
             bias = _dense_bias(observed.edits, self.vocab_size)
-            row = int(self._edits[slot]["biases"])
-            with _computing(self._device):
+            row = int(self._slots.records[slot]["biases"])
+            with computing(self._device):
                 if row < 0 or bias is None:
                     self._biases.remove(row)
-                    self._edits["biases"][slot] = self._biases.add(bias)
+                    self._slots.records["biases"][slot] = self._biases.add(bias)
                 else:
                     self._biases.rows[row] = to_device(bias, self._device)
 
@@ -254,9 +260,8 @@ class TorchSampler:
         if num_changed:
             last = table[len(table) - num_changed :]
             last["source"] = np.arange(num_changed)
-            edits = self._edits.take(last["slot"])
-            for name in _EDITS.names or ():
-                last[name] = edits[name]
+            for name, _ in _EDITS:
+                last[name] = state[name][len(table) - num_changed :]
         return table
 
     def _edit(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -288,11 +293,7 @@ class TorchSampler:
             *self._scratch(len(rows) if random else 0),
             tokens,
             self.last_tokens,
-            VOCAB=self.vocab_size,
-            BLOCK=self._tiles.block,
-            WAYS=self._tiles.ways,
-            num_warps=self._tiles.num_warps,
-            enable_fp_fusion=False,
+            **self._launch_options,
         )
 
     def _logprobs(
@@ -312,11 +313,7 @@ class TorchSampler:
             *self._scratch(count if width else 0),
             results,
             width,
-            VOCAB=self.vocab_size,
-            BLOCK=self._tiles.block,
-            WAYS=self._tiles.ways,
-            num_warps=self._tiles.num_warps,
-            enable_fp_fusion=False,
+            **self._launch_options,
         )
         return results
 
@@ -327,13 +324,6 @@ class TorchSampler:
             torch.empty(shape, dtype=torch.float32, device=self._device),
             torch.empty(shape, dtype=torch.int32, device=self._device),
         )
-
-    def _grow(self, size: int) -> None:
-        """Extend the arrays that are indexed by slot to `size` slots."""
-        more = size - len(self._edits)
-        if more:
-            self._edits = np.concatenate([self._edits, np.full(more, _NO_EDITS)])
-            self.last_tokens = torch.cat([self.last_tokens, self.last_tokens.new_zeros(more)])
 
 
 @dataclass
@@ -351,16 +341,15 @@ class PendingSample:
     _tokens: torch.Tensor  # [rows]
     _results: torch.Tensor | None  # of the rows that requested log probabilities
     _requests: NDArray[Any]  # [rows that requested them] of `LOGPROBS_ROW`
-    _event: torch.cuda.Event | None  # None on a CPU, where nothing is in flight
+    _event: DeviceEvent
 
     def done(self) -> bool:
         """Return whether `result` would return at once."""
-        return self._event is None or bool(self._event.query())
+        return bool(self._event.query())
 
     def result(self) -> SamplerOutput:
         """Wait for the tokens, and for the log probabilities of rows that requested them."""
-        if self._event is not None:
-            self._event.synchronize()
+        self._event.synchronize()
         tokens: I64 = self._tokens.numpy()
         logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
         asked = self._requests["row"]
@@ -381,11 +370,7 @@ class _RowTable:
         self._free: list[int] = []
 
     def add(self, values: NDArray[Any] | None) -> int:
-        """Copy values of the table's type, [width], into a row.
-
-        Returns:
-            The row, -1 if there are no values.
-        """
+        """Copy values of the table's type, [width], into a row; return which, -1 for no values."""
         if values is None:
             return -1
         if not self._free:
@@ -440,19 +425,3 @@ def _logprobs(results: NDArray[np.float64], alternatives: I64) -> list[TokenLogp
         top_logits - normaliser[:, None],
         alternatives,
     )
-
-
-@contextmanager
-def _computing(device: torch.device) -> Iterator[None]:
-    """Make the device the current one, in inference mode: both are settings of a thread."""
-    on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with torch.inference_mode(), on_device:
-        yield
-
-
-def _record_event(device: torch.device) -> torch.cuda.Event | None:
-    if device.type == "cpu":
-        return None
-    event = torch.cuda.Event()
-    event.record()
-    return event

@@ -6,14 +6,13 @@ from dataclasses import replace
 
 import torch
 
-from sarathi.backends.torch.attention_backend import LayerCache
+from sarathi.backends.torch.attention_backend import LayerCache, PlannedAttention
 from sarathi.backends.torch.attention_plan import (
     BLOCK_SIZE,
     HEAD_MULTIPLE,
     LARGEST_HEAD,
     AttentionPlanner,
     AttentionShape,
-    AttentionWork,
 )
 from sarathi.backends.torch.kernels.attention_kernel import Workspace, launch_attention
 from sarathi.backends.torch.step_inputs import StepArrays, StepInputs
@@ -34,16 +33,10 @@ class TritonAttention:
         config: ModelConfig,
         dtype: torch.dtype,
         device: torch.device,
-        *,
         deterministic: bool = False,
     ) -> None:
-        """Choose kernels for a model.
-
-        Args:
-            config: with the heads of one rank.
-            dtype: of queries, keys and values.
-            device: a GPU, or the CPU under Triton's interpreter.
-            deterministic: whether a sequence's output must not depend on its batch.
+        """Choose kernels for a model, as `choose_attention` does, for a GPU, or for the CPU under
+        Triton's interpreter.
 
         Raises:
             ExecutorError: the kernels do not accept the head size, or the precision.
@@ -59,80 +52,56 @@ class TritonAttention:
                 "it takes f32 and f16"
             )
         self._shape = AttentionShape(config.num_heads, config.num_kv_heads, config.head_dim)
+        num_sms = _INTERPRETER_SMS
+        if device.type == "cuda":
+            num_sms = int(torch.cuda.get_device_properties(device).multi_processor_count)
         self._planner = AttentionPlanner.make(
             self._shape,
             dtype.itemsize,
-            _num_sms(device),
+            num_sms,
             deterministic=deterministic,
             max_context=config.max_position,
         )
         self._windows = sorted(set(config.sliding_windows))
         self._device = device
-        self._workspace = Workspace.make(0, self._shape, device)
+        self._workspace = Workspace(0, self._shape, device)
 
     def prepare(self, arrays: StepArrays, *, fixed_shape: bool = False) -> StepArrays:
         """See `Attention.prepare`. One work list per distinct window serves all layers."""
-        if fixed_shape:
-            max_context = arrays.tables.shape[1] * self.block_size
-            work = [
-                self._planner.plan_decodes(arrays.contexts, window, max_context)
-                for window in self._windows
-            ]
-        else:
-            work = [
-                self._planner.plan(arrays.query_starts, arrays.contexts, window)
-                for window in self._windows
-            ]
-        return replace(arrays, work=tuple(work))
-
-    def plan(self, arrays: StepArrays, inputs: StepInputs) -> TritonPlan:
-        assert len(inputs.work) == len(self._windows), "the arrays have not been prepared"
-        num_rows = max(work.num_partial_rows for work in arrays.work)
-        return TritonPlan(self._shape, arrays.work, inputs, self._rows(num_rows))
-
-    def _rows(self, count: int) -> Workspace:
-        """Return workspace of so many rows, shared by all plans: steps run one after the other.
-
-        One that has become too small stays with the plans that were made with it.
-        """
-        if len(self._workspace.lse) < count:
-            self._workspace = Workspace.make(count, self._shape, self._device)
-        return self._workspace
-
-
-class TritonPlan:
-    """See `attention_backend.PlannedAttention`."""
-
-    def __init__(
-        self,
-        shape: AttentionShape,
-        work: tuple[AttentionWork, ...],
-        inputs: StepInputs,
-        workspace: Workspace,
-    ) -> None:
-        self._shape = shape
-        self._tables = inputs.tables
-        self._work = {
-            each.window: (each, tensors) for each, tensors in zip(work, inputs.work, strict=True)
-        }
-        self._workspace = workspace
-
-    def attention(self, query: torch.Tensor, cache: LayerCache, window: int) -> torch.Tensor:
-        work, tensors = self._work[window]
-        return launch_attention(
-            query,
-            cache.keys,
-            cache.values,
-            self._tables,
-            work,
-            tensors.items,
-            tensors.merges,
-            self._workspace,
-            self._shape,
+        planner, max_context = self._planner, arrays.tables.shape[1] * self.block_size
+        work = tuple(
+            planner.plan_decodes(arrays.contexts, window, max_context)
+            if fixed_shape
+            else planner.plan(arrays.query_starts, arrays.contexts, window)
+            for window in self._windows
         )
+        return replace(arrays, work=work)
 
+    def plan(self, arrays: StepArrays, inputs: StepInputs) -> PlannedAttention:
+        assert len(inputs.work) == len(self._windows), "the arrays have not been prepared"
+        # Shared by all plans: steps run one after the other. One that has become too small stays
+        # with the plans that were made with it.
+        num_rows = max(work.num_partial_rows for work in arrays.work)
+        if len(self._workspace.lse) < num_rows:
+            self._workspace = Workspace(num_rows, self._shape, self._device)
+        shape, workspace = self._shape, self._workspace
+        works = {
+            work.window: (work, tensors)
+            for work, tensors in zip(arrays.work, inputs.work, strict=True)
+        }
 
-def _num_sms(device: torch.device) -> int:
-    if device.type == "cpu":
-        return _INTERPRETER_SMS
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+        def attention(query: torch.Tensor, cache: LayerCache, window: int) -> torch.Tensor:
+            work, tensors = works[window]
+            return launch_attention(
+                query,
+                cache.keys,
+                cache.values,
+                inputs.tables,
+                work,
+                tensors.items,
+                tensors.merges,
+                workspace,
+                shape,
+            )
+
+        return attention

@@ -7,8 +7,6 @@ the items. Scores are kept as powers of 2, since exp2 is what the hardware has.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -18,19 +16,14 @@ from sarathi.backends.torch.attention_plan import AttentionShape, AttentionWork
 _MERGED_AT_ONCE = 16  # splits that a program of the merge reads at a time
 
 
-@dataclass(frozen=True)
 class Workspace:
     """Partial results of split keys. Layers run one after the other, so one serves all."""
 
-    output: torch.Tensor  # [rows, num_heads, head_dim], float32
-    lse: torch.Tensor  # [rows, num_heads], float32: log2 of the sum of exponentiated scores
-
-    @staticmethod
-    def make(num_rows: int, shape: AttentionShape, device: torch.device) -> Workspace:
-        return Workspace(
-            torch.empty((num_rows, shape.num_heads, shape.head_dim), device=device),
-            torch.empty((num_rows, shape.num_heads), device=device),
-        )
+    def __init__(self, num_rows: int, shape: AttentionShape, device: torch.device) -> None:
+        # [rows, num_heads, head_dim], float32
+        self.output = torch.empty((num_rows, shape.num_heads, shape.head_dim), device=device)
+        # [rows, num_heads], float32: log2 of the sum of exponentiated scores
+        self.lse = torch.empty((num_rows, shape.num_heads), device=device)
 
 
 def launch_attention(
@@ -209,33 +202,15 @@ def _accumulate(
 
 @triton.jit
 def _attention_tile(
-    query,
-    keys,
-    values,
-    output,
-    tables,
+    query, keys, values, output, tables,
     item,  # pointer to the work item
-    kv_head,
-    partial_output,
-    partial_lse,
-    sinks,
-    table_width,
-    window,
-    scale,
-    soft_cap,
-    NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_DIM_TILE: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    STAGES: tl.constexpr,
+    kv_head, partial_output, partial_lse, sinks, table_width, window, scale, soft_cap,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, HEAD_DIM_TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr,
     HAS_UNMASKED_LOOP: tl.constexpr,  # a second loop without masks, which long prefills repay
-    HAS_WINDOW: tl.constexpr,
-    HAS_SOFT_CAP: tl.constexpr,
-    HAS_SINKS: tl.constexpr,
-):
+    HAS_WINDOW: tl.constexpr, HAS_SOFT_CAP: tl.constexpr, HAS_SINKS: tl.constexpr,
+):  # fmt: skip
     """One work item for one key head."""
     GROUP_SIZE: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     # The columns of `attention_plan`: a kernel cannot read constants of other modules.
@@ -305,34 +280,15 @@ def _attention_tile(
 # Integers that differ from step to step must not cause specialised kernels by divisibility.
 @triton.jit(do_not_specialize=["table_width", "window"])
 def _attention(
-    query,
-    keys,
-    values,
-    output,
-    tables,
-    items,
-    partial_output,
-    partial_lse,
-    sinks,
-    table_width,
-    window,
-    scale,
-    soft_cap,
-    NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_DIM_TILE: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    PREFILL_ROWS: tl.constexpr,  # 0 where no item has this kind: its code is left out
-    PREFILL_KEYS: tl.constexpr,
-    PREFILL_STAGES: tl.constexpr,
-    DECODE_ROWS: tl.constexpr,
-    DECODE_KEYS: tl.constexpr,
-    DECODE_STAGES: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    HAS_SOFT_CAP: tl.constexpr,
-    HAS_SINKS: tl.constexpr,
-):
+    query, keys, values, output, tables, items,
+    partial_output, partial_lse, sinks, table_width, window, scale, soft_cap,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, HEAD_DIM_TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    # 0 rows where no item has this kind: its code is left out.
+    PREFILL_ROWS: tl.constexpr, PREFILL_KEYS: tl.constexpr, PREFILL_STAGES: tl.constexpr,
+    DECODE_ROWS: tl.constexpr, DECODE_KEYS: tl.constexpr, DECODE_STAGES: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SOFT_CAP: tl.constexpr, HAS_SINKS: tl.constexpr,
+):  # fmt: skip
     """One program per work item and key head. The key heads of an item run side by side, as
     they are next to each other in the cache."""
     kv_head = tl.program_id(0) % NUM_KV_HEADS
@@ -360,15 +316,10 @@ def _attention(
 
 @triton.jit
 def _merge_splits(
-    partial_output,
-    partial_lse,
-    output,
-    merges,
-    NUM_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_DIM_TILE: tl.constexpr,
+    partial_output, partial_lse, output, merges,
+    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_TILE: tl.constexpr,
     SPLITS: tl.constexpr,
-):
+):  # fmt: skip
     """One program per merge and head: the partial results of a token, weighted by their sums."""
     head = tl.program_id(0) % NUM_HEADS
     merge = merges + tl.program_id(0) // NUM_HEADS * 4

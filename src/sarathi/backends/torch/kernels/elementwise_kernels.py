@@ -19,7 +19,7 @@ _GATE_TILE = 1024  # features of one program
 
 
 class TritonElementwise:
-    """See `ElementwiseKernels`: one launch for each operation."""
+    """See `PlainElementwise`: one launch for each operation."""
 
     def __init__(self, config: ModelConfig) -> None:
         self._eps = config.norm_eps

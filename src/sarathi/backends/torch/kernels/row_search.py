@@ -28,10 +28,8 @@ _ONE = tl.constexpr(float(1 << MASS_BITS))
 
 @triton.jit
 def find_peak(row, length, BLOCK: tl.constexpr):
-    """Return the largest value, its first column, and the maxima of the BLOCK groups of columns.
-
-    The largest value is infinite where one is NaN.
-    """
+    """Return the largest value, infinite where one is NaN, its first column, and the maxima of the
+    BLOCK groups of columns."""
     lanes = tl.arange(0, BLOCK)
     maxima = tl.full((BLOCK,), float("-inf"), tl.float32)
     starts = tl.full((BLOCK,), 0, tl.int32)
@@ -84,12 +82,10 @@ def search(
     source, length, peak, inverse_temperature, need, limit,
     WHAT: tl.constexpr, BLOCK: tl.constexpr, WAYS: tl.constexpr,
 ):  # fmt: skip
-    """Find the least gap up to which the mass or the number of elements is `need`.
+    """Find the least gap up to which the mass or the number of elements is `need`, which is at
+    least 1, and met at `limit`.
 
-    `need` is at least 1, and met at `limit`.
-
-    Returns:
-        The bits of the gap, int64, and the mass or the number of elements with smaller gaps.
+    Returns the bits of the gap, int64, and the mass or the number of elements with smaller gaps.
     """
     ways = tl.arange(0, WAYS)
     low = tl.full((), 0, tl.int64)
@@ -153,8 +149,7 @@ def locate_tie(source, length, peak, inverse_temperature, gap, tie, BLOCK: tl.co
 def collect(row, length, peak, inverse_temperature, limit, values, columns, BLOCK: tl.constexpr):
     """Store values and columns of the elements with gaps up to `limit`, in column order.
 
-    Returns:
-        How many there are; only the first BLOCK of them are stored.
+    Returns how many there are; only the first BLOCK of them are stored.
     """
     lanes = tl.arange(0, BLOCK)
     count = tl.full((), 0, tl.int32)
@@ -186,11 +181,8 @@ def rank_of(row, length, value, BLOCK: tl.constexpr):
 
 @triton.jit
 def next_largest(source, length, value, position, BLOCK: tl.constexpr):
-    """Find the element after (value, position) in order of falling values, ties by position.
-
-    Returns:
-        Its value and its position.
-    """
+    """Return value and position of the element after (value, position) in order of falling values,
+    ties by position."""
     lanes = tl.arange(0, BLOCK)
     best = tl.full((), float("-inf"), tl.float32)
     best_position = length

@@ -1,10 +1,10 @@
 """Triton kernels that sample tokens: edits of logits, one token a row, log probabilities.
 
-One program samples one row, without sorting it: `rows` has the sums and searches. A search runs
-over a few candidates instead of the whole row where it can: the columns are divided into `block`
-groups, and a threshold that the maxima of the groups reach holds for the row, too. Where more than
-`block` columns remain, the distribution is so flat that each of the 16 steps of a search reads
-the whole row.
+One program samples one row, without sorting it: `row_search` has the sums and searches. A search
+runs over a few candidates instead of the whole row where it can: the columns are divided into
+`block` groups, and a threshold that the maxima of the groups reach holds for the row, too. Where
+more than `block` columns remain, the distribution is so flat that each of the 16 steps of a search
+reads the whole row.
 """
 
 from __future__ import annotations
@@ -69,24 +69,11 @@ class Tiles:
     num_warps: int = 16
 
 
-def _column(name: str) -> tl.constexpr:
-    return tl.constexpr((ROW.names or ()).index(name))
-
-
-_SOURCE = _column("source")
-_ROW = _column("row")
-_SLOT = _column("slot")
-_NEEDS = _column("needs")
-_UNIFORM = _column("uniform")
-_SHARPNESS = _column("inverse_temperature")
-_TOP_K = _column("top_k")
-_TOP_P = _column("top_p")
-_MAX_GAP = _column("max_gap")
-_MARKS = _column("marks")
-_BIASES = _column("biases")
-_REPETITION = _column("repetition")
-_FREQUENCY = _column("frequency")
-_PRESENCE = _column("presence")
+# The columns, in the order of the fields.
+(
+    _SOURCE, _ROW, _SLOT, _NEEDS, _UNIFORM, _SHARPNESS, _TOP_K, _TOP_P, _MAX_GAP,
+    _MARKS, _BIASES, _REPETITION, _FREQUENCY, _PRESENCE,
+) = map(tl.constexpr, range(len(ROW.names or ())))  # fmt: skip
 _COLUMNS = tl.constexpr(len(ROW.names or ()))
 _LOGPROBS_COLUMNS = tl.constexpr(len(LOGPROBS_ROW.names or ()))
 _RESULTS = tl.constexpr(len(LOGPROBS_RESULT))
@@ -99,20 +86,10 @@ _LARGEST = tl.constexpr(float(np.finfo(np.float32).max))
 
 
 @triton.jit
-def edit(
-    logits: tl.tensor,
-    stride: tl.tensor,
-    table: tl.tensor,
-    marks: tl.tensor,
-    biases: tl.tensor,
-    edited: tl.tensor,
-    VOCAB: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> None:
-    """Copy rows of logits, with bias, then bars, then penalties, as `penalties.apply` does.
+def edit(logits, stride, table, marks, biases, edited, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
+    """Copy rows of logits, with bias, then bars, then penalties, as `apply_edits` does.
 
     A logit that is NaN or infinite becomes NaN, so that an edit cannot hide it.
-
     Grid: rows, blocks of the vocabulary.
 
     Args:
@@ -151,21 +128,10 @@ def edit(
 
 @triton.jit
 def sample(
-    logits: tl.tensor,
-    stride: tl.tensor,
-    table: tl.tensor,
-    marks: tl.tensor,
-    values: tl.tensor,
-    columns: tl.tensor,
-    tokens: tl.tensor,
-    last_tokens: tl.tensor,
-    VOCAB: tl.constexpr,
-    BLOCK: tl.constexpr,
-    WAYS: tl.constexpr,
-) -> None:
-    """Choose one token for each row, and count it where the slot has marks.
-
-    Grid: rows.
+    logits, stride, table, marks, values, columns, tokens, last_tokens,
+    VOCAB: tl.constexpr, BLOCK: tl.constexpr, WAYS: tl.constexpr,
+):  # fmt: skip
+    """Choose one token for each row, and count it where the slot has marks. Grid: rows.
 
     Args:
         logits: [sources, vocab_size], float32, `stride` elements from row to row.
@@ -205,21 +171,10 @@ def sample(
 # Requests ask for different numbers of alternatives: one kernel serves all.
 @triton.jit(do_not_specialize=["width"])
 def logprobs(
-    logits: tl.tensor,
-    stride: tl.tensor,
-    table: tl.tensor,
-    tokens: tl.tensor,
-    values: tl.tensor,
-    columns: tl.tensor,
-    results: tl.tensor,
-    width: tl.tensor,
-    VOCAB: tl.constexpr,
-    BLOCK: tl.constexpr,
-    WAYS: tl.constexpr,
-) -> None:
-    """Compute what the log probabilities of each row consist of: see `LOGPROBS_RESULT`.
-
-    Grid: rows.
+    logits, stride, table, tokens, values, columns, results, width,
+    VOCAB: tl.constexpr, BLOCK: tl.constexpr, WAYS: tl.constexpr,
+):  # fmt: skip
+    """Compute what the log probabilities of each row consist of: see `LOGPROBS_RESULT`. Grid: rows.
 
     Args:
         logits: [rows of the batch, vocab_size], float32, `stride` elements from row to row.
@@ -257,10 +212,8 @@ def _list_largest(
     row, peak, alternatives, width, values, columns, result,
     VOCAB: tl.constexpr, BLOCK: tl.constexpr, WAYS: tl.constexpr,
 ):  # fmt: skip
-    """Store the ids and logits of a row's largest elements in falling order, ties by id.
-
-    `values` holds the maxima of the groups.
-    """
+    """Store the ids and logits of a row's largest elements in falling order, ties by id. `values`
+    holds the maxima of the groups."""
     tl.debug_barrier()
     GROUPS: tl.constexpr = VOCAB if VOCAB < BLOCK else BLOCK
     limit, _ = search(values, GROUPS, peak, 1.0, alternatives, INFINITE, COUNT, BLOCK, WAYS)
