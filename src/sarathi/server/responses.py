@@ -84,9 +84,7 @@ def engine_failed(reason: str) -> ApiError:
 def generation_failed(error: EngineError, engine_error: str | None) -> ApiError:
     """Return the error for a request that the engine refused or could not finish.
 
-    Args:
-        engine_error: why the engine answers no requests at all; None while it does, and then the
-            request itself is at fault.
+    `engine_error` is why it answers no requests at all; if None, the request itself is at fault.
     """
     if isinstance(error, ShuttingDownError):
         return unavailable("The server is shutting down.", "server_shutting_down", retry_after=5)

@@ -42,27 +42,12 @@ _SEND_ERRORS = 2.0  # seconds for the last errors to reach clients
 
 
 class GracefulShutdown:
-    """Drains a server: no new connections, a bounded time for open requests, then an error.
+    """Drains a server: no new connections, a bounded time for open requests, then an error."""
 
-    Belongs to one event loop.
-    """
-
-    def __init__(
-        self,
-        server: uvicorn.Server,
-        fleet: Fleet,
-        drain_seconds: float,
-        log: Callable[[str], None],
-    ) -> None:
-        """
-        Args:
-            drain_seconds: for requests that are open when the shutdown begins.
-            log: called with a line about the progress.
-        """
+    def __init__(self, server: uvicorn.Server, fleet: Fleet, drain_seconds: float) -> None:
         self._server = server
         self._fleet = fleet
-        self._drain_seconds = drain_seconds
-        self._log = log
+        self._drain_seconds = drain_seconds  # for requests that are open when it begins
         self._cut_short = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._reason = "the drain timeout is over"
@@ -75,12 +60,12 @@ class GracefulShutdown:
             return
         self._start(self._drain_seconds)
         if self._num_open and self._drain_seconds:
-            self._log(
+            log(
                 f"shutting down: {_requests(self._num_open)} may take up to "
                 f"{format_duration(self._drain_seconds)} to end (interrupt again to end at once)"
             )
         else:
-            self._log("shutting down")
+            log("shutting down")
 
     def end(self) -> None:
         """End open requests at once, because the engine could not be started."""
@@ -100,7 +85,7 @@ class GracefulShutdown:
     async def _run(self, drain_seconds: float) -> None:
         await self._wait_until_none_open(drain_seconds)
         if self._num_open:
-            self._log(f"{_requests(self._num_open)} ended with an error: {self._reason}")
+            log(f"{_requests(self._num_open)} ended with an error: {self._reason}")
         self._fleet.end_requests(ShuttingDownError())
         self._cut_short.clear()
         await self._wait_until_none_open(_SEND_ERRORS)
@@ -127,9 +112,6 @@ _LEVEL_PREFIX = re.compile(r"(?:replica \d+: )?(error|warning): ")
 
 def serve(path: Path, engine: EngineConfig, config: ServerConfig, spawner: Spawner = LOCAL) -> int:
     """Serve until interrupted; return the exit code.
-
-    Args:
-        spawner: starts the engine processes.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -194,9 +176,11 @@ async def _run(
         gc.freeze()  # loaded objects stay: the collector need not pause the streams to visit them
         auth = AuthRules(config.api_keys, config.admin_keys, config.host)
         app = create_app(fleet, tokenizer, served_name=config.served_name, auth=auth)
-        limits = ConnectionLimits(connections=_max_connections())
+        # Some file descriptors are kept, so that a connection too many can be refused.
+        most = max(1, raise_descriptor_limit() - _SPARE_DESCRIPTORS)
+        limits = ConnectionLimits(connections=most)
         server = make_server(app, limits, config.log_level)
-        shutdown = GracefulShutdown(server, fleet, config.drain_seconds, log)
+        shutdown = GracefulShutdown(server, fleet, config.drain_seconds)
         _on_signals(shutdown.begin)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         announcing = asyncio.create_task(_log_state(fleet, config.served_name, url))
@@ -229,24 +213,24 @@ async def _log_state(fleet: Fleet, served_name: str, url: str) -> int:
 
 def summary(info: ModelInfo) -> str:
     """Return how the model is served, for the message that it is ready."""
-    parts = ["random weights"] if info.random_weights else []
-    parts += [info.precision, f"policy {info.policy}"]
+    target = ""
     if info.tbt_target is not None:
         derived = f" ({info.tbt_target_reason})" if info.tbt_target_reason else ""
-        parts.append(f"target of {format_duration(info.tbt_target)} between tokens{derived}")
-    if info.token_budget is not None:
-        parts.append(f"token budget {info.token_budget}")
-    if info.order != "fcfs":
-        parts.append(f"order {info.order}")
-    if info.fair_by is not None:
-        parts.append(f"fair by {info.fair_by}")
-    if info.deterministic:
-        parts.append("deterministic")
-    if not info.prefix_caching:
-        parts.append("no prefix caching")
-    parts.append(f"KV cache of {info.num_blocks * info.block_size} tokens in {info.kv_precision}")
-    parts.append(f"up to {info.max_model_len} tokens a request")
-    return ", ".join(parts)
+        target = f"target of {format_duration(info.tbt_target)} between tokens{derived}"
+    parts = (
+        "random weights" if info.random_weights else "",
+        info.precision,
+        f"policy {info.policy}",
+        target,
+        "" if info.token_budget is None else f"token budget {info.token_budget}",
+        "" if info.order == "fcfs" else f"order {info.order}",
+        "" if info.fair_by is None else f"fair by {info.fair_by}",
+        "deterministic" if info.deterministic else "",
+        "" if info.prefix_caching else "no prefix caching",
+        f"KV cache of {info.num_blocks * info.block_size} tokens in {info.kv_precision}",
+        f"up to {info.max_model_len} tokens a request",
+    )
+    return ", ".join(filter(None, parts))
 
 
 def set_up_logging(level: LogLevel) -> None:
@@ -275,12 +259,6 @@ class _StderrHandler(logging.Handler):
 def _on_signals(act: Callable[[], object]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, act)
-
-
-def _max_connections() -> int:
-    """Return for how many connections there are file descriptors, so that more can be refused."""
-    limit = raise_descriptor_limit()
-    return max(1, limit - _SPARE_DESCRIPTORS)
 
 
 def _listen(host: str, port: int) -> socket.socket:
