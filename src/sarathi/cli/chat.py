@@ -205,7 +205,7 @@ def _pieces(line: str) -> Generator[str]:
 
 def _json(response: httpx.Response) -> Any:
     """Return the body; raise `ChatError` with the server's message if it is an error."""
-    body = None
+    body: Any = None
     with suppress(msgspec.DecodeError):
         body = msgspec.json.decode(response.content)
     if response.status_code == 200:

@@ -246,8 +246,10 @@ class GenerationReply:
             with closing(Choices(self.service, self.job)) as choices:
                 await choices.start()
                 while choices.running:
-                    deltas = await choices.next()
-                    body = b"".join([events(index, delta, choices) for index, delta in deltas])
+                    parts = []
+                    for index, delta in await choices.next():
+                        parts.append(events(index, delta, choices))
+                    body = b"".join(parts)
                     if not body:
                         continue
                     if not started:

@@ -13,9 +13,10 @@ from sarathi.engine.output_processor import Delta
 from sarathi.models.tokenizers.chat_template import WorkLimit
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.sampling.params import SamplingParams
-from sarathi.server.generation_core import GenerationJob, GenerationReply
+from sarathi.server.generation_core import Choices, GenerationJob, GenerationReply
 from sarathi.server.openai.generation_request import (
     MIN_LOGPROB,
+    Choice,
     GenerationRequest,
     OpenAITranslator,
     sampling_params,
@@ -184,10 +185,9 @@ class ChatDelta(Struct, frozen=True, omit_defaults=True):
     reasoning_content: str | None = None
 
 
-class ChatChoice(Struct, frozen=True):
-    """One output, or what a chunk adds to it."""
+class ChatChoice(Choice, frozen=True):
+    """A choice of a message."""
 
-    index: int
     message: ChatMessage | UnsetType = UNSET
     delta: ChatDelta | UnsetType = UNSET
     logprobs: ChatLogprobs | None = None
@@ -219,19 +219,22 @@ class ChatTranslator(OpenAITranslator):
         logprobs = _logprobs(self.tokenizer, output) if self._with_logprobs else None
         return ChatChoice(index, message, UNSET, logprobs, output.finish_reason)
 
-    def chunk_choices(self, index: int, delta: Delta) -> list[ChatChoice]:
-        choices = []
+    def events(self, index: int, delta: Delta, choices: Choices) -> bytes:
+        events = b""
         if index not in self._started:
             self._started.add(index)
-            choices.append(ChatChoice(index, delta=ChatDelta(role="assistant", content="")))
-        if isinstance(delta, ParsedDelta) and delta.reasoning:
+            role = ChatDelta(role="assistant", content="")
+            events = self.chunk(ChatChoice(index, delta=role), choices)
+        # Not `isinstance`, which takes a tenth of the time of a chunk for a struct.
+        if type(delta) is ParsedDelta and delta.reasoning:
             reasoning = ChatDelta(reasoning_content=delta.reasoning)
-            choices.append(ChatChoice(index, delta=reasoning))
+            events += self.chunk(ChatChoice(index, delta=reasoning), choices)
         if delta.text or delta.logprobs or delta.finish_reason:
             logprobs = _logprobs(self.tokenizer, delta) if delta.logprobs else None
             content = ChatDelta(content=delta.text or None)
-            choices.append(ChatChoice(index, UNSET, content, logprobs, delta.finish_reason))
-        return choices
+            choice = ChatChoice(index, UNSET, content, logprobs, delta.finish_reason)
+            events += self.chunk(choice, choices)
+        return events
 
 
 def _logprobs(tokenizer: Tokenizer, delta: Delta) -> ChatLogprobs:

@@ -13,9 +13,10 @@ from sarathi.engine.output_processor import Delta
 from sarathi.models.tokenizers.chat_template import WorkLimit
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.sampling.params import SamplingParams
-from sarathi.server.generation_core import GenerationJob, GenerationReply
+from sarathi.server.generation_core import Choices, GenerationJob, GenerationReply
 from sarathi.server.openai.generation_request import (
     MIN_LOGPROB,
+    Choice,
     GenerationRequest,
     OpenAITranslator,
     sampling_params,
@@ -49,10 +50,9 @@ class CompletionLogprobs(Struct, frozen=True):
     text_offset: list[int]
 
 
-class CompletionChoice(Struct, frozen=True):
-    """One output, or what a chunk adds to it."""
+class CompletionChoice(Choice, frozen=True):
+    """A choice of a text."""
 
-    index: int
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: str | None
@@ -84,14 +84,14 @@ class CompletionTranslator(OpenAITranslator):
     def choice(self, index: int, output: Delta) -> CompletionChoice:
         return self._choice(index, output, self._echo[index] + output.text)
 
-    def chunk_choices(self, index: int, delta: Delta) -> list[CompletionChoice]:
+    def events(self, index: int, delta: Delta, choices: Choices) -> bytes:
         text = delta.text
         if index not in self._started:
             self._started.add(index)
             text = self._echo[index] + text
         if not (text or delta.logprobs or delta.finish_reason):
-            return []
-        return [self._choice(index, delta, text)]
+            return b""
+        return self.chunk(self._choice(index, delta, text), choices)
 
     def _choice(self, index: int, delta: Delta, text: str) -> CompletionChoice:
         logprobs = _logprobs(self.tokenizer, delta) if delta.logprobs else None

@@ -201,6 +201,12 @@ class Usage(Struct, frozen=True, omit_defaults=True):
     prompt_tokens_details: dict[str, int] | None = None  # absent while a stream goes on
 
 
+class Choice(Struct, frozen=True):
+    """One output, or what a chunk adds to it."""
+
+    index: int
+
+
 class ResponseBody(Struct, frozen=True, kw_only=True):
     """A response, or the fields that begin every chunk of a stream."""
 
@@ -209,7 +215,7 @@ class ResponseBody(Struct, frozen=True, kw_only=True):
     created: int
     model: str
     system_fingerprint: str | None = None
-    choices: Sequence[Struct] | UnsetType = UNSET
+    choices: Sequence[Choice] | UnsetType = UNSET
     usage: Usage | UnsetType = UNSET
 
 
@@ -220,7 +226,8 @@ _DONE = b"data: [DONE]\n\n"
 class OpenAITranslator(ABC):
     """Puts outputs into the form of a generating endpoint; subclasses make the choices.
 
-    Implements `Translator`. A chunk is a constant beginning, one choice, and an end.
+    Implements `Translator`. A chunk is a constant beginning, one choice, and an end that is
+    constant unless each chunk has the usage so far.
     """
 
     def __init__(
@@ -237,24 +244,23 @@ class OpenAITranslator(ABC):
         self._chunk_end = b'],"usage":null}\n\n' if self._include_usage else b"]}\n\n"
 
     @abstractmethod
-    def choice(self, index: int, output: ParsedDelta) -> Struct:
+    def choice(self, index: int, output: ParsedDelta) -> Choice:
         """Return the choice of a whole output."""
 
     @abstractmethod
-    def chunk_choices(self, index: int, delta: Delta) -> Sequence[Struct]:
-        """Return what a delta adds to a choice, one for each chunk."""
+    def events(self, index: int, delta: Delta, choices: Choices) -> bytes:
+        """Return the chunks for what a delta adds to a choice, each made by `chunk`."""
 
     def body(self, outputs: Sequence[ParsedDelta], usage: TokenUsage) -> Struct:
         choices = [self.choice(index, output) for index, output in enumerate(outputs)]
         return msgspec.structs.replace(self._head, choices=choices, usage=_whole_usage(usage))
 
-    def events(self, index: int, delta: Delta, choices: Choices) -> bytes:
-        start, end = self._chunk_start, self._chunk_end
+    def chunk(self, choice: Choice, choices: Choices) -> bytes:
+        """Return the event of a chunk with one choice."""
         if self._continuous_usage:
-            prompt, completion = choices.token_counts(index)
-            end = _usage_end(Usage(prompt, completion, prompt + completion))
-        chunks = self.chunk_choices(index, delta)
-        return b"".join([start + _ENCODER.encode(choice) + end for choice in chunks])
+            prompt, completion = choices.token_counts(choice.index)
+            self._chunk_end = _usage_end(Usage(prompt, completion, prompt + completion))
+        return self._chunk_start + _ENCODER.encode(choice) + self._chunk_end
 
     def end(self, usage: TokenUsage) -> bytes:
         if not self._include_usage:
