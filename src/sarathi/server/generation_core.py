@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sarathi.engine.messages import TokenOutput
@@ -235,8 +236,7 @@ class GenerationReply:
         if self.stream:
             await self._send_stream(send)
         else:
-            body, delay = await self._collect()
-            response = json_response(body, headers={"Server-Timing": _server_timing(delay)})
+            response = await self._whole_response()
             await response(scope, receive, send)
 
     async def _send_stream(self, send: Send) -> None:
@@ -267,8 +267,7 @@ class GenerationReply:
             last = self.translator.error(answer)
         await send({"type": "http.response.body", "body": last})
 
-    async def _collect(self) -> tuple[msgspec.Struct, float]:
-        """Return the body, and the scheduling delay of the job in seconds."""
+    async def _whole_response(self) -> Response:
         try:
             with closing(Choices(self.service, self.job)) as choices:
                 await choices.start()
@@ -276,8 +275,9 @@ class GenerationReply:
                 while choices.running:
                     for index, delta in await choices.next():
                         deltas[index].append(delta)
-                outputs = list(map(join_deltas, deltas))
-                return self.translator.body(outputs, choices.usage), choices.scheduling_delay
+                body = self.translator.body(list(map(join_deltas, deltas)), choices.usage)
+                timing = _server_timing(choices.scheduling_delay)
+                return json_response(body, headers={"Server-Timing": timing})
         except EngineError as error:
             raise generation_failed(error, self.service.engine.error) from error
 

@@ -12,6 +12,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -48,7 +49,7 @@ class GracefulShutdown:
         self._server = server
         self._fleet = fleet
         self._drain_seconds = drain_seconds  # for requests that are open when it begins
-        self._cut_short = asyncio.Event()
+        self._deadline = 0.0  # for requests to end, time.monotonic
         self._task: asyncio.Task[None] | None = None
         self._reason = "the drain timeout is over"
 
@@ -56,7 +57,7 @@ class GracefulShutdown:
         """Start to drain; called again, end open requests at once."""
         if self._task is not None:
             self._reason = "interrupted again"
-            self._cut_short.set()
+            self._deadline = 0.0
             return
         self._start(self._drain_seconds)
         if self._num_open and self._drain_seconds:
@@ -72,30 +73,29 @@ class GracefulShutdown:
         self._reason = "there is no engine"
         if self._task is None:
             self._start(0.0)
-        self._cut_short.set()
+        self._deadline = 0.0
 
     def _start(self, drain_seconds: float) -> None:
         self._server.should_exit = True
-        self._task = asyncio.create_task(self._run(drain_seconds))
+        self._deadline = time.monotonic() + drain_seconds
+        self._task = asyncio.create_task(self._run())
 
     @property
     def _num_open(self) -> int:
         return len(self._server.server_state.tasks)
 
-    async def _run(self, drain_seconds: float) -> None:
-        await self._wait_until_none_open(drain_seconds)
+    async def _run(self) -> None:
+        await self._wait_until_none_open()
         if self._num_open:
             log(f"{_requests(self._num_open)} ended with an error: {self._reason}")
         self._fleet.end_requests(ShuttingDownError())
-        self._cut_short.clear()
-        await self._wait_until_none_open(_SEND_ERRORS)
+        self._deadline = time.monotonic() + _SEND_ERRORS
+        await self._wait_until_none_open()
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()  # its client does not read, or never completes a request
 
-    async def _wait_until_none_open(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
-        while self._num_open and loop.time() < deadline and not self._cut_short.is_set():
+    async def _wait_until_none_open(self) -> None:
+        while self._num_open and time.monotonic() < self._deadline:
             await asyncio.sleep(_POLL)
 
 
