@@ -14,8 +14,6 @@ from sarathi.cli.arguments import parse_options
 from sarathi.errors import UsageError
 from sarathi.options import LAYERED, Option, TextForm, parse_text
 
-_MAX_FILE = 2**20  # bytes
-
 
 def _parse_key(text: str) -> str:
     text = parse_text(text)
@@ -98,7 +96,7 @@ def _keys(given: tuple[str, ...], file: Path | None, option: str) -> tuple[str, 
         return tuple(dict.fromkeys(given))
     try:
         with file.open("rb") as opened:  # may be a pipe, or something without an end
-            lines = opened.read(_MAX_FILE).decode("utf-8").splitlines()
+            lines = opened.read(2**20).decode("utf-8").splitlines()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{option} {file} cannot be read: {reason}") from None

@@ -33,10 +33,7 @@ class ModelRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 def only(*values: object) -> msgspec.Meta:
-    """Return the annotation of an unsupported field, which accepts only these values and null.
-
-    They ask for nothing beyond what the server does anyway.
-    """
+    """Return the annotation of an unsupported field: these values and null ask for nothing."""
     return msgspec.Meta(extra={"only": values})
 
 

@@ -45,10 +45,7 @@ def error_response(error: ApiError) -> Response:
 
 
 def raw_error_response(error: ApiError) -> bytes:
-    """Return the bytes of a whole HTTP response that closes its connection.
-
-    It is for errors that are found before there is a request for the application.
-    """
+    """Return a whole HTTP response, for an error before there is a request for the application."""
     body = _ENCODER.encode(error.body)
     head = (
         f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"

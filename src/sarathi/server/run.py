@@ -103,7 +103,6 @@ def _requests(count: int) -> str:
     return f"{count} open request" + ("s" if count != 1 else "")
 
 
-_BACKLOG = 2048
 _SPARE_DESCRIPTORS = 64  # for what is not a client's connection
 
 _LOG = logging.getLogger("sarathi")
@@ -274,7 +273,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
-        listener.listen(_BACKLOG)  # or a second server could still bind
+        listener.listen(2048)  # now, or a second server could still bind
     except OSError as error:
         listener.close()
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from error

@@ -41,7 +41,7 @@ class TokenizerPool:
     async def run(
         self, num_bytes: int, work: Callable[[WorkLimit], Result], *, renders: bool = False
     ) -> Result:
-        """Run `work` on a thread and return its result.
+        """Run `work` on a thread; raise `ApiError`, status 503, if too much of its size waits.
 
         Cancelling the awaiting task removes work that has not started, and ends started work when
         it next checks its limit.
@@ -51,9 +51,6 @@ class TokenizerPool:
             work: gets a limit that it has to check often.
             renders: whether it renders a template, whose time its size does not bound. Other work
                 on a few bytes is done at once.
-
-        Raises:
-            ApiError: status 503, when too much work of that size is waiting.
         """
         limit = WorkLimit(RENDER_SECONDS)
         if num_bytes <= _TINY and not renders:
@@ -109,11 +106,7 @@ class Service:
         return self.engine.info
 
     def read(self, call: RequestContext, kind: type[Body]) -> tuple[ModelInfo, Body]:
-        """Return the loaded model, and the request to it that a body holds.
-
-        Raises:
-            ApiError: see `ready`, `decode` and `check_model`.
-        """
+        """Return the loaded model, and the request to it that a body holds, or raise `ApiError`."""
         info = self.ready()
         request = decode(call.body, kind)
         self.check_model(request.model)

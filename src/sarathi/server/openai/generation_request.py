@@ -38,7 +38,6 @@ from sarathi.server.service import Service, new_id
 Label = Annotated[str, Meta(max_length=MAX_OPEN_FIELD)]
 StopString = Annotated[str, Meta(max_length=1024)]
 Stop = StopString | Annotated[list[StopString], Meta(max_length=16)]
-User = Annotated[str, Meta(max_length=256)]
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
@@ -79,7 +78,7 @@ class GenerationRequest(ModelRequest, kw_only=True):
     priority: Int32 | None = None
     ttft_target: float | str | None = None
     tbt_target: float | str | None = None
-    user: User | None = None
+    user: Annotated[str, Meta(max_length=256)] | None = None
 
     # No effect: they concern billing, caching or filing, not the output.
     metadata: dict[str, Any] | None = None
@@ -155,14 +154,10 @@ def sampling_params(
 def scheduling_params(
     request: GenerationRequest, info: ModelInfo, key_name: str | None
 ) -> SchedulingParams:
-    """Return what a request asks of the scheduler.
+    """Return what a request asks of the scheduler; raise `ApiError` naming a field that is wrong.
 
-    Args:
-        key_name: names the tenant where API keys distinguish them; None: `user` does.
-
-    Raises:
-        ApiError: status 400, naming the field that is out of range, or that has no effect with the
-            server's options: its caller relies on it.
+    So is a field that has no effect with the server's options, because its caller relies on it.
+    `key_name` names the tenant where API keys distinguish them; otherwise `user` does.
     """
     ttft_target = seconds("ttft_target", request.ttft_target)
     tbt_target = seconds("tbt_target", request.tbt_target)
