@@ -83,7 +83,7 @@ def test_names_and_defaults() -> None:
     ],
 )
 def test_texts_are_parsed(field: str, text: str, value: object) -> None:
-    assert option(field).parse(text) == value
+    assert option(field).form.parse(text) == value
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_texts_are_parsed(field: str, text: str, value: object) -> None:
 )
 def test_wrong_texts_are_refused(field: str, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        option(field).parse(text)
+        option(field).form.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -133,4 +133,4 @@ def test_a_dataclass_declares_options_too() -> None:
         port: Annotated[int, Meta(ge=0, le=65535), Option("port to listen on")] = 8000
 
     [port] = declarations(Other)
-    assert (port.default, port.parse("80")) == (8000, 80)
+    assert (port.default, port.form.parse("80")) == (8000, 80)

@@ -30,21 +30,14 @@ from msgspec import inspect
 class Bounds:
     """The values that a type accepts."""
 
-    accepted: (
-        str  # such as "an integer at least 1 and at most 128"; of a Literal, its values sorted
-    )
+    accepted: str  # "an integer at least 1 and at most 128"; of a Literal, its values sorted
     admits: Callable[[Any], bool]
     # What is wrong with a value that is not admitted: "is 0, expected an integer at least 1"
     explain: Callable[[Any], str]
 
 
 def check_bounds(struct: msgspec.Struct, error: Callable[[str, str], Exception]) -> None:
-    """Raise an error unless every field of `struct` has a value that its type accepts.
-
-    Args:
-        error: makes the exception from the field's name and the rest of the message, such as
-            "is 0, expected an integer at least 1 and at most 128".
-    """
+    """Raise `error(field, rest of the message)` for a value that the field's type refuses."""
     for name, bounds in field_bounds(type(struct)).items():
         value = getattr(struct, name)
         if not bounds.admits(value):
@@ -63,11 +56,9 @@ def field_bounds(struct_type: type[msgspec.Struct]) -> Mapping[str, Bounds]:
 def bounds_of(annotation: Any) -> Bounds | None:
     """Return the bounds of a type such as `Annotated[int, msgspec.Meta(ge=1)] | None`.
 
-    Numbers must be finite, and a bool is no integer. An int is accepted where a float is expected.
-
-    Args:
-        annotation: int, float, bool, str, a Literal, a sequence or mapping of these, or the union
-            of one of these with None. For any other type the result is None.
+    It is int, float, bool, str, a Literal, a sequence or mapping of these, or the union of one of
+    these with None; of any other type, the result is None. Numbers must be finite, and a bool is no
+    integer. An int is accepted where a float is expected.
     """
     return _bounds(inspect.type_info(annotation))
 
@@ -113,16 +104,13 @@ def _optional(info: inspect.UnionType) -> Bounds | None:
 
 
 def _number(info: inspect.IntType | inspect.FloatType) -> Bounds:
-    words = [
-        f"{relation} {bound}"
-        for relation, bound in (
-            ("greater than", info.gt),
-            ("at least", info.ge),
-            ("less than", info.lt),
-            ("at most", info.le),
-        )
-        if bound is not None
-    ]
+    relations = {
+        "greater than": info.gt,
+        "at least": info.ge,
+        "less than": info.lt,
+        "at most": info.le,
+    }
+    words = [f"{relation} {bound}" for relation, bound in relations.items() if bound is not None]
     whole = isinstance(info, inspect.IntType)
     accepted = " ".join(["an integer" if whole else "a number", " and ".join(words)]).rstrip()
     # Closed bounds, so that two comparisons do. Those of floats are finite, which excludes NaN,
@@ -166,13 +154,12 @@ def _collection(
             return f"is {value!r}, expected {accepted}"
         if max_length is not None and len(value) > max_length:
             return f"has {len(value)} entries, expected at most {max_length}"
-        for each in value if key is not None else ():
-            if key is not None and not key.admits(each):
-                return f"has the key {each!r}, expected {key.accepted}"
-        for each in value if key is None else value.values():
-            if not item.admits(each):
-                return item.explain(each)
-        return None
+        if key is not None:
+            for each in value:
+                if not key.admits(each):
+                    return f"has the key {each!r}, expected {key.accepted}"
+            value = value.values()
+        return next((item.explain(each) for each in value if not item.admits(each)), None)
 
     return Bounds(
         accepted, lambda value: problem(value) is None, lambda value: problem(value) or ""

@@ -6,25 +6,29 @@ Every message names the option, field, file or server that is wrong, and what is
 from __future__ import annotations
 
 
-class UsageError(ValueError):
+class UserError(Exception):
+    """An error of any of the kinds below."""
+
+
+class UsageError(UserError, ValueError):
     """An argument of a command is wrong in a way that argparse does not find."""
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """An option of the engine is out of range."""
 
 
-class ModelError(ValueError):
+class ModelError(UserError, ValueError):
     """A model cannot be read, or is of a kind that is not supported."""
 
 
-class ExecutorError(RuntimeError):
+class ExecutorError(UserError, RuntimeError):
     """This machine cannot run the model as asked; the message has what would help."""
 
 
-class BenchmarkError(ValueError):
+class BenchmarkError(UserError, ValueError):
     """A measurement cannot be made."""
 
 
-class SimulationError(ValueError):
+class SimulationError(UserError, ValueError):
     """Something cannot be simulated; for lack of memory, the message shows the arithmetic."""

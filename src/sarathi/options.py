@@ -15,7 +15,8 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, is_dataclass
+from contextlib import suppress
+from dataclasses import dataclass, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import NoneType
@@ -61,9 +62,10 @@ LAYERED = OptionGroup(layered=True)
 
 @dataclass(frozen=True)
 class TextForm:
-    """How the values of a type are written, where it is not as Python writes them."""
+    """How the values of a type are written; declared where it is not as Python writes them."""
 
-    parse: Callable[[str], Any]  # raises ValueError, with a complete message, for what is refused
+    # Raises ValueError for what is refused, with a message that is complete but for the option.
+    parse: Callable[[str], Any]
     metavar: str
     format: Callable[[Any], str] = str
     accepted: str | None = None  # in words; None: follows from the bounds
@@ -77,8 +79,8 @@ class Declaration:
     option: Option
     value_type: Any  # the type without None and annotations; the item's type of a tuple
     default: Any  # or REQUIRED
-    form: TextForm | None
-    bounds: Bounds | None
+    choices: tuple[str, ...] | None  # the accepted values where they can be listed
+    form: TextForm  # of the type, if not declared
     is_list: bool
     group: str  # heading in help texts and documentation
 
@@ -100,55 +102,18 @@ class Declaration:
         return f"SARATHI_{self.key.upper()}"
 
     @property
-    def choices(self) -> tuple[str, ...] | None:
-        """The accepted values where they can be listed."""
-        if self.option.choices is not None:
-            return tuple(self.option.choices)
-        return get_args(self.value_type) if get_origin(self.value_type) is Literal else None
+    def metavar(self) -> str:
+        """The stand-in for a value in help texts."""
+        return self.option.metavar or self.form.metavar
 
     @property
     def default_text(self) -> str | None:
         """The default as users write it, or in words."""
         if self.option.default is not None:
             return self.option.default
-        if self.default is None or self.default is REQUIRED or self.default == ():
+        if self.default in (None, REQUIRED, ()):
             return None
-        if isinstance(self.default, bool):
-            return "on" if self.default else "off"
-        return self.form.format(self.default) if self.form is not None else f"{self.default}"
-
-    @property
-    def accepted(self) -> str:
-        """The accepted values in words, or nothing."""
-        words = None if self.form is None else self.form.accepted
-        return words or ("" if self.bounds is None else self.bounds.accepted)
-
-    def parse(self, text: str) -> Any:
-        """Return the value that a text stands for.
-
-        Raises:
-            ValueError: with a message that is complete but for the option's name.
-        """
-        choices = self.choices
-        if choices is not None:
-            spellings = self.option.spellings or {}
-            if text in spellings:
-                return spellings[text]
-            if text not in choices:
-                listed = ", ".join(map(repr, choices))
-                raise ValueError(f"invalid choice: {text!r} (choose from {listed})")
-            return text
-        if self.form is not None:
-            return self.form.parse(text)
-        if self.value_type is str:
-            return parse_text(text)
-        try:
-            value = _PARSERS[self.value_type](text)
-        except ValueError:
-            value = None
-        if value is None or (self.bounds is not None and not self.bounds.admits(value)):
-            raise ValueError(f"{text!r} is not {self.accepted}")
-        return value
+        return self.form.format(self.default)
 
 
 class Nested(NamedTuple):
@@ -167,16 +132,12 @@ def members(cls: type) -> tuple[Declaration | Nested, ...]:
     group = ""
     for name, hint in get_type_hints(cls, include_extras=True).items():
         value_type, annotations = _unwrap(hint)
-        option = _first(annotations, Option)
-        if option is not None:
+        if option := _first(annotations, Option):
             group = group if option.group is None else option.group
             found.append(_declaration(name, hint, option, defaults[name].default, group))
-        elif isinstance(value_type, type) and (
-            issubclass(value_type, msgspec.Struct) or is_dataclass(value_type)
-        ):
-            found.append(
-                Nested(name, value_type, _first(annotations, OptionGroup) or OptionGroup())
-            )
+        elif hasattr(value_type, "__struct_fields__") or is_dataclass(value_type):
+            section = _first(annotations, OptionGroup) or OptionGroup()
+            found.append(Nested(name, value_type, section))
     return tuple(found)
 
 
@@ -195,16 +156,12 @@ def changed(options: Any) -> list[str]:
 
 
 def parser_of(annotation: Any) -> Callable[[str], Any]:
-    """Return the function that parses the values of a type, as `Declaration.parse` does."""
-    return _declaration("", annotation, Option(""), None, "").parse
+    """Return the function that parses the values of a type; see `TextForm.parse`."""
+    return _declaration("", annotation, Option(""), None, "").form.parse
 
 
 def check_options(options: msgspec.Struct, error: Callable[[str, str], Exception]) -> None:
-    """Raise an error unless every field has a value that its declaration accepts.
-
-    Args:
-        error: makes the exception from the field's name and the rest of the message.
-    """
+    """Raise `error(field, rest of the message)` for a value that its declaration refuses."""
     check_bounds(options, error)
     for each in declarations(type(options)):
         value = getattr(options, each.field)
@@ -219,8 +176,47 @@ def _declaration(name: str, hint: Any, option: Option, default: Any, group: str)
         hint = get_args(value_type)[0]
         value_type, inner = _unwrap(hint)
         annotations += inner
-    form = _first(annotations, TextForm)
-    return Declaration(name, option, value_type, default, form, bounds_of(hint), is_list, group)
+    choices = option.choices
+    if choices is None and get_origin(value_type) is Literal:
+        choices = get_args(value_type)
+    choices = None if choices is None else tuple(choices)
+    bounds = bounds_of(hint)
+    if choices is not None:
+        form = _form_of_choices(choices, option)
+    else:
+        form = _first(annotations, TextForm) or _form_of(value_type, bounds)
+    if form.accepted is None and bounds is not None:
+        form = replace(form, accepted=bounds.accepted)
+    return Declaration(name, option, value_type, default, choices, form, is_list, group)
+
+
+def _form_of_choices(choices: tuple[str, ...], option: Option) -> TextForm:
+    spellings = option.spellings or {}
+
+    def parse(text: str) -> str | None:
+        if text in spellings:
+            return spellings[text]
+        if text not in choices:
+            listed = ", ".join(map(repr, choices))
+            raise ValueError(f"invalid choice: {text!r} (choose from {listed})")
+        return text
+
+    return TextForm(parse, "{" + ",".join(choices) + "}")
+
+
+def _form_of(value_type: Any, bounds: Bounds | None) -> TextForm:
+    if value_type is str:
+        return TextForm(parse_text, "TEXT")
+    convert, metavar, write = _CONVERSIONS[value_type]
+
+    def parse(text: str) -> Any:
+        with suppress(ValueError):
+            value = convert(text)
+            if bounds is None or bounds.admits(value):
+                return value
+        raise ValueError(f"{text!r} is not {metavar if bounds is None else bounds.accepted}")
+
+    return TextForm(parse, metavar, write)
 
 
 def _unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -239,11 +235,7 @@ def _first(annotations: Iterable[Any], kind: type) -> Any:
 
 
 def parse_text(text: str) -> str:
-    """Return `text` if it can be encoded, to be sent to the engine process or over HTTP.
-
-    Raises:
-        ValueError: it cannot.
-    """
+    """Return `text`, or raise ValueError if it cannot be sent to a process or over HTTP."""
     try:
         text.encode()
     except UnicodeEncodeError:  # Python makes lone surrogates of bytes that are not UTF-8
@@ -251,29 +243,18 @@ def parse_text(text: str) -> str:
     return text
 
 
-def parse_new_file(text: str) -> str:
-    """Return the absolute path of a file that can be written.
-
-    Raises:
-        ValueError: it cannot.
-    """
+def _parse_new_file(text: str) -> str:
     path = Path(parse_text(str(Path(text).absolute())))
     try:
-        writable = os.access(path if path.exists() else path.parent, os.W_OK)
-        is_folder = path.is_dir()
+        writable = not path.is_dir() and os.access(path if path.exists() else path.parent, os.W_OK)
     except OSError:  # such as a name that is too long
-        writable = is_folder = False
-    if is_folder or not writable:
+        writable = False
+    if not writable:
         raise ValueError(f"{text!r} is not a file that can be written")
     return str(path)
 
 
-def parse_existing_file(text: str) -> Path:
-    """Return the path of a file that can be read.
-
-    Raises:
-        ValueError: it cannot.
-    """
+def _parse_existing_file(text: str) -> Path:
     path = Path(text)
     try:
         readable = path.is_file() and os.access(path, os.R_OK)
@@ -298,7 +279,13 @@ def _parse_bool(text: str) -> bool:
     raise ValueError
 
 
-_PARSERS: dict[Any, Callable[[str], Any]] = {bool: _parse_bool, int: int, float: float, Path: Path}
+# How values of a type are parsed, called and written.
+_CONVERSIONS: dict[Any, tuple[Callable[[str], Any], str, Callable[[Any], str]]] = {
+    bool: (_parse_bool, "BOOL", lambda value: "on" if value else "off"),
+    int: (int, "N", str),
+    float: (float, "X", str),
+    Path: (Path, "FILE", str),
+}
 
 # Types that several options have.
 Count = Annotated[int, msgspec.Meta(ge=1, le=MAX_NUMBER)]
@@ -314,8 +301,8 @@ Size = Annotated[
     msgspec.Meta(ge=1, le=MAX_SIZE),
     TextForm(parse_size, "SIZE", accepted=f"a size of 1 to {MAX_SIZE} bytes"),
 ]
-NewFile = Annotated[str, TextForm(parse_new_file, "FILE", accepted="a file that can be written")]
+NewFile = Annotated[str, TextForm(_parse_new_file, "FILE", accepted="a file that can be written")]
 ExistingFile = Annotated[
-    Path, TextForm(parse_existing_file, "FILE", accepted="a file that can be read")
+    Path, TextForm(_parse_existing_file, "FILE", accepted="a file that can be read")
 ]
 LogLevel = Literal["debug", "info", "warning", "error"]

@@ -104,8 +104,8 @@ def test_a_streamed_answer_is_read_piece_by_piece():
         bodies.append(json.loads(request.content))
         return httpx.Response(200, text="".join([*lines, "data: [DONE]\n\n"]))
 
-    replies = server(handler).replies({"temperature": 0.5})
-    assert list(replies([{"role": "user", "content": "q"}])) == ["é"]
+    reply = server(handler).reply({"temperature": 0.5}, [{"role": "user", "content": "q"}])
+    assert list(reply) == ["é"]
     assert bodies[0]["temperature"] == 0.5
     assert bodies[0]["stream"] is True
 
@@ -118,9 +118,9 @@ def test_a_streamed_answer_is_read_piece_by_piece():
     ],
 )
 def test_the_errors_of_the_server_are_shown(response):
-    replies = server(lambda request: response).replies({})
+    reply = server(lambda request: response).reply({}, [{"role": "user", "content": "q"}])
     with pytest.raises(ChatError, match="no such thing"):
-        list(replies([{"role": "user", "content": "q"}]))
+        list(reply)
 
 
 @pytest.mark.parametrize(

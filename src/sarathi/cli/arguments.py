@@ -24,7 +24,6 @@ from sarathi.options import (
 )
 
 _T = TypeVar("_T")
-_METAVARS = {int: "N", float: "X", str: "TEXT", Path: "FILE"}
 # What Kubernetes sets SARATHI_PORT to, in every pod, for a Service named `sarathi`.
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://.*", re.DOTALL)
 _LAYERS = (
@@ -46,11 +45,7 @@ ConfigFile = Annotated[
 def add_options(
     parser: argparse.ArgumentParser, cls: type, section: OptionGroup | None = None
 ) -> argparse.ArgumentParser:
-    """Add an argument for each option of a class and of those that it holds; return the parser.
-
-    Args:
-        section: which options of the class to add; None for all.
-    """
+    """Add an argument for each option of a class and of those that it holds; return the parser."""
     section = section or OptionGroup()
     for each in members(cls):
         if isinstance(each, Nested):
@@ -115,7 +110,7 @@ def _add_option(parser: argparse.ArgumentParser, declared: Declaration, group: s
         details["action"] = argparse.BooleanOptionalAction
     else:
         details["type"] = _argument_type(declared)
-        details["metavar"] = metavar(declared)
+        details["metavar"] = declared.metavar
     if option.positional:
         flags = [declared.key]
         if declared.is_list or not required:
@@ -128,19 +123,10 @@ def _add_option(parser: argparse.ArgumentParser, declared: Declaration, group: s
     _group(parser, group).add_argument(*flags, **details)
 
 
-def metavar(declared: Declaration) -> str:
-    """Return the stand-in for a value in help texts."""
-    if declared.option.metavar is not None:
-        return declared.option.metavar
-    if declared.choices is not None:
-        return "{" + ",".join(declared.choices) + "}"
-    return declared.form.metavar if declared.form is not None else _METAVARS[declared.value_type]
-
-
 def _argument_type(declared: Declaration) -> Any:
     def argument(text: str) -> Any:
         try:
-            return declared.parse(text)
+            return declared.form.parse(text)
         except ValueError as error:  # of which argparse would not print the message
             raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -178,7 +164,8 @@ def _file_values(options: Iterable[Declaration], path: Path) -> Iterator[tuple[D
         values = value if isinstance(value, list) and option.is_list else [value]
         if any(isinstance(each, (dict, list)) for each in values):
             raise UsageError(f"{path}: {key} is {value!r}, expected a single value")
-        yield option, _parsed(option, [_as_text(each) for each in values], f"{path}: {key}: ")
+        texts = [str(each).lower() if isinstance(each, bool) else str(each) for each in values]
+        yield option, _parsed(option, texts, f"{path}: {key}: ")
 
 
 def _read_yaml(path: Path) -> dict[Any, Any]:
@@ -198,13 +185,9 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
     return content
 
 
-def _as_text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _parsed(option: Declaration, texts: list[str], place: str) -> Any:
     try:
-        values = [option.parse(text) for text in texts]
+        values = [option.form.parse(text) for text in texts]
     except ValueError as error:
         raise UsageError(f"{place}{error}") from None
     return values if option.is_list else values[0]

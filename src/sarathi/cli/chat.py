@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 import msgspec
@@ -13,9 +15,12 @@ from rich.console import Console
 from sarathi.cli.arguments import ConfigFile
 from sarathi.cli.engine_options import LocalEngine
 from sarathi.cli.keys import ClientKey
-from sarathi.errors import UsageError
+from sarathi.errors import UsageError, UserError
 from sarathi.options import LAYERED, Option
 from sarathi.sampling.params import SamplingParams
+
+if TYPE_CHECKING:
+    from sarathi.engine.llm import LLM
 
 DEFAULT_URL = "http://localhost:8000"
 
@@ -24,8 +29,8 @@ Message = dict[str, str]
 Replies = Callable[[Sequence[Message]], Generator[str]]
 
 
-class ChatError(RuntimeError):
-    """The conversation cannot go on; the message is for the user."""
+class ChatError(UserError):
+    """The conversation cannot start or go on."""
 
 
 class AnswerOptions(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -68,11 +73,7 @@ class ChatOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run(options: ChatOptions) -> int:
-    """Talk until the user ends the conversation.
-
-    Raises:
-        UsageError: the conversation cannot start.
-    """
+    """Talk until the user ends the conversation; raise `UserError` if it cannot start."""
     if options.model is not None and options.url is not None:
         raise UsageError("give either a model to run here or --url, not both")
     answers = msgspec.to_builtins(options.answers)
@@ -81,43 +82,33 @@ def run(options: ChatOptions) -> int:
     if options.model is not None:
         # Checked before the model is loaded.
         params = SamplingParams(**{"max_tokens": None, **answers})
-        replies, name = _local_replies(options, console, params), options.model
+        llm, name = options.engine.load(options.model, console), options.model
+        replies: Replies = partial(_local_reply, llm, params)
     else:
-        try:
-            key, url = options.key.read(), options.url or DEFAULT_URL
-            server = ChatClient.connect(url, key, options.served_model)
-        except ChatError as error:
-            raise UsageError(str(error)) from error
-        replies, name = server.replies(answers), f"{server.model} at {server.url}"
+        key, url = options.key.read(), options.url or DEFAULT_URL
+        server = ChatClient.connect(url, key, options.served_model)
+        replies, name = partial(server.reply, answers), f"{server.model} at {server.url}"
     console.print(f"{name}. Ctrl-C stops an answer, Ctrl-D ends the conversation.", style="dim")
     converse(console, replies, options.system, lambda: console.input("[bold]> [/bold]"))
     return 0
 
 
-def _local_replies(options: ChatOptions, console: Console, params: SamplingParams) -> Replies:
-    """Return a function that computes answers in this process; raise what `LLM` does."""
+def _local_reply(llm: LLM, params: SamplingParams, messages: Sequence[Message]) -> Generator[str]:
+    """Compute an answer in this process."""
     # Imported here: talking to a server needs no engine.
     from sarathi.engine.llm import GenerationError
 
-    assert options.model is not None
-    llm = options.engine.load(options.model, console)
-
-    def reply(messages: Sequence[Message]) -> Generator[str]:
-        try:
-            yield from llm.stream_chat(messages, params)
-        except (ValueError, GenerationError) as error:  # too long, or refused by the template
-            raise ChatError(str(error)) from error
-
-    return reply
+    try:
+        yield from llm.stream_chat(messages, params)
+    except (ValueError, GenerationError) as error:  # too long, or refused by the template
+        raise ChatError(str(error)) from error
 
 
 def converse(
     console: Console, replies: Replies, system: str | None, read: Callable[[], str]
 ) -> None:
     """Read questions, print answers, and remember both, until `read` raises EOFError."""
-    messages: list[Message] = []
-    if system:
-        messages.append({"role": "system", "content": system})
+    messages: list[Message] = [{"role": "system", "content": system}] if system else []
     while True:
         try:
             text = read()
@@ -142,14 +133,13 @@ def converse(
 def _answer(console: Console, pieces: Generator[str]) -> str:
     """Print an answer as it arrives; what was printed until Ctrl-C is the answer."""
     printed: list[str] = []
-    try:
-        for piece in pieces:
-            printed.append(piece)
-            console.print(piece, end="", markup=False, soft_wrap=True)
-    except KeyboardInterrupt:
-        console.print(" [dim](stopped)[/dim]", end="")
-    finally:
-        pieces.close()
+    with closing(pieces):
+        try:
+            for piece in pieces:
+                printed.append(piece)
+                console.print(piece, end="", markup=False, soft_wrap=True)
+        except KeyboardInterrupt:
+            console.print(" [dim](stopped)[/dim]", end="")
     console.print()
     return "".join(printed)
 
@@ -164,11 +154,7 @@ class ChatClient:
 
     @classmethod
     def connect(cls, url: str, api_key: str | None, model: str | None) -> ChatClient:
-        """Connect to a server and choose one of its models.
-
-        Raises:
-            ChatError: there is no such server, or it has no model to talk to.
-        """
+        """Connect to a server and choose one of its models; raise `ChatError` without one."""
         url = url.rstrip("/").removesuffix("/v1")
         headers = {b"Authorization": f"Bearer {api_key}".encode()} if api_key else {}
         try:
@@ -189,22 +175,18 @@ class ChatClient:
             raise ChatError(f"{url} has no model {model!r}, only {', '.join(names)}")
         return cls(url, model or names[0], client)
 
-    def replies(self, options: dict[str, Any]) -> Replies:
-        """Return a function that requests answers, with these options in the request."""
-
-        def reply(messages: Sequence[Message]) -> Generator[str]:
-            body = {"model": self.model, "messages": messages, "stream": True, **options}
-            try:
-                with self.client.stream("POST", "/v1/chat/completions", json=body) as response:
-                    if response.status_code != 200:
-                        response.read()
-                        _json(response)
-                    for line in response.iter_lines():
-                        yield from _pieces(line)
-            except httpx.HTTPError as error:
-                raise ChatError(f"the connection to {self.url} failed ({error})") from None
-
-        return reply
+    def reply(self, options: dict[str, Any], messages: Sequence[Message]) -> Generator[str]:
+        """Request an answer, with these options in the request."""
+        body = {"model": self.model, "messages": messages, "stream": True, **options}
+        try:
+            with self.client.stream("POST", "/v1/chat/completions", json=body) as response:
+                if response.status_code != 200:
+                    response.read()
+                    _json(response)
+                for line in response.iter_lines():
+                    yield from _pieces(line)
+        except httpx.HTTPError as error:
+            raise ChatError(f"the connection to {self.url} failed ({error})") from None
 
 
 def _pieces(line: str) -> Generator[str]:
@@ -222,14 +204,12 @@ def _pieces(line: str) -> Generator[str]:
 
 def _json(response: httpx.Response) -> Any:
     """Return the body; raise `ChatError` with the server's message if it is an error."""
-    try:
+    body: Any = None
+    with suppress(msgspec.DecodeError):
         body = msgspec.json.decode(response.content)
-    except msgspec.DecodeError:
-        body = None
     if response.status_code == 200:
         return body
-    try:
+    message = f"the server answered with status {response.status_code}"
+    with suppress(KeyError, TypeError):
         message = body["error"]["message"]
-    except (KeyError, TypeError):
-        message = f"the server answered with status {response.status_code}"
     raise ChatError(message)

@@ -25,11 +25,7 @@ _NOT_COUNTED = (
 def place_on_ray(
     config: EngineConfig, replicas: int, options: RayOptions
 ) -> tuple[Placement, EngineConfig]:
-    """Return the placement if every stage of every replica had a machine like this one.
-
-    Raises:
-        ConfigError: the options do not go together.
-    """
+    """Return the placement if every stage of every replica had a machine like this one."""
     wanted = options.gpus_per_rank or int(config.device == "cuda")
     here = Node("", usable_cores(), wanted * config.tp)
     return place_replicas(
@@ -42,11 +38,7 @@ def place_on_ray(
 
 
 def print_dry_run(run: DryRun, placement: Placement | None = None) -> None:
-    """Print the layout, the memory of each process and the KV cache.
-
-    Args:
-        placement: of each replica, on a Ray cluster.
-    """
+    """Print the layout, the memory of each process, the KV cache, and the placement on Ray."""
     console = Console(highlight=False, markup=False)
     console.width = max(console.width, _WIDTH)
     for line in _facts(run):
@@ -108,13 +100,12 @@ def _table(run: DryRun) -> Table:
         )
         table.add_row(*map(str, facts), *_sizes(run, share.weight_bytes, share.block_bytes))
     table.add_section()
-    for name, number, is_sum in (
-        ("one replica", 1, len(run.shares) > 1),
-        (f"{run.replicas} replicas", run.replicas, run.replicas > 1),
-    ):
-        if is_sum:
-            sizes = _sizes(run, number * run.weight_bytes, number * run.block_bytes)
-            table.add_row(name, *[""] * 5, *sizes)
+    sums = {"one replica": 1} if len(run.shares) > 1 else {}
+    if run.replicas > 1:
+        sums[f"{run.replicas} replicas"] = run.replicas
+    for name, number in sums.items():
+        sizes = _sizes(run, number * run.weight_bytes, number * run.block_bytes)
+        table.add_row(name, *[""] * 5, *sizes)
     return table
 
 

@@ -46,11 +46,7 @@ class LocalEngine(msgspec.Struct, frozen=True, kw_only=True):
     config: Annotated[EngineConfig, LAYERED]
 
     def load(self, model: str, console: Console) -> LLM:
-        """Start an engine, with its progress on the console; raise what `LLM` does.
-
-        Raises:
-            ModelError: there is no such model.
-        """
+        """Start an engine, with its progress on the console; raise as `locate_model` and `LLM`."""
         # Imported here: it takes a moment, and `--help` and wrong arguments need no engine.
         from sarathi.engine.llm import LLM
 

@@ -15,7 +15,7 @@ from sarathi.options import Option
 from sarathi.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
-    from sarathi.engine.llm import RequestOutput
+    from sarathi.engine.llm import LLM, RequestOutput
 
 
 class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,19 +72,20 @@ def run(options: GenerateOptions) -> int:
         task = progress.add_task("generating", total=len(prompts))
         results = llm.generate(prompts, params, on_finish=lambda *_: progress.advance(task))
     for result in results:
-        text = _as_text(result)
-        print(json.dumps(_as_json(result), ensure_ascii=False) if options.json else text)
+        if options.json:
+            print(json.dumps(_as_json(result), ensure_ascii=False))
+        else:
+            print("\n".join((result.prompt or "") + output.text for output in result.outputs))
     return 0
 
 
-def _in_template(llm: Any, prompt: str | list[int]) -> list[int]:
+def _in_template(llm: LLM, prompt: str | list[int]) -> list[int]:
     if not isinstance(prompt, str):
         raise UsageError("--chat takes prompts of text, not of token ids")
     try:
-        ids: list[int] = llm.render([{"role": "user", "content": prompt}])
+        return llm.render([{"role": "user", "content": prompt}])
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return ids
 
 
 def _read(path: Path) -> list[str | list[int]]:
@@ -113,19 +114,9 @@ def _parse(source: str, line: str) -> str | list[int]:
 
 
 def _as_json(result: RequestOutput) -> dict[str, Any]:
+    fields = ("text", "token_ids", "finish_reason")
     return {
         "prompt": result.prompt,
         "prompt_tokens": len(result.prompt_token_ids),
-        "outputs": [
-            {
-                "text": output.text,
-                "token_ids": output.token_ids,
-                "finish_reason": output.finish_reason,
-            }
-            for output in result.outputs
-        ],
+        "outputs": [{name: getattr(one, name) for name in fields} for one in result.outputs],
     }
-
-
-def _as_text(result: RequestOutput) -> str:
-    return "\n".join((result.prompt or "") + output.text for output in result.outputs)

@@ -14,8 +14,6 @@ from sarathi.cli.arguments import parse_options
 from sarathi.errors import UsageError
 from sarathi.options import LAYERED, Option, TextForm, parse_text
 
-_MAX_FILE = 2**20  # bytes
-
 
 def _parse_key(text: str) -> str:
     text = parse_text(text)
@@ -46,17 +44,12 @@ class ClientKey(msgspec.Struct, frozen=True, kw_only=True):
     api_key_file: Annotated[Path | None, Option(_FILE_HELP, alternative="api_key")] = None
 
     def read(self) -> str | None:
-        """Return the key, None for none; where no option is given, that of the environment.
-
-        Raises:
-            UsageError: the file cannot be read or has not exactly one key.
-        """
-        given = self if self != ClientKey() else parse_options(_Environment, ()).key
-        keys = _keys(
-            () if given.api_key is None else (given.api_key,), given.api_key_file, "--api-key-file"
-        )
+        """Return the key, None for none; where no option is given, that of the environment."""
+        used = self if self != ClientKey() else parse_options(_Environment, ()).key
+        given = () if used.api_key is None else (used.api_key,)
+        keys = _keys(given, used.api_key_file, "--api-key-file")
         if len(keys) > 1:
-            raise UsageError(f"{given.api_key_file} has {len(keys)} keys, expected one")
+            raise UsageError(f"{used.api_key_file} has {len(keys)} keys, expected one")
         return keys[0] if keys else None
 
 
@@ -89,11 +82,7 @@ class ServerKeys(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
 
     def api_keys(self) -> tuple[str, ...]:
-        """Return the distinct keys that open the API.
-
-        Raises:
-            UsageError: a file cannot be read, or has no key.
-        """
+        """Return the distinct keys that open the API; raise `UsageError` for a file without one."""
         return _keys(self.api_key, self.api_key_file, "--api-key-file")
 
     def admin_keys(self) -> tuple[str, ...]:
@@ -102,21 +91,19 @@ class ServerKeys(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _keys(given: tuple[str, ...], file: Path | None, option: str) -> tuple[str, ...]:
-    read = () if file is None else _read(file, option)
-    return tuple(dict.fromkeys((*given, *read)))
-
-
-def _read(file: Path, option: str) -> tuple[str, ...]:
+    """Return distinct keys; raise `UsageError` for a file that cannot be read or has none."""
+    if file is None:
+        return tuple(dict.fromkeys(given))
     try:
         with file.open("rb") as opened:  # may be a pipe, or something without an end
-            lines = opened.read(_MAX_FILE).decode("utf-8").splitlines()
+            lines = opened.read(2**20).decode("utf-8").splitlines()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{option} {file} cannot be read: {reason}") from None
     try:
-        keys = tuple(_parse_key(line.strip()) for line in lines if line.strip())
+        keys = [_parse_key(line.strip()) for line in lines if line.strip()]
     except ValueError as error:
         raise UsageError(f"{option} {file}: {error}") from None
     if not keys:
         raise UsageError(f"{option} {file} has no key, expected one a line")
-    return keys
+    return tuple(dict.fromkeys((*given, *keys)))

@@ -14,14 +14,7 @@ from typing import Any, get_type_hints
 
 from sarathi import __version__
 from sarathi.cli.arguments import add_options, read_options
-from sarathi.errors import (
-    BenchmarkError,
-    ConfigError,
-    ExecutorError,
-    ModelError,
-    SimulationError,
-    UsageError,
-)
+from sarathi.errors import UserError
 from sarathi.sampling.params import SamplingError
 from sarathi.scheduler import AdmissionError
 
@@ -41,17 +34,6 @@ _COMMANDS = {
     "calibrate": "Measure this machine for the simulator, or check its cost model of GPUs against "
     "measurements.",
 }
-# What the user can correct is reported in one line, with the exit code that argparse uses.
-_BAD_INPUT = (
-    UsageError,
-    ModelError,
-    ConfigError,
-    SamplingError,
-    AdmissionError,
-    ExecutorError,
-    BenchmarkError,
-    SimulationError,
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = _module(args.command).run(read_options(_options(args.command), args))
         sys.stdout.flush()
         return code
-    except _BAD_INPUT as error:
+    except (UserError, SamplingError, AdmissionError) as error:
         print(f"sarathi {args.command}: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of the output has ended, such as `head`

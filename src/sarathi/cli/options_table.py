@@ -7,7 +7,7 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
-from sarathi.cli.arguments import layered_options, metavar
+from sarathi.cli.arguments import layered_options
 from sarathi.cli.serve import ServeOptions
 from sarathi.options import Declaration
 
@@ -38,7 +38,7 @@ def _row(declared: Declaration) -> str:
     elif declared.value_type is bool:
         values = f"on, or `--no-{declared.names[0]}`: off"
     else:
-        values = ": ".join(filter(None, (metavar(declared), declared.accepted)))
+        values = ": ".join(filter(None, (declared.metavar, declared.form.accepted)))
     variable = f"`{declared.variable}`"
     cells = (names, variable, declared.default_text or "none", values, declared.option.help)
     return f"| {' | '.join(cells)} |"

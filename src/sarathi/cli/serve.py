@@ -66,11 +66,7 @@ def run(options: ServeOptions) -> int:
 
 
 def _dry_run(path: Path, engine: EngineConfig, replicas: int, ray: RayOptions) -> int:
-    """Print what would run.
-
-    Raises:
-        ConfigError, ExecutorError: the start would be refused.
-    """
+    """Print what would run; raise `ConfigError` or `ExecutorError` where it would not start."""
     from sarathi.cli.dry_run_table import place_on_ray, print_dry_run
     from sarathi.engine.startup.dry_run import dry_run
 

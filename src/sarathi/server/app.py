@@ -23,23 +23,23 @@ from sarathi.server.openai.chat_completions import create_chat_completion
 from sarathi.server.openai.completions import create_completion
 from sarathi.server.openai.model_list import list_models, show_model
 from sarathi.server.openai.tokenization import detokenize, tokenize
-from sarathi.server.operations import health, scale, stats_body, version
+from sarathi.server.operations import health, metrics, scale, stats, version
 from sarathi.server.parsers.output_parser import OUTPUT_PARSERS, PLAIN_TEXT
-from sarathi.server.prometheus import Metrics
 from sarathi.server.request_body import read_body
-from sarathi.server.responses import ApiError, error_response, json_response
+from sarathi.server.responses import ApiError, error_response
 from sarathi.server.service import RequestContext, Service
 
 GetHandler = Callable[[Service, Request], Awaitable[Response]]
 PostHandler = Callable[[Service, RequestContext], Awaitable[ASGIApp]]
 
-# A new endpoint is a line in one of these tables, and its handler. GET /stats and GET /metrics are
-# in `create_app`.
+# A new endpoint is a line in one of these tables, and its handler.
 GET_ROUTES: dict[str, GetHandler] = {
     "/v1/models": list_models,
     "/v1/models/{name:path}": show_model,
     "/health": health,
     "/version": version,
+    "/stats": stats,
+    "/metrics": metrics,
 }
 POST_ROUTES: dict[str, PostHandler] = {
     "/v1/completions": create_completion,
@@ -74,36 +74,20 @@ def create_app(
     parser = OUTPUT_PARSERS[output_parser]
     service = Service(engine, tokenizer, served_name, int(time.time()), parser)
     rules = auth or AuthRules()
-    prometheus = Metrics(engine)
-
-    async def stats(request: Request) -> Response:
-        return json_response(stats_body(service.ready(), engine))
-
-    async def metrics(request: Request) -> Response:
-        return prometheus.response()
 
     def post(handler: PostHandler) -> ASGIApp:
         return PostEndpoint(service, handler, max_body)
 
+    endpoints: dict[str, ASGIApp] = {
+        **{path: post(handler) for path, handler in POST_ROUTES.items()},
+        **{path: RequireAdmin(post(handler), rules) for path, handler in ADMIN_ROUTES.items()},
+    }
     app = Starlette(
         routes=[
-            Route("/stats", stats),
-            Route("/metrics", metrics),
             *(Route(path, partial(handler, service)) for path, handler in GET_ROUTES.items()),
-            *(
-                Route(path, post(handler), methods=["POST"])
-                for path, handler in POST_ROUTES.items()
-            ),
-            *(
-                Route(path, RequireAdmin(post(handler), rules), methods=["POST"])
-                for path, handler in ADMIN_ROUTES.items()
-            ),
+            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
         ],
-        exception_handlers={
-            ApiError: _on_api_error,
-            HTTPException: _on_http_error,
-            Exception: _on_failure,
-        },
+        exception_handlers=dict.fromkeys((ApiError, HTTPException, Exception), _on_error),
     )
     app.router.redirect_slashes = False
     return AuthMiddleware(app, rules, frozenset(ADMIN_ROUTES))
@@ -142,8 +126,7 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) ->
         await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in (worker, watcher):
-            if not task.done():
-                task.cancel()
+            task.cancel()
         await asyncio.wait({worker, watcher})
     if not worker.cancelled():
         worker.result()
@@ -154,21 +137,15 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def _on_api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
+async def _on_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        method, path = request.method, request.url.path
+        known = {
+            404: (f"There is nothing at {path[:200]}.", "unknown_url"),
+            405: (f"{method[:20]} is not possible at {path[:200]}.", "method_not_allowed"),
+        }
+        message, code = known.get(error.status_code, (error.detail, None))
+        error = ApiError(error.status_code, message, code=code, headers=error.headers)
+    elif not isinstance(error, ApiError):
+        error = ApiError(500, "The server failed on this request.")
     return error_response(error)
-
-
-async def _on_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    method, path = request.method, request.url.path
-    known = {
-        404: (f"There is nothing at {path[:200]}.", "unknown_url"),
-        405: (f"{method[:20]} is not possible at {path[:200]}.", "method_not_allowed"),
-    }
-    message, code = known.get(error.status_code, (error.detail, None))
-    return error_response(ApiError(error.status_code, message, code=code, headers=error.headers))
-
-
-async def _on_failure(request: Request, error: Exception) -> Response:
-    return error_response(ApiError(500, "The server failed on this request."))

@@ -26,10 +26,9 @@ _FORWARDED = (
 
 @dataclass(frozen=True)
 class AuthRules:
-    """The keys of a server.
+    """The keys of a server; without `admin_keys`, admin paths are for programs on this machine.
 
-    Without `admin_keys`, admin paths are for programs on this machine. A web page that is open on
-    this machine is refused: it cannot send JSON, or its origin or host shows what it is.
+    A web page that is open there is refused: it cannot send JSON, or its origin or host shows it.
     """
 
     api_keys: tuple[str, ...] = field(default=(), repr=False)  # any opens all but admin paths
@@ -81,18 +80,13 @@ class RequireAdmin:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        if self.rules.admin_keys:
-            self._check_key(headers)
-        else:
+        if not self.rules.admin_keys:
             self._check_local(scope, headers)
+        elif _matching(self.rules.admin_keys, headers) is None:
+            if _matching(self.rules.api_keys, headers) is not None:
+                raise _forbidden("an API key is not enough: it needs the admin key")
+            raise _unauthorised(headers, "admin key")
         await self.app(scope, receive, send)
-
-    def _check_key(self, headers: Headers) -> None:
-        if _matching(self.rules.admin_keys, headers) is not None:
-            return
-        if _matching(self.rules.api_keys, headers) is not None:
-            raise _forbidden("an API key is not enough: it needs the admin key")
-        raise _unauthorised(headers, "admin key")
 
     def _check_local(self, scope: Scope, headers: Headers) -> None:
         client = scope.get("client")
@@ -102,9 +96,8 @@ class RequireAdmin:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_own_url(f"//{hosts[0]}"):
             raise _forbidden("the header Host does not name this machine")
-        if any(not self._is_own_url(origin) for origin in headers.getlist("origin")):
-            raise _forbidden("it is not for web pages of other origins")
-        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        own_origins = all(map(self._is_own_url, headers.getlist("origin")))
+        if not own_origins or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             raise _forbidden("it is not for web pages of other origins")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
@@ -126,10 +119,7 @@ class RequireAdmin:
 
 
 def key_name(scope: Mapping[str, Any]) -> str | None:
-    """Return which of several API keys a request has, such as "key 2"; never the key itself.
-
-    None where the server has one key or none, so that keys do not distinguish clients.
-    """
+    """Return which of several API keys a request has, such as "key 2"; None without several."""
     name: str | None = scope.get("state", {}).get(_STATE)
     return name
 

@@ -13,12 +13,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from sarathi.server.auth import OPEN_PATHS
-from sarathi.server.responses import (
-    ApiError,
-    error_response,
-    raw_error_response,
-    unavailable,
-)
+from sarathi.server.responses import ApiError, error_response, raw_error_response, unavailable
 
 
 @dataclass(frozen=True)
@@ -36,10 +31,7 @@ class ConnectionLimits:
 
 
 class IdleConnections:
-    """Connections that wait for their clients, the longest idle first.
-
-    They wait for a request, for more of it, or for the client to read its reply.
-    """
+    """Connections that wait for their clients to send or read something, longest idle first."""
 
     def __init__(self) -> None:
         self._since: dict[BoundedProtocol, float] = {}  # seconds, of the connection's loop
@@ -54,10 +46,7 @@ class IdleConnections:
         self._since.pop(connection, None)
 
     def close_one(self, idle_seconds: float) -> None:
-        """Close a connection that has been idle for that long, if there is one.
-
-        Otherwise a client that hoards connections could keep out new ones.
-        """
+        """Close the longest idle one if it has been so that long: a client may hoard them."""
         connection, since = next(iter(self._since.items()), (None, 0.0))
         if connection is not None and connection.loop.time() - since >= idle_seconds:
             self.discard(connection)
@@ -75,20 +64,11 @@ class BoundedProtocol(HttpToolsProtocol):
     """
 
     def __init__(
-        self,
-        limits: ConnectionLimits,
-        idle: IdleConnections,
-        config: Config,
-        *args: Any,
-        **kwargs: Any,
+        self, limits: ConnectionLimits, idle: IdleConnections, config: Config, **kwargs: Any
     ) -> None:
-        """
-        Args:
-            idle: shared by all connections of a server.
-        """
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, **kwargs)
         self._limits = limits
-        self._idle = idle
+        self._idle = idle  # shared by all connections of a server
         self._in_head = True
         self._offers_upgrade = False
         self._unparsed = 0  # bytes since the parser has completed something
@@ -100,11 +80,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._idle.add(self)
+        seconds = self._limits.head_seconds
         if self._over_limit:
-            self._idle.close_one(self._limits.idle_seconds)
-            self._start_timer(self._limits.idle_seconds)
-        else:
-            self._start_timer(self._limits.head_seconds)
+            seconds = self._limits.idle_seconds
+            self._idle.close_one(seconds)
+        self._start_timer(seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -176,9 +156,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= self._limits.pipelined:
             # Each costs far more memory than its sender spends.
             self._refuse_in_parser(ApiError(400, "Too many pipelined requests.", code="pipelining"))
-        self.app = (
-            _Overloaded(self.config.loaded_app) if self._over_limit else self.config.loaded_app
-        )
+        app = self.config.loaded_app
+        self.app = _refusing(app) if self._over_limit else app
         super().on_headers_complete()
         if self.pipeline:
             self.flow.resume_reading()  # or a disconnect would not be noticed
@@ -277,17 +256,16 @@ def _too_large(limit: str, *, in_head: bool) -> ApiError:
     return ApiError(400, message, code="invalid_http")
 
 
-@dataclass(frozen=True)
-class _Overloaded:
-    """Refuses requests on connections beyond the limit, except those of `OPEN_PATHS`."""
+def _refusing(app: ASGIApp) -> ASGIApp:
+    """Return what answers on connections beyond the limit: the application on `OPEN_PATHS` only."""
 
-    app: ASGIApp
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] in OPEN_PATHS:
-            await self.app(scope, receive, send)
+            await app(scope, receive, send)
             return
         message = "The server has no connection left."
         response = error_response(unavailable(message, "overloaded", retry_after=1))
         response.headers["Connection"] = "close"
         await response(scope, receive, send)
+
+    return answer

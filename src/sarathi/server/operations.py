@@ -1,39 +1,33 @@
-"""What operators ask of the server: GET /health, /version and /stats, POST /scale."""
+"""What operators ask of the server: GET /health, /version, /stats and /metrics, POST /scale.
+
+Everything is read from the engine on request; nothing is counted here. Statistics of the scheduler
+are declared in `telemetry.stats`, histograms in `telemetry.request_latencies`.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import msgspec
 from msgspec import Struct
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import HistogramMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from sarathi import __version__
 from sarathi.engine.messages import ModelInfo
-from sarathi.fleet.fleet import Engine, ReplicaState, ReplicaStatus, by_state
+from sarathi.fleet.fleet import Engine, ReplicaState, by_state
 from sarathi.server.request_body import Int64, decode, seconds
 from sarathi.server.responses import invalid, json_response
 from sarathi.server.service import RequestContext, Service
-from sarathi.telemetry.stats import Stats, initial_stats
-
-
-def stats_body(info: ModelInfo, engine: Engine) -> dict[str, object]:
-    """Return the response to GET /stats: all fields of `Stats`, targets and replicas."""
-    stats = current_stats(info, engine.stats)
-    return {
-        **msgspec.structs.asdict(stats),
-        "prefix_hit_rate": stats.prefix_hit_rate,
-        "tbt_target": info.tbt_target,  # seconds; null without one
-        "token_budget": info.token_budget,  # tokens; null without one
-        "replicas": by_state(engine.replicas),
-        "replica_restarts": engine.restarts,
-        "requests_resumed": engine.resumed,
-    }
-
-
-def current_stats(info: ModelInfo, stats: Stats | None) -> Stats:
-    """Return the latest statistics, or those of an engine that has run nothing yet."""
-    return initial_stats(info.num_blocks, info.num_stages) if stats is None else stats
+from sarathi.telemetry.request_latencies import Latencies
+from sarathi.telemetry.stats import Stats, exposed, initial_stats
 
 
 class Health(Struct, frozen=True, omit_defaults=True):
@@ -44,23 +38,11 @@ class Health(Struct, frozen=True, omit_defaults=True):
     replicas: dict[ReplicaState, int] | None = None  # how many are in each state
 
 
-class Version(Struct, frozen=True):
-    """Response of GET /version."""
-
-    version: str
-
-
 class ScaleRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     """Body of POST /scale."""
 
     replicas: Int64
     drain_timeout: float | str | None = None
-
-
-class Scaled(Struct, frozen=True):
-    """Response of POST /scale."""
-
-    replicas: list[ReplicaStatus]
 
 
 async def health(service: Service, request: Request) -> Response:
@@ -81,15 +63,11 @@ async def health(service: Service, request: Request) -> Response:
 
 async def version(service: Service, request: Request) -> Response:
     """Answer GET /version."""
-    return json_response(Version(__version__))
+    return json_response({"version": __version__})
 
 
 async def scale(service: Service, call: RequestContext) -> ASGIApp:
-    """Answer POST /scale: set the number of engines.
-
-    Raises:
-        ApiError: the number is out of range, or no engine is ready yet or ever again.
-    """
+    """Answer POST /scale; raises `ApiError` for a wrong number, and without a ready engine."""
     service.ready()
     request = decode(call.body, ScaleRequest)
     drain_seconds = seconds("drain_timeout", request.drain_timeout)
@@ -97,4 +75,101 @@ async def scale(service: Service, call: RequestContext) -> ASGIApp:
         service.engine.scale(request.replicas, drain_seconds)
     except ValueError as error:
         raise invalid(f"{error}.", "replicas") from None
-    return json_response(Scaled(list(service.engine.replicas)))
+    return json_response({"replicas": list(service.engine.replicas)})
+
+
+async def stats(service: Service, request: Request) -> Response:
+    """Answer GET /stats: all fields of `Stats`, targets and replicas."""
+    info, engine = service.ready(), service.engine
+    latest = _latest_stats(info, engine)
+    body = {
+        **msgspec.structs.asdict(latest),
+        "prefix_hit_rate": latest.prefix_hit_rate,
+        "tbt_target": info.tbt_target,  # seconds; null without one
+        "token_budget": info.token_budget,  # tokens; null without one
+        "replicas": by_state(engine.replicas),
+        "replica_restarts": engine.restarts,
+        "requests_resumed": engine.resumed,
+    }
+    return json_response(body)
+
+
+def _latest_stats(info: ModelInfo, engine: Engine) -> Stats:
+    """Return the latest statistics, or those of an engine that has run nothing yet."""
+    return engine.stats or initial_stats(info.num_blocks, info.num_stages)
+
+
+async def metrics(service: Service, request: Request) -> Response:
+    """Answer GET /metrics, in the text format of Prometheus."""
+    text = generate_latest(_EngineCollector(service.engine))
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+@dataclass(frozen=True)
+class _EngineCollector(Collector):
+    engine: Engine
+
+    def collect(self) -> Iterator[Metric]:
+        engine, info = self.engine, self.engine.info
+        answers = info is not None and engine.error is None
+        yield _metric("gauge", "engine_up", "1 while requests are answered, else 0", answers)
+        states, sharing = by_state(engine.replicas), "Engines that share the requests, by state"
+        yield _metric("gauge", "replicas", sharing, states, "state")
+        restarted = "Engines started because one had died"
+        yield _metric("counter", "replica_restarts", restarted, engine.restarts)
+        resumed = "Requests that went on in another engine"
+        yield _metric("counter", "requests_resumed", resumed, engine.resumed)
+        if info is not None and answers:
+            yield from _of_model(info)
+            for declared, samples in exposed(_latest_stats(info, engine)):
+                name, about = str(declared.name), declared.description
+                yield _metric(declared.kind, name, about, samples, declared.label)
+            yield from _of_requests(engine.latencies)
+
+
+def _of_model(info: ModelInfo) -> Iterator[Metric]:
+    facts = {
+        "policy": info.policy,
+        "order": info.order,
+        "fair_by": info.fair_by or "",
+        "precision": info.precision,
+        "kv_precision": info.kv_precision,
+    }
+    yield InfoMetricFamily("sarathi_engine", "How the engine was started", value=facts)
+    for name, description, value in (
+        ("tbt_target_seconds", "Time between tokens aimed at", info.tbt_target),
+        ("token_budget", "Tokens that an iteration may carry", info.token_budget),
+        ("max_batch_size", "Requests that may run at once", info.max_batch_size),
+    ):
+        if value is not None:
+            yield _metric("gauge", name, description, value)
+
+
+def _of_requests(latencies: Latencies) -> Iterator[Metric]:
+    ended = "Requests that ended, by how they did"
+    yield _metric("counter", "requests", ended, latencies.requests, "outcome")
+    given = "Tokens that the engine gave"
+    yield _metric("counter", "output_tokens", given, latencies.output_tokens)
+    for histogram in latencies.histograms:
+        buckets = [
+            ("+Inf" if bound == math.inf else str(bound), count)
+            for bound, count in histogram.cumulative()
+        ]
+        name = f"sarathi_{histogram.name}"
+        yield HistogramMetricFamily(name, histogram.description, buckets, sum_value=histogram.sum)
+
+
+def _metric(
+    kind: str,
+    name: str,
+    description: str,
+    value: float | Mapping[Any, float],
+    label: str | None = None,
+) -> Metric:
+    """Return a metric with one value, or with a value for each value of its label."""
+    metric = Metric(f"sarathi_{name}", description, kind)
+    sample = f"{metric.name}_total" if kind == "counter" else metric.name
+    samples = value if isinstance(value, Mapping) else {"": value}
+    for label_value, number in samples.items():
+        metric.add_sample(sample, {} if label is None else {label: label_value}, number)
+    return metric

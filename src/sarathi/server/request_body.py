@@ -26,20 +26,19 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 Value = TypeVar("Value")
 
 
-def only(*values: object) -> msgspec.Meta:
-    """Return the annotation of an unsupported field, which accepts only these values and null.
+class ModelRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A body that may name the model."""
 
-    They ask for nothing beyond what the server does anyway.
-    """
+    model: str | None = None
+
+
+def only(*values: object) -> msgspec.Meta:
+    """Return the annotation of an unsupported field: these values and null ask for nothing."""
     return msgspec.Meta(extra={"only": values})
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """Read the body of a request.
-
-    Raises:
-        ApiError: it is empty, or larger than `limit` bytes.
-    """
+    """Read the body of a request; raise `ApiError` if it is empty or larger than `limit` bytes."""
     too_large = ApiError(413, f"The body is larger than {limit} bytes.", code="request_too_large")
     length = request.headers.get("content-length", "0").lstrip("0")
     if length.isdecimal() and (len(length) > len(str(limit)) or int(length) > limit):
@@ -57,11 +56,7 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 def decode(body: bytes, kind: type[Body]) -> Body:
-    """Decode a JSON body.
-
-    Raises:
-        ApiError: status 400, naming the field at fault.
-    """
+    """Decode a JSON body; raise `ApiError`, status 400, naming the field at fault."""
     # Millions of new objects make Python's collector look at all of them again and again, which
     # takes four times as long as reading them, and blocks the event loop. None is garbage.
     gc.disable()
@@ -91,11 +86,7 @@ def value_or(value: Value | None, default: Value) -> Value:
 
 
 def seconds(field: str, duration: float | str | None) -> float | None:
-    """Return the seconds of a field that holds a duration.
-
-    Raises:
-        ApiError: status 400, naming the field.
-    """
+    """Return the seconds of a field that holds a duration; raise `ApiError` if it is none."""
     try:
         return None if duration is None else parse_duration(duration)
     except ValueError as error:
@@ -150,12 +141,7 @@ def _is_open(info: inspect.Type) -> bool:
 
 
 def _check_open_fields(body: bytes, kind: type[msgspec.Struct]) -> None:
-    """Check the sizes of the fields that hold anything.
-
-    Raises:
-        ApiError: status 400, naming a field that is too large.
-        msgspec.MsgspecError: the body is not a JSON object.
-    """
+    """Raise `ApiError` naming a field that holds anything and is too large."""
     fields = msgspec.json.decode(body, type=_open_fields(kind))
     for name in fields.__struct_fields__:
         size = len(bytes(getattr(fields, name)))

@@ -45,10 +45,7 @@ def error_response(error: ApiError) -> Response:
 
 
 def raw_error_response(error: ApiError) -> bytes:
-    """Return the bytes of a whole HTTP response that closes its connection.
-
-    It is for errors that are found before there is a request for the application.
-    """
+    """Return a whole HTTP response, for an error before there is a request for the application."""
     body = _ENCODER.encode(error.body)
     head = (
         f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
@@ -84,9 +81,7 @@ def engine_failed(reason: str) -> ApiError:
 def generation_failed(error: EngineError, engine_error: str | None) -> ApiError:
     """Return the error for a request that the engine refused or could not finish.
 
-    Args:
-        engine_error: why the engine answers no requests at all; None while it does, and then the
-            request itself is at fault.
+    `engine_error` is why it answers no requests at all; if None, the request itself is at fault.
     """
     if isinstance(error, ShuttingDownError):
         return unavailable("The server is shutting down.", "server_shutting_down", retry_after=5)

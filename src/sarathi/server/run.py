@@ -12,6 +12,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -42,28 +43,13 @@ _SEND_ERRORS = 2.0  # seconds for the last errors to reach clients
 
 
 class GracefulShutdown:
-    """Drains a server: no new connections, a bounded time for open requests, then an error.
+    """Drains a server: no new connections, a bounded time for open requests, then an error."""
 
-    Belongs to one event loop.
-    """
-
-    def __init__(
-        self,
-        server: uvicorn.Server,
-        fleet: Fleet,
-        drain_seconds: float,
-        log: Callable[[str], None],
-    ) -> None:
-        """
-        Args:
-            drain_seconds: for requests that are open when the shutdown begins.
-            log: called with a line about the progress.
-        """
+    def __init__(self, server: uvicorn.Server, fleet: Fleet, drain_seconds: float) -> None:
         self._server = server
         self._fleet = fleet
-        self._drain_seconds = drain_seconds
-        self._log = log
-        self._cut_short = asyncio.Event()
+        self._drain_seconds = drain_seconds  # for requests that are open when it begins
+        self._deadline = 0.0  # for requests to end, time.monotonic
         self._task: asyncio.Task[None] | None = None
         self._reason = "the drain timeout is over"
 
@@ -71,46 +57,45 @@ class GracefulShutdown:
         """Start to drain; called again, end open requests at once."""
         if self._task is not None:
             self._reason = "interrupted again"
-            self._cut_short.set()
+            self._deadline = 0.0
             return
         self._start(self._drain_seconds)
         if self._num_open and self._drain_seconds:
-            self._log(
+            log(
                 f"shutting down: {_requests(self._num_open)} may take up to "
                 f"{format_duration(self._drain_seconds)} to end (interrupt again to end at once)"
             )
         else:
-            self._log("shutting down")
+            log("shutting down")
 
     def end(self) -> None:
         """End open requests at once, because the engine could not be started."""
         self._reason = "there is no engine"
         if self._task is None:
             self._start(0.0)
-        self._cut_short.set()
+        self._deadline = 0.0
 
     def _start(self, drain_seconds: float) -> None:
         self._server.should_exit = True
-        self._task = asyncio.create_task(self._run(drain_seconds))
+        self._deadline = time.monotonic() + drain_seconds
+        self._task = asyncio.create_task(self._run())
 
     @property
     def _num_open(self) -> int:
         return len(self._server.server_state.tasks)
 
-    async def _run(self, drain_seconds: float) -> None:
-        await self._wait_until_none_open(drain_seconds)
+    async def _run(self) -> None:
+        await self._wait_until_none_open()
         if self._num_open:
-            self._log(f"{_requests(self._num_open)} ended with an error: {self._reason}")
+            log(f"{_requests(self._num_open)} ended with an error: {self._reason}")
         self._fleet.end_requests(ShuttingDownError())
-        self._cut_short.clear()
-        await self._wait_until_none_open(_SEND_ERRORS)
+        self._deadline = time.monotonic() + _SEND_ERRORS
+        await self._wait_until_none_open()
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()  # its client does not read, or never completes a request
 
-    async def _wait_until_none_open(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
-        while self._num_open and loop.time() < deadline and not self._cut_short.is_set():
+    async def _wait_until_none_open(self) -> None:
+        while self._num_open and time.monotonic() < self._deadline:
             await asyncio.sleep(_POLL)
 
 
@@ -118,7 +103,6 @@ def _requests(count: int) -> str:
     return f"{count} open request" + ("s" if count != 1 else "")
 
 
-_BACKLOG = 2048
 _SPARE_DESCRIPTORS = 64  # for what is not a client's connection
 
 _LOG = logging.getLogger("sarathi")
@@ -127,9 +111,6 @@ _LEVEL_PREFIX = re.compile(r"(?:replica \d+: )?(error|warning): ")
 
 def serve(path: Path, engine: EngineConfig, config: ServerConfig, spawner: Spawner = LOCAL) -> int:
     """Serve until interrupted; return the exit code.
-
-    Args:
-        spawner: starts the engine processes.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -194,9 +175,11 @@ async def _run(
         gc.freeze()  # loaded objects stay: the collector need not pause the streams to visit them
         auth = AuthRules(config.api_keys, config.admin_keys, config.host)
         app = create_app(fleet, tokenizer, served_name=config.served_name, auth=auth)
-        limits = ConnectionLimits(connections=_max_connections())
+        # Some file descriptors are kept, so that a connection too many can be refused.
+        most = max(1, raise_descriptor_limit() - _SPARE_DESCRIPTORS)
+        limits = ConnectionLimits(connections=most)
         server = make_server(app, limits, config.log_level)
-        shutdown = GracefulShutdown(server, fleet, config.drain_seconds, log)
+        shutdown = GracefulShutdown(server, fleet, config.drain_seconds)
         _on_signals(shutdown.begin)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         announcing = asyncio.create_task(_log_state(fleet, config.served_name, url))
@@ -229,24 +212,24 @@ async def _log_state(fleet: Fleet, served_name: str, url: str) -> int:
 
 def summary(info: ModelInfo) -> str:
     """Return how the model is served, for the message that it is ready."""
-    parts = ["random weights"] if info.random_weights else []
-    parts += [info.precision, f"policy {info.policy}"]
+    target = ""
     if info.tbt_target is not None:
         derived = f" ({info.tbt_target_reason})" if info.tbt_target_reason else ""
-        parts.append(f"target of {format_duration(info.tbt_target)} between tokens{derived}")
-    if info.token_budget is not None:
-        parts.append(f"token budget {info.token_budget}")
-    if info.order != "fcfs":
-        parts.append(f"order {info.order}")
-    if info.fair_by is not None:
-        parts.append(f"fair by {info.fair_by}")
-    if info.deterministic:
-        parts.append("deterministic")
-    if not info.prefix_caching:
-        parts.append("no prefix caching")
-    parts.append(f"KV cache of {info.num_blocks * info.block_size} tokens in {info.kv_precision}")
-    parts.append(f"up to {info.max_model_len} tokens a request")
-    return ", ".join(parts)
+        target = f"target of {format_duration(info.tbt_target)} between tokens{derived}"
+    parts = (
+        "random weights" if info.random_weights else "",
+        info.precision,
+        f"policy {info.policy}",
+        target,
+        "" if info.token_budget is None else f"token budget {info.token_budget}",
+        "" if info.order == "fcfs" else f"order {info.order}",
+        "" if info.fair_by is None else f"fair by {info.fair_by}",
+        "deterministic" if info.deterministic else "",
+        "" if info.prefix_caching else "no prefix caching",
+        f"KV cache of {info.num_blocks * info.block_size} tokens in {info.kv_precision}",
+        f"up to {info.max_model_len} tokens a request",
+    )
+    return ", ".join(filter(None, parts))
 
 
 def set_up_logging(level: LogLevel) -> None:
@@ -277,12 +260,6 @@ def _on_signals(act: Callable[[], object]) -> None:
         asyncio.get_running_loop().add_signal_handler(number, act)
 
 
-def _max_connections() -> int:
-    """Return for how many connections there are file descriptors, so that more can be refused."""
-    limit = raise_descriptor_limit()
-    return max(1, limit - _SPARE_DESCRIPTORS)
-
-
 def _listen(host: str, port: int) -> socket.socket:
     """Listen before anything is loaded, so that a port in use is reported at once."""
     try:
@@ -296,7 +273,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
-        listener.listen(_BACKLOG)  # or a second server could still bind
+        listener.listen(2048)  # now, or a second server could still bind
     except OSError as error:
         listener.close()
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from error

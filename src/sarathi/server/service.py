@@ -6,19 +6,18 @@ Tokenisation and chat templates run on threads, so that they do not block the ev
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import secrets
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sarathi.engine.messages import ModelInfo
 from sarathi.fleet.fleet import Engine
 from sarathi.models.tokenizers.chat_template import RENDER_SECONDS, WorkLimit
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.server.parsers.output_parser import ParserFactory
+from sarathi.server.request_body import ModelRequest, decode
 from sarathi.server.responses import ApiError, engine_failed, invalid, too_long, unavailable
 
 # Tokenising takes about a hundred times the memory of a text, so that long ones go one by one.
@@ -29,6 +28,7 @@ _SHORT_THREADS, _LONG_THREADS = 2, 1
 _MAX_SHORT_JOBS, _MAX_LONG_JOBS = 2048, 32  # waiting and running
 
 Result = TypeVar("Result")
+Body = TypeVar("Body", bound=ModelRequest)
 
 
 class TokenizerPool:
@@ -41,7 +41,7 @@ class TokenizerPool:
     async def run(
         self, num_bytes: int, work: Callable[[WorkLimit], Result], *, renders: bool = False
     ) -> Result:
-        """Run `work` on a thread and return its result.
+        """Run `work` on a thread; raise `ApiError`, status 503, if too much of its size waits.
 
         Cancelling the awaiting task removes work that has not started, and ends started work when
         it next checks its limit.
@@ -51,9 +51,6 @@ class TokenizerPool:
             work: gets a limit that it has to check often.
             renders: whether it renders a template, whose time its size does not bound. Other work
                 on a few bytes is done at once.
-
-        Raises:
-            ApiError: status 503, when too much work of that size is waiting.
         """
         limit = WorkLimit(RENDER_SECONDS)
         if num_bytes <= _TINY and not renders:
@@ -71,27 +68,16 @@ class _BoundedExecutor:
     def __init__(self, threads: int, max_jobs: int) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="tokenizer")
         self._max_jobs = max_jobs
-        self._num_jobs = 0
+        # Work that was cancelled while it ran counts until its thread is free.
+        self._jobs: set[Future[Any]] = set()
 
-    def submit(
-        self, work: Callable[[WorkLimit], Result], limit: WorkLimit
-    ) -> concurrent.futures.Future[Result]:
-        if self._num_jobs >= self._max_jobs:
+    def submit(self, work: Callable[[WorkLimit], Result], limit: WorkLimit) -> Future[Result]:
+        if len(self._jobs) >= self._max_jobs:
             message = "Too many texts are waiting to be tokenised."
             raise unavailable(message, "overloaded", retry_after=1)
-        self._num_jobs += 1
         future = self._executor.submit(work, limit)
-        loop = asyncio.get_running_loop()
-
-        def release() -> None:
-            self._num_jobs -= 1
-
-        def done(future: concurrent.futures.Future[Result]) -> None:
-            with suppress(RuntimeError):  # the loop has been closed, since the server has stopped
-                loop.call_soon_threadsafe(release)
-
-        # Work that was cancelled while it ran counts until its thread is free.
-        future.add_done_callback(done)
+        self._jobs.add(future)
+        future.add_done_callback(self._jobs.discard)  # on any thread, which a set allows
         return future
 
 
@@ -112,16 +98,19 @@ class Service:
     pool: TokenizerPool = field(default_factory=TokenizerPool)
 
     def ready(self) -> ModelInfo:
-        """Return the description of the loaded model.
-
-        Raises:
-            ApiError: status 503, while the model is loading or after the engine has failed.
-        """
+        """Return the description of the loaded model; raise `ApiError`, status 503, without one."""
         if self.engine.error is not None:
             raise engine_failed(self.engine.error)
         if self.engine.info is None:
             raise unavailable("The model is still loading.", "model_loading", retry_after=2)
         return self.engine.info
+
+    def read(self, call: RequestContext, kind: type[Body]) -> tuple[ModelInfo, Body]:
+        """Return the loaded model, and the request to it that a body holds, or raise `ApiError`."""
+        info = self.ready()
+        request = decode(call.body, kind)
+        self.check_model(request.model)
+        return info, request
 
     def check_model(self, name: str | None) -> None:
         """Raise `ApiError`, status 404, for any name but that of the served model."""

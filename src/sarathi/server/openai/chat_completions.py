@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Protocol
 
-import msgspec
 from msgspec import UNSET, Struct, UnsetType
 from starlette.types import ASGIApp
 
@@ -15,20 +13,18 @@ from sarathi.engine.output_processor import Delta
 from sarathi.models.tokenizers.chat_template import WorkLimit
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.sampling.params import SamplingParams
-from sarathi.server.generation_core import CollectedReply, GenerationJob, StreamReply, TokenUsage
+from sarathi.server.generation_core import Choices, GenerationJob, GenerationReply
 from sarathi.server.openai.generation_request import (
     MIN_LOGPROB,
-    ChunkEncoder,
+    Choice,
     GenerationRequest,
-    WholeResponse,
-    new_head,
+    OpenAITranslator,
     sampling_params,
     scheduling_params,
     token_text,
-    whole_response,
 )
 from sarathi.server.parsers.output_parser import ParsedDelta
-from sarathi.server.request_body import Int64, decode, only, unsupported, value_or
+from sarathi.server.request_body import Int64, only, unsupported, value_or
 from sarathi.server.responses import invalid, missing
 from sarathi.server.service import RequestContext, Service
 
@@ -37,7 +33,7 @@ _RESERVED = frozenset({"messages", "add_generation_prompt", "tools", "documents"
 _UNSUPPORTED = ("audio", "function_call", "tool_calls", "annotations")
 
 
-class Message(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class Message(Struct, forbid_unknown_fields=True, kw_only=True):
     """One message of a conversation; the chat template decides which roles make sense."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -51,35 +47,35 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     tool_calls: Any = None
 
 
-async def encode_messages(
-    service: Service,
-    call: RequestContext,
-    messages: Sequence[Message] | None,
-    *,
-    add_generation_prompt: bool | None,
-    add_special_tokens: bool | None,
-    template_arguments: Mapping[str, Any] | None,
-) -> list[int]:
-    """Render the chat template and return its prompt tokens; the last arguments are a request's.
+class ConversationRequest(Protocol):
+    """The fields of a request that determine the prompt of a conversation."""
 
-    Raises:
-        ApiError: the messages are wrong, or not what the model's template allows.
-    """
+    messages: list[Message] | None
+    add_generation_prompt: bool | None
+    add_special_tokens: bool | None
+    chat_template_kwargs: dict[str, Any] | None
+
+
+async def encode_messages(
+    service: Service, call: RequestContext, request: ConversationRequest
+) -> list[int]:
+    """Return the prompt tokens; raise `ApiError` for what the model's template does not allow."""
     template = service.tokenizer.chat_template
     if template is None:
         raise invalid("The model has no chat template; use /v1/completions.", "messages")
+    messages = request.messages
     if messages is None:
         raise missing("messages")
     if not messages:
         raise invalid("messages is empty.", "messages")
-    extra = dict(template_arguments or {})
+    extra = request.chat_template_kwargs or {}
     if reserved := sorted(_RESERVED & extra.keys()):
         raise invalid(
             f"chat_template_kwargs may not have {', '.join(reserved)}.", "chat_template_kwargs"
         )
-    generation_prompt = value_or(add_generation_prompt, True)
+    generation_prompt = value_or(request.add_generation_prompt, True)
     # Templates write the special tokens themselves.
-    special_tokens = value_or(add_special_tokens, False)
+    special_tokens = value_or(request.add_special_tokens, False)
 
     def work(limit: WorkLimit) -> list[int]:
         plain = [_template_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
@@ -96,31 +92,21 @@ async def encode_messages(
 
 
 def _template_message(message: Message, path: str) -> dict[str, str]:
+    """Return what the template gets; the parts of a list are separated by a line break."""
     for name in _UNSUPPORTED:
         if getattr(message, name):
             raise unsupported(f"{path}.{name}")
-    plain = {"role": message.role, "content": _content(message, path)}
-    if message.name is not None:
-        plain["name"] = message.name
-    if message.tool_call_id is not None:
-        plain["tool_call_id"] = message.tool_call_id
-    return plain
-
-
-def _content(message: Message, path: str) -> str:
-    """Return the text; the parts of a list are separated by a line break."""
-    content = message.content
-    if content is None:
-        content = message.refusal
+    content = message.refusal if message.content is None else message.content
     if content is None:
         raise invalid(f"{path}.content is required.", f"{path}.content")
-    if isinstance(content, str):
-        return content
-    if not content:
+    if content == []:
         raise invalid(f"{path}.content is empty.", f"{path}.content")
-    return "\n".join(
-        _part_text(part, f"{path}.content[{number}]") for number, part in enumerate(content)
-    )
+    if not isinstance(content, str):
+        parts = enumerate(content)
+        content = "\n".join(_part_text(part, f"{path}.content[{i}]") for i, part in parts)
+    optional = {"name": message.name, "tool_call_id": message.tool_call_id}
+    given = {name: value for name, value in optional.items() if value is not None}
+    return {"role": message.role, "content": content, **given}
 
 
 def _part_text(part: Mapping[str, Any], path: str) -> str:
@@ -136,7 +122,7 @@ def _part_text(part: Mapping[str, Any], path: str) -> str:
     return text
 
 
-class ChatRequest(GenerationRequest, forbid_unknown_fields=True, kw_only=True):
+class ChatRequest(GenerationRequest, kw_only=True):
     """Body of POST /v1/chat/completions."""
 
     messages: list[Message] | None = None
@@ -169,12 +155,9 @@ class TopLogprob(Struct, frozen=True):
     bytes: list[int]
 
 
-class TokenLogprob(Struct, frozen=True):
+class TokenLogprob(TopLogprob, frozen=True):
     """A sampled token and its alternatives."""
 
-    token: str
-    logprob: float
-    bytes: list[int]
     top_logprobs: list[TopLogprob]
 
 
@@ -194,15 +177,6 @@ class ChatMessage(Struct, frozen=True, kw_only=True):
     refusal: None = None
 
 
-class ChatChoice(Struct, frozen=True):
-    """One output."""
-
-    index: int
-    message: ChatMessage
-    logprobs: ChatLogprobs | None
-    finish_reason: str | None
-
-
 class ChatDelta(Struct, frozen=True, omit_defaults=True):
     """What a chunk adds to a message."""
 
@@ -211,105 +185,69 @@ class ChatDelta(Struct, frozen=True, omit_defaults=True):
     reasoning_content: str | None = None
 
 
-class ChatChunkChoice(Struct, frozen=True):
-    """What a chunk adds to an output."""
+class ChatChoice(Choice, frozen=True):
+    """A choice of a message."""
 
-    index: int
-    delta: ChatDelta
-    logprobs: ChatLogprobs | None
-    finish_reason: str | None
+    message: ChatMessage | UnsetType = UNSET
+    delta: ChatDelta | UnsetType = UNSET
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
 
 
 async def create_chat_completion(service: Service, call: RequestContext) -> ASGIApp:
-    """Answer POST /v1/chat/completions.
-
-    Raises:
-        ApiError: the request is wrong, or the engine takes none.
-    """
-    info = service.ready()
-    request = decode(call.body, ChatRequest)
-    service.check_model(request.model)
+    """Answer POST /v1/chat/completions; raises `ApiError` for a wrong request."""
+    info, request = service.read(call, ChatRequest)
     scheduling = scheduling_params(request, info, call.key_name)
-    ids = await encode_messages(
-        service,
-        call,
-        request.messages,
-        add_generation_prompt=request.add_generation_prompt,
-        add_special_tokens=request.add_special_tokens,
-        template_arguments=request.chat_template_kwargs,
-    )
+    ids = await encode_messages(service, call, request)
     params = _chat_params(request, len(ids), info)
     job = GenerationJob([(ids, params.choices())], scheduling, service.output_parser)
-    head = new_head(
-        service, "chatcmpl", "chat.completion.chunk" if request.stream else "chat.completion"
-    )
-    if request.stream:
-        framing = ChunkEncoder(head, request.stream_options)
-        chunks = ChatChunks(service.tokenizer, framing)
-        encode = chunks.encode if job.parser is None else chunks.encode_parsed
-        return StreamReply(service, job, encode, framing)
-
-    def body(outputs: Sequence[ParsedDelta], usage: TokenUsage) -> WholeResponse:
-        choices = [
-            ChatChoice(
-                index,
-                ChatMessage(content=output.text, reasoning_content=output.reasoning or UNSET),
-                None if params.logprobs is None else _logprobs(service.tokenizer, output),
-                output.finish_reason,
-            )
-            for index, output in enumerate(outputs)
-        ]
-        return whole_response(head, choices, usage)
-
-    return CollectedReply(service, job, body)
+    translator = ChatTranslator(service, request)
+    return GenerationReply(service, job, translator, bool(request.stream))
 
 
-@dataclass(frozen=True)
-class ChatChunks:
-    """Encodes the chunks of one stream."""
+class ChatTranslator(OpenAITranslator):
+    """Makes the choices of chat completions."""
 
-    tokenizer: Tokenizer
-    chunks: ChunkEncoder
-    _started: set[int] = field(default_factory=set)  # choices whose role has been sent
+    def __init__(self, service: Service, request: ChatRequest) -> None:
+        name = "chat.completion.chunk" if request.stream else "chat.completion"
+        super().__init__(service, request, "chatcmpl", name)
+        self._with_logprobs = bool(request.logprobs)
+        self._started: set[int] = set()  # choices whose role has been sent
 
-    def encode(self, index: int, delta: Delta) -> bytes:
-        """Return the chunks for what a choice has generated; the first has the role."""
-        start = b"" if index in self._started else self._start(index)
-        if not (delta.text or delta.logprobs or delta.finish_reason):
-            return start
-        logprobs = _logprobs(self.tokenizer, delta) if delta.logprobs else None
-        text = ChatDelta(content=delta.text or None)
-        choice = ChatChunkChoice(index, text, logprobs, delta.finish_reason)
-        return start + self.chunks.chunk(choice)
+    def choice(self, index: int, output: ParsedDelta) -> ChatChoice:
+        message = ChatMessage(content=output.text, reasoning_content=output.reasoning or UNSET)
+        logprobs = _logprobs(self.tokenizer, output) if self._with_logprobs else None
+        return ChatChoice(index, message, UNSET, logprobs, output.finish_reason)
 
-    def encode_parsed(self, index: int, delta: Delta) -> bytes:
-        """Return what `encode` returns, with a chunk for the reasoning in a parsed delta."""
-        assert isinstance(delta, ParsedDelta)
-        start = b"" if index in self._started else self._start(index)
-        if delta.reasoning:
-            text = ChatDelta(reasoning_content=delta.reasoning)
-            start += self.chunks.chunk(ChatChunkChoice(index, text, None, None))
-        return start + self.encode(index, delta)
-
-    def _start(self, index: int) -> bytes:
-        self._started.add(index)
-        role = ChatDelta(role="assistant", content="")
-        return self.chunks.chunk(ChatChunkChoice(index, role, None, None))
+    def events(self, index: int, delta: Delta, choices: Choices) -> bytes:
+        events = b""
+        if index not in self._started:
+            self._started.add(index)
+            role = ChatDelta(role="assistant", content="")
+            events = self.chunk(ChatChoice(index, delta=role), choices)
+        # Not `isinstance`, which takes a tenth of the time of a chunk for a struct.
+        if type(delta) is ParsedDelta and delta.reasoning:
+            reasoning = ChatDelta(reasoning_content=delta.reasoning)
+            events += self.chunk(ChatChoice(index, delta=reasoning), choices)
+        if delta.text or delta.logprobs or delta.finish_reason:
+            logprobs = _logprobs(self.tokenizer, delta) if delta.logprobs else None
+            content = ChatDelta(content=delta.text or None)
+            choice = ChatChoice(index, UNSET, content, logprobs, delta.finish_reason)
+            events += self.chunk(choice, choices)
+        return events
 
 
 def _logprobs(tokenizer: Tokenizer, delta: Delta) -> ChatLogprobs:
+    def described(token: int, logprob: float) -> tuple[str, float, list[int]]:
+        text = token_text(tokenizer, token)
+        return text, max(logprob, MIN_LOGPROB), list(tokenizer.token_bytes(token))
+
     return ChatLogprobs(
         [
             TokenLogprob(
-                token_text(tokenizer, token),
-                max(at.logprob, MIN_LOGPROB),
-                list(tokenizer.token_bytes(token)),
+                *described(token, at.logprob),
                 [
-                    TopLogprob(
-                        token_text(tokenizer, top),
-                        max(logprob, MIN_LOGPROB),
-                        list(tokenizer.token_bytes(top)),
-                    )
+                    TopLogprob(*described(top, logprob))
                     for top, logprob in zip(at.top_ids, at.top_logprobs, strict=True)
                 ],
             )
@@ -319,28 +257,17 @@ def _logprobs(tokenizer: Tokenizer, delta: Delta) -> ChatLogprobs:
 
 
 def _chat_params(request: ChatRequest, prompt_tokens: int, info: ModelInfo) -> SamplingParams:
-    """Return the sampling parameters.
-
-    Raises:
-        ApiError: status 400, naming the field that is out of range.
-    """
+    """Return the sampling parameters; raise `ApiError` naming the field that is out of range."""
     if request.top_logprobs is not None and not request.logprobs:
         raise invalid("top_logprobs needs logprobs to be true.", "top_logprobs")
-    old, new = request.max_tokens, request.max_completion_tokens
-    if old is not None and new is not None and old != new:
-        raise invalid(
-            "max_tokens and max_completion_tokens differ; give one of them.",
-            "max_completion_tokens",
-        )
     names = {"logprobs": "top_logprobs"}
-    if new is not None:
+    if request.max_completion_tokens is not None:
+        if request.max_tokens not in (None, request.max_completion_tokens):
+            raise invalid(
+                "max_tokens and max_completion_tokens differ; give one of them.",
+                "max_completion_tokens",
+            )
+        request.max_tokens = request.max_completion_tokens
         names["max_tokens"] = "max_completion_tokens"
-    return sampling_params(
-        request,
-        info,
-        prompt_tokens,
-        max_tokens=value_or(new, old),
-        default_max_tokens=None,
-        logprobs=value_or(request.top_logprobs, 0) if request.logprobs else None,
-        field_names=names,
-    )
+    logprobs = value_or(request.top_logprobs, 0) if request.logprobs else None
+    return sampling_params(request, info, prompt_tokens, logprobs=logprobs, field_names=names)

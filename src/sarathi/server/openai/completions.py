@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from msgspec import Struct
@@ -14,26 +13,17 @@ from sarathi.engine.output_processor import Delta
 from sarathi.models.tokenizers.chat_template import WorkLimit
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.sampling.params import SamplingParams
-from sarathi.server.generation_core import CollectedReply, GenerationJob, StreamReply, TokenUsage
+from sarathi.server.generation_core import Choices, GenerationJob, GenerationReply
 from sarathi.server.openai.generation_request import (
     MIN_LOGPROB,
-    ChunkEncoder,
+    Choice,
     GenerationRequest,
-    WholeResponse,
-    new_head,
+    OpenAITranslator,
     sampling_params,
     scheduling_params,
     token_text,
-    whole_response,
 )
-from sarathi.server.request_body import (
-    Int64,
-    check_token_ids,
-    decode,
-    only,
-    unsupported,
-    value_or,
-)
+from sarathi.server.request_body import Int64, check_token_ids, only, unsupported, value_or
 from sarathi.server.responses import invalid, missing, too_long
 from sarathi.server.service import RequestContext, Service
 
@@ -41,7 +31,7 @@ MAX_CHOICES = 1024  # prompts times n: each is a request to the engine
 DEFAULT_MAX_TOKENS = 16  # as OpenAI's
 
 
-class CompletionRequest(GenerationRequest, forbid_unknown_fields=True, kw_only=True):
+class CompletionRequest(GenerationRequest, kw_only=True):
     """Body of POST /v1/completions."""
 
     prompt: str | list[str | Int64 | list[Int64]] | None = None
@@ -60,81 +50,52 @@ class CompletionLogprobs(Struct, frozen=True):
     text_offset: list[int]
 
 
-class CompletionChoice(Struct, frozen=True):
-    """One output, or what a chunk adds to it."""
+class CompletionChoice(Choice, frozen=True):
+    """A choice of a text."""
 
-    index: int
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: str | None
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A tokenised prompt."""
-
-    ids: list[int]
-    echo: str  # its text as it goes before each output; empty unless asked for
-
-
 async def create_completion(service: Service, call: RequestContext) -> ASGIApp:
-    """Answer POST /v1/completions.
-
-    Raises:
-        ApiError: the request is wrong, or the engine takes none.
-    """
-    info = service.ready()
-    request = decode(call.body, CompletionRequest)
-    service.check_model(request.model)
+    """Answer POST /v1/completions; raises `ApiError` for a wrong request."""
+    info, request = service.read(call, CompletionRequest)
     scheduling = scheduling_params(request, info, call.key_name)
     parts = _prompt_parts(request, info)
     prompts = await service.pool.run(
         len(call.body), lambda limit: [_prompt(service, request, part, limit) for part in parts]
     )
-    params = _choice_params(request, [len(prompt.ids) for prompt in prompts], info)
-    job = GenerationJob(
-        [(prompt.ids, of_one) for prompt, of_one in zip(prompts, params, strict=True)], scheduling
-    )
-    echo = [prompt.echo for prompt, of_one in zip(prompts, params, strict=True) for _ in of_one]
-    head = new_head(service, "cmpl", "text_completion")
-    if request.stream:
-        chunks = ChunkEncoder(head, request.stream_options)
-        encode = CompletionChunks(service.tokenizer, chunks, echo).encode
-        return StreamReply(service, job, encode, chunks)
-
-    def body(outputs: Sequence[Delta], usage: TokenUsage) -> WholeResponse:
-        choices = [
-            _choice(service.tokenizer, index, output, echo[index] + output.text)
-            for index, output in enumerate(outputs)
-        ]
-        return whole_response(head, choices, usage)
-
-    return CollectedReply(service, job, body)
+    ids, echo = zip(*prompts, strict=True)
+    params = _choice_params(request, list(map(len, ids)), info)
+    job = GenerationJob(list(zip(ids, params, strict=True)), scheduling)
+    translator = CompletionTranslator(service, request, echo)
+    return GenerationReply(service, job, translator, bool(request.stream))
 
 
-@dataclass(frozen=True)
-class CompletionChunks:
-    """Encodes the chunks of one stream."""
+class CompletionTranslator(OpenAITranslator):
+    """Makes the choices of completions."""
 
-    tokenizer: Tokenizer
-    chunks: ChunkEncoder
-    echo: Sequence[str]  # of each choice
-    _started: set[int] = field(default_factory=set)  # choices that have had a chunk
+    def __init__(self, service: Service, request: CompletionRequest, echo: Sequence[str]) -> None:
+        super().__init__(service, request, "cmpl", "text_completion")
+        self._echo = [text for text in echo for _ in range(request.n or 1)]  # before each choice
+        self._started: set[int] = set()  # choices that have had a chunk
 
-    def encode(self, index: int, delta: Delta) -> bytes:
-        """Return the chunk for what a choice has generated; empty when there is nothing to send."""
+    def choice(self, index: int, output: Delta) -> CompletionChoice:
+        return self._choice(index, output, self._echo[index] + output.text)
+
+    def events(self, index: int, delta: Delta, choices: Choices) -> bytes:
         text = delta.text
         if index not in self._started:
             self._started.add(index)
-            text = self.echo[index] + text
+            text = self._echo[index] + text
         if not (text or delta.logprobs or delta.finish_reason):
             return b""
-        return self.chunks.chunk(_choice(self.tokenizer, index, delta, text))
+        return self.chunk(self._choice(index, delta, text), choices)
 
-
-def _choice(tokenizer: Tokenizer, index: int, delta: Delta, text: str) -> CompletionChoice:
-    logprobs = _logprobs(tokenizer, delta) if delta.logprobs else None
-    return CompletionChoice(index, text, logprobs, delta.finish_reason)
+    def _choice(self, index: int, delta: Delta, text: str) -> CompletionChoice:
+        logprobs = _logprobs(self.tokenizer, delta) if delta.logprobs else None
+        return CompletionChoice(index, text, logprobs, delta.finish_reason)
 
 
 def _logprobs(tokenizer: Tokenizer, delta: Delta) -> CompletionLogprobs:
@@ -163,12 +124,8 @@ def _choice_params(
 
     A prompt limits only its own outputs. Prompts that leave the same number of tokens share their
     params: a thousand prompts are not checked a thousand times.
-
-    Raises:
-        ApiError: status 400, naming the field that is out of range.
     """
-    n = value_or(request.n, 1)
-    if request.best_of is not None and request.best_of != n:
+    if request.best_of is not None and request.best_of != value_or(request.n, 1):
         raise unsupported("best_of")
     if request.echo and request.logprobs is not None:
         raise invalid(
@@ -184,9 +141,8 @@ def _choice_params(
                 request,
                 info,
                 length,
-                max_tokens=request.max_tokens,
-                default_max_tokens=DEFAULT_MAX_TOKENS,
                 logprobs=request.logprobs,
+                default_max_tokens=DEFAULT_MAX_TOKENS,
             ).choices()
         return shared[max_tokens]
 
@@ -194,26 +150,25 @@ def _choice_params(
     return [choices(length) for length in lengths]
 
 
-def _prompt_parts(request: CompletionRequest, info: ModelInfo) -> list[str | list[int]]:
+def _prompt_parts(request: CompletionRequest, info: ModelInfo) -> Sequence[str | list[int]]:
     """Return the prompts, each a text or token ids."""
     prompt = request.prompt
     if prompt is None:
         raise missing("prompt")
     if isinstance(prompt, str):
         prompt = [prompt]
-    count = sum(not isinstance(part, int) for part in prompt)
-    if count > 1 and count * value_or(request.n, 1) > MAX_CHOICES:
+    token_ids = [part for part in prompt if isinstance(part, int)]
+    parts = [part for part in prompt if not isinstance(part, int)]
+    if len(parts) > 1 and len(parts) * value_or(request.n, 1) > MAX_CHOICES:
         raise invalid(
-            f"The request has {count} prompts, n times each;"
+            f"The request has {len(parts)} prompts, n times each;"
             f" at most {MAX_CHOICES} choices are possible.",
             "prompt",
         )
     if len({type(part) for part in prompt}) > 1:
         raise invalid("prompt mixes texts, token ids and lists of token ids.", "prompt")
-    flat = [part for part in prompt if isinstance(part, int)]
-    parts: list[str | list[int]] = (
-        [flat] if flat else [part for part in prompt if not isinstance(part, int)]
-    )
+    if token_ids:
+        parts = [token_ids]
     if not parts or not all(parts):
         raise invalid("prompt is empty.", "prompt")
     for part in parts:
@@ -226,14 +181,15 @@ def _prompt_parts(request: CompletionRequest, info: ModelInfo) -> list[str | lis
 
 def _prompt(
     service: Service, request: CompletionRequest, part: str | list[int], limit: WorkLimit
-) -> Prompt:
+) -> tuple[list[int], str]:
+    """Return a prompt's token ids, and its text if the outputs are to begin with it."""
     limit.check_cancelled()
-    if not isinstance(part, str):
-        if not request.echo:
-            return Prompt(part, "")
-        skip = value_or(request.skip_special_tokens, True)
-        return Prompt(part, service.tokenizer.decode(part, skip_special_tokens=skip))
-    ids = service.encode(part, value_or(request.add_special_tokens, True), limit)
-    if not ids:
-        raise invalid("prompt has no tokens.", "prompt")
-    return Prompt(ids, part if request.echo else "")
+    if isinstance(part, str):
+        ids = service.encode(part, value_or(request.add_special_tokens, True), limit)
+        if not ids:
+            raise invalid("prompt has no tokens.", "prompt")
+        return ids, part if request.echo else ""
+    if not request.echo:
+        return part, ""
+    skip = value_or(request.skip_special_tokens, True)
+    return part, service.tokenizer.decode(part, skip_special_tokens=skip)

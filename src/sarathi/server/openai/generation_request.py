@@ -1,4 +1,4 @@
-"""What requests and responses of OpenAI's generating endpoints have in common.
+"""What requests and replies of OpenAI's generating endpoints have in common.
 
 Fields are OpenAI's, vLLM's for sampling and priority, and latency targets. Null means absent. A
 field has an effect; or none on the output, and is accepted; or is not supported, which its type
@@ -8,21 +8,25 @@ declares with `only`. An unknown field is refused.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from sarathi.engine.messages import ModelInfo
+from sarathi.engine.output_processor import Delta
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.sampling.params import SamplingError, SamplingParams
 from sarathi.scheduler import POLICIES, SchedulingParams
-from sarathi.server.generation_core import TokenUsage
+from sarathi.server.generation_core import Choices, TokenUsage
+from sarathi.server.parsers.output_parser import ParsedDelta
 from sarathi.server.request_body import (
     MAX_OPEN_FIELD,
     Int32,
     Int64,
+    ModelRequest,
     check_token_ids,
     only,
     seconds,
@@ -34,13 +38,19 @@ from sarathi.server.service import Service, new_id
 Label = Annotated[str, Meta(max_length=MAX_OPEN_FIELD)]
 StopString = Annotated[str, Meta(max_length=1024)]
 Stop = StopString | Annotated[list[StopString], Meta(max_length=16)]
-User = Annotated[str, Meta(max_length=256)]
 
 
-class GenerationRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class StreamOptions(Struct, forbid_unknown_fields=True):
+    """The field `stream_options` of a request."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None  # no effect: padding is never sent
+
+
+class GenerationRequest(ModelRequest, kw_only=True):
     """The fields that completions and chat completions share."""
 
-    model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -68,7 +78,7 @@ class GenerationRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
     priority: Int32 | None = None
     ttft_target: float | str | None = None
     tbt_target: float | str | None = None
-    user: User | None = None
+    user: Annotated[str, Meta(max_length=256)] | None = None
 
     # No effect: they concern billing, caching or filing, not the output.
     metadata: dict[str, Any] | None = None
@@ -95,21 +105,16 @@ def sampling_params(
     info: ModelInfo,
     prompt_tokens: int,
     *,
-    max_tokens: int | None,
-    default_max_tokens: int | None,
     logprobs: int | None,
+    default_max_tokens: int | None = None,
     field_names: Mapping[str, str] | None = None,
 ) -> SamplingParams:
-    """Return the sampling parameters that a request asks for, after checking them.
+    """Return the sampling parameters; raise `ApiError` naming a field that is out of range.
 
     Args:
-        max_tokens: of the request, under any of its names.
-        default_max_tokens: without `max_tokens`; None: all that the model's length leaves.
         logprobs: alternatives beside each token; None for no logprobs.
+        default_max_tokens: without `max_tokens`; None: all that the model's length leaves.
         field_names: those of request fields that differ from their parameter's.
-
-    Raises:
-        ApiError: status 400, naming the field that is out of range.
     """
     options = request.stream_options
     if options is not None and not request.stream:
@@ -122,13 +127,18 @@ def sampling_params(
     stop = [request.stop] if isinstance(request.stop, str) else request.stop
     check_token_ids("logit_bias", list(request.logit_bias or ()), info.vocab_size)
     check_token_ids("stop_token_ids", request.stop_token_ids or (), info.vocab_size)
-    remaining = info.max_model_len - prompt_tokens
+    max_tokens, remaining = request.max_tokens, info.max_model_len - prompt_tokens
     if remaining < 1 or (max_tokens is not None and max_tokens > remaining):
-        raise _too_long(prompt_tokens, max_tokens, info.max_model_len)
+        asked = f"{prompt_tokens} tokens of prompt"
+        if max_tokens is not None:
+            asked += f" and {max_tokens} of max_tokens"
+        elif remaining == 0:
+            asked += " and at least one of output"
+        what = f"the request has {asked}. Shorten the prompt or lower max_tokens"
+        raise too_long(info.max_model_len, what)
     if max_tokens is None:
         max_tokens = min(remaining, value_or(default_max_tokens, remaining))
-    given = {name: getattr(request, name) for name in _SAMPLING_FIELDS}
-    given["logprobs"] = logprobs
+    given = {name: getattr(request, name) for name in _SAMPLING_FIELDS} | {"logprobs": logprobs}
     try:
         return SamplingParams(
             max_tokens=max_tokens,
@@ -144,16 +154,10 @@ def sampling_params(
 def scheduling_params(
     request: GenerationRequest, info: ModelInfo, key_name: str | None
 ) -> SchedulingParams:
-    """Return what a request asks of the scheduler.
+    """Return what a request asks of the scheduler; raise `ApiError` naming a field that is wrong.
 
-    A field that has no effect with the server's options is refused, because its caller relies on
-    it.
-
-    Args:
-        key_name: names the tenant where API keys distinguish them; None: `user` does.
-
-    Raises:
-        ApiError: status 400, naming the field that is out of range or has no effect.
+    So is a field that has no effect with the server's options, because its caller relies on it.
+    `key_name` names the tenant where API keys distinguish them; otherwise `user` does.
     """
     ttft_target = seconds("ttft_target", request.ttft_target)
     tbt_target = seconds("tbt_target", request.tbt_target)
@@ -183,81 +187,97 @@ def _no_effect(field: str, why: str, remedy: str) -> ApiError:
     )
 
 
-def _too_long(prompt_tokens: int, max_tokens: int | None, max_model_len: int) -> ApiError:
-    asked = f"{prompt_tokens} tokens of prompt"
-    if max_tokens is not None:
-        asked += f" and {max_tokens} of max_tokens"
-    elif prompt_tokens == max_model_len:
-        asked += " and at least one of output"
-    what = f"the request has {asked}. Shorten the prompt or lower max_tokens"
-    return too_long(max_model_len, what)
-
-
-# JSON has no minus infinity; OpenAI writes this for what cannot be sampled.
-MIN_LOGPROB = -9999.0
-
-_ENCODER = msgspec.json.Encoder()
-_DONE = b"data: [DONE]\n\n"
-
-
-class PromptTokensDetails(Struct, frozen=True):
-    """Where the prompt's tokens came from."""
-
-    cached_tokens: int  # found in the prefix cache
-
-
 class Usage(Struct, frozen=True, omit_defaults=True):
     """Tokens of a request."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptTokensDetails | None = None  # absent while a stream goes on
+    prompt_tokens_details: dict[str, int] | None = None  # absent while a stream goes on
 
 
-class StreamOptions(Struct, forbid_unknown_fields=True):
-    """The field `stream_options` of a request."""
+class Choice(Struct, frozen=True):
+    """One output, or what a chunk adds to it."""
 
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
-    include_obfuscation: bool | None = None  # no effect: padding is never sent
+    index: int
 
 
-class ResponseHead(Struct, frozen=True, kw_only=True):
-    """The fields that begin a response, and every chunk of a stream."""
+class ResponseBody(Struct, frozen=True, kw_only=True):
+    """A response, or the fields that begin every chunk of a stream."""
 
     id: str
     object: str
     created: int
     model: str
     system_fingerprint: str | None = None
+    choices: Sequence[Choice] | UnsetType = UNSET
+    usage: Usage | UnsetType = UNSET
 
 
-class WholeResponse(ResponseHead, frozen=True, kw_only=True):
-    """A response that is not streamed."""
-
-    choices: Sequence[Struct]
-    usage: Usage
+_ENCODER = msgspec.json.Encoder()
+_DONE = b"data: [DONE]\n\n"
 
 
-def new_head(service: Service, id_prefix: str, object_name: str) -> ResponseHead:
-    """Return the head of a response that begins now."""
-    return ResponseHead(
-        id=new_id(id_prefix), object=object_name, created=int(time.time()), model=service.model
-    )
+class OpenAITranslator(ABC):
+    """Puts outputs into the form of a generating endpoint; subclasses make the choices.
+
+    Implements `Translator`. A chunk is a constant beginning, one choice, and an end that is
+    constant unless each chunk has the usage so far.
+    """
+
+    def __init__(
+        self, service: Service, request: GenerationRequest, id_prefix: str, object_name: str
+    ) -> None:
+        self.tokenizer = service.tokenizer
+        self._head = ResponseBody(
+            id=new_id(id_prefix), object=object_name, created=int(time.time()), model=service.model
+        )
+        options = request.stream_options or StreamOptions()
+        self._include_usage = bool(options.include_usage)
+        self._continuous_usage = bool(options.continuous_usage_stats)
+        self._chunk_start = b"data: " + _ENCODER.encode(self._head)[:-1] + b',"choices":['
+        self._chunk_end = b'],"usage":null}\n\n' if self._include_usage else b"]}\n\n"
+
+    @abstractmethod
+    def choice(self, index: int, output: ParsedDelta) -> Choice:
+        """Return the choice of a whole output."""
+
+    @abstractmethod
+    def events(self, index: int, delta: Delta, choices: Choices) -> bytes:
+        """Return the chunks for what a delta adds to a choice, each made by `chunk`."""
+
+    def body(self, outputs: Sequence[ParsedDelta], usage: TokenUsage) -> Struct:
+        choices = [self.choice(index, output) for index, output in enumerate(outputs)]
+        return msgspec.structs.replace(self._head, choices=choices, usage=_whole_usage(usage))
+
+    def chunk(self, choice: Choice, choices: Choices) -> bytes:
+        """Return the event of a chunk with one choice."""
+        if self._continuous_usage:
+            prompt, completion = choices.token_counts(choice.index)
+            self._chunk_end = _usage_end(Usage(prompt, completion, prompt + completion))
+        return self._chunk_start + _ENCODER.encode(choice) + self._chunk_end
+
+    def end(self, usage: TokenUsage) -> bytes:
+        if not self._include_usage:
+            return _DONE
+        return self._chunk_start + _usage_end(_whole_usage(usage)) + _DONE
+
+    def error(self, error: ApiError) -> bytes:
+        return b"data: " + _ENCODER.encode(error.body) + b"\n\n"
 
 
-def whole_response(
-    head: ResponseHead, choices: Sequence[Struct], usage: TokenUsage
-) -> WholeResponse:
-    """Return the body of a response with all choices."""
-    return WholeResponse(**msgspec.structs.asdict(head), choices=choices, usage=usage_body(usage))
-
-
-def usage_body(usage: TokenUsage) -> Usage:
-    """Return the field `usage` of a complete response."""
+def _whole_usage(usage: TokenUsage) -> Usage:
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
-    return Usage(prompt, completion, prompt + completion, PromptTokensDetails(usage.cached_tokens))
+    details = {"cached_tokens": usage.cached_tokens}  # found in the prefix cache
+    return Usage(prompt, completion, prompt + completion, details)
+
+
+def _usage_end(usage: Usage) -> bytes:
+    return b'],"usage":' + _ENCODER.encode(usage) + b"}\n\n"
+
+
+# JSON has no minus infinity; OpenAI writes this for what cannot be sampled.
+MIN_LOGPROB = -9999.0
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
@@ -267,38 +287,3 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
         return data.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-
-class ChunkEncoder:
-    """Encodes the chunks of one stream: a constant beginning, the choice, a constant end.
-
-    Implements `StreamFraming`.
-    """
-
-    def __init__(self, head: ResponseHead, options: StreamOptions | None) -> None:
-        include_usage = options is not None and bool(options.include_usage)
-        continuous = options is not None and bool(options.continuous_usage_stats)
-        self.report_usage: Callable[[int, int], None] | None = (
-            self._set_usage if continuous else None
-        )
-        self._include_usage = include_usage
-        self._head = b"data: " + _ENCODER.encode(head)[:-1] + b',"choices":['
-        self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
-
-    def chunk(self, choice: Struct) -> bytes:
-        """Return the event of a chunk with one choice."""
-        return self._head + _ENCODER.encode(choice) + self._tail
-
-    def end(self, usage: TokenUsage) -> bytes:
-        return self._head + _usage_tail(usage_body(usage)) + _DONE if self._include_usage else _DONE
-
-    def error(self, error: ApiError) -> bytes:
-        return b"data: " + _ENCODER.encode(error.body) + b"\n\n"
-
-    def _set_usage(self, prompt_tokens: int, completion_tokens: int) -> None:
-        total = prompt_tokens + completion_tokens
-        self._tail = _usage_tail(Usage(prompt_tokens, completion_tokens, total))
-
-
-def _usage_tail(usage: Usage) -> bytes:
-    return b'],"usage":' + _ENCODER.encode(usage) + b"}\n\n"

@@ -22,16 +22,9 @@ class ModelCard(Struct, frozen=True, kw_only=True):
     warning: str | UnsetType = UNSET
 
 
-class ModelList(Struct, frozen=True, kw_only=True):
-    """Response of GET /v1/models."""
-
-    object: str = "list"
-    data: list[ModelCard]
-
-
 async def list_models(service: Service, request: Request) -> Response:
     """Answer GET /v1/models."""
-    return json_response(ModelList(data=[_model_card(service)]))
+    return json_response({"object": "list", "data": [_model_card(service)]})
 
 
 async def show_model(service: Service, request: Request) -> Response:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from msgspec import Struct
 from starlette.types import ASGIApp
 
 from sarathi.server.openai.chat_completions import Message, encode_messages
-from sarathi.server.request_body import Int64, check_token_ids, decode, value_or
+from sarathi.server.request_body import Int64, ModelRequest, check_token_ids, value_or
 from sarathi.server.responses import invalid, json_response, missing, too_long
 from sarathi.server.service import RequestContext, Service
 
 
-class TokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+class TokenizeRequest(ModelRequest, kw_only=True):
     """Body of POST /tokenize: one of `prompt` and `messages`."""
 
-    model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
     add_special_tokens: bool | None = None
@@ -24,44 +22,20 @@ class TokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-class Tokenized(Struct, frozen=True):
-    """Response of POST /tokenize."""
-
-    tokens: list[int]
-    count: int
-    max_model_len: int
-
-
-class DetokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+class DetokenizeRequest(ModelRequest, kw_only=True):
     """Body of POST /detokenize."""
 
-    model: str | None = None
     tokens: list[Int64] | None = None
-
-
-class Detokenized(Struct, frozen=True):
-    """Response of POST /detokenize."""
-
-    prompt: str
 
 
 async def tokenize(service: Service, call: RequestContext) -> ASGIApp:
     """Answer POST /tokenize; raises `ApiError` for a wrong request."""
-    info = service.ready()
-    request = decode(call.body, TokenizeRequest)
-    service.check_model(request.model)
+    info, request = service.read(call, TokenizeRequest)
     if (request.prompt is None) == (request.messages is None):
         raise invalid("One of prompt and messages is required.", "prompt")
     prompt = request.prompt
     if prompt is None:
-        ids = await encode_messages(
-            service,
-            call,
-            request.messages,
-            add_generation_prompt=request.add_generation_prompt,
-            add_special_tokens=request.add_special_tokens,
-            template_arguments=request.chat_template_kwargs,
-        )
+        ids = await encode_messages(service, call, request)
     else:
         for name in ("add_generation_prompt", "chat_template_kwargs"):
             if getattr(request, name) is not None:
@@ -70,14 +44,13 @@ async def tokenize(service: Service, call: RequestContext) -> ASGIApp:
         ids = await service.pool.run(
             len(call.body), lambda limit: service.encode(text, special_tokens, limit)
         )
-    return json_response(Tokenized(ids, len(ids), info.max_model_len))
+    reply = {"tokens": ids, "count": len(ids), "max_model_len": info.max_model_len}
+    return json_response(reply)
 
 
 async def detokenize(service: Service, call: RequestContext) -> ASGIApp:
     """Answer POST /detokenize; raises `ApiError` for a wrong request."""
-    info = service.ready()
-    request = decode(call.body, DetokenizeRequest)
-    service.check_model(request.model)
+    info, request = service.read(call, DetokenizeRequest)
     ids = request.tokens
     if ids is None:
         raise missing("tokens")
@@ -87,4 +60,4 @@ async def detokenize(service: Service, call: RequestContext) -> ASGIApp:
     text = await service.pool.run(
         len(call.body), lambda limit: service.tokenizer.decode(ids, skip_special_tokens=False)
     )
-    return json_response(Detokenized(text))
+    return json_response({"prompt": text})
