@@ -7,9 +7,8 @@ from typing import Annotated
 
 import msgspec
 
-from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
 from sarathi.bench.report import CapacityWithRuns
-from sarathi.bench.results import Run
+from sarathi.bench.results import Point, Run
 from sarathi.bench.target import Target, ending_on_signals
 from sarathi.bench.terminal import print_capacities
 from sarathi.cli.capacity_searches import CapacitySearches, verdict_line
@@ -110,12 +109,9 @@ def _simulated(options: CapacityOptions, screen: Screen) -> CapacityWithRuns:
                 raise UsageError(f"{name} and --simulate exclude each other: no server is used")
     setup = options.simulation.setup(requests.model, requests.workload.workload, options.tbt_target)
     label = options.label or default_label(setup.description)
-    targets = CapacityTargets(
-        options.tbt_target, servers.search.delay_target, servers.search.tail_delay_target
-    )
-    search = SimulatedSearch(
-        targets, servers.search.resolution, servers.search.start_rate, servers.search.point_duration
-    )
+    how = servers.search
+    targets = how.targets(options.tbt_target)
+    search = SimulatedSearch(targets, how.resolution, how.start_rate, how.point_duration)
     load = simulated_load(requests.workload, options.requests_per_point or _SIMULATED_REQUESTS)
     with progress_bar(servers.output.json) as bar:
         task = bar.add_task(label)
@@ -123,7 +119,7 @@ def _simulated(options: CapacityOptions, screen: Screen) -> CapacityWithRuns:
         def on_requests(rate: float, ended: int, total: int) -> None:
             bar.update(task, description=f"{label} at {rate:g}/s", completed=ended, total=total)
 
-        def on_point(run: Run, verdict: Verdict) -> None:
-            screen.log(verdict_line(label, run.rate, verdict))
+        def on_point(run: Run, point: Point) -> None:
+            screen.log(verdict_line(label, point))
 
         return find_capacity(setup, load, search, label, on_point=on_point, on_requests=on_requests)

@@ -16,11 +16,10 @@ from typing import Any
 
 from sarathi import __version__
 from sarathi.bench.capacity.capacity_search import CapacitySearch, Search, SearchStore, Try
-from sarathi.bench.capacity.verdict import CapacityTargets, EarlyStopping, Verdict
-from sarathi.bench.client.server_probe import ServerFacts
+from sarathi.bench.capacity.verdict import EarlyStopping
 from sarathi.bench.measure import measure, prepare
 from sarathi.bench.report import CapacityWithRuns
-from sarathi.bench.results import RESULT_NAME, Run, describe_machine, save
+from sarathi.bench.results import RESULT_NAME, Point, Run, describe_machine, runs_of, save
 from sarathi.bench.target import RunningServer, Target, running_server
 from sarathi.cli.measurement import Screen, ServerMeasurement, Tokens
 
@@ -51,18 +50,16 @@ class CapacitySearches:
         self._attempts: Counter[tuple[Target, float, int]] = Counter()
         self._began = time.time()
         self._kept: RunningServer | None = None
-        self._servers = options
+        self._options = options
         self._targets = targets
-        self._requests_per_point = requests_per_point
         self._tokens = Tokens(options.requests)
         self._load = options.requests.load(requests_per_point, self._tokens)
-        self._options = options.search
-        self._facts = self._probe()
+        # A single server is not started just to be probed.
+        is_started = len(targets) == 1 and targets[0].command is not None
+        self._facts = [] if is_started else options.probe(targets, self.screen)
         # Delays that one server reports cannot be compared with those of one that does not.
         by_ttft = not all(facts.tells_delay for facts in self._facts)
-        self._latencies = CapacityTargets(
-            tbt_target, self._options.delay_target, self._options.tail_delay_target, by_ttft
-        )
+        self._latencies = options.search.targets(tbt_target, by_ttft)
 
     def run(self) -> list[CapacityWithRuns]:
         """Search until each target has a result.
@@ -82,32 +79,33 @@ class CapacitySearches:
             return [self._finished(search) for search in searches]
 
     def _finished(self, search: CapacitySearch) -> CapacityWithRuns:
-        result = search.result(self._options.resolution, self._requests_per_point)
-        save(search.store.folder / RESULT_NAME, result)
-        self.screen.log(f"{result.label}: kept in {search.store.folder}")
-        return CapacityWithRuns(result, search.runs)
+        result, folder = search.result(self._load.num_requests), search.store.folder
+        save(folder / RESULT_NAME, result)
+        self.screen.log(f"{result.label}: kept in {folder}")
+        return CapacityWithRuns(result, runs_of(result, folder))
 
     def _search(self, target: Target, stack: contextlib.ExitStack) -> CapacitySearch:
         name = f"capacity-{target.label}"
-        store = SearchStore(self._servers.results.results, name, self._configuration(target))
-        if self._servers.results.fresh and store.folder.exists():
+        options, results = self._options.search, self._options.results
+        store = SearchStore(results.results, name, self._configuration(target))
+        if results.fresh and store.folder.exists():
             until = f"{store.folder.name}-until-{datetime.now():%Y%m%d-%H%M%S}"
             store.folder.rename(store.folder.with_name(until))
         stack.enter_context(store.opened())
         dates: list[float] = []  # of runs from before
 
-        def on_point(attempt: Try, run: Run, verdict: Verdict) -> None:
+        def on_run(run: Run, point: Point) -> None:
             if run.began < self._began:
                 dates.append(run.began)
-                return
-            self.screen.log(verdict_line(target.label, attempt.rate, verdict))
+            else:
+                self.screen.log(verdict_line(target.label, point))
 
         search = CapacitySearch(
-            Search(self._options.start_rate, self._options.resolution, max_halvings=_HALVINGS),
+            Search(options.start_rate, options.resolution, max_halvings=_HALVINGS),
             store,
             self._latencies,
             lambda attempt: self._measure(target, attempt, store.folder / "server.log", stack),
-            on_point,
+            on_run,
         )
         if dates:
             since = datetime.fromtimestamp(min(dates)).strftime("%Y-%m-%d %H:%M")
@@ -116,12 +114,6 @@ class CapacitySearches:
                 f"{store.folder}; --fresh measures again"
             )
         return search
-
-    def _probe(self) -> list[ServerFacts]:
-        """Return the facts of the servers, without starting a single one just for that."""
-        if len(self._targets) == 1 and self._targets[0].command is not None:
-            return []
-        return self._servers.probe(self._targets, self.screen)
 
     @contextlib.contextmanager
     def _running(
@@ -134,7 +126,7 @@ class CapacitySearches:
         with contextlib.ExitStack() as point:
             # Several alternate, and most machines have memory for one of them at a time.
             is_only = len(self._targets) == 1
-            starting = running_server(target, self._servers.credentials, log)
+            starting = running_server(target, self._options.credentials, log)
             server = (stack if is_only else point).enter_context(starting)
             self._tokens.use(server)
             self._kept = server if is_only else None
@@ -143,7 +135,7 @@ class CapacitySearches:
     def _measure(self, target: Target, attempt: Try, log: Path, stack: contextlib.ExitStack) -> Run:
         rate, repeat = attempt.rate, attempt.repeat
         # Fast servers need many requests: in a short burst, no queue grows for long.
-        number = max(self._load.num_requests, math.ceil(rate * self._options.point_duration))
+        number = max(self._load.num_requests, math.ceil(rate * self._options.search.point_duration))
         # An invalid run is repeated with other texts, which are in no prefix cache.
         which = target, rate, repeat
         self._attempts[which] += 1
@@ -160,12 +152,13 @@ class CapacitySearches:
                 running.facts.tells_delay,
             )
             title = f"{running.label} at {rate:g}/s"
-            with self.screen.follow(title, len(requests.calls), [early_stopping]) as listener:
-                return measure(running, requests, self._servers.requests.evaluation(), listener)
+            with self.screen.follow(title, len(requests.calls)) as progress:
+                listeners = [early_stopping, *progress]
+                return measure(running, requests, self._options.requests.evaluation(), listeners)
 
     def _configuration(self, target: Target) -> dict[str, Any]:
         """Return everything that a point depends on."""
-        load, requests = self._load, self._servers.requests
+        load, requests = self._load, self._options.requests
         workload = requests.workload
         return {
             "version": __version__,
@@ -180,7 +173,7 @@ class CapacitySearches:
             "workload": load.workload.describe(),
             "file": _digest(workload.workload),
             "requests": load.num_requests,
-            "point_duration": self._options.point_duration,
+            "point_duration": self._options.search.point_duration,
             "warm_up": load.warm_up,
             "seed": load.seed,
             "salt": requests.salt,
@@ -192,11 +185,11 @@ class CapacitySearches:
         }
 
 
-def verdict_line(label: str, rate: float | None, verdict: Verdict) -> str:
+def verdict_line(label: str, point: Point) -> str:
     """Return how a server did at a rate, for the log."""
-    outcome = "meets the target" if verdict.met else "misses it"
-    certainty = "" if verdict.certain else " (not for certain)"
-    return f"{label}: {rate:g}/s {outcome}{certainty}: {verdict.reason}"
+    outcome = "meets the target" if point.met else "misses it"
+    certainty = "" if point.certain else " (not for certain)"
+    return f"{label}: {point.rate:g}/s {outcome}{certainty}: {point.reason}"
 
 
 def _digest(workload: str | None) -> str | None:

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from sarathi.bench.report import check_reports_can_be_made
 from sarathi.bench.report.measured import ReportData
-from sarathi.bench.report.notes import stage_shares
 from sarathi.bench.report.result_tables import simulation_table
 from sarathi.bench.report.table import (
     MISSING,
@@ -29,7 +28,7 @@ from sarathi.bench.report.table import (
     seconds,
     table_of,
 )
-from sarathi.bench.results import Run
+from sarathi.bench.results import ReplicaUse, Run
 from sarathi.simulator.plan.candidates import DERIVED, Kind, Rejected
 from sarathi.simulator.plan.planner import PlanResult, tbt, ttft
 from sarathi.simulator.plan.replica_sizing import PlanChoice, PlanSettings
@@ -336,4 +335,5 @@ def _fronts(planned: PlanResult, choice: PlanChoice) -> str:
 def _busy(choice: PlanChoice) -> float:
     """Return the share of the time with requests in which the busiest stage computed."""
     assert choice.run.simulation is not None
-    return max((share for share, _ in stage_shares(choice.run.simulation.replicas)), default=0.0)
+    use = ReplicaUse.pooled(choice.run.simulation.replicas)
+    return max((share for share, _ in use.stage_shares), default=0.0)

@@ -6,7 +6,7 @@ import shlex
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ _WARM_UP = 2
 _TIMEOUT = 120.0  # seconds
 _ANY_LAG = 10.0  # seconds; times are the server's own here
 
-Follow = Callable[[str, int], AbstractContextManager[RunListener]]
+Follow = Callable[[str, int], AbstractContextManager[Sequence[RunListener]]]
 
 
 class _OtherPrograms:
@@ -148,8 +148,8 @@ class MachineMeasurement:
         requests = prepare(load, self.rate, tokens, server.facts.max_model_len)
         again = f", round {number + 1}" if number else ""
         title = f"{self.model}, policy {policy}{again}"
-        with self.follow(title, len(requests.calls)) as listener, self.others.counted():
-            measure(server, requests, RunOptions(_TIMEOUT, _ANY_LAG), listener)
+        with self.follow(title, len(requests.calls)) as progress, self.others.counted():
+            measure(server, requests, RunOptions(_TIMEOUT, _ANY_LAG), progress)
 
     def _enough(self, policy: str, log: Path, number: int) -> bool:
         found, wanted = num_iterations(load_iterations(log)), WANTED // len(_POLICIES)
