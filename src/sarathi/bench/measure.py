@@ -78,14 +78,9 @@ def measure(
         BenchmarkError: the server is gone before the start, or nothing was measured.
     """
     server.check()
+    endpoint, dialect, calls = server.endpoint, server.facts.dialect, requests.calls
     played = uvloop.run(
-        play(
-            server.endpoint,
-            server.facts.dialect,
-            requests.calls,
-            timeout=options.timeout,
-            listeners=listeners,
-        )
+        play(endpoint, dialect, calls, timeout=options.timeout, listeners=listeners)
     )
     gone = None
     try:

@@ -32,7 +32,6 @@ PARTIAL = ".partial"  # suffix of files that are not yet complete
 _RUN_FILE = re.compile(r"run-.+\.json(\.gz)?")
 _FORMAT = 1  # is raised when older files can no longer be read
 _DIGITS = 4  # of seconds: a client's clock is exact to 0.1 ms
-_LEVEL = 1  # of compression: digits of times hardly get smaller beyond
 _GZIP = b"\x1f\x8b"
 
 
@@ -162,7 +161,9 @@ def save(path: Path, value: Run | Capacity) -> None:
     if isinstance(value, Run):
         kind, value = "run", replace(value, records=[_rounded(one) for one in value.records])
     data = msgspec.json.encode({"kind": kind, "format": _FORMAT, "content": value})
-    write(path, gzip.compress(data, _LEVEL, mtime=0) if path.suffix == ".gz" else data)
+    if path.suffix == ".gz":
+        data = gzip.compress(data, 1, mtime=0)  # digits of times hardly get smaller beyond level 1
+    write(path, data)
 
 
 def load_results(path: Path) -> Run | Capacity:
@@ -255,7 +256,12 @@ def write(path: Path, data: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise BenchmarkError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise unwritable(path, error) from None
+
+
+def unwritable(path: Path, error: OSError) -> BenchmarkError:
+    """Return the error of a file or folder."""
+    return BenchmarkError(f"{path} cannot be written: {error.strerror or error}")
 
 
 def _rounded(record: RequestRecord) -> RequestRecord:

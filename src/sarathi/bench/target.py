@@ -33,8 +33,6 @@ _POLL_INTERVAL = 0.1  # seconds
 _GET_TIMEOUT = 5.0  # seconds
 _CONNECT_TIMEOUT = 2.0  # seconds
 _ACCEPT_TIMEOUT = 10.0  # seconds: a server under load may be slow to accept
-_LINES_SHOWN = 20
-_BYTES_SHOWN = 8192
 
 _NAME = r"(?:api[-_]?key|token|secret|password)"
 _VALUE = r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|\\.|[^\s"'\\])+"""  # one word of a shell
@@ -65,6 +63,7 @@ class Launched:
         self._command = mask_secrets(command)  # as messages have it
         self._arguments = _split(command)
         self._endpoint = Endpoint.parse(url or url_of(self._arguments))
+        self.url = self._endpoint.url
         self._log = log
         self._grace = grace
         # `sarathi` must be that of the same installation.
@@ -72,10 +71,6 @@ class Launched:
         self._environment = os.environ | {"PATH": path}
         if shutil.which(self._arguments[0], path=path) is None:
             raise BenchmarkError(f"there is no command {self._arguments[0]!r} to start")
-
-    @property
-    def url(self) -> str:
-        return self._endpoint.url
 
     def __enter__(self) -> Launched:
         """Start the server.
@@ -128,17 +123,15 @@ class Launched:
         """
         deadline = time.monotonic() + timeout
         with self._endpoint.http_client(_GET_TIMEOUT) as client:
-            while True:
+            while (reason := self._unready(client)) is not None:
                 self.check()
-                reason = self._unready(client)
-                if reason is None:
-                    return
                 if time.monotonic() > deadline:
                     raise BenchmarkError(
                         f"{self._command!r} is not ready after {timeout:g} s: {reason}"
                         f"{self._last_lines()}"
                     )
                 time.sleep(_POLL_INTERVAL)
+        self.check()
 
     def _unready(self, client: httpx.Client) -> str | None:
         """Why it cannot be measured yet."""
@@ -170,8 +163,8 @@ class Launched:
     def _last_lines(self) -> str:
         try:
             with self._log.open("rb") as log:
-                log.seek(max(0, self._log.stat().st_size - _BYTES_SHOWN))
-                lines = log.read().decode(errors="replace").splitlines()[-_LINES_SHOWN:]
+                log.seek(max(0, self._log.stat().st_size - 8192))
+                lines = log.read().decode(errors="replace").splitlines()[-20:]
         except OSError:
             lines = []
         if not lines:
@@ -226,10 +219,10 @@ def url_of(arguments: Sequence[str]) -> str:
 def _option(arguments: Sequence[str], *names: str) -> str | None:
     """Return the last value given, as argparse does."""
     found = None
-    for at, argument in enumerate(arguments):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
         if name in names:
-            found = value if equals else next(iter(arguments[at + 1 :]), "")
+            found = value if equals else following
     return found
 
 

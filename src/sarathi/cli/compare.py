@@ -15,7 +15,7 @@ from sarathi.bench.report.table import milliseconds
 from sarathi.bench.results import Run, compare_runs, measurement_order, save
 from sarathi.bench.target import Target, ending_on_signals, running_server
 from sarathi.bench.terminal import print_capacities, print_comparison
-from sarathi.cli.capacity_searches import CapacitySearches
+from sarathi.cli.capacity import CapacitySearches
 from sarathi.cli.measurement import (
     REQUESTS_PER_POINT,
     Rate,

@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,21 @@ import msgspec
 from msgspec.structs import replace
 
 from sarathi.bench.capacity.verdict import CapacityTargets, evaluate_runs
-from sarathi.bench.results import PARTIAL, Capacity, Point, Run, load_run, run_name, save, write
+from sarathi.bench.results import (
+    PARTIAL,
+    Capacity,
+    Point,
+    Run,
+    load_run,
+    run_name,
+    save,
+    unwritable,
+    write,
+)
 from sarathi.errors import BenchmarkError
 
 _FINEST, _COARSEST = 0.01, 1.0  # resolutions
 _SLOWEST, _FASTEST = 1e-6, 1e6  # requests per second, to begin with
-_MAX_DOUBLINGS = 12  # of the first rate
-_MAX_REPEATS = 1  # of a rate whose verdict is uncertain
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class Search:
         self.resolution = resolution
         self._start = _rounded(start)
         self._lowest = start / 2**max_halvings
-        self._highest = start * 2**_MAX_DOUBLINGS
+        self._highest = start * 2**12
         self._rated: dict[float, _Rated] = {}
 
     def next(self) -> Try | None:
@@ -153,7 +161,7 @@ class Search:
     def _doubtful(self) -> Try | None:
         for rate in self._split():
             rated = None if rate is None else self._rated[rate]
-            if rate and rated and not rated.certain and rated.runs <= _MAX_REPEATS:
+            if rate and rated and not rated.certain and rated.runs < 2:
                 return Try(rate, rated.runs)
         return None
 
@@ -212,8 +220,6 @@ def search_result(
 _RUN_NAME = re.compile(
     r"run-(?P<rate>\d+(\.\d+)?(e[+-]\d+)?)(-(?P<repeat>[2-9]|[1-9]\d{1,5}))?\.json\.gz", re.ASCII
 )
-_NAME_LENGTH = 60  # characters of what people read
-
 logger = logging.getLogger(__name__)
 
 
@@ -305,7 +311,7 @@ class SearchStore:
         """
         canonical = msgspec.json.encode(configuration, order="deterministic")
         digest = hashlib.sha256(canonical).hexdigest()[:12]
-        slug = re.sub(r"[^a-z0-9.]+", "-", name.lower())[:_NAME_LENGTH].strip("-.")
+        slug = re.sub(r"[^a-z0-9.]+", "-", name.lower())[:60].strip("-.")
         self.folder = root / "-".join(filter(None, (slug, digest)))
         self._configuration = msgspec.json.format(canonical)
 
@@ -316,13 +322,10 @@ class SearchStore:
         Raises:
             BenchmarkError: the folder cannot be written, or another process writes to it.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / "lock").open("wb")
-        except OSError as error:
-            raise _unwritable(self.folder, error) from None
-        with lock:
+        with ExitStack() as stack:
             try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((self.folder / "lock").open("wb"))
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 for partial in self.folder.glob(f"*{PARTIAL}"):
                     partial.unlink()
@@ -331,7 +334,7 @@ class SearchStore:
                     f"another process is measuring the same into {self.folder}"
                 ) from None
             except OSError as error:
-                raise _unwritable(self.folder, error) from None
+                raise unwritable(self.folder, error) from None
             write(self.folder / "config.json", self._configuration)
             yield
 
@@ -356,7 +359,7 @@ class SearchStore:
                 try:
                     path.replace(aside)
                 except OSError as problem:
-                    raise _unwritable(path, problem) from None
+                    raise unwritable(path, problem) from None
                 logger.warning(
                     "%s; it is now %s, and its rate may be measured again", error, aside.name
                 )
@@ -370,7 +373,3 @@ class SearchStore:
     def keep(self, rate: float, repeat: int, run: Run) -> None:
         """Save a run, which is on disk when this returns; raise BenchmarkError where it cannot."""
         save(self.folder / run_name(rate, repeat), run)
-
-
-def _unwritable(path: Path, error: OSError) -> BenchmarkError:
-    return BenchmarkError(f"{path} cannot be written: {error.strerror or error}")

@@ -153,12 +153,6 @@ def quoted(data: bytes, limit: int = 200) -> str:
     return data[:limit].decode(errors="replace").strip()
 
 
-_LONGEST_DETAIL = 300  # characters
-_LONGEST_REFUSAL = 2**16  # bytes
-# Events count as tokens where the server does not count, and some bring parts of one.
-_MOST_BEYOND = 2, 16  # times as many as asked for, and tokens more
-
-
 class Answer:
     """Parses HTTP and the events in it, without touching a connection.
 
@@ -182,7 +176,8 @@ class Answer:
         self.estimated = False  # the times of the tokens
         self._asked = asked
         self._exact = exact
-        self._most = _MOST_BEYOND[0] * asked + _MOST_BEYOND[1]
+        # Events count as tokens where the server does not count, and some bring parts of one.
+        self._most = 2 * asked + 16
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._events = EventSplitter()
         self._now = 0.0
@@ -248,7 +243,7 @@ class Answer:
 
     def on_body(self, body: bytes) -> None:
         if self._refusal is not None:
-            if len(self._refusal) < _LONGEST_REFUSAL:
+            if len(self._refusal) < 2**16:
                 self._refusal += body
             return
         try:
@@ -286,10 +281,12 @@ class Answer:
                 "malformed", f"more than {self._most} tokens came; {self._asked} were asked for"
             )
             return
+        length = 0
         choices = chunk.choices or ()
-        if any(choice.finish_reason is not None for choice in choices):
-            self._finished = True
-        length = sum(choice.length for choice in choices)
+        for choice in choices:
+            length += choice.length
+            if choice.finish_reason is not None:
+                self._finished = True
         self._new += self.times.add(self._now, length, chunk.usage, bool(choices))
 
     def _end(self, failure: str | None = None, detail: str = "") -> None:
@@ -305,7 +302,7 @@ class Answer:
                 "accepted (see --no-ignore-eos)"
             )
         if failure is not None:
-            self.failure, self.detail = failure, " ".join(detail.split())[:_LONGEST_DETAIL]
+            self.failure, self.detail = failure, " ".join(detail.split())[:300]
 
     def _refusal_message(self) -> str:
         body = bytes(self._refusal or b"")

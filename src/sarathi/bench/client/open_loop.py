@@ -142,7 +142,6 @@ class ClientConnection(asyncio.Protocol):
 
 
 HEARTBEAT = 0.01  # seconds between two heartbeats
-_STOP_CHECK_INTERVAL = 0.25  # seconds
 
 
 class RunListener(Protocol):
@@ -229,13 +228,8 @@ class _Run:
             for connection in self._open.values():
                 connection.abort()
         indices = sorted(self._records)
-        return Played(
-            records=[self._records[index] for index in indices],
-            indices=indices,
-            lag=self._lag.result(self._now()),
-            stopped=stopped,
-            began=self._began,
-        )
+        records = [self._records[index] for index in indices]
+        return Played(records, indices, self._lag.result(self._now()), stopped, self._began)
 
     def _now(self) -> float:
         return time.perf_counter() - self._origin
@@ -247,7 +241,7 @@ class _Run:
             await asyncio.sleep(max(0.0, self._lag.next_beat - self._now()))
             now = self._now()
             self._lag.beat(now)
-            if now - checked >= _STOP_CHECK_INTERVAL:
+            if now - checked >= 0.25:
                 checked = now
                 reasons = [listener.stop_reason(now) for listener in self.listeners]
                 for reason in reasons:

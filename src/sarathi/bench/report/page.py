@@ -24,7 +24,6 @@ from sarathi.bench.report.result_tables import (
 from sarathi.bench.report.table import Table
 from sarathi.errors import BenchmarkError
 
-_FEW = 4  # loads, whose latencies are best seen first
 TERMS = {
     "TTFT": "Time to first token, from sending a request.",
     "TBT": "Time between two consecutive tokens of an answer, which has one gap less than tokens. "
@@ -104,7 +103,7 @@ def sections_of(measured: ReportData) -> list[Section]:
 
     latencies, comparison = latency_table(measured), comparison_table(measured)
     points = points_table(measured)
-    first = comparison is None and len(measured.loads) <= _FEW
+    first = comparison is None and len(measured.loads) <= 4  # latencies are best seen first
     tables = None if first else latencies, throughput_table(measured), points
     found = [
         Section("Capacity", (), search, those(capacity_table(measured))),

@@ -12,7 +12,6 @@ from sarathi.errors import BenchmarkError, ModelError
 from sarathi.models.locate import locate
 from sarathi.models.model import open_tokenizer
 
-_TIMEOUT = 30.0  # seconds
 _MAX_SHOWN = 200  # characters of an answer
 
 
@@ -65,7 +64,7 @@ class ServerTokens:
     def __init__(self, endpoint: Endpoint, transport: httpx.BaseTransport | None = None) -> None:
         self._endpoint = endpoint
         self._url = f"{endpoint.url}/tokenize"
-        self._client = endpoint.http_client(_TIMEOUT, transport)
+        self._client = endpoint.http_client(30.0, transport)
 
     def count(self, text: str) -> int:
         """Return the tokens of a prompt.

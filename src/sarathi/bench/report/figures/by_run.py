@@ -240,15 +240,10 @@ def _draw(axes: Axes, answer: _Answer, index: int, end: float) -> None:
         words(axes, (left, height), text, (-6, 0), colour=INK, align="right")
 
 
-_FEW = 3  # requests are too few for a figure
-
-
 def requests_in_flight(measured: ReportData) -> Drawing | None:
     """Draw the number of open requests over time: whether the server keeps up."""
     shown = [
-        (run, key, *in_flight(run.records))
-        for run, key in _lines(measured)
-        if len(run.records) >= _FEW
+        (run, key, *in_flight(run.records)) for run, key in _lines(measured) if len(run.records) > 2
     ]
     if not shown:
         return None
