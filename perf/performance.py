@@ -23,8 +23,7 @@ from sarathi.bench.report.table import milliseconds, plain, seconds
 from sarathi.bench.results import Capacity, Row, Run, compare_runs
 from sarathi.bench.target import Target, ending_on_signals
 from sarathi.cli.arguments import parse_options
-from sarathi.cli.capacity import CapacityOptions
-from sarathi.cli.capacity_searches import CapacitySearches
+from sarathi.cli.capacity import CapacityOptions, CapacitySearches
 from sarathi.cli.compare import CompareOptions, measure_in_turns
 from sarathi.cli.measurement import Screen
 

@@ -27,7 +27,6 @@ from perf.performance import (
     searched,
 )
 from perf.report import MODEL, Figure, show
-from sarathi.bench.capacity.verdict import CapacityTargets
 from sarathi.bench.report import CapacityWithRuns
 from sarathi.bench.results import Run, describe_machine
 from sarathi.bench.target import ending_on_signals
@@ -106,10 +105,7 @@ def compared(name: str, setup: Setup, found: CapacityWithRuns) -> list[Figure]:
             figures.append(Figure(f"{name}: error of {figure}", error, "%", target))
     search = SearchOptions()
     options = SimulatedSearch(
-        CapacityTargets(TARGET, search.delay_target, search.tail_delay_target),
-        search.resolution,
-        search.start_rate,
-        search.point_duration,
+        search.targets(TARGET), search.resolution, search.start_rate, search.point_duration
     )
     load = SimulatedLoad(_workload(), REQUESTS, _WARM_UP, 0)
     real = found.capacity.capacity

@@ -12,8 +12,8 @@ import pytest
 from msgspec.structs import replace
 
 from sarathi.bench.capacity.capacity_search import CapacitySearch, Search, SearchStore, Try
-from sarathi.bench.capacity.verdict import CapacityTargets, Verdict
-from sarathi.bench.results import RESULT_NAME, Capacity, Run, load_results, runs_of, save
+from sarathi.bench.capacity.verdict import CapacityTargets
+from sarathi.bench.results import RESULT_NAME, Capacity, Point, Run, load_results, runs_of, save
 from sarathi.bench.target import ending_on_signals
 from sarathi.errors import BenchmarkError
 from tests.bench.made_up import record, run
@@ -36,8 +36,9 @@ class Server:
         gaps = [[0.05] * 6] * (60 - slow) + [[0.3] * 6] * slow
         return run([record(one) for one in gaps], rate=wanted.rate, seed=wanted.repeat)
 
-    def tell(self, made: Try, of: Run, verdict: Verdict) -> None:
-        self.recorded.append((made, verdict.met))
+    def tell(self, made: Run, point: Point) -> None:
+        assert made.rate is not None
+        self.recorded.append((Try(made.rate, made.seed), point.met))
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def found(root: Path, server: Server, resolution: float = 0.1) -> Capacity:
     with searching(root, server, resolution) as search:
         while search.step():
             pass
-        return search.result(resolution, 60)
+        return search.result(60)
 
 
 def test_the_capacity_is_found_with_its_points_in_order(tmp_path: Path) -> None:
@@ -82,13 +83,13 @@ def test_repeated_runs_are_one_point(tmp_path: Path) -> None:
     with searching(tmp_path, server) as search:
         while search.step():
             pass
-        result, runs = search.result(0.1, 60), search.runs
+        result = search.result(60)
+        runs = runs_of(result, search.store.folder)
     assert server.asked[-1] == Try(3.08, 1)
     point = next(point for point in result.points if point.rate == 3.08)
     assert (point.run, point.summary.requests, point.certain) == ("run-3.08.json.gz", 120, False)
     at = [(one.rate, one.seed) for one in runs]
     assert at == [(1, 0), (2, 0), (2.83, 0), (3.08, 0), (3.08, 1), (3.36, 0), (4, 0)]
-    assert runs_of(result, search.store.folder) == runs
 
 
 def test_after_the_last_run_a_step_does_nothing(tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_several_searches_can_take_turns(tmp_path: Path) -> None:
         while going:
             assert abs(len(one.asked) - len(other.asked)) == 0
             going = [search for search in going if search.step()]
-        assert first.result(0.1, 60) == second.result(0.1, 60)
+        assert first.result(60) == second.result(60)
 
 
 def test_a_signal_leaves_the_finished_runs_on_the_disk(tmp_path: Path) -> None:
@@ -207,6 +208,6 @@ def test_a_finished_result_can_be_loaded(tmp_path: Path) -> None:
     with searching(tmp_path, Server()) as search:
         while search.step():
             pass
-        result = search.result(0.1, 60)
+        result = search.result(60)
         save(search.store.folder / RESULT_NAME, result)
     assert load_results(search.store.folder / RESULT_NAME) == result

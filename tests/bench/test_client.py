@@ -22,7 +22,6 @@ from sarathi.bench.client.open_loop import (
     LagMeter,
     Played,
     RunListener,
-    RunListeners,
     play,
 )
 from sarathi.telemetry import RequestRecord, summarise
@@ -58,12 +57,12 @@ def run(
     dialect: Dialect = Dialect(),  # noqa: B008 - frozen
     *,
     timeout: float = 5.0,
-    listener: RunListener | None = None,
+    listeners: Sequence[RunListener] = (),
     api: Api = "completions",
     runner: str = "uvloop",
 ) -> Played:
     endpoint = Endpoint.parse(url, model="scripted", api=api)
-    return RUNNERS[runner](play(endpoint, dialect, planned, timeout=timeout, listener=listener))
+    return RUNNERS[runner](play(endpoint, dialect, planned, timeout=timeout, listeners=listeners))
 
 
 def against(script: Script, planned: Sequence[Call], *args: Any, **options: Any) -> Played:
@@ -376,7 +375,7 @@ class Notes(Quiet):
 
 def test_a_listener_is_notified_of_everything() -> None:
     notes = Notes()
-    played = against(steady(0.01, 0.01), calls(4), listener=notes)
+    played = against(steady(0.01, 0.01), calls(4), listeners=[notes])
     for index, record in enumerate(played.records):
         assert notes.sent_at[index] == record.arrival
         assert notes.times[index] == record.tokens
@@ -396,8 +395,10 @@ def test_a_verdict_stops_the_run_and_keeps_what_has_ended(runner: str) -> None:
     script = in_turn(steady(0.01, 0.01), Reply(ending="hung"))
     with ScriptedServer(script) as server:
         began = time.perf_counter()
-        listener = RunListeners([Quiet(), Stop(0.3)])
-        played = run(server.url, calls(100, every=0.1), listener=listener, timeout=9, runner=runner)
+        listeners = [Quiet(), Stop(0.3)]
+        played = run(
+            server.url, calls(100, every=0.1), listeners=listeners, timeout=9, runner=runner
+        )
         assert time.perf_counter() - began < 1
         sent = len(server.requests)
     assert played.stopped == "enough"
@@ -414,7 +415,7 @@ def test_an_error_of_a_listener_ends_the_run() -> None:
             raise RuntimeError("broken listener")
 
     with pytest.raises(RuntimeError, match="broken listener"):
-        against(steady(0, 0), calls(2), listener=Broken())
+        against(steady(0, 0), calls(2), listeners=[Broken()])
 
 
 class Sleeper(Quiet):
@@ -430,7 +431,7 @@ class Sleeper(Quiet):
 
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_a_blocked_loop_shows_as_lag(runner: str) -> None:
-    played = against(steady(0.0, 0.01), calls(60), listener=Sleeper(), runner=runner)
+    played = against(steady(0.0, 0.01), calls(60), listeners=[Sleeper()], runner=runner)
     assert played.lag.max > 0.15
     assert played.lag.p99 > 0.1
     assert played.lag.p50 < 0.05
@@ -474,7 +475,7 @@ def test_garbage_is_not_collected_during_a_run() -> None:
         def progressed(self, index: int, times: Sequence[float]) -> None:
             seen.append(gc.isenabled())
 
-    against(steady(0, 0), calls(1), listener=Look())
+    against(steady(0, 0), calls(1), listeners=[Look()])
     assert seen
     assert not any(seen)
     assert gc.isenabled()

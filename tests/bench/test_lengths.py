@@ -12,7 +12,7 @@ MANY = 20_000
 
 
 def sampled(text: str, seed: int = 1) -> Tokens:
-    return parse_lengths(text, "--prompt-lengths").sample(MANY, np.random.default_rng(seed))
+    return parse_lengths(text, "--prompt-lengths")(MANY, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("text", ["7", "fixed:7"])

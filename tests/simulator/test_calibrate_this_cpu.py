@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from sarathi.bench.client.open_loop import RunListener, RunListeners
+from sarathi.bench.client.open_loop import RunListener
 from sarathi.bench.target import Credentials, Target
 from sarathi.bench.workload.workload import Workload
 from sarathi.errors import BenchmarkError, SimulationError
@@ -57,8 +57,8 @@ class Servers:
                 file.write(msgspec.json.encode(line) + b"\n")
 
     def run(self) -> MeasuredMachine:
-        def follow(title: str, count: int) -> AbstractContextManager[RunListener]:
-            return nullcontext(RunListeners(()))
+        def follow(title: str, count: int) -> AbstractContextManager[Sequence[RunListener]]:
+            return nullcontext(())
 
         return MachineMeasurement(
             "a/model",

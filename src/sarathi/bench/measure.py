@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import uvloop
@@ -66,7 +67,10 @@ def prepare(
 
 
 def measure(
-    server: RunningServer, requests: Requests, options: RunOptions, listener: RunListener
+    server: RunningServer,
+    requests: Requests,
+    options: RunOptions,
+    listeners: Sequence[RunListener] = (),
 ) -> Run:
     """Send all requests. Where the server is gone at the end, the run is kept, but invalid.
 
@@ -74,16 +78,15 @@ def measure(
         BenchmarkError: the server is gone before the start, or nothing was measured.
     """
     server.check()
+    endpoint, dialect, calls = server.endpoint, server.facts.dialect, requests.calls
     played = uvloop.run(
-        play(
-            server.endpoint,
-            server.facts.dialect,
-            requests.calls,
-            timeout=options.timeout,
-            listener=listener,
-        )
+        play(endpoint, dialect, calls, timeout=options.timeout, listeners=listeners)
     )
-    gone = _gone(server)
+    gone = None
+    try:
+        server.check()
+    except BenchmarkError as error:
+        gone = str(error)
     load, plan = requests.load, requests.plan
     records = [
         record
@@ -92,7 +95,6 @@ def measure(
     ]
     if not records:
         raise BenchmarkError(gone or f"nothing was measured: {played.stopped}")
-    send_time = None if played.stopped else plan.measured_seconds
     return Run(
         label=server.label,
         server=server.server,
@@ -105,7 +107,9 @@ def measure(
         salt=load.salt,
         num_shortened=plan.num_shortened,
         records=records,
-        summary=summarise(records, options.targets, send_time),
+        summary=summarise(
+            records, options.targets, None if played.stopped else plan.measured_seconds
+        ),
         lag=played.lag,
         targets=options.targets,
         invalid=gone or _invalid(played, options.max_lag),
@@ -113,19 +117,10 @@ def measure(
     )
 
 
-def _gone(server: RunningServer) -> str | None:
-    """Return why the server does not answer any more; None where it does."""
-    try:
-        server.check()
-    except BenchmarkError as error:
-        return str(error)
-    return None
-
-
 def _invalid(played: Played, max_lag: float) -> str | None:
-    own = next((record for record in played.records if record.failure == "client"), None)
-    if own is not None:
-        return f"the client itself could not send a request: {own.detail}"
+    for record in played.records:
+        if record.failure == "client":
+            return f"the client itself could not send a request: {record.detail}"
     if played.lag.p99 <= max_lag:
         return None
     return (

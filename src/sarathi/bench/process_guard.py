@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 _PIPE = 0  # standard input
@@ -25,13 +26,13 @@ _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def main(grace: float, command: list[str]) -> int:
     """Run the command until it ends or the parent does.
 
+    Return the server's exit code; 128 plus the number for a signal, as in shells.
+
     Args:
         grace: seconds between SIGTERM and SIGKILL.
-
-    Returns:
-        The server's exit code; 128 plus the number for a signal, as in shells.
     """
-    _adopt_orphans()
+    if sys.platform == "linux":  # make orphans of the server children of this process, not of init
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     wake = _wake_on_signals()
     try:
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
@@ -48,12 +49,6 @@ def main(grace: float, command: list[str]) -> int:
     if code is None:
         return 0
     return code if code >= 0 else 128 - code
-
-
-def _adopt_orphans() -> None:
-    """On Linux, make orphans of the server children of this process, not of init."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _wake_on_signals() -> int:
@@ -74,24 +69,18 @@ def _watch(server: int, wake: int) -> int | None:
         if code is not None:
             return code
         ready, _, _ = select.select([_PIPE, wake], [], [])
-        if _PIPE in ready:
-            return None
-        if set(os.read(wake, 64)) & set(_ENDING):
+        if _PIPE in ready or set(os.read(wake, 64)) & set(_ENDING):
             return None
 
 
 def _reap(server: int) -> int | None:
     """Collect dead children; return the exit code of the server if it is among them."""
     code = None
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return code
-        if not pid:
-            return code
-        if pid == server:
-            code = os.waitstatus_to_exitcode(status)
+    with suppress(ChildProcessError):
+        while (dead := os.waitpid(-1, os.WNOHANG))[0]:
+            if dead[0] == server:
+                code = os.waitstatus_to_exitcode(dead[1])
+    return code
 
 
 def _kill_all(server: int) -> None:
@@ -101,10 +90,8 @@ def _kill_all(server: int) -> None:
         time.sleep(_POLL)
     while orphans := _children():
         for pid in orphans:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         time.sleep(_POLL)
         _reap(server)
 

@@ -10,8 +10,9 @@ import os
 import platform
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count, groupby
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -31,13 +32,11 @@ PARTIAL = ".partial"  # suffix of files that are not yet complete
 _RUN_FILE = re.compile(r"run-.+\.json(\.gz)?")
 _FORMAT = 1  # is raised when older files can no longer be read
 _DIGITS = 4  # of seconds: a client's clock is exact to 0.1 ms
-_LEVEL = 1  # of compression: digits of times hardly get smaller beyond
 _GZIP = b"\x1f\x8b"
 
 
 class Lag(msgspec.Struct, frozen=True, kw_only=True):
-    """How late the client itself was, in seconds: the worse of its heartbeats and of sending
-    requests."""
+    """How late the client itself was, in seconds: the worse of heartbeats and of sending."""
 
     p50: float
     p99: float
@@ -58,6 +57,26 @@ class ReplicaUse(msgspec.Struct, frozen=True, kw_only=True):
     overhead: float  # time in which the engine prepared iterations
     kv_mean: float  # share of the KV blocks in use, over the active time
     kv_max: float
+
+    @classmethod
+    def pooled(cls, replicas: Sequence[ReplicaUse]) -> ReplicaUse:
+        """Return what replicas with the same stages computed together."""
+        sums = ("iterations", "tokens", "decodes", "preemptions", "active", "overhead")
+        totals = {name: sum(getattr(use, name) for use in replicas) for name in sums}
+        kv_seconds = sum(use.kv_mean * use.active for use in replicas)
+        return cls(
+            **totals,
+            busy=np.sum([use.busy for use in replicas], axis=0).tolist(),
+            bubbles=np.sum([use.bubbles for use in replicas], axis=0).tolist(),
+            kv_mean=kv_seconds / (totals["active"] or 1.0),
+            kv_max=max(use.kv_max for use in replicas),
+        )
+
+    @property
+    def stage_shares(self) -> list[tuple[float, float]]:
+        """The busy and the idle share of the active time of each stage; none without such time."""
+        stages = zip(self.busy, self.bubbles, strict=True)
+        return [(busy / self.active, idle / self.active) for busy, idle in stages if self.active]
 
 
 class Simulation(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,17 +156,14 @@ class _ResultFile(msgspec.Struct, frozen=True):
 
 
 def save(path: Path, value: Run | Capacity) -> None:
-    """Write a result, with times rounded to 0.1 ms.
-
-    Raises:
-        BenchmarkError: the file cannot be written.
-    """
+    """Write a result, with times rounded to 0.1 ms; raise BenchmarkError where that fails."""
     kind: Literal["run", "capacity"] = "capacity"
     if isinstance(value, Run):
         kind, value = "run", replace(value, records=[_rounded(one) for one in value.records])
-    content = msgspec.Raw(msgspec.json.encode(value))
-    data = msgspec.json.encode(_ResultFile(kind, _FORMAT, content))
-    write(path, gzip.compress(data, _LEVEL, mtime=0) if path.suffix == ".gz" else data)
+    data = msgspec.json.encode({"kind": kind, "format": _FORMAT, "content": value})
+    if path.suffix == ".gz":
+        data = gzip.compress(data, 1, mtime=0)  # digits of times hardly get smaller beyond level 1
+    write(path, data)
 
 
 def load_results(path: Path) -> Run | Capacity:
@@ -173,11 +189,7 @@ def load_results(path: Path) -> Run | Capacity:
 
 
 def load_run(path: Path) -> Run:
-    """Read a run.
-
-    Raises:
-        BenchmarkError: it cannot be read, or is no run.
-    """
+    """Read a run; raise BenchmarkError where it cannot be read, or is no run."""
     run = load_results(path)
     if not isinstance(run, Run):
         raise BenchmarkError(f"{path} is the result of a search, expected a run")
@@ -185,10 +197,7 @@ def load_run(path: Path) -> Run:
 
 
 def load_all(path: Path) -> list[tuple[Path, Run | Capacity]]:
-    """Read all results of a file or a folder, each with its path.
-
-    Args:
-        path: a file, the folder of a search, or a folder with runs.
+    """Read all results of a file, the folder of a search or a folder with runs, with their paths.
 
     Raises:
         BenchmarkError: a file cannot be read, or there is no result.
@@ -204,10 +213,7 @@ def load_all(path: Path) -> list[tuple[Path, Run | Capacity]]:
 
 
 def runs_of(capacity: Capacity, folder: Path) -> list[Run]:
-    """Read the runs of a search, in the order of its points, as far as their files exist.
-
-    Args:
-        folder: of the result.
+    """Read the runs of a search beside its result, in the order of points, as far as they exist.
 
     Raises:
         BenchmarkError: a file exists, but cannot be read.
@@ -223,21 +229,13 @@ def runs_of(capacity: Capacity, folder: Path) -> list[Run]:
 
 
 def run_name(rate: float, repeat: int) -> str:
-    """Return the file name of a run of a search.
-
-    Args:
-        repeat: its number among the runs of this rate, from 0.
-    """
+    """Return the file name of a run of a search; those of one rate are numbered from 0."""
     number = f"-{repeat + 1}" if repeat else ""
     return f"run-{rate:.9g}{number}.json.gz"
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file completely or not at all, even if the power fails.
-
-    Raises:
-        BenchmarkError: it cannot be written.
-    """
+    """Write a file completely or, with a BenchmarkError, not at all, even if the power fails."""
     path = Path(os.path.realpath(path))
     try:
         if path.exists() and not path.is_file():  # such as /dev/stdout
@@ -258,7 +256,12 @@ def write(path: Path, data: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise BenchmarkError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise unwritable(path, error) from None
+
+
+def unwritable(path: Path, error: OSError) -> BenchmarkError:
+    """Return the error of a file or folder."""
+    return BenchmarkError(f"{path} cannot be written: {error.strerror or error}")
 
 
 def _rounded(record: RequestRecord) -> RequestRecord:
@@ -340,42 +343,38 @@ def compare_runs(runs: Sequence[Run], labels: Sequence[str]) -> list[Row]:
         runs: as many of each target at each rate, rounds in order.
         labels: of the targets; ratios are to the first.
     """
-
-    def key(run: Run) -> tuple[float, int]:
-        return (0.0 if run.rate is None else run.rate, labels.index(run.label))
-
-    grouped = {group: list(found) for group, found in groupby(sorted(runs, key=key), key=key)}
+    grouped: dict[tuple[float, int], list[Run]] = defaultdict(list)
+    for run in runs:
+        grouped[run.rate or 0.0, labels.index(run.label)].append(run)
     rows = []
-    for (rate, index), own in grouped.items():
+    for (rate, index), own in sorted(grouped.items(), key=lambda item: item[0]):
         valid = [run for run in own if run.invalid is None]
         pairs = [
             (run, first)
             for run, first in zip(own, grouped[rate, 0], strict=False)
             if run.invalid is None and first.invalid is None
         ]
-        rows.append(
-            Row(
-                label=labels[index],
-                rate=own[0].rate,
-                requests=sum(run.summary.requests for run in own),
-                failed=sum(run.summary.requests - run.summary.completed for run in own),
-                invalid=len(own) - len(valid),
-                figures={
-                    name: _median([read(run) for run in valid]) for name, read in FIGURES.items()
-                },
-                ratios={
-                    name: _median([_ratio(read(run), read(first)) for run, first in pairs])
-                    for name, read in FIGURES.items()
-                },
-            )
+        row = Row(
+            label=labels[index],
+            rate=own[0].rate,
+            requests=sum(run.summary.requests for run in own),
+            failed=sum(run.summary.requests - run.summary.completed for run in own),
+            invalid=len(own) - len(valid),
+            figures={name: _median(map(read, valid)) for name, read in FIGURES.items()},
+            ratios={
+                name: _median(divided(read(run), read(first)) for run, first in pairs)
+                for name, read in FIGURES.items()
+            },
         )
+        rows.append(row)
     return rows
 
 
-def _ratio(value: float | None, base: float | None) -> float | None:
+def divided(value: float | None, base: float | None) -> float | None:
+    """Return the quotient where there is one."""
     return None if value is None or not base else value / base
 
 
-def _median(values: Sequence[float | None]) -> float | None:
+def _median(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return median(known) if known else None

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,18 +28,11 @@ from sarathi.bench.client.endpoint import Api, Endpoint
 from sarathi.bench.client.server_probe import ServerFacts, probe
 from sarathi.errors import BenchmarkError
 
-DEFAULT_PORT = 8000
-
 _KILLING = 15.0  # seconds for the system to end a process that was killed
 _POLL_INTERVAL = 0.1  # seconds
 _GET_TIMEOUT = 5.0  # seconds
 _CONNECT_TIMEOUT = 2.0  # seconds
-_LINES_SHOWN = 20
-_BYTES_SHOWN = 8192
-_ANY_ADDRESS = ("0.0.0.0", "::")
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
-_UNAUTHORISED = (401, 403)  # the server is up; the probe reports the missing key
-_HIDDEN = "***"
+_ACCEPT_TIMEOUT = 10.0  # seconds: a server under load may be slow to accept
 
 _NAME = r"(?:api[-_]?key|token|secret|password)"
 _VALUE = r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|\\.|[^\s"'\\])+"""  # one word of a shell
@@ -70,6 +63,7 @@ class Launched:
         self._command = mask_secrets(command)  # as messages have it
         self._arguments = _split(command)
         self._endpoint = Endpoint.parse(url or url_of(self._arguments))
+        self.url = self._endpoint.url
         self._log = log
         self._grace = grace
         # `sarathi` must be that of the same installation.
@@ -77,10 +71,6 @@ class Launched:
         self._environment = os.environ | {"PATH": path}
         if shutil.which(self._arguments[0], path=path) is None:
             raise BenchmarkError(f"there is no command {self._arguments[0]!r} to start")
-
-    @property
-    def url(self) -> str:
-        return self._endpoint.url
 
     def __enter__(self) -> Launched:
         """Start the server.
@@ -114,45 +104,41 @@ class Launched:
             self._guard.wait(self._grace + _KILLING)
 
     def check(self) -> None:
-        """Check that the server is running.
-
-        Raises:
-            BenchmarkError: it has ended; with the last lines it printed.
-        """
+        """Raise BenchmarkError, with the last lines it printed, where the server has ended."""
         code = self._guard.poll()
-        if code is not None:
-            ending = _ending(code)
-            raise BenchmarkError(f"{self._command!r} has ended ({ending}){self._last_lines()}")
+        if code is None:
+            return
+        ending = f"exit code {code}"
+        if code == 0:
+            ending += ": it must stay in the foreground"
+        elif code - 128 in set(signal.Signals):
+            ending = signal.Signals(code - 128).name
+        raise BenchmarkError(f"{self._command!r} has ended ({ending}){self._last_lines()}")
 
     def wait_ready(self, timeout: float = 600.0) -> None:
         """Poll its list of models, and its health if it has such a page, until both are ready.
-
-        Args:
-            timeout: seconds.
 
         Raises:
             BenchmarkError: the server ended, or is not ready in time.
         """
         deadline = time.monotonic() + timeout
         with self._endpoint.http_client(_GET_TIMEOUT) as client:
-            while True:
+            while (reason := self._unready(client)) is not None:
                 self.check()
-                reason = self._unready(client)
-                if reason is None:
-                    return
                 if time.monotonic() > deadline:
                     raise BenchmarkError(
                         f"{self._command!r} is not ready after {timeout:g} s: {reason}"
                         f"{self._last_lines()}"
                     )
                 time.sleep(_POLL_INTERVAL)
+        self.check()
 
     def _unready(self, client: httpx.Client) -> str | None:
         """Why it cannot be measured yet."""
         url = f"{self.url}/v1/models"
         try:
             status = client.get(url).status_code
-            if status in _UNAUTHORISED:
+            if status in (401, 403):  # it is up; the probe reports the missing key
                 return None
             if status == 200:
                 url = f"{self.url}/health"
@@ -177,8 +163,8 @@ class Launched:
     def _last_lines(self) -> str:
         try:
             with self._log.open("rb") as log:
-                log.seek(max(0, self._log.stat().st_size - _BYTES_SHOWN))
-                lines = log.read().decode(errors="replace").splitlines()[-_LINES_SHOWN:]
+                log.seek(max(0, self._log.stat().st_size - 8192))
+                lines = log.read().decode(errors="replace").splitlines()[-20:]
         except OSError:
             lines = []
         if not lines:
@@ -193,17 +179,18 @@ def ending_on_signals() -> Iterator[None]:
     SIGTERM and SIGHUP raise KeyboardInterrupt, whose argument is the signal. Only for the main
     thread. A SIGHUP that is ignored, as under `nohup`, stays ignored.
     """
-    caught = [n for n in _ENDING if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, _interrupt) for number in caught}
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number))
+
+    ending = (signal.SIGTERM, signal.SIGHUP)
+    caught = [number for number in ending if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in caught}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(signal.Signals(number))
 
 
 def mask_secrets(command: str) -> str:
@@ -212,24 +199,19 @@ def mask_secrets(command: str) -> str:
     They are the values of options whose names end in api-key, token, secret or password, such as
     `--api-key` and `--hf-token`, and of variables before the command, such as `HF_TOKEN=`.
     """
-    return _SECRET.sub(rf"\g<name>{_HIDDEN}", command)
+    return _SECRET.sub(r"\g<name>***", command)
 
 
 def url_of(arguments: Sequence[str]) -> str:
-    """Return the address of a server, from `--host` and `--port` (or `-p`) of its command line.
-
-    Raises:
-        BenchmarkError: the port is no number.
-    """
+    """Return the address of a server, from `--host` and `--port` (or `-p`) of its command line."""
     host = _option(arguments, "--host") or "localhost"
     port = _option(arguments, "--port", "-p")
-    if port is None:
-        port = str(DEFAULT_PORT)
+    port = "8000" if port is None else port
     if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
         raise BenchmarkError(
             f"the port of the command is {port!r}, expected 1 to 65535, or the URL beside it"
         )
-    if host in _ANY_ADDRESS:
+    if host in ("0.0.0.0", "::"):
         host = "localhost"
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -237,10 +219,10 @@ def url_of(arguments: Sequence[str]) -> str:
 def _option(arguments: Sequence[str], *names: str) -> str | None:
     """Return the last value given, as argparse does."""
     found = None
-    for at, argument in enumerate(arguments):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
         if name in names:
-            found = value if equals else next(iter(arguments[at + 1 :]), "")
+            found = value if equals else following
     return found
 
 
@@ -252,17 +234,6 @@ def _split(command: str) -> list[str]:
     if not arguments:
         raise BenchmarkError("the command to start is empty")
     return arguments
-
-
-def _ending(code: int) -> str:
-    if code == 0:
-        return "exit code 0: it must stay in the foreground"
-    if code - 128 in set(signal.Signals):
-        return signal.Signals(code - 128).name
-    return f"exit code {code}"
-
-
-_ACCEPT_TIMEOUT = 10.0  # seconds: a server under load may be slow to accept
 
 
 @dataclass(frozen=True)
@@ -313,23 +284,17 @@ def running_server(
     Raises:
         BenchmarkError: it cannot be started, does not answer, or cannot be measured.
     """
-    if target.command is None:
-        assert target.url is not None
-        yield _probed(target, access, target.url, None)
-        return
-    with Launched(target.command, target.url, log) as launched:
-        launched.wait_ready(access.ready_timeout)
-        yield _probed(target, access, launched.url, launched.check)
-
-
-def _probed(
-    target: Target, access: Credentials, url: str, check: Callable[[], None] | None
-) -> RunningServer:
-    endpoint = Endpoint.parse(url, model=access.model, api_key=access.api_key, api=access.api)
-    facts = probe(endpoint, ready_timeout=access.ready_timeout, ignore_eos=access.ignore_eos)
-    named = replace(endpoint, model=facts.model)
-    check = check or partial(_check_listening, named)
-    return RunningServer(target.label, target.server, named, facts, check)
+    with ExitStack() as stack:
+        url, check = target.url or "", None
+        if target.command is not None:
+            launched = stack.enter_context(Launched(target.command, target.url, log))
+            launched.wait_ready(access.ready_timeout)
+            url, check = launched.url, launched.check
+        endpoint = Endpoint.parse(url, model=access.model, api_key=access.api_key, api=access.api)
+        facts = probe(endpoint, ready_timeout=access.ready_timeout, ignore_eos=access.ignore_eos)
+        endpoint = replace(endpoint, model=facts.model)
+        check = check or partial(_check_listening, endpoint)
+        yield RunningServer(target.label, target.server, endpoint, facts, check)
 
 
 def _check_listening(endpoint: Endpoint) -> None:

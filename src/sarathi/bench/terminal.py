@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from sarathi.bench.report.measured import CapacityWithRuns, ReportData
 from sarathi.bench.report.notes import run_notes
 from sarathi.bench.report.result_tables import points_table, rounds_table, run_table
-from sarathi.bench.report.table import Cell, Table, milliseconds, seconds
+from sarathi.bench.report.table import Table, milliseconds, seconds
 from sarathi.bench.results import Capacity, Row, Run
 from sarathi.telemetry import RequestRecord
 
@@ -66,11 +67,7 @@ class ProgressLine:
         return None
 
     def line(self, now: float) -> str:
-        """Return the current line.
-
-        Args:
-            now: seconds since the run began.
-        """
+        """Return the line at a time since the run began."""
         del self._ttft[:-_LATEST], self._gaps[:-_LATEST]
         parts = [
             f"{self.title}  {self._ended}/{self.total} done",
@@ -89,7 +86,7 @@ class ProgressLine:
         return "  ".join(parts)
 
 
-_META = (
+_CONDITIONS = (
     "label server model machine workload rate seed salt num_shortened began lag invalid stopped "
     "simulation"
 )
@@ -98,7 +95,7 @@ _META = (
 def run_fields(run: Run) -> dict[str, Any]:
     """Return what `sarathi bench --json` prints: summary and conditions, without requests."""
     fields: dict[str, Any] = msgspec.to_builtins(run.summary)
-    fields |= {name: msgspec.to_builtins(getattr(run, name)) for name in _META.split()}
+    fields |= {name: msgspec.to_builtins(getattr(run, name)) for name in _CONDITIONS.split()}
     return fields | {"estimated": any(record.estimated for record in run.records)}
 
 
@@ -120,7 +117,7 @@ def print_capacities(capacities: Sequence[Capacity]) -> None:
     """Print the points and the outcome of each search, and ratios to the first."""
     console = _console()
     for capacity in capacities:
-        points = points_table([capacity], [capacity.label])
+        points = points_table(ReportData(capacities=[CapacityWithRuns(capacity)]))
         if points is not None:
             console.print(rich_table(points, capacity.label))
         console.print(capacity_text(capacity))
@@ -163,11 +160,7 @@ def _console() -> Console:
 
 
 def rich_table(table: Table, title: str | None = None) -> rich.table.Table:
-    """Convert a table for a terminal; the rows of all labels follow one another without a head.
-
-    Args:
-        title: replaces that of the table, such as by the only label.
-    """
+    """Convert a table for a terminal; the rows of all labels follow one another without a head."""
     shown = rich.table.Table(title=title or table.title, title_justify="left", pad_edge=False)
     for group, columns in table.groups:
         for column in columns:
@@ -175,9 +168,5 @@ def rich_table(table: Table, title: str | None = None) -> rich.table.Table:
             shown.add_column(head, justify="left" if column.prose else "right", overflow="fold")
     for _, rows in table.sections:
         for row in rows:
-            shown.add_row(*map(_text, row))
+            shown.add_row(*("\n".join(filter(None, (cell.text, cell.note))) for cell in row))
     return shown
-
-
-def _text(cell: Cell) -> str:
-    return f"{cell.text}\n{cell.note}" if cell.note else cell.text

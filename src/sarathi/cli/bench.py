@@ -59,8 +59,8 @@ def run(options: BenchOptions) -> int:
         tokens.use(server)
         requests = prepare(load, options.rate, tokens, server.facts.max_model_len)
         screen.log(f"{len(requests.calls)} requests to {server.facts.model} at {options.url}")
-        with screen.follow(target.label, len(requests.calls)) as listener:
-            result = measure(server, requests, settings, listener)
+        with screen.follow(target.label, len(requests.calls)) as progress:
+            result = measure(server, requests, settings, progress)
     output.publish(result, screen, [] if log is None else load_iterations(log))
     if result.invalid is not None:
         print(f"sarathi bench: this run is invalid: {result.invalid}", file=sys.stderr)

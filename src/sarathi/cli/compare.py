@@ -15,7 +15,7 @@ from sarathi.bench.report.table import milliseconds
 from sarathi.bench.results import Run, compare_runs, measurement_order, save
 from sarathi.bench.target import Target, ending_on_signals, running_server
 from sarathi.bench.terminal import print_capacities, print_comparison
-from sarathi.cli.capacity_searches import CapacitySearches
+from sarathi.cli.capacity import CapacitySearches
 from sarathi.cli.measurement import (
     REQUESTS_PER_POINT,
     Rate,
@@ -93,33 +93,36 @@ class CompareOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 def run(options: CompareOptions) -> int:
     """Compare latencies or capacities; return the exit code."""
-    targets = options.targets
+    targets, servers = options.targets, options.servers
     labels = {target.label for target in targets}
     if len(labels) < 2 or len(labels) < len(targets):
         raise UsageError("give --start or --url at least twice, each with its own label")
     if (options.rates is None) == (options.tbt_target is None):
         raise UsageError("give either --rates or --tbt-target")
-    if options.rates is not None and (searched := changed(options.servers.search)):
-        raise UsageError(f"{searched[0]} has no effect on --rates: omit it")
-    if options.rates is not None and options.servers.results.fresh:
-        raise UsageError("--fresh has no effect on --rates, which always measures: omit it")
-    if options.rates is None and options.rounds is not None:
-        raise UsageError("--rounds has no effect on a search: omit it")
-    if options.servers.requests.workload.arrivals == "trace":
+    if options.rates is None:
+        if options.rounds is not None:
+            raise UsageError("--rounds has no effect on a search: omit it")
+    else:
+        for name in changed(servers.search):
+            raise UsageError(f"{name} has no effect on --rates: omit it")
+        if servers.results.fresh:
+            raise UsageError("--fresh has no effect on --rates, which always measures: omit it")
+    if servers.requests.workload.arrivals == "trace":
         raise UsageError("--arrivals trace cannot be compared: a trace has one rate")
-    options.servers.output.check()
+    servers.output.check()
     with ending_on_signals():
         if options.tbt_target is not None:
-            return _compare_capacities(options, targets, options.tbt_target)
-        return _compare_latencies(options, targets)
+            return _compare_capacities(options, options.tbt_target)
+        return _compare_latencies(options)
 
 
-def _compare_capacities(
-    options: CompareOptions, targets: Sequence[Target], tbt_target: float
-) -> int:
-    requests, output = options.requests_per_point, options.servers.output
+def _compare_capacities(options: CompareOptions, tbt_target: float) -> int:
+    output = options.servers.output
     searches = CapacitySearches(
-        options.servers, targets, tbt_target=tbt_target, requests_per_point=requests
+        options.servers,
+        options.targets,
+        tbt_target=tbt_target,
+        requests_per_point=options.requests_per_point,
     )
     found = searches.run()
     results = [one.capacity for one in found]
@@ -131,12 +134,12 @@ def _compare_capacities(
     return 0 if any(result.capacity is not None for result in results) else 1
 
 
-def _compare_latencies(options: CompareOptions, targets: Sequence[Target]) -> int:
+def _compare_latencies(options: CompareOptions) -> int:
     """Compare at given rates; return 1 where figures of a run must not be used."""
     output = options.servers.output
     screen = Screen(quiet=output.json)
-    runs = measure_in_turns(options, targets, screen)
-    rows = compare_runs(runs, [target.label for target in targets])
+    runs = measure_in_turns(options, options.targets, screen)
+    rows = compare_runs(runs, [target.label for target in options.targets])
     invalid = [run for run in runs if run.invalid is not None]
     if output.json:
         print_json({"rows": rows})
@@ -161,7 +164,7 @@ def measure_in_turns(
     tokens = Tokens(servers.requests)
     load = servers.requests.load(options.requests_per_point, tokens)
     known = [facts.max_model_len for facts in servers.probe(targets, screen)]
-    longest = min((length for length in known if length is not None), default=None)
+    longest = min(filter(None, known), default=None)
     folder = servers.results.results / time.strftime("compare-%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)
     screen.log(f"runs are kept in {folder}")
@@ -180,8 +183,8 @@ def measure_in_turns(
                     of_round = replace(load, seed=load.seed + number, salt=salt)
                     requests = prepare(of_round, rate, tokens, longest)
                 title = f"{target.label} at {rate:g}/s, round {number + 1}"
-                with screen.follow(title, len(requests.calls)) as listener:
-                    run = measure(server, requests, servers.requests.evaluation(), listener)
+                with screen.follow(title, len(requests.calls)) as progress:
+                    run = measure(server, requests, servers.requests.evaluation(), progress)
             save(folder / f"run-{len(runs):03}.json.gz", run)
             runs.append(run)
             screen.log(f"{title}: P99 TBT {milliseconds(run.summary.tbt.p99)}")

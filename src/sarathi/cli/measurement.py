@@ -11,16 +11,18 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import asdict
 from rich.console import Console
 from rich.live import Live
 
-from sarathi.bench.client.open_loop import RunListener, RunListeners
+from sarathi.bench.capacity.verdict import CapacityTargets
+from sarathi.bench.client.open_loop import RunListener
 from sarathi.bench.client.server_probe import ServerFacts
 from sarathi.bench.measure import Load, RunOptions
 from sarathi.bench.report import CapacityWithRuns, check_reports_can_be_made, write_report
 from sarathi.bench.results import Run, save
 from sarathi.bench.target import Credentials, RunningServer, Target, running_server
-from sarathi.bench.terminal import ProgressLine
+from sarathi.bench.terminal import ProgressLine, print_run, run_fields
 from sarathi.bench.workload.token_counter import LocalTokens, ServerTokens, TokenCounter
 from sarathi.bench.workload.workload import Workload
 from sarathi.cli.keys import ClientKey
@@ -115,9 +117,8 @@ class WorkloadOptions(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             BenchmarkError: an option is missing, contradictory or out of range.
         """
-        options = msgspec.structs.asdict(self)
-        for name in ("warm_up", "seed", "tokenizer"):
-            del options[name]
+        unrelated = ("warm_up", "seed", "tokenizer")
+        options = {name: value for name, value in asdict(self).items() if name not in unrelated}
         return Workload.from_options(**options, tokens=tokens)
 
 
@@ -155,20 +156,13 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
     key: ClientKey
 
     def load(self, num_requests: int, tokens: Tokens) -> Load:
-        """Return what is sent.
-
-        Raises:
-            BenchmarkError: an option is missing, contradictory or out of range.
-        """
+        """Return what is sent; raises as `WorkloadOptions.build`."""
         options = self.workload
         salt = secrets.token_hex(4) if self.salt is None else self.salt
         return Load(options.build(tokens), num_requests, options.warm_up, options.seed, salt)
 
     def credentials(self, ready_timeout: float) -> Credentials:
-        """Return how servers are accessed.
-
-        Args:
-            ready_timeout: seconds for a server to load its model.
+        """Return how servers are accessed, which have `ready_timeout` seconds to load a model.
 
         Raises:
             UsageError: the file with the key cannot be used.
@@ -222,6 +216,10 @@ class SearchOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0.1
     start_rate: Annotated[Rate, Option("requests per second to try first", metavar="N")] = 1.0
 
+    def targets(self, tbt_target: float, by_ttft: bool = False) -> CapacityTargets:
+        """Return the latency targets, with that of the time between tokens."""
+        return CapacityTargets(tbt_target, self.delay_target, self.tail_delay_target, by_ttft)
+
 
 class ResultOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Where finished runs are kept."""
@@ -250,11 +248,7 @@ class OutputOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
 
     def check(self) -> None:
-        """Check, before a long run, that the output can be written.
-
-        Raises:
-            UsageError, BenchmarkError: it cannot.
-        """
+        """Raise UsageError or BenchmarkError, before a long run, where it cannot be written."""
         if self.report is not None:
             check_reports_can_be_made()
 
@@ -267,20 +261,13 @@ class RunOutput(OutputOptions, frozen=True, kw_only=True):
     ] = None
 
     def check(self) -> None:
-        """Check, before a long run, that the output can be written; raise as `OutputOptions`."""
+        """Raise as `OutputOptions`, or where both files are the same."""
         if self.report is not None and self.report == self.save:
             raise UsageError("--save and --report are the same file")
         super().check()
 
     def publish(self, run: Run, screen: Screen, iterations: Sequence[IterationLine]) -> None:
-        """Print and write a run.
-
-        Raises:
-            BenchmarkError: a file cannot be written.
-        """
-        # Imported here: not every command prints a run.
-        from sarathi.bench.terminal import print_run, run_fields
-
+        """Print and write a run; raise BenchmarkError where a file cannot be written."""
         if self.json:
             print_json(run_fields(run))
         else:
@@ -301,11 +288,7 @@ class ServerMeasurement(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def credentials(self) -> Credentials:
-        """How servers are accessed.
-
-        Raises:
-            UsageError: the file with the key cannot be used.
-        """
+        """How servers are accessed; raises as `RequestOptions.credentials`."""
         return self.requests.credentials(self.start.start_timeout)
 
     def probe(self, targets: Sequence[Target], screen: Screen) -> list[ServerFacts]:
@@ -326,11 +309,7 @@ class Tokens:
     """Counts tokens with `--tokenizer`, or else with the server that is measured."""
 
     def __init__(self, options: RequestOptions) -> None:
-        """Load the tokenizer.
-
-        Raises:
-            BenchmarkError: there is no such tokenizer.
-        """
+        """Load the tokenizer; raise BenchmarkError where there is none."""
         name = options.workload.tokenizer
         self._local = None if name is None else LocalTokens(name, options.api == "chat")
         self._remote: ServerTokens | None = None
@@ -369,16 +348,14 @@ class Screen:
         self._console.print(line, markup=False, soft_wrap=True)
 
     @contextmanager
-    def follow(
-        self, title: str, total: int, others: Sequence[RunListener] = ()
-    ) -> Iterator[RunListener]:
-        """Yield a listener that shows the progress of a run and passes it on to others."""
+    def follow(self, title: str, total: int) -> Iterator[Sequence[RunListener]]:
+        """Yield what shows the progress of a run, which is nothing where that is not wanted."""
         if self._console.quiet or not self._console.is_terminal:
-            yield RunListeners(others)
+            yield ()
             return
         # Drawn from the client's own loop: a thread that redraws would delay it at any time.
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
-            yield RunListeners([*others, ProgressLine(title, total, live)])
+            yield (ProgressLine(title, total, live),)
 
 
 def print_json(value: Any) -> None:
@@ -394,11 +371,7 @@ def save_report(
     screen: Screen,
     iterations: Sequence[IterationLine] = (),
 ) -> None:
-    """Write a page, if it is asked for.
-
-    Raises:
-        BenchmarkError: it cannot be written.
-    """
+    """Write a page, if it is asked for; raise BenchmarkError where it cannot be written."""
     if path is None:
         return
     files = write_report(Path(path), runs, capacities, iterations)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
-from sarathi.bench.capacity.capacity_search import Search
-from sarathi.bench.capacity.verdict import CapacityTargets, Verdict, evaluate
+from sarathi.bench.capacity.capacity_search import Search, judge_rate, search_result
+from sarathi.bench.capacity.verdict import CapacityTargets
 from sarathi.bench.report import CapacityWithRuns
-from sarathi.bench.results import Capacity, Lag, Point, Run, Simulation
+from sarathi.bench.results import Lag, Point, Run, Simulation
 from sarathi.bench.workload.workload import Workload
 from sarathi.simulator.setup import Setup
 from sarathi.simulator.simulation import OnBatch, OnIteration, OnProgress, simulate
@@ -102,13 +102,14 @@ def find_capacity(
     options: SimulatedSearch,
     label: str,
     *,
-    on_point: Callable[[Run, Verdict], None] = lambda run, verdict: None,
+    on_point: Callable[[Run, Point], None] = lambda run, point: None,
     on_requests: Callable[[float, int, int], None] = lambda rate, ended, total: None,
 ) -> CapacityWithRuns:
     """Search the capacity of a setup.
 
     Args:
         load: its number of requests is the least of a point.
+        on_point: called with each run and the verdict on it.
         on_requests: called every few hundred requests within a run, with its rate, how many have
             ended, and how many there are.
 
@@ -119,8 +120,8 @@ def find_capacity(
         BenchmarkError: the workload cannot be made.
     """
     search = Search(options.start_rate, options.resolution, max_halvings=_HALVINGS)
-    targets = options.targets
-    points: dict[float, tuple[Point, Run]] = {}
+    points: dict[float, Point] = {}
+    runs: dict[float, Run] = {}
 
     def measure(rate: float, number: int) -> Run:
         own, total = replace(load, num_requests=number), number + load.warm_up
@@ -137,24 +138,8 @@ def find_capacity(
         rate = attempt.rate
         number = max(load.num_requests, math.ceil(rate * options.point_duration))
         # An uncertain rate is repeated with twice as many requests, the first half being the same.
-        run = measure(rate, number * 2**attempt.repeat)
-        verdict = evaluate(run.summary, targets)
-        search.record(rate, verdict.met, verdict.certain)
-        points[rate] = Point(rate=rate, **asdict(verdict), summary=run.summary, run=""), run
-        on_point(run, verdict)
-    in_order = [points[rate] for rate in sorted(points)]
-    about = ("label", "server", "model", "workload", "machine")
-    capacity = Capacity(
-        **{name: getattr(run, name) for name in about},
-        tbt_target=targets.tbt,
-        delay_target=targets.delay,
-        tail_delay_target=targets.tail_delay,
-        requests_per_point=load.num_requests,
-        resolution=options.resolution,
-        capacity=search.capacity,
-        low=search.low,
-        high=search.high,
-        points=[point for point, _ in in_order],
-        accuracy=setup.accuracy,
-    )
-    return CapacityWithRuns(capacity, [run for _, run in in_order])
+        run = runs[rate] = measure(rate, number * 2**attempt.repeat)
+        points[rate] = judge_rate(search, rate, [run], options.targets)
+        on_point(run, points[rate])
+    capacity = search_result(search, options.targets, points, run, load.num_requests)
+    return CapacityWithRuns(capacity, [runs[rate] for rate in sorted(runs)])

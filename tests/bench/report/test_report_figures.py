@@ -3,10 +3,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from sarathi.bench.report.chart import render
 from sarathi.bench.report.figures import drawings
 from sarathi.bench.report.figures.iterations import window
 from sarathi.bench.report.measured import CapacityWithRuns, ReportData
-from sarathi.bench.report.render import render
 from sarathi.bench.results import Run
 from sarathi.telemetry.iteration_log import IterationLine, StageSpan
 from tests.bench.report.sample_runs import capacity, line, log, record, run

@@ -60,10 +60,7 @@ def test_figures_of_a_run_that_was_stopped_are_left_out() -> None:
     for table, heads in (
         (latency_table(all_of), [("P50", "TTFT (s)"), ("P99", "TBT (ms)"), ("P50", "delay (s)")]),
         (throughput_table(all_of), [("sent", "requests (1/s)"), ("output", "tokens (1/s)")]),
-        (
-            points_table(all_of.capacity_results, all_of.labels),
-            [("P99 TBT (ms)", ""), ("median delay (s)", "")],
-        ),
+        (points_table(all_of), [("P99 TBT (ms)", ""), ("median delay (s)", "")]),
     ):
         for head in heads:
             whole, stopped = column(table, *head)
@@ -158,7 +155,7 @@ def test_a_search_without_a_capacity_has_none() -> None:
 
 
 def test_each_rate_of_a_search_has_its_verdict_and_reason() -> None:
-    table = points_table([capacity(capacity=2.0).capacity], ["one"])
+    table = points_table(measured(searches=(capacity(capacity=2.0),)))
     assert column(table, "verdict") == ["met", "met", "missed"]
     assert set(column(table, "reason")) == {"because of <i>it</i>"}
 

@@ -7,22 +7,31 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
-from sarathi.bench.capacity.verdict import CapacityTargets, Verdict, evaluate_runs
-from sarathi.bench.results import PARTIAL, Capacity, Point, Run, load_run, run_name, save, write
+from sarathi.bench.capacity.verdict import CapacityTargets, evaluate_runs
+from sarathi.bench.results import (
+    PARTIAL,
+    Capacity,
+    Point,
+    Run,
+    load_run,
+    run_name,
+    save,
+    unwritable,
+    write,
+)
 from sarathi.errors import BenchmarkError
 
 _FINEST, _COARSEST = 0.01, 1.0  # resolutions
 _SLOWEST, _FASTEST = 1e-6, 1e6  # requests per second, to begin with
-_MAX_DOUBLINGS = 12  # of the first rate
-_MAX_REPEATS = 1  # of a rate whose verdict is uncertain
 
 
 @dataclass(frozen=True)
@@ -82,10 +91,10 @@ class Search:
             raise BenchmarkError(
                 f"the resolution is {resolution:g}, expected {_FINEST:g} to {_COARSEST:g}"
             )
-        self._resolution = resolution
+        self.resolution = resolution
         self._start = _rounded(start)
         self._lowest = start / 2**max_halvings
-        self._highest = start * 2**_MAX_DOUBLINGS
+        self._highest = start * 2**12
         self._rated: dict[float, _Rated] = {}
 
     def next(self) -> Try | None:
@@ -94,12 +103,7 @@ class Search:
         return self._doubtful() if rate is None else Try(rate)
 
     def record(self, rate: float, met: bool, certain: bool) -> None:
-        """Record the verdict of a run, at the requested rate or another.
-
-        Args:
-            met: the verdict on all runs at this rate together.
-            certain: other requests would give the same verdict.
-        """
+        """Record the verdict on all runs at a rate, the requested one or another."""
         before = self._rated.get(rate)
         self._rated[rate] = _Rated(met, certain, 1 if before is None else before.runs + 1)
 
@@ -111,13 +115,9 @@ class Search:
     @property
     def low(self) -> float | None:
         """The highest rate that certainly met, below every certain miss."""
-        high = self.high
-        found = [
-            rate
-            for rate, rated in self._rated.items()
-            if rated.met and rated.certain and (high is None or rate < high)
-        ]
-        return max(found, default=None)
+        high = self.high or math.inf
+        met = [r for r, rated in self._rated.items() if rated.certain and rated.met and r < high]
+        return max(met, default=None)
 
     @property
     def high(self) -> float | None:
@@ -128,11 +128,7 @@ class Search:
     def _split(self) -> tuple[float | None, float | None]:
         """Return adjacent rates, one believed to meet the target and one to miss it."""
         low, high = self.low, self.high
-        open_rates = sorted(
-            rate
-            for rate in self._rated
-            if (low is None or rate > low) and (high is None or rate < high)
-        )
+        open_rates = sorted(r for r in self._rated if (low or 0) < r < (high or math.inf))
         met = [self._rated[rate].met for rate in open_rates]
 
         def contradictions(below: int) -> int:
@@ -148,12 +144,12 @@ class Search:
         met, missed = self._split()
         if missed is None:
             assert met is not None
-            above = _rounded(min(self._step(met) * met, self._highest))
+            above = _rounded(min(met * self._step(met), self._highest))
             return above if above > met else None
         if met is None:
             below = _rounded(max(missed / self._step(missed), self._lowest))
             return below if below < missed else None
-        if missed / met - 1 <= self._resolution:
+        if missed / met - 1 <= self.resolution:
             return None
         middle = _rounded(math.sqrt(met) * math.sqrt(missed))
         return middle if met < middle < missed else None
@@ -164,10 +160,9 @@ class Search:
 
     def _doubtful(self) -> Try | None:
         for rate in self._split():
-            if rate is not None:
-                rated = self._rated[rate]
-                if not rated.certain and rated.runs <= _MAX_REPEATS:
-                    return Try(rate, rated.runs)
+            rated = None if rate is None else self._rated[rate]
+            if rate and rated and not rated.certain and rated.runs < 2:
+                return Try(rate, rated.runs)
         return None
 
 
@@ -175,15 +170,56 @@ def _rounded(rate: float) -> float:
     return float(f"{rate:.3g}")
 
 
-Measure = Callable[[Try], Run]
-OnRun = Callable[[Try, Run, Verdict], None]  # the verdict is on all runs of the rate so far
+def judge_rate(
+    search: Search, rate: float, runs: Sequence[Run], targets: CapacityTargets, file: str = ""
+) -> Point:
+    """Evaluate all runs at a rate together, and record the verdict in the search.
+
+    `file` is that of the first run, beside the result.
+    """
+    verdict, summary = evaluate_runs(runs, targets)
+    search.record(rate, verdict.met, verdict.certain)
+    return Point(
+        rate=rate,
+        met=verdict.met,
+        reason=verdict.reason,
+        certain=verdict.certain,
+        stopped=any(run.stopped is not None for run in runs),
+        summary=summary,
+        run=file,
+    )
+
+
+def search_result(
+    search: Search,
+    targets: CapacityTargets,
+    points: Mapping[float, Point],
+    run: Run,
+    requests_per_point: int,
+) -> Capacity:
+    """Return the outcome of a search; `run` is any of it, for what all of them have in common."""
+    return Capacity(
+        label=run.label,
+        server=run.server,
+        model=run.model,
+        workload=run.workload,
+        machine=run.machine,
+        tbt_target=targets.tbt,
+        delay_target=targets.delay,
+        tail_delay_target=targets.tail_delay,
+        requests_per_point=requests_per_point,
+        resolution=search.resolution,
+        capacity=search.capacity,
+        low=search.low,
+        high=search.high,
+        points=[points[rate] for rate in sorted(points)],
+        accuracy=None if run.simulation is None else run.simulation.accuracy,
+    )
+
 
 _RUN_NAME = re.compile(
     r"run-(?P<rate>\d+(\.\d+)?(e[+-]\d+)?)(-(?P<repeat>[2-9]|[1-9]\d{1,5}))?\.json\.gz", re.ASCII
 )
-_HASH_DIGITS = 12
-_NAME_LENGTH = 60  # characters of what people read
-
 logger = logging.getLogger(__name__)
 
 
@@ -200,41 +236,21 @@ class CapacitySearch:
     search: Search  # a new one
     store: SearchStore  # opened
     targets: CapacityTargets
-    measure: Measure  # makes a run; called again for the same if that was invalid
-    on_run: OnRun  # called with each run, those of the store first
+    measure: Callable[[Try], Run]  # makes a run; called again for the same if that was invalid
+    on_run: Callable[[Run, Point], None]  # called with each run, those of the store first
 
     def __post_init__(self) -> None:
         self._points: dict[float, Point] = {}
-        self._num_runs: dict[float, int] = {}
-        self._about: dict[str, Any] = {}
+        self._latest: Run | None = None  # without records, as all runs that are kept in memory
+        num_runs: Counter[float] = Counter()
         for rate, repeat, run in self.store.runs():
             # After a gap (an unreadable file), the runs of this rate are measured again.
-            if repeat == self._num_runs.get(rate, 0):
+            if repeat == num_runs[rate]:
+                num_runs[rate] += 1
                 self._add(Try(rate, repeat), run)
 
-    @property
-    def points(self) -> list[Point]:
-        """The points so far, in the order of rates. Repeated runs of a rate are one point."""
-        return [self._points[rate] for rate in sorted(self._points)]
-
-    @property
-    def runs(self) -> list[Run]:
-        """All runs, read from the store, in the order of rates.
-
-        Raises:
-            BenchmarkError: a file is missing.
-        """
-        return [
-            self.store.load(point.rate, repeat)
-            for point in self.points
-            for repeat in range(self._num_runs[point.rate])
-        ]
-
     def step(self) -> bool:
-        """Make the next run.
-
-        Returns:
-            Whether there are more to make; after the last, further steps do nothing.
+        """Make the next run, if there is one; return whether there are more to make.
 
         Raises:
             BenchmarkError: the run failed, was invalid twice, or cannot be written. Earlier runs
@@ -247,24 +263,11 @@ class CapacitySearch:
             self._add(wanted, run)
         return self.search.next() is not None
 
-    def result(self, resolution: float, requests_per_point: int) -> Capacity:
-        """Return the outcome so far, after at least one run.
-
-        Args:
-            resolution: of the search.
-            requests_per_point: of the runs.
-        """
-        return Capacity(
-            **self._about,
-            tbt_target=self.targets.tbt,
-            delay_target=self.targets.delay,
-            tail_delay_target=self.targets.tail_delay,
-            resolution=resolution,
-            requests_per_point=requests_per_point,
-            capacity=self.search.capacity,
-            low=self.search.low,
-            high=self.search.high,
-            points=self.points,
+    def result(self, requests_per_point: int) -> Capacity:
+        """Return the outcome so far, after at least one run."""
+        assert self._latest is not None
+        return search_result(
+            self.search, self.targets, self._points, self._latest, requests_per_point
         )
 
     def _valid_run(self, wanted: Try) -> Run:
@@ -281,25 +284,13 @@ class CapacitySearch:
         return run
 
     def _add(self, made: Try, run: Run) -> None:
-        # Runs are not kept in memory: their objects would slow down the client that measures.
+        # Records are not kept in memory: their objects would slow down the client that measures.
         rate = made.rate
-        before = [self.store.load(rate, repeat) for repeat in range(made.repeat)]
-        runs = [*before, run]
-        verdict, summary = evaluate_runs(runs, self.targets)
-        self.search.record(rate, verdict.met, verdict.certain)
-        self._points[rate] = Point(
-            rate=rate,
-            met=verdict.met,
-            reason=verdict.reason,
-            certain=verdict.certain,
-            stopped=any(one.stopped is not None for one in runs),
-            summary=summary,
-            run=run_name(rate, 0),
-        )
-        self._num_runs[rate] = made.repeat + 1
-        about = ("label", "server", "model", "workload", "machine")
-        self._about = {name: getattr(run, name) for name in about}
-        self.on_run(made, run, verdict)
+        runs = [*(self.store.load(rate, repeat) for repeat in range(made.repeat)), run]
+        point = judge_rate(self.search, rate, runs, self.targets, run_name(rate, 0))
+        self._points[rate] = point
+        self._latest = replace(run, records=[])
+        self.on_run(run, point)
 
 
 class SearchStore:
@@ -319,8 +310,9 @@ class SearchStore:
             configuration: everything that changes the outcome of a run.
         """
         canonical = msgspec.json.encode(configuration, order="deterministic")
-        digest = hashlib.sha256(canonical).hexdigest()[:_HASH_DIGITS]
-        self.folder = root / "-".join(filter(None, (_slug(name), digest)))
+        digest = hashlib.sha256(canonical).hexdigest()[:12]
+        slug = re.sub(r"[^a-z0-9.]+", "-", name.lower())[:60].strip("-.")
+        self.folder = root / "-".join(filter(None, (slug, digest)))
         self._configuration = msgspec.json.format(canonical)
 
     @contextmanager
@@ -330,13 +322,10 @@ class SearchStore:
         Raises:
             BenchmarkError: the folder cannot be written, or another process writes to it.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / "lock").open("wb")
-        except OSError as error:
-            raise _unwritable(self.folder, error) from None
-        with lock:
+        with ExitStack() as stack:
             try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((self.folder / "lock").open("wb"))
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 for partial in self.folder.glob(f"*{PARTIAL}"):
                     partial.unlink()
@@ -345,7 +334,7 @@ class SearchStore:
                     f"another process is measuring the same into {self.folder}"
                 ) from None
             except OSError as error:
-                raise _unwritable(self.folder, error) from None
+                raise unwritable(self.folder, error) from None
             write(self.folder / "config.json", self._configuration)
             yield
 
@@ -354,7 +343,13 @@ class SearchStore:
 
         One at a time, as they are large. An unreadable file is renamed, with a warning.
         """
-        for _, repeat, path in sorted(self._numbered()):
+        matches = {path: _RUN_NAME.fullmatch(path.name) for path in self.folder.iterdir()}
+        numbered = sorted(
+            (float(match["rate"]), int(match["repeat"] or 1) - 1, path)
+            for path, match in matches.items()
+            if match is not None
+        )
+        for _, repeat, path in numbered:
             try:
                 run = load_run(path)
                 if run.rate is None or run_name(run.rate, repeat) != path.name:
@@ -364,7 +359,7 @@ class SearchStore:
                 try:
                     path.replace(aside)
                 except OSError as problem:
-                    raise _unwritable(path, problem) from None
+                    raise unwritable(path, problem) from None
                 logger.warning(
                     "%s; it is now %s, and its rate may be measured again", error, aside.name
                 )
@@ -372,31 +367,9 @@ class SearchStore:
                 yield run.rate, repeat, run
 
     def load(self, rate: float, repeat: int) -> Run:
-        """Read a run.
-
-        Raises:
-            BenchmarkError: the file is missing or damaged.
-        """
+        """Read a run; raise BenchmarkError where the file is missing or damaged."""
         return load_run(self.folder / run_name(rate, repeat))
 
     def keep(self, rate: float, repeat: int, run: Run) -> None:
-        """Save a run, with its number among those of its rate; it is on disk when this returns.
-
-        Raises:
-            BenchmarkError: it cannot be written.
-        """
+        """Save a run, which is on disk when this returns; raise BenchmarkError where it cannot."""
         save(self.folder / run_name(rate, repeat), run)
-
-    def _numbered(self) -> Iterator[tuple[float, int, Path]]:
-        for path in self.folder.iterdir():
-            match = _RUN_NAME.fullmatch(path.name)
-            if match is not None:
-                yield float(match["rate"]), int(match["repeat"] or 1) - 1, path
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower())[:_NAME_LENGTH].strip("-.")
-
-
-def _unwritable(path: Path, error: OSError) -> BenchmarkError:
-    return BenchmarkError(f"{path} cannot be written: {error.strerror or error}")

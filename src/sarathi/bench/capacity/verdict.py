@@ -65,13 +65,10 @@ def combine(*verdicts: Verdict) -> Verdict:
 
 
 def evaluate_runs(runs: Sequence[Run], targets: CapacityTargets) -> tuple[Verdict, Summary]:
-    """Return one verdict on all runs at a rate, and their summary.
+    """Return one verdict on all runs at a rate, at least one, and their summary.
 
     Their requests are evaluated as those of one run. A run that was stopped early has certainly
     missed, and has only its first requests: it alone decides.
-
-    Args:
-        runs: of one rate; at least one.
     """
     for run in runs:
         if run.stopped is not None:
@@ -84,9 +81,6 @@ def pool_runs(runs: Sequence[Run]) -> Summary:
     """Summarise runs of one load: latencies of all requests, and throughput weighted by duration.
 
     There is no goodput: the runs of a search have no targets of single requests.
-
-    Args:
-        runs: at least one.
     """
     parts = [run.summary for run in runs]
     if len(parts) == 1:
@@ -111,11 +105,11 @@ def pool_runs(runs: Sequence[Run]) -> Summary:
 
 def _failures(summary: Summary) -> Verdict:
     failed, requests = sum(summary.failures.values()), summary.requests
+    if not failed:
+        return Verdict(True, True, "no failures")
     allowed = FAILED_SHARE * requests
-    # The number of failures is treated as a Poisson variable, and zero as certain.
-    certain = failed == 0 or abs(failed - allowed) > Z * math.sqrt(failed)
-    if failed == 0:
-        return Verdict(True, certain, "no failures")
+    # The number of failures is treated as a Poisson variable.
+    certain = abs(failed - allowed) > Z * math.sqrt(failed)
     kinds = ", ".join(f"{number} {kind}" for kind, number in summary.failures.items())
     return Verdict(failed <= allowed, certain, f"{failed} of {requests} failed ({kinds})")
 
@@ -128,10 +122,9 @@ def _tbt(summary: Summary, target: float) -> Verdict:
 
 
 def _delays(summary: Summary, targets: CapacityTargets) -> list[Verdict]:
-    reported = summary.scheduling_delay.count > 0 and not targets.by_ttft
-    name, delay = (
-        ("scheduling delay", summary.scheduling_delay) if reported else ("TTFT", summary.ttft)
-    )
+    name, delay = "scheduling delay", summary.scheduling_delay
+    if targets.by_ttft or not delay.count:
+        name, delay = "TTFT", summary.ttft
     if delay.p50 is None:
         return [Verdict(False, True, "no complete answer has a token")]
     verdicts = [evaluate_latency(f"median {name}", delay.p50, delay.p50_interval, targets.delay)]
@@ -146,16 +139,10 @@ def evaluate_latency(
 ) -> Verdict:
     """Compare a percentile with its target; certain if all of its interval is on the same side."""
     low, high = interval or (-math.inf, math.inf)
-    if value > target:
-        return Verdict(
-            False, low > target, f"{name} {format_duration(value)} above {format_duration(target)}"
-        )
-    return Verdict(
-        True, high <= target, f"{name} {format_duration(value)} within {format_duration(target)}"
-    )
-
-
-_TAIL = 0.01  # what may be above a P99
+    met = value <= target
+    certain, side = (high <= target, "within") if met else (low > target, "above")
+    reason = f"{name} {format_duration(value)} {side} {format_duration(target)}"
+    return Verdict(met, certain, reason)
 
 
 @dataclass(slots=True)
@@ -266,16 +253,12 @@ class EarlyStopping:
     def _gaps(self, now: float) -> str | None:
         long, squares = self._long, self._long_squares
         for index, request in self._open.items():
-            number = request.long
-            if (
-                request.last is not None
-                and now - request.last > self._targets.tbt
-                and request.tokens < self._output_tokens[index]
-            ):
-                number += 1
+            number, last = request.long, request.last
+            if request.tokens < self._output_tokens[index] and last is not None:
+                number += now - last > self._targets.tbt  # of the gap that still lasts
             long += number
             squares += number**2
-        if long - Z * math.sqrt(squares) <= _TAIL * self._num_gaps:
+        if long - Z * math.sqrt(squares) <= 0.01 * self._num_gaps:
             return None
         return (
             f"stopped early: {long} of {self._num_gaps} times between tokens are above "
@@ -285,12 +268,9 @@ class EarlyStopping:
     def _delays(self, now: float) -> str | None:
         late, number = self._late, self._num_delays
         if self._by_ttft:
-            late += sum(
-                request.slow_start
-                if request.last is not None
-                else now - request.sent > self._targets.delay
-                for request in self._open.values()
-            )
+            for request in self._open.values():
+                is_waiting = request.last is None and now - request.sent > self._targets.delay
+                late += request.slow_start or is_waiting
         if late - Z * math.sqrt(number) / 2 <= number / 2:
             return None
         what = "TTFT" if self._by_ttft else "scheduling delay"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Annotated, Any
 
 import httptools
@@ -17,7 +16,8 @@ import msgspec
 # The bound keeps a wrong count from filling the memory with times.
 Count = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
 
-DONE = b"[DONE]"
+# What decoding JSON of unknown origin raises.
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _LONGEST = 4 * 2**20  # bytes of an event
 
@@ -43,21 +43,17 @@ class EventSplitter:
         Raises:
             EventError: an event is longer than any server would send.
         """
-        lines = (self._rest + data if self._rest else data).split(b"\n")
-        self._rest = lines.pop()
+        *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _LONGEST:
             raise EventError(f"an event has more than {_LONGEST} bytes")
         events = []
-        pending = self._data
         for line in lines:
-            if line.endswith(b"\r"):
-                line = line[:-1]
-            if not line:
-                if pending:
-                    events.append(pending[0] if len(pending) == 1 else b"\n".join(pending))
-                    pending.clear()
-            elif line.startswith(b"data:"):
-                pending.append(line[6:] if line.startswith(b"data: ") else line[5:])
+            line = line.removesuffix(b"\r")
+            if line.startswith(b"data:"):
+                self._data.append(line[5:].removeprefix(b" "))
+            elif not line and self._data:
+                events.append(b"\n".join(self._data))
+                self._data.clear()
         return events
 
 
@@ -119,14 +115,10 @@ _DECODER = msgspec.json.Decoder(Chunk)
 
 
 def read_chunk(event: bytes) -> Chunk:
-    """Decode an event.
-
-    Raises:
-        EventError: it is not JSON, or not of the API's shape.
-    """
+    """Decode an event; raise EventError where it is not JSON, or not of the API's shape."""
     try:
         chunk = _DECODER.decode(event)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise EventError(f"{error}: {quoted(event)}") from None
     if chunk.choices is None and chunk.usage is None and chunk.error is None:
         message = error_message(event)
@@ -140,7 +132,7 @@ def error_message(body: bytes) -> str | None:
     """Return the error message in a JSON body, in any of the usual forms, or None."""
     try:
         decoded = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except MALFORMED:
         return None
     return _message(decoded) if isinstance(decoded, dict) else None
 
@@ -150,22 +142,15 @@ def _message(body: dict[str, Any]) -> str | None:
         value = body.get(name)
         if isinstance(value, str) and value:
             return value
-        if isinstance(value, dict):
-            return _message(value) or quoted(msgspec.json.encode(value))
-        if isinstance(value, list) and value:
-            return quoted(msgspec.json.encode(value))
+        if isinstance(value, dict) or (isinstance(value, list) and value):
+            inner = _message(value) if isinstance(value, dict) else None
+            return inner or quoted(msgspec.json.encode(value))
     return None
 
 
 def quoted(data: bytes, limit: int = 200) -> str:
     """Return bytes of unknown origin as a short text for a message."""
     return data[:limit].decode(errors="replace").strip()
-
-
-_LONGEST_DETAIL = 300  # characters
-_LONGEST_REFUSAL = 2**16  # bytes
-# Events count as tokens where the server does not count, and some bring parts of one.
-_MOST_BEYOND = 2, 16  # times as many as asked for, and tokens more
 
 
 class Answer:
@@ -180,11 +165,7 @@ class Answer:
     """
 
     def __init__(self, asked: int, exact: bool = False) -> None:
-        """
-        Args:
-            asked: tokens.
-            exact: an answer with fewer tokens is short.
-        """
+        """`exact`: an answer with fewer tokens than are asked for is short."""
         self.over = False
         self.failure: str | None = None  # once it is over; None for a complete answer
         self.detail: str | None = None  # of the failure, one line of bounded length
@@ -195,7 +176,8 @@ class Answer:
         self.estimated = False  # the times of the tokens
         self._asked = asked
         self._exact = exact
-        self._most = _MOST_BEYOND[0] * asked + _MOST_BEYOND[1]
+        # Events count as tokens where the server does not count, and some bring parts of one.
+        self._most = 2 * asked + 16
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._events = EventSplitter()
         self._now = 0.0
@@ -208,11 +190,7 @@ class Answer:
         self._refusal: bytearray | None = None  # the body of anything but a stream
 
     def feed(self, data: bytes, now: float) -> int:
-        """Parse received data.
-
-        Returns:
-            How many tokens it brought, by the best estimate.
-        """
+        """Parse received data; return how many tokens it brought, by the best estimate."""
         self._now = now
         self._received += self._new
         self._new = 0
@@ -229,11 +207,7 @@ class Answer:
         return self._new
 
     def end_of_data(self, reason: str = "") -> None:
-        """Handle the end of the connection.
-
-        Args:
-            reason: why, where it was not closed in order.
-        """
+        """Handle the end of the connection; a reason means that it was not closed in order."""
         self._parser = None  # it refers to this object
         has_length = {b"content-length", b"transfer-encoding"} & self._headers.keys()
         if not reason and self._status and not has_length:
@@ -242,10 +216,7 @@ class Answer:
             self.fail("dropped", reason or "the server closed the connection before the end")
 
     def fail(self, kind: str, detail: str) -> None:
-        """Record a failure, unless the answer is over already.
-
-        A status other than 200 takes precedence over whatever happened after it.
-        """
+        """Record a failure, unless the answer is over; a status other than 200 takes precedence."""
         if self._status not in (0, 200):
             kind, detail = f"status_{self._status}", self._refusal_message()
         self._end(kind, detail)
@@ -272,7 +243,7 @@ class Answer:
 
     def on_body(self, body: bytes) -> None:
         if self._refusal is not None:
-            if len(self._refusal) < _LONGEST_REFUSAL:
+            if len(self._refusal) < 2**16:
                 self._refusal += body
             return
         try:
@@ -280,7 +251,7 @@ class Answer:
                 if self.over:
                     return
                 self._has_events = True
-                if event == DONE:
+                if event == b"[DONE]":
                     self._finished = True
                 else:
                     self._read(event)
@@ -331,7 +302,7 @@ class Answer:
                 "accepted (see --no-ignore-eos)"
             )
         if failure is not None:
-            self.failure, self.detail = failure, " ".join(detail.split())[:_LONGEST_DETAIL]
+            self.failure, self.detail = failure, " ".join(detail.split())[:300]
 
     def _refusal_message(self) -> str:
         body = bytes(self._refusal or b"")
@@ -356,14 +327,11 @@ class TokenTimes:
         self._lengths: list[int] = []  # of their texts
 
     def add(self, now: float, length: int, usage: ChunkUsage | None, choices: bool) -> int:
-        """Add an event.
+        """Add an event; return how many tokens it brought, by the best estimate.
 
         Args:
             length: characters of text.
             choices: the event is part of the answer, not only about it.
-
-        Returns:
-            How many tokens it brought, by the best estimate.
         """
         new = 0
         if usage is not None:
@@ -390,8 +358,8 @@ class TokenTimes:
         tokens = self.usage.completion_tokens if self.usage is not None else 0
         if not tokens:
             return self._times, True
-        estimated = tokens != len(self._times)
-        return spread_over_tokens(self._times, self._lengths, tokens), estimated
+        times = spread_over_tokens(self._times, self._lengths, tokens)
+        return times, tokens != len(self._times)
 
 
 def spread_over_tokens(times: Sequence[float], lengths: Sequence[int], tokens: int) -> list[float]:
@@ -406,9 +374,8 @@ def spread_over_tokens(times: Sequence[float], lengths: Sequence[int], tokens: i
         lengths: of their texts, at least 1 each.
     """
     if tokens < len(times):
-        gaps = [after - before for before, after in pairwise(times)]
-        longest = sorted(range(len(gaps)), key=lambda i: -gaps[i])[: tokens - 1]
-        return [times[0], *(times[i + 1] for i in sorted(longest))]
+        by_gap = sorted(range(1, len(times)), key=lambda i: times[i - 1] - times[i])
+        return [times[0], *(times[i] for i in sorted(by_gap[: tokens - 1]))]
     spare = tokens - len(times)
     total = sum(lengths)
     beyond = [max(0.0, tokens * length / total - 1) for length in lengths]
@@ -434,13 +401,13 @@ def server_timing(header: str, metric: str) -> float | None:
     not depend on case, and the first of several metrics or parameters counts.
     """
     for part in _METRIC.findall(header):
-        texts = [text.strip() for text in _PARAMETER.findall(part)]
-        if texts and texts[0].lower() == metric:
-            parameters = (text.partition("=") for text in texts[1:])
-            values = [value for name, _, value in parameters if name.strip().lower() == "dur"]
+        name, *parameters = [text.strip() for text in _PARAMETER.findall(part)] or [""]
+        if name.lower() == metric:
+            pairs = (text.partition("=") for text in parameters)
+            values = (value for key, _, value in pairs if key.strip().lower() == "dur")
             try:
-                milliseconds = float(values[0].strip().strip('"'))
-            except (IndexError, ValueError):
+                milliseconds = float(next(values, "").strip().strip('"'))
+            except ValueError:
                 return None
             return milliseconds / 1000 if 0 <= milliseconds < math.inf else None
     return None

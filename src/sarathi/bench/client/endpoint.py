@@ -40,10 +40,7 @@ class Endpoint:
         api_key: str | None = None,
         api: Api = "completions",
     ) -> Endpoint:
-        """Parse the address of a server.
-
-        Args:
-            url: such as http://localhost:8000; `/v1` at its end makes no difference.
+        """Parse an address such as http://localhost:8000; `/v1` at its end makes no difference.
 
         Raises:
             BenchmarkError: the URL is no address, or the key cannot be sent.
@@ -57,34 +54,23 @@ class Endpoint:
                 host = host.encode("idna").decode("ascii")
         except ValueError as error:
             raise _no_address(url, str(error)) from None
-        for wrong, reason in (
-            (
-                any(c.isspace() or not c.isprintable() for c in url),
-                "it holds a space or a control character",
-            ),
-            (parts.scheme not in _PORTS, "it does not begin with http:// or https://"),
-            (
-                parts.username is not None or parts.query or parts.fragment,
-                "it must not have a user, a query or a fragment",
-            ),
-            (port == 0, "ports are 1 to 65535"),
-            (not host, "it names no host"),
-        ):
-            if wrong:
+        has_more = parts.username is not None or parts.query or parts.fragment
+        problems = {
+            "it holds a space or a control character": " " in url or not url.isprintable(),
+            "it does not begin with http:// or https://": parts.scheme not in _PORTS,
+            "it must not have a user, a query or a fragment": has_more,
+            "ports are 1 to 65535": port == 0,
+            "it names no host": not host,
+        }
+        for reason, found in problems.items():
+            if found:
                 raise _no_address(url, reason)
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise BenchmarkError("the API key holds characters that no HTTP header can")
-        return cls(
-            scheme=parts.scheme,
-            host=host,
-            port=port or _PORTS[parts.scheme],
-            prefix=quote(
-                parts.path.rstrip("/").removesuffix("/v1").rstrip("/"), safe="/%:@!$&'()*+,;=~"
-            ),
-            model=model,
-            api_key=api_key,
-            api=api,
-        )
+        path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
+        prefix = quote(path, safe="/%:@!$&'()*+,;=~")
+        port = port or _PORTS[parts.scheme]
+        return cls(parts.scheme, host, port, prefix, model, api_key, api)
 
     @property
     def path(self) -> str:
@@ -113,12 +99,7 @@ class Endpoint:
     def http_client(
         self, timeout: float, transport: httpx.BaseTransport | None = None
     ) -> httpx.Client:
-        """Return a client for requests that are not timed.
-
-        Args:
-            timeout: seconds.
-            transport: in place of the network.
-        """
+        """Return a client for requests that are not timed; `transport` replaces the network."""
         return httpx.Client(
             headers=self.authorization,
             timeout=timeout,
@@ -126,6 +107,13 @@ class Endpoint:
             verify=self.ssl_context() or True,
             trust_env=False,  # timed requests do not go through proxies either
         )
+
+    def named_prompt(self, text: str) -> dict[str, Any]:
+        """Return the request fields of the model and of a prompt."""
+        named = {} if self.model is None else {"model": self.model}
+        if self.api == "chat":
+            return {**named, "messages": [{"role": "user", "content": text}]}
+        return {**named, "prompt": text}
 
     def post(self, body: bytes) -> bytes:
         """Build an HTTP request with a JSON body, after which the server closes the connection."""
@@ -161,13 +149,7 @@ class Dialect:
 
 def request(endpoint: Endpoint, dialect: Dialect, call: Call) -> bytes:
     """Build the HTTP request for a call: greedy and streamed."""
-    fields: dict[str, Any] = {}
-    if endpoint.model is not None:
-        fields["model"] = endpoint.model
-    if endpoint.api == "chat":
-        fields["messages"] = [{"role": "user", "content": call.prompt}]
-    else:
-        fields["prompt"] = call.prompt
+    fields = endpoint.named_prompt(call.prompt)
     fields |= {"max_tokens": call.output_tokens, "temperature": 0, "stream": True}
     if dialect.ignore_eos:
         fields["ignore_eos"] = True

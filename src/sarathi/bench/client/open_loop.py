@@ -12,7 +12,7 @@ import resource
 import time
 from array import array
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, cast
@@ -39,15 +39,10 @@ async def connector(endpoint: Endpoint) -> Connect:
     every request would be measured as if it were the server's time. Where none accepts, each
     connection will try the name.
     """
-    context = endpoint.ssl_context()
-    host = endpoint.host
-    try:
-        _, writer = await asyncio.wait_for(
-            asyncio.open_connection(endpoint.host, endpoint.port), _LONGEST_LOOKUP
-        )
-    except (OSError, asyncio.TimeoutError):
-        pass
-    else:
+    context, host = endpoint.ssl_context(), endpoint.host
+    with suppress(OSError, asyncio.TimeoutError):
+        opening = asyncio.open_connection(endpoint.host, endpoint.port)
+        _, writer = await asyncio.wait_for(opening, _LONGEST_LOOKUP)
         host = writer.get_extra_info("peername")[0]
         writer.transport.abort()
     return partial(
@@ -147,8 +142,6 @@ class ClientConnection(asyncio.Protocol):
 
 
 HEARTBEAT = 0.01  # seconds between two heartbeats
-_STOP_CHECK_INTERVAL = 0.25  # seconds
-_SPARE_FILES = 256  # for what the process has open already
 
 
 class RunListener(Protocol):
@@ -173,37 +166,13 @@ class RunListener(Protocol):
 
 
 @dataclass(frozen=True)
-class RunListeners:
-    """Several listeners as one, or none. The first that wants to stop gives the reason; all are
-    called each time."""
-
-    listeners: Sequence[RunListener]
-
-    def sent(self, index: int, now: float) -> None:
-        for listener in self.listeners:
-            listener.sent(index, now)
-
-    def progressed(self, index: int, times: Sequence[float]) -> None:
-        for listener in self.listeners:
-            listener.progressed(index, times)
-
-    def ended(self, index: int, record: RequestRecord) -> None:
-        for listener in self.listeners:
-            listener.ended(index, record)
-
-    def stop_reason(self, now: float) -> str | None:
-        reasons = [listener.stop_reason(now) for listener in self.listeners]
-        return next((reason for reason in reasons if reason is not None), None)
-
-
-@dataclass(frozen=True)
 class Played:
     """The outcome of all calls."""
 
     records: list[RequestRecord]  # of requests that ended, in the order of the calls
     indices: list[int]  # of their calls
     lag: Lag
-    stopped: str | None  # why the listener ended the run
+    stopped: str | None  # why a listener ended the run
     began: float  # Unix time
 
 
@@ -213,7 +182,7 @@ async def play(
     calls: Sequence[Call],
     *,
     timeout: float,
-    listener: RunListener | None = None,
+    listeners: Sequence[RunListener] = (),
 ) -> Played:
     """Send all calls and wait for their answers.
 
@@ -223,14 +192,13 @@ async def play(
     Args:
         timeout: seconds without a token, since the last one or since sending, after which a
             request has failed.
-        listener: is notified of everything, and may stop the run.
+        listeners: are notified of everything; the first that wants to stop gives the reason.
     """
     requests = [request(endpoint, dialect, call) for call in calls]
     connect = await connector(endpoint)
     _allow_open_files(len(calls))
-    listener = listener or RunListeners(())
     with _collector_paused():
-        return await _Run(calls, requests, connect, dialect.ignore_eos, timeout, listener).play()
+        return await _Run(calls, requests, connect, dialect.ignore_eos, timeout, listeners).play()
 
 
 @dataclass
@@ -242,7 +210,7 @@ class _Run:
     connect: Connect
     exact: bool  # an answer with fewer tokens than asked for has failed
     timeout: float
-    listener: RunListener
+    listeners: Sequence[RunListener]
 
     def __post_init__(self) -> None:
         self._open: dict[int, ClientConnection] = {}
@@ -260,31 +228,27 @@ class _Run:
             for connection in self._open.values():
                 connection.abort()
         indices = sorted(self._records)
-        return Played(
-            records=[self._records[index] for index in indices],
-            indices=indices,
-            lag=self._lag.result(self._now()),
-            stopped=stopped,
-            began=self._began,
-        )
+        records = [self._records[index] for index in indices]
+        return Played(records, indices, self._lag.result(self._now()), stopped, self._began)
 
     def _now(self) -> float:
         return time.perf_counter() - self._origin
 
     async def _wait(self, sender: asyncio.Task[None]) -> str | None:
-        """Keep the heartbeat until all have ended, or the listener stops the run."""
+        """Keep the heartbeat until all have ended, or a listener stops the run."""
         checked = 0.0
         while len(self._records) < len(self.calls):
             await asyncio.sleep(max(0.0, self._lag.next_beat - self._now()))
             now = self._now()
             self._lag.beat(now)
-            if now - checked >= _STOP_CHECK_INTERVAL:
+            if now - checked >= 0.25:
                 checked = now
-                reason = self.listener.stop_reason(now)
-                if reason is not None:
-                    return reason
+                reasons = [listener.stop_reason(now) for listener in self.listeners]
+                for reason in reasons:
+                    if reason is not None:
+                        return reason
             if sender.done():
-                sender.result()  # raises what the listener has raised
+                sender.result()  # raises what a listener has raised
         return None
 
     async def _send_all(self) -> None:
@@ -304,21 +268,26 @@ class _Run:
             answer,
             now=self._now,
             timeout=self.timeout,
-            progressed=partial(self.listener.progressed, index),
+            progressed=partial(self._progressed, index),
             ended=partial(self._end, index, answer, arrival),
         )
         self._open[index] = connection
         self._lag.sent(arrival - call.at)
-        self.listener.sent(index, arrival)
+        for listener in self.listeners:
+            listener.sent(index, arrival)
         connection.open(self.connect)
+
+    def _progressed(self, index: int, times: list[float]) -> None:
+        for listener in self.listeners:
+            listener.progressed(index, times)
 
     def _end(self, index: int, answer: Answer, arrival: float, now: float) -> None:
         call = self.calls[index]
         usage = answer.times.usage
-        prompt_tokens = usage.prompt_tokens if usage is not None else None
+        counted = usage.prompt_tokens if usage is not None else None
         record = RequestRecord(
             arrival=arrival,
-            prompt_tokens=call.prompt_tokens if prompt_tokens is None else prompt_tokens,
+            prompt_tokens=call.prompt_tokens if counted is None else counted,
             output_tokens=call.output_tokens,
             tokens=answer.tokens,
             end=now,
@@ -331,7 +300,8 @@ class _Run:
         )
         self._records[index] = record
         del self._open[index]
-        self.listener.ended(index, record)
+        for listener in self.listeners:
+            listener.ended(index, record)
 
 
 class LagMeter:
@@ -348,11 +318,7 @@ class LagMeter:
         self._cpu = time.process_time()
 
     def beat(self, now: float) -> None:
-        """Record a heartbeat.
-
-        A late one stands for all that it delayed: each of them is a moment at which an event would
-        have waited.
-        """
+        """Record a heartbeat; a late one stands for all that it delayed, when events waited too."""
         while self.next_beat <= now:
             self._beats.append(now - self.next_beat)
             self.next_beat += HEARTBEAT
@@ -363,7 +329,6 @@ class LagMeter:
 
     def result(self, seconds: float) -> Lag:
         """Return the lag of a run that lasted so many seconds."""
-        # The 50th, the 99th and the 100th percentile.
         late = [
             np.percentile(values or [0.0], (50, 99, 100), method="inverted_cdf")
             for values in (self._beats, self._sends)
@@ -391,7 +356,7 @@ def _collector_paused() -> Iterator[None]:
 def _allow_open_files(connections: int) -> None:
     """Raise the limit on open files: all requests may be open at once."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + _SPARE_FILES
+    wanted = connections + 256  # for what the process has open already
     if soft != resource.RLIM_INFINITY and soft < wanted:
         allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))

@@ -11,11 +11,10 @@ from typing import Any
 import httpx
 import msgspec
 
-from sarathi.bench.client.answer import error_message, quoted
+from sarathi.bench.client.answer import MALFORMED, error_message, quoted
 from sarathi.bench.client.endpoint import Call, Dialect, Endpoint
 from sarathi.bench.client.open_loop import play
 from sarathi.errors import BenchmarkError
-from sarathi.telemetry import RequestRecord
 
 # Ordered from the most informative. A server that refuses an optional field does so at once.
 DIALECTS = (
@@ -31,7 +30,6 @@ _QUESTION = Call(
 _POLL_INTERVAL = 0.5  # seconds
 _GET_TIMEOUT = 10.0  # seconds
 _NAMES_SHOWN = 10
-_UNAUTHORISED = ("status_401", "status_403")
 _REFUSED = ("status_400", "status_422", "short")
 
 
@@ -77,7 +75,6 @@ def probe(
         endpoint: its model must be among those served; without one it is the first served.
         ready_timeout: seconds to wait for a server that is still loading.
         timeout: seconds to wait for each token.
-        ignore_eos: ask the server for answers of an exact length, if it supports that.
 
     Raises:
         BenchmarkError: there is no server, or none that can be measured.
@@ -99,7 +96,21 @@ def probe(
 def _ask(endpoint: Endpoint, dialects: Sequence[Dialect], timeout: float) -> ServerFacts:
     model = _model(endpoint, _models(endpoint))
     named = replace(endpoint, model=model.id)
-    dialect, record = _first_accepted(named, dialects, timeout)
+    for dialect in dialects:
+        [record] = asyncio.run(play(named, dialect, [_QUESTION], timeout=timeout)).records
+        if record.failure not in _REFUSED:
+            break
+    message = record.detail or ""
+    if record.failure in _REFUSED:
+        raise BenchmarkError(
+            f"{endpoint.url} refuses even a plain request to {endpoint.path}: {message}"
+        )
+    if record.failure is not None:
+        _check_status(endpoint, record.failure, message)
+        raise BenchmarkError(
+            f"{endpoint.url} does not stream an answer from {endpoint.path} "
+            f"({record.failure.replace('_', ' ')}: {message})"
+        )
     length = model.max_model_len
     return ServerFacts(
         model=model.id,
@@ -124,7 +135,7 @@ def _models(endpoint: Endpoint) -> list[ModelEntry]:
     if response.status_code == 200:
         try:
             return msgspec.json.decode(response.content, type=ServedModels).data
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except MALFORMED as error:
             reason = str(error)
     raise BenchmarkError(
         f"{endpoint.url} is not an OpenAI-compatible server: GET {url} gives no list of models "
@@ -135,47 +146,18 @@ def _models(endpoint: Endpoint) -> list[ModelEntry]:
 def _model(endpoint: Endpoint, served: list[ModelEntry]) -> ModelEntry:
     if not served:
         raise BenchmarkError(f"{endpoint.url} serves no model")
-    if endpoint.model is None:
-        return served[0]
     for entry in served:
-        if entry.id == endpoint.model:
+        if endpoint.model in (None, entry.id):
             return entry
     names = ", ".join(entry.id for entry in served[:_NAMES_SHOWN])
     more = f" and {len(served) - _NAMES_SHOWN} more" if len(served) > _NAMES_SHOWN else ""
     raise BenchmarkError(f"{endpoint.url} has no model {endpoint.model!r}, only {names}{more}")
 
 
-def _first_accepted(
-    endpoint: Endpoint, dialects: Sequence[Dialect], timeout: float
-) -> tuple[Dialect, RequestRecord]:
-    """Return the first dialect that the server accepts and honours, and its answer."""
-    refusals = []
-    for dialect in dialects:
-        played = asyncio.run(play(endpoint, dialect, [_QUESTION], timeout=timeout))
-        record = played.records[0]
-        if record.failure not in _REFUSED:
-            _check(endpoint, record)
-            return dialect, record
-        refusals.append(record.detail)
-    raise BenchmarkError(
-        f"{endpoint.url} refuses even a plain request to {endpoint.path}: {refusals[-1]}"
-    )
-
-
-def _check(endpoint: Endpoint, record: RequestRecord) -> None:
-    message = record.detail or ""
-    if record.failure is not None:
-        _check_status(endpoint, record.failure, message)
-        raise BenchmarkError(
-            f"{endpoint.url} does not stream an answer from {endpoint.path} "
-            f"({record.failure.replace('_', ' ')}: {message})"
-        )
-
-
 def _check_status(endpoint: Endpoint, status: str, message: str) -> None:
     if status == "status_503":
         raise _LoadingError(message)
-    if status in _UNAUTHORISED:
+    if status in ("status_401", "status_403"):
         problem = "is missing" if endpoint.api_key is None else "is not accepted"
         raise BenchmarkError(
             f"{endpoint.url} wants a key that {problem}; give it with --api-key "

@@ -1,11 +1,15 @@
-"""Charts as data: panels, legends, colours by meaning, and the function that draws them."""
+"""Charts as data: panels, legends, colours by meaning; drawn as SVG for a page, and as PNG."""
 
 from __future__ import annotations
 
+import io
+import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -120,8 +124,10 @@ class Drawing:
     stacked: bool = False  # one below the other, with a common x axis; else two in a row
     share_y: bool = False  # within a row
 
-    def draw(self, figure: Figure, narrow: bool) -> None:
+    def draw(self, narrow: bool) -> Figure:
         """Draw all panels and the legend."""
+        size = (4.3, self.narrow_height) if narrow else (10.0, self.height)
+        figure = Figure(figsize=size, layout="constrained")
         panels = self.panels
         columns = 1 if narrow or self.stacked or len(panels) == 1 else 2
         starts = range(0, len(panels), columns)
@@ -140,6 +146,7 @@ class Drawing:
             spare.set_axis_off()
         if self.keys:
             _legend(figure, self.keys, narrow)
+        return figure
 
 
 def _draw_panel(axes: Axes, panel: Panel, narrow: bool, title_pad: float) -> None:
@@ -178,14 +185,9 @@ def _logarithmic(axis: Axis) -> None:
     """Set few ticks with plain numbers on a logarithmic axis whose limits are set."""
     low, high = axis.get_view_interval()
     ratio = high / low
-    if ratio < 4:
-        axis.set_major_locator(MaxNLocator(5))
-    elif ratio < 12:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5), numticks=20))
-    elif ratio < 60:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
-    else:
-        axis.set_major_locator(LogLocator(subs=(1, 3) if ratio < 3000 else (1,), numticks=20))
+    steps = {12: (1, 2, 3, 5), 60: (1, 2, 5), 3000: (1, 3)}  # below a ratio
+    subs = next((subs for below, subs in steps.items() if ratio < below), (1,))
+    axis.set_major_locator(MaxNLocator(5) if ratio < 4 else LogLocator(subs=subs, numticks=20))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
 
@@ -216,11 +218,7 @@ def dots(index: int) -> dict[str, Any]:
 
 
 def name_rows(axes: Axes, names: Sequence[str], spacing: float = 1.0, middle: float = 0.0) -> None:
-    """Name rows from the top on the y axis, instead of numbers and lines.
-
-    Args:
-        middle: of the first row.
-    """
+    """Name rows from the top on the y axis, the first at `middle`, instead of numbers."""
     axes.set_yticks([middle + i * spacing for i in range(len(names))], names)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.grid(axis="y", visible=False)
@@ -235,11 +233,7 @@ def words(
     colour: str | None = None,
     align: str = "left",
 ) -> None:
-    """Write a short text near a point.
-
-    Args:
-        offset: points.
-    """
+    """Write a short text near a point, at an offset in typographic points."""
     axes.annotate(
         text,
         point,
@@ -270,13 +264,12 @@ def boxes(
 Array = npt.NDArray[np.float64]
 
 TAIL = 3.3  # as a `depth`: beyond 99.9 %, where figures end
-_KEPT = (50, 90, 99, 99.9)  # percentiles
+_KEPT = (0.5, 0.9, 0.99, 0.999)  # shares
 
 
 def depth(share: npt.ArrayLike) -> Array:
     """Return how deep in the tail a share of all values is: 0.9 is 1, 0.99 is 2, 0.999 is 3."""
-    found: Array = -np.log10(1 - np.asarray(share, np.float64))
-    return found
+    return np.asarray(-np.log10(1 - np.asarray(share, np.float64)))
 
 
 def quantiles(values: npt.ArrayLike, most: int = 1000) -> tuple[Array, Array]:
@@ -289,15 +282,11 @@ def quantiles(values: npt.ArrayLike, most: int = 1000) -> tuple[Array, Array]:
     count = len(ordered)
     if not count:
         return ordered, ordered
-    exact = np.ceil(np.array(_KEPT) / 100 * count)
-    if count <= most:
-        ranks = np.arange(1, count + 1, dtype=np.float64)
-    else:
-        even = 1 - 10 ** -np.linspace(0, TAIL, most - len(_KEPT))
-        ranks = np.unique(np.concatenate([np.ceil(even * count), exact])).clip(1, count)
-    found = ordered[ranks.astype(np.int64) - 1]
-    shares = np.minimum(ranks, count - 0.5) / count
-    return found, shares
+    ranks = np.arange(1, count + 1, dtype=np.float64)
+    if count > most:
+        shares = np.append(1 - 10 ** -np.linspace(0, TAIL, most - len(_KEPT)), _KEPT)
+        ranks = np.unique(np.ceil(shares * count)).clip(1, count)
+    return ordered[ranks.astype(np.int64) - 1], np.minimum(ranks, count - 0.5) / count
 
 
 def in_flight(records: Sequence[RequestRecord], most: int = 600) -> tuple[Array, Array]:
@@ -325,3 +314,89 @@ def spread(values: Sequence[float], most: int) -> list[int]:
     if len(order) > most:
         order = order[np.linspace(0, len(order) - 1, most).round().astype(np.int64)]
     return [int(position) for position in order]
+
+
+_SETTINGS: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": LINE,
+    "axes.facecolor": "none",
+    "axes.formatter.use_mathtext": False,
+    "axes.grid": True,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 10,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "figure.constrained_layout.h_pad": 0.06,
+    "figure.constrained_layout.w_pad": 0.06,
+    "figure.facecolor": SURFACE,
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "lines.linewidth": 1.8,
+    "svg.fonttype": "none",  # text stays text, in the font of the page
+    "text.color": INK,
+    "text.parse_math": False,  # a label may hold dollar signs
+    "xtick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "xtick.labelsize": 9.5,
+    "xtick.minor.visible": False,
+    "ytick.color": LINE,
+    "ytick.labelcolor": MUTED,
+    "ytick.labelsize": 9.5,
+}
+_VARIABLES = {light: f"var(--{name})" for name, (light, _) in reversed(NAMES.items())}
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A drawing as files: SVG, coloured by the variables of the page, and PNG."""
+
+    wide: str
+    narrow: str
+    png: bytes
+
+
+def render(drawing: Drawing) -> Rendered:
+    """Draw a figure at both widths."""
+    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
+        # Labels may be in any script. A glyph that the font lacks is a box, in the PNG only.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        wide, narrow = drawing.draw(narrow=False), drawing.draw(narrow=True)
+        return Rendered(
+            _svg(wide, f"{drawing.name}-wide"),
+            _svg(narrow, f"{drawing.name}-narrow"),
+            _saved(wide, format="png", dpi=150, metadata={"Software": None}),
+        )
+
+
+def _saved(figure: Figure, **options: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, **options)
+    return file.getvalue()
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """Return an element for a page, whose ids no other figure has."""
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        data = _saved(figure, format="svg", transparent=True, metadata=no_metadata)
+    text = data.decode("utf-8")
+    # The text between tags may be a user's.
+    return re.sub(r"<[^>]+>", lambda tag: _styled(tag[0]), text[text.index("<svg") :])
+
+
+def _styled(tag: str) -> str:
+    """Take colours from the page, and leave out ids without references and needless digits."""
+    tag = re.sub(r'^<g id="[^"]*"', "<g", tag)
+    tag = re.sub(r"(\.\d\d)\d+", r"\1", tag)
+    return re.sub(
+        r"(?<=: )#[0-9a-f]{6}\b", lambda colour: _VARIABLES.get(colour[0], colour[0]), tag
+    )

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from functools import cached_property, partial
+
+import numpy as np
 
 from sarathi.bench.report.table import milliseconds, rate
 from sarathi.bench.results import Capacity, Run
 from sarathi.telemetry import Summary
 from sarathi.telemetry.iteration_log import IterationLine
-
-# Searches have "met" and "missed".
-State = Literal["", "met", "missed", "invalid"]
 
 _MOST_SHOWN = 6  # runs of one label in one figure
 
@@ -33,8 +31,10 @@ class LoadGroup:
     label: str
     rate: float  # requests per second; the measured one where none was given
     summary: Summary
-    state: State
+    state: str  # "met" or "missed" in a search, else "" or "invalid"
     stopped: bool  # early: latencies are those of requests that had ended, hence too short
+    certain: bool = True  # other requests would give the same state
+    reason: str = ""  # of the state, in a search
 
     @property
     def note(self) -> str:
@@ -45,9 +45,9 @@ class LoadGroup:
 class ReportData:
     """Everything that was measured. Labels are in the order of their first use."""
 
-    runs: tuple[Run, ...]
-    capacities: tuple[CapacityWithRuns, ...]
-    iterations: tuple[IterationLine, ...]
+    runs: Sequence[Run] = ()
+    capacities: Sequence[CapacityWithRuns] = ()
+    iterations: Sequence[IterationLine] = ()
 
     @cached_property
     def capacity_results(self) -> tuple[Capacity, ...]:
@@ -67,20 +67,46 @@ class ReportData:
     @cached_property
     def loads(self) -> tuple[LoadGroup, ...]:
         """All loads, by label, then by rate."""
-        found = [_load_of(run) for run in self.runs]
-        for capacity in self.capacity_results:
-            for point in capacity.points:
-                state: State = "met" if point.met else "missed"
-                found.append(
-                    LoadGroup(capacity.label, point.rate, point.summary, state, point.stopped)
-                )
+        found = [
+            LoadGroup(
+                run.label,
+                rate_of(run),
+                run.summary,
+                "" if run.invalid is None else "invalid",
+                run.stopped is not None,
+            )
+            for run in self.runs
+        ]
+        found += self.searched_loads
         return tuple(sorted(found, key=lambda load: (self.labels.index(load.label), load.rate)))
+
+    @cached_property
+    def searched_loads(self) -> tuple[LoadGroup, ...]:
+        """Every rate that the searches tried, search by search."""
+        return tuple(
+            LoadGroup(
+                capacity.label,
+                point.rate,
+                point.summary,
+                "met" if point.met else "missed",
+                point.stopped,
+                point.certain,
+                point.reason,
+            )
+            for capacity in self.capacity_results
+            for point in capacity.points
+        )
 
     @cached_property
     def targets(self) -> tuple[float, ...]:
         """Targets of TBT in seconds: for P99 in searches, for the longest gap in other runs."""
-        of_runs = {run.targets.tbt for run in self.runs if run.targets and run.targets.tbt}
-        return tuple(sorted(of_runs | {found.tbt_target for found in self.capacity_results}))
+        return tuple(sorted({target for _, target in self._labelled_targets}))
+
+    @property
+    def _labelled_targets(self) -> list[tuple[str, float]]:
+        found = [(one.label, one.tbt_target) for one in self.capacity_results]
+        of_runs = [(run.label, run.targets.tbt) for run in self.runs if run.targets]
+        return found + [(label, target) for label, target in of_runs if target]
 
     @property
     def tbt_targets(self) -> list[tuple[float, str]]:
@@ -89,12 +115,7 @@ class ReportData:
 
     def target_of(self, label: str) -> float | None:
         """Return the strictest target of TBT for a label."""
-        own = [c.tbt_target for c in self.capacity_results if c.label == label]
-        own += [
-            run.targets.tbt
-            for run in self.runs
-            if run.label == label and run.targets and run.targets.tbt
-        ]
+        own = [target for owner, target in self._labelled_targets if owner == label]
         return min(own or self.targets, default=None)
 
     @cached_property
@@ -108,22 +129,21 @@ class ReportData:
         by_label = {label: self._whole_runs(label) for label in self.labels}
         by_label = {label: runs for label, runs in by_label.items() if runs}
         if len(by_label) == 1:
-            (runs,) = by_label.values()
-            return _spread(sorted(runs, key=rate_of))
+            [runs] = by_label.values()
+            runs = sorted(runs, key=rate_of)
+            some = np.linspace(0, len(runs) - 1, min(len(runs), _MOST_SHOWN)).round()
+            return tuple(runs[int(i)] for i in some)
         if not by_label:
             return ()
 
         def nearest(rate: float) -> list[Run]:
-            return [
-                min(runs, key=lambda run: _distance(rate, rate_of(run)))
-                for runs in by_label.values()
-            ]
+            return [min(runs, key=partial(_distance, rate)) for runs in by_label.values()]
 
         missed = {(load.label, load.rate) for load in self.loads if load.state == "missed"}
 
         def badness(rate: float) -> tuple[float, bool, float]:
             found = nearest(rate)
-            apart = sum(_distance(rate, rate_of(run)) for run in found)
+            apart = sum(_distance(rate, run) for run in found)
             return round(apart, 6), {(run.label, rate_of(run)) for run in found} <= missed, -rate
 
         rates = [rate_of(run) for runs in by_label.values() for run in runs]
@@ -148,18 +168,6 @@ def rate_of(run: Run) -> float:
     return run.summary.request_rate if run.rate is None else run.rate
 
 
-def _load_of(run: Run) -> LoadGroup:
-    state: State = "" if run.invalid is None else "invalid"
-    return LoadGroup(run.label, rate_of(run), run.summary, state, run.stopped is not None)
-
-
-def _distance(one: float, other: float) -> float:
-    """Return 0 for equal rates, towards 1 for very different ones."""
-    return abs(one - other) / max(one, other, 1e-9)
-
-
-def _spread(runs: list[Run]) -> tuple[Run, ...]:
-    if len(runs) <= _MOST_SHOWN:
-        return tuple(runs)
-    last = len(runs) - 1
-    return tuple(runs[round(i * last / (_MOST_SHOWN - 1))] for i in range(_MOST_SHOWN))
+def _distance(rate: float, run: Run) -> float:
+    """Return 0 for a run at this rate, towards 1 for one at a very different rate."""
+    return abs(rate - rate_of(run)) / max(rate, rate_of(run), 1e-9)

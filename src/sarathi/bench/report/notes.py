@@ -61,80 +61,37 @@ def cached_prompts(runs: Sequence[Run]) -> str | None:
     return f"{percent(share)} of the prompt tokens came from the server's prefix cache"
 
 
-def has_conversations(run: Run) -> bool:
-    """Whether the prompts of a run share prefixes on purpose."""
-    return "turns" in run.workload
-
-
 def _complete(runs: Sequence[Run]) -> list[RequestRecord]:
     return [record for run in runs for record in run.records if record.failure is None]
 
 
-def stage_shares(replicas: Sequence[ReplicaUse]) -> list[tuple[float, float]]:
-    """Return the busy and the idle share of each pipeline stage, over all replicas.
-
-    They are shares of the time in which a replica had requests. Idle in it is a bubble, so the two
-    make 1.
-    """
-    active = sum(use.active for use in replicas)
-    if not active:
-        return []
-    stages = zip(*(zip(use.busy, use.bubbles, strict=True) for use in replicas), strict=True)
-    return [
-        (sum(busy for busy, _ in stage) / active, sum(idle for _, idle in stage) / active)
-        for stage in stages
-    ]
-
-
-def overhead_share(replicas: Sequence[ReplicaUse]) -> float | None:
-    """Return the share of the time with requests in which the engine prepared iterations."""
-    active = sum(use.active for use in replicas)
-    return sum(use.overhead for use in replicas) / active if active else None
-
-
-def kv_shares(replicas: Sequence[ReplicaUse]) -> tuple[float, float] | None:
-    """Return the mean (over the time with requests) and the largest share of KV blocks in use."""
-    active = sum(use.active for use in replicas)
-    if not active:
-        return None
-    mean = sum(use.kv_mean * use.active for use in replicas) / active
-    return mean, max(use.kv_max for use in replicas)
-
-
 def simulation_notes(simulation: Simulation) -> list[str]:
     """Return how well the simulated hardware was used; the last note is the accuracy."""
-    replicas, found = simulation.replicas, []
-    shares = stage_shares(replicas)
-    for stage, (busy, idle) in enumerate(shares):
-        name = f"stage {stage}" if len(shares) > 1 else "devices"
+    use, found = ReplicaUse.pooled(simulation.replicas), []
+    for stage, (busy, idle) in enumerate(use.stage_shares):
+        name = f"stage {stage}" if len(use.busy) > 1 else "devices"
         found.append(
             f"{name}: busy for {percent(busy)} of the time with requests, "
             f"idle (bubbles) for {percent(idle)}"
         )
-    overhead, kv = overhead_share(replicas), kv_shares(replicas)
-    if overhead is not None:
-        found.append(f"the engine prepared iterations for {percent(overhead)} of that time")
-    if kv is not None:
-        preemptions = sum(use.preemptions for use in replicas)
-        found.append(
-            f"KV blocks: {percent(kv[0])} in use on average, {percent(kv[1])} at most; "
-            f"{preemptions:,} preemptions"
-        )
-    if simulation.cost_per_million_tokens is not None:
-        found.append(
-            f"cost: ${number(simulation.cost_per_million_tokens)} a million tokens, prompts "
-            "included"
-        )
+    if use.active:
+        overhead = percent(use.overhead / use.active)
+        found += [
+            f"the engine prepared iterations for {overhead} of that time",
+            f"KV blocks: {percent(use.kv_mean)} in use on average, {percent(use.kv_max)} at most; "
+            f"{use.preemptions:,} preemptions",
+        ]
+    cost = simulation.cost_per_million_tokens
+    if cost is not None:
+        found.append(f"cost: ${number(cost)} a million tokens, prompts included")
     found += filter(None, [sampling_note(simulation)])
     return [*found, f"accuracy: {simulation.accuracy}"]
 
 
 def sampling_note(simulation: Simulation) -> str | None:
     """Return a note where the records hold only some of the requests."""
-    every = simulation.records_every
-    if every <= 1:
-        return None
-    return f"figures by request show one in {every:,}; percentiles are those of all"
+    shown = f"figures by request show one in {simulation.records_every:,}"
+    return f"{shown}; percentiles are those of all" if simulation.records_every > 1 else None
 
 
 @dataclass(frozen=True)
@@ -157,13 +114,14 @@ class Fact:
 
 def alerts(measured: ReportData) -> list[Alert]:
     """Return all warnings; stopped or failed runs of a search are normal, and cause none."""
-    invalid = _of(measured.all_runs, lambda run: run.invalid)
-    stopped = _of(measured.runs, lambda run: run.stopped)
+    invalid = [(run, run.invalid) for run in measured.all_runs]
+    stopped = [(run, run.stopped) for run in measured.runs]
+    failed = [(run, _failed(run)) for run in measured.runs]
     found = [
-        Alert("bad", "Do not use these figures", invalid),
-        Alert("warn", "Stopped before all requests were sent", stopped),
-        Alert("warn", "Requests failed, and are in no latency", _of(measured.runs, _failed)),
-        Alert("warn", "Times of tokens are estimated", _estimated(measured)),
+        Alert("bad", "Do not use these figures", _named(invalid)),
+        Alert("warn", "Stopped before all requests were sent", _named(stopped)),
+        Alert("warn", "Requests failed, and are in no latency", _named(failed)),
+        Alert("warn", "Times of tokens are estimated", _by_label(measured, _estimated)),
         Alert("warn", "Answers are shorter than asked", _by_label(measured, short_answers)),
         Alert("warn", "Prompts were cached", _by_label(measured, _cached_by_accident)),
         Alert("warn", "Simulated, not measured", _by_label(measured, _simulated)),
@@ -171,12 +129,8 @@ def alerts(measured: ReportData) -> list[Alert]:
     return [alert for alert in found if alert.texts]
 
 
-def _of(runs: tuple[Run, ...], describe: Callable[[Run], str | None]) -> list[str]:
-    return [
-        f"{run.label}, {rate(rate_of(run))}: {text}"
-        for run in runs
-        if (text := describe(run)) is not None
-    ]
+def _named(texts: list[tuple[Run, str | None]]) -> list[str]:
+    return [f"{run.label}, {rate(rate_of(run))}: {text}" for run, text in texts if text is not None]
 
 
 def _failed(run: Run) -> str | None:
@@ -198,52 +152,47 @@ def _by_label(measured: ReportData, describe: Callable[[list[Run]], str | None])
 
 
 def _cached_by_accident(runs: list[Run]) -> str | None:
-    return cached_prompts([run for run in runs if not has_conversations(run)])
+    """Return the warning of runs whose prompts share prefixes, but not as turns on purpose."""
+    return cached_prompts([run for run in runs if "turns" not in run.workload])
 
 
 def _simulated(runs: list[Run]) -> str | None:
     """Return the accuracy of the simulation, each text once."""
     found = [run.simulation for run in runs if run.simulation is not None]
-    accuracies = [simulation.accuracy for simulation in found]
-    samples = [note for one in found if (note := sampling_note(one)) is not None]
-    return "; ".join(dict.fromkeys([*accuracies, *samples])) or None
+    texts = [one.accuracy for one in found] + [sampling_note(one) or "" for one in found]
+    return "; ".join(filter(None, dict.fromkeys(texts))) or None
 
 
-def _estimated(measured: ReportData) -> list[str]:
-    labels = {r.label for r in measured.all_runs if any(one.estimated for one in r.records)}
-    return [
-        f"{label}: the server does not report how many tokens each event holds"
-        for label in measured.labels
-        if label in labels
-    ]
+def _estimated(runs: list[Run]) -> str | None:
+    estimated = any(record.estimated for run in runs for record in run.records)
+    return "the server does not report how many tokens each event holds" if estimated else None
 
 
 def facts(measured: ReportData) -> list[Fact]:
     """Return the model, workload, server and machine of the measurements."""
     all_of: tuple[Run | Capacity, ...] = (*measured.runs, *measured.capacity_results)
+    if not all_of:
+        return []
     simulated = any(run.simulation is not None for run in measured.all_runs)
-    sources: tuple[tuple[str, Callable[[Run | Capacity], str], bool], ...] = (
-        ("Model", lambda one: one.model, False),
-        ("Workload", _workload, True),
-        ("Server", lambda one: one.server, True),
-        ("Machine" if simulated else "Client's machine", lambda one: one.machine, False),
-    )
+
+    def fact(name: str, of: Callable[[Run | Capacity], str], code: bool = False) -> Fact:
+        """Have each value once, with the labels that have it."""
+        owners: dict[str, dict[str, None]] = {}
+        for one in all_of:
+            owners.setdefault(of(one), {})[one.label] = None
+        one_for_all = len(owners) == 1
+        values = [
+            ("" if one_for_all else ", ".join(labels), value) for value, labels in owners.items()
+        ]
+        return Fact(name, values, code)
+
     return [
-        Fact(name, _values([(one.label, of(one)) for one in all_of]), code)
-        for name, of, code in sources
-        if all_of
+        fact("Model", lambda one: one.model),
+        fact("Workload", _workload, code=True),
+        fact("Server", lambda one: one.server, code=True),
+        fact("Machine" if simulated else "Client's machine", lambda one: one.machine),
     ]
 
 
 def _workload(one: Run | Capacity) -> str:
     return " ".join(f"--{name} {value}" for name, value in one.workload.items())
-
-
-def _values(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return each value once, with the labels that have it."""
-    owners: dict[str, dict[str, None]] = {}
-    for label, value in pairs:
-        owners.setdefault(value, {})[label] = None
-    if len(owners) == 1:
-        return [("", next(iter(owners)))]
-    return [(", ".join(labels), value) for value, labels in owners.items()]

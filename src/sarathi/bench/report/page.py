@@ -8,11 +8,10 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sarathi.bench.report.chart import LABELS, Drawing, definitions
+from sarathi.bench.report.chart import LABELS, Drawing, definitions, render
 from sarathi.bench.report.figures import drawings
 from sarathi.bench.report.measured import ReportData
-from sarathi.bench.report.notes import Alert, Fact, alerts, facts
-from sarathi.bench.report.render import render
+from sarathi.bench.report.notes import Alert, Fact
 from sarathi.bench.report.result_tables import (
     capacity_table,
     comparison_table,
@@ -25,8 +24,7 @@ from sarathi.bench.report.result_tables import (
 from sarathi.bench.report.table import Table
 from sarathi.errors import BenchmarkError
 
-_FEW = 4  # loads, whose latencies are best seen first
-_TERMS = {
+TERMS = {
     "TTFT": "Time to first token, from sending a request.",
     "TBT": "Time between two consecutive tokens of an answer, which has one gap less than tokens. "
     "The longest of these gaps is what a reader feels as a stall.",
@@ -56,18 +54,13 @@ def write_page(
     folder: Path,
     title: str,
     sections: Sequence[Section],
-    terms: Mapping[str, str],
+    terms: Mapping[str, str],  # with their definitions
     facts: Sequence[Fact] = (),
     alerts: Sequence[Alert] = (),
 ) -> list[Path]:
-    """Write HTML that needs no other file, and its figures as PNG. Existing files are replaced.
+    """Write HTML that needs no other file, and its figures as PNG in the folder.
 
-    Args:
-        folder: for the figures.
-        terms: definitions of the terms of the page.
-
-    Returns:
-        The written files, the page first.
+    Existing files are replaced. Returns the written files, the page first.
 
     Raises:
         BenchmarkError: a file cannot be written.
@@ -98,36 +91,23 @@ def write_page(
     return written
 
 
-def write_measured(path: Path, measured: ReportData, title: str) -> list[Path]:
-    """Write the page of everything that was measured; returns and raises as `write_page`."""
-    return write_page(
-        path,
-        path.with_name(f"{path.stem}-figures"),
-        title,
-        _sections(measured),
-        _TERMS,
-        facts(measured),
-        alerts(measured),
+def sections_of(measured: ReportData) -> list[Section]:
+    """Return the sections of everything that was measured, those that have any content."""
+    figures = {figure.name: figure for figure in drawings(measured)}
+    search, engine = (
+        [figures.pop(name)] if name in figures else [] for name in ("capacity", "iterations")
     )
-
-
-def _sections(measured: ReportData) -> list[Section]:
-    """Return the sections that have any content."""
-    figures = drawings(measured)
-    search = [figure for figure in figures if figure.name == "capacity"]
-    engine = [figure for figure in figures if figure.name == "iterations"]
-    others = [figure for figure in figures if figure not in (*search, *engine)]
 
     def those(*tables: Table | None) -> list[Table]:
         return [table for table in tables if table is not None]
 
     latencies, comparison = latency_table(measured), comparison_table(measured)
-    points = points_table(measured.capacity_results, measured.labels)
-    first = comparison is None and len(measured.loads) <= _FEW
+    points = points_table(measured)
+    first = comparison is None and len(measured.loads) <= 4  # latencies are best seen first
     tables = None if first else latencies, throughput_table(measured), points
     found = [
         Section("Capacity", (), search, those(capacity_table(measured))),
-        Section("Latency", those(comparison, latencies if first else None), others),
+        Section("Latency", those(comparison, latencies if first else None), list(figures.values())),
         Section("Inside the engine", figures=engine),
         Section("Simulated hardware", those(simulation_table(measured))),
         Section("All loads", those(*tables, conduct_table(measured))),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
+from typing import NamedTuple
 
 from sarathi.bench.report.measured import LoadGroup, ReportData, rate_of
-from sarathi.bench.report.notes import kv_shares, overhead_share, stage_shares
 from sarathi.bench.report.table import (
     MISSING,
     Cell,
@@ -27,11 +26,15 @@ from sarathi.bench.report.table import (
     seconds,
     table_of,
 )
-from sarathi.bench.results import FIGURES, Capacity, Point, ReplicaUse, Row, Run
+from sarathi.bench.results import FIGURES, Capacity, ReplicaUse, Row, Run, divided
 from sarathi.telemetry import Distribution, Summary
 
 _LABEL = Column("", prose=True)
 _RATE = Column("rate (1/s)")
+_COMPLETE: ColumnOf[LoadGroup] = (
+    Column("complete"),
+    lambda load: f"{load.summary.completed:,} of {load.summary.requests:,}",
+)
 _MOST_REPLICAS = 8  # of one run, each in a separate row
 
 Format = Callable[[float | None], str]
@@ -73,7 +76,7 @@ def run_table(run: Run) -> Table:
 def latency_table(measured: ReportData) -> Table | None:
     """Tabulate the latencies of every load; those that no load has are left out."""
     columns = [
-        (Column(percentile, head), _unless_stopped(partial(_percentile, of, percentile, in_ms)))
+        _figure(percentile, partial(_percentile, of, percentile, in_ms), head)
         for head, of, percentiles, in_ms in _LATENCIES
         if any(of(load.summary).count for load in measured.loads)
         for percentile in percentiles
@@ -92,51 +95,42 @@ def latency_table(measured: ReportData) -> Table | None:
 
 
 def _percentile(
-    of: Callable[[Summary], Distribution], percentile: str, in_ms: bool, load: LoadGroup
+    of: Callable[[Summary], Distribution], percentile: str, in_ms: bool, summary: Summary
 ) -> Cell:
-    return percentile_cell(of(load.summary), percentile, in_ms)
+    return percentile_cell(of(summary), percentile, in_ms)
+
+
+def _figure(head: str, of: Callable[[Summary], Cell | str], group: str = "") -> ColumnOf[LoadGroup]:
+    """Return a column of a figure, which runs that were stopped do not have."""
+    return Column(head, group), lambda load: MISSING if load.stopped else of(load.summary)
 
 
 def throughput_table(measured: ReportData) -> Table | None:
     """Tabulate requests and tokens per second of every load."""
-
-    def per_second(of: Callable[[Summary], float | None]) -> Callable[[LoadGroup], Cell]:
-        return _unless_stopped(lambda load: Cell(number(of(load.summary))))
-
     caption = (
         "Output tokens include those of answers that failed on the way. What is per second is over "
         "the time until the last answer; requests sent and goodput are over the time of sending."
     )
     columns: list[ColumnOf[LoadGroup]] = [
         *_load_columns(measured),
-        (Column("complete"), lambda load: _complete(load.summary)),
+        _COMPLETE,
         (Column("failures", prose=True), _failures),
-        (Column("sent", "requests (1/s)"), per_second(lambda one: one.request_rate)),
-        (Column("completed", "requests (1/s)"), per_second(lambda one: one.completed_per_second)),
-        (Column("output", "tokens (1/s)"), per_second(lambda one: one.output_tokens_per_second)),
-        (Column("all", "tokens (1/s)"), per_second(lambda one: one.total_tokens_per_second)),
+        _figure("sent", lambda one: number(one.request_rate), "requests (1/s)"),
+        _figure("completed", lambda one: number(one.completed_per_second), "requests (1/s)"),
+        _figure("output", lambda one: number(one.output_tokens_per_second), "tokens (1/s)"),
+        _figure("all", lambda one: number(one.total_tokens_per_second), "tokens (1/s)"),
     ]
     if any(load.summary.goodput is not None for load in measured.loads):
-        columns.append((Column("goodput (1/s)"), _unless_stopped(_goodput)))
+        columns.append(
+            _figure("goodput (1/s)", lambda one: Cell(number(one.goodput), percent(one.attainment)))
+        )
         caption += " Goodput is of requests that met their targets; below it, their share of all."
     return table_of("Throughput and failures", caption, measured.loads, columns, by_label=True)
-
-
-def _unless_stopped(of: Callable[[LoadGroup], Cell]) -> Callable[[LoadGroup], Cell]:
-    return lambda load: Cell(MISSING) if load.stopped else of(load)
 
 
 def _failures(load: LoadGroup) -> Cell:
     tone = "bad" if load.summary.failures else ""
     return Cell(failure_counts(load.summary), tone=tone, prose=True)
-
-
-def _goodput(load: LoadGroup) -> Cell:
-    return Cell(number(load.summary.goodput), percent(load.summary.attainment))
-
-
-def _complete(summary: Summary) -> str:
-    return f"{summary.completed:,} of {summary.requests:,}"
 
 
 def conduct_table(measured: ReportData) -> Table | None:
@@ -165,21 +159,21 @@ def conduct_table(measured: ReportData) -> Table | None:
             "Lag is how late the client itself was: where it nears the latencies, they describe "
             "the client more than the server. CPU is the client's, of one core."
         )
-        client: tuple[tuple[Column, Callable[[Run], str]], ...] = (
-            (Column("salt", prose=True), lambda run: run.salt),
-            (Column("P50", "client lag (ms)"), lambda run: in_milliseconds(run.lag.p50)),
-            (Column("P99", "client lag (ms)"), lambda run: in_milliseconds(run.lag.p99)),
-            (Column("max", "client lag (ms)"), lambda run: in_milliseconds(run.lag.max)),
-            (Column("CPU"), lambda run: percent(run.lag.cpu)),
-        )
-        columns += [(column, _unless_simulated(of)) for column, of in client]
+        columns += [
+            _of_client(Column("salt", prose=True), lambda run: run.salt),
+            _of_client(Column("P50", "client lag (ms)"), lambda run: in_milliseconds(run.lag.p50)),
+            _of_client(Column("P99", "client lag (ms)"), lambda run: in_milliseconds(run.lag.p99)),
+            _of_client(Column("max", "client lag (ms)"), lambda run: in_milliseconds(run.lag.max)),
+            _of_client(Column("CPU"), lambda run: percent(run.lag.cpu)),
+        ]
     if simulated:
         caption.append("What a simulated run took is the time of the simulated hardware.")
     return table_of("How the runs went", " ".join(caption), runs, columns)
 
 
-def _unless_simulated(of: Callable[[Run], str]) -> Callable[[Run], Cell | str]:
-    return lambda run: of(run) if run.simulation is None else Cell(MISSING)
+def _of_client(column: Column, of: Callable[[Run], str]) -> ColumnOf[Run]:
+    """Return a column of a client, which simulated runs do not have."""
+    return column, lambda run: of(run) if run.simulation is None else Cell(MISSING)
 
 
 def _state(run: Run) -> Cell:
@@ -224,40 +218,32 @@ def _range(one: Capacity) -> str:
     return f"{plain(one.low)} to {plain(one.high)}"
 
 
-def points_table(searches: Sequence[Capacity], labels: Sequence[str]) -> Table | None:
-    """Tabulate every rate that the searches tried.
-
-    Args:
-        labels: all labels of a page, in order.
-    """
-
-    def latency(of: Callable[[Summary], Cell]) -> Callable[[tuple[str, Point]], Cell]:
-        return lambda row: Cell(MISSING) if row[1].stopped else of(row[1].summary)
-
-    columns: list[ColumnOf[tuple[str, Point]]] = [
-        (_LABEL, lambda row: Cell(row[0], label=labels.index(row[0]), prose=True)),
-        (_RATE, lambda row: plain(row[1].rate)),
-        (Column("verdict", prose=True), lambda row: _verdict(row[1])),
-        (Column("P99 TBT (ms)"), latency(lambda one: percentile_cell(one.tbt, "P99", True))),
-        (Column("median delay (s)"), latency(lambda one: Cell(number(one.scheduling_delay.p50)))),
-        (Column("P50", "TTFT (s)"), latency(lambda one: Cell(number(one.ttft.p50)))),
-        (Column("P99", "TTFT (s)"), latency(lambda one: Cell(number(one.ttft.p99)))),
-        (Column("complete"), lambda row: _complete(row[1].summary)),
-        (Column("reason", prose=True), lambda row: row[1].reason),
+def points_table(measured: ReportData) -> Table | None:
+    """Tabulate every rate that the searches tried."""
+    columns: list[ColumnOf[LoadGroup]] = [
+        (_LABEL, lambda load: _label(measured, load.label)),
+        (_RATE, lambda load: plain(load.rate)),
+        (Column("verdict", prose=True), _verdict),
+        _figure("P99 TBT (ms)", lambda one: percentile_cell(one.tbt, "P99", True)),
+        _figure("median delay (s)", lambda one: number(one.scheduling_delay.p50)),
+        _figure("P50", lambda one: number(one.ttft.p50), "TTFT (s)"),
+        _figure("P99", lambda one: number(one.ttft.p99), "TTFT (s)"),
+        _COMPLETE,
+        (Column("reason", prose=True), lambda load: load.reason),
     ]
     return table_of(
         "What the searches tried",
         "Uncertain: another set of requests might have turned out otherwise. Latencies of runs "
         "that were stopped are left out: the requests that took long had not ended.",
-        [(one.label, point) for one in searches for point in one.points],
+        measured.searched_loads,
         columns,
         by_label=True,
     )
 
 
-def _verdict(point: Point) -> Cell:
-    word, tone = ("met", "good") if point.met else ("missed", "bad")
-    return Cell(word, "" if point.certain else "uncertain", tone, prose=True)
+def _verdict(load: LoadGroup) -> Cell:
+    tone = "good" if load.state == "met" else "bad"
+    return Cell(load.state, "" if load.certain else "uncertain", tone, prose=True)
 
 
 # Columns of a comparison: the name in `FIGURES`, head, group, and the format of a value.
@@ -285,10 +271,6 @@ def _ratio(ratio: float | None, value: float | None, shown: Format) -> Cell:
     return Cell(f"{ratio:.2f}x" if 0.095 <= ratio < 10 else f"{number(ratio)}x", note)
 
 
-def _divided(value: float | None, base: float | None) -> float | None:
-    return None if value is None or not base else value / base
-
-
 def rounds_table(rows: Sequence[Row]) -> Table:
     """Tabulate medians over the rounds of a comparison, and ratios to the first target."""
     columns = (Column("requests/s"), Column("server", prose=True), *_COMPARED_COLUMNS)
@@ -297,7 +279,8 @@ def rounds_table(rows: Sequence[Row]) -> Table:
             Cell("" if row.rate is None else f"{row.rate:g}"),
             Cell(row.label, prose=True),
             *_compared(row.figures, row.ratios),
-            *map(Cell, (str(row.failed), str(row.invalid))),
+            Cell(str(row.failed)),
+            Cell(str(row.invalid)),
         ]
         for row in rows
     ]
@@ -317,11 +300,11 @@ def comparison_table(measured: ReportData) -> Table | None:
     for label, run in runs.items():
         known = run.stopped is None and first.stopped is None
         figures = {name: read(run) if known else None for name, read in FIGURES.items()}
-        ratios = {name: _divided(figures[name], read(first)) for name, read in FIGURES.items()}
+        ratios = {name: divided(figures[name], read(first)) for name, read in FIGURES.items()}
         row = [_label(measured, label), Cell(plain(rate_of(run))), *_compared(figures, ratios)]
         if with_capacity:
             own = capacities.get(label)
-            row.append(_ratio(_divided(own, capacities.get(first.label)), own, rate))
+            row.append(_ratio(divided(own, capacities.get(first.label)), own, rate))
         rows.append(row)
     columns: tuple[Column, ...] = (_LABEL, _RATE, *_COMPARED_COLUMNS)
     if with_capacity:
@@ -337,22 +320,26 @@ def simulation_table(measured: ReportData) -> Table | None:
     """Tabulate the use of simulated hardware by replica; in one row where there are many."""
     runs = [run for run in measured.all_runs if run.simulation is not None]
     runs.sort(key=lambda run: (measured.labels.index(run.label), rate_of(run)))
-    columns: list[ColumnOf[_Use]] = [
-        (_LABEL, lambda use: _label(measured, use.run.label)),
-        (_RATE, lambda use: plain(rate_of(use.run))),
-        (Column("replica", prose=True), lambda use: use.name),
-        (Column("busy (%)", "stages"), lambda use: _shares(use, 0)),
-        (Column("idle (%)", "stages"), lambda use: _shares(use, 1)),
-        (Column("own time", "engine"), lambda use: percent(overhead_share(use.replicas))),
-        (Column("iterations", "engine"), lambda use: f"{use.total('iterations'):,}"),
+    kv = "KV blocks in use"
+    columns: list[ColumnOf[_UseRow]] = [
+        (_LABEL, lambda row: _label(measured, row.run.label)),
+        (_RATE, lambda row: plain(rate_of(row.run))),
+        (Column("replica", prose=True), lambda row: row.replica),
+        (Column("busy (%)", "stages"), lambda row: _shares(row.use, 0)),
+        (Column("idle (%)", "stages"), lambda row: _shares(row.use, 1)),
+        (
+            Column("own time", "engine"),
+            lambda row: percent(divided(row.use.overhead, row.use.active)),
+        ),
+        (Column("iterations", "engine"), lambda row: f"{row.use.iterations:,}"),
         (
             Column("tokens each", "engine"),
-            lambda use: number(_divided(use.total("tokens"), use.total("iterations"))),
+            lambda row: number(divided(row.use.tokens, row.use.iterations)),
         ),
-        (Column("mean", "KV blocks in use"), lambda use: percent(use.kv[0])),
-        (Column("most", "KV blocks in use"), lambda use: percent(use.kv[1])),
-        (Column("preemptions"), lambda use: f"{use.total('preemptions'):,}"),
-        (Column("$ per million tokens"), lambda use: use.cost),
+        (Column("mean", kv), lambda row: percent(row.use.kv_mean if row.use.active else None)),
+        (Column("most", kv), lambda row: percent(row.use.kv_max if row.use.active else None)),
+        (Column("preemptions"), lambda row: f"{row.use.preemptions:,}"),
+        (Column("$ per million tokens"), lambda row: row.cost),
     ]
     return table_of(
         "Use of the simulated hardware",
@@ -360,40 +347,30 @@ def simulation_table(measured: ReportData) -> Table | None:
         "bubble of the pipeline; with one stage, that is the engine's own time. Where there are "
         "several stages, their shares follow one another. The cost is that of all devices of a "
         "run, for prompts and answers together.",
-        [use for run in runs for use in _uses(run)],
+        [row for run in runs for row in _use_rows(run)],
         columns,
         by_label=True,
     )
 
 
-@dataclass(frozen=True)
-class _Use:
-    """A row of the table of simulated hardware."""
-
+class _UseRow(NamedTuple):
     run: Run
-    name: str
-    replicas: Sequence[ReplicaUse]
-    cost: str
-
-    @property
-    def kv(self) -> tuple[float | None, float | None]:
-        return kv_shares(self.replicas) or (None, None)
-
-    def total(self, name: str) -> int:
-        return sum(getattr(use, name) for use in self.replicas)
+    replica: str
+    use: ReplicaUse
+    cost: str  # in the first row of a run
 
 
-def _uses(run: Run) -> list[_Use]:
+def _use_rows(run: Run) -> list[_UseRow]:
     assert run.simulation is not None
     replicas, cost = run.simulation.replicas, number(run.simulation.cost_per_million_tokens)
     if len(replicas) > _MOST_REPLICAS:
-        return [_Use(run, f"all {len(replicas)}", replicas, cost)]
-    return [_Use(run, str(i), [use], "" if i else cost) for i, use in enumerate(replicas)]
+        return [_UseRow(run, f"all {len(replicas)}", ReplicaUse.pooled(replicas), cost)]
+    return [_UseRow(run, str(i), use, "" if i else cost) for i, use in enumerate(replicas)]
 
 
-def _shares(use: _Use, which: int) -> str:
+def _shares(use: ReplicaUse, which: int) -> str:
     """Return the share of each stage that is busy (0) or idle (1)."""
-    return ", ".join(plain(100 * one[which]) for one in stage_shares(use.replicas)) or MISSING
+    return ", ".join(plain(100 * shares[which]) for shares in use.stage_shares) or MISSING
 
 
 def _label(measured: ReportData, label: str) -> Cell:

@@ -33,9 +33,14 @@ def plain(value: float | None) -> str:
     return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
 
 
+def in_milliseconds(value: float | None) -> str:
+    """Format a time in seconds as a number of milliseconds."""
+    return number(None if value is None else 1000 * value)
+
+
 def milliseconds(value: float | None) -> str:
     """Format a time in seconds as milliseconds."""
-    return _with_unit(number(None if value is None else 1000 * value), " ms")
+    return _with_unit(in_milliseconds(value), " ms")
 
 
 def seconds(value: float | None) -> str:
@@ -56,11 +61,7 @@ def percent(share: float | None) -> str:
 
 
 def interval(bounds: tuple[float, float] | None, shown: Callable[[float], str]) -> str:
-    """Format both ends of an interval, with one unit where they have the same.
-
-    Args:
-        shown: one of the functions above.
-    """
+    """Format both ends of an interval, with one unit where they have the same."""
     if bounds is None:
         return MISSING
     low, high = map(shown, bounds)
@@ -119,7 +120,7 @@ class Table:
 
 
 T = TypeVar("T")
-ColumnOf: TypeAlias = tuple[Column, Callable[[T], Cell | str]]
+ColumnOf: TypeAlias = tuple[Column, Callable[[T], Cell | str]]  # with the cell of an item
 
 
 def table_of(
@@ -129,30 +130,20 @@ def table_of(
     columns: Sequence[ColumnOf[T]],
     by_label: bool = False,
 ) -> Table | None:
-    """Build a table with a row for each item, or None without items.
+    """Build a table with a row for each item, or None without items."""
 
-    Args:
-        columns: each with the function that makes its cell for an item.
-    """
-    rows = [[_as_cell(of(item), column) for column, of in columns] for item in items]
+    def cell(value: Cell | str, column: Column) -> Cell:
+        return Cell(value, prose=column.prose) if isinstance(value, str) else value
+
+    rows = [[cell(of(item), column) for column, of in columns] for item in items]
     heads = tuple(column for column, _ in columns)
     return Table(title, caption, heads, rows, by_label) if rows else None
-
-
-def _as_cell(value: Cell | str, column: Column) -> Cell:
-    return Cell(value, prose=column.prose) if isinstance(value, str) else value
-
-
-def in_milliseconds(value: float | None) -> str:
-    """Format a time in seconds as a number of milliseconds."""
-    return number(None if value is None else 1000 * value)
 
 
 def percentile_cell(values: Distribution, percentile: str, milliseconds: bool) -> Cell:
     """Return a percentile, such as "P99", with its interval."""
     shown = in_milliseconds if milliseconds else number
-    bounds = getattr(values, f"{percentile.lower()}_interval")
-    value = getattr(values, percentile.lower())
+    value, bounds = (getattr(values, percentile.lower() + end) for end in ("", "_interval"))
     return Cell(shown(value), "" if bounds is None else interval(bounds, shown))
 
 

@@ -16,7 +16,6 @@ TRACE = "trace"
 
 _VARIATIONS = {"poisson": 1.0, "constant": 0.0}
 _MAX_VARIATION = 10.0
-_REGULAR = 1e-6  # below it, gaps count as constant
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class ArrivalProcess:
         if not count:
             return np.empty(0)
         gaps = np.ones(count)
-        if self.variation > _REGULAR:
+        if self.variation > 1e-6:  # below, they count as constant
             sampled = rng.gamma(1 / self.variation**2, size=count)
             # A few very irregular gaps may all be too small for a number.
             gaps = sampled if sampled.sum() > 0 else gaps
@@ -51,11 +50,7 @@ class ArrivalProcess:
 
 
 def process_from(text: str) -> ArrivalProcess | None:
-    """Parse an arrival process; None for the times of a trace.
-
-    Raises:
-        BenchmarkError: the text has none of the forms.
-    """
+    """Parse an arrival process, None for the times of a trace; raise BenchmarkError for others."""
     if text == TRACE:
         return None
     if text in _VARIATIONS:
@@ -79,9 +74,8 @@ def process_from(text: str) -> ArrivalProcess | None:
 def stretched(times: Times, warm_up: int, rate: float | None) -> tuple[Times, float]:
     """Shift the times of a trace to start at 0, and stretch them to a mean rate if one is given.
 
-    Returns:
-        The times, and for how long measuring lasts. It begins with the last request of the warm-up,
-        so that each measured request comes with the gap before it.
+    Return also for how long measuring lasts. It begins with the last request of the warm-up, so
+    that each measured request comes with the gap before it.
 
     Raises:
         BenchmarkError: all requests arrive at once, which no stretching gives a rate.

@@ -6,6 +6,8 @@ import csv
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +24,6 @@ MAX_LENGTH = 10**6  # tokens
 
 # How many standard deviations the 90th percentile of a normal distribution is above its mean.
 _P90_DEVIATIONS = 1.2815515655446004
-_MAX_EXPONENT = 20.0
 
 
 class LengthPairs(Protocol):
@@ -32,43 +33,20 @@ class LengthPairs(Protocol):
         """Return the lengths of `count` requests; a larger count keeps the first ones."""
         ...
 
-    def options(self) -> dict[str, str]:
-        """Return the options of the command line that describe it."""
-        ...
 
-
-@dataclass(frozen=True)
-class LengthDistribution:
-    """A distribution of single lengths: one of `_FORMS`, and its parameters."""
-
-    form: str
-    parameters: tuple[float, ...]
-
-    def sample(self, count: int, rng: np.random.Generator) -> Tokens:
-        """Return `count` lengths from 1 to `MAX_LENGTH`; a larger count keeps the first ones."""
-        return _FORMS[self.form][1](count, rng, *self.parameters)
+Sampler = Callable[[int, np.random.Generator], Tokens]
 
 
 @dataclass(frozen=True)
 class IndependentLengths:
     """Prompts and answers without any correlation."""
 
-    prompt_lengths: str  # as typed
-    output_lengths: str
-
-    def __post_init__(self) -> None:
-        self._parsed()
+    prompts: Sampler
+    outputs: Sampler
 
     def sample(self, count: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
-        prompts, outputs = self._parsed()
         for_prompts, for_outputs = rng.spawn(2)
-        return prompts.sample(count, for_prompts), outputs.sample(count, for_outputs)
-
-    def options(self) -> dict[str, str]:
-        return {"prompt-lengths": self.prompt_lengths, "output-lengths": self.output_lengths}
-
-    def _parsed(self) -> list[LengthDistribution]:
-        return [parse_lengths(text, f"--{option}") for option, text in self.options().items()]
+        return self.prompts(count, for_prompts), self.outputs(count, for_outputs)
 
 
 def whole(lengths: npt.NDArray[np.float64]) -> Tokens:
@@ -76,11 +54,10 @@ def whole(lengths: npt.NDArray[np.float64]) -> Tokens:
     return np.rint(np.clip(lengths, 1, MAX_LENGTH)).astype(np.int64)
 
 
-def parse_lengths(text: str, option: str) -> LengthDistribution:
-    """Parse a distribution.
+def parse_lengths(text: str, option: str) -> Sampler:
+    """Parse a distribution of single lengths from 1 to `MAX_LENGTH`.
 
-    Args:
-        option: its name, for messages.
+    A larger count keeps the first ones. Messages name the option.
 
     Raises:
         BenchmarkError: the text has none of the forms, or a number is out of range.
@@ -100,11 +77,11 @@ def parse_lengths(text: str, option: str) -> LengthDistribution:
             raise ValueError(f"{names[0]} is above {names[1]}")
     except ValueError as error:
         raise BenchmarkError(f"{option} {text!r}: {error}") from None
-    return LengthDistribution(form, numbers)
+    return partial(_FORMS[form][1], numbers)
 
 
 def _parameter(name: str, text: str) -> float:
-    low, high = (0.0, _MAX_EXPONENT) if name == "EXPONENT" else (1.0, float(MAX_LENGTH))
+    low, high = (0.0, 20.0) if name == "EXPONENT" else (1.0, float(MAX_LENGTH))
     try:
         number = float(text)
     except ValueError:
@@ -118,28 +95,31 @@ def _parameter(name: str, text: str) -> float:
     return number
 
 
-def _fixed(count: int, rng: np.random.Generator, length: float) -> Tokens:
-    return np.full(count, length, np.int64)
+def _fixed(numbers: Sequence[float], count: int, rng: np.random.Generator) -> Tokens:
+    return np.full(count, numbers[0], np.int64)
 
 
-def _uniform(count: int, rng: np.random.Generator, low: float, high: float) -> Tokens:
-    return rng.integers(int(low), int(high), size=count, endpoint=True)
+def _uniform(numbers: Sequence[float], count: int, rng: np.random.Generator) -> Tokens:
+    low, high = map(int, numbers)
+    return rng.integers(low, high, size=count, endpoint=True)
 
 
-def _log_normal(count: int, rng: np.random.Generator, median: float, p90: float) -> Tokens:
+def _log_normal(numbers: Sequence[float], count: int, rng: np.random.Generator) -> Tokens:
+    median, p90 = numbers
     deviation = math.log(p90 / median) / _P90_DEVIATIONS
     return whole(rng.lognormal(math.log(median), deviation, count))
 
 
-def _zipf(count: int, rng: np.random.Generator, exponent: float, longest: float) -> Tokens:
+def _zipf(numbers: Sequence[float], count: int, rng: np.random.Generator) -> Tokens:
     """Sample a length of k tokens with a probability of k to the power of `-exponent`."""
+    exponent, longest = numbers
     sums = np.cumsum(np.arange(1, longest + 1, dtype=np.float64) ** -exponent)
     found: Tokens = np.searchsorted(sums / sums[-1], rng.random(count), side="right") + 1
     return np.minimum(found, int(longest))
 
 
 # The parameters of each form, and how it is sampled.
-_FORMS: dict[str, tuple[str, Callable[..., Tokens]]] = {
+_FORMS: dict[str, tuple[str, Callable[[Sequence[float], int, np.random.Generator], Tokens]]] = {
     "fixed": ("N", _fixed),
     "uniform": ("LOW,HIGH", _uniform),
     "lognormal": ("MEDIAN,P90", _log_normal),
@@ -166,9 +146,6 @@ class LengthTrace:
         rows = _shuffled(len(self.prompts), count, rng)
         return self.prompts[rows], self.outputs[rows]
 
-    def options(self) -> dict[str, str]:
-        return {"workload": self.path}
-
 
 class _Turn(msgspec.Struct, frozen=True):
     speaker: str = msgspec.field(name="from")
@@ -186,9 +163,7 @@ class Dialogues:
     Each answer to a user is a request; all turns before it are the prompt.
     """
 
-    path: str
-    conversations: tuple[tuple[_Turn, ...], ...]
-    answers: tuple[tuple[int, int], ...]  # conversation, and turn in it
+    answers: Sequence[tuple[Sequence[str], int]]  # all turns of a conversation, and which of them
     count: Callable[[str], int]  # tokens of a text
 
     def sample(self, count: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
@@ -197,23 +172,14 @@ class Dialogues:
         Only the turns of sampled requests are tokenised: files are large.
         """
         around = self.count("a") - 1  # what comes with every text, such as a first `<s>`
-        lengths: dict[tuple[int, int], int] = {}
-
-        def length(conversation: int, turn: int) -> int:
-            key = conversation, turn
-            if key not in lengths:
-                lengths[key] = self.count(self.conversations[conversation][turn].value) - around
-            return lengths[key]
-
+        count_text = cache(self.count)
         prompts, outputs = [], []
         for row in _shuffled(len(self.answers), count, rng).tolist():
-            conversation, answer = self.answers[row]
-            prompts.append(around + sum(length(conversation, turn) for turn in range(answer)))
-            outputs.append(length(conversation, answer))
+            texts, answer = self.answers[row]
+            *before, output = (count_text(text) - around for text in texts[: answer + 1])
+            prompts.append(around + sum(before))
+            outputs.append(output)
         return np.clip(prompts, 1, MAX_LENGTH), np.clip(outputs, 1, MAX_LENGTH)
-
-    def options(self) -> dict[str, str]:
-        return {"workload": self.path}
 
 
 def read_trace(path: str) -> LengthTrace:
@@ -221,8 +187,7 @@ def read_trace(path: str) -> LengthTrace:
     arrived_at (seconds); others are ignored.
 
     Raises:
-        BenchmarkError: the file or a column is missing, a value is out of range, or there is no
-            request.
+        BenchmarkError: the file, a column or a request is missing, or a value is out of range.
     """
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
@@ -239,10 +204,13 @@ def read_trace(path: str) -> LengthTrace:
             )
     if not rows:
         raise BenchmarkError(f"--workload {path} has no requests")
-    prompts, outputs = (_lengths(rows, name) for name in (_PROMPT, _OUTPUT))
+    expected = f"a whole number from 1 to {MAX_LENGTH:,}"
+    prompts, outputs = (
+        _column(rows, name, _is_length, expected).astype(np.int64) for name in (_PROMPT, _OUTPUT)
+    )
     if _ARRIVAL not in header:
         return LengthTrace(path, prompts, outputs, None)
-    times = _numbers(rows, _ARRIVAL, math.isfinite, "a time in seconds")
+    times = _column(rows, _ARRIVAL, math.isfinite, "a time in seconds")
     order = np.argsort(times, kind="stable")
     times = times[order]
     return LengthTrace(path, prompts[order], outputs[order], times - times[0])
@@ -259,30 +227,25 @@ def read_dialogues(path: str, count: Callable[[str], int]) -> Dialogues:
         found = msgspec.json.decode(Path(path).read_bytes(), type=list[_Conversation])
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
-    conversations = tuple(tuple(one.conversations) for one in found)
-    answers = tuple(
-        (number, turn)
-        for number, turns in enumerate(conversations)
-        for turn in range(1, len(turns))
-        if turns[turn - 1].speaker in _USERS and turns[turn].speaker in _ASSISTANTS
-    )
+    answers = []
+    for one in found:
+        texts = [turn.value for turn in one.conversations]
+        for turn, (before, after) in enumerate(pairwise(one.conversations), start=1):
+            if before.speaker in _USERS and after.speaker in _ASSISTANTS:
+                answers.append((texts, turn))
     if not answers:
         raise BenchmarkError(
             f"--workload {path} has no requests: none of its conversations has a turn from human "
             "followed by one from gpt"
         )
-    return Dialogues(path, conversations, answers, count)
+    return Dialogues(answers, count)
 
 
-def _lengths(rows: Sequence[tuple[str, dict[str, str]]], name: str) -> Tokens:
-    def is_length(number: float) -> bool:
-        return number.is_integer() and 1 <= number <= MAX_LENGTH
-
-    expected = f"a whole number from 1 to {MAX_LENGTH:,}"
-    return _numbers(rows, name, is_length, expected).astype(np.int64)
+def _is_length(number: float) -> bool:
+    return number.is_integer() and 1 <= number <= MAX_LENGTH
 
 
-def _numbers(
+def _column(
     rows: Sequence[tuple[str, dict[str, str]]],
     name: str,
     valid: Callable[[float], bool],

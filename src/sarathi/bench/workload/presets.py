@@ -31,7 +31,6 @@ Quantiles = dict[float, int]  # share of the lengths -> the length that they do 
 class Preset:
     """Prompts and answers, independent but for the cap on both together."""
 
-    name: str
     prompts: Quantiles
     outputs: Quantiles
     max_total: int
@@ -50,26 +49,18 @@ class Preset:
             pairs = np.hstack([pairs, sampled[:, sampled.sum(axis=0) <= self.max_total]])
         return pairs[0], pairs[1]
 
-    def options(self) -> dict[str, str]:
-        return {"workload": self.name}
-
 
 PRESETS = {
-    preset.name: preset
-    for preset in (
-        Preset(
-            "sharegpt",
-            {0: 1, 0.1: 74, 0.25: 580, 0.5: 1730, 0.75: 3734, 0.9: 5696, 0.99: 7434, 1: 8150},
-            {0: 2, 0.1: 84, 0.25: 228, 0.5: 415, 0.75: 628, 0.9: 834, 0.99: 998, 1: 1024},
-            8192,
-        ),
-        Preset(
-            "arxiv",
-            {0: 300, 0.1: 4000, 0.5: 7059, 0.9: 12985, 1: 16000},
-            {0: 20, 0.1: 120, 0.5: 208, 0.9: 371, 0.99: 470, 1: 600},
-            16384,
-        ),
-    )
+    "sharegpt": Preset(
+        {0: 1, 0.1: 74, 0.25: 580, 0.5: 1730, 0.75: 3734, 0.9: 5696, 0.99: 7434, 1: 8150},
+        {0: 2, 0.1: 84, 0.25: 228, 0.5: 415, 0.75: 628, 0.9: 834, 0.99: 998, 1: 1024},
+        8192,
+    ),
+    "arxiv": Preset(
+        {0: 300, 0.1: 4000, 0.5: 7059, 0.9: 12985, 1: 16000},
+        {0: 20, 0.1: 120, 0.5: 208, 0.9: 371, 0.99: 470, 1: 600},
+        16384,
+    ),
 }
 
 

@@ -71,10 +71,7 @@ def write_prompts(
     texts = []
     for request in requests:
         before = latest.get(request.conversation) if request.turn else None
-        if before is None:
-            text = writer.begin(request.prompt_tokens)
-        else:
-            text = writer.extend(before, request.prompt_tokens)
+        text = writer.write(request.prompt_tokens, before)
         latest[request.conversation] = text
         texts.append(text.text)
     return texts
@@ -90,13 +87,22 @@ class _Writer:
         self._singles = [_Text(word, cost) for word, cost in costs.items()]
         phrases = [rng.choices(_WORDS, k=_PHRASE) for _ in range(_NUM_PHRASES)]
         self._phrases = [_Text("".join(p), sum(map(costs.__getitem__, p))) for p in phrases]
-        self._by_cost = self._fillers()
+        # The words of each cost, the most expensive first; a mark if none is as short.
+        by_cost: dict[int, list[_Text]] = {}
+        for single in self._singles:
+            by_cost.setdefault(single.tokens, []).append(single)
+        mark = _costs_of([_MARK], tokens.count)[_MARK]
+        by_cost.setdefault(mark, [_Text(_MARK, mark)])
+        self._by_cost = [by_cost[cost] for cost in sorted(by_cost, reverse=True)]
         # With everything that the server adds to a text.
         self._opener_cost = cache(tokens.count)
         self._beginnings: set[str] = set()
 
-    def begin(self, tokens: int) -> _Text:
-        """Write a text with a new beginning."""
+    def write(self, tokens: int, before: _Text | None) -> _Text:
+        """Write a text that starts with an earlier one, or has a new beginning."""
+        if before is not None:
+            text = before.text + self._words(tokens - before.tokens)
+            return self._exact(text, before, tokens)
         for _ in range(_TRIES):
             opener = self._opener(tokens)
             text = opener.text + self._words(tokens - opener.tokens)
@@ -105,10 +111,6 @@ class _Writer:
         exact = self._exact(text, opener, tokens)
         self._beginnings.add(_beginning(exact.text))
         return exact
-
-    def extend(self, before: _Text, tokens: int) -> _Text:
-        """Write a text that starts with an earlier one."""
-        return self._exact(before.text + self._words(tokens - before.tokens), before, tokens)
 
     def _exact(self, text: str, head: _Text, tokens: int) -> _Text:
         """Correct the length of a text: a word may take more or fewer tokens beside others."""
@@ -130,25 +132,11 @@ class _Writer:
     def _words(self, tokens: int) -> str:
         """Sample words of so many tokens: phrases, then any words, then the longest that fit."""
         parts = []
-        for options in (self._phrases, self._singles):
+        for options in (self._phrases, self._singles, *self._by_cost):
             while (one := self._rng.choice(options)).tokens <= tokens:
                 parts.append(one.text)
                 tokens -= one.tokens
-        for options in self._by_cost:
-            while options[0].tokens <= tokens:
-                one = self._rng.choice(options)
-                parts.append(one.text)
-                tokens -= one.tokens
         return "".join(parts)
-
-    def _fillers(self) -> list[list[_Text]]:
-        """Return the words of each cost, the most expensive first; a mark if none is as short."""
-        found: dict[int, list[_Text]] = {}
-        for single in self._singles:
-            found.setdefault(single.tokens, []).append(single)
-        mark = _costs_of([_MARK], self._count)[_MARK]
-        found.setdefault(mark, [_Text(_MARK, mark)])
-        return [found[cost] for cost in sorted(found, reverse=True)]
 
     def _opener(self, tokens: int) -> _Text:
         """Sample a first word that fits, or else one of the shortest."""

@@ -12,7 +12,6 @@ from sarathi.errors import BenchmarkError, ModelError
 from sarathi.models.locate import locate
 from sarathi.models.model import open_tokenizer
 
-_TIMEOUT = 30.0  # seconds
 _MAX_SHOWN = 200  # characters of an answer
 
 
@@ -46,7 +45,7 @@ class LocalTokens:
         if self._template is None:
             return len(self._tokenizer.encode(text))
         try:
-            prompt = self._template.render(_messages(text))
+            prompt = self._template.render([{"role": "user", "content": text}])
         except ValueError as error:
             raise BenchmarkError(f"--tokenizer: {error}") from error
         return len(self._tokenizer.encode(prompt, add_special_tokens=False))
@@ -57,18 +56,15 @@ class _Counted(msgspec.Struct):
 
 
 class ServerTokens:
-    """Counts with the server itself: POST /tokenize, as in vLLM and Sarathi.
+    """Counts with the server itself, by POST /tokenize as in vLLM and Sarathi.
 
-    Args:
-        endpoint: with the name of a model.
-        transport: in place of the network.
+    The transport replaces the network.
     """
 
     def __init__(self, endpoint: Endpoint, transport: httpx.BaseTransport | None = None) -> None:
+        self._endpoint = endpoint
         self._url = f"{endpoint.url}/tokenize"
-        self._model = endpoint.model
-        self._chat = endpoint.api == "chat"
-        self._client = endpoint.http_client(_TIMEOUT, transport)
+        self._client = endpoint.http_client(30.0, transport)
 
     def count(self, text: str) -> int:
         """Return the tokens of a prompt.
@@ -76,19 +72,17 @@ class ServerTokens:
         Raises:
             BenchmarkError: the server cannot be reached, has no such endpoint, or refuses.
         """
-        body = {"model": self._model} | (
-            {"messages": _messages(text)} if self._chat else {"prompt": text}
-        )
         try:
-            response = self._client.post(self._url, json=body)
+            response = self._client.post(self._url, json=self._endpoint.named_prompt(text))
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
             raise BenchmarkError(f"{self._url} cannot be reached: {reason}") from error
         if response.status_code in (404, 405, 501):
             raise BenchmarkError(
                 f"{self._url} answers {response.status_code}, so that the server cannot count "
-                f"tokens of {self._model}: {_shown(response)}. Where it has no such endpoint, "
-                "--tokenizer PATH names a copy of the model's tokenizer to count with instead"
+                f"tokens of {self._endpoint.model}: {_shown(response)}. Where it has no such "
+                "endpoint, --tokenizer PATH names a copy of the model's tokenizer to count with "
+                "instead"
             )
         if response.status_code != 200:
             raise BenchmarkError(f"{self._url} answers {response.status_code}: {_shown(response)}")
@@ -103,10 +97,6 @@ class ServerTokens:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
-
-
-def _messages(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
 
 
 def _shown(response: httpx.Response) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
@@ -11,10 +11,12 @@ import numpy as np
 
 from sarathi.bench.workload.arrivals import TRACE, ArrivalProcess, Times, process_from, stretched
 from sarathi.bench.workload.lengths import (
+    MAX_LENGTH,
     IndependentLengths,
     LengthPairs,
     LengthTrace,
     Tokens,
+    parse_lengths,
     read_dialogues,
     read_trace,
     whole,
@@ -23,7 +25,6 @@ from sarathi.bench.workload.presets import PRESETS
 from sarathi.bench.workload.token_counter import TokenCounter
 from sarathi.errors import BenchmarkError
 
-_MAX_SCALE = 1000.0
 _MIN_UNFINISHED = 8  # unfinished conversations that a run soon has, at least
 _PIECE = 4096  # requests per chunk of an iteration
 
@@ -79,6 +80,7 @@ class Workload:
 
     pairs: LengthPairs
     arrivals: ArrivalProcess | None  # None: the trace's own times
+    source: Mapping[str, str]  # the options that the pairs are from
     prompt_scale: float = 1.0
     output_scale: float = 1.0
     max_prompt: int | None = None  # tokens; longer ones are cut
@@ -86,11 +88,10 @@ class Workload:
     turns: int = 1
 
     def __post_init__(self) -> None:
-        for name, scale in (("prompt", self.prompt_scale), ("output", self.output_scale)):
-            if not 0 < scale <= _MAX_SCALE:
-                raise BenchmarkError(
-                    f"--{name}-scale {scale:g} must be above 0 and at most {_MAX_SCALE:g}"
-                )
+        for name in ("prompt", "output"):
+            scale = getattr(self, f"{name}_scale")
+            if not 0 < scale <= 1000:
+                raise BenchmarkError(f"--{name}-scale {scale:g} must be above 0 and at most 1000")
         _check_at_least(1, max_prompt=self.max_prompt, max_output=self.max_output, turns=self.turns)
         if self.arrivals is None and getattr(self.pairs, "arrived_at", None) is None:
             raise BenchmarkError(
@@ -113,18 +114,24 @@ class Workload:
         Args:
             workload: a preset, FILE.csv or FILE.json; otherwise both kinds of lengths are required.
             tokens: counts the tokens of a JSON file; required only for such files.
-            shape: the other fields of a workload, such as `max_prompt` and `turns`.
+            shape: the other fields, such as `max_prompt` and `turns`.
 
         Raises:
             BenchmarkError: an option is wrong, missing, or one too many.
         """
         pairs = _parse_pairs(workload, prompt_lengths, output_lengths, tokens)
-        return cls(pairs, process_from(arrivals), **shape)
+        given = (
+            ("workload", workload),
+            ("prompt-lengths", prompt_lengths),
+            ("output-lengths", output_lengths),
+        )
+        source = {option: text for option, text in given if text is not None}
+        return cls(pairs, process_from(arrivals), source, **shape)
 
     def describe(self) -> dict[str, str]:
         """Return the options of this workload that differ from the defaults, without dashes."""
         arrivals = TRACE if self.arrivals is None else self.arrivals.text
-        options = self.pairs.options() | {"arrivals": arrivals}
+        options = {**self.source, "arrivals": arrivals}
         for field in fields(self):
             value = getattr(self, field.name)
             if field.default not in (MISSING, value):
@@ -150,8 +157,7 @@ class Workload:
                 conversation has room for a second turn.
         """
         self._check(rate, num_requests, warm_up, seed, max_total)
-        streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(3)]
-        for_times, for_lengths, for_turns = streams
+        for_times, for_lengths, for_turns = np.random.default_rng(seed).spawn(3)
         total = warm_up + num_requests
         if self.arrivals is None:
             times, seconds, pairs = self._from_trace(total, warm_up, rate)
@@ -161,8 +167,13 @@ class Workload:
             before = self.arrivals.times(warm_up, rate, for_times)
             after = begin + self.arrivals.times(num_requests, rate, for_times)
             times, pairs = np.concatenate([before, after]), self.pairs.sample(total, for_lengths)
-        prompts = _capped(whole(pairs[0].astype(np.float64) * self.prompt_scale), self.max_prompt)
-        outputs = _capped(whole(pairs[1].astype(np.float64) * self.output_scale), self.max_output)
+        prompts, outputs = (
+            np.minimum(whole(lengths.astype(np.float64) * scale), longest or MAX_LENGTH)
+            for lengths, scale, longest in (
+                (pairs[0], self.prompt_scale, self.max_prompt),
+                (pairs[1], self.output_scale, self.max_output),
+            )
+        )
         prompts, outputs, num_shortened = _shortened(prompts, outputs, max_total)
         conversations, numbers = np.arange(total), np.zeros(total, np.int64)
         if self.turns > 1:
@@ -217,7 +228,10 @@ def _parse_pairs(
                 "--prompt-lengths and --output-lengths, such as lognormal:430,1400 and "
                 "lognormal:60,130"
             )
-        return IndependentLengths(prompt_lengths, output_lengths)
+        return IndependentLengths(
+            parse_lengths(prompt_lengths, "--prompt-lengths"),
+            parse_lengths(output_lengths, "--output-lengths"),
+        )
     for option, text in (("prompt", prompt_lengths), ("output", output_lengths)):
         if text is not None:
             raise BenchmarkError(
@@ -226,10 +240,9 @@ def _parse_pairs(
             )
     if workload in PRESETS:
         return PRESETS[workload]
-    name = workload.lower()
-    if name.endswith(".csv"):
+    if workload.lower().endswith(".csv"):
         return read_trace(workload)
-    if not name.endswith(".json"):
+    if not workload.lower().endswith(".json"):
         raise BenchmarkError(
             f"--workload {workload} is unknown; accepted are {files} and FILE.json"
         )
@@ -245,10 +258,6 @@ def _check_at_least(least: int, **options: int | None) -> None:
             raise BenchmarkError(f"--{option} {value} must be at least {least}")
 
 
-def _capped(lengths: Tokens, limit: int | None) -> Tokens:
-    return lengths if limit is None else np.minimum(lengths, limit)
-
-
 def _shortened(
     prompts: Tokens, outputs: Tokens, max_total: int | None
 ) -> tuple[Tokens, Tokens, int]:
@@ -258,11 +267,8 @@ def _shortened(
     totals = prompts + outputs
     long = totals > max_total
     cut = np.clip(prompts * max_total // totals, 1, max_total - 1)
-    return (
-        np.where(long, cut, prompts),
-        np.where(long, max_total - cut, outputs),
-        int(np.count_nonzero(long)),
-    )
+    outputs = np.where(long, max_total - cut, outputs)
+    return np.where(long, cut, prompts), outputs, int(np.count_nonzero(long))
 
 
 def _converse(
@@ -285,8 +291,7 @@ def _converse(
         outputs: tokens of the answers, which are part of later prompts.
 
     Returns:
-        Tokens of the prompt with all earlier turns, conversation, and number of the turn in it,
-        of each request.
+        Of each request: tokens of the prompt with all earlier turns, conversation, and turn in it.
 
     Raises:
         BenchmarkError: all second turns would have been too long.

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from sarathi.bench.report import check_reports_can_be_made
 from sarathi.bench.report.measured import ReportData
-from sarathi.bench.report.notes import stage_shares
 from sarathi.bench.report.result_tables import simulation_table
 from sarathi.bench.report.table import (
     MISSING,
@@ -28,6 +27,7 @@ from sarathi.bench.report.table import (
     seconds,
     table_of,
 )
+from sarathi.bench.results import ReplicaUse
 from sarathi.simulator.plan.planner import PlanResult
 from sarathi.simulator.plan.replica_sizing import DERIVED, Kind, PlanChoice, PlanSettings, Rejected
 from sarathi.units import format_duration
@@ -66,7 +66,8 @@ def _capacity(choice: PlanChoice) -> str:
 
 def _busy(choice: PlanChoice) -> float:
     """Return the share of the time with requests in which the busiest stage computed."""
-    return max((share for share, _ in stage_shares(choice.simulation.replicas)), default=0.0)
+    use = ReplicaUse.pooled(choice.simulation.replicas)
+    return max((share for share, _ in use.stage_shares), default=0.0)
 
 
 def _ttft(percentile: str) -> Callable[[PlanChoice], Cell]:

@@ -6,7 +6,7 @@ import shlex
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,7 @@ _WARM_UP = 2
 _TIMEOUT = 120.0  # seconds
 _ANY_LAG = 10.0  # seconds; times are the server's own here
 
-Follow = Callable[[str, int], AbstractContextManager[RunListener]]
+Follow = Callable[[str, int], AbstractContextManager[Sequence[RunListener]]]
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
@@ -29,7 +30,6 @@ from sarathi.bench.results import Capacity
 from sarathi.telemetry import Distribution, Summary
 
 _RATE = "requests per second"
-Draw = Callable[[Axes, bool], None]
 
 
 def capacities(measured: ReportData) -> Drawing | None:
@@ -113,15 +113,19 @@ def latencies(measured: ReportData) -> Drawing | None:
     return _side_by_side(measured, loads)
 
 
-def _panel(measured: ReportData, latency: _Latency, draw: Draw, **options: Any) -> Panel:
-    """Return the panel of a latency, with the targets of TBT."""
-    targets = measured.tbt_targets if latency.unit == "ms" else ()
-    return Panel(draw, f"{latency.title} ({latency.unit})", targets=targets, **options)
+def _panels(
+    measured: ReportData, draw: Callable[[_Latency, Axes, bool], None], **options: Any
+) -> list[Panel]:
+    """Return a panel for each latency, with the targets of TBT."""
+    targets = {"ms": measured.tbt_targets, "s": ()}
+    return [
+        Panel(partial(draw, one), f"{one.title} ({one.unit})", targets=targets[one.unit], **options)
+        for one in _LATENCIES
+    ]
 
 
 def _by_rate(measured: ReportData, loads: list[LoadGroup]) -> Drawing:
-    own = {label: [load for load in loads if load.label == label] for label in measured.labels}
-    own = {label: found for label, found in own.items() if found}
+    own = {label: list(found) for label, found in groupby(loads, key=lambda load: load.label)}
     rates = [load.rate for load in loads]
     log_x = min(rates) > 0 and max(rates) > _WIDE_RANGE * min(rates)
 
@@ -132,12 +136,10 @@ def _by_rate(measured: ReportData, loads: list[LoadGroup]) -> Drawing:
             axes.set_xlim(0, 1.06 * max(rates) or 1)
 
     keys = [
-        Key(label, dots(index) | {"linestyle": "-"})
-        for index, label in enumerate(measured.labels)
-        if label in own
+        *(Key(label, dots(measured.labels.index(label)) | {"linestyle": "-"}) for label in own),
+        Key("P99", {"color": MUTED}),
+        Key("P50", {"color": MUTED, "linestyle": _P50_DASHES}),
     ]
-    keys.append(Key("P99", {"color": MUTED}))
-    keys.append(Key("P50", {"color": MUTED, "linestyle": _P50_DASHES}))
     if any(_is_hollow(load) for load in loads):
         hollow = {"color": MUTED, "marker": "o", "linestyle": "none", "mfc": SURFACE}
         keys.append(Key("missed the target, or invalid", hollow))
@@ -153,10 +155,7 @@ def _by_rate(measured: ReportData, loads: list[LoadGroup]) -> Drawing:
             f"TTFT and TBT, P50 and P99, against the request rate for {', '.join(own)}; "
             "the figures are in the table of all loads."
         ),
-        panels=[
-            _panel(measured, one, partial(draw, one), x_label=_RATE, log_x=log_x, log_y=True)
-            for one in _LATENCIES
-        ],
+        panels=_panels(measured, draw, x_label=_RATE, log_x=log_x, log_y=True),
         keys=keys,
         height=4.4,
         narrow_height=6.6 + 0.2 * len(own),
@@ -164,8 +163,8 @@ def _by_rate(measured: ReportData, loads: list[LoadGroup]) -> Drawing:
 
 
 def _draw_label(axes: Axes, latency: _Latency, loads: Sequence[LoadGroup], index: int) -> None:
+    of = [(load, latency.of(load.summary)) for load in loads]
     for name, dashes, width, size in (("p99", "-", 1.8, 6), ("p50", _P50_DASHES, 1.3, 4)):
-        of = [(load, latency.of(load.summary)) for load in loads]
         found = [
             (load, latency.factor * value, getattr(distribution, f"{name}_interval"))
             for load, distribution in of
@@ -174,7 +173,7 @@ def _draw_label(axes: Axes, latency: _Latency, loads: Sequence[LoadGroup], index
         style: dict[str, Any] = {"color": colour(index), "linestyle": dashes, "linewidth": width}
         axes.plot([load.rate for load, _, _ in found], [value for _, value, _ in found], **style)
         for load, value, interval in found:
-            _whiskers(axes, (load.rate, value), interval, latency, index)
+            _whiskers(axes, (load.rate, value), interval, latency, index, "y")
             face = SURFACE if _is_hollow(load) else colour(index)
             axes.plot([load.rate], [value], **dots(index), mfc=face, ms=size)
 
@@ -185,7 +184,7 @@ def _whiskers(
     interval: tuple[float, float] | None,
     latency: _Latency,
     index: int,
-    direction: Literal["x", "y"] = "y",
+    direction: Literal["x", "y"],
 ) -> None:
     """Draw the interval of a point, if it has one."""
     if interval is None:
@@ -229,10 +228,7 @@ def _side_by_side(measured: ReportData, loads: list[LoadGroup]) -> Drawing:
             "shorter is steadier. Thin lines are 95 % intervals."
         ),
         alternative="; ".join(values) + ".",
-        panels=[
-            _panel(measured, one, partial(draw, one), log_x=True, targets_text="top")
-            for one in _LATENCIES
-        ],
+        panels=_panels(measured, draw, log_x=True, targets_text="top"),
         share_y=True,
         height=1.3 + 0.62 * len(loads),
         narrow_height=2.2 + 1.25 * len(loads),

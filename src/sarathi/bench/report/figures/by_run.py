@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
@@ -33,7 +35,6 @@ from sarathi.bench.report.chart import (
 from sarathi.bench.report.measured import ReportData
 from sarathi.bench.report.table import milliseconds
 from sarathi.bench.results import Run
-from sarathi.telemetry import RequestRecord
 
 _DASHES: tuple[Dashes, ...] = (
     "-",
@@ -52,10 +53,15 @@ def _lines(measured: ReportData) -> list[tuple[Run, Key]]:
     for position, run in enumerate(measured.shown):
         index = measured.labels.index(run.label)
         of_dashes = position if one_label else index // len(LABELS)  # colours repeat
-        dashes = _DASHES[of_dashes % len(_DASHES)]
-        style = {"color": colour(index), "linestyle": dashes}
+        style = {"color": colour(index), "linestyle": _DASHES[of_dashes % len(_DASHES)]}
         found.append((run, Key(run.label, style, measured.rest_of_name(run))))
     return found
+
+
+def _compared_runs(measured: ReportData) -> Sequence[Run]:
+    """Return the shown runs of several labels, or the last of one label's."""
+    several = len({run.label for run in measured.shown}) > 1
+    return measured.shown if several else measured.shown[-1:]
 
 
 _LEAST = 0.1  # milliseconds, on a logarithmic axis
@@ -70,11 +76,10 @@ def gaps(measured: ReportData) -> Drawing | None:
     if not shown:
         return None
     values = np.concatenate([x for _, _, x, _ in shown])
-    tails = {
-        measured.name(run): f"P50 {milliseconds(tbt.p50)}, P99 {milliseconds(tbt.p99)}"
+    tails = [
+        f"P50 {milliseconds(run.summary.tbt.p50)}, P99 {milliseconds(run.summary.tbt.p99)}"
         for run, *_ in shown
-        for tbt in [run.summary.tbt]
-    }
+    ]
 
     def draw(axes: Axes, narrow: bool) -> None:
         left = max(_LEAST, 0.85 * float(values.min()))
@@ -102,22 +107,24 @@ def gaps(measured: ReportData) -> Drawing | None:
     )
     if (values < _LEAST).any():
         caption += " Gaps of tokens that came together are at the left edge."
-    listed = "; ".join(f"{name}: {tail}" for name, tail in tails.items())
-    panel = Panel(
-        draw,
-        x_label="time between two tokens (ms)",
-        y_label="gaps at most this long (%)",
-        log_x=True,
-        targets=measured.tbt_targets,
-        targets_text="top",
-    )
+    names = [measured.name(run) for run, *_ in shown]
+    listed = "; ".join(f"{name}: {tail}" for name, tail in zip(names, tails, strict=True))
     return Drawing(
         name="tbt",
         title="Time between tokens",
         caption=caption,
         alternative=f"Cumulative distribution of TBT. {listed}.",
-        panels=(panel,),
-        keys=[replace(key, detail=tails[measured.name(run)]) for run, key, *_ in shown],
+        panels=[
+            Panel(
+                draw,
+                x_label="time between two tokens (ms)",
+                y_label="gaps at most this long (%)",
+                log_x=True,
+                targets=measured.tbt_targets,
+                targets_text="top",
+            )
+        ],
+        keys=[replace(key, detail=tail) for (_, key, *_), tail in zip(shown, tails, strict=True)],
         height=4.4,
         narrow_height=4.2 + 0.35 * len(shown),
     )
@@ -143,31 +150,23 @@ class _Answer:
     times: Array
     limit: float  # of a gap; longer ones are stalls
 
-    @property
+    @cached_property
     def gaps(self) -> Array:
         return np.diff(self.times)
 
-    @property
-    def stalls(self) -> list[int]:
+    @cached_property
+    def stalls(self) -> npt.NDArray[np.int64]:
         """Indices of the tokens before them, the longest first."""
-        gaps = self.gaps
-        found = np.flatnonzero(gaps > self.limit)
-        order = found[np.argsort(-gaps[found], kind="stable")]
-        return [int(position) for position in order[:_MOST_STALLS]]
-
-    @property
-    def longest(self) -> int:
-        return int(np.argmax(self.gaps))
+        longest = np.argsort(-self.gaps, kind="stable")
+        return longest[self.gaps[longest] > self.limit][:_MOST_STALLS]
 
 
 def tokens(measured: ReportData) -> Drawing | None:
     """Draw the answers with the longest gap, token by token."""
-    several = len({run.label for run in measured.shown}) > 1
-    runs = measured.shown[:_MOST_PANELS] if several else measured.shown[-1:]
+    runs = _compared_runs(measured)[:_MOST_PANELS]
     answers = [answer for run in runs if (answer := _worst(run, measured)) is not None]
     if not answers:
         return None
-
     end = max(float(answer.times[-1]) for answer in answers)
 
     def draw(answer: _Answer, axes: Axes, narrow: bool) -> None:
@@ -176,19 +175,21 @@ def tokens(measured: ReportData) -> Drawing | None:
         axes.set_xlim(0, 1.02 * end or 1)
         axes.set_title(short(run.label, narrow) + measured.rest_of_name(run))
 
+    of_each = " of each" if len(answers) > 1 else ""
+    limits = (f"{_FACTOR} times its median gap", "the target", "the strictest target")
+    listed = "; ".join(
+        f"{measured.name(answer.run)}: {len(answer.times)} tokens, {len(answer.stalls)} "
+        f"stalls, the longest gap {milliseconds(float(answer.gaps.max()))}"
+        for answer in answers
+    )
     return Drawing(
         name="tokens",
         title="The worst answer as its reader saw it",
         caption=(
-            f"Tokens that had come by each time, for the request with the longest gap"
-            f"{_each(answers)}. Shaded are its stalls: gaps above {_limits(measured)}."
+            f"Tokens that had come by each time, for the request with the longest gap{of_each}. "
+            f"Shaded are its stalls: gaps above {limits[min(len(measured.targets), 2)]}."
         ),
-        alternative="; ".join(
-            f"{measured.name(answer.run)}: {len(answer.times)} tokens, {len(answer.stalls)} "
-            f"stalls, the longest gap {milliseconds(float(answer.gaps.max()))}"
-            for answer in answers
-        )
-        + ".",
+        alternative=f"{listed}.",
         panels=[
             Panel(
                 partial(draw, answer),
@@ -203,22 +204,12 @@ def tokens(measured: ReportData) -> Drawing | None:
     )
 
 
-def _each(answers: list[_Answer]) -> str:
-    return " of each" if len(answers) > 1 else ""
-
-
-def _limits(measured: ReportData) -> str:
-    if not measured.targets:
-        return f"{_FACTOR} times its median gap"
-    return "the target" if len(measured.targets) == 1 else "the strictest target"
-
-
 def _worst(run: Run, measured: ReportData) -> _Answer | None:
     """Find the answer with the longest gap, a complete one if possible."""
     candidates = [record for record in run.records if len(record.tokens) > 1]
-    record = max(candidates, key=_badness, default=None)
-    if record is None:
+    if not candidates:
         return None
+    record = max(candidates, key=lambda one: (one.failure is None, one.max_gap or 0.0))
     times = np.array(record.tokens) - record.arrival
     gaps = np.diff(times)
     positive = gaps[gaps > 0]  # tokens that came together say nothing about speed
@@ -226,47 +217,33 @@ def _worst(run: Run, measured: ReportData) -> _Answer | None:
     return _Answer(run, times, measured.target_of(run.label) or _FACTOR * usual)
 
 
-def _badness(record: RequestRecord) -> tuple[bool, float]:
-    return record.failure is None, record.max_gap or 0.0
-
-
 def _draw(axes: Axes, answer: _Answer, index: int, end: float) -> None:
-    times, count = answer.times, len(answer.times)
+    times, stalls, count = answer.times, answer.stalls, len(answer.times)
     top = 1.08 * count
-    boxes(axes, [(times[i], times[i + 1], 0, top) for i in answer.stalls], STALL, 0.6)
-    kept = _kept(answer)
+    boxes(axes, [(times[i], times[i + 1], 0, top) for i in stalls], STALL, 0.6)
+    # Some tokens of many, and both ends of every stall.
+    some = np.linspace(0, count - 1, min(count, _MOST_TOKENS)).round().astype(np.int64)
+    kept = np.unique(np.concatenate([some, stalls, stalls + 1]))
     axes.plot(times[kept], kept + 1, color=colour(index), drawstyle="steps-post")
     axes.set_ylim(0, top)
-    left, right = float(times[answer.longest]), float(times[answer.longest + 1])
+    longest = int(np.argmax(answer.gaps))
+    left, right = float(times[longest]), float(times[longest + 1])
     boxes(axes, [(left, right, 0, top)], STALL)
     text = f"{milliseconds(right - left)} without a token"
     # Beside the curve: after its end, or next to the gap, above or below.
-    height = (0.13 if answer.longest >= 0.5 * count else 0.87) * top
+    height = (0.13 if longest >= 0.5 * count else 0.87) * top
     if times[-1] < 0.65 * end:
-        words(axes, (float(times[-1]), answer.longest + 1), text, (8, 0), colour=INK)
+        words(axes, (float(times[-1]), longest + 1), text, (8, 0), colour=INK)
     elif right < 0.6 * end:
         words(axes, (right, height), text, colour=INK)
     else:
         words(axes, (left, height), text, (-6, 0), colour=INK, align="right")
 
 
-def _kept(answer: _Answer) -> Array:
-    """Return indices of the tokens to draw: some of many, and both ends of every stall."""
-    count = len(answer.times)
-    some = np.linspace(0, count - 1, min(count, _MOST_TOKENS)).round()
-    stalls = np.array(answer.stalls, np.int64)
-    return np.unique(np.concatenate([some, stalls, stalls + 1])).astype(np.int64)
-
-
-_FEW = 3  # requests are too few for a figure
-
-
 def requests_in_flight(measured: ReportData) -> Drawing | None:
     """Draw the number of open requests over time: whether the server keeps up."""
     shown = [
-        (run, key, *in_flight(run.records))
-        for run, key in _lines(measured)
-        if len(run.records) >= _FEW
+        (run, key, *in_flight(run.records)) for run, key in _lines(measured) if len(run.records) > 2
     ]
     if not shown:
         return None
@@ -302,9 +279,7 @@ _SPREAD = 1.2  # of prompt lengths, below which there is nothing to see
 
 def ttft_by_prompt(measured: ReportData) -> Drawing | None:
     """Draw the TTFT of each request by the length of its prompt."""
-    several = len({run.label for run in measured.shown}) > 1
-    runs = measured.shown if several else measured.shown[-1:]
-    points = [(run, found) for run in runs if len(found := _points(run)) > 2]
+    points = [(run, found) for run in _compared_runs(measured) if len(found := _points(run)) > 2]
     lengths = [length for _, found in points for length, _ in found]
     if not lengths or max(lengths) < _SPREAD * min(lengths):
         return None
@@ -319,7 +294,6 @@ def ttft_by_prompt(measured: ReportData) -> Drawing | None:
         Key(run.label, style, measured.rest_of_name(run))
         for (run, _), style in zip(points, styles, strict=True)
     ]
-    panel = Panel(draw, "", "prompt (tokens)", "time to first token (s)", log_x=True, log_y=True)
     thinned = any(len(found) == _MOST for _, found in points)
     return Drawing(
         name="ttft-by-prompt",
@@ -330,7 +304,9 @@ def ttft_by_prompt(measured: ReportData) -> Drawing | None:
             + (f" Of longer runs, {_MOST} requests are drawn, evenly by TTFT." if thinned else "")
         ),
         alternative=f"Scatter plot of TTFT for prompts of {min(lengths)} to {max(lengths)} tokens.",
-        panels=(panel,),
+        panels=[
+            Panel(draw, "", "prompt (tokens)", "time to first token (s)", log_x=True, log_y=True)
+        ],
         keys=keys if len(keys) > 1 else (),
         height=3.8,
         narrow_height=3.7 + 0.2 * len(points),

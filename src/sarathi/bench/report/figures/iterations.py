@@ -23,12 +23,34 @@ def iterations(measured: ReportData) -> Drawing | None:
         return None
     shown = window(lines)
     longest = max(lines, key=lambda line: line.duration)
-    predicted = any(line.predicted is not None for line in shown)
     staged = any(len(line.stages) > 1 for line in shown)
-    limited = any(line.budget is not None and line.budget_unit == "seconds" for line in shown)
+    durations = [1000 * line.duration for line in shown]
+    predicted = [None if line.predicted is None else 1000 * line.predicted for line in shown]
+    limits = [
+        1000 * line.budget if line.budget is not None and line.budget_unit == "seconds" else None
+        for line in shown
+    ]
+    has_predictions, has_limits = (any(one is not None for one in of) for of in (predicted, limits))
 
-    def draw(axes: Axes, narrow: bool) -> None:
-        _draw_durations(axes, shown, predicted, limited)
+    def draw_tokens(axes: Axes, narrow: bool) -> None:
+        decodes = [len(line.decodes) for line in shown]
+        totals = [max(line.tokens, split) for line, split in zip(shown, decodes, strict=True)]
+        _bars(axes, shown, [0] * len(shown), decodes, _DECODE)
+        _bars(axes, shown, decodes, totals, _PROMPT)
+        axes.set_ylim(0, 1.05 * max(1, *(line.tokens for line in shown)))
+
+    def draw_durations(axes: Axes, narrow: bool) -> None:
+        _bars(axes, shown, [0] * len(shown), durations, MUTED, 0.45)
+        if has_predictions:
+            _ticks(axes, shown, predicted, INK)
+        if has_limits:
+            own = [
+                limit if line.prompts else None for line, limit in zip(shown, limits, strict=True)
+            ]
+            _ticks(axes, shown, own, TARGET)
+        # Budgets of an idle engine may be far above.
+        top = max(*durations, *(value for value in predicted if value is not None), 0.0)
+        axes.set_ylim(0, 1.15 * top or 1.0)
         axes.set_xlim(shown[0].offset, shown[-1].offset + shown[-1].duration or 1)
 
     keys = [
@@ -36,22 +58,33 @@ def iterations(measured: ReportData) -> Drawing | None:
         Key("prompt tokens", {"color": _PROMPT}, box=True),
         Key("duration", {"color": MUTED, "alpha": 0.45}, box=True),
     ]
-    if predicted:
+    if has_predictions:
         name = "predicted of a stage" if staged else "predicted"
         keys.append(Key(name, {"color": INK, "linewidth": 1.2}))
-    if limited:
+    if has_limits:
         keys.append(Key("budget for prompts", {"color": TARGET, "linewidth": 1.2}))
+    caption = "Above, the tokens that each iteration computed; below, how long it took"
+    caption += ", and what the latency model had foreseen." if has_predictions else "."
+    if staged:
+        caption += " Several are under way at a time, one in each stage of the pipeline."
+    if len(shown) < len(lines):
+        span = shown[-1].offset + shown[-1].duration - shown[0].offset
+        caption += (
+            f" Of {number(lines[-1].offset - lines[0].offset)} s with {len(lines):,} iterations, "
+            f"these are {number(span)} s around the longest, which took "
+            f"{milliseconds(longest.duration)}."
+        )
     return Drawing(
         name="iterations",
         title="Iterations of the engine",
-        caption=_caption(lines, shown, longest, predicted, staged),
+        caption=caption,
         alternative=(
             f"Tokens and durations of {len(shown)} iterations; the longest of the log took "
             f"{milliseconds(longest.duration)} for {longest.tokens} tokens."
         ),
         panels=(
-            Panel(lambda axes, narrow: _draw_tokens(axes, shown), y_label="tokens"),
-            Panel(draw, x_label="time since the log was opened (s)", y_label="ms"),
+            Panel(draw_tokens, y_label="tokens"),
+            Panel(draw_durations, x_label="time since the log was opened (s)", y_label="ms"),
         ),
         keys=keys,
         stacked=True,
@@ -84,39 +117,21 @@ def window(lines: Sequence[IterationLine]) -> Sequence[IterationLine]:
         first, last = (first - 1, last) if before else (first, last + 1)
 
 
-def _draw_tokens(axes: Axes, lines: Sequence[IterationLine]) -> None:
-    decodes, prompts = [], []
-    for line in lines:
-        left, right, split = line.offset, line.offset + line.duration, len(line.decodes)
-        if split:
-            decodes.append((left, right, 0.0, float(split)))
-        if line.tokens > split:
-            prompts.append((left, right, float(split), float(line.tokens)))
-    boxes(axes, decodes, _DECODE)
-    boxes(axes, prompts, _PROMPT)
-    axes.set_ylim(0, 1.05 * max(1, *(line.tokens for line in lines)))
-
-
-def _draw_durations(
-    axes: Axes, lines: Sequence[IterationLine], predicted: bool, limited: bool
+def _bars(
+    axes: Axes,
+    lines: Sequence[IterationLine],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    colour: str,
+    alpha: float = 1.0,
 ) -> None:
-    spans = [(line.offset, line.offset + line.duration, 1000 * line.duration) for line in lines]
-    boxes(axes, [(left, right, 0.0, took) for left, right, took in spans], MUTED, 0.45)
-    tops = [took for _, _, took in spans]
-    if predicted:
-        values = [None if line.predicted is None else 1000 * line.predicted for line in lines]
-        _ticks(axes, lines, values, INK)
-        tops += [value for value in values if value is not None]
-    top = 1.15 * max(tops) or 1.0
-    if limited:
-        budgets = [
-            1000 * line.budget
-            if line.budget is not None and line.budget_unit == "seconds" and line.prompts
-            else None
-            for line in lines
-        ]
-        _ticks(axes, lines, budgets, TARGET)
-    axes.set_ylim(0, top)  # budgets of an idle engine may be far above
+    """Draw a box over each iteration, from low to high."""
+    corners = [
+        (line.offset, line.offset + line.duration, low, high)
+        for line, low, high in zip(lines, lows, highs, strict=True)
+        if high > low
+    ]
+    boxes(axes, corners, colour, alpha)
 
 
 def _ticks(
@@ -130,24 +145,3 @@ def _ticks(
             x += [line.offset, line.offset + line.duration, float("nan")]
             y += [value, value, float("nan")]
     axes.plot(x, y, color=colour, linewidth=1.2, solid_capstyle="butt")
-
-
-def _caption(
-    lines: Sequence[IterationLine],
-    shown: Sequence[IterationLine],
-    longest: IterationLine,
-    predicted: bool,
-    staged: bool,
-) -> str:
-    text = "Above, the tokens that each iteration computed; below, how long it took"
-    text += ", and what the latency model had foreseen." if predicted else "."
-    if staged:
-        text += " Several are under way at a time, one in each stage of the pipeline."
-    if len(shown) < len(lines):
-        span = shown[-1].offset + shown[-1].duration - shown[0].offset
-        text += (
-            f" Of {number(lines[-1].offset - lines[0].offset)} s with {len(lines):,} iterations, "
-            f"these are {number(span)} s around the longest, which took "
-            f"{milliseconds(longest.duration)}."
-        )
-    return text
