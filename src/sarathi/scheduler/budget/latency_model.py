@@ -29,7 +29,7 @@ def fit_relative(rows: Sequence[Sequence[float]], targets: Sequence[float]) -> l
     for _ in range(_ROUNDS):
         _descend(scaled, weights, solution)
         errors = [abs(_dot(row, solution) - 1) for row in scaled]
-        weights = [1.0 if error <= _FIT_CLIP else _CLIP / error for error in errors]
+        weights = [1.0 if error <= _FIT_CLIP else _FIT_CLIP / error for error in errors]
     return [x / size for x, size in zip(solution, sizes, strict=True)]
 
 
@@ -79,7 +79,7 @@ _LEAST_SHARE = 0.05  # of an iteration that a feature is assumed to explain, for
 
 # Relative standard deviations: shares of the coefficient or of the time.
 _NOISE = 0.1  # of one iteration's time
-_CLIP = 0.3  # error of a prediction above which an iteration counts less
+_UPDATE_CLIP = 0.3  # error of a prediction above which an iteration counts less
 _PRIOR, _PRIOR_COMMON = 0.25, 0.2  # how wrong the fit may be, by coefficient and as a whole
 _DRIFT, _DRIFT_COMMON = 0.001, 0.015  # change between iterations, likewise
 _MOST_UNCERTAIN = 0.5
@@ -258,7 +258,7 @@ class LatencyModel:
         gain = [a * h0 + b * h1 + c * h2 + d * h3 + e * h4 for a, b, c, d, e in covariance]
         g0, g1, g2, g3, g4 = gain
         uncertainty = g0 * h0 + g1 * h1 + g2 * h2 + g3 * h3 + g4 * h4
-        noise = _NOISE**2 * max(1.0, abs(error) / _CLIP)
+        noise = _NOISE**2 * max(1.0, abs(error) / _UPDATE_CLIP)
         weight = 1 / (max(0.0, uncertainty) + noise)
         pull = error * weight
         self._state = [max(0.0, x + g * pull) for x, g in zip(self._state, gain, strict=True)]
