@@ -17,6 +17,7 @@ from sarathi.scheduler.budget.latency_model import (
     AccuracyWindow,
     LatencyModel,
     Work,
+    fit_relative,
 )
 
 TRUTH = (9.8e-3, 2.7e-4, 1.5e-7, 1.8e-6, 7e-5)
@@ -83,6 +84,13 @@ def test_a_fit_survives_outliers() -> None:
         (work, seconds_of(work) * (10 if i % 10 == 0 else 1)) for i, work in enumerate(works)
     ]
     assert median_error(LatencyModel.fit(observations)) < 0.05
+
+
+@pytest.mark.parametrize("factor", [1.2, 2.0, 10.0])
+def test_outliers_of_a_fit_weigh_as_in_the_loss_of_huber(factor: float) -> None:
+    """Where it is flat: 8 (c - 1) = 2 * 0.1 / factor, as beyond an error of 0.1 it is straight."""
+    [coefficient] = fit_relative([[1.0]] * 10, [1.0] * 8 + [factor] * 2)
+    assert coefficient == pytest.approx(1 + 0.2 / (8 * factor), rel=1e-4)
 
 
 def test_no_coefficient_is_negative_where_a_plain_fit_would_make_it_so() -> None:

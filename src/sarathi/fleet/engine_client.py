@@ -38,6 +38,10 @@ from sarathi.system.processes import LOCAL, Process, Spawner
 from sarathi.telemetry.request_latencies import Outcome, Stopwatch
 from sarathi.telemetry.stats import Stats
 
+_SHUTDOWN_SECONDS = 5.0
+_LIVENESS_SECONDS = 0.2
+_CLOCK_READINGS = 32  # that are kept: so few that the clocks have not drifted meanwhile
+
 
 class EngineError(RuntimeError):
     """The engine cannot answer: it is still loading, has died, or refused the request."""
@@ -150,11 +154,6 @@ class Generation:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-
-_SHUTDOWN_SECONDS = 5.0
-_LIVENESS_SECONDS = 0.2
-_CLOCK_READINGS = 32  # that are kept: so few that the clocks have not drifted meanwhile
 
 
 class EngineCallbacks(Protocol):

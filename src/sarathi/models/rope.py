@@ -1,5 +1,7 @@
-"""Rotary position embeddings (RoPE): inverse frequencies, published scalings, and tables of
-cosines and sines by position.
+"""Rotary position embeddings (RoPE): inverse frequencies, their scalings, cosines and sines.
+
+Frequencies are computed in float32 in the order of operations of the `transformers` library,
+because one unit in the last digit of a frequency is visible in the logits of long prompts.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def fit_relative(rows: Sequence[Sequence[float]], targets: Sequence[float]) -> l
     for _ in range(_ROUNDS):
         _descend(scaled, weights, solution)
         errors = [abs(_dot(row, solution) - 1) for row in scaled]
-        weights = [1.0 if error <= _FIT_CLIP else _CLIP / error for error in errors]
+        weights = [1.0 if error <= _FIT_CLIP else _FIT_CLIP / error for error in errors]
     return [x / size for x, size in zip(solution, sizes, strict=True)]
 
 
