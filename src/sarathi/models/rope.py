@@ -19,6 +19,7 @@ from sarathi.system.machine import available_memory
 
 F32 = npt.NDArray[np.float32]
 Frequencies = F32  # inverse frequencies, [head_dim / 2]
+_CHUNK = 1 << 16  # positions at a time, with angles in float64: float32 is coarse far out
 
 
 def default_inv_freq(head_dim: int, theta: float) -> Frequencies:
@@ -114,9 +115,6 @@ def _parameters(fields: Fields) -> Fields:
             name, "one description for all layers: one for each kind of layer is not supported"
         )
     return rope
-
-
-_CHUNK = 1 << 16  # positions at a time, with angles in float64: float32 is coarse far out
 
 
 def rope_tables(inv_freq: Sequence[float], max_position: int) -> tuple[F32, F32]:
