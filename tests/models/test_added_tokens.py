@@ -113,6 +113,12 @@ _CASES: dict[str, dict[str, dict[str, Any]]] = {
             "pad_token": {"__type": "AddedToken", "content": "<pad>", "lstrip": True},
         }
     },
+    "a well-known name among the model's own": {
+        "tokenizer_config.json": {
+            "extra_special_tokens": {"z": "<b>", "pad_token": "<a>"},
+            "think_token": "<c>",
+        }
+    },
     "null in the companion": {
         "tokenizer_config.json": {"pad_token": "<pad>"},
         "special_tokens_map.json": {"pad_token": None},

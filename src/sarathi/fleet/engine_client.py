@@ -15,28 +15,19 @@ from typing import Protocol
 
 import msgspec
 
+from sarathi.engine import messages
 from sarathi.engine.config import EngineConfig, Launch
-from sarathi.engine.messages import (
-    Cancel,
-    ClockReading,
-    EngineFailed,
-    EngineListener,
-    FromEngine,
-    Iteration,
-    LoadProgress,
-    ModelInfo,
-    Ready,
-    Shutdown,
-    Submit,
-    ToEngine,
-    TokenOutput,
-)
+from sarathi.engine.messages import EngineListener, ModelInfo, TokenOutput
 from sarathi.errors import ConfigError, ExecutorError
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler import SchedulingParams
 from sarathi.system.processes import LOCAL, Process, Spawner
 from sarathi.telemetry.request_latencies import Outcome, Stopwatch
 from sarathi.telemetry.stats import Stats
+
+_SHUTDOWN_SECONDS = 5.0
+_LIVENESS_SECONDS = 0.2
+_CLOCK_READINGS = 32  # that are kept: so few that the clocks have not drifted meanwhile
 
 
 class EngineError(RuntimeError):
@@ -152,11 +143,6 @@ class Generation:
             self._waiter.set_result(None)
 
 
-_SHUTDOWN_SECONDS = 5.0
-_LIVENESS_SECONDS = 0.2
-_CLOCK_READINGS = 32  # that are kept: so few that the clocks have not drifted meanwhile
-
-
 class EngineCallbacks(Protocol):
     """Receives the progress of requests."""
 
@@ -266,7 +252,7 @@ class EngineClient:
         self._open[generation.id] = generation
         generation.has_first_token = False
         self._send(
-            Submit(
+            messages.Submit(
                 generation.id,
                 list(generation.prompt_ids),
                 generation.params,
@@ -279,7 +265,7 @@ class EngineClient:
     def cancel(self, generation: Generation) -> None:
         """Cancel a request; does nothing if it has ended."""
         if self._open.pop(generation.id, None) is not None and self.error is None:
-            self._send(Cancel([generation.id]))
+            self._send(messages.Cancel([generation.id]))
 
     def take_open(self) -> list[Generation]:
         """Remove and return the open requests, in the order in which they were submitted.
@@ -289,7 +275,7 @@ class EngineClient:
         """
         taken, self._open = list(self._open.values()), {}
         if taken and self.error is None:
-            self._send(Cancel([generation.id for generation in taken]))
+            self._send(messages.Cancel([generation.id for generation in taken]))
         return taken
 
     async def stop(self) -> None:
@@ -299,7 +285,7 @@ class EngineClient:
             if self.info is None or self.error is not None:
                 process.kill()  # it reads no messages while it loads, and nothing is lost
             else:
-                self._send(Shutdown())
+                self._send(messages.Shutdown())
             self._die("the server is shutting down")
             for _ in range(int(_SHUTDOWN_SECONDS / 0.05)):
                 if process.ended() is not None:
@@ -312,33 +298,33 @@ class EngineClient:
         if self._listener is not None:
             self._listener.close()
 
-    def _send(self, message: ToEngine) -> None:
+    def _send(self, message: messages.ToEngine) -> None:
         assert self._listener is not None
         self._listener.send(self._encoder.encode(message))
 
     async def _receive(self) -> None:
         assert self._listener is not None
-        decoder = msgspec.msgpack.Decoder(FromEngine)
+        decoder = msgspec.msgpack.Decoder(messages.FromEngine)
         while self.error is None:
             try:
                 message = decoder.decode(await self._listener.receive())
             except msgspec.MsgspecError as error:
                 self._die(f"the engine process sent a message that cannot be read: {error}")
                 return
-            if isinstance(message, Iteration):
+            if isinstance(message, messages.Iteration):
                 self._deliver(message)
-            elif isinstance(message, ClockReading):
+            elif isinstance(message, messages.ClockReading):
                 self._offset.add(message.now, time.monotonic())
-            elif isinstance(message, LoadProgress):
+            elif isinstance(message, messages.LoadProgress):
                 self._log(message.message)
-            elif isinstance(message, Ready):
+            elif isinstance(message, messages.Ready):
                 self.info, self.latency = message.info, message.latency
                 self._loaded.set()
-            elif isinstance(message, EngineFailed):
+            elif isinstance(message, messages.EngineFailed):
                 self.bad_input = message.bad_input
                 self._die(message.message)
 
-    def _deliver(self, iteration: Iteration) -> None:
+    def _deliver(self, iteration: messages.Iteration) -> None:
         now = time.monotonic()
         self.stats = iteration.stats
         for output in iteration.outputs:

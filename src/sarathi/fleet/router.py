@@ -14,6 +14,7 @@ from sarathi.fleet.engine_client import EngineClient, EngineError, Generation
 from sarathi.scheduler.budget.latency_model import LatencyModel
 from sarathi.scheduler.kv.block_pool import block_hashes
 
+_HASH_TOKENS = 128  # of one hash, about: one for every block would double the time of hashing
 _INITIAL_OUTPUT = 256.0  # tokens that an answer is taken to have until the first ones have ended
 
 
@@ -140,9 +141,6 @@ class _Engine:
             blocks.move_to_end(name)
         while len(blocks) > self.num_blocks:
             blocks.popitem(last=False)
-
-
-_HASH_TOKENS = 128  # of one hash, about: one for every block would double the time of hashing
 
 
 class Dispatcher:

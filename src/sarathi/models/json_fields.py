@@ -91,10 +91,8 @@ class Fields:
         return self.integer(name, 0, maximum)
 
     def integer(self, name: str, default: int, maximum: int = _LARGEST) -> int:
-        value: int = self._typed(
-            name, default, f"an integer from 1 to {maximum}", lambda v: _is_size(v, maximum)
-        )
-        return value
+        expected = f"an integer from 1 to {maximum}"
+        return int(self._typed(name, default, expected, lambda v: _is_size(v, maximum)))
 
     def optional_size(self, name: str, default: int) -> int:
         """Return a size, or 0 for none, which published files write as null, 0 or -1."""
@@ -111,12 +109,10 @@ class Fields:
         return float(self._typed(name, default, _NUMBER, _is_number))
 
     def boolean(self, name: str, default: bool) -> bool:
-        value: bool = self._typed(name, default, "true or false", lambda v: isinstance(v, bool))
-        return value
+        return bool(self._typed(name, default, "true or false", lambda v: isinstance(v, bool)))
 
     def text(self, name: str, default: str) -> str:
-        value: str = self._typed(name, default, "a string", lambda v: isinstance(v, str))
-        return value
+        return str(self._typed(name, default, "a string", lambda v: isinstance(v, str)))
 
     def object(self, name: str) -> Fields | None:
         value = self._typed(name, None, "an object", lambda v: isinstance(v, dict))

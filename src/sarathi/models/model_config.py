@@ -47,10 +47,10 @@ class ModelConfig:
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        sizes = (
-            "vocab_size hidden_size intermediate_size num_layers num_heads num_kv_heads head_dim"
-        )
-        for name in (*sizes.split(), "max_position"):
+        for name in (
+            *("vocab_size", "hidden_size", "intermediate_size", "num_layers"),
+            *("num_heads", "num_kv_heads", "head_dim", "max_position"),
+        ):
             if getattr(self, name) < 1:
                 raise ModelError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.num_heads % self.num_kv_heads:

@@ -1,5 +1,7 @@
-"""Rotary position embeddings (RoPE): inverse frequencies, published scalings, and tables of
-cosines and sines by position.
+"""Rotary position embeddings (RoPE): inverse frequencies, their scalings, cosines and sines.
+
+Frequencies are computed in float32 in the order of operations of the `transformers` library,
+because one unit in the last digit of a frequency is visible in the logits of long prompts.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from sarathi.system.machine import available_memory
 
 F32 = npt.NDArray[np.float32]
 Frequencies = F32  # inverse frequencies, [head_dim / 2]
+_CHUNK = 1 << 16  # positions at a time, with angles in float64: float32 is coarse far out
 
 
 def default_inv_freq(head_dim: int, theta: float) -> Frequencies:
@@ -112,9 +115,6 @@ def _parameters(fields: Fields) -> Fields:
             name, "one description for all layers: one for each kind of layer is not supported"
         )
     return rope
-
-
-_CHUNK = 1 << 16  # positions at a time, with angles in float64: float32 is coarse far out
 
 
 def rope_tables(inv_freq: Sequence[float], max_position: int) -> tuple[F32, F32]:

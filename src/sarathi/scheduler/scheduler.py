@@ -192,7 +192,10 @@ class Scheduler:
     # -- one iteration ----------------------------------------------------------------------
 
     def schedule(self, now: float) -> Batch | None:
-        """Return the batch that begins `now`; None if one in flight must be computed before."""
+        """Return the batch that begins `now` (seconds).
+
+        None if nothing can be computed before a batch in flight is.
+        """
         look_ahead = self._look_ahead and bool(self._in_flight)
         if look_ahead and not self._can_look_ahead():
             return None

@@ -51,6 +51,6 @@ def was_quiet(before: CpuTimes, after: CpuTimes, threads: int) -> bool:
 def undisturbed(seconds: float, own: float, threads: int) -> float:
     """Estimate the seconds of a computation without other processes on its processors.
 
-    `own` is the processor time of all threads of this process meanwhile, of which so many compute.
+    `own` is the processor time of this process meanwhile, of which so many `threads` compute.
     """
     return min(seconds, own / (_UTILISATION * threads)) if own > 0 else seconds

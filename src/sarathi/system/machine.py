@@ -14,6 +14,11 @@ from typing import NamedTuple
 
 import psutil
 
+_TOPOLOGY = Path("/sys/devices/system/cpu")
+# Some libraries visit every possible descriptor, which takes seconds to hours where the hard limit
+# is a thousand million, as in some containers.
+_MAX_DESCRIPTORS = 65536
+_MAX_DESCRIPTORS_MACOS = 10240  # that it grants, whatever hard limit it reports
 _PROC = Path("/proc/self")
 _ESCAPE = re.compile(r"\\([0-7]{3})")  # of blanks in `mountinfo`
 
@@ -145,13 +150,6 @@ def _text(path: Path) -> str:
         return path.read_text().strip()
     except (OSError, ValueError):
         return ""
-
-
-_TOPOLOGY = Path("/sys/devices/system/cpu")
-# Some libraries visit every possible descriptor, which takes seconds to hours where the hard limit
-# is a thousand million, as in some containers.
-_MAX_DESCRIPTORS = 65536
-_MAX_DESCRIPTORS_MACOS = 10240  # that it grants, whatever hard limit it reports
 
 
 def processor_name() -> str:

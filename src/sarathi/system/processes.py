@@ -46,8 +46,10 @@ class _Child:
 
     def ended(self) -> str | None:
         code = self._process.poll()
-        if code is None or code >= 0:
-            return None if code is None else f"exit status {code}"
+        if code is None:
+            return None
+        if code >= 0:
+            return f"exit status {code}"
         name = signal.Signals(-code).name
         # The system ends processes like this when it runs out of memory.
         return f"killed by {name}" + (", out of memory?" if name == "SIGKILL" else "")

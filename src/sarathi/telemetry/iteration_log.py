@@ -72,7 +72,8 @@ class IterationLog:
     def __init__(self, path: str, start: float, budget_unit: BudgetUnit | None) -> None:
         """Empty the file at `path`; `ConfigError` if it cannot be written.
 
-        Offsets count from `start`, by time.monotonic. `budget_unit` is that of `Batch.allowance`.
+        Offsets count from `start`, by time.monotonic. `budget_unit` is that of `Batch.allowance`;
+        None where the policy has no budget.
         """
         self._file = RecordFile(path, "--iteration-log")
         self._budget_unit = budget_unit

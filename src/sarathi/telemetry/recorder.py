@@ -15,6 +15,13 @@ import msgspec
 from sarathi.errors import ConfigError
 from sarathi.scheduler import Batch, FinishReason, Request
 
+BudgetUnit = Literal["tokens", "seconds"]
+
+FLUSH_INTERVAL = 1.0  # seconds that a line may stay in memory while the engine has work
+_FLUSH_SIZE = 1 << 18  # bytes
+
+logger = logging.getLogger(__name__)
+
 
 class StageTime(NamedTuple):
     """Times of one stage for one step, in seconds."""
@@ -71,14 +78,6 @@ class StageTracks:
             ends = [ended + waited + busy for ended, (waited, busy) in before]
         self._ended = ends
         return [(end - stage.busy, end) for end, stage in zip(ends, stages, strict=True)]
-
-
-BudgetUnit = Literal["tokens", "seconds"]
-
-FLUSH_INTERVAL = 1.0  # seconds that a line may stay in memory while the engine has work
-_FLUSH_SIZE = 1 << 18  # bytes
-
-logger = logging.getLogger(__name__)
 
 
 class RecordedOutput(Protocol):

@@ -29,7 +29,8 @@ class TraceRecorder:
     def __init__(self, path: str, start: float, budget_unit: BudgetUnit | None) -> None:
         """Empty the file at `path`; `ConfigError` if it cannot be written.
 
-        Times count from `start`, by time.monotonic. `budget_unit` is that of `Batch.allowance`.
+        Times count from `start`, by time.monotonic. `budget_unit` is that of `Batch.allowance`;
+        None where the policy has no budget.
         """
         self._file = RecordFile(path, "--trace")
         self._start = start

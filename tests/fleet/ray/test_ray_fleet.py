@@ -25,6 +25,7 @@ PARAMS = SamplingParams(max_tokens=400, temperature=0.0, ignore_eos=True)
 PROMPTS = [[7, 30, 91, 14], [201, 5, 5, 66, 120], [88, 17, 42, 240, 33, 9]]
 STAGES, REPLICAS, MOST_REPLICAS = 2, 2, 3
 SECONDS = 60.0
+ATTEMPTS = 5
 T = TypeVar("T")
 
 
@@ -82,11 +83,23 @@ class RayFleet:
         await until(lambda: [one.state for one in self.fleet.replicas] == ["ready"] * count)
 
     async def started(self) -> list[Generation]:
-        """All prompts, well under way on every replica."""
+        """All prompts, well under way on every replica.
+
+        They are started anew where some have nearly ended before others have begun: a replica may
+        be slow in its first iterations, or where others have the processors.
+        """
+        for _ in range(ATTEMPTS):
+            generations = await self._begun()
+            if max(len(one.output_ids) for one in generations) < 300:
+                assert all(one.requests for one in self.fleet.replicas), self.fleet.replicas
+                return generations
+            for generation in generations:
+                generation.cancel()
+        raise AssertionError("too fast to disturb")
+
+    async def _begun(self) -> list[Generation]:
         generations = [self.fleet.submit(prompt, PARAMS) for prompt in PROMPTS]
         await until(lambda: all(len(one.output_ids) > 20 for one in generations))
-        assert all(one.requests for one in self.fleet.replicas), self.fleet.replicas
-        assert all(len(one.output_ids) < 300 for one in generations), "too fast to disturb"
         return generations
 
 
@@ -109,6 +122,11 @@ async def read(generation: Generation) -> list[int]:
                 return tokens
 
 
+async def actors_are(count: int) -> None:
+    """Wait until there are so many: Ray ends them a little after the engine."""
+    await until(lambda: len(actors()) == count)
+
+
 def actors(kind: str = "") -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
@@ -126,8 +144,7 @@ def ray_fleet(ray_cluster: Cluster, model: Path) -> Iterator[RayFleet]:
         yield running
     finally:
         running.close()
-    running_still = [process.cmdline() for process in actors()]
-    assert running_still == []
+    asyncio.run(asyncio.wait_for(actors_are(0), SECONDS))
     asyncio.run(asyncio.wait_for(until(lambda: is_free(ray_cluster)), SECONDS))
 
 
@@ -160,7 +177,7 @@ def test_streams_go_on_when_an_actor_is_killed(
     assert fleet.resumed > resumed
     ray_fleet.run(ray_fleet.ready(REPLICAS))
     assert fleet.restarts == restarts + 1
-    assert len(actors()) == REPLICAS * STAGES
+    ray_fleet.run(actors_are(REPLICAS * STAGES))
 
 
 def test_replicas_come_and_go_on_a_call(ray_fleet: RayFleet, expected: list[list[int]]) -> None:
@@ -171,4 +188,4 @@ def test_replicas_come_and_go_on_a_call(ray_fleet: RayFleet, expected: list[list
     ray_fleet.run(ray_fleet.scale(1, drain_seconds=0.0))
     assert ray_fleet.run(ended(generations)) == expected
     ray_fleet.run(ray_fleet.ready(1))
-    assert len(actors()) == STAGES
+    ray_fleet.run(actors_are(STAGES))

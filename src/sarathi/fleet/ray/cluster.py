@@ -22,6 +22,10 @@ from sarathi.engine.config import EngineConfig
 from sarathi.errors import ConfigError
 from sarathi.system.machine import usable_cores
 
+_CONNECT_TIMEOUT = 5.0  # seconds for a port to answer
+_HEALTH_TIMEOUT = 20.0  # seconds for a cluster to answer a health check, which takes one second
+_OBJECT_STORE = 80 * 2**20  # bytes, nearly the minimum of Ray; we keep nothing there
+
 
 @dataclass(frozen=True)
 class Node:
@@ -131,11 +135,6 @@ def _gpus(config: EngineConfig, nodes: Sequence[Node], requested: int | None) ->
     if requested is not None:
         return requested
     return 1 if has_gpus else 0
-
-
-_CONNECT_TIMEOUT = 5.0  # seconds for a port to answer
-_HEALTH_TIMEOUT = 20.0  # seconds for a cluster to answer a health check, which takes one second
-_OBJECT_STORE = 80 * 2**20  # bytes, nearly the minimum of Ray; we keep nothing there
 
 
 @dataclass(frozen=True)

@@ -328,7 +328,9 @@ def end_of_turn_ids(
 ) -> tuple[int, ...]:
     """Return the ids that complete the model's turn, the `named` ones first.
 
-    A well-known end counts if it is a special token or has the form of one: `</s>` may be text.
+    Files name one, or some, or that of the base model; an answer would then continue into further
+    turns. So the one that the template writes after an answer and well-known ones are added. A
+    well-known end counts if it is a special token or has the form of one: `</s>` may be text.
     """
     special = {
         token.content: index

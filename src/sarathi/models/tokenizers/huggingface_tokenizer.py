@@ -33,11 +33,13 @@ _ID = re.compile(r"[0-9]{1,10}")
 
 
 def add_tokens(inner: tokenizers.Tokenizer, folder: Path, config: Fields) -> dict[str, str]:
-    """Add them to `inner`, and return the text of each token with a name (`bos_token`, ...).
+    """Add tokens to `inner`, and return the text of each one with a name (`bos_token`, ...).
 
-    `config` is `tokenizer_config.json`. Where it describes the added tokens itself, the older files
+    Several generations of files describe them, and contradict each other. `config` is
+    `tokenizer_config.json`. Where it describes the added tokens itself, the older files
     `special_tokens_map.json` and `added_tokens.json` do not count; where it does not, the former
-    counts before it.
+    counts before it. Precedence and numbering are those of `PreTrainedTokenizerBase` and
+    `TokenizersBackend` in `transformers`.
     """
     described = config.object(_DECODER)
     companion = Fields({}, "special_tokens_map.json")
