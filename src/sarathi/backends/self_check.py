@@ -74,7 +74,8 @@ def check_model(executor: Executor, weights: Tensors) -> None:
         output = executor.execute(step, None if hidden is None else hidden[np.concatenate(rows)])
         # Logits are those of the last token of each sequence, hidden states those of all.
         found = output if stage.last else output[step.query_starts[1:] - 1]
-        distances += map(_distance, found, expected[[mine[-1] for mine in rows]])
+        right = expected[[mine[-1] for mine in rows]]
+        distances += [_distance(*pair) for pair in zip(found, right, strict=True)]
     worst = np.max(distances)  # unlike max(), gives NaN if there is one
     tolerance = max(_TOLERANCE[executor.precision], _TOLERANCE[executor.kv_precision])
     if not worst <= tolerance:
