@@ -59,11 +59,7 @@ BACKENDS: Mapping[ExecutorName, BackendEntry] = {
 
 
 def load_backend(options: ExecutorOptions) -> Backend:
-    """Import the backend that the options name, and its library.
-
-    Raises:
-        ExecutorError: the library is not installed.
-    """
+    """Import the backend that the options name; `ExecutorError` if its library is missing."""
     entry = BACKENDS[options.executor]
     try:
         backend: Backend = getattr(import_module(entry.module), entry.class_name)(options)

@@ -103,7 +103,14 @@ class EngineProcess:
 
     def _submit(self, core: EngineCore, message: messages.Submit) -> None:
         try:
-            core.submit(*msgspec.structs.astuple(message))  # its fields are the parameters
+            core.submit(
+                message.id,
+                message.prompt_ids,
+                message.params,
+                message.arrival,
+                message.scheduling_params,
+                message.output_ids,
+            )
         except AdmissionError as error:
             self._refusals.append(messages.Refusal(message.id, str(error)))
 

@@ -104,11 +104,8 @@ class Pipeline:
         layout: ParallelLayout,
         spawner: Spawner,
     ) -> None:
-        """Start the processes, each of which opens the model at `path`.
-
-        Raises:
-            ModelError: the model cannot be divided like that.
-        """
+        """Start the processes, each of which opens the model at `path`; `ModelError` if the model
+        cannot be divided like that."""
         layout.check(model.config)
         self.config = model.config
         self.max_position = options.max_position

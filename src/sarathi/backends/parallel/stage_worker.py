@@ -66,11 +66,8 @@ class AbandonedError(Exception):
 
 
 def await_greeting(inbox: zmq.Socket[bytes], endpoint: str, seconds: float) -> None:
-    """Make sure that the previous stage reaches this process, before anything depends on it.
-
-    Raises:
-        ExecutorError: it has not within so many seconds.
-    """
+    """Make sure that the previous stage reaches this process, before anything depends on it;
+    `ExecutorError` if it has not within so many seconds."""
     if not inbox.poll(int(1000 * seconds)):
         raise ExecutorError(
             f"the previous stage has not connected to {endpoint} within {seconds:g} s: is "
@@ -174,11 +171,7 @@ class StageWorker:
         self, connect: messages.Connect, on_progress: ProgressCallback
     ) -> model_instance.InstancePart:
         """Connect to the other ranks of the stage and load the layers, as `load_executor` does, in
-        the thread that computes later on.
-
-        Raises:
-            ExecutorError, ModelError: as executors do, or a rank has not connected.
-        """
+        the thread that computes later on; `ExecutorError` also if a rank has not connected."""
         options, local_rank = self._options, connect.local_rank
         if connect.next_stage is not None:
             self._outlet = new_socket(self._context, zmq.PUSH)

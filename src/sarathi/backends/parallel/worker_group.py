@@ -92,11 +92,8 @@ class WorkerGroup:
     ) -> Iterator[tuple[RankId, M | messages.Loading] | None]:
         """Yield messages of a kind, and of progress, until every worker has sent one of that kind.
 
-        Yields None every now and then while there is no message. All must have sent theirs within
-        `timeout` seconds.
-
-        Raises:
-            ExecutorError: one has failed, died, or not answered in time.
+        Yields None every now and then while there is no message. `ExecutorError` if one has failed,
+        died, or not answered within `timeout` seconds.
         """
         end = time.monotonic() + timeout
         missing = set(self._processes)
@@ -140,11 +137,8 @@ class WorkerGroup:
             self.raise_cause()
 
     def raise_cause(self, own: BaseException | None = None) -> None:
-        """After a failure here (`own`) or there, find the one that caused the others.
-
-        Raises:
-            ExecutorError: it is in a worker. If it is here, this returns.
-        """
+        """Raise the failure that caused the others, as `ExecutorError`, if it is in a worker. If it
+        is here (`own`), this returns."""
         end = time.monotonic() + _FAILURE_DELAY
         while (left := end - time.monotonic()) > 0:
             self._receive(left)

@@ -176,11 +176,9 @@ class TorchExecutor:
         if self.device.type == "cpu":
             return DeviceMemory(host, available_memory(), shared=True)
 
-        def run_largest() -> None:
-            sequences = max(options.max_batch_size, -(-options.max_tokens // self.max_position))
-            step = largest_step(options.max_tokens, sequences, self.block_size)
-            self.execute(step, self._any_hidden(step))
-
+        sequences = max(options.max_batch_size, -(-options.max_tokens // self.max_position))
+        step = largest_step(options.max_tokens, sequences, self.block_size)
+        run_largest = partial(self.execute, step, self._any_hidden(step))
         self._make_caches(1)
         with _out_of_memory_error(f"a step of {options.max_tokens} tokens"):
             free = devices.free_memory(self.device, options.gpu_memory_utilization, run_largest)

@@ -52,33 +52,18 @@ class TritonElementwise:
         heads_tile = max(1, min(_ROPE_PAIRS // half_tile, triton.next_power_of_2(num_heads)))
         query_programs = triton.cdiv(num_heads, heads_tile)
         roped = query.new_empty(query.shape)
-        _rope_and_cache_kernel[
-            (num_tokens, query_programs + triton.cdiv(num_kv_heads, heads_tile))
-        ](
-            query,
-            key,
-            value,
-            roped,
-            cache.keys,
-            cache.values,
-            tokens.cos,
-            tokens.sin,
-            tokens.slots,
+        grid = (num_tokens, query_programs + triton.cdiv(num_kv_heads, heads_tile))
+        _rope_and_cache_kernel[grid](
+            query, key, value, roped, cache.keys, cache.values,
+            tokens.cos, tokens.sin, tokens.slots,
             tokens.cos if head_norms is None else head_norms.query.weight,
             tokens.cos if head_norms is None else head_norms.key.weight,
-            query.stride(0),
-            key.stride(0),
-            value.stride(0),
-            self._eps,
-            NUM_HEADS=num_heads,
-            NUM_KV_HEADS=num_kv_heads,
-            HALF=head_dim // 2,
-            QUERY_PROGRAMS=query_programs,
-            HEADS_TILE=heads_tile,
-            HALF_TILE=half_tile,
+            query.stride(0), key.stride(0), value.stride(0), self._eps,
+            NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HALF=head_dim // 2,
+            QUERY_PROGRAMS=query_programs, HEADS_TILE=heads_tile, HALF_TILE=half_tile,
             HAS_NORMS=head_norms is not None,
             num_warps=4,
-        )
+        )  # fmt: skip
         return roped
 
     def gated(self, gate_up: torch.Tensor) -> torch.Tensor:
