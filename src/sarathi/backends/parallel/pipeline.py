@@ -107,7 +107,6 @@ class Pipeline:
         """Start the processes, each of which opens the model at `path`; `ModelError` if the model
         cannot be divided like that."""
         layout.check(model.config)
-        self.config = model.config
         self.max_position = options.max_position
         self.parts: tuple[InstancePart, ...] = ()
         self.depth = layout.pp

@@ -102,8 +102,7 @@ class TorchSampler:
     ) -> int:
         """See `RequestSlots`."""
         tokens = RequestTokens(prompt_ids, output_ids, eos_ids, self.vocab_size)
-        edits = LogitsEdits(params, tokens)
-        slot = self._slots.open(params, edits, self.vocab_size, len(output_ids))
+        slot, edits = self._slots.open(params, tokens)
         record = self._slots.records[slot]
         record["marks"] = record["biases"] = -1
         record["repetition"], record["frequency"], record["presence"] = 1, 0, 0
@@ -252,16 +251,10 @@ class TorchSampler:
         """Make edited copies of the logits, [rows, vocab_size]."""
         edited = torch.empty((len(rows), self.vocab_size), dtype=torch.float32, device=self._device)
         kernels.edit[len(rows), triton.cdiv(self.vocab_size, _EDIT_BLOCK)](
-            logits,
-            logits.stride(0),
-            rows,
-            self._marks.rows,
-            self._biases.rows,
-            edited,
-            VOCAB=self.vocab_size,
-            BLOCK=_EDIT_BLOCK,
+            logits, logits.stride(0), rows, self._marks.rows, self._biases.rows, edited,
+            VOCAB=self.vocab_size, BLOCK=_EDIT_BLOCK,
             enable_fp_fusion=False,  # so that edits are those of numpy
-        )
+        )  # fmt: skip
         return edited
 
     def _sample(
@@ -270,15 +263,10 @@ class TorchSampler:
         if not len(rows):
             return
         kernels.sample[(len(rows),)](
-            logits,
-            logits.stride(0),
-            rows,
-            self._marks.rows,
-            *self._scratch(len(rows) if random else 0),
-            tokens,
-            self.last_tokens,
+            logits, logits.stride(0), rows, self._marks.rows,
+            *self._scratch(len(rows) if random else 0), tokens, self.last_tokens,
             **self._launch_options,
-        )
+        )  # fmt: skip
 
     def _logprobs(
         self, logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor, width: int
@@ -286,21 +274,13 @@ class TorchSampler:
         """Compute the results of `kernels.logprobs`."""
         count = len(rows) // (kernels.LOGPROBS_ROW.itemsize // 8)
         # Zeros, since rows have fewer alternatives than others.
-        results = torch.zeros(
-            (count, len(kernels.LOGPROBS_RESULT) + 2 * width),
-            dtype=torch.float64,
-            device=self._device,
-        )
+        shape = (count, len(kernels.LOGPROBS_RESULT) + 2 * width)
+        results = torch.zeros(shape, dtype=torch.float64, device=self._device)
         kernels.logprobs[(count,)](
-            logits,
-            logits.stride(0),
-            rows,
-            tokens,
-            *self._scratch(count if width else 0),
-            results,
-            width,
+            logits, logits.stride(0), rows, tokens,
+            *self._scratch(count if width else 0), results, width,
             **self._launch_options,
-        )
+        )  # fmt: skip
         return results
 
     def _scratch(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -328,10 +308,6 @@ class PendingSample:
     _results: torch.Tensor | None  # of the rows that requested log probabilities
     _requests: NDArray[Any]  # [rows that requested them] of `LOGPROBS_ROW`
     _event: devices.DeviceEvent
-
-    def done(self) -> bool:
-        """Return whether `result` would return at once."""
-        return bool(self._event.query())
 
     def result(self) -> sampler.SamplerOutput:
         """Wait for the tokens, and for the log probabilities of rows that requested them."""
