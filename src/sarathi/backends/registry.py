@@ -19,8 +19,10 @@ from sarathi.models.locate import LoadFormat
 if TYPE_CHECKING:
     from sarathi.backends.executor import Backend
 
-
 ExecutorName = Literal["openvino", "torch"]
+Device = Literal["cpu", "cuda"]
+Precision = Literal["f32", "bf16", "f16"]
+KvPrecision = Literal["f32", "bf16", "f16", "u8"]
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,6 @@ def load_backend(options: ExecutorOptions) -> Backend:
         if error.name != entry.library:
             raise
         raise ExecutorError(f"--executor {options.executor} needs {entry.requires}") from error
-
-
-Device = Literal["cpu", "cuda"]
-Precision = Literal["f32", "bf16", "f16"]
-KvPrecision = Literal["f32", "bf16", "f16", "u8"]
 
 
 # Share of a GPU's memory: the rest is for graphs, libraries and fragments.
