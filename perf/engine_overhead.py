@@ -130,7 +130,7 @@ def instrument(core: Any, watch: Stopwatch) -> None:
     executor.execute = watch.timed("set inputs", executor.execute)
     for module, name in (
         (sarathi.engine.core, "build_step"),
-        (sarathi.backends.openvino.openvino_executor, "check_step"),
+        (sarathi.backends.openvino.openvino_executor, "check_step_for"),
     ):
         setattr(module, name, watch.timed("build and check step", getattr(module, name)))
 

@@ -174,6 +174,15 @@ def test_the_check_notices_a_wrong_operation(
         executor.check()
 
 
+def test_the_check_compares_every_sequence(
+    executor: TorchExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = executor.execute
+    monkeypatch.setattr(executor, "execute", lambda *arguments: execute(*arguments)[:1])
+    with pytest.raises(ValueError, match="longer"):
+        executor.check()
+
+
 def test_progress_is_reported(path: Path) -> None:
     reported: list[float] = []
     load_torch(path, on_progress=reported.append)

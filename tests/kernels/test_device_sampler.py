@@ -169,7 +169,6 @@ def test_launches_follow_each_other_without_their_results(device: torch.device) 
     for launched in pending:
         expected = host.sample(logits, slots).tokens.tolist()
         assert launched.result().tokens.tolist() == expected
-        assert launched.done()
     assert mine.last_tokens[torch.from_numpy(slots).to(device)].tolist() == expected
 
 

@@ -83,8 +83,7 @@ class Executor(Protocol):
             stage, [tokens, hidden_size]. The memory is the executor's own and is overwritten by
             the next step.
 
-        Raises:
-            StepError: the step is malformed; nothing has been run.
+        `StepError`, with nothing run, if the step is malformed.
         """
 
 
@@ -139,11 +138,8 @@ class Backend(Protocol):
         """Tokens of a KV block of an executor here."""
 
     def choose_precisions(self) -> tuple[Precision, KvPrecision]:
-        """Return the precisions of weights and KV cache that an executor here will have.
-
-        Raises:
-            ExecutorError: the machine does not compute in the precision of the options.
-        """
+        """Return the precisions of weights and KV cache that an executor here will have;
+        `ExecutorError` if the machine does not compute in that of the options."""
 
     def create_executor(
         self, model: Model, part: ExecutorPart, on_progress: ProgressCallback

@@ -40,8 +40,7 @@ def footprint(
 ) -> Footprint:
     """Return what an executor of `stage` and `shard` needs; `config` is the whole model's.
 
-    Raises:
-        ModelError: the layers cannot be divided among so many ranks.
+    `ModelError` if the layers cannot be divided among so many ranks.
     """
     local = shard_config(config, shard.count)
     layer = kv_block_bytes(local.num_kv_heads, local.head_dim, kv_precision, block_size)

@@ -10,26 +10,17 @@ import threading
 import time
 from contextlib import AbstractContextManager
 from importlib import metadata
-from typing import Protocol
 
 import msgspec
 
 import sarathi
+from sarathi.backends import registry
 from sarathi.backends.executor import Executor, ExecutorPart, ProgressCallback
 from sarathi.backends.footprint import check_memory, weight_bytes
 from sarathi.backends.parallel.rank_layout import RankId
-from sarathi.backends.registry import (
-    BACKENDS,
-    ExecutorName,
-    ExecutorOptions,
-    KvPrecision,
-    Precision,
-    load_backend,
-)
 from sarathi.backends.runner import Runner
 from sarathi.models.decoder import whole_model
 from sarathi.models.model import Model
-from sarathi.models.model_config import ModelConfig
 from sarathi.models.tensor_layout import expected_shapes
 from sarathi.system.machine import available_memory
 
@@ -47,41 +38,14 @@ class InstancePart(msgspec.Struct, frozen=True):
     weight_bytes: int
     block_bytes: int  # of a KV block, over its layers and heads
     block_size: int  # tokens
-    precision: Precision
-    kv_precision: KvPrecision
+    precision: registry.Precision
+    kv_precision: registry.KvPrecision
     seconds: float  # of loading
-
-
-class ModelInstance(Protocol):
-    """A loaded model, which is given a KV cache before it runs steps."""
-
-    parts: tuple[InstancePart, ...]  # of every process, in the order of the layout's ranks
-    config: ModelConfig
-    max_position: int  # tokens of the longest sequence
-
-    @property
-    def runner(self) -> Runner: ...
-
-    def allocate(self, num_blocks: int) -> None:
-        """Allocate a KV cache of `num_blocks` blocks in every process, instead of an earlier one.
-
-        Raises:
-            ExecutorError: a process has too little memory, has failed or died.
-        """
-
-    def check_computing(self) -> None:
-        """As `Executor.check`, every process for its part; one may have failed or died, too."""
-
-    def warming_up(self) -> AbstractContextManager[None]:
-        """As `Executor.warming_up`, in every process."""
-
-    def close(self) -> None:
-        """End the processes. Harmless twice."""
 
 
 def load_executor(
     model: Model,
-    options: ExecutorOptions,
+    options: registry.ExecutorOptions,
     part: ExecutorPart,
     on_progress: ProgressCallback,
     *,
@@ -98,7 +62,7 @@ def load_executor(
             for it is not installed.
         ModelError: the checkpoint does not contain what its configuration requires.
     """
-    backend = load_backend(options)
+    backend = registry.load_backend(options)
     if not backend.uses_gpu:  # whose library raises this error by itself
         precision, _ = backend.choose_precisions()
         each = weight_bytes(model.config, part.stage, part.shard, precision)
@@ -138,42 +102,47 @@ def fingerprint(model: Model) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def versions(executor: ExecutorName) -> str:
+def versions(executor: registry.ExecutorName) -> str:
     """Return the versions of this project and of the library that an executor computes with."""
     try:
-        found = metadata.version(BACKENDS[executor].library)
+        found = metadata.version(registry.BACKENDS[executor].library)
     except metadata.PackageNotFoundError:  # installed in another way, such as a system package
         found = "unknown"
     return f"sarathi {sarathi.__version__}, {executor} {found}"
 
 
 class SingleProcess:
-    """One executor that has the whole model."""
+    """A loaded model, here one executor that has all of it. It is given a KV cache before it runs
+    steps."""
 
     def __init__(
-        self, model: Model, options: ExecutorOptions, on_progress: ProgressCallback
+        self, model: Model, options: registry.ExecutorOptions, on_progress: ProgressCallback
     ) -> None:
         """Load the model; arguments and errors are those of `load_executor`."""
         start = time.monotonic()
         part = ExecutorPart(whole_model(model.config), threads=options.threads)
         executor = load_executor(model, options, part, on_progress)
-        self.config = executor.config
-        self.max_position = executor.max_position
+        self.max_position = executor.max_position  # tokens of the longest sequence
         rank_id, seconds = RankId(0, 0), time.monotonic() - start
+        # Of every process, in the order of the layout's ranks.
         self.parts: tuple[InstancePart, ...] = (describe(executor, rank_id, seconds),)
-        self.runner = executor.make_runner()
+        self.runner: Runner = executor.make_runner()
         self._executor = executor
 
     def allocate(self, num_blocks: int) -> None:
+        """As `Executor.allocate`, in every process; `ExecutorError` also if one has died."""
         self._executor.allocate(num_blocks)
 
     def check_computing(self) -> None:
+        """As `Executor.check`, every process for its part; likewise."""
         self._executor.check()
 
     def warming_up(self) -> AbstractContextManager[None]:
+        """As `Executor.warming_up`, in every process."""
         return self._executor.warming_up()
 
     def close(self) -> None:
+        """End the processes. Harmless twice."""
         self.runner.close()
 
 

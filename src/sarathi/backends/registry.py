@@ -19,8 +19,10 @@ from sarathi.models.locate import LoadFormat
 if TYPE_CHECKING:
     from sarathi.backends.executor import Backend
 
-
 ExecutorName = Literal["openvino", "torch"]
+Device = Literal["cpu", "cuda"]
+Precision = Literal["f32", "bf16", "f16"]
+KvPrecision = Literal["f32", "bf16", "f16", "u8"]
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,7 @@ BACKENDS: Mapping[ExecutorName, BackendEntry] = {
 
 
 def load_backend(options: ExecutorOptions) -> Backend:
-    """Import the backend that the options name, and its library.
-
-    Raises:
-        ExecutorError: the library is not installed.
-    """
+    """Import the backend that the options name; `ExecutorError` if its library is missing."""
     entry = BACKENDS[options.executor]
     try:
         backend: Backend = getattr(import_module(entry.module), entry.class_name)(options)
@@ -72,11 +70,6 @@ def load_backend(options: ExecutorOptions) -> Backend:
         if error.name != entry.library:
             raise
         raise ExecutorError(f"--executor {options.executor} needs {entry.requires}") from error
-
-
-Device = Literal["cpu", "cuda"]
-Precision = Literal["f32", "bf16", "f16"]
-KvPrecision = Literal["f32", "bf16", "f16", "u8"]
 
 
 # Share of a GPU's memory: the rest is for graphs, libraries and fragments.

@@ -55,31 +55,20 @@ class Runner(Protocol):
 
     def wait(self, seconds: float) -> bool:
         """Wait until the oldest step in flight has a result, until `is_free` turns true, or for
-        `seconds`.
-
-        Returns:
-            Whether there is a result.
+        `seconds`; return whether there is a result.
 
         Raises:
             ExecutorError: a worker process has died or failed, now or before.
         """
 
     def result(self) -> StepResult:
-        """Return the result of the oldest step in flight, once it is computed.
-
-        Raises:
-            ExecutorError: a worker process has died or failed, now or before.
-        """
+        """Return the result of the oldest step in flight, once computed; errors as for `wait`."""
 
     def abandon(self) -> None:
         """Discard the steps in flight; returns when none of them uses the KV cache any more."""
 
     def check(self) -> None:
-        """Check that all worker processes are well; for when no step is in flight.
-
-        Raises:
-            ExecutorError: one has died or failed.
-        """
+        """Check the worker processes, when no step is in flight; errors as for `wait`."""
 
     def close(self) -> None:
         """End the worker processes. Harmless twice."""

@@ -50,9 +50,7 @@ def check_model(executor: Executor, weights: Tensors) -> None:
     The operation behind paged attention is private to its library and changes between releases;
     a wrong guess about it gives fluent nonsense. Needs `NUM_BLOCKS` KV blocks, whose content is
     lost, positions up to `MAX_POSITION`, and the weights as the executor serves them.
-
-    Raises:
-        ExecutorError: the logits differ by more than rounding explains.
+    `ExecutorError` if the logits differ by more than rounding explains.
     """
     config, stage, block_size = executor.config, executor.stage, executor.block_size
     rng = np.random.default_rng(0)
@@ -74,7 +72,8 @@ def check_model(executor: Executor, weights: Tensors) -> None:
         output = executor.execute(step, None if hidden is None else hidden[np.concatenate(rows)])
         # Logits are those of the last token of each sequence, hidden states those of all.
         found = output if stage.last else output[step.query_starts[1:] - 1]
-        distances += map(_distance, found, expected[[mine[-1] for mine in rows]])
+        right = expected[[mine[-1] for mine in rows]]
+        distances += [_distance(*pair) for pair in zip(found, right, strict=True)]
     worst = np.max(distances)  # unlike max(), gives NaN if there is one
     tolerance = max(_TOLERANCE[executor.precision], _TOLERANCE[executor.kv_precision])
     if not worst <= tolerance:
@@ -98,13 +97,10 @@ def checked_part(config: ModelConfig, stage: Stage) -> Stage:
 
 
 def check_deterministic(executor: Executor) -> None:
-    """Check that a sequence's logits do not depend on what else is in its step.
+    """Raise `ExecutorError` if a sequence's logits depend on what else is in its step.
 
     Uses KV blocks, whose content is lost: preferably many, since long contexts and large batches
     may be computed by other kernels.
-
-    Raises:
-        ExecutorError: they do.
     """
     num_blocks, block_size = min(executor.num_blocks, _MAX_BLOCKS), executor.block_size
     shared = min(num_blocks // 2, (executor.max_position - 1) // block_size)

@@ -57,9 +57,6 @@ class WeightStore:
     def __getitem__(self, name: str) -> Array:
         return self._arrays[name]
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._arrays[name].shape
-
     @property
     def num_bytes(self) -> int:
         return sum(array.nbytes for array in self._arrays.values())

@@ -7,14 +7,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from sarathi.backends.registry import (
-    BACKENDS,
-    GPU_MEMORY_UTILIZATION,
-    Device,
-    ExecutorName,
-    KvPrecision,
-    Precision,
-)
+from sarathi.backends import registry
 from sarathi.errors import ConfigError
 from sarathi.models.locate import LoadFormat
 from sarathi.options import Count, NewFile, Option, Seconds, Size, check_options
@@ -73,7 +66,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             "part of each GPU's memory for weights, activations and KV cache together",
             metavar="SHARE",
         ),
-    ] = GPU_MEMORY_UTILIZATION
+    ] = registry.GPU_MEMORY_UTILIZATION
     prefix_caching: Annotated[
         bool,
         Option(
@@ -82,7 +75,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = True
     precision: Annotated[
-        Precision | None,
+        registry.Precision | None,
         Option(
             "number format of weights and computation",
             default="bf16 or f16 if the processor computes in it",
@@ -91,7 +84,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     kv_precision: Annotated[
-        KvPrecision | None,
+        registry.KvPrecision | None,
         Option(
             "number format of the KV cache: that of --precision, or u8 for half the memory and "
             "some of the accuracy",
@@ -105,14 +98,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     number_here: int = 0  # of this one among them
 
     executor: Annotated[
-        ExecutorName,
+        registry.ExecutorName,
         Option(
             "backend that runs the model: openvino on CPUs, torch on CUDA devices or CPUs",
             group="execution",
         ),
     ] = "openvino"
     device: Annotated[
-        Device | None, Option("device of --executor torch", default="cuda if there is one")
+        registry.Device | None, Option("device of --executor torch", default="cuda if there is one")
     ] = None
     pp: Annotated[
         Ranks,
@@ -234,14 +227,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"ttft_target has no effect on the order {self.order}: omit it")
         if self.deterministic and not POLICIES[self.policy].stall_free:
             raise ConfigError("deterministic needs the policy sarathi")
-        backend = BACKENDS[self.executor]
+        backend = registry.BACKENDS[self.executor]
         if self.tp > 1 and not backend.has_tensor_parallelism:
-            able = [name for name, each in BACKENDS.items() if each.has_tensor_parallelism]
+            able = [name for name, each in registry.BACKENDS.items() if each.has_tensor_parallelism]
             raise ConfigError(f"tp above 1 needs the executor {' or '.join(able)}")
         if self.device is not None and not backend.has_devices:
-            able = [name for name, each in BACKENDS.items() if each.has_devices]
+            able = [name for name, each in registry.BACKENDS.items() if each.has_devices]
             raise ConfigError(f"device needs the executor {' or '.join(able)}")
-        if self.gpu_memory_utilization != GPU_MEMORY_UTILIZATION and (
+        if self.gpu_memory_utilization != registry.GPU_MEMORY_UTILIZATION and (
             self.device == "cpu" or not backend.has_devices
         ):
             raise ConfigError("gpu_memory_utilization has no effect on CPUs: omit it")

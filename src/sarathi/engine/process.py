@@ -15,22 +15,9 @@ from pathlib import Path
 import msgspec
 import zmq
 
+from sarathi.engine import messages
 from sarathi.engine.config import Launch
 from sarathi.engine.core import EngineCore, StepOutcome
-from sarathi.engine.messages import (
-    Cancel,
-    ClockReading,
-    EngineConnection,
-    EngineFailed,
-    FromEngine,
-    Iteration,
-    LoadProgress,
-    Ready,
-    Refusal,
-    Shutdown,
-    Submit,
-    ToEngine,
-)
 from sarathi.engine.startup.load import load_engine
 from sarathi.errors import ConfigError, ExecutorError, ModelError
 from sarathi.scheduler import AdmissionError
@@ -54,13 +41,13 @@ class EngineProcess:
         self._socket = socket
         self._remote = remote
         self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(ToEngine)
+        self._decoder = msgspec.msgpack.Decoder(messages.ToEngine)
         self._sending = threading.Lock()  # other threads send the progress of loading
-        self._refusals: list[Refusal] = []
+        self._refusals: list[messages.Refusal] = []
         self._stopping = False
         self._sent = self._logged = self._clock = time.monotonic()
 
-    def send(self, message: FromEngine) -> None:
+    def send(self, message: messages.FromEngine) -> None:
         """Send a message; may be called from any thread."""
         with self._sending:
             self._socket.send(self._encoder.encode(message))
@@ -69,7 +56,7 @@ class EngineProcess:
         """Send this machine's time if the other end is on another machine."""
         if self._remote:
             self._clock = time.monotonic()
-            self.send(ClockReading(self._clock))
+            self.send(messages.ClockReading(self._clock))
 
     def run(self, core: EngineCore, is_orphaned: Callable[[], bool] = lambda: False) -> None:
         """Serve until the other end sends `Shutdown`, or has died."""
@@ -83,11 +70,11 @@ class EngineProcess:
             stale = has_work and now >= self._sent + _STATS_INTERVAL
             if outputs or failures or changed or stale:
                 self._sent = now
-                self.send(Iteration(outputs, self._refusals + failures, core.stats))
+                self.send(messages.Iteration(outputs, self._refusals + failures, core.stats))
                 self._refusals = []
             if outputs and now > self._logged + _LOG_INTERVAL:
                 self._logged = now
-                self.send(LoadProgress(progress_line(core.stats)))
+                self.send(messages.LoadProgress(progress_line(core.stats)))
             if now > self._clock + _CLOCK_INTERVAL:
                 self.send_clock()
 
@@ -105,20 +92,27 @@ class EngineProcess:
                 message = self._decoder.decode(self._socket.recv(zmq.NOBLOCK))
             except zmq.Again:
                 return True
-            if isinstance(message, Submit):
+            if isinstance(message, messages.Submit):
                 self._submit(core, message)
-            elif isinstance(message, Cancel):
+            elif isinstance(message, messages.Cancel):
                 for request_id in message.ids:
                     core.cancel(request_id)
-            elif isinstance(message, Shutdown):
+            elif isinstance(message, messages.Shutdown):
                 self._stopping = True
         return True
 
-    def _submit(self, core: EngineCore, message: Submit) -> None:
+    def _submit(self, core: EngineCore, message: messages.Submit) -> None:
         try:
-            core.submit(*msgspec.structs.astuple(message))  # its fields are the parameters
+            core.submit(
+                message.id,
+                message.prompt_ids,
+                message.params,
+                message.arrival,
+                message.scheduling_params,
+                message.output_ids,
+            )
         except AdmissionError as error:
-            self._refusals.append(Refusal(message.id, str(error)))
+            self._refusals.append(messages.Refusal(message.id, str(error)))
 
 
 def progress_line(stats: Stats) -> str:
@@ -140,7 +134,7 @@ def main(arguments: Sequence[str], spawner: Spawner = LOCAL) -> int:
     endpoint, text = arguments
     launch = msgspec.json.decode(text, type=Launch)
     leave_signals_to_parent()
-    connection = EngineConnection(endpoint)
+    connection = messages.EngineConnection(endpoint)
     try:
         if not connection.wait_connected():
             logger.error("the HTTP process cannot be reached at %s", endpoint)
@@ -150,7 +144,7 @@ def main(arguments: Sequence[str], spawner: Spawner = LOCAL) -> int:
         connection.close()
 
 
-def _serve(launch: Launch, connection: EngineConnection, spawner: Spawner) -> int:
+def _serve(launch: Launch, connection: messages.EngineConnection, spawner: Spawner) -> int:
     process = EngineProcess(connection.socket, remote=connection.remote)
     process.send_clock()
 
@@ -162,24 +156,24 @@ def _serve(launch: Launch, connection: EngineConnection, spawner: Spawner) -> in
             core, info = load_engine(
                 Path(launch.path),
                 launch.config,
-                lambda line: process.send(LoadProgress(line)),
+                lambda line: process.send(messages.LoadProgress(line)),
                 spawner,
             )
         except (ModelError, ConfigError, ExecutorError) as error:
-            process.send(EngineFailed(str(error), bad_input=True))
+            process.send(messages.EngineFailed(str(error), bad_input=True))
             return 2
         try:
             model = core.scheduler.latency_model
             process.send_clock()
-            process.send(Ready(info, (0.0,) * 5 if model is None else model.coefficients))
+            process.send(messages.Ready(info, (0.0,) * 5 if model is None else model.coefficients))
             process.run(core, is_orphaned)
         finally:
             core.close()
     except ExecutorError as error:
-        process.send(EngineFailed(f"the engine died: {error}"))
+        process.send(messages.EngineFailed(f"the engine died: {error}"))
         return 1
     except Exception as error:  # the parent must learn of any error
         logger.exception("the engine died")
-        process.send(EngineFailed(f"the engine died: {type(error).__name__}: {error}"))
+        process.send(messages.EngineFailed(f"the engine died: {type(error).__name__}: {error}"))
         return 1
     return 0

@@ -4,18 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from sarathi import scheduler
 from sarathi.engine.config import EngineConfig
-from sarathi.scheduler import (
-    ORDERS,
-    POLICIES,
-    BlockPool,
-    Budget,
-    FixedBudget,
-    LatencyBudget,
-    LatencyModel,
-    Scheduler,
-    Work,
-)
 from sarathi.units import format_duration
 
 _STRICT_FACTOR = 5.0  # the paper's strict target, in decode-only iterations
@@ -36,9 +26,9 @@ class TypicalDecodes(NamedTuple):
         )
 
     @property
-    def work(self) -> Work:
+    def work(self) -> scheduler.Work:
         """Their work, for the latency model."""
-        return Work(self.requests, 0.0, self.requests * self.context, self.requests)
+        return scheduler.Work(self.requests, 0.0, self.requests * self.context, self.requests)
 
 
 TYPICAL_DECODES = TypicalDecodes(32, 512)  # of a processor
@@ -73,23 +63,23 @@ def derived_target(iteration: float, measured: str = "") -> DerivedTarget:
 
 def make_scheduler(
     config: EngineConfig,
-    budget: Budget | None,
-    model: LatencyModel,
-    pool: BlockPool,
+    budget: scheduler.Budget | None,
+    model: scheduler.LatencyModel,
+    pool: scheduler.BlockPool,
     max_model_len: int,
     micro_batches: int = 1,
     *,
     look_ahead: bool = False,
     max_step_tokens: int | None = None,
-) -> Scheduler:
+) -> scheduler.Scheduler:
     """Return the scheduler of a configuration; for the other arguments, see `Scheduler`."""
-    return Scheduler(
+    return scheduler.Scheduler(
         pool,
         budget,
         max_batch_size=config.max_batch_size,
         max_model_len=max_model_len,
-        policy=POLICIES[config.policy],
-        order=ORDERS[config.order](model, config.ttft_target),
+        policy=scheduler.POLICIES[config.policy],
+        order=scheduler.ORDERS[config.order](model, config.ttft_target),
         fair=config.fair_by is not None,
         in_order_share=config.in_order_share,
         deterministic_chunk=config.chunk,
@@ -103,21 +93,21 @@ def make_scheduler(
 
 def make_budget(
     config: EngineConfig,
-    model: LatencyModel,
+    model: scheduler.LatencyModel,
     tbt_target: float | None,
     micro_batches: int = 1,
-) -> Budget | None:
+) -> scheduler.Budget | None:
     """Return the budget of a configuration, None if the policy has its own limit.
 
     `tbt_target`, in seconds, is for a configuration with neither a target nor a fixed budget.
     `ValueError` if one is needed and none is given.
     """
     if config.fixed_budget is not None:
-        share = config.min_prefill_share if POLICIES[config.policy].stall_free else 0.0
-        return FixedBudget(config.fixed_budget, share)
+        share = config.min_prefill_share if scheduler.POLICIES[config.policy].stall_free else 0.0
+        return scheduler.FixedBudget(config.fixed_budget, share)
     if not config.latency_budget:
         return None
     target = tbt_target if config.tbt_target is None else config.tbt_target
     if target is None:
         raise ValueError("no time between tokens is given, and none derived")
-    return LatencyBudget(target, model, config.min_prefill_share, micro_batches)
+    return scheduler.LatencyBudget(target, model, config.min_prefill_share, micro_batches)

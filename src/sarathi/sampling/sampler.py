@@ -58,15 +58,15 @@ class Slots:
         self.records: NDArray[Any] = np.zeros(0, [*_FIELDS, *more_fields])
         self._free: list[int] = []
 
-    def open(
-        self, params: SamplingParams, edits: LogitsEdits, vocab_size: int, generated: int
-    ) -> int:
-        """Return a slot for a request that has generated `generated` tokens before."""
+    def open(self, params: SamplingParams, tokens: RequestTokens) -> tuple[int, LogitsEdits]:
+        """Return a slot for a request, and its edits; for errors see `RequestSlots`."""
+        edits = LogitsEdits(params, tokens)
+        generated = len(tokens.output_ids)
         if not self._free:
             self._grow()
         slot = self._free.pop()
         record = self.records[slot]
-        has_k = 0 < params.top_k < vocab_size
+        has_k = 0 < params.top_k < tokens.vocab_size
         barred = generated < params.min_tokens and len(edits.barred_ids) > 0
         record["needs"] = (
             _method(params, has_k)
@@ -82,7 +82,7 @@ class Slots:
         record["top_p"] = params.top_p
         record["min_p"] = params.min_p
         record["alternatives"] = params.logprobs or 0
-        return slot
+        return slot, edits
 
     def close(self, slot: int) -> None:
         """Free the slot; `ValueError` if it is not open."""
@@ -193,8 +193,7 @@ class Sampler:
     ) -> int:
         """See `RequestSlots`."""
         tokens = RequestTokens(prompt_ids, output_ids, eos_ids, self.vocab_size)
-        edits = LogitsEdits(params, tokens)
-        slot = self._slots.open(params, edits, self.vocab_size, len(output_ids))
+        slot, edits = self._slots.open(params, tokens)
         if self._slots.records[slot]["needs"] & CHANGED:
             self._edits[slot] = edits
         return slot

@@ -18,18 +18,10 @@ import zmq
 
 from sarathi.backends.executor import check_step_for
 from sarathi.backends.model_instance import InstancePart
+from sarathi.backends.parallel import worker_messages as messages
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.parallel.stage_worker import StageOutput, StageWorker
 from sarathi.backends.parallel.worker_group import WorkerGroup
-from sarathi.backends.parallel.worker_messages import (
-    Connect,
-    Done,
-    Hello,
-    Loaded,
-    Loading,
-    MethodCall,
-    RunStep,
-)
 from sarathi.backends.registry import ExecutorOptions
 from sarathi.backends.runner import NO_SLOTS, NOTHING_SAMPLED, StepResult
 from sarathi.backends.step import I64, Step, StepError
@@ -94,7 +86,7 @@ class TaskThread:
 
 
 class Pipeline:
-    """See `ModelInstance`, and `Runner`: it runs its steps itself. This process is rank 0 of the
+    """See `SingleProcess`, and `Runner`: it runs its steps itself. This process is rank 0 of the
     last stage, the others are spawned.
 
     Every step is sent to all processes at once; the stages pass hidden states on. A thread computes
@@ -112,13 +104,9 @@ class Pipeline:
         layout: ParallelLayout,
         spawner: Spawner,
     ) -> None:
-        """Start the processes, each of which opens the model at `path`.
-
-        Raises:
-            ModelError: the model cannot be divided like that.
-        """
+        """Start the processes, each of which opens the model at `path`; `ModelError` if the model
+        cannot be divided like that."""
         layout.check(model.config)
-        self.config = model.config
         self.max_position = options.max_position
         self.parts: tuple[InstancePart, ...] = ()
         self.depth = layout.pp
@@ -183,10 +171,10 @@ class Pipeline:
             ExecutorError: a process does not connect, has found another model, has failed or died.
             ModelError: this one cannot read the model.
         """
-        hellos: dict[RankId, Hello] = {}
-        for greeting in self._workers.answers(Hello, connect_timeout):
+        hellos: dict[RankId, messages.Hello] = {}
+        for greeting in self._workers.answers(messages.Hello, connect_timeout):
             match greeting:
-                case rank_id, Hello() as hello:
+                case rank_id, messages.Hello() as hello:
                     hellos[rank_id] = hello
         for rank_id, hello in hellos.items():
             self._compare(rank_id, hello)
@@ -198,14 +186,14 @@ class Pipeline:
         shares = [0.0]  # of the weights that this process has read, so far
         own = self._thread.submit(lambda: self._stage_worker.load(connect, shares.append))
         parts: dict[RankId, InstancePart] = {}
-        for answer in self._workers.answers(Loaded):
+        for answer in self._workers.answers(messages.Loaded):
             self._raise_error(own)
             on_progress(engine, shares[-1])
             match answer:
-                case rank_id, Loaded(part=part):
+                case rank_id, messages.Loaded(part=part):
                     parts[rank_id] = part
                     on_loaded(part)
-                case rank_id, Loading(share=share):
+                case rank_id, messages.Loading(share=share):
                     on_progress(rank_id, share)
         parts[engine] = self._wait_for(own)
         on_loaded(parts[engine])
@@ -219,22 +207,22 @@ class Pipeline:
         return self
 
     def allocate(self, num_blocks: int) -> None:
-        self._call_all(MethodCall("allocate", [num_blocks]))
+        self._call_all(messages.MethodCall("allocate", [num_blocks]))
 
     def check_computing(self) -> None:
-        self._call_all(MethodCall("check"))
+        self._call_all(messages.MethodCall("check"))
 
     @contextmanager
     def warming_up(self) -> Iterator[None]:
-        self._call_all(MethodCall("start_warming_up"))
+        self._call_all(messages.MethodCall("start_warming_up"))
         yield
-        self._call_all(MethodCall("stop_warming_up"))
+        self._call_all(messages.MethodCall("stop_warming_up"))
 
-    def _call_all(self, call: MethodCall) -> None:
+    def _call_all(self, call: messages.MethodCall) -> None:
         """Let every process's `StageWorker` carry out a call, and wait for all of them."""
         self._workers.send(call)
         own = self._thread.submit(lambda: self._stage_worker.call(call))
-        for _ in self._workers.answers(Done):
+        for _ in self._workers.answers(messages.Done):
             self._raise_error(own)
         self._wait_for(own)
 
@@ -261,7 +249,7 @@ class Pipeline:
         step_id = self._num_submitted
         self._num_submitted += 1
         self._sending = True
-        self._workers.send(RunStep(step_id, step))
+        self._workers.send(messages.RunStep(step_id, step))
         task = partial(self._stage_worker.run, step_id, step, lambda: not self._closed)
         self._in_flight.append((self._thread.submit(task), slots))
         self._sending = False
@@ -361,21 +349,23 @@ class Pipeline:
         if self._sending:
             raise ExecutorError("a step has reached some processes only: it was interrupted")
 
-    def _connect(self, rank_id: RankId, hellos: Mapping[RankId, Hello]) -> Connect:
+    def _connect(
+        self, rank_id: RankId, hellos: Mapping[RankId, messages.Hello]
+    ) -> messages.Connect:
         layout = self._layout
         next_stage = None
         if rank_id.rank == 0 and rank_id.stage < layout.pp - 1:
             next_stage = hellos[RankId(rank_id.stage + 1, 0)].inbox
         host = hellos[rank_id].host
         local_ranks = [other for other in layout.ranks if hellos[other].host == host]
-        return Connect(
+        return messages.Connect(
             next_stage=next_stage,
             rendezvous=hellos[RankId(rank_id.stage, 0)].rendezvous,
             local_world_size=len(local_ranks),
             local_rank=local_ranks.index(rank_id),
         )
 
-    def _compare(self, rank_id: RankId, hello: Hello) -> None:
+    def _compare(self, rank_id: RankId, hello: messages.Hello) -> None:
         own, name = self._stage_worker.hello, self._workers.name(rank_id)
         if hello.versions != own.versions:
             raise ExecutorError(f"{name} runs {hello.versions}, the engine {own.versions}")

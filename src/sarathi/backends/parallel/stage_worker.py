@@ -23,31 +23,10 @@ import msgspec
 import numpy as np
 import zmq
 
+from sarathi.backends import model_instance
 from sarathi.backends.executor import Executor, ExecutorPart, ProgressCallback
-from sarathi.backends.model_instance import (
-    InstancePart,
-    describe,
-    fingerprint,
-    load_executor,
-    versions,
-)
+from sarathi.backends.parallel import worker_messages as messages
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
-from sarathi.backends.parallel.worker_messages import (
-    Connect,
-    Done,
-    FirstStageDone,
-    FromWorker,
-    Hello,
-    Loaded,
-    Loading,
-    MethodCall,
-    RunStep,
-    Stop,
-    WorkerFailed,
-    WorkerSpec,
-    decode_to_worker,
-    encode,
-)
 from sarathi.backends.registry import ExecutorOptions, load_backend
 from sarathi.backends.step import Step
 from sarathi.errors import ExecutorError, ModelError
@@ -87,11 +66,8 @@ class AbandonedError(Exception):
 
 
 def await_greeting(inbox: zmq.Socket[bytes], endpoint: str, seconds: float) -> None:
-    """Make sure that the previous stage reaches this process, before anything depends on it.
-
-    Raises:
-        ExecutorError: it has not within so many seconds.
-    """
+    """Make sure that the previous stage reaches this process, before anything depends on it;
+    `ExecutorError` if it has not within so many seconds."""
     if not inbox.poll(int(1000 * seconds)):
         raise ExecutorError(
             f"the previous stage has not connected to {endpoint} within {seconds:g} s: is "
@@ -183,21 +159,19 @@ class StageWorker:
             endpoint = bind(self._inbox, host, folder / f"stage-{rank_id.stage}")
         if rank_id.rank == 0 and layout.tp > 1:
             self._rendezvous = self._backend.open_rendezvous(host)
-        self.hello = Hello(
-            fingerprint=fingerprint(model),
-            versions=versions(options.executor),
+        self.hello = messages.Hello(
+            fingerprint=model_instance.fingerprint(model),
+            versions=model_instance.versions(options.executor),
             host=platform.node(),
             inbox=endpoint,
             rendezvous=None if self._rendezvous is None else self._rendezvous.address,
         )
 
-    def load(self, connect: Connect, on_progress: ProgressCallback) -> InstancePart:
+    def load(
+        self, connect: messages.Connect, on_progress: ProgressCallback
+    ) -> model_instance.InstancePart:
         """Connect to the other ranks of the stage and load the layers, as `load_executor` does, in
-        the thread that computes later on.
-
-        Raises:
-            ExecutorError, ModelError: as executors do, or a rank has not connected.
-        """
+        the thread that computes later on; `ExecutorError` also if a rank has not connected."""
         options, local_rank = self._options, connect.local_rank
         if connect.next_stage is not None:
             self._outlet = new_socket(self._context, zmq.PUSH)
@@ -214,14 +188,14 @@ class StageWorker:
             rendezvous = self._rendezvous or connect.rendezvous
             assert rendezvous is not None, "rank 0 has opened it, the others get its address"
             self._group = self._backend.init_process_group(rendezvous, shard, local_rank)
-        self._executor = load_executor(
+        self._executor = model_instance.load_executor(
             self._model,
             options,
             ExecutorPart(self._stage, shard, self._group, local_rank, threads),
             on_progress,
             local_world_size=connect.local_world_size,
         )
-        return describe(self._executor, self.rank_id, time.monotonic() - start)
+        return model_instance.describe(self._executor, self.rank_id, time.monotonic() - start)
 
     @property
     def executor(self) -> Executor:
@@ -229,7 +203,7 @@ class StageWorker:
         assert self._executor is not None, "nothing is loaded"
         return self._executor
 
-    def call(self, call: MethodCall) -> None:
+    def call(self, call: messages.MethodCall) -> None:
         """Call a method of the executor, or enter or leave its `warming_up`."""
         if call.method == "start_warming_up":
             self._warming_up.enter_context(self.executor.warming_up())
@@ -267,7 +241,7 @@ def main(arguments: Sequence[str]) -> int:
     """Connect to the engine and serve it until it ends or this process fails. The arguments are the
     engine's endpoint, and a `WorkerSpec` as JSON."""
     endpoint, text = arguments
-    spec = msgspec.json.decode(text, type=WorkerSpec)
+    spec = msgspec.json.decode(text, type=messages.WorkerSpec)
     leave_signals_to_parent()
     if spec.parent is not None:
         folder = None if spec.remote else _folder(endpoint)
@@ -289,11 +263,13 @@ def main(arguments: Sequence[str]) -> int:
         _serve(worker, socket)
         return 0
     except (ModelError, ExecutorError) as error:
-        socket.send(encode(WorkerFailed(str(error))))
+        socket.send(messages.encode(messages.WorkerFailed(str(error))))
         return 2
     except Exception as error:  # of any kind: the engine reports it
         logger.exception("%s died", spec.rank_id)
-        socket.send(encode(WorkerFailed(f"it died: {type(error).__name__}: {error}")))
+        socket.send(
+            messages.encode(messages.WorkerFailed(f"it died: {type(error).__name__}: {error}"))
+        )
         return 1
     finally:
         context.destroy(linger=_LINGER)
@@ -317,19 +293,19 @@ def _folder(endpoint: str) -> Path:
 def _serve(worker: StageWorker, socket: zmq.Socket[bytes]) -> None:
     """Carry out the engine's messages until `Stop`."""
 
-    def send(message: FromWorker) -> None:
-        socket.send(encode(message))
+    def send(message: messages.FromWorker) -> None:
+        socket.send(messages.encode(message))
 
     send(worker.hello)
-    while not isinstance(message := decode_to_worker(socket.recv()), Stop):
-        if isinstance(message, RunStep):
+    while not isinstance(message := messages.decode_to_worker(socket.recv()), messages.Stop):
+        if isinstance(message, messages.RunStep):
             # `_watch_parent` ends a wait without end.
             worker.run(message.id, message.step, lambda: True)
             if worker.rank_id == RankId(0, 0):
-                send(FirstStageDone(message.id))
-        elif isinstance(message, Connect):
+                send(messages.FirstStageDone(message.id))
+        elif isinstance(message, messages.Connect):
             # Nothing else uses the socket while the model loads.
-            send(Loaded(worker.load(message, lambda share: send(Loading(share)))))
+            send(messages.Loaded(worker.load(message, lambda share: send(messages.Loading(share)))))
         else:
             worker.call(message)
-            send(Done())
+            send(messages.Done())

@@ -13,19 +13,8 @@ from typing import TypeVar
 import msgspec
 import zmq
 
+from sarathi.backends.parallel import worker_messages as messages
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
-from sarathi.backends.parallel.worker_messages import (
-    FirstStageDone,
-    FromWorker,
-    Hello,
-    Loading,
-    Stop,
-    ToWorker,
-    WorkerFailed,
-    WorkerSpec,
-    decode_from_worker,
-    encode,
-)
 from sarathi.backends.registry import ExecutorOptions
 from sarathi.errors import ExecutorError, ModelError
 from sarathi.system.processes import Process, Spawner
@@ -36,7 +25,7 @@ _CHECK_INTERVAL = 0.2  # seconds between checks of the processes
 _FAILURE_DELAY = 0.5  # seconds for messages of failures to arrive; one failure causes others
 _STOP_TIMEOUT = 3.0  # seconds for the processes to end by themselves
 
-M = TypeVar("M", bound=FromWorker)
+M = TypeVar("M", bound=messages.FromWorker)
 
 
 class WorkerGroup:
@@ -59,14 +48,15 @@ class WorkerGroup:
         self.socket = new_socket(context, zmq.ROUTER)
         endpoint = bind(self.socket, spawner.host, folder / "engine")
         self._hosts: dict[RankId, str] = {}  # of the workers that have sent `Hello`
-        self._answers: deque[tuple[RankId, FromWorker]] = deque()  # that `answers` has not yielded
+        # Those that `answers` has not yielded.
+        self._answers: deque[tuple[RankId, messages.FromWorker]] = deque()
         self._failures: dict[RankId, str] = {}
         self._waiting = True  # for answers of the workers
         self._processes: dict[RankId, Process] = {}
         self._remote = spawner.host is not None
         try:
             for rank_id in layout.worker_ranks:
-                spec = WorkerSpec(
+                spec = messages.WorkerSpec(
                     str(model),
                     options,
                     layout,
@@ -90,23 +80,20 @@ class WorkerGroup:
         host = self._hosts.get(rank_id)
         return f"{name} on {host}" if self._remote and host is not None else name
 
-    def send(self, message: ToWorker, to: RankId | None = None) -> None:
+    def send(self, message: messages.ToWorker, to: RankId | None = None) -> None:
         """Send a message to one process, or to all. It is dropped if the process has ended, which
         `check` notices."""
-        frame = encode(message)
+        frame = messages.encode(message)
         for rank_id in self._processes if to is None else (to,):
             self.socket.send_multipart([b"%d" % self._ranks.index(rank_id), frame])
 
     def answers(
         self, kind: type[M], timeout: float = math.inf
-    ) -> Iterator[tuple[RankId, M | Loading] | None]:
+    ) -> Iterator[tuple[RankId, M | messages.Loading] | None]:
         """Yield messages of a kind, and of progress, until every worker has sent one of that kind.
 
-        Yields None every now and then while there is no message. All must have sent theirs within
-        `timeout` seconds.
-
-        Raises:
-            ExecutorError: one has failed, died, or not answered in time.
+        Yields None every now and then while there is no message. `ExecutorError` if one has failed,
+        died, or not answered within `timeout` seconds.
         """
         end = time.monotonic() + timeout
         missing = set(self._processes)
@@ -121,11 +108,11 @@ class WorkerGroup:
                 yield None
                 continue
             rank_id, message = self._answers.popleft()
-            if isinstance(message, Hello):
+            if isinstance(message, messages.Hello):
                 self._hosts[rank_id] = message.host
             if isinstance(message, kind):
                 missing.discard(rank_id)
-            elif not isinstance(message, Loading):
+            elif not isinstance(message, messages.Loading):
                 raise ExecutorError(
                     f"{self.name(rank_id)} sent {type(message).__name__} where "
                     f"{kind.__name__} was expected"
@@ -150,11 +137,8 @@ class WorkerGroup:
             self.raise_cause()
 
     def raise_cause(self, own: BaseException | None = None) -> None:
-        """After a failure here (`own`) or there, find the one that caused the others.
-
-        Raises:
-            ExecutorError: it is in a worker. If it is here, this returns.
-        """
+        """Raise the failure that caused the others, as `ExecutorError`, if it is in a worker. If it
+        is here (`own`), this returns."""
         end = time.monotonic() + _FAILURE_DELAY
         while (left := end - time.monotonic()) > 0:
             self._receive(left)
@@ -176,7 +160,7 @@ class WorkerGroup:
             return
         processes = list(self._processes.values())
         if not (self._waiting or self._failures or self._any_ended()):
-            self.send(Stop())
+            self.send(messages.Stop())
             end = time.monotonic() + _STOP_TIMEOUT
             while time.monotonic() < end and any(p.ended() is None for p in processes):
                 time.sleep(0.01)
@@ -189,10 +173,10 @@ class WorkerGroup:
         if not self.socket.poll(int(1000 * timeout)):
             return False
         identity, frame = self.socket.recv_multipart()
-        rank_id, message = self._ranks[int(identity)], decode_from_worker(frame)
-        if isinstance(message, WorkerFailed):
+        rank_id, message = self._ranks[int(identity)], messages.decode_from_worker(frame)
+        if isinstance(message, messages.WorkerFailed):
             self._failures[rank_id] = message.message
-        elif isinstance(message, FirstStageDone):
+        elif isinstance(message, messages.FirstStageDone):
             self.num_first_stage_done = message.id + 1
         else:
             self._answers.append((rank_id, message))

@@ -61,7 +61,7 @@ class Loaded(msgspec.Struct, tag="loaded", array_like=True, frozen=True):
 
 
 class MethodCall(msgspec.Struct, tag="call", array_like=True, frozen=True):
-    """Call a method of `StageWorker`, which every process does at the same time."""
+    """Have every process do the same at the same time; see `StageWorker.call`."""
 
     method: Literal["allocate", "check", "start_warming_up", "stop_warming_up"]
     arguments: list[int] = []
@@ -109,23 +109,11 @@ def _decode_array(kind: Any, encoded: Any) -> Array:
     return np.frombuffer(content, dtype).copy()
 
 
-_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_array)
+_to_worker: msgspec.msgpack.Decoder[ToWorker]
 _to_worker = msgspec.msgpack.Decoder(ToWorker, dec_hook=_decode_array)
-_from_worker = msgspec.msgpack.Decoder(FromWorker)
+_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 
-
-def encode(message: ToWorker | FromWorker) -> bytes:
-    """Encode a message as one frame."""
-    return _encoder.encode(message)
-
-
-def decode_to_worker(frame: bytes) -> ToWorker:
-    """Decode a message to a worker."""
-    message: ToWorker = _to_worker.decode(frame)
-    return message
-
-
-def decode_from_worker(frame: bytes) -> FromWorker:
-    """Decode a message from a worker."""
-    message: FromWorker = _from_worker.decode(frame)
-    return message
+# A message is one frame.
+encode = msgspec.msgpack.Encoder(enc_hook=_encode_array).encode
+decode_to_worker = _to_worker.decode
+decode_from_worker = _from_worker.decode

@@ -10,7 +10,7 @@ short chunk, so the kind of tile depends on nothing but the sequence itself.
 Keys are split where there are too few items to occupy the device (flash-decoding; Dao et al.,
 2023). Each split leaves a partial result, and a second kernel merges these.
 
-Everything here is numpy; the kernels are in `kernels.attention`.
+Everything here is numpy; the kernels are in `kernels.attention_kernel`.
 """
 
 from __future__ import annotations

@@ -59,11 +59,8 @@ class PlainAttention:
     def __init__(
         self, config: ModelConfig, dtype: torch.dtype, *, one_by_one: bool = False
     ) -> None:
-        """Choose how much decodes gather at a time, for a model with the heads of one rank.
-
-        Args:
-            one_by_one: whether decodes are computed separately: padding changes how sums round.
-        """
+        """Choose how much decodes gather at a time, for a model with the heads of one rank. With
+        `one_by_one` they are computed separately: padding changes how sums round."""
         self._dtype = dtype
         block = self.block_size * config.num_kv_heads * config.head_dim * dtype.itemsize
         # Blocks that are gathered for decodes at a time.

@@ -96,7 +96,7 @@ def gpu_memory(utilization: float) -> tuple[int, ...]:
     return tuple(max(0, int(total * utilization) - (total - free)) for free, total in found)
 
 
-def free_memory(device: torch.device, utilization: float, run_largest: Callable[[], None]) -> int:
+def free_memory(device: torch.device, utilization: float, run_largest: Callable[[], object]) -> int:
     """Return the bytes of a GPU that are left for a KV cache while the largest step runs.
 
     Args:

@@ -24,6 +24,7 @@ from sarathi.backends.runner import InlineRunner, Runner
 from sarathi.backends.self_check import check_deterministic, check_model, checked_part
 from sarathi.backends.step import Step, StepPart, join_parts
 from sarathi.backends.torch import torch_devices as devices
+from sarathi.backends.torch import torch_operations
 from sarathi.backends.torch.attention_backend import (
     LayerCache,
     PlannedAttention,
@@ -41,11 +42,6 @@ from sarathi.backends.torch.step_inputs import (
     resolve_tokens,
     step_arrays,
     upload,
-)
-from sarathi.backends.torch.torch_operations import (
-    TensorParallelRank,
-    TorchOperations,
-    elementwise_kernels,
 )
 from sarathi.errors import ExecutorError
 from sarathi.models.decoder import forward
@@ -137,13 +133,13 @@ class TorchExecutor:
             torch.from_numpy(table).to(self.device)
             for table in rope_tables(config.inv_freq, self.max_position)
         )
-        self._rank = TensorParallelRank(
+        self._rank = torch_operations.TensorParallelRank(
             config=self._local,
             vocabulary=vocabulary(config, self.shard),
             parameters=self._parameters,
             cos=cos,
             sin=sin,
-            kernels=elementwise_kernels(self._local, self.device),
+            kernels=torch_operations.elementwise_kernels(self._local, self.device),
             group=part.group or SingleRank(),
             deterministic=self.deterministic,
         )
@@ -180,11 +176,9 @@ class TorchExecutor:
         if self.device.type == "cpu":
             return DeviceMemory(host, available_memory(), shared=True)
 
-        def run_largest() -> None:
-            sequences = max(options.max_batch_size, -(-options.max_tokens // self.max_position))
-            step = largest_step(options.max_tokens, sequences, self.block_size)
-            self.execute(step, self._any_hidden(step))
-
+        sequences = max(options.max_batch_size, -(-options.max_tokens // self.max_position))
+        step = largest_step(options.max_tokens, sequences, self.block_size)
+        run_largest = partial(self.execute, step, self._any_hidden(step))
         self._make_caches(1)
         with _out_of_memory_error(f"a step of {options.max_tokens} tokens"):
             free = devices.free_memory(self.device, options.gpu_memory_utilization, run_largest)
@@ -284,7 +278,7 @@ class TorchExecutor:
     def _forward(
         self, inputs: StepInputs, planned: PlannedAttention, received: torch.Tensor | None
     ) -> torch.Tensor:
-        ops = TorchOperations(self._rank, inputs, planned, self._caches, received)
+        ops = torch_operations.TorchOperations(self._rank, inputs, planned, self._caches, received)
         return forward(ops, self._local, self.stage)
 
     def _warm_up(self) -> None:

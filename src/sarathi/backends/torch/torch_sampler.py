@@ -15,39 +15,19 @@ import torch
 import triton
 from numpy.typing import NDArray
 
+from sarathi.backends.torch import torch_devices as devices
 from sarathi.backends.torch.kernels import MASS_BITS, check_vocabulary
 from sarathi.backends.torch.kernels import sampling_kernels as kernels
-from sarathi.backends.torch.kernels.sampling_kernels import (
-    LOGPROBS_RESULT,
-    LOGPROBS_ROW,
-    ROW,
-    Tiles,
-)
-from sarathi.backends.torch.torch_devices import (
-    DeviceEvent,
-    computing,
-    record_event,
-    to_device,
-    to_host,
-)
+from sarathi.sampling import sampler
 from sarathi.sampling.categorical import NO_TOP_K, uniforms
 from sarathi.sampling.logits_processors import LogitsEdits, RequestTokens
 from sarathi.sampling.logprobs import TokenLogprobs, assemble
 from sarathi.sampling.params import MAX_LOGPROBS, SamplingParams
-from sarathi.sampling.sampler import (
-    CHANGED,
-    CLOSED,
-    LOGPROBS,
-    NO_TOKEN,
-    RANDOM,
-    SamplerOutput,
-    Slots,
-)
 
 I64 = NDArray[np.int64]
 
 _EDIT_BLOCK = 1024
-_GPU_TILES = Tiles()
+_GPU_TILES = kernels.Tiles()
 
 # The edits of a slot on the device.
 _EDITS = (
@@ -81,7 +61,9 @@ class TorchSampler:
     32 KiB for each row that truncates or lists log probabilities.
     """
 
-    def __init__(self, vocab_size: int, device: torch.device, tiles: Tiles = _GPU_TILES) -> None:
+    def __init__(
+        self, vocab_size: int, device: torch.device, tiles: kernels.Tiles = _GPU_TILES
+    ) -> None:
         """Allocate nothing yet: memory grows with the requests. The default tiles suit GPUs.
 
         Raises:
@@ -101,7 +83,7 @@ class TorchSampler:
             "enable_fp_fusion": False,
         }
         self._device = device
-        self._slots = Slots(_EDITS)
+        self._slots = sampler.Slots(_EDITS)
         self._observing: dict[int, _Observed] = {}
         self._marks = _RowTable(vocab_size, torch.int32, device)
         self._biases = _RowTable(vocab_size, torch.float32, device)
@@ -120,8 +102,7 @@ class TorchSampler:
     ) -> int:
         """See `RequestSlots`."""
         tokens = RequestTokens(prompt_ids, output_ids, eos_ids, self.vocab_size)
-        edits = LogitsEdits(params, tokens)
-        slot = self._slots.open(params, edits, self.vocab_size, len(output_ids))
+        slot, edits = self._slots.open(params, tokens)
         record = self._slots.records[slot]
         record["marks"] = record["biases"] = -1
         record["repetition"], record["frequency"], record["presence"] = 1, 0, 0
@@ -129,11 +110,11 @@ class TorchSampler:
             record["repetition"] = penalties.repetition
             record["frequency"] = penalties.frequency
             record["presence"] = penalties.presence
-        with computing(self._device):
+        with devices.computing(self._device):
             more = len(self._slots.records) - len(self.last_tokens)
             if more:
                 self.last_tokens = torch.cat([self.last_tokens, self.last_tokens.new_zeros(more)])
-            if record["needs"] & CHANGED:
+            if record["needs"] & sampler.CHANGED:
                 record["marks"] = self._marks.add(_token_marks(edits, self.vocab_size))
                 record["biases"] = self._biases.add(_dense_bias(edits, self.vocab_size))
         if edits.observers:
@@ -155,7 +136,7 @@ class TorchSampler:
         for slot in slots.tolist():
             self.close(slot)
 
-    def sample(self, logits: torch.Tensor, slots: I64) -> SamplerOutput:
+    def sample(self, logits: torch.Tensor, slots: I64) -> sampler.SamplerOutput:
         """Launch, and wait for the result."""
         return self.launch(logits, slots).result()
 
@@ -176,25 +157,27 @@ class TorchSampler:
             self._observe(slots)
         state = self._slots.records.take(slots)  # much faster than indexing, of structures
         needs: I64 = state["needs"]
-        if (needs & CLOSED).any():
+        if (needs & sampler.CLOSED).any():
             raise ValueError("a slot is not open")
-        changed = (needs & CHANGED) != 0
+        changed = (needs & sampler.CHANGED) != 0
         num_changed = int(np.count_nonzero(changed))
         # Rows with edits come last: they are sampled from edited copies.
         order = np.argsort(changed, kind="stable")
         table = self._table(state.take(order), slots[order], order, num_changed)
-        asked = np.flatnonzero(needs & LOGPROBS)
-        requests = np.zeros(len(asked), LOGPROBS_ROW)
+        asked = np.flatnonzero(needs & sampler.LOGPROBS)
+        requests = np.zeros(len(asked), kernels.LOGPROBS_ROW)
         requests["row"] = asked
         requests["alternatives"] = np.minimum(state["alternatives"][asked], self.vocab_size)
-        with computing(self._device):
-            uploaded = to_device(
+        with devices.computing(self._device):
+            uploaded = devices.to_device(
                 np.concatenate([table.view(np.int64), requests.view(np.int64)]), self._device
             )
-            rows = uploaded[: table.nbytes // 8].view(len(table), ROW.itemsize // 8)
+            rows = uploaded[: table.nbytes // 8].view(len(table), kernels.ROW.itemsize // 8)
             tokens = torch.empty(len(slots), dtype=torch.int64, device=self._device)
             plain = len(slots) - num_changed
-            self._sample(logits, rows[:plain], tokens, bool((needs[~changed] & RANDOM).any()))
+            self._sample(
+                logits, rows[:plain], tokens, bool((needs[~changed] & sampler.RANDOM).any())
+            )
             if num_changed:
                 edited = self._edit(logits, rows[plain:])
                 self._sample(edited, rows[plain:], tokens, True)
@@ -204,10 +187,10 @@ class TorchSampler:
                 results = self._logprobs(logits, uploaded[table.nbytes // 8 :], tokens, width)
             self._slots.advance(slots, needs)
             return PendingSample(
-                to_host(tokens),
-                None if results is None else to_host(results),
+                devices.to_host(tokens),
+                None if results is None else devices.to_host(results),
                 requests,
-                record_event(self._device),
+                devices.record_event(self._device),
             )
 
     def _observe(self, slots: I64) -> None:
@@ -222,12 +205,12 @@ class TorchSampler:
                 observe(token)
             bias = _dense_bias(observed.edits, self.vocab_size)
             row = int(self._slots.records[slot]["biases"])
-            with computing(self._device):
+            with devices.computing(self._device):
                 if row < 0 or bias is None:
                     self._biases.remove(row)
                     self._slots.records["biases"][slot] = self._biases.add(bias)
                 else:
-                    self._biases.rows[row] = to_device(bias, self._device)
+                    self._biases.rows[row] = devices.to_device(bias, self._device)
 
     def _check(self, logits: torch.Tensor, slots: I64) -> None:
         if tuple(logits.shape) != (len(slots), self.vocab_size):
@@ -245,12 +228,12 @@ class TorchSampler:
 
     def _table(self, state: NDArray[Any], slots: I64, order: I64, num_changed: int) -> NDArray[Any]:
         """Make what the kernels read of each row, [rows] of `ROW`."""
-        table = np.zeros(len(slots), ROW)
+        table = np.zeros(len(slots), kernels.ROW)
         table["source"] = table["row"] = order
         table["slot"] = slots
         table["needs"] = state["needs"]
         table["marks"] = table["biases"] = -1
-        if (state["needs"] & RANDOM).any():
+        if (state["needs"] & sampler.RANDOM).any():
             table["uniform"] = uniforms(state["key"], state["generated"])
             table["inverse_temperature"] = state["inverse_temperature"]
             table["top_k"] = np.where(state["top_k"] == NO_TOP_K, 0, state["top_k"])
@@ -268,16 +251,10 @@ class TorchSampler:
         """Make edited copies of the logits, [rows, vocab_size]."""
         edited = torch.empty((len(rows), self.vocab_size), dtype=torch.float32, device=self._device)
         kernels.edit[len(rows), triton.cdiv(self.vocab_size, _EDIT_BLOCK)](
-            logits,
-            logits.stride(0),
-            rows,
-            self._marks.rows,
-            self._biases.rows,
-            edited,
-            VOCAB=self.vocab_size,
-            BLOCK=_EDIT_BLOCK,
+            logits, logits.stride(0), rows, self._marks.rows, self._biases.rows, edited,
+            VOCAB=self.vocab_size, BLOCK=_EDIT_BLOCK,
             enable_fp_fusion=False,  # so that edits are those of numpy
-        )
+        )  # fmt: skip
         return edited
 
     def _sample(
@@ -286,35 +263,24 @@ class TorchSampler:
         if not len(rows):
             return
         kernels.sample[(len(rows),)](
-            logits,
-            logits.stride(0),
-            rows,
-            self._marks.rows,
-            *self._scratch(len(rows) if random else 0),
-            tokens,
-            self.last_tokens,
+            logits, logits.stride(0), rows, self._marks.rows,
+            *self._scratch(len(rows) if random else 0), tokens, self.last_tokens,
             **self._launch_options,
-        )
+        )  # fmt: skip
 
     def _logprobs(
         self, logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor, width: int
     ) -> torch.Tensor:
         """Compute the results of `kernels.logprobs`."""
-        count = len(rows) // (LOGPROBS_ROW.itemsize // 8)
+        count = len(rows) // (kernels.LOGPROBS_ROW.itemsize // 8)
         # Zeros, since rows have fewer alternatives than others.
-        results = torch.zeros(
-            (count, len(LOGPROBS_RESULT) + 2 * width), dtype=torch.float64, device=self._device
-        )
+        shape = (count, len(kernels.LOGPROBS_RESULT) + 2 * width)
+        results = torch.zeros(shape, dtype=torch.float64, device=self._device)
         kernels.logprobs[(count,)](
-            logits,
-            logits.stride(0),
-            rows,
-            tokens,
-            *self._scratch(count if width else 0),
-            results,
-            width,
+            logits, logits.stride(0), rows, tokens,
+            *self._scratch(count if width else 0), results, width,
             **self._launch_options,
-        )
+        )  # fmt: skip
         return results
 
     def _scratch(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -341,25 +307,21 @@ class PendingSample:
     _tokens: torch.Tensor  # [rows]
     _results: torch.Tensor | None  # of the rows that requested log probabilities
     _requests: NDArray[Any]  # [rows that requested them] of `LOGPROBS_ROW`
-    _event: DeviceEvent
+    _event: devices.DeviceEvent
 
-    def done(self) -> bool:
-        """Return whether `result` would return at once."""
-        return bool(self._event.query())
-
-    def result(self) -> SamplerOutput:
+    def result(self) -> sampler.SamplerOutput:
         """Wait for the tokens, and for the log probabilities of rows that requested them."""
         self._event.synchronize()
         tokens: I64 = self._tokens.numpy()
         logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
         asked = self._requests["row"]
-        sampled = tokens[asked] != NO_TOKEN
+        sampled = tokens[asked] != sampler.NO_TOKEN
         if self._results is None or not sampled.any():
-            return SamplerOutput(tokens, None)
+            return sampler.SamplerOutput(tokens, None)
         entries = _logprobs(self._results.numpy()[sampled], self._requests["alternatives"][sampled])
         for row, entry in zip(asked[sampled].tolist(), entries, strict=True):
             logprobs[row] = entry
-        return SamplerOutput(tokens, logprobs)
+        return sampler.SamplerOutput(tokens, logprobs)
 
 
 class _RowTable:
@@ -380,7 +342,7 @@ class _RowTable:
             self.rows = torch.cat([self.rows, added])
             self._free.extend(reversed(range(size, size + more)))
         row = self._free.pop()
-        self.rows[row] = to_device(values, self.rows.device)
+        self.rows[row] = devices.to_device(values, self.rows.device)
         return row
 
     def remove(self, row: int) -> None:
@@ -415,8 +377,8 @@ def _dense_bias(edits: LogitsEdits, vocab_size: int) -> NDArray[np.float32] | No
 
 def _logprobs(results: NDArray[np.float64], alternatives: I64) -> list[TokenLogprobs]:
     """Make the entries of rows out of what the kernel computed of each."""
-    logit, peak, mass, rank = results.T[: len(LOGPROBS_RESULT)]
-    top_ids, top_logits = np.split(results[:, len(LOGPROBS_RESULT) :], 2, axis=1)
+    logit, peak, mass, rank = results.T[: len(kernels.LOGPROBS_RESULT)]
+    top_ids, top_logits = np.split(results[:, len(kernels.LOGPROBS_RESULT) :], 2, axis=1)
     normaliser = peak + np.log(mass * 2.0**-MASS_BITS)
     return assemble(
         logit - normaliser,

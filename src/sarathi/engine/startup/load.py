@@ -8,19 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sarathi.backends import self_check
-from sarathi.backends.model_instance import InstancePart, ModelInstance, SingleProcess
+from sarathi.backends.model_instance import InstancePart, SingleProcess
 from sarathi.backends.parallel.pipeline import CONNECT_TIMEOUT, Pipeline
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.registry import ExecutorOptions, load_backend
+from sarathi.engine import scheduler_factory
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.core import EngineCore
 from sarathi.engine.messages import ModelInfo
-from sarathi.engine.scheduler_factory import (
-    PAPER_DECODES,
-    TYPICAL_DECODES,
-    make_budget,
-    make_scheduler,
-)
+from sarathi.engine.startup import profile
 from sarathi.engine.startup.kv_cache_size import (
     KvCache,
     Memory,
@@ -29,13 +25,6 @@ from sarathi.engine.startup.kv_cache_size import (
     merge_memories,
     process_shares,
     requested_length,
-)
-from sarathi.engine.startup.profile import (
-    NUM_BLOCKS,
-    MeasuredLatency,
-    measuring_conditions,
-    profile,
-    promised_target,
 )
 from sarathi.models.model import Model, open_model, open_tokenizer
 from sarathi.models.model_config import ModelConfig
@@ -47,7 +36,7 @@ from sarathi.telemetry.recorder import Recorder
 from sarathi.telemetry.trace import TraceRecorder
 from sarathi.units import format_duration
 
-_TRIAL_BLOCKS = max(self_check.NUM_BLOCKS, NUM_BLOCKS)
+_TRIAL_BLOCKS = max(self_check.NUM_BLOCKS, profile.NUM_BLOCKS)
 _LOG_INTERVAL = 2.0  # seconds between two lines about one process
 _AVERAGED_TOKENS = 1024  # over which a token's bytes are averaged: quantised tokens share scales
 
@@ -100,7 +89,7 @@ def load_engine(
                 f"{max_model_len}"
             )
         gpu = load_backend(options).uses_gpu
-        typical = PAPER_DECODES if gpu else TYPICAL_DECODES
+        typical = scheduler_factory.PAPER_DECODES if gpu else scheduler_factory.TYPICAL_DECODES
         typical = typical.fitting(config.max_batch_size, cache.max_model_len)
         trial = cache
         if not (gpu and cache.num_blocks >= _TRIAL_BLOCKS):
@@ -115,22 +104,24 @@ def load_engine(
             # Those of this process; None if other processes or GPUs compute, too.
             alone = layout == ParallelLayout() and not gpu
             threads = (options.threads or usable_cores()) if alone else None
-            found = profile(instance.runner, trial, on_progress, typical, threads, gpu=gpu)
+            found = profile.profile(instance.runner, trial, on_progress, typical, threads, gpu=gpu)
         latency_model, target = found.model, None
         if config.latency_budget and config.tbt_target is None:
             hosts = [] if spawner.host is None else sorted(part.host for part in instance.parts)
             part = instance.parts[0]
-            conditions = measuring_conditions(model, options, config, part, typical, hosts)
-            target = promised_target(conditions, MeasuredLatency(found.decodes, found.quiet))
+            conditions = profile.measuring_conditions(model, options, config, part, typical, hosts)
+            target = profile.promised_target(
+                conditions, profile.MeasuredLatency(found.decodes, found.quiet)
+            )
         if trial is not cache:
             instance.allocate(cache.num_blocks)
         log.cache(cache, instance.parts)
         _warn(config, latency_model, on_progress)
         seconds = None if target is None else target.seconds
-        budget = make_budget(config, latency_model, seconds, config.pp)
+        budget = scheduler_factory.make_budget(config, latency_model, seconds, config.pp)
         core = EngineCore(
             instance.runner,
-            make_scheduler(
+            scheduler_factory.make_scheduler(
                 config,
                 budget,
                 latency_model,
@@ -270,7 +261,7 @@ def _load(
     spawner: Spawner,
     log: _LoadLog,
     connecting: float,
-) -> ModelInstance:
+) -> SingleProcess | Pipeline:
     if layout == ParallelLayout():
         instance = SingleProcess(
             model, options, lambda share: log.progress(layout.engine_rank, share)

@@ -62,37 +62,20 @@ def launch_attention(
     head_dim_tile = max(16, triton.next_power_of_2(shape.head_dim))
     options = {} if config.max_registers is None else {"maxnreg": config.max_registers}
     _attention[(shape.num_kv_heads * len(items),)](
-        query,
-        keys,
-        values,
-        output,
-        tables,
-        items,
-        workspace.output,
-        workspace.lse,
-        output if sinks is None else sinks,
-        tables.shape[1],
-        work.window,
-        shape.head_dim**-0.5 if scale is None else scale,
-        soft_cap,
-        NUM_HEADS=shape.num_heads,
-        NUM_KV_HEADS=shape.num_kv_heads,
-        HEAD_DIM=shape.head_dim,
-        HEAD_DIM_TILE=head_dim_tile,
-        BLOCK_SIZE=shape.block_size,
+        query, keys, values, output, tables, items,
+        workspace.output, workspace.lse, output if sinks is None else sinks,
+        tables.shape[1], work.window, shape.head_dim**-0.5 if scale is None else scale, soft_cap,
+        NUM_HEADS=shape.num_heads, NUM_KV_HEADS=shape.num_kv_heads,
+        HEAD_DIM=shape.head_dim, HEAD_DIM_TILE=head_dim_tile, BLOCK_SIZE=shape.block_size,
         PREFILL_ROWS=config.prefill.rows if work.has_prefill else 0,
-        PREFILL_KEYS=config.prefill.keys,
-        PREFILL_STAGES=config.prefill.num_stages,
+        PREFILL_KEYS=config.prefill.keys, PREFILL_STAGES=config.prefill.num_stages,
         DECODE_ROWS=config.decode.rows if work.has_decode else 0,
-        DECODE_KEYS=config.decode.keys,
-        DECODE_STAGES=config.decode.num_stages,
-        HAS_WINDOW=work.window > 0,
-        HAS_SOFT_CAP=soft_cap > 0,
-        HAS_SINKS=sinks is not None,
+        DECODE_KEYS=config.decode.keys, DECODE_STAGES=config.decode.num_stages,
+        HAS_WINDOW=work.window > 0, HAS_SOFT_CAP=soft_cap > 0, HAS_SINKS=sinks is not None,
         num_warps=config.num_warps,
         enable_fp_fusion=True,  # explicit, since the default differs between versions
         **options,
-    )
+    )  # fmt: skip
     if len(merges):
         _merge_splits[(shape.num_heads * len(merges),)](
             workspace.output,
@@ -128,25 +111,15 @@ def _accumulate(
     total,  # [ROWS]: sum of the weights
     peak,  # [ROWS]: largest score, which weights are relative to
     query,  # [ROWS, HEAD_DIM_TILE]
-    keys,  # pointers to this key head
-    values,
+    keys, values,  # pointers to this key head
     table,  # pointer to the blocks of this sequence
     positions,  # [ROWS]: of the tokens
-    start,
-    end,
-    window,
-    scale,
-    soft_cap,
-    NUM_KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_DIM_TILE: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    KEYS: tl.constexpr,
-    STAGES: tl.constexpr,
+    start, end, window, scale, soft_cap,
+    NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_TILE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr,
     MASKED: tl.constexpr,  # False where every row sees every key, and all KEYS of each iteration
-    HAS_WINDOW: tl.constexpr,
-    HAS_SOFT_CAP: tl.constexpr,
-):
+    HAS_WINDOW: tl.constexpr, HAS_SOFT_CAP: tl.constexpr,
+):  # fmt: skip
     """Online softmax over the keys from `start`, a multiple of KEYS, to `end`."""
     LOG2_E: tl.constexpr = 1.4426950408889634
     key_offsets = tl.arange(0, KEYS)

@@ -52,33 +52,18 @@ class TritonElementwise:
         heads_tile = max(1, min(_ROPE_PAIRS // half_tile, triton.next_power_of_2(num_heads)))
         query_programs = triton.cdiv(num_heads, heads_tile)
         roped = query.new_empty(query.shape)
-        _rope_and_cache_kernel[
-            (num_tokens, query_programs + triton.cdiv(num_kv_heads, heads_tile))
-        ](
-            query,
-            key,
-            value,
-            roped,
-            cache.keys,
-            cache.values,
-            tokens.cos,
-            tokens.sin,
-            tokens.slots,
+        grid = (num_tokens, query_programs + triton.cdiv(num_kv_heads, heads_tile))
+        _rope_and_cache_kernel[grid](
+            query, key, value, roped, cache.keys, cache.values,
+            tokens.cos, tokens.sin, tokens.slots,
             tokens.cos if head_norms is None else head_norms.query.weight,
             tokens.cos if head_norms is None else head_norms.key.weight,
-            query.stride(0),
-            key.stride(0),
-            value.stride(0),
-            self._eps,
-            NUM_HEADS=num_heads,
-            NUM_KV_HEADS=num_kv_heads,
-            HALF=head_dim // 2,
-            QUERY_PROGRAMS=query_programs,
-            HEADS_TILE=heads_tile,
-            HALF_TILE=half_tile,
+            query.stride(0), key.stride(0), value.stride(0), self._eps,
+            NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HALF=head_dim // 2,
+            QUERY_PROGRAMS=query_programs, HEADS_TILE=heads_tile, HALF_TILE=half_tile,
             HAS_NORMS=head_norms is not None,
             num_warps=4,
-        )
+        )  # fmt: skip
         return roped
 
     def gated(self, gate_up: torch.Tensor) -> torch.Tensor:
@@ -124,18 +109,12 @@ class TritonElementwise:
 
 @triton.jit
 def _add_norm_kernel(
-    x,  # [tokens, FEATURES], contiguous, like all but the vectors
-    delta,
-    weight,  # [FEATURES]
-    bias,
-    normed,
-    total,
-    eps,
-    FEATURES: tl.constexpr,
-    TILE: tl.constexpr,
-    HAS_DELTA: tl.constexpr,
-    IS_LAYER_NORM: tl.constexpr,
-):
+    x, delta,  # [tokens, FEATURES], contiguous, as are the results
+    weight, bias,  # [FEATURES]
+    normed, total, eps,
+    FEATURES: tl.constexpr, TILE: tl.constexpr,
+    HAS_DELTA: tl.constexpr, IS_LAYER_NORM: tl.constexpr,
+):  # fmt: skip
     """Programs: one for each token, which keeps its row in registers."""
     row = tl.program_id(0).to(tl.int64) * FEATURES
     columns = tl.arange(0, TILE)
@@ -158,18 +137,12 @@ def _add_norm_kernel(
 
 @triton.jit
 def _rope(
-    source,  # of one token, its first head
-    target,
+    source, target,  # of one token, its first head
     norm,  # [2 * HALF]
-    cos,  # [1, HALF_TILE]
-    sin,
-    offsets,  # [heads, HALF_TILE], of the first halves
-    mask,
-    eps,
-    HALF: tl.constexpr,
-    HALF_TILE: tl.constexpr,
-    HAS_NORM: tl.constexpr,
-):
+    cos, sin,  # [1, HALF_TILE]
+    offsets, mask,  # [heads, HALF_TILE], of the first halves
+    eps, HALF: tl.constexpr, HALF_TILE: tl.constexpr, HAS_NORM: tl.constexpr,
+):  # fmt: skip
     first = tl.load(source + offsets, mask=mask, other=0.0).to(tl.float32)
     second = tl.load(source + offsets + HALF, mask=mask, other=0.0).to(tl.float32)
     if HAS_NORM:
@@ -188,29 +161,17 @@ def _rope(
 
 @triton.jit
 def _rope_and_cache_kernel(
-    query,  # [tokens, NUM_HEADS, 2 * HALF], rows `query_stride` apart
-    key,
-    value,
+    query, key, value,  # [tokens, NUM_HEADS or NUM_KV_HEADS, 2 * HALF], rows a stride apart
     roped,  # as `query`, contiguous
-    keys,  # [slots, NUM_KV_HEADS, 2 * HALF], contiguous
-    values,
-    cos,  # [tokens, HALF]
-    sin,
+    keys, values,  # [slots, NUM_KV_HEADS, 2 * HALF], contiguous
+    cos, sin,  # [tokens, HALF]
     slots,  # [tokens]
-    query_norm,  # [2 * HALF]
-    key_norm,
-    query_stride,
-    key_stride,
-    value_stride,
-    eps,
-    NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
-    HALF: tl.constexpr,
-    QUERY_PROGRAMS: tl.constexpr,
-    HEADS_TILE: tl.constexpr,
-    HALF_TILE: tl.constexpr,
+    query_norm, key_norm,  # [2 * HALF]
+    query_stride, key_stride, value_stride, eps,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr,
+    QUERY_PROGRAMS: tl.constexpr, HEADS_TILE: tl.constexpr, HALF_TILE: tl.constexpr,
     HAS_NORMS: tl.constexpr,
-):
+):  # fmt: skip
     """Programs: (token, heads). The first ones of a token have query heads, the others key and
     value heads."""
     # In 64 bits: a cache, and a product of many tokens, may have more than 2^31 elements.
