@@ -84,8 +84,8 @@ class Choices:
         for prompt, params in job.prompts:
             for number, one in enumerate(params):
                 text = OutputText(tokenizer, one, prompt)
-                generation = engine.submit(prompt, one, job.scheduling)
                 parser = None if job.parser is None else job.parser()
+                generation = engine.submit(prompt, one, job.scheduling)
                 self._choices.append(_Choice(len(prompt), number == 0, text, generation, parser))
                 if time.monotonic() > pause_at:
                     await asyncio.sleep(0)
@@ -116,7 +116,11 @@ class Choices:
     async def next(self) -> list[tuple[int, Delta]]:
         """Return the deltas of the next tokens with their choices' indices; raise `EngineError`."""
         if self._followers:
-            ready = await self._next_of_several()
+            await self._wake.wait()
+            self._wake.clear()
+            if self._error is not None:
+                raise self._error
+            ready, self._ready = self._ready, []
         else:
             ready = [(0, await self._choices[0].generation.next())]
         deltas = []
@@ -149,14 +153,6 @@ class Choices:
             self.scheduling_delay = max(self.scheduling_delay, output.scheduling_delay)
         if choice.is_first:
             self._cached_tokens += output.cached_tokens
-
-    async def _next_of_several(self) -> list[tuple[int, list[TokenOutput]]]:
-        await self._wake.wait()
-        self._wake.clear()
-        if self._error is not None:
-            raise self._error
-        ready, self._ready = self._ready, []
-        return ready
 
     async def _follow(self, index: int, generation: Generation) -> None:
         try:
@@ -223,8 +219,9 @@ _HEADERS = (
 class GenerationReply:
     """An ASGI application that runs a job and sends what it generates.
 
-    The status line of a stream waits for the first tokens, so that a request that the engine
-    refuses still gets an error response.
+    A stream does without Starlette's response classes, which would cost time per token. Its status
+    line waits for the first tokens, so that a request that the engine refuses still gets an error
+    response.
     """
 
     service: Service

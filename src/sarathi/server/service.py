@@ -6,7 +6,6 @@ Tokenisation and chat templates run on threads, so that they do not block the ev
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -152,8 +151,3 @@ class RequestContext:
 
     body: bytes
     key_name: str | None = None  # see `auth.key_name`
-
-
-def new_id(prefix: str) -> str:
-    """Return a random id for a response."""
-    return f"{prefix}-{secrets.token_hex(12)}"

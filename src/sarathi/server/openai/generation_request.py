@@ -7,6 +7,7 @@ declares with `only`. An unknown field is refused.
 
 from __future__ import annotations
 
+import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ from sarathi.server.request_body import (
     value_or,
 )
 from sarathi.server.responses import ApiError, invalid, too_long
-from sarathi.server.service import Service, new_id
+from sarathi.server.service import Service
 
 Label = Annotated[str, Meta(max_length=MAX_OPEN_FIELD)]
 StopString = Annotated[str, Meta(max_length=1024)]
@@ -221,8 +222,9 @@ _DONE = b"data: [DONE]\n\n"
 class OpenAITranslator(ABC):
     """Puts outputs into the form of a generating endpoint; subclasses make the choices.
 
-    Implements `Translator`. A chunk is a constant beginning, one choice, and an end that is
-    constant unless each chunk has the usage so far.
+    Implements `Translator`. A stream costs time per token on cores that the model needs too, so a
+    chunk is a constant beginning, one choice, and an end that is constant unless each chunk has the
+    usage so far.
     """
 
     def __init__(
@@ -230,7 +232,10 @@ class OpenAITranslator(ABC):
     ) -> None:
         self.tokenizer = service.tokenizer
         self._head = ResponseBody(
-            id=new_id(id_prefix), object=object_name, created=int(time.time()), model=service.model
+            id=f"{id_prefix}-{secrets.token_hex(12)}",
+            object=object_name,
+            created=int(time.time()),
+            model=service.model,
         )
         options = request.stream_options or StreamOptions()
         self._include_usage = bool(options.include_usage)
@@ -276,14 +281,14 @@ def _usage_end(usage: Usage) -> bytes:
     return b'],"usage":' + _ENCODER.encode(usage) + b"}\n\n"
 
 
-# JSON has no minus infinity; OpenAI writes this for what cannot be sampled.
-MIN_LOGPROB = -9999.0
+def text_and_logprob(tokenizer: Tokenizer, token: int, logprob: float) -> tuple[str, float]:
+    """Return a token's own text, that of a part of a character as OpenAI writes it, and a logprob.
 
-
-def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """Return a token's own text; that of a part of a character as OpenAI writes it."""
+    JSON has no minus infinity; OpenAI writes -9999 for what cannot be sampled.
+    """
     data = tokenizer.token_bytes(token)
     try:
-        return data.decode()
+        text = data.decode()
     except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+        text = "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+    return text, max(logprob, -9999.0)
