@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,7 +28,13 @@ from sarathi.server.parsers.output_parser import OutputParser, ParsedDelta, Pars
 from sarathi.server.responses import ApiError, generation_failed, json_response
 from sarathi.server.service import Service
 
+_LOG = logging.getLogger(__name__)
 _SUBMIT_SECONDS = 0.005  # of submitting between two pauses
+_STREAM_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # or nginx collects the tokens
+)
 
 
 @dataclass(frozen=True)
@@ -194,6 +201,7 @@ def _parse(parser: OutputParser, delta: Delta) -> ParsedDelta:
 class Translator(Protocol):
     """Puts what one job generates into the form of an API."""
 
+    @abstractmethod
     def events(self, index: int, delta: Delta, choices: Choices) -> bytes:
         """Return the events for what a choice has generated; empty for nothing to send yet."""
 
@@ -205,14 +213,6 @@ class Translator(Protocol):
 
     def body(self, outputs: Sequence[ParsedDelta], usage: TokenUsage) -> msgspec.Struct:
         """Return the body of a reply that is not streamed, from the output of each choice."""
-
-
-_LOG = logging.getLogger(__name__)
-_HEADERS = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # or nginx collects the tokens
-)
 
 
 @dataclass(frozen=True)
@@ -243,16 +243,14 @@ class GenerationReply:
             with closing(Choices(self.service, self.job)) as choices:
                 await choices.start()
                 while choices.running:
-                    parts = []
-                    for index, delta in await choices.next():
-                        parts.append(events(index, delta, choices))
-                    body = b"".join(parts)
+                    deltas = await choices.next()
+                    body = b"".join([events(index, delta, choices) for index, delta in deltas])
                     if not body:
                         continue
                     if not started:
                         started = True
                         timing = _server_timing(choices.scheduling_delay).encode()
-                        headers = [*_HEADERS, (b"server-timing", timing)]
+                        headers = [*_STREAM_HEADERS, (b"server-timing", timing)]
                         start = {"type": "http.response.start", "status": 200, "headers": headers}
                         await send(start)
                     await send({"type": "http.response.body", "body": body, "more_body": True})

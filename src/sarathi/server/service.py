@@ -26,6 +26,10 @@ _TINY = 4096  # bytes, a millisecond of tokenising: less than a switch of thread
 _SHORT_THREADS, _LONG_THREADS = 2, 1
 _MAX_SHORT_JOBS, _MAX_LONG_JOBS = 2048, 32  # waiting and running
 
+_PIECE = 128 * 2**10  # characters that are tokenised at once, to count them
+# A cut between two pieces may change a few tokens beside it; exactness beyond that is not needed.
+_TOLERANCE = 1.1
+
 Result = TypeVar("Result")
 Body = TypeVar("Body", bound=ModelRequest)
 
@@ -78,11 +82,6 @@ class _BoundedExecutor:
         self._jobs.add(future)
         future.add_done_callback(self._jobs.discard)  # on any thread, which a set allows
         return future
-
-
-_PIECE = 128 * 2**10  # characters that are tokenised at once, to count them
-# A cut between two pieces may change a few tokens beside it; exactness beyond that is not needed.
-_TOLERANCE = 1.1
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -17,11 +17,10 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from sarathi.engine.messages import ModelInfo
-from sarathi.engine.output_processor import Delta
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.sampling.params import SamplingError, SamplingParams
 from sarathi.scheduler import POLICIES, SchedulingParams
-from sarathi.server.generation_core import Choices, TokenUsage
+from sarathi.server.generation_core import Choices, TokenUsage, Translator
 from sarathi.server.parsers.output_parser import ParsedDelta
 from sarathi.server.request_body import (
     MAX_OPEN_FIELD,
@@ -219,12 +218,11 @@ _ENCODER = msgspec.json.Encoder()
 _DONE = b"data: [DONE]\n\n"
 
 
-class OpenAITranslator(ABC):
+class OpenAITranslator(Translator):
     """Puts outputs into the form of a generating endpoint; subclasses make the choices.
 
-    Implements `Translator`. A stream costs time per token on cores that the model needs too, so a
-    chunk is a constant beginning, one choice, and an end that is constant unless each chunk has the
-    usage so far.
+    A stream costs time per token on cores that the model needs too, so a chunk is a constant
+    beginning, one choice, and an end that is constant unless each chunk has the usage so far.
     """
 
     def __init__(
@@ -247,16 +245,12 @@ class OpenAITranslator(ABC):
     def choice(self, index: int, output: ParsedDelta) -> Choice:
         """Return the choice of a whole output."""
 
-    @abstractmethod
-    def events(self, index: int, delta: Delta, choices: Choices) -> bytes:
-        """Return the chunks for what a delta adds to a choice, each made by `chunk`."""
-
     def body(self, outputs: Sequence[ParsedDelta], usage: TokenUsage) -> Struct:
         choices = [self.choice(index, output) for index, output in enumerate(outputs)]
         return msgspec.structs.replace(self._head, choices=choices, usage=_whole_usage(usage))
 
     def chunk(self, choice: Choice, choices: Choices) -> bytes:
-        """Return the event of a chunk with one choice."""
+        """Return the event of a chunk with one choice; `events` is made of them."""
         if self._continuous_usage:
             prompt, completion = choices.token_counts(choice.index)
             self._chunk_end = _usage_end(Usage(prompt, completion, prompt + completion))
