@@ -21,7 +21,14 @@ def parse_duration(duration: float | str) -> float:
         ValueError: it is no duration, not above 0, or more than a day. The message continues the
             name of the option or field.
     """
-    seconds = _parsed(duration) if isinstance(duration, str) else float(duration)
+    if isinstance(duration, str):
+        text = duration.strip().lower() if len(duration) <= _MAX_TEXT else ""
+        match = _PATTERN.fullmatch(text)
+        if match is None or match[2] not in _UNITS:
+            raise ValueError(f"is {_shown(duration)}, expected {FORMS}")
+        seconds = float(match[1]) * _UNITS[match[2]]
+    else:
+        seconds = float(duration)
     if not 0 < seconds <= MAX_DURATION:
         raise ValueError(f"is {_shown(duration)}, expected a time above 0 and of at most a day")
     return seconds
@@ -48,13 +55,6 @@ def format_duration(seconds: float) -> str:
     if milliseconds >= 1000:
         return f"{round(seconds, 2):g} s"
     return f"{milliseconds:.3g} ms" if milliseconds < 100 else f"{milliseconds:.0f} ms"
-
-
-def _parsed(text: str) -> float:
-    match = _PATTERN.fullmatch(text.strip().lower()) if len(text) <= _MAX_TEXT else None
-    if match is None or match[2] not in _UNITS:
-        raise ValueError(f"is {_shown(text)}, expected {FORMS}")
-    return float(match[1]) * _UNITS[match[2]]
 
 
 def _shown(duration: float | str) -> str:

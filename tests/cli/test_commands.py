@@ -13,6 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from sarathi import errors
+from sarathi.cli import report
+from sarathi.cli.chat import ChatError
+from sarathi.cli.main import main
+from sarathi.cli.report import ReportOptions
+from sarathi.scheduler import AdmissionError
 from tests import tiny_gguf, tiny_models
 
 
@@ -191,6 +197,41 @@ def test_help_names_every_command() -> None:
     found = sarathi("--help")
     assert found.returncode == 0
     assert all(command in found.stdout for command in ("serve", "generate", "chat"))
+
+
+def report_that_raises(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(options: ReportOptions) -> int:
+        raise error
+
+    monkeypatch.setattr(report, "run", run)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        errors.UsageError,
+        errors.ConfigError,
+        errors.ModelError,
+        errors.ExecutorError,
+        errors.BenchmarkError,
+        errors.SimulationError,
+        AdmissionError,
+        ChatError,
+    ],
+)
+def test_what_the_user_can_correct_is_one_line(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report_that_raises(kind("this is wrong"), monkeypatch)
+    assert main(["report", "run.json"]) == 2
+    assert capsys.readouterr().err == "sarathi report: error: this is wrong\n"
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, KeyError])
+def test_a_bug_shows_its_traceback(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    report_that_raises(kind("a bug"), monkeypatch)
+    with pytest.raises(kind, match="a bug"):
+        main(["report", "run.json"])
 
 
 class TestWhereItIsStarted:

@@ -95,3 +95,21 @@ def test_without_a_parser_all_text_is_content() -> None:
     message = reply["choices"][0]["message"]
     assert message["content"] == OUTPUT
     assert "reasoning_content" not in message
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_parser_that_fails_leaves_nothing_running(
+    n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ThinkParser] = []
+
+    def fail_at_last() -> ThinkParser:
+        made.append(ThinkParser())
+        if len(made) == n:
+            raise RuntimeError("a bug")
+        return made[-1]
+
+    monkeypatch.setitem(OUTPUT_PARSERS, "think", fail_at_last)  # type: ignore[arg-type]
+    engine = FakeEngine(OUTPUT)
+    assert chat(engine, n=n).status_code == 500
+    assert all(generation.cancelled for generation in engine.generations)

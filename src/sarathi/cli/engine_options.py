@@ -72,10 +72,9 @@ def locate_model(name: str, load_format: LoadFormat) -> Located:
     try:
         return locate.locate_config(name) if load_format == "dummy" else locate.locate(name)
     except ModelError as error:
-        if load_format == "dummy":
-            raise ModelError(f"{error}; or one of {', '.join(MODELS)}") from error
+        remedy = f"or one of {', '.join(MODELS)}"
         if is_published:
-            raise ModelError(
-                f"{error}; --load-format dummy serves random weights of the shape of {name}"
-            ) from error
-        raise
+            remedy = f"--load-format dummy serves random weights of the shape of {name}"
+        elif load_format != "dummy":
+            raise
+        raise ModelError(f"{error}; {remedy}") from error

@@ -75,18 +75,14 @@ def create_app(
     service = Service(engine, tokenizer, served_name, int(time.time()), parser)
     rules = auth or AuthRules()
 
-    def post(handler: PostHandler) -> ASGIApp:
-        return PostEndpoint(service, handler, max_body)
-
-    endpoints: dict[str, ASGIApp] = {
-        **{path: post(handler) for path, handler in POST_ROUTES.items()},
-        **{path: RequireAdmin(post(handler), rules) for path, handler in ADMIN_ROUTES.items()},
-    }
+    routes = [Route(path, partial(handler, service)) for path, handler in GET_ROUTES.items()]
+    for path, post_handler in {**POST_ROUTES, **ADMIN_ROUTES}.items():
+        endpoint: ASGIApp = PostEndpoint(service, post_handler, max_body)
+        if path in ADMIN_ROUTES:
+            endpoint = RequireAdmin(endpoint, rules)
+        routes.append(Route(path, endpoint, methods=["POST"]))
     app = Starlette(
-        routes=[
-            *(Route(path, partial(handler, service)) for path, handler in GET_ROUTES.items()),
-            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
-        ],
+        routes=routes,
         exception_handlers=dict.fromkeys((ApiError, HTTPException, Exception), _on_error),
     )
     app.router.redirect_slashes = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,7 +28,13 @@ from sarathi.server.parsers.output_parser import OutputParser, ParsedDelta, Pars
 from sarathi.server.responses import ApiError, generation_failed, json_response
 from sarathi.server.service import Service
 
+_LOG = logging.getLogger(__name__)
 _SUBMIT_SECONDS = 0.005  # of submitting between two pauses
+_STREAM_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # or nginx collects the tokens
+)
 
 
 @dataclass(frozen=True)
@@ -84,8 +91,8 @@ class Choices:
         for prompt, params in job.prompts:
             for number, one in enumerate(params):
                 text = OutputText(tokenizer, one, prompt)
-                generation = engine.submit(prompt, one, job.scheduling)
                 parser = None if job.parser is None else job.parser()
+                generation = engine.submit(prompt, one, job.scheduling)
                 self._choices.append(_Choice(len(prompt), number == 0, text, generation, parser))
                 if time.monotonic() > pause_at:
                     await asyncio.sleep(0)
@@ -116,7 +123,11 @@ class Choices:
     async def next(self) -> list[tuple[int, Delta]]:
         """Return the deltas of the next tokens with their choices' indices; raise `EngineError`."""
         if self._followers:
-            ready = await self._next_of_several()
+            await self._wake.wait()
+            self._wake.clear()
+            if self._error is not None:
+                raise self._error
+            ready, self._ready = self._ready, []
         else:
             ready = [(0, await self._choices[0].generation.next())]
         deltas = []
@@ -149,14 +160,6 @@ class Choices:
             self.scheduling_delay = max(self.scheduling_delay, output.scheduling_delay)
         if choice.is_first:
             self._cached_tokens += output.cached_tokens
-
-    async def _next_of_several(self) -> list[tuple[int, list[TokenOutput]]]:
-        await self._wake.wait()
-        self._wake.clear()
-        if self._error is not None:
-            raise self._error
-        ready, self._ready = self._ready, []
-        return ready
 
     async def _follow(self, index: int, generation: Generation) -> None:
         try:
@@ -198,6 +201,7 @@ def _parse(parser: OutputParser, delta: Delta) -> ParsedDelta:
 class Translator(Protocol):
     """Puts what one job generates into the form of an API."""
 
+    @abstractmethod
     def events(self, index: int, delta: Delta, choices: Choices) -> bytes:
         """Return the events for what a choice has generated; empty for nothing to send yet."""
 
@@ -211,20 +215,13 @@ class Translator(Protocol):
         """Return the body of a reply that is not streamed, from the output of each choice."""
 
 
-_LOG = logging.getLogger(__name__)
-_HEADERS = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # or nginx collects the tokens
-)
-
-
 @dataclass(frozen=True)
 class GenerationReply:
     """An ASGI application that runs a job and sends what it generates.
 
-    The status line of a stream waits for the first tokens, so that a request that the engine
-    refuses still gets an error response.
+    A stream does without Starlette's response classes, which would cost time per token. Its status
+    line waits for the first tokens, so that a request that the engine refuses still gets an error
+    response.
     """
 
     service: Service
@@ -246,16 +243,14 @@ class GenerationReply:
             with closing(Choices(self.service, self.job)) as choices:
                 await choices.start()
                 while choices.running:
-                    parts = []
-                    for index, delta in await choices.next():
-                        parts.append(events(index, delta, choices))
-                    body = b"".join(parts)
+                    deltas = await choices.next()
+                    body = b"".join([events(index, delta, choices) for index, delta in deltas])
                     if not body:
                         continue
                     if not started:
                         started = True
                         timing = _server_timing(choices.scheduling_delay).encode()
-                        headers = [*_HEADERS, (b"server-timing", timing)]
+                        headers = [*_STREAM_HEADERS, (b"server-timing", timing)]
                         start = {"type": "http.response.start", "status": 200, "headers": headers}
                         await send(start)
                     await send({"type": "http.response.body", "body": body, "more_body": True})

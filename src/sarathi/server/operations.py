@@ -22,20 +22,12 @@ from starlette.types import ASGIApp
 
 from sarathi import __version__
 from sarathi.engine.messages import ModelInfo
-from sarathi.fleet.fleet import Engine, ReplicaState, by_state
+from sarathi.fleet.fleet import Engine, by_state
 from sarathi.server.request_body import Int64, decode, seconds
 from sarathi.server.responses import invalid, json_response
 from sarathi.server.service import RequestContext, Service
 from sarathi.telemetry.request_latencies import Latencies
 from sarathi.telemetry.stats import Stats, exposed, initial_stats
-
-
-class Health(Struct, frozen=True, omit_defaults=True):
-    """Response of GET /health."""
-
-    status: str  # "ok", "loading", "restarting" or "failed"
-    reason: str | None = None
-    replicas: dict[ReplicaState, int] | None = None  # how many are in each state
 
 
 class ScaleRequest(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -48,17 +40,19 @@ class ScaleRequest(Struct, forbid_unknown_fields=True, kw_only=True):
 async def health(service: Service, request: Request) -> Response:
     """Answer GET /health, with status 200 while requests are accepted and 503 otherwise."""
     engine = service.engine
-    replicas = by_state(engine.replicas)
+    replicas = by_state(engine.replicas)  # how many are in each state
     if engine.error is not None:
-        return json_response(Health("failed", engine.error, replicas), 503)
+        body = {"status": "failed", "reason": engine.error, "replicas": replicas}
+        return json_response(body, 503)
     if engine.info is None:
-        return json_response(Health("loading", "the model is still loading", replicas), 503)
+        reason = "the model is still loading"
+        return json_response({"status": "loading", "reason": reason, "replicas": replicas}, 503)
     if not replicas["ready"]:
         # Requests are accepted and wait; ending this process now would lose them.
         reasons = [replica.reason for replica in engine.replicas if replica.reason is not None]
         reason = f"all engines are being started again: {reasons[-1] if reasons else 'scaled'}"
-        return json_response(Health("restarting", reason, replicas))
-    return json_response(Health("ok", replicas=replicas))
+        return json_response({"status": "restarting", "reason": reason, "replicas": replicas})
+    return json_response({"status": "ok", "replicas": replicas})
 
 
 async def version(service: Service, request: Request) -> Response:

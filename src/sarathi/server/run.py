@@ -38,6 +38,9 @@ from sarathi.system.processes import LOCAL, Spawner
 from sarathi.system.sockets import bracketed
 from sarathi.units import format_duration
 
+_LOG = logging.getLogger("sarathi")
+_LEVEL_PREFIX = re.compile(r"(?:replica \d+: )?(error|warning): ")
+_SPARE_DESCRIPTORS = 64  # for what is not a client's connection
 _POLL = 0.05  # seconds
 _SEND_ERRORS = 2.0  # seconds for the last errors to reach clients
 
@@ -101,12 +104,6 @@ class GracefulShutdown:
 
 def _requests(count: int) -> str:
     return f"{count} open request" + ("s" if count != 1 else "")
-
-
-_SPARE_DESCRIPTORS = 64  # for what is not a client's connection
-
-_LOG = logging.getLogger("sarathi")
-_LEVEL_PREFIX = re.compile(r"(?:replica \d+: )?(error|warning): ")
 
 
 def serve(path: Path, engine: EngineConfig, config: ServerConfig, spawner: Spawner = LOCAL) -> int:

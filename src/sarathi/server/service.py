@@ -6,7 +6,6 @@ Tokenisation and chat templates run on threads, so that they do not block the ev
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,6 +25,10 @@ _LONG = 64 * 2**10  # bytes of a request body
 _TINY = 4096  # bytes, a millisecond of tokenising: less than a switch of threads would cost
 _SHORT_THREADS, _LONG_THREADS = 2, 1
 _MAX_SHORT_JOBS, _MAX_LONG_JOBS = 2048, 32  # waiting and running
+
+_PIECE = 128 * 2**10  # characters that are tokenised at once, to count them
+# A cut between two pieces may change a few tokens beside it; exactness beyond that is not needed.
+_TOLERANCE = 1.1
 
 Result = TypeVar("Result")
 Body = TypeVar("Body", bound=ModelRequest)
@@ -79,11 +82,6 @@ class _BoundedExecutor:
         self._jobs.add(future)
         future.add_done_callback(self._jobs.discard)  # on any thread, which a set allows
         return future
-
-
-_PIECE = 128 * 2**10  # characters that are tokenised at once, to count them
-# A cut between two pieces may change a few tokens beside it; exactness beyond that is not needed.
-_TOLERANCE = 1.1
 
 
 @dataclass(frozen=True)
@@ -152,8 +150,3 @@ class RequestContext:
 
     body: bytes
     key_name: str | None = None  # see `auth.key_name`
-
-
-def new_id(prefix: str) -> str:
-    """Return a random id for a response."""
-    return f"{prefix}-{secrets.token_hex(12)}"

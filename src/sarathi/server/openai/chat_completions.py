@@ -15,13 +15,12 @@ from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.sampling.params import SamplingParams
 from sarathi.server.generation_core import Choices, GenerationJob, GenerationReply
 from sarathi.server.openai.generation_request import (
-    MIN_LOGPROB,
     Choice,
     GenerationRequest,
     OpenAITranslator,
     sampling_params,
     scheduling_params,
-    token_text,
+    text_and_logprob,
 )
 from sarathi.server.parsers.output_parser import ParsedDelta
 from sarathi.server.request_body import Int64, only, unsupported, value_or
@@ -239,8 +238,8 @@ class ChatTranslator(OpenAITranslator):
 
 def _logprobs(tokenizer: Tokenizer, delta: Delta) -> ChatLogprobs:
     def described(token: int, logprob: float) -> tuple[str, float, list[int]]:
-        text = token_text(tokenizer, token)
-        return text, max(logprob, MIN_LOGPROB), list(tokenizer.token_bytes(token))
+        text, shown = text_and_logprob(tokenizer, token, logprob)
+        return text, shown, list(tokenizer.token_bytes(token))
 
     return ChatLogprobs(
         [

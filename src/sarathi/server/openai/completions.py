@@ -15,13 +15,12 @@ from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.sampling.params import SamplingParams
 from sarathi.server.generation_core import Choices, GenerationJob, GenerationReply
 from sarathi.server.openai.generation_request import (
-    MIN_LOGPROB,
     Choice,
     GenerationRequest,
     OpenAITranslator,
     sampling_params,
     scheduling_params,
-    token_text,
+    text_and_logprob,
 )
 from sarathi.server.request_body import Int64, check_token_ids, only, unsupported, value_or
 from sarathi.server.responses import invalid, missing, too_long
@@ -78,43 +77,31 @@ class CompletionTranslator(OpenAITranslator):
 
     def __init__(self, service: Service, request: CompletionRequest, echo: Sequence[str]) -> None:
         super().__init__(service, request, "cmpl", "text_completion")
-        self._echo = [text for text in echo for _ in range(request.n or 1)]  # before each choice
-        self._started: set[int] = set()  # choices that have had a chunk
+        # What each choice has yet to begin with.
+        self._echo = [text for text in echo for _ in range(request.n or 1)]
 
     def choice(self, index: int, output: Delta) -> CompletionChoice:
-        return self._choice(index, output, self._echo[index] + output.text)
+        text, self._echo[index] = self._echo[index] + output.text, ""
+        logprobs = _logprobs(self.tokenizer, output) if output.logprobs else None
+        return CompletionChoice(index, text, logprobs, output.finish_reason)
 
     def events(self, index: int, delta: Delta, choices: Choices) -> bytes:
-        text = delta.text
-        if index not in self._started:
-            self._started.add(index)
-            text = self._echo[index] + text
-        if not (text or delta.logprobs or delta.finish_reason):
+        choice = self.choice(index, delta)
+        if not (choice.text or choice.logprobs or choice.finish_reason):
             return b""
-        return self.chunk(self._choice(index, delta, text), choices)
-
-    def _choice(self, index: int, delta: Delta, text: str) -> CompletionChoice:
-        logprobs = _logprobs(self.tokenizer, delta) if delta.logprobs else None
-        return CompletionChoice(index, text, logprobs, delta.finish_reason)
+        return self.chunk(choice, choices)
 
 
 def _logprobs(tokenizer: Tokenizer, delta: Delta) -> CompletionLogprobs:
-    top_logprobs = []
+    found = CompletionLogprobs([], [], [], delta.offsets)
     for token, at in zip(delta.token_ids, delta.logprobs, strict=True):
+        text, logprob = text_and_logprob(tokenizer, token, at.logprob)
+        found.tokens.append(text)
+        found.token_logprobs.append(logprob)
         top = dict(zip(at.top_ids, at.top_logprobs, strict=True))
         top.setdefault(token, at.logprob)  # the sampled token may not be among the most probable
-        top_logprobs.append(
-            {
-                token_text(tokenizer, other): max(logprob, MIN_LOGPROB)
-                for other, logprob in top.items()
-            }
-        )
-    return CompletionLogprobs(
-        tokens=[token_text(tokenizer, token) for token in delta.token_ids],
-        token_logprobs=[max(at.logprob, MIN_LOGPROB) for at in delta.logprobs],
-        top_logprobs=top_logprobs,
-        text_offset=delta.offsets,
-    )
+        found.top_logprobs.append(dict(text_and_logprob(tokenizer, *each) for each in top.items()))
+    return found
 
 
 def _choice_params(

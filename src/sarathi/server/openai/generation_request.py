@@ -7,8 +7,9 @@ declares with `only`. An unknown field is refused.
 
 from __future__ import annotations
 
+import secrets
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -16,11 +17,10 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from sarathi.engine.messages import ModelInfo
-from sarathi.engine.output_processor import Delta
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.sampling.params import SamplingError, SamplingParams
 from sarathi.scheduler import POLICIES, SchedulingParams
-from sarathi.server.generation_core import Choices, TokenUsage
+from sarathi.server.generation_core import Choices, TokenUsage, Translator
 from sarathi.server.parsers.output_parser import ParsedDelta
 from sarathi.server.request_body import (
     MAX_OPEN_FIELD,
@@ -33,7 +33,7 @@ from sarathi.server.request_body import (
     value_or,
 )
 from sarathi.server.responses import ApiError, invalid, too_long
-from sarathi.server.service import Service, new_id
+from sarathi.server.service import Service
 
 Label = Annotated[str, Meta(max_length=MAX_OPEN_FIELD)]
 StopString = Annotated[str, Meta(max_length=1024)]
@@ -218,11 +218,11 @@ _ENCODER = msgspec.json.Encoder()
 _DONE = b"data: [DONE]\n\n"
 
 
-class OpenAITranslator(ABC):
+class OpenAITranslator(Translator):
     """Puts outputs into the form of a generating endpoint; subclasses make the choices.
 
-    Implements `Translator`. A chunk is a constant beginning, one choice, and an end that is
-    constant unless each chunk has the usage so far.
+    A stream costs time per token on cores that the model needs too, so a chunk is a constant
+    beginning, one choice, and an end that is constant unless each chunk has the usage so far.
     """
 
     def __init__(
@@ -230,7 +230,10 @@ class OpenAITranslator(ABC):
     ) -> None:
         self.tokenizer = service.tokenizer
         self._head = ResponseBody(
-            id=new_id(id_prefix), object=object_name, created=int(time.time()), model=service.model
+            id=f"{id_prefix}-{secrets.token_hex(12)}",
+            object=object_name,
+            created=int(time.time()),
+            model=service.model,
         )
         options = request.stream_options or StreamOptions()
         self._include_usage = bool(options.include_usage)
@@ -242,16 +245,12 @@ class OpenAITranslator(ABC):
     def choice(self, index: int, output: ParsedDelta) -> Choice:
         """Return the choice of a whole output."""
 
-    @abstractmethod
-    def events(self, index: int, delta: Delta, choices: Choices) -> bytes:
-        """Return the chunks for what a delta adds to a choice, each made by `chunk`."""
-
     def body(self, outputs: Sequence[ParsedDelta], usage: TokenUsage) -> Struct:
         choices = [self.choice(index, output) for index, output in enumerate(outputs)]
         return msgspec.structs.replace(self._head, choices=choices, usage=_whole_usage(usage))
 
     def chunk(self, choice: Choice, choices: Choices) -> bytes:
-        """Return the event of a chunk with one choice."""
+        """Return the event of a chunk with one choice; `events` is made of them."""
         if self._continuous_usage:
             prompt, completion = choices.token_counts(choice.index)
             self._chunk_end = _usage_end(Usage(prompt, completion, prompt + completion))
@@ -276,14 +275,14 @@ def _usage_end(usage: Usage) -> bytes:
     return b'],"usage":' + _ENCODER.encode(usage) + b"}\n\n"
 
 
-# JSON has no minus infinity; OpenAI writes this for what cannot be sampled.
-MIN_LOGPROB = -9999.0
+def text_and_logprob(tokenizer: Tokenizer, token: int, logprob: float) -> tuple[str, float]:
+    """Return a token's own text, that of a part of a character as OpenAI writes it, and a logprob.
 
-
-def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """Return a token's own text; that of a part of a character as OpenAI writes it."""
+    JSON has no minus infinity; OpenAI writes -9999 for what cannot be sampled.
+    """
     data = tokenizer.token_bytes(token)
     try:
-        return data.decode()
+        text = data.decode()
     except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+        text = "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+    return text, max(logprob, -9999.0)

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from msgspec import UNSET, Struct, UnsetType
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
 
 from sarathi.models.locate import RANDOM_WEIGHTS
 from sarathi.server.responses import json_response
 from sarathi.server.service import Service
-
-
-class ModelCard(Struct, frozen=True, kw_only=True):
-    """The model that is served."""
-
-    id: str
-    object: str = "model"
-    created: int
-    owned_by: str = "sarathi"
-    max_model_len: int | None = None  # tokens; null until the model is loaded
-    warning: str | UnsetType = UNSET
 
 
 async def list_models(service: Service, request: Request) -> Response:
@@ -33,11 +23,15 @@ async def show_model(service: Service, request: Request) -> Response:
     return json_response(_model_card(service))
 
 
-def _model_card(service: Service) -> ModelCard:
+def _model_card(service: Service) -> dict[str, Any]:
     info = service.engine.info
-    return ModelCard(
-        id=service.model,
-        created=service.created,
-        max_model_len=None if info is None else info.max_model_len,
-        warning=RANDOM_WEIGHTS if info is not None and info.random_weights else UNSET,
-    )
+    card = {
+        "id": service.model,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "sarathi",
+        "max_model_len": None if info is None else info.max_model_len,  # tokens; null while loading
+    }
+    if info is not None and info.random_weights:
+        card["warning"] = RANDOM_WEIGHTS
+    return card

@@ -38,7 +38,6 @@ class OutputParser(Protocol):
 
 ParserFactory = Callable[[], OutputParser]
 
-
 PLAIN_TEXT = "plain"
 
 # None passes all text through as content: then no object and no call per token is added.
