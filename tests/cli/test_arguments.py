@@ -10,7 +10,7 @@ import pytest
 from msgspec import Meta, Struct
 
 from sarathi.cli.arguments import ConfigFile, layered_options, parse_options
-from sarathi.cli.engine_options import LogOptions
+from sarathi.cli.local_engine import LogOptions
 from sarathi.cli.main import main
 from sarathi.cli.options_table import options_tables
 from sarathi.cli.serve import ServeOptions

@@ -47,7 +47,7 @@ class Pipeline:
         self._executor = executor
         self._times: Iterator[tuple[StageTime, ...]] = iter(times)
         self._under_way: deque[tuple[Step, I64]] = deque()
-        self.slots = self._sampler = Sampler(executor.config.vocab_size)
+        self.sampler_slots = self._sampler = Sampler(executor.config.vocab_size)
 
     @property
     def is_free(self) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from sarathi.backends.runner import NO_SLOTS, InlineRunner, StepResult
 from sarathi.backends.step import I64, Step
 from sarathi.engine.core import EngineCore
-from sarathi.engine.iteration_timing import LookAhead
+from sarathi.engine.iteration_timing import LaunchTimer
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import Sampler
 from sarathi.scheduler import POLICIES, BlockPool, FixedBudget, LatencyModel, Scheduler, Work
@@ -26,7 +26,7 @@ class Device:
     looks_ahead = True
 
     def __init__(self, executor: Successor) -> None:
-        self.slots = Sampler(VOCAB)
+        self.sampler_slots = Sampler(VOCAB)
         self.steps: list[Step] = []
         self.most = 0
         self._executor = executor
@@ -44,7 +44,7 @@ class Device:
         ids = np.where(step.token_ids < 0, self._last[-1 - step.token_ids], step.token_ids)
         assert ids.min() >= 0
         logits = self._executor.execute(Step(ids, *(getattr(step, f) for f in _OTHER_FIELDS)))
-        sampled = self.slots.sample(logits, slots)
+        sampled = self.sampler_slots.sample(logits, slots)
         self._last[slots] = np.maximum(sampled.tokens, 0)
         self._under_way.append(StepResult(sampled, (StageTime(0.0, 0.0),)))
         self.most = max(self.most, len(self._under_way))
@@ -224,7 +224,7 @@ def test_after_an_error_the_requests_go_on_from_where_they_stood() -> None:
 
 class TestWhen:
     def test_a_batch_is_made_shortly_before_the_one_before_it_ends(self) -> None:
-        timing = LookAhead()
+        timing = LaunchTimer()
         for _ in range(200):
             timing.batch_submitted(began=10.0, submitted=10.001, prompts=False)
         timing.batch_started(20.0, predicted=0.020)
@@ -232,7 +232,7 @@ class TestWhen:
         assert timing.seconds_left(20.016) < 0
 
     def test_it_is_made_at_once_where_nothing_is_predicted(self) -> None:
-        timing = LookAhead()
+        timing = LaunchTimer()
         timing.batch_started(20.0, None)
         assert timing.seconds_left(20.0) == 0
 

@@ -223,7 +223,7 @@ def test_the_model_learns_what_a_stage_adds(monkeypatch: pytest.MonkeyPatch) -> 
     pipeline = Pipeline(Successor(), 2, [(StageTime(0.0, 1.0), StageTime(9.0, 3.0))])
     pipeline.before_result = lambda: now.__setitem__(0, now[0] + 50.0)
     core = engine(pipeline, latency_model=model)
-    schedule, publish = core.scheduler.schedule, core._publish
+    schedule, publish = core.scheduler.schedule, core._token_outputs
 
     def slow_schedule(at: float) -> object:
         now[0] += 0.25

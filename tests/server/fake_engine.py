@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from sarathi.engine.messages import ModelInfo, TokenOutput
 from sarathi.fleet.engine_client import EngineError
-from sarathi.fleet.fleet import Engine, ReplicaStatus
+from sarathi.fleet.fleet import Engines, ReplicaStatus
 from sarathi.models.tokenizers.chat_template import WorkLimit
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.sampling.logprobs import TokenLogprobs
@@ -205,7 +205,7 @@ class FakeEngine:
 def fake_app(engine: FakeEngine, tokenizer: ByteTokenizer | None = None, **options: Any) -> ASGIApp:
     """The server's application; what it uses of the two classes, the fakes have."""
     return create_app(
-        cast("Engine", engine),
+        cast("Engines", engine),
         cast("Tokenizer", tokenizer or ByteTokenizer()),
         **{"served_name": MODEL, **options},
     )

@@ -37,7 +37,7 @@ class Pipeline:
     def __init__(self, cost: ToyCost, clock: Clock) -> None:
         self.depth = cost.num_stages
         self.looks_ahead = False
-        self.slots = Sampler(VOCABULARY)
+        self.sampler_slots = Sampler(VOCABULARY)
         self.batch: Batch | None = None  # set when the scheduler makes one
         self.comes: float | None = None  # when to stop waiting, since a request comes
         self.most = 0  # steps that were under way

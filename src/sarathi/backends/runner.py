@@ -33,7 +33,7 @@ class Runner(Protocol):
     looks_ahead: bool  # whether a step may refer to tokens that the previous step samples
 
     @property
-    def slots(self) -> RequestSlots:
+    def sampler_slots(self) -> RequestSlots:
         """The sampler's slots, of the requests whose tokens are sampled."""
 
     @property
@@ -43,7 +43,7 @@ class Runner(Protocol):
         arrive meanwhile, and takes longer than the scheduler predicts."""
 
     def submit(self, step: Step, slots: I64 = NO_SLOTS) -> None:
-        """Start a step; at most `depth` may be in flight.
+        """Start a step, or keep it until `result`; at most `depth` may be in flight.
 
         Args:
             slots: of the requests of the sampled rows, all different, open until the result has
@@ -100,7 +100,7 @@ class InlineRunner:
         self._last_end: float | None = None
 
     @property
-    def slots(self) -> RequestSlots:
+    def sampler_slots(self) -> RequestSlots:
         return self._sampler
 
     @property

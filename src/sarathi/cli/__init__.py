@@ -1,6 +1,6 @@
 """The command `sarathi`: `main` chooses a module for each command, whose `run` takes its options.
 
 `arguments` derives the command line, environment variables and `--config` from declared options;
-`engine_options`, `measurement` and `simulation` have what several commands share. No other
+`local_engine`, `measurement` and `simulation` have what several commands share. No other
 package imports from here.
 """

@@ -13,8 +13,8 @@ import msgspec
 from rich.console import Console
 
 from sarathi.cli.arguments import ConfigFile
-from sarathi.cli.engine_options import LocalEngine
 from sarathi.cli.keys import ClientKey
+from sarathi.cli.local_engine import LocalEngine
 from sarathi.errors import UsageError, UserError
 from sarathi.options import LAYERED, Option
 from sarathi.sampling.params import SamplingParams

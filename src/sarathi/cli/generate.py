@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from sarathi.cli.arguments import ConfigFile
-from sarathi.cli.engine_options import LocalEngine, Model
+from sarathi.cli.local_engine import LocalEngine, Model
 from sarathi.errors import UsageError
 from sarathi.options import Option
 from sarathi.sampling.params import SamplingParams

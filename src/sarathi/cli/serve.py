@@ -9,8 +9,8 @@ from typing import Annotated
 import msgspec
 
 from sarathi.cli.arguments import ConfigFile
-from sarathi.cli.engine_options import Model, locate_model
 from sarathi.cli.keys import ServerKeys
+from sarathi.cli.local_engine import Model, locate_model
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import UsageError
 from sarathi.fleet.ray.ray_launch import RayOptions, on_ray

@@ -16,7 +16,7 @@ import numpy as np
 
 from sarathi.backends.runner import NO_SLOTS, NOTHING_SAMPLED, Runner, StepResult
 from sarathi.backends.step import build_step
-from sarathi.engine.iteration_timing import LatencyObserver, LookAhead
+from sarathi.engine.iteration_timing import LatencyObserver, LaunchTimer
 from sarathi.engine.messages import Refusal, TokenOutput
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
@@ -84,7 +84,7 @@ class EngineCore:
         self._after_idle = True  # whether the next batch is the first since the engine was idle
         self._exhausted = False  # nothing can be scheduled beside what is in flight
         self._latency_observer = LatencyObserver(scheduler.latency_model)
-        self._look_ahead = LookAhead()
+        self._launch_timer = LaunchTimer()
         self._executed = 0.0  # when the previous batch had been computed
         self._stages = StageTotals()
 
@@ -110,7 +110,7 @@ class EngineCore:
                 f"the prompt has {len(prompt_ids)} tokens, which leaves no room for output within "
                 f"the model's length of {self.scheduler.max_model_len} tokens"
             )
-        vocab_size = self._runner.slots.vocab_size
+        vocab_size = self._runner.sampler_slots.vocab_size
         for name, ids in (("prompt", prompt_ids), ("output", output_ids)):
             if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
                 raise AdmissionError(
@@ -130,7 +130,7 @@ class EngineCore:
         self.scheduler.add(request)
         self._exhausted = False
         try:
-            slot = self._runner.slots.open(params, prompt_ids, self._eos_ids, output_ids)
+            slot = self._runner.sampler_slots.open(params, prompt_ids, self._eos_ids, output_ids)
         except ValueError as error:
             self.scheduler.cancel(request_id)
             self._close_ended_slots()
@@ -178,7 +178,7 @@ class EngineCore:
             sampled = time.monotonic()
             oldest = self._in_flight.popleft()
             if self._in_flight:
-                self._look_ahead.batch_started(sampled, self._in_flight[0].batch.predicted)
+                self._launch_timer.batch_started(sampled, self._in_flight[0].batch.predicted)
             return self._complete(oldest, result, sampled)
         except BaseException:  # Ctrl-C, in a process that goes on
             self._abandon()
@@ -187,7 +187,7 @@ class EngineCore:
     def _wait_seconds(self) -> float:
         """Return how long to wait for a result before there may be something else to do."""
         if self._runner.looks_ahead and self._runner.is_free and not self._exhausted:
-            return min(max(0.0, self._look_ahead.seconds_left(time.monotonic())), _POLL_SECONDS)
+            return min(max(0.0, self._launch_timer.seconds_left(time.monotonic())), _POLL_SECONDS)
         return _POLL_SECONDS
 
     def _schedule_ahead(self) -> None:
@@ -196,7 +196,7 @@ class EngineCore:
         while self._runner.is_free and not (self._exhausted and in_flight):
             began = time.monotonic()
             looks_ahead = self._runner.looks_ahead and bool(in_flight)
-            if looks_ahead and self._look_ahead.seconds_left(began) > 0:
+            if looks_ahead and self._launch_timer.seconds_left(began) > 0:
                 break
             batch = scheduler.schedule(began)
             if batch is None:
@@ -212,9 +212,9 @@ class EngineCore:
             self._runner.submit(step, np.array(slots, np.int64) if slots else NO_SLOTS)
             submitted = time.monotonic()
             has_prompts = batch.num_decodes < len(batch.slices)
-            self._look_ahead.batch_submitted(began, submitted, prompts=has_prompts)
+            self._launch_timer.batch_submitted(began, submitted, prompts=has_prompts)
             if not in_flight:
-                self._look_ahead.batch_started(submitted, batch.predicted)
+                self._launch_timer.batch_started(submitted, batch.predicted)
             in_flight.append(_InFlight(batch, began, scheduled, submitted, self._after_idle))
             self._after_idle = False
 
@@ -225,7 +225,7 @@ class EngineCore:
         tokens: list[int] = result.sampled.tokens.tolist()
         failed = self._cancel_failed(batch, tokens)
         progressed = self.scheduler.complete(batch, tokens, sampled)
-        outputs = self._publish(progressed, _logprobs(batch, result.sampled))
+        outputs = self._token_outputs(progressed, _logprobs(batch, result.sampled))
         self._close_ended_slots()
         ended = time.monotonic()
         if result.stages:
@@ -334,7 +334,7 @@ class EngineCore:
             self.cancel(request.id)  # in flight: the scheduler drops its token on completion
         return failed
 
-    def _publish(
+    def _token_outputs(
         self, progressed: list[Request], logprobs: Mapping[int, TokenLogprobs]
     ) -> list[TokenOutput]:
         outputs = []
@@ -354,7 +354,7 @@ class EngineCore:
         for request_id in self.scheduler.take_ended_ids():
             slot = self._slots.pop(request_id, None)
             if slot is not None:  # None if it could not be opened
-                self._runner.slots.close(slot)
+                self._runner.sampler_slots.close(slot)
 
 
 def _logprobs(batch: Batch, sampled: SamplerOutput) -> Mapping[int, TokenLogprobs]:

@@ -59,7 +59,7 @@ class LatencyObserver:
             self._model.observe(work, seconds)
 
 
-class LookAhead:
+class LaunchTimer:
     """Times the scheduling of a batch that follows another without a pause.
 
     A batch that is scheduled early keeps out the requests that arrive while the previous one is

@@ -1,4 +1,7 @@
-"""The text of one request, put together from its tokens as they come."""
+"""The text of one request, put together from its tokens as they come.
+
+It runs where the tokens are turned into text: in the HTTP process, or in that of `LLM`.
+"""
 
 from __future__ import annotations
 

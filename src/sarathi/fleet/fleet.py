@@ -97,7 +97,7 @@ class Replica:
         return ReplicaStatus(self.number, self.state, num_open, self.restarts, self.reason)
 
 
-class Engine(Protocol):
+class Engines(Protocol):
     """What the server uses: a `Fleet`, or a scripted one in tests."""
 
     info: ModelInfo | None  # None until the model is loaded

@@ -105,11 +105,11 @@ class PrefillAllocator:
 
         A request is not preempted again before it has progressed further than the first time.
         """
-        slots = len(self._running) + 1 - self._max_batch_size
+        excess = len(self._running) + 1 - self._max_batch_size
         cached = self._memory.cached_prefix(request)
         headroom = self._headroom(len(self._running))
         blocks = self._memory.missing_blocks(request, cached, headroom)
-        if slots <= 0 and blocks <= 0:
+        if excess <= 0 and blocks <= 0:
             return []
         candidates: list[Request] = []
         tenant = self._waiting.tenant_of(request)
@@ -121,7 +121,7 @@ class PrefillAllocator:
             ):
                 candidates.append(candidate)
                 blocks -= self._memory.num_blocks(candidate) + self._headroom(1)
-                if len(candidates) >= slots and blocks <= 0:
+                if len(candidates) >= excess and blocks <= 0:
                     return candidates
         return []
 

@@ -74,7 +74,7 @@ class Request:
     num_cached: int = 0  # tokens found in the prefix cache when it was first admitted
     first_scheduled_at: float | None = None  # seconds; begin of its first iteration
     block_hashes: list[bytes] = field(default_factory=list)  # of its full blocks
-    num_published: int = 0  # blocks that other requests may share
+    num_cached_blocks: int = 0  # blocks that other requests may share
 
     @property
     def num_tokens(self) -> int:

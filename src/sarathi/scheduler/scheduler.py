@@ -1,4 +1,4 @@
-"""Stall-free batching: which requests compute how many tokens in the next iteration."""
+"""Which requests compute how many tokens in the next iteration: stall-free, or as a baseline."""
 
 from __future__ import annotations
 
@@ -317,7 +317,7 @@ class Scheduler:
                 )
             request.num_computed = end = start + length
             if length > 1 or not end % block_size:
-                self._memory.publish(request)
+                self._memory.cache_blocks(request)
             if token is None:
                 continue
             outputs = request.output_ids

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sarathi.fleet.fleet import Engine
+from sarathi.fleet.fleet import Engines
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.server.auth import AuthMiddleware, AuthRules, RequireAdmin, key_name
 from sarathi.server.openai.chat_completions import create_chat_completion
@@ -53,7 +53,7 @@ MAX_BODY = 8 * 2**20  # bytes
 
 
 def create_app(
-    engine: Engine,
+    engine: Engines,
     tokenizer: Tokenizer,
     *,
     served_name: str,

@@ -86,7 +86,7 @@ class Choices:
 
     async def start(self) -> None:
         """Submit all choices; raise `EngineError` if the engine takes no requests."""
-        engine, tokenizer, job = self._service.engine, self._service.tokenizer, self._job
+        engine, tokenizer, job = self._service.fleet, self._service.tokenizer, self._job
         pause_at = time.monotonic() + _SUBMIT_SECONDS  # there may be a thousand long ones
         for prompt, params in job.prompts:
             for number, one in enumerate(params):
@@ -274,11 +274,11 @@ class GenerationReply:
                 timing = _server_timing(choices.scheduling_delay)
                 return json_response(body, headers={"Server-Timing": timing})
         except EngineError as error:
-            raise generation_failed(error, self.service.engine.error) from error
+            raise generation_failed(error, self.service.fleet.error) from error
 
     def _error_response(self, error: Exception) -> ApiError:
         if isinstance(error, EngineError):
-            return generation_failed(error, self.service.engine.error)
+            return generation_failed(error, self.service.fleet.error)
         _LOG.error("A stream failed", exc_info=error)
         return ApiError(500, "The server failed to continue this reply.", code="internal_error")
 

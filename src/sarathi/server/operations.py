@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 
 from sarathi import __version__
 from sarathi.engine.messages import ModelInfo
-from sarathi.fleet.fleet import Engine, by_state
+from sarathi.fleet.fleet import Engines, by_state
 from sarathi.server.request_body import Int64, decode, seconds
 from sarathi.server.responses import invalid, json_response
 from sarathi.server.service import RequestContext, Service
@@ -39,7 +39,7 @@ class ScaleRequest(Struct, forbid_unknown_fields=True, kw_only=True):
 
 async def health(service: Service, request: Request) -> Response:
     """Answer GET /health, with status 200 while requests are accepted and 503 otherwise."""
-    engine = service.engine
+    engine = service.fleet
     replicas = by_state(engine.replicas)  # how many are in each state
     if engine.error is not None:
         body = {"status": "failed", "reason": engine.error, "replicas": replicas}
@@ -66,15 +66,15 @@ async def scale(service: Service, call: RequestContext) -> ASGIApp:
     request = decode(call.body, ScaleRequest)
     drain_seconds = seconds("drain_timeout", request.drain_timeout)
     try:
-        service.engine.scale(request.replicas, drain_seconds)
+        service.fleet.scale(request.replicas, drain_seconds)
     except ValueError as error:
         raise invalid(f"{error}.", "replicas") from None
-    return json_response({"replicas": list(service.engine.replicas)})
+    return json_response({"replicas": list(service.fleet.replicas)})
 
 
 async def stats(service: Service, request: Request) -> Response:
     """Answer GET /stats: all fields of `Stats`, targets and replicas."""
-    info, engine = service.ready(), service.engine
+    info, engine = service.ready(), service.fleet
     latest = _latest_stats(info, engine)
     body = {
         **msgspec.structs.asdict(latest),
@@ -88,20 +88,20 @@ async def stats(service: Service, request: Request) -> Response:
     return json_response(body)
 
 
-def _latest_stats(info: ModelInfo, engine: Engine) -> Stats:
+def _latest_stats(info: ModelInfo, engine: Engines) -> Stats:
     """Return the latest statistics, or those of an engine that has run nothing yet."""
     return engine.stats or initial_stats(info.num_blocks, info.num_stages)
 
 
 async def metrics(service: Service, request: Request) -> Response:
     """Answer GET /metrics, in the text format of Prometheus."""
-    text = generate_latest(_EngineCollector(service.engine))
+    text = generate_latest(_EngineCollector(service.fleet))
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 @dataclass(frozen=True)
 class _EngineCollector(Collector):
-    engine: Engine
+    engine: Engines
 
     def collect(self) -> Iterator[Metric]:
         engine, info = self.engine, self.engine.info

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sarathi.engine.messages import ModelInfo
-from sarathi.fleet.fleet import Engine
+from sarathi.fleet.fleet import Engines
 from sarathi.models.tokenizers.chat_template import RENDER_SECONDS, WorkLimit
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.server.parsers.output_parser import ParserFactory
@@ -86,9 +86,9 @@ class _BoundedExecutor:
 
 @dataclass(frozen=True)
 class Service:
-    """The engine and the tokenizer of one model, and the threads that tokenise."""
+    """The engines and the tokenizer of one model, and the threads that tokenise."""
 
-    engine: Engine
+    fleet: Engines
     tokenizer: Tokenizer
     model: str  # the name that clients call it
     created: int  # seconds since 1970
@@ -97,11 +97,11 @@ class Service:
 
     def ready(self) -> ModelInfo:
         """Return the description of the loaded model; raise `ApiError`, status 503, without one."""
-        if self.engine.error is not None:
-            raise engine_failed(self.engine.error)
-        if self.engine.info is None:
+        if self.fleet.error is not None:
+            raise engine_failed(self.fleet.error)
+        if self.fleet.info is None:
             raise unavailable("The model is still loading.", "model_loading", retry_after=2)
-        return self.engine.info
+        return self.fleet.info
 
     def read(self, call: RequestContext, kind: type[Body]) -> tuple[ModelInfo, Body]:
         """Return the loaded model, and the request to it that a body holds, or raise `ApiError`."""

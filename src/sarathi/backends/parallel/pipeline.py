@@ -227,7 +227,7 @@ class Pipeline:
         self._wait_for(own)
 
     @property
-    def slots(self) -> RequestSlots:
+    def sampler_slots(self) -> RequestSlots:
         assert self._sampler is not None, "the executor is not loaded"
         return self._sampler
 

@@ -42,7 +42,7 @@ class OverlappedRunner:
         self._last_end: DeviceEvent | None = None  # of the step whose result was returned last
 
     @property
-    def slots(self) -> RequestSlots:
+    def sampler_slots(self) -> RequestSlots:
         return self._sampler
 
     @property

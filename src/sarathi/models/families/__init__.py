@@ -1,7 +1,9 @@
 """Model families: the architectures that checkpoints may have, and what each of them means.
 
 `ARCHITECTURES` and `GGUF_ARCHITECTURES` below list them. To add one, write a module with the
-functions that an entry names, such as `falcon.py`, and add the entries. `formats/` imports these.
+functions that an entry names, such as `falcon.py`, and add the entries. Fields of a
+config.json that change nothing belong in `formats/harmless_fields.py`: others that nobody reads are
+refused. `formats/` imports these modules.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ class BlockPool:
             self._cached.pop(block, None)
         request.blocks.extend(blocks)
 
-    def publish(self, block: int, block_hash: bytes) -> None:
+    def add_to_cache(self, block: int, block_hash: bytes) -> None:
         """Put a full block into the prefix cache. It must not be written to any more."""
         if block_hash not in self._block_of:  # two requests may compute the same side by side
             self._block_of[block_hash] = block
@@ -208,7 +208,7 @@ class RequestMemory:
         request.num_reserved = self._blocks_to_reserve(request, cached)
         self.pool.share(request, cached)
         self.pool.reserve(request.num_reserved)
-        request.num_published = len(cached)
+        request.num_cached_blocks = len(cached)
         request.num_computed = len(cached) * self.pool.block_size
 
     def num_blocks(self, request: Request) -> int:
@@ -229,20 +229,20 @@ class RequestMemory:
             self.pool.unreserve(own)
             self.pool.allocate(request, missing)
 
-    def publish(self, request: Request) -> None:
+    def cache_blocks(self, request: Request) -> None:
         """Put the full blocks of a request that have been computed into the prefix cache."""
         full = request.num_computed // self.pool.block_size
-        if self._prefix_caching and full > request.num_published:
+        if self._prefix_caching and full > request.num_cached_blocks:
             self._hash_blocks(request)
-            for index in range(request.num_published, full):
-                self.pool.publish(request.blocks[index], request.block_hashes[index])
-            request.num_published = full
+            for index in range(request.num_cached_blocks, full):
+                self.pool.add_to_cache(request.blocks[index], request.block_hashes[index])
+            request.num_cached_blocks = full
 
     def release(self, request: Request) -> None:
         """Free all blocks of a request: nothing of it is computed any more."""
         self.pool.unreserve(request.num_reserved)
         self.pool.release(request)
-        request.num_computed = request.num_reserved = request.num_published = 0
+        request.num_computed = request.num_reserved = request.num_cached_blocks = 0
 
     def check(self, requests: Collection[Request]) -> None:
         """Raise `AssertionError` if blocks or reservations are inconsistent."""

@@ -14,13 +14,11 @@ from sarathi.models.tokenizers.chat_template import WorkLimit
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.sampling.params import SamplingParams
 from sarathi.server.generation_core import Choices, GenerationJob, GenerationReply
+from sarathi.server.openai.generation_reply import Choice, OpenAITranslator, text_and_logprob
 from sarathi.server.openai.generation_request import (
-    Choice,
     GenerationRequest,
-    OpenAITranslator,
     sampling_params,
     scheduling_params,
-    text_and_logprob,
 )
 from sarathi.server.request_body import Int64, check_token_ids, only, unsupported, value_or
 from sarathi.server.responses import invalid, missing, too_long

@@ -24,7 +24,7 @@ async def show_model(service: Service, request: Request) -> Response:
 
 
 def _model_card(service: Service) -> dict[str, Any]:
-    info = service.engine.info
+    info = service.fleet.info
     card = {
         "id": service.model,
         "object": "model",

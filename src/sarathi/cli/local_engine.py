@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from sarathi.engine.llm import LLM
 
+
 Model = Annotated[
     str,
     Option(
