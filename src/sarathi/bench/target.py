@@ -219,7 +219,7 @@ def url_of(arguments: Sequence[str]) -> str:
 def _option(arguments: Sequence[str], *names: str) -> str | None:
     """Return the last value given, as argparse does."""
     found = None
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         name, equals, value = argument.partition("=")
         if name in names:
             found = value if equals else following
