@@ -73,11 +73,7 @@ class Launched:
             raise BenchmarkError(f"there is no command {self._arguments[0]!r} to start")
 
     def __enter__(self) -> Launched:
-        """Start the server.
-
-        Raises:
-            BenchmarkError: something listens there already, or the log cannot be written.
-        """
+        """Start it; raise BenchmarkError where its port is in use, or the log cannot be written."""
         self._check_free()
         try:
             self._log.parent.mkdir(parents=True, exist_ok=True)

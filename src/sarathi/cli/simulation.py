@@ -165,11 +165,7 @@ def _this_cpu(
 
 
 def model_shape(name: str) -> SimulatedModel:
-    """Return the shape of a built-in model or of a configuration.
-
-    Raises:
-        SimulationError: it is neither built in nor the path of a configuration.
-    """
+    """Return the shape of a built-in model or a config.json; raise SimulationError for neither."""
     if name in MODELS:
         return MODELS[name]
     path = Path(name)
@@ -187,11 +183,7 @@ def _longest(workload: str | None, model: SimulatedModel) -> int:
 
 
 def simulated_load(options: WorkloadOptions, num_requests: int) -> Load:
-    """Return what is sent.
-
-    Raises:
-        BenchmarkError: an option is missing, contradictory or out of range.
-    """
+    """Return what is sent; raises as `WorkloadOptions.build`."""
     tokens = None if options.tokenizer is None else LocalTokens(options.tokenizer, False)
     return Load(options.build(tokens), num_requests, options.warm_up, options.seed)
 

@@ -364,11 +364,7 @@ def _error_row(
 
 
 def constants(folder: Path) -> list[Constant]:
-    """Return the project's constants beside a new fit.
-
-    Raises:
-        SimulationError: a file is missing, or is not what it should be.
-    """
+    """Return the project's constants beside a new fit; raises as `error_table`."""
     return [constant for study in STUDIES for constant in study.refit(folder)]
 
 
