@@ -30,16 +30,11 @@ from perf.report import MODEL, Figure, show
 from sarathi.bench.report import CapacityWithRuns
 from sarathi.bench.results import Run, describe_machine
 from sarathi.bench.target import ending_on_signals
-from sarathi.bench.workload.workload import Workload
+from sarathi.bench.workload.workload import Load, Workload
 from sarathi.cli.measurement import Screen, SearchOptions
 from sarathi.engine.config import EngineConfig
 from sarathi.simulator.setup import Setup
-from sarathi.simulator.simulated_run import (
-    SimulatedLoad,
-    SimulatedSearch,
-    find_capacity,
-    simulated_run,
-)
+from sarathi.simulator.simulated_run import find_capacity, simulated_run
 from sarathi.simulator.this_cpu.measure_machine import MachineMeasurement
 from sarathi.simulator.this_cpu.measured_machine import (
     MeasuredMachine,
@@ -84,7 +79,7 @@ def predicted(setup: Setup, runs: list[Run]) -> dict[str, list[float]]:
     errors: dict[str, list[float]] = {name: [] for name in _FIGURES}
     workload = _workload()
     for run in runs:
-        load = SimulatedLoad(workload, len(run.records), _WARM_UP, run.seed)
+        load = Load(workload, len(run.records), _WARM_UP, run.seed)
         simulated = simulated_run(setup, load, run.rate, run.label)
         for name, read in _FIGURES.items():
             real, found = read(run), read(simulated)
@@ -104,12 +99,17 @@ def compared(name: str, setup: Setup, found: CapacityWithRuns) -> list[Figure]:
             error = median(map(abs, errors))
             figures.append(Figure(f"{name}: error of {figure}", error, "%", target))
     search = SearchOptions()
-    options = SimulatedSearch(
-        search.targets(TARGET), search.resolution, search.start_rate, search.point_duration
-    )
-    load = SimulatedLoad(_workload(), REQUESTS, _WARM_UP, 0)
+    load = Load(_workload(), REQUESTS, _WARM_UP, 0)
     real = found.capacity.capacity
-    simulated = find_capacity(setup, load, options, name).capacity.capacity
+    simulated = find_capacity(
+        setup,
+        load,
+        search.targets(TARGET),
+        name,
+        resolution=search.resolution,
+        start_rate=search.start_rate,
+        point_duration=search.point_duration,
+    ).capacity.capacity
     if real and simulated:
         error = abs(simulated / real - 1)
         figures.append(Figure(f"{name}: capacity", real, "/s"))

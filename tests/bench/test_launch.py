@@ -337,6 +337,7 @@ def test_a_log_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "url"),
     [
+        ("", "http://localhost:8000"),
         ("serve tiny", "http://localhost:8000"),
         ("serve tiny --port 8100", "http://localhost:8100"),
         ("serve --port=8100 tiny", "http://localhost:8100"),

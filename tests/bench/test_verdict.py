@@ -155,3 +155,13 @@ def test_pooled_runs_are_as_one_in_latencies_and_a_mean_in_throughput() -> None:
     assert both.completed_per_second == pytest.approx(4 / 8)
     assert both.output_tokens_per_second == pytest.approx(20 / 8)
     assert both.total_tokens_per_second == pytest.approx(100 / 8)
+
+
+def test_a_target_of_ttft_applies_beside_that_of_the_delay() -> None:
+    targets = CapacityTargets(tbt=0.1, ttft=0.01)
+    found = evaluate(summarise([GOOD] * 50), targets)
+    assert (found.met, found.certain) == (False, True)
+    assert found.reason == "P90 TTFT 200 ms above 10 ms"
+    nothing = evaluate(summarise([record(failure="timeout")] * 50), targets)
+    assert not nothing.met
+    assert nothing.reason.count("no complete answer has a token") == 1

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarathi.bench.workload.workload import Workload
+from sarathi.bench.capacity.verdict import evaluate
+from sarathi.bench.workload.workload import Load, Workload
 from sarathi.errors import SimulationError
 from sarathi.simulator.plan import planner
 from sarathi.simulator.plan.planner import PlanResult, dominates, make_plan, on_front
@@ -20,15 +21,15 @@ from sarathi.simulator.plan.replica_sizing import (
     DeviceLayout,
     PlanChoice,
     PlanSettings,
-    PlanTargets,
     Rejected,
     candidates,
     confirm,
     evaluate_candidate,
     layouts,
+    plan_targets,
     run_with_early_stopping,
 )
-from sarathi.simulator.simulated_run import SimulatedLoad, simulated_run
+from sarathi.simulator.simulated_run import simulated_run
 from sarathi.telemetry import RequestRecord, Summary, summarise
 from tests.simulator.toy import ToyCost, toy_setup
 
@@ -43,9 +44,9 @@ def plan_options(
     workload = Workload.from_options(
         prompt_lengths="fixed:20", output_lengths="fixed:10", arrivals="constant"
     )
-    load = SimulatedLoad(workload, num_requests=60, warm_up=4, seed=seed)
+    load = Load(workload, num_requests=60, warm_up=4, seed=seed)
     # With so short a delay, a queue that grows shows within few seconds.
-    return PlanSettings(rate, PlanTargets(tbt, ttft, delay=0.1), load, point_duration=3.0)
+    return PlanSettings(rate, plan_targets(tbt, ttft, delay=0.1), load, point_duration=3.0)
 
 
 def candidate(device: str, speed: float, price: float, devices: int = 1) -> Candidate:
@@ -216,7 +217,7 @@ def test_only_runs_that_miss_are_stopped(share: float, ttft: float | None) -> No
     number = math.ceil(3 * rate) + 100
     run, verdict = run_with_early_stopping(setup, own, rate, number, "toy", 100)
     whole = simulated_run(setup, replace(own.load, num_requests=number), rate, "toy")
-    assert verdict.met == own.targets.evaluate(whole.summary).met
+    assert verdict.met == evaluate(whole.summary, own.targets).met
     assert (run is None) == (share >= 1.5)
     if run is None:
         assert verdict.certain
@@ -224,19 +225,19 @@ def test_only_runs_that_miss_are_stopped(share: float, ttft: float | None) -> No
 
 
 def test_a_tenth_that_is_left_behind_is_a_miss() -> None:
-    targets = PlanTargets(0.1)
-    fine = targets.evaluate(summary([*[0.1] * 19, 60.0] * 20))
+    targets = plan_targets(0.1)
+    fine = evaluate(summary([*[0.1] * 19, 60.0] * 20), targets)
     assert (fine.met, fine.certain) == (True, True)
-    behind = targets.evaluate(summary([0.1, 0.1, 0.1, 60.0] * 25))
+    behind = evaluate(summary([0.1, 0.1, 0.1, 60.0] * 25), targets)
     assert (behind.met, behind.certain) == (False, True)
     assert behind.reason == "P90 scheduling delay 60 s above 4 s"
 
 
 def test_reasons_are_those_of_what_is_missed() -> None:
     slow = summary([0.1] * 100, ttft=3.0)
-    assert PlanTargets(0.1).evaluate(slow).met
-    assert PlanTargets(0.1, ttft=3.5).evaluate(slow).met
-    missed = PlanTargets(0.02, ttft=2.0).evaluate(slow)
+    assert evaluate(slow, plan_targets(0.1)).met
+    assert evaluate(slow, plan_targets(0.1, ttft=3.5)).met
+    missed = evaluate(slow, plan_targets(0.02, ttft=2.0))
     assert not missed.met
     assert missed.reason == "P99 TBT 50 ms above 20 ms, P90 TTFT 3 s above 2 s"
 

@@ -13,20 +13,9 @@ from sarathi.bench.results import Run, describe_machine
 from sarathi.bench.target import RunningServer
 from sarathi.bench.workload.prompt_text import write_prompts
 from sarathi.bench.workload.token_counter import TokenCounter
-from sarathi.bench.workload.workload import Plan, Workload
+from sarathi.bench.workload.workload import Load, Plan
 from sarathi.errors import BenchmarkError
 from sarathi.telemetry import Targets, summarise
-
-
-@dataclass(frozen=True)
-class Load:
-    """What is sent, apart from the rate."""
-
-    workload: Workload
-    num_requests: int  # measured ones
-    warm_up: int  # requests before them
-    seed: int
-    salt: str  # makes the prompts differ from those of other runs
 
 
 @dataclass(frozen=True)
@@ -56,7 +45,7 @@ def prepare(
     Raises:
         BenchmarkError: the workload does not fit the rate or the file.
     """
-    plan = load.workload.plan(rate, load.num_requests, load.warm_up, load.seed, max_model_len)
+    plan = load.plan(rate, max_model_len)
     requests = plan.requests
     prompts = write_prompts(requests, tokens, load.salt, load.seed)
     calls = tuple(

@@ -167,11 +167,7 @@ def save(path: Path, value: Run | Capacity) -> None:
 
 
 def load_results(path: Path) -> Run | Capacity:
-    """Read a file that `save` has written.
-
-    Raises:
-        BenchmarkError: it is missing, damaged, or of another version.
-    """
+    """Read a result; raise BenchmarkError where it is missing, damaged, or of another version."""
     try:
         data = path.read_bytes()
         if data.startswith(_GZIP):

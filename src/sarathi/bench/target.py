@@ -73,11 +73,7 @@ class Launched:
             raise BenchmarkError(f"there is no command {self._arguments[0]!r} to start")
 
     def __enter__(self) -> Launched:
-        """Start the server.
-
-        Raises:
-            BenchmarkError: something listens there already, or the log cannot be written.
-        """
+        """Start it; raise BenchmarkError where its port is in use, or the log cannot be written."""
         self._check_free()
         try:
             self._log.parent.mkdir(parents=True, exist_ok=True)
@@ -219,7 +215,7 @@ def url_of(arguments: Sequence[str]) -> str:
 def _option(arguments: Sequence[str], *names: str) -> str | None:
     """Return the last value given, as argparse does."""
     found = None
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         name, equals, value = argument.partition("=")
         if name in names:
             found = value if equals else following

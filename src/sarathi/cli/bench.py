@@ -10,16 +10,7 @@ import msgspec
 from sarathi.bench.measure import measure, prepare
 from sarathi.bench.results import load_iterations
 from sarathi.bench.target import Target, running_server
-from sarathi.cli.measurement import (
-    DEFAULT_URL,
-    IterationLogOption,
-    Label,
-    RateOption,
-    RequestOptions,
-    RunOutput,
-    Screen,
-    Tokens,
-)
+from sarathi.cli import measurement
 from sarathi.errors import UsageError
 from sarathi.options import Count, Option, Seconds
 from sarathi.telemetry import Targets
@@ -30,17 +21,19 @@ _READY_TIMEOUT = 60.0  # seconds for a server that is found loading
 class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of the command."""
 
-    url: Annotated[str, Option("the server", metavar="URL")] = DEFAULT_URL
-    label: Annotated[Label | None, Option("its name in reports", default="its address")] = None
-    rate: RateOption = None
+    url: Annotated[str, Option("the server", metavar="URL")] = measurement.DEFAULT_URL
+    label: Annotated[
+        measurement.Label | None, Option("its name in reports", default="its address")
+    ] = None
+    rate: measurement.RateOption = None
     num_requests: Annotated[Count, Option("to measure, after the warm-up")] = 100
     ttft_target: Annotated[Seconds | None, Option("for goodput: time to first token")] = None
     tbt_target: Annotated[
         Seconds | None, Option("for goodput: longest time between two tokens of an answer")
     ] = None
-    iteration_log: IterationLogOption = None
-    requests: RequestOptions
-    output: RunOutput
+    iteration_log: measurement.IterationLogOption = None
+    requests: measurement.RequestOptions
+    output: measurement.RunOutput
 
 
 def run(options: BenchOptions) -> int:
@@ -49,11 +42,11 @@ def run(options: BenchOptions) -> int:
     if log is not None and output.report is None:
         raise UsageError("--iteration-log needs --report: it is for its figures")
     output.check()
-    tokens = Tokens(options.requests)
+    tokens = measurement.Tokens(options.requests)
     load = options.requests.load(options.num_requests, tokens)
     targets = Targets(options.ttft_target, options.tbt_target)
     settings = options.requests.evaluation(None if targets == Targets() else targets)
-    screen = Screen(quiet=output.json)
+    screen = measurement.Screen(quiet=output.json)
     target = Target(options.label or options.url, url=options.url)
     with running_server(target, options.requests.credentials(_READY_TIMEOUT)) as server:
         tokens.use(server)

@@ -27,20 +27,11 @@ from sarathi.bench.report import CapacityWithRuns
 from sarathi.bench.results import RESULT_NAME, Point, Run, describe_machine, runs_of, save
 from sarathi.bench.target import RunningServer, Target, ending_on_signals, running_server
 from sarathi.bench.terminal import print_capacities
-from sarathi.cli.measurement import (
-    DEFAULT_URL,
-    REQUESTS_PER_POINT,
-    Label,
-    Screen,
-    ServerMeasurement,
-    Tokens,
-    print_json,
-    save_report,
-)
+from sarathi.cli import measurement
 from sarathi.cli.simulation import SimulationOptions, default_label, progress_bar, simulated_load
 from sarathi.errors import UsageError
 from sarathi.options import Count, Option, Seconds, changed
-from sarathi.simulator.simulated_run import SimulatedSearch, find_capacity
+from sarathi.simulator.simulated_run import find_capacity
 
 _REQUESTS = 30  # those of slow servers; others get more
 _SIMULATED_REQUESTS = 2048  # as in the paper
@@ -51,7 +42,8 @@ class CapacityTarget(msgspec.Struct, frozen=True, kw_only=True):
     """The server to measure."""
 
     url: Annotated[
-        str | None, Option("the server", default=f"where --start listens, or else {DEFAULT_URL}")
+        str | None,
+        Option("the server", default=f"where --start listens, or else {measurement.DEFAULT_URL}"),
     ] = None
     start: Annotated[
         str | None,
@@ -64,7 +56,8 @@ class CapacityOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     target: CapacityTarget
     label: Annotated[
-        Label | None, Option("its name in reports", default="the command or the address")
+        measurement.Label | None,
+        Option("its name in reports", default="the command or the address"),
     ] = None
     tbt_target: Annotated[
         Seconds, Option("P99 of the time between tokens must meet it, such as 200ms")
@@ -78,9 +71,12 @@ class CapacityOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = False
     requests_per_point: Annotated[
         Count | None,
-        replace(REQUESTS_PER_POINT, default=f"{_REQUESTS}, or {_SIMULATED_REQUESTS} simulated"),
+        replace(
+            measurement.REQUESTS_PER_POINT,
+            default=f"{_REQUESTS}, or {_SIMULATED_REQUESTS} simulated",
+        ),
     ] = None
-    servers: ServerMeasurement
+    servers: measurement.ServerMeasurement
     simulation: SimulationOptions
 
 
@@ -90,14 +86,14 @@ def run(options: CapacityOptions) -> int:
     if options.servers.requests.workload.arrivals == "trace":
         raise UsageError("--arrivals trace cannot be searched: a trace has one rate")
     output.check()
-    screen = Screen(quiet=output.json)
+    screen = measurement.Screen(quiet=output.json)
     found = _simulated(options, screen) if options.simulate else _measured(options)
     result = found.capacity
     if output.json:
-        print_json(result)
+        measurement.print_json(result)
     else:
         print_capacities([result])
-    save_report(output.report, [], [found], screen)
+    measurement.save_report(output.report, [], [found], screen)
     return 0 if result.capacity is not None else 1
 
 
@@ -105,7 +101,7 @@ def _measured(options: CapacityOptions) -> CapacityWithRuns:
     for name in (*changed(options.simulation.hardware), *changed(options.simulation.engine)):
         raise UsageError(f"{name} needs --simulate: it describes no server")
     server = options.target
-    url = server.url if server.url or server.start else DEFAULT_URL
+    url = server.url if server.url or server.start else measurement.DEFAULT_URL
     unnamed = Target("", url, server.start)
     target = replace(unnamed, label=options.label or unnamed.server)
     with ending_on_signals():
@@ -118,7 +114,7 @@ def _measured(options: CapacityOptions) -> CapacityWithRuns:
     return found
 
 
-def _simulated(options: CapacityOptions, screen: Screen) -> CapacityWithRuns:
+def _simulated(options: CapacityOptions, screen: measurement.Screen) -> CapacityWithRuns:
     servers, requests = options.servers, options.servers.requests
     for unused in (options.target, servers.start, requests, requests.key, servers.results):
         for name in changed(unused):
@@ -127,8 +123,6 @@ def _simulated(options: CapacityOptions, screen: Screen) -> CapacityWithRuns:
     setup = options.simulation.setup(requests.model, requests.workload.workload, options.tbt_target)
     label = options.label or default_label(setup.description)
     how = servers.search
-    targets = how.targets(options.tbt_target)
-    search = SimulatedSearch(targets, how.resolution, how.start_rate, how.point_duration)
     load = simulated_load(requests.workload, options.requests_per_point or _SIMULATED_REQUESTS)
     with progress_bar(servers.output.json) as bar:
         task = bar.add_task(label)
@@ -139,7 +133,17 @@ def _simulated(options: CapacityOptions, screen: Screen) -> CapacityWithRuns:
         def on_point(run: Run, point: Point) -> None:
             screen.log(verdict_line(label, point))
 
-        return find_capacity(setup, load, search, label, on_point=on_point, on_requests=on_requests)
+        return find_capacity(
+            setup,
+            load,
+            how.targets(options.tbt_target),
+            label,
+            resolution=how.resolution,
+            start_rate=how.start_rate,
+            point_duration=how.point_duration,
+            on_point=on_point,
+            on_requests=on_requests,
+        )
 
 
 class CapacitySearches:
@@ -147,7 +151,7 @@ class CapacitySearches:
 
     def __init__(
         self,
-        options: ServerMeasurement,
+        options: measurement.ServerMeasurement,
         targets: Sequence[Target],
         *,
         tbt_target: float,
@@ -162,13 +166,13 @@ class CapacitySearches:
         Raises:
             BenchmarkError: an option of the load is missing, contradictory or out of range.
         """
-        self.screen = Screen(quiet=options.output.json)
+        self.screen = measurement.Screen(quiet=options.output.json)
         self._attempts: Counter[tuple[Target, float, int]] = Counter()
         self._began = time.time()
         self._kept: RunningServer | None = None
         self._options = options
         self._targets = targets
-        self._tokens = Tokens(options.requests)
+        self._tokens = measurement.Tokens(options.requests)
         self._load = options.requests.load(requests_per_point, self._tokens)
         # A single server is not started just to be probed.
         is_started = len(targets) == 1 and targets[0].command is not None

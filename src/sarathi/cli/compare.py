@@ -15,21 +15,13 @@ from sarathi.bench.report.table import milliseconds
 from sarathi.bench.results import Run, compare_runs, measurement_order, save
 from sarathi.bench.target import Target, ending_on_signals, running_server
 from sarathi.bench.terminal import print_capacities, print_comparison
+from sarathi.cli import measurement
 from sarathi.cli.capacity import CapacitySearches
-from sarathi.cli.measurement import (
-    REQUESTS_PER_POINT,
-    Rate,
-    Screen,
-    ServerMeasurement,
-    Tokens,
-    print_json,
-    save_report,
-)
 from sarathi.errors import UsageError
 from sarathi.options import Count, Option, Seconds, TextForm, changed, parse_text, parser_of
 
 _ROUNDS = 2
-_parse_rate = parser_of(Rate)
+_parse_rate = parser_of(measurement.Rate)
 
 
 def _parse_rates(text: str) -> list[float]:
@@ -77,7 +69,7 @@ class CompareOptions(msgspec.Struct, frozen=True, kw_only=True):
         Count | None,
         Option("with --rates: runs of each server at each rate", default=f"{_ROUNDS}", group=""),
     ] = None
-    requests_per_point: Annotated[Count, REQUESTS_PER_POINT] = 50
+    requests_per_point: Annotated[Count, measurement.REQUESTS_PER_POINT] = 50
     rates: Annotated[
         Rates | None,
         Option(
@@ -88,7 +80,7 @@ class CompareOptions(msgspec.Struct, frozen=True, kw_only=True):
     tbt_target: Annotated[
         Seconds | None, Option("capacities for this P99 of the time between tokens")
     ] = None
-    servers: ServerMeasurement
+    servers: measurement.ServerMeasurement
 
 
 def run(options: CompareOptions) -> int:
@@ -127,32 +119,32 @@ def _compare_capacities(options: CompareOptions, tbt_target: float) -> int:
     found = searches.run()
     results = [one.capacity for one in found]
     if output.json:
-        print_json({"capacities": results})
+        measurement.print_json({"capacities": results})
     else:
         print_capacities(results)
-    save_report(output.report, [], found, searches.screen)
+    measurement.save_report(output.report, [], found, searches.screen)
     return 0 if any(result.capacity is not None for result in results) else 1
 
 
 def _compare_latencies(options: CompareOptions) -> int:
     """Compare at given rates; return 1 where figures of a run must not be used."""
     output = options.servers.output
-    screen = Screen(quiet=output.json)
+    screen = measurement.Screen(quiet=output.json)
     runs = measure_in_turns(options, options.targets, screen)
     rows = compare_runs(runs, [target.label for target in options.targets])
     invalid = [run for run in runs if run.invalid is not None]
     if output.json:
-        print_json({"rows": rows})
+        measurement.print_json({"rows": rows})
     else:
         print_comparison(rows)
     for run in invalid:
         screen.log(f"invalid: {run.label} at {run.rate:g}/s: {run.invalid}")
-    save_report(output.report, runs, [], screen)
+    measurement.save_report(output.report, runs, [], screen)
     return 1 if invalid else 0
 
 
 def measure_in_turns(
-    options: CompareOptions, targets: Sequence[Target], screen: Screen
+    options: CompareOptions, targets: Sequence[Target], screen: measurement.Screen
 ) -> list[Run]:
     """Measure each target at each rate in each round; every run is saved as soon as it ends.
 
@@ -161,7 +153,7 @@ def measure_in_turns(
         OSError: there is no place for the runs.
     """
     servers = options.servers
-    tokens = Tokens(servers.requests)
+    tokens = measurement.Tokens(servers.requests)
     load = servers.requests.load(options.requests_per_point, tokens)
     known = [facts.max_model_len for facts in servers.probe(targets, screen)]
     longest = min(filter(None, known), default=None)

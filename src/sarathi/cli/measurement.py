@@ -18,13 +18,13 @@ from rich.live import Live
 from sarathi.bench.capacity.verdict import CapacityTargets
 from sarathi.bench.client.open_loop import RunListener
 from sarathi.bench.client.server_probe import ServerFacts
-from sarathi.bench.measure import Load, RunOptions
+from sarathi.bench.measure import RunOptions
 from sarathi.bench.report import CapacityWithRuns, check_reports_can_be_made, write_report
 from sarathi.bench.results import Run, save
 from sarathi.bench.target import Credentials, RunningServer, Target, running_server
 from sarathi.bench.terminal import ProgressLine, print_run, run_fields
 from sarathi.bench.workload.token_counter import LocalTokens, ServerTokens, TokenCounter
-from sarathi.bench.workload.workload import Workload
+from sarathi.bench.workload.workload import Load, Workload
 from sarathi.cli.keys import ClientKey
 from sarathi.errors import UsageError
 from sarathi.options import (

@@ -10,14 +10,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
-from sarathi.cli.measurement import (
-    REQUESTS_PER_POINT,
-    OutputOptions,
-    Rate,
-    Screen,
-    WorkloadOptions,
-    print_json,
-)
+from sarathi.cli import measurement
 from sarathi.cli.simulation import (
     HardwareOptions,
     ModelName,
@@ -30,18 +23,9 @@ from sarathi.engine.config import EngineConfig
 from sarathi.errors import UsageError
 from sarathi.options import Count, Option, OptionGroup, Seconds, TextForm, parser_of
 from sarathi.simulator.devices import DEVICES
+from sarathi.simulator.plan import replica_sizing
 from sarathi.simulator.plan.plan_report import plan_fields, print_plan, write_plan
 from sarathi.simulator.plan.planner import make_plan
-from sarathi.simulator.plan.replica_sizing import (
-    DERIVED,
-    DeviceLayout,
-    PlanChoice,
-    PlanSettings,
-    PlanTargets,
-    Rejected,
-    candidates,
-    layouts,
-)
 from sarathi.simulator.setup import Setup
 
 _parse_number = parser_of(Count)
@@ -83,7 +67,7 @@ def _parse_numbers(text: str) -> list[int]:
 
 def _parse_budgets(text: str) -> list[int | None]:
     parts = [part.strip() for part in text.split(",")]
-    budgets = (None if part == DERIVED else _parse_number(part) for part in parts)
+    budgets = (None if part == replica_sizing.DERIVED else _parse_number(part) for part in parts)
     return list(dict.fromkeys(budgets))
 
 
@@ -106,7 +90,9 @@ class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of the command."""
 
     model: ModelName
-    rate: Annotated[Rate, Option("requests per second, of all replicas together", metavar="N")]
+    rate: Annotated[
+        measurement.Rate, Option("requests per second, of all replicas together", metavar="N")
+    ]
     tbt_target: Annotated[
         Seconds,
         Option(
@@ -125,7 +111,7 @@ class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
             "some have a default price"
         ),
     ]
-    requests_per_point: Annotated[Count, REQUESTS_PER_POINT] = 512
+    requests_per_point: Annotated[Count, measurement.REQUESTS_PER_POINT] = 512
     tp: Annotated[
         Numbers, Option("devices that share each layer", default="1,2,4,8", group="candidates")
     ] = msgspec.field(default_factory=lambda: [1, 2, 4, 8])
@@ -138,7 +124,7 @@ class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
         Option(
             "tokens of one iteration, such as 512,2048; `target` among them stands for what "
             "--tbt-target leaves in each iteration",
-            default=DERIVED,
+            default=replica_sizing.DERIVED,
         ),
     ] = msgspec.field(default_factory=lambda: [None])
     explore: Annotated[
@@ -156,10 +142,10 @@ class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
     engine: Annotated[
         EngineConfig, OptionGroup(only=("max_batch_size", "max_model_len"), group=_ENGINE)
     ]
-    workload: WorkloadOptions
-    output: OutputOptions
+    workload: measurement.WorkloadOptions
+    output: measurement.OutputOptions
 
-    def setup(self, layout: DeviceLayout) -> Setup:
+    def setup(self, layout: replica_sizing.DeviceLayout) -> Setup:
         """Return one replica, as `sarathi simulate` would make it from the same options."""
         price = self.devices[layout.device]
         simulation = SimulationOptions(
@@ -179,24 +165,24 @@ def run(options: PlanOptions) -> int:
     output.check()
     # Checked here: an unknown model would be reported as one that fits nowhere.
     model = model_shape(options.model).name
-    targets = PlanTargets(options.tbt_target, options.ttft_target)
+    targets = replica_sizing.plan_targets(options.tbt_target, options.ttft_target)
     load = simulated_load(options.workload, options.requests_per_point)
-    settings = PlanSettings(options.rate, targets, load)
-    wanted = layouts(
+    settings = replica_sizing.PlanSettings(options.rate, targets, load)
+    wanted = replica_sizing.layouts(
         options.devices, options.tp, options.pp, options.token_budgets, options.max_devices
     )
     if not wanted:
         raise UsageError(
             f"--max-devices {options.max_devices} is fewer than any product of --tp and --pp"
         )
-    fit, unfit = candidates(wanted, options.devices, options.setup)
+    fit, unfit = replica_sizing.candidates(wanted, options.devices, options.setup)
     costs: list[float] = []
     with progress_bar(output.json) as bar:
         task = bar.add_task("plan", total=len(fit))
-        seen: set[DeviceLayout] = set()
+        seen: set[replica_sizing.DeviceLayout] = set()
 
-        def on_candidate(one: PlanChoice | Rejected) -> None:
-            if isinstance(one, PlanChoice):
+        def on_candidate(one: replica_sizing.PlanChoice | replica_sizing.Rejected) -> None:
+            if isinstance(one, replica_sizing.PlanChoice):
                 costs.append(one.cost)
             seen.add(one.layout)
             best = f"plan: ${min(costs):.2f} an hour so far" if costs else "plan"
@@ -208,10 +194,10 @@ def run(options: PlanOptions) -> int:
         )
     planned.rejected.extend(unfit)
     if output.json:
-        print_json({"model": model, **plan_fields(planned, settings)})
+        measurement.print_json({"model": model, **plan_fields(planned, settings)})
     else:
         print_plan(planned, settings)
     if output.report is not None:
         files = write_plan(Path(output.report), planned, settings, model)
-        Screen(quiet=output.json).log(f"the report is {files[0]}")
+        measurement.Screen(quiet=output.json).log(f"the report is {files[0]}")
     return 0 if planned.choices else 1

@@ -94,11 +94,7 @@ def run(options: ReproduceOptions) -> int:
 
 
 def _names(given: tuple[str, ...], every: bool) -> list[str]:
-    """Return the names of the experiments to run.
-
-    Raises:
-        UsageError: a name is unknown, or there is none.
-    """
+    """Return the experiments to run; raise UsageError where one is unknown, or there is none."""
     known = f"expected some of {', '.join(STUDIES)}, or --all"
     for name in given:
         if name not in STUDIES:
@@ -111,11 +107,7 @@ def _names(given: tuple[str, ...], every: bool) -> list[str]:
 
 
 def _traces(given: str | None) -> str | None:
-    """Return the folder of traces.
-
-    Raises:
-        UsageError: there is no such folder, or no trace in it.
-    """
+    """Return the folder of traces; raise UsageError where a given one does not have the trace."""
     if given is None:
         return str(_TRACES.resolve()) if _TRACES.is_dir() else None
     if not (Path(given) / SHAREGPT_FILE).is_file():

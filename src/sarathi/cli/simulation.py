@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from sarathi.bench.results import describe_machine
 from sarathi.bench.workload.presets import PRESETS
 from sarathi.bench.workload.token_counter import LocalTokens
+from sarathi.bench.workload.workload import Load
 from sarathi.cli.measurement import WorkloadOptions
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import SimulationError, UsageError
@@ -22,7 +23,6 @@ from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.setup import Setup, gpu_setup
 from sarathi.simulator.simulated_model import MODELS, SimulatedModel
-from sarathi.simulator.simulated_run import SimulatedLoad
 from sarathi.simulator.simulation import ROUTERS
 from sarathi.simulator.this_cpu.measured_machine import cpu_setup, load_machine, machine_path
 
@@ -165,11 +165,7 @@ def _this_cpu(
 
 
 def model_shape(name: str) -> SimulatedModel:
-    """Return the shape of a built-in model or of a configuration.
-
-    Raises:
-        SimulationError: it is neither built in nor the path of a configuration.
-    """
+    """Return the shape of a built-in model or a config.json; raise SimulationError for neither."""
     if name in MODELS:
         return MODELS[name]
     path = Path(name)
@@ -186,14 +182,10 @@ def _longest(workload: str | None, model: SimulatedModel) -> int:
     return model.config.max_position or _UNKNOWN_LENGTH
 
 
-def simulated_load(options: WorkloadOptions, num_requests: int) -> SimulatedLoad:
-    """Return what is sent.
-
-    Raises:
-        BenchmarkError: an option is missing, contradictory or out of range.
-    """
+def simulated_load(options: WorkloadOptions, num_requests: int) -> Load:
+    """Return what is sent; raises as `WorkloadOptions.build`."""
     tokens = None if options.tokenizer is None else LocalTokens(options.tokenizer, False)
-    return SimulatedLoad(options.build(tokens), num_requests, options.warm_up, options.seed)
+    return Load(options.build(tokens), num_requests, options.warm_up, options.seed)
 
 
 def progress_bar(quiet: bool) -> Progress:

@@ -10,14 +10,8 @@ from itertools import product
 
 from msgspec.structs import replace
 
+from sarathi.engine import scheduler_factory
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.scheduler_factory import (
-    PAPER_DECODES,
-    TypicalDecodes,
-    derived_target,
-    make_budget,
-    make_scheduler,
-)
 from sarathi.errors import SimulationError
 from sarathi.scheduler import BlockPool, LatencyModel, Scheduler, Work
 from sarathi.simulator.cost_model import (
@@ -249,13 +243,13 @@ class Setup:
     max_model_len: int
     num_replicas: int
     devices_per_replica: int
-    router: str  # a key of `routing.ROUTERS`
+    router: str  # a key of `simulation.ROUTERS`
     accuracy: str  # how far the cost model is off, in a sentence
     memory: str = ""  # the arithmetic behind `num_blocks`
     price: float | None = None  # dollars an hour, of a device
     noise: Noise | None = None  # in the times of iterations
     # From which a target follows where none is stated: the paper's.
-    typical_decodes: TypicalDecodes = PAPER_DECODES
+    typical_decodes: scheduler_factory.TypicalDecodes = scheduler_factory.PAPER_DECODES
 
     @property
     def learns(self) -> bool:
@@ -289,10 +283,10 @@ class Setup:
         """
         config, model, stages = self.config, self.profile(), self.cost.num_stages
         typical = self.typical_decodes.fitting(config.max_batch_size, self.max_model_len)
-        target = derived_target(stages * model.predict(typical.work))
-        return make_scheduler(
+        target = scheduler_factory.derived_target(stages * model.predict(typical.work))
+        return scheduler_factory.make_scheduler(
             config if prefix_caching else replace(config, prefix_caching=False),
-            make_budget(config, model, target.seconds, stages),
+            scheduler_factory.make_budget(config, model, target.seconds, stages),
             model,
             BlockPool(self.num_blocks, self.block_size),
             self.max_model_len,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from sarathi.bench.capacity.capacity_search import Search, judge_rate, search_result
 from sarathi.bench.capacity.verdict import CapacityTargets
 from sarathi.bench.report import CapacityWithRuns
 from sarathi.bench.results import Lag, Point, Run, Simulation
-from sarathi.bench.workload.workload import Workload
+from sarathi.bench.workload.workload import Load
 from sarathi.simulator.setup import Setup
 from sarathi.simulator.simulation import OnBatch, OnIteration, OnProgress, simulate
 from sarathi.telemetry import Targets
@@ -19,19 +19,9 @@ from sarathi.telemetry import Targets
 _HALVINGS = 12  # of the first rate: big models serve a request a minute, and time costs little here
 
 
-@dataclass(frozen=True)
-class SimulatedLoad:
-    """The requests that are sent; their rate is given separately."""
-
-    workload: Workload
-    num_requests: int  # to be measured
-    warm_up: int  # requests before them
-    seed: int
-
-
 def simulated_run(
     setup: Setup,
-    load: SimulatedLoad,
+    load: Load,
     rate: float | None,
     label: str,
     *,
@@ -49,8 +39,7 @@ def simulated_run(
     Raises:
         BenchmarkError: the workload cannot be made at this rate or from this file.
     """
-    workload = load.workload
-    plan = workload.plan(rate, load.num_requests, load.warm_up, load.seed, setup.max_model_len)
+    plan = load.plan(rate, setup.max_model_len)
     began = time.time()
     outcome = simulate(
         setup, plan, load.seed, targets, most_records, on_progress, on_batch, on_iteration
@@ -64,12 +53,12 @@ def simulated_run(
         label=label,
         server="simulated: " + " ".join(f"--{name} {v}" for name, v in description.items()),
         model=description["model"],
-        workload=workload.describe(),
+        workload=load.workload.describe(),
         machine=f"simulated: {devices} x {description['device']}",
         began=began,
         rate=rate,
         seed=load.seed,
-        salt="",
+        salt=load.salt,
         num_shortened=plan.num_shortened,
         records=sorted(outcome.records, key=lambda record: record.arrival),
         summary=outcome.summary,
@@ -86,22 +75,15 @@ def simulated_run(
     )
 
 
-@dataclass(frozen=True)
-class SimulatedSearch:
-    """What is searched for, and how. Rates are requests per second."""
-
-    targets: CapacityTargets
-    resolution: float  # relative
-    start_rate: float
-    point_duration: float  # least seconds of arrivals of a point
-
-
 def find_capacity(
     setup: Setup,
-    load: SimulatedLoad,
-    options: SimulatedSearch,
+    load: Load,
+    targets: CapacityTargets,
     label: str,
     *,
+    resolution: float,
+    start_rate: float,
+    point_duration: float,
     on_point: Callable[[Run, Point], None] = lambda run, point: None,
     on_requests: Callable[[float, int, int], None] = lambda rate, ended, total: None,
 ) -> CapacityWithRuns:
@@ -109,6 +91,9 @@ def find_capacity(
 
     Args:
         load: its number of requests is the least of a point.
+        resolution: relative distance of the two rates that the search ends with.
+        start_rate: requests per second, tried first.
+        point_duration: least seconds of arrivals of a point.
         on_point: called with each run and the verdict on it.
         on_requests: called every few hundred requests within a run, with its rate, how many have
             ended, and how many there are.
@@ -119,7 +104,7 @@ def find_capacity(
     Raises:
         BenchmarkError: the workload cannot be made.
     """
-    search = Search(options.start_rate, options.resolution, max_halvings=_HALVINGS)
+    search = Search(start_rate, resolution, max_halvings=_HALVINGS)
     points: dict[float, Point] = {}
     runs: dict[float, Run] = {}
 
@@ -136,10 +121,10 @@ def find_capacity(
 
     while (attempt := search.next()) is not None:
         rate = attempt.rate
-        number = max(load.num_requests, math.ceil(rate * options.point_duration))
+        number = max(load.num_requests, math.ceil(rate * point_duration))
         # An uncertain rate is repeated with twice as many requests, the first half being the same.
         run = runs[rate] = measure(rate, number * 2**attempt.repeat)
-        points[rate] = judge_rate(search, rate, [run], options.targets)
+        points[rate] = judge_rate(search, rate, [run], targets)
         on_point(run, points[rate])
-    capacity = search_result(search, options.targets, points, run, load.num_requests)
+    capacity = search_result(search, targets, points, run, load.num_requests)
     return CapacityWithRuns(capacity, [runs[rate] for rate in sorted(runs)])

@@ -121,11 +121,7 @@ class SimulatedReplica:
         self._iterations = self._tokens = self._decodes = self._most_blocks = 0
 
     def add(self, request: Request, now: float) -> None:
-        """Add a request.
-
-        Raises:
-            AdmissionError: it can never run.
-        """
+        """Add a request; raise AdmissionError where it can never run."""
         self.scheduler.add(request)
         if self._active_since is None:
             self._active_since = self._seen = now

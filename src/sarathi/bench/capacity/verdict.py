@@ -21,12 +21,13 @@ Z = 1.96  # standard errors to either side that hold 95 %
 
 @dataclass(frozen=True)
 class CapacityTargets:
-    """The latency targets of a capacity search, in seconds."""
+    """The latency targets of a capacity search or a plan, in seconds."""
 
     tbt: float  # for P99
     delay: float = 2.0  # for the median scheduling delay
     tail_delay: float | None = None  # for its 90th percentile
-    by_ttft: bool = False  # the median TTFT instead, whether or not the server reports its delay
+    by_ttft: bool = False  # TTFT instead of the delay, whether or not the server reports that
+    ttft: float | None = None  # for P90 of TTFT
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,7 @@ def evaluate(summary: Summary, targets: CapacityTargets) -> Verdict:
     which needs enough requests, nothing is certain.
     Answers of one token each have no TBT, and meet any target.
     """
-    return combine(_failures(summary), _tbt(summary, targets.tbt), *_delays(summary, targets))
-
-
-def combine(*verdicts: Verdict) -> Verdict:
-    """Combine verdicts that must all be met."""
+    verdicts = [_failures(summary), _tbt(summary, targets.tbt), *_delays(summary, targets)]
     missed = [verdict for verdict in verdicts if not verdict.met]
     reason = ", ".join(verdict.reason for verdict in missed or verdicts)
     if missed:
@@ -118,23 +115,28 @@ def _tbt(summary: Summary, target: float) -> Verdict:
     tbt = summary.tbt
     if tbt.p99 is None:
         return Verdict(True, True, "no time between tokens")
-    return evaluate_latency("P99 TBT", tbt.p99, tbt.p99_interval, target)
+    return _latency("P99 TBT", tbt.p99, tbt.p99_interval, target)
 
 
 def _delays(summary: Summary, targets: CapacityTargets) -> list[Verdict]:
-    name, delay = "scheduling delay", summary.scheduling_delay
+    """Evaluate the scheduling delay, or TTFT in its place, and TTFT itself."""
+    name, delay, ttft = "scheduling delay", summary.scheduling_delay, summary.ttft
     if targets.by_ttft or not delay.count:
-        name, delay = "TTFT", summary.ttft
-    if delay.p50 is None:
-        return [Verdict(False, True, "no complete answer has a token")]
-    verdicts = [evaluate_latency(f"median {name}", delay.p50, delay.p50_interval, targets.delay)]
-    if targets.tail_delay is not None and delay.p90 is not None:
-        tail = evaluate_latency(f"P90 {name}", delay.p90, delay.p90_interval, targets.tail_delay)
-        verdicts.append(tail)
+        name, delay = "TTFT", ttft
+    verdicts = []
+    for what, value, interval, target in (
+        (f"median {name}", delay.p50, delay.p50_interval, targets.delay),
+        (f"P90 {name}", delay.p90, delay.p90_interval, targets.tail_delay),
+        ("P90 TTFT", ttft.p90, ttft.p90_interval, targets.ttft),
+    ):
+        if target is not None and value is None:
+            return [Verdict(False, True, "no complete answer has a token")]
+        if target is not None and value is not None:
+            verdicts.append(_latency(what, value, interval, target))
     return verdicts
 
 
-def evaluate_latency(
+def _latency(
     name: str, value: float, interval: tuple[float, float] | None, target: float
 ) -> Verdict:
     """Compare a percentile with its target; certain if all of its interval is on the same side."""

@@ -38,11 +38,7 @@ class EventSplitter:
         self._data: list[bytes] = []  # the lines of the unfinished event
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the data of all events that are complete with this piece.
-
-        Raises:
-            EventError: an event is longer than any server would send.
-        """
+        """Return the data of events that this piece ends; raise EventError for one too long."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _LONGEST:
             raise EventError(f"an event has more than {_LONGEST} bytes")

@@ -126,8 +126,11 @@ class ReportData:
         highest of these that at least one label can take. For one label, some of all its rates.
         Runs that were stopped are not shown where there are others.
         """
-        by_label = {label: self._whole_runs(label) for label in self.labels}
-        by_label = {label: runs for label, runs in by_label.items() if runs}
+        by_label: dict[str, list[Run]] = {}
+        for label in self.labels:
+            runs = [run for run in self.all_runs if run.label == label]
+            if runs:
+                by_label[label] = [run for run in runs if run.stopped is None] or runs
         if len(by_label) == 1:
             [runs] = by_label.values()
             runs = sorted(runs, key=rate_of)
@@ -148,11 +151,6 @@ class ReportData:
 
         rates = [rate_of(run) for runs in by_label.values() for run in runs]
         return tuple(nearest(min(rates, key=badness)))
-
-    def _whole_runs(self, label: str) -> list[Run]:
-        """Return the runs of a label that were not stopped, or else all."""
-        runs = [run for run in self.all_runs if run.label == label]
-        return [run for run in runs if run.stopped is None] or runs
 
     def name(self, run: Run) -> str:
         """Return the label of a run, with its rate where several runs are shown."""

@@ -8,19 +8,11 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from sarathi.bench.report import result_tables
 from sarathi.bench.report.chart import LABELS, Drawing, definitions, render
 from sarathi.bench.report.figures import drawings
 from sarathi.bench.report.measured import ReportData
 from sarathi.bench.report.notes import Alert, Fact
-from sarathi.bench.report.result_tables import (
-    capacity_table,
-    comparison_table,
-    conduct_table,
-    latency_table,
-    points_table,
-    simulation_table,
-    throughput_table,
-)
 from sarathi.bench.report.table import Table
 from sarathi.errors import BenchmarkError
 
@@ -101,15 +93,16 @@ def sections_of(measured: ReportData) -> list[Section]:
     def those(*tables: Table | None) -> list[Table]:
         return [table for table in tables if table is not None]
 
-    latencies, comparison = latency_table(measured), comparison_table(measured)
-    points = points_table(measured)
+    latencies = result_tables.latency_table(measured)
+    comparison = result_tables.comparison_table(measured)
+    points = result_tables.points_table(measured)
     first = comparison is None and len(measured.loads) <= 4  # latencies are best seen first
-    tables = None if first else latencies, throughput_table(measured), points
+    tables = None if first else latencies, result_tables.throughput_table(measured), points
     found = [
-        Section("Capacity", (), search, those(capacity_table(measured))),
+        Section("Capacity", (), search, those(result_tables.capacity_table(measured))),
         Section("Latency", those(comparison, latencies if first else None), list(figures.values())),
         Section("Inside the engine", figures=engine),
-        Section("Simulated hardware", those(simulation_table(measured))),
-        Section("All loads", those(*tables, conduct_table(measured))),
+        Section("Simulated hardware", those(result_tables.simulation_table(measured))),
+        Section("All loads", those(*tables, result_tables.conduct_table(measured))),
     ]
     return [one for one in found if one.first or one.figures or one.tables]

@@ -83,6 +83,9 @@ class Cell:
     label: int | None = None  # the index of the label whose colour is before the text
     prose: bool = False  # words, aligned left
 
+    def __str__(self) -> str:
+        return self.text
+
 
 @dataclass(frozen=True)
 class Column:

@@ -67,11 +67,7 @@ class ServerTokens:
         self._client = endpoint.http_client(30.0, transport)
 
     def count(self, text: str) -> int:
-        """Return the tokens of a prompt.
-
-        Raises:
-            BenchmarkError: the server cannot be reached, has no such endpoint, or refuses.
-        """
+        """Count the tokens of a prompt; raise BenchmarkError where the server does not."""
         try:
             response = self._client.post(self._url, json=self._endpoint.named_prompt(text))
         except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -213,6 +213,21 @@ class Workload:
             raise BenchmarkError(f"a longest total of {max_total} tokens holds no request")
 
 
+@dataclass(frozen=True)
+class Load:
+    """The requests that are sent; their rate is given separately."""
+
+    workload: Workload
+    num_requests: int  # measured ones
+    warm_up: int  # requests before them
+    seed: int
+    salt: str = ""  # makes the texts of prompts differ from those of other runs
+
+    def plan(self, rate: float | None, max_total: int | None) -> Plan:
+        """Plan the requests at a rate, as `Workload.plan`."""
+        return self.workload.plan(rate, self.num_requests, self.warm_up, self.seed, max_total)
+
+
 def _parse_pairs(
     workload: str | None,
     prompt_lengths: str | None,

@@ -15,26 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sarathi.simulator import gpu_cost
 from sarathi.simulator.calibration import measurements as data
 from sarathi.simulator.calibration.measurements import AttentionTime, LayerTime
 from sarathi.simulator.cost_model import OVERHEADS, BatchShape, iteration_seconds
 from sarathi.simulator.deployment import Deployment
 from sarathi.simulator.devices import DEVICES, Device, Link
-from sarathi.simulator.gpu_cost import (
-    OVERLAP,
-    ROWS,
-    GpuCostModel,
-    adding,
-    decode_attention,
-    gemm_seconds,
-    layer_gemms,
-    layer_seconds,
-    moved_bytes,
-    padded_flops,
-    prefill_attention,
-    ring_seconds,
-    streaming,
-)
+from sarathi.simulator.gpu_cost import OVERLAP, ROWS, GpuCostModel
 from sarathi.simulator.simulated_model import MODELS
 
 FIT, HELD_OUT, BORROWED = "fit", "held out", "borrowed"
@@ -94,33 +81,35 @@ def search(loss: Callable[[Array], float], start: Sequence[float]) -> Array:
 
 
 def _predict_gemms(device: Device, row: LayerTime) -> float:
-    shapes = layer_gemms(row.deployment(device))
-    return sum(gemm_seconds(device, row.tokens, *shape) for shape in shapes)
+    shapes = gpu_cost.layer_gemms(row.deployment(device))
+    return sum(gpu_cost.gemm_seconds(device, row.tokens, *shape) for shape in shapes)
 
 
 def _gemm_inputs(device: Device, row: LayerTime) -> Inputs:
     return [
         (
-            padded_flops(device.processors, row.tokens, *shape) / device.peak_flops,
-            moved_bytes(row.tokens, *shape) / device.bandwidth,
+            gpu_cost.padded_flops(device.processors, row.tokens, *shape) / device.peak_flops,
+            gpu_cost.moved_bytes(row.tokens, *shape) / device.bandwidth,
             seconds,
         )
-        for shape, seconds in zip(layer_gemms(row.deployment(device)), row.gemms, strict=True)
+        for shape, seconds in zip(
+            gpu_cost.layer_gemms(row.deployment(device)), row.gemms, strict=True
+        )
     ]
 
 
 def _elementwise_inputs(device: Device, row: LayerTime) -> Inputs:
     """Return those of kernels, and of sums at the bandwidth of matrix products, which is given."""
     deployment = row.deployment(device)
-    width, kernels = streaming(deployment, stores=False)
-    sums, passes = adding(deployment)
+    width, kernels = gpu_cost.streaming(deployment, stores=False)
+    sums, passes = gpu_cost.adding(deployment)
     moved = row.tokens * width * 2 / device.bandwidth
     added = row.tokens * passes * 2 / device.bandwidth / device.achieved.gemm_bandwidth
     return [(moved, kernels + sums, added, row.elementwise)]
 
 
 def _predict_prefill(device: Device, row: AttentionTime) -> float:
-    fixed, each = prefill_attention(device, row.heads, row.head_dim, row.rows)
+    fixed, each = gpu_cost.prefill_attention(device, row.heads, row.head_dim, row.rows)
     return fixed + each * row.context
 
 
@@ -131,7 +120,7 @@ def _prefill_inputs(device: Device, row: AttentionTime) -> Inputs:
 
 
 def _predict_decodes(device: Device, row: AttentionTime) -> float:
-    fixed, each = decode_attention(device, row.kv_heads, row.head_dim, 2)
+    fixed, each = gpu_cost.decode_attention(device, row.kv_heads, row.head_dim, 2)
     return fixed + each * row.batch * row.context
 
 
@@ -156,7 +145,7 @@ LINEAR = MeasuredTerm(
 )
 ELEMENTWISE = MeasuredTerm(
     data.layers,
-    lambda device, row: layer_seconds(row.deployment(device), row.tokens, stores=False),
+    lambda device, row: gpu_cost.layer_seconds(row.deployment(device), row.tokens, stores=False),
     {"elementwise_bandwidth": 0.5, "elementwise_launch": 2e-6},
     lambda x, move, kernels, add: move / x[0] + kernels * x[1] + add,
     _elementwise_inputs,
@@ -184,7 +173,7 @@ LINE = MeasuredTerm(
 )
 RING = replace(  # among one number of workers
     LINE,
-    predict=lambda link, row: ring_seconds(link, row.workers, row.size),
+    predict=lambda link, row: gpu_cost.ring_seconds(link, row.workers, row.size),
     inputs=lambda _, row: [(2 * (row.workers - 1) / row.workers * row.size, row.seconds)],
 )
 SOCKETS = replace(
@@ -375,11 +364,7 @@ def _error_row(
 
 
 def constants(folder: Path) -> list[Constant]:
-    """Return the project's constants beside a new fit.
-
-    Raises:
-        SimulationError: a file is missing, or is not what it should be.
-    """
+    """Return the project's constants beside a new fit; raises as `error_table`."""
     return [constant for study in STUDIES for constant in study.refit(folder)]
 
 

@@ -7,13 +7,14 @@ from functools import partial
 
 from matplotlib.axes import Axes
 
+from sarathi.bench.capacity.verdict import CapacityTargets
 from sarathi.bench.report.chart import INK, Drawing, Key, Panel, dots, words
 from sarathi.bench.report.table import seconds
 from sarathi.simulator.plan.planner import PlanResult
-from sarathi.simulator.plan.replica_sizing import PlanChoice, PlanTargets
+from sarathi.simulator.plan.replica_sizing import PlanChoice
 
 
-def pareto(planned: PlanResult, targets: PlanTargets) -> Drawing | None:
+def pareto(planned: PlanResult, targets: CapacityTargets) -> Drawing | None:
     """Return the figure of all choices; None where there is none."""
     choices = planned.choices
     if not choices:

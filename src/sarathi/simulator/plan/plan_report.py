@@ -178,6 +178,7 @@ def write_plan(path: Path, planned: PlanResult, options: PlanSettings, model: st
     drawing = pareto(planned, options.targets)
     figures = [] if drawing is None else [drawing]
     targets, workload = options.targets, options.load.workload.describe()
+    assert targets.tail_delay is not None
     wanted = f"P99 TBT {format_duration(targets.tbt)}"
     if targets.ttft is not None:
         wanted += f", P90 TTFT {format_duration(targets.ttft)}"

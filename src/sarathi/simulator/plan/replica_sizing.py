@@ -17,22 +17,15 @@ import numpy as np
 from msgspec import structs
 
 from sarathi.bench.capacity.capacity_search import Search
-from sarathi.bench.capacity.verdict import (
-    CapacityTargets,
-    Verdict,
-    Z,
-    combine,
-    evaluate,
-    evaluate_latency,
-)
+from sarathi.bench.capacity.verdict import CapacityTargets, Verdict, Z, evaluate
 from sarathi.bench.results import Run, Simulation
+from sarathi.bench.workload.workload import Load
 from sarathi.errors import SimulationError
 from sarathi.scheduler import Batch
 from sarathi.simulator.cost_model import BatchShape, iteration_seconds
 from sarathi.simulator.deployment import split_name
 from sarathi.simulator.setup import Setup
-from sarathi.simulator.simulated_run import SimulatedLoad, simulated_run
-from sarathi.telemetry import Summary
+from sarathi.simulator.simulated_run import simulated_run
 from sarathi.units import format_duration
 
 DERIVED = "target"  # instead of a token budget: it follows from the latency target
@@ -121,9 +114,8 @@ def candidates(
     return fit, others
 
 
-@dataclass(frozen=True)
-class PlanTargets:
-    """Seconds.
+def plan_targets(tbt: float, ttft: float | None = None, delay: float = 2.0) -> CapacityTargets:
+    """Return the targets of a plan, in seconds, with a bound on P90 of the scheduling delay.
 
     A queue that grows has a median delay of half its longest, if requests start in their order: the
     paper's bound on the median then bounds all. The engine lets short prompts pass long ones,
@@ -131,28 +123,7 @@ class PlanTargets:
     ever longer the longer it runs. So P90 has a bound, too: that which follows from the median's
     where requests start in order.
     """
-
-    tbt: float  # for P99
-    ttft: float | None = None  # for P90; None: any
-    delay: float = 2.0  # for the median scheduling delay
-
-    @property
-    def tail_delay(self) -> float:
-        """For P90 of the scheduling delay."""
-        return 2 * self.delay
-
-    def evaluate(self, summary: Summary) -> Verdict:
-        """Return whether a run met the targets, those of a capacity search and that of TTFT.
-
-        A miss is certain if it is for any target; targets are met for certain if all are.
-        """
-        load = evaluate(summary, CapacityTargets(self.tbt, self.delay, self.tail_delay))
-        if self.ttft is None:
-            return load
-        ttft = summary.ttft
-        if ttft.p90 is None:
-            return combine(load, Verdict(False, True, "no complete answer has a token"))
-        return combine(load, evaluate_latency("P90 TTFT", ttft.p90, ttft.p90_interval, self.ttft))
+    return CapacityTargets(tbt, delay, 2 * delay, ttft=ttft)
 
 
 @dataclass(frozen=True)
@@ -160,8 +131,8 @@ class PlanSettings:
     """The load that is to be served, and how finely capacities are searched."""
 
     rate: float  # requests per second, of all replicas together
-    targets: PlanTargets
-    load: SimulatedLoad  # its number of requests is the least of a point
+    targets: CapacityTargets
+    load: Load  # its number of requests is the least of a point
     resolution: float = 0.1  # relative, of capacities
     point_duration: float = 90.0  # least seconds of arrivals of a point
 
@@ -185,9 +156,9 @@ def run_with_early_stopping(
         No run where it was stopped; the verdict is a certain miss then.
     """
     load, targets = replace(options.load, num_requests=number), options.targets
-    plan = load.workload.plan(rate, number, load.warm_up, load.seed, setup.max_model_len)
+    plan = load.plan(rate, setup.max_model_len)
     # Without its first slice a request has no token either.
-    limit = min(targets.tail_delay, targets.ttft or math.inf)
+    limit = min(targets.tail_delay or math.inf, targets.ttft or math.inf)
     measured = len(plan) - plan.num_warm_up
     allowed = 0.1 * measured  # may wait longer than the bounds on P90
     most = plan.num_warm_up + allowed + Z * math.sqrt(allowed)
@@ -207,7 +178,7 @@ def run_with_early_stopping(
         run = simulated_run(setup, load, rate, label, most_records=most_records, on_batch=on_batch)
     except _StoppedError as error:
         return None, Verdict(False, True, str(error))
-    return run, targets.evaluate(run.summary)
+    return run, evaluate(run.summary, targets)
 
 
 _TOKENS = 512  # of a typical iteration
@@ -232,8 +203,8 @@ class MeanRequest(NamedTuple):
 
 def mean_request(options: PlanSettings, setup: Setup) -> MeanRequest:
     """Return the mean lengths of a load."""
-    load, sample = options.load, 1000
-    plan = load.workload.plan(options.rate, sample, 0, load.seed, setup.max_model_len)
+    load = replace(options.load, num_requests=1000, warm_up=0)
+    plan = load.plan(options.rate, setup.max_model_len)
     return MeanRequest(float(plan.prompts.mean()), float(plan.outputs.mean()))
 
 

@@ -8,7 +8,7 @@ from operator import attrgetter, itemgetter
 
 from sarathi.bench.report.table import Cell, milliseconds, number, plain
 from sarathi.simulator.cost_model import BatchShape
-from sarathi.simulator.reproduction import published
+from sarathi.simulator.reproduction import jobs, published
 from sarathi.simulator.reproduction.experiment import (
     WORDS,
     Compare,
@@ -21,27 +21,6 @@ from sarathi.simulator.reproduction.experiment import (
     Measured,
     Selection,
     by,
-)
-from sarathi.simulator.reproduction.jobs import (
-    DATASETS,
-    FALCON,
-    FALCON_TP8,
-    LLAMA,
-    SHAREGPT,
-    STRICT_BUDGET,
-    TESTBEDS,
-    CapacityJob,
-    Dataset,
-    DecodeJob,
-    FoundCapacity,
-    Options,
-    RateJob,
-    System,
-    Testbed,
-    by_target,
-    orca,
-    sarathi,
-    vllm,
 )
 from sarathi.simulator.reproduction.latency_experiments import Metrics, cost_of, prompt_batch
 from sarathi.simulator.reproduction.published import Comparison, Published, gain
@@ -65,22 +44,22 @@ _METRICS: Metrics = {
     "tbt_target": attrgetter("target"),
     **{name: attrgetter(name) for name in ("capacity", "low", "high", "bound")},
 }
-_Run = tuple[str, System, tuple[str, ...]]  # name, scheduler, and the targets that it is for
+_Run = tuple[str, jobs.System, tuple[str, ...]]  # name, scheduler, and the targets that it is for
 
 
 def _capacities(
     fields: Fields,
-    testbed: Testbed,
-    dataset: Dataset,
+    testbed: jobs.Testbed,
+    dataset: jobs.Dataset,
     run: _Run,
-    options: Options,
+    options: jobs.Options,
     metrics: Metrics = _METRICS,
 ) -> list[DataPoint]:
     """Return a data point for each target; all are searched for by one job."""
     name, system, targets = run
     start = _STARTS[testbed.model, dataset.name] * (1.5 if system.policy == "sarathi" else 1)
     seconds = tuple(testbed.target(target) for target in targets)
-    job = CapacityJob(RateJob(testbed, system, dataset, start, options), seconds)
+    job = jobs.CapacityJob(jobs.RateJob(testbed, system, dataset, start, options), seconds)
     return [
         DataPoint(
             {**fields, "scheduler": name, "target": target}, metrics, job, select=itemgetter(i)
@@ -89,11 +68,11 @@ def _capacities(
     ]
 
 
-def _sarathi_runs(name: str, testbed: Testbed) -> list[_Run]:
+def _sarathi_runs(name: str, testbed: jobs.Testbed) -> list[_Run]:
     """Return Sarathi with the budget for each target."""
     return [
-        (name, sarathi(STRICT_BUDGET), ("strict",)),
-        (name, sarathi(testbed.relaxed_budget), ("relaxed",)),
+        (name, jobs.sarathi(jobs.STRICT_BUDGET), ("strict",)),
+        (name, jobs.sarathi(testbed.relaxed_budget), ("relaxed",)),
     ]
 
 
@@ -107,8 +86,8 @@ def _gain(
     """
 
     def compare(found: ExperimentResult) -> Comparison:
-        first: FoundCapacity = found.one(**where, scheduler=ours).result
-        second: FoundCapacity = found.one(**where, scheduler=theirs).result
+        first: jobs.FoundCapacity = found.one(**where, scheduler=ours).result
+        second: jobs.FoundCapacity = found.one(**where, scheduler=theirs).result
         value = gain(first.capacity, second.capacity)
         low, high = gain(first.low, second.high), gain(first.high, second.low)
         if low is None or high is None:
@@ -124,7 +103,7 @@ def _gain(
 def _largest_gain(
     what: str,
     model: str,
-    datasets: tuple[Dataset, ...],
+    datasets: tuple[jobs.Dataset, ...],
     rivals: tuple[str, ...],
     known: Published,
     why: str = "",
@@ -155,12 +134,12 @@ _LOADS = tuple(
         dataset.title,
         target,
     )
-    for dataset, target in product(DATASETS, TARGETS)
+    for dataset, target in product(jobs.DATASETS, TARGETS)
 )
 
 
 def _capacity_cell(one: Measured) -> Cell:
-    found: FoundCapacity = one.result
+    found: jobs.FoundCapacity = one.result
     if found.capacity is None:
         return Cell("none", f"{plain(found.lowest)} missed", tone="bad")
     low = plain(found.low) if found.low else "0"
@@ -168,7 +147,7 @@ def _capacity_cell(one: Measured) -> Cell:
     return Cell(plain(found.capacity), f"{low} to {high}")
 
 
-def _capacity_grid(*testbeds: Testbed) -> Grid:
+def _capacity_grid(*testbeds: jobs.Testbed) -> Grid:
     return Grid(
         "Capacities (requests per second)",
         WORDS["capacity"].table_caption,
@@ -186,19 +165,19 @@ def _capacity_grid(*testbeds: Testbed) -> Grid:
     )
 
 
-def capacity(options: Options) -> Experiment:
+def capacity(options: jobs.Options) -> Experiment:
     """Return the description of Figures 10 and 11."""
     words = WORDS["capacity"]
-    titles = {testbed.model: testbed.title for testbed in TESTBEDS}
-    full_titles = {each.model: f"{each.title} on {each.hardware}" for each in TESTBEDS}
+    titles = {testbed.model: testbed.title for testbed in jobs.TESTBEDS}
+    full_titles = {each.model: f"{each.title} on {each.hardware}" for each in jobs.TESTBEDS}
     points = []
-    for testbed, dataset in product(TESTBEDS, DATASETS):
+    for testbed, dataset in product(jobs.TESTBEDS, jobs.DATASETS):
         fields = {"model": testbed.model, "dataset": dataset.name}
         for run in (
-            (ORCA, orca(testbed.orca_batch), TARGETS),
-            (VLLM, vllm(), TARGETS),
+            (ORCA, jobs.orca(testbed.orca_batch), TARGETS),
+            (VLLM, jobs.vllm(), TARGETS),
             *_sarathi_runs(SARATHI, testbed),
-            *((OURS, by_target(testbed.target(target)), (target,)) for target in TARGETS),
+            *((OURS, jobs.by_target(testbed.target(target)), (target,)) for target in TARGETS),
         ):
             points += _capacities(fields, testbed, dataset, run, options)
     comparisons = []
@@ -209,30 +188,32 @@ def capacity(options: Options) -> Experiment:
     for rival, known in published.LLAMA_GAINS.items():
         what = f"LLaMA2-70B, sharegpt: largest gain over {rival}"
         why = words.reasons["few at a time"] if rival == ORCA else ""
-        comparisons.append(_largest_gain(what, LLAMA.model, (SHAREGPT,), (rival,), known, why))
+        comparisons.append(
+            _largest_gain(what, jobs.LLAMA.model, (jobs.SHAREGPT,), (rival,), known, why)
+        )
     headline = []
     for model, known in published.HEADLINE.items():
-        rivals = (VLLM, ORCA) if model == FALCON.model else (VLLM,)
-        headline.append(_largest_gain(full_titles[model], model, DATASETS, rivals, known))
+        rivals = (VLLM, ORCA) if model == jobs.FALCON.model else (VLLM,)
+        headline.append(_largest_gain(full_titles[model], model, jobs.DATASETS, rivals, known))
     panels = [
         GridPanel(f"{each.title} (requests per second)", _capacity_grid(each), "capacity")
-        for each in TESTBEDS
+        for each in jobs.TESTBEDS
     ]
     return Experiment(
         name="capacity",
         points=points,
-        tables=[_capacity_grid(*TESTBEDS)],
+        tables=[_capacity_grid(*jobs.TESTBEDS)],
         figures=[words.figure("capacity", *panels)],
         comparisons=comparisons,
         headline=headline,
-        deployments={full_titles[each.model]: each.deployment(8192) for each in TESTBEDS},
+        deployments={full_titles[each.model]: each.deployment(8192) for each in jobs.TESTBEDS},
     )
 
 
 # Figure 13: tensor against pipeline parallelism for Falcon-180B on two nodes with Ethernet.
 
 _BATCHES = (8, 16, 32, 64, 128)
-_SPLITS = {"TP8": FALCON_TP8, "TP4-PP2": FALCON}
+_SPLITS = {"TP8": jobs.FALCON_TP8, "TP4-PP2": jobs.FALCON}
 _VLLM_TP, _VLLM_PP, _SARATHI_PP = "vLLM, TP8", "vLLM, TP4-PP2", "Sarathi, TP4-PP2"
 
 
@@ -254,7 +235,7 @@ def _falcon_comparisons(reasons: Mapping[str, str]) -> list[Compare]:
         return _gain(title, {"target": target}, _SARATHI_PP, rival, known, why)
 
     def stage(what: str, shape: BatchShape, known: Published, why: str = "") -> Compare:
-        seconds = max(cost_of(FALCON, SHAREGPT.max_total).stages(shape))
+        seconds = max(cost_of(jobs.FALCON, jobs.SHAREGPT.max_total).stages(shape))
         return lambda found: Comparison(f"{what}, one stage", known, "s", why, seconds)
 
     both, known = "Sarathi over vLLM, both TP4-PP2", published.GAINS
@@ -263,7 +244,9 @@ def _falcon_comparisons(reasons: Mapping[str, str]) -> list[Compare]:
         decodes,
         gains("strict", "Sarathi TP4-PP2 over vLLM TP8", _VLLM_TP, published.TP8_GAIN, network),
         *(
-            gains(target, both, _VLLM_PP, known[FALCON.model, SHAREGPT.name, target, VLLM])
+            gains(
+                target, both, _VLLM_PP, known[jobs.FALCON.model, jobs.SHAREGPT.name, target, VLLM]
+            )
             for target in TARGETS
         ),
         stage("prompt of 4096", prompt_batch(1, 4096), published.FALCON_PROMPT),
@@ -271,9 +254,9 @@ def _falcon_comparisons(reasons: Mapping[str, str]) -> list[Compare]:
     ]
 
 
-def falcon_parallelism(options: Options) -> Experiment:
+def falcon_parallelism(options: jobs.Options) -> Experiment:
     """Return the description of Figure 13."""
-    words = WORDS["falcon-parallelism"]
+    words, falcon = WORDS["falcon-parallelism"], jobs.FALCON
     decodes = Grid(
         "P50 TBT of decodes",
         words.table_caption,
@@ -283,24 +266,26 @@ def falcon_parallelism(options: Options) -> Experiment:
     )
     capacities = Grid(
         "Capacity on sharegpt (requests per second)",
-        f"P99 TBT within {plain(FALCON.strict)} s (strict) or {plain(FALCON.relaxed)} s (relaxed).",
+        f"P99 TBT within {plain(falcon.strict)} s (strict) or {plain(falcon.relaxed)} s (relaxed).",
         by("scheduler", (_VLLM_TP, _VLLM_PP, _SARATHI_PP)),
         by("target", TARGETS),
         {"": _shown_capacity},
     )
     points = [
         DataPoint(
-            {"split": name, "batch": n}, {"tbt_p50": lambda median: median}, DecodeJob(testbed, n)
+            {"split": name, "batch": n},
+            {"tbt_p50": lambda median: median},
+            jobs.DecodeJob(testbed, n),
         )
         for (name, testbed), n in product(_SPLITS.items(), _BATCHES)
     ]
     metrics = {"capacity": _METRICS["capacity"]}
     for testbed, run in (
-        (FALCON_TP8, (_VLLM_TP, vllm(), TARGETS)),
-        (FALCON, (_VLLM_PP, vllm(), TARGETS)),
-        *((FALCON, run) for run in _sarathi_runs(_SARATHI_PP, FALCON)),
+        (jobs.FALCON_TP8, (_VLLM_TP, jobs.vllm(), TARGETS)),
+        (falcon, (_VLLM_PP, jobs.vllm(), TARGETS)),
+        *((falcon, run) for run in _sarathi_runs(_SARATHI_PP, falcon)),
     ):
-        points += _capacities({}, testbed, SHAREGPT, run, options, metrics)
+        points += _capacities({}, testbed, jobs.SHAREGPT, run, options, metrics)
     times = GridPanel("P50 TBT (ms)", decodes, "tbt_p50", "requests in a batch", 1000, log_x=True)
     return Experiment(
         name="falcon-parallelism",

@@ -17,7 +17,7 @@ import numpy as np
 
 from sarathi.bench.capacity.capacity_search import Search
 from sarathi.bench.capacity.verdict import CapacityTargets, Verdict, evaluate
-from sarathi.bench.workload.workload import Plan, Workload
+from sarathi.bench.workload.workload import Load, Plan, Workload
 from sarathi.engine.config import EngineConfig
 from sarathi.scheduler import Batch
 from sarathi.simulator.cost_model import OVERHEADS
@@ -25,7 +25,7 @@ from sarathi.simulator.deployment import Deployment, split_name
 from sarathi.simulator.devices import DEVICES
 from sarathi.simulator.setup import Setup, gpu_setup
 from sarathi.simulator.simulated_model import MODELS
-from sarathi.simulator.simulated_run import SimulatedLoad, simulated_run
+from sarathi.simulator.simulated_run import simulated_run
 from sarathi.simulator.simulation import simulate
 from sarathi.telemetry import Summary
 
@@ -209,7 +209,7 @@ class RateJob:
     def run(self) -> Summary:
         setup = setup_of(self.testbed, self.system, self.dataset.max_total)
         workload = workload_of(self.dataset, self.options.traces)
-        load = SimulatedLoad(workload, self.options.requests, 0, self.options.seed)
+        load = Load(workload, self.options.requests, 0, self.options.seed)
         return simulated_run(setup, load, self.rate, self.title, most_records=1).summary
 
 

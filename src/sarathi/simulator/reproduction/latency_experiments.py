@@ -13,7 +13,7 @@ import numpy as np
 from sarathi.bench.report.table import Cell, milliseconds, number, plain, seconds
 from sarathi.simulator.cost_model import OVERHEADS, BatchShape, iteration_seconds
 from sarathi.simulator.gpu_cost import GpuCostModel
-from sarathi.simulator.reproduction import published
+from sarathi.simulator.reproduction import jobs, published
 from sarathi.simulator.reproduction.experiment import (
     WORDS,
     CellOf,
@@ -26,30 +26,12 @@ from sarathi.simulator.reproduction.experiment import (
     Selection,
     by,
 )
-from sarathi.simulator.reproduction.jobs import (
-    ARXIV,
-    DATASETS,
-    MISTRAL,
-    SHAREGPT,
-    STALL_REQUESTS,
-    STRICT_BUDGET,
-    TESTBEDS,
-    YI,
-    Options,
-    RateJob,
-    StallJob,
-    Stalls,
-    System,
-    Testbed,
-    sarathi,
-    vllm,
-)
 from sarathi.simulator.reproduction.published import Comparison, Published
 
 Metrics = Mapping[str, Callable[[Any], Any]]
 
 
-def cost_of(testbed: Testbed, max_total: int = 16384) -> GpuCostModel:
+def cost_of(testbed: jobs.Testbed, max_total: int = 16384) -> GpuCostModel:
     """Return the cost model of a testbed under the paper's engine."""
     return GpuCostModel(testbed.deployment(max_total), OVERHEADS["paper"])
 
@@ -76,7 +58,7 @@ _LATENCIES: Metrics = {
     "tbt_p99": attrgetter("tbt.p99"),
     "scheduling_delay_p50": attrgetter("scheduling_delay.p50"),
 }
-_STALLING = {"vLLM": vllm(256), "Sarathi": sarathi(1536, 256)}
+_STALLING = {"vLLM": jobs.vllm(256), "Sarathi": jobs.sarathi(1536, 256)}
 _STALL_RATES = (0.55, 0.7, 1.0)  # requests per second
 _POINTS = 1500  # of a line
 _STALL_METRICS: Metrics = {
@@ -98,11 +80,11 @@ _STALL_CELLS: Mapping[str, CellOf] = {
 }
 
 
-def _few(options: Options) -> Options:
-    return replace(options, requests=min(STALL_REQUESTS, options.requests))
+def _few(options: jobs.Options) -> jobs.Options:
+    return replace(options, requests=min(jobs.STALL_REQUESTS, options.requests))
 
 
-def stalls(options: Options) -> Experiment:
+def stalls(options: jobs.Options) -> Experiment:
     """Return the description of Figure 1."""
     words = WORDS["stalls"]
     schedulers, whole = by("scheduler", _STALLING), (Selection("", {}),)
@@ -114,7 +96,7 @@ def stalls(options: Options) -> Experiment:
         expected = {"end": Comparison(what, end, "s", words.reasons["end"])}
         if name == "vLLM":
             expected["first"] = Comparison("vLLM: answers begin", published.STALLS_FIRST, "s")
-        job = StallJob(system, options)
+        job = jobs.StallJob(system, options)
         points.append(DataPoint({"scheduler": name}, _STALL_METRICS, job, expected=expected))
     for rate, name in product(_STALL_RATES, _STALLING):
         known, what = published.TAILS.get((rate, name)), f"{name}: P99 TBT at {rate:g}/s"
@@ -122,7 +104,7 @@ def stalls(options: Options) -> Experiment:
             DataPoint(
                 {"scheduler": name, "rate": rate},
                 {"tbt_p99": _LATENCIES["tbt_p99"]},
-                RateJob(YI, _STALLING[name], SHAREGPT, rate, _few(options)),
+                jobs.RateJob(jobs.YI, _STALLING[name], jobs.SHAREGPT, rate, _few(options)),
                 expected={"tbt_p99": Comparison(what, known, "s", words.reasons["tail"])}
                 if known
                 else {},
@@ -139,11 +121,11 @@ def stalls(options: Options) -> Experiment:
                 GridPanel("P99 TBT (ms)", by_rate, "tbt_p99", "requests per second", scale=1000),
             )
         ],
-        deployments={YI.title: YI.deployment(ARXIV.max_total)},
+        deployments={jobs.YI.title: jobs.YI.deployment(jobs.ARXIV.max_total)},
     )
 
 
-def _thinned(found: Stalls) -> tuple[list[float], list[float]]:
+def _thinned(found: jobs.Stalls) -> tuple[list[float], list[float]]:
     """Return few points of tokens over time, with both ends of every stall."""
     times = np.asarray(found.times)
     keep = np.zeros(len(times), bool)
@@ -157,7 +139,7 @@ def _thinned(found: Stalls) -> tuple[list[float], list[float]]:
 
 _PROMPT = 1024  # tokens, of Figure 3
 _WHOLE = 8192  # tokens of the prompt that is computed in chunks
-_MODELS = (MISTRAL, YI)
+_MODELS = (jobs.MISTRAL, jobs.YI)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 _CHUNKS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 # By kind: title of the table and of the panel, label of the axis, field, and sizes.
@@ -188,7 +170,7 @@ def _iteration_point(kind: str, size: int, shape: BatchShape, known: Published) 
     return DataPoint(
         {"iteration": kind, "size": size},
         {"time": lambda seconds: 1000 * seconds},
-        result=iteration_seconds(cost_of(YI), shape),
+        result=iteration_seconds(cost_of(jobs.YI), shape),
         expected={"time": Comparison(what, replace(known, value=1000 * known.value), "ms", why)},
         exported=False,
     )
@@ -200,7 +182,7 @@ def _iteration_panel(title: str, x_label: str, kind: str, sizes: Iterable[int]) 
     return GridPanel(f"{title} (ms)", grid, "time", x_label, log_x=True, log_y=True)
 
 
-def throughput(options: Options) -> Experiment:
+def throughput(options: jobs.Options) -> Experiment:
     """Return the description of Figures 3 and 4."""
     words = WORDS["throughput"]
     grids, throughputs, points = [], [], []
@@ -250,7 +232,7 @@ def throughput(options: Options) -> Experiment:
 
 
 def _tile_step(found: ExperimentResult) -> Comparison:
-    more, fewer = (iteration_seconds(cost_of(MISTRAL), prompt_batch(1, n)) for n in (257, 256))
+    more, fewer = (iteration_seconds(cost_of(jobs.MISTRAL), prompt_batch(1, n)) for n in (257, 256))
     what, why = "Mistral-7B: chunk of 257 to one of 256", WORDS["throughput"].reasons["tiles"]
     return Comparison(what, published.TILE, "x", why, more / fewer)
 
@@ -258,27 +240,27 @@ def _tile_step(found: ExperimentResult) -> Comparison:
 # Figure 12: vLLM's batch sizes against Sarathi's budgets.
 
 
-def _compared_systems(testbed: Testbed) -> dict[str, System]:
+def _compared_systems(testbed: jobs.Testbed) -> dict[str, jobs.System]:
     return {
-        "vLLM, batch 32": vllm(32),
-        "vLLM, batch 64": vllm(64),
-        "vLLM, batch 128": vllm(128),
-        "Sarathi, strict budget": sarathi(STRICT_BUDGET),
-        "Sarathi, relaxed budget": sarathi(testbed.relaxed_budget),
+        "vLLM, batch 32": jobs.vllm(32),
+        "vLLM, batch 64": jobs.vllm(64),
+        "vLLM, batch 128": jobs.vllm(128),
+        "Sarathi, strict budget": jobs.sarathi(jobs.STRICT_BUDGET),
+        "Sarathi, relaxed budget": jobs.sarathi(testbed.relaxed_budget),
     }
 
 
-def latency_by_rate(options: Options) -> Experiment:
+def latency_by_rate(options: jobs.Options) -> Experiment:
     """Return the description of Figure 12."""
     words, axis = WORDS["latency-by-rate"], "requests per second"
     points, grids, figures = [], [], []
-    for testbed in TESTBEDS:
+    for testbed in jobs.TESTBEDS:
         systems = _compared_systems(testbed)
         points += [
             DataPoint(
                 {"model": testbed.model, "scheduler": name, "rate": rate},
                 _LATENCIES,
-                RateJob(testbed, system, SHAREGPT, rate, options),
+                jobs.RateJob(testbed, system, jobs.SHAREGPT, rate, options),
             )
             for (name, system), rate in product(systems.items(), testbed.rates)
         ]
@@ -302,7 +284,7 @@ def latency_by_rate(options: Options) -> Experiment:
         points=points,
         tables=grids,
         figures=figures,
-        deployments={testbed.title: testbed.deployment(8192) for testbed in TESTBEDS},
+        deployments={testbed.title: testbed.deployment(8192) for testbed in jobs.TESTBEDS},
     )
 
 
@@ -311,10 +293,10 @@ def latency_by_rate(options: Options) -> Experiment:
 _LENGTHS = (2047, 4095, 8191, 16383)  # tokens, as in the artifact
 
 
-def chunking_overhead(options: Options) -> Experiment:
+def chunking_overhead(options: jobs.Options) -> Experiment:
     """Return the description of Figure 14."""
     words = WORDS["chunking-overhead"]
-    cost = cost_of(YI)
+    cost = cost_of(jobs.YI)
     whole = {length: chunked_seconds(cost, length, length) for length in _LENGTHS}
     grid = Grid(
         "Time relative to the whole prompt",
@@ -350,16 +332,16 @@ def chunking_overhead(options: Options) -> Experiment:
         tables=[grid],
         figures=[words.figure("chunking-overhead", panel)],
         comparisons=[most],
-        deployments={YI.title: YI.deployment(16384)},
+        deployments={jobs.YI.title: jobs.YI.deployment(16384)},
     )
 
 
 # Table 4: chunks without hybrid batches, hybrid batches without chunks, and both.
 
 _PAPERS, _SCRIPTS = 1024, 512  # tokens of an iteration, by the table's caption and by the script
-_ABLATION_RATES = {SHAREGPT: 1.0, ARXIV: 0.5}  # requests per second, from the artifact
-_ABLATED = {("hybrid_only", _PAPERS): System("hybrid batches only", "hybrid_only")} | {
-    (policy, budget): System(f"{title}, {budget}", policy, budget)
+_ABLATION_RATES = {jobs.SHAREGPT: 1.0, jobs.ARXIV: 0.5}  # requests per second, from the artifact
+_ABLATED = {("hybrid_only", _PAPERS): jobs.System("hybrid batches only", "hybrid_only")} | {
+    (policy, budget): jobs.System(f"{title}, {budget}", policy, budget)
     for budget in (_PAPERS, _SCRIPTS)
     for policy, title in (("chunked_only", "chunks only"), ("sarathi", "both: Sarathi"))
 }
@@ -367,7 +349,9 @@ _ABLATED = {("hybrid_only", _PAPERS): System("hybrid batches only", "hybrid_only
 
 def _expected_in_table_4(dataset: str, policy: str, title: str) -> dict[str, Comparison]:
     ttft, tbt = published.ABLATION[dataset, policy]
-    of_ttft, of_tbt = ("overload", "overload") if dataset == ARXIV.name else ("sample", "whole")
+    of_ttft, of_tbt = (
+        ("overload", "overload") if dataset == jobs.ARXIV.name else ("sample", "whole")
+    )
     why = WORDS["ablation"].reasons
     if policy != "hybrid_only":
         of_tbt = "caption"
@@ -381,7 +365,7 @@ def _beside_published(metric: str) -> CellOf:
     return lambda one: Cell(seconds(one[metric]), f"{seconds(one.published(metric))} published")
 
 
-def ablation(options: Options) -> Experiment:
+def ablation(options: jobs.Options) -> Experiment:
     """Return the description of Table 4."""
     words = WORDS["ablation"]
     grid = Grid(
@@ -391,7 +375,7 @@ def ablation(options: Options) -> Experiment:
             Selection(system.title, {"scheduler": policy, "budget": budget})
             for (policy, budget), system in _ABLATED.items()
         ),
-        tuple(Selection(each.name, {"dataset": each.name}, each.title) for each in DATASETS),
+        tuple(Selection(each.name, {"dataset": each.name}, each.title) for each in jobs.DATASETS),
         {"P50 TTFT": _beside_published("ttft_p50"), "P99 TBT": _beside_published("tbt_p99")},
     )
     panels = (
@@ -404,12 +388,12 @@ def ablation(options: Options) -> Experiment:
             DataPoint(
                 {"dataset": dataset.name, "scheduler": policy, "budget": budget},
                 {name: _LATENCIES[name] for name in ("ttft_p50", "tbt_p99")},
-                RateJob(YI, system, dataset, _ABLATION_RATES[dataset], _few(options)),
+                jobs.RateJob(jobs.YI, system, dataset, _ABLATION_RATES[dataset], _few(options)),
                 expected=_expected_in_table_4(dataset.name, policy, system.title),
             )
-            for dataset, ((policy, budget), system) in product(DATASETS, _ABLATED.items())
+            for dataset, ((policy, budget), system) in product(jobs.DATASETS, _ABLATED.items())
         ],
         tables=[grid],
         figures=[words.figure("ablation", *panels)],
-        deployments={YI.title: YI.deployment(SHAREGPT.max_total)},
+        deployments={jobs.YI.title: jobs.YI.deployment(jobs.SHAREGPT.max_total)},
     )

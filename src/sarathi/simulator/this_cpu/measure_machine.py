@@ -14,11 +14,11 @@ from pathlib import Path
 import psutil
 
 from sarathi.bench.client.open_loop import RunListener
-from sarathi.bench.measure import Load, RunOptions, measure, prepare
+from sarathi.bench.measure import RunOptions, measure, prepare
 from sarathi.bench.results import describe_machine, load_iterations
 from sarathi.bench.target import Credentials, RunningServer, Target, running_server
 from sarathi.bench.workload.token_counter import ServerTokens
-from sarathi.bench.workload.workload import Workload
+from sarathi.bench.workload.workload import Load, Workload
 from sarathi.errors import BenchmarkError, SimulationError
 from sarathi.simulator.this_cpu.measured_machine import WANTED, MeasuredMachine, fit, num_iterations
 from sarathi.system.cpu_contention import cpu_times

@@ -273,11 +273,7 @@ def machine_path(model: str, new: bool = False) -> Path:
 
 
 def save_machine(machine: MeasuredMachine, path: Path) -> None:
-    """Write the file of a machine.
-
-    Raises:
-        SimulationError: it cannot be written.
-    """
+    """Write the file of a machine; raise SimulationError where it cannot be written."""
     try:
         replace_file(path, msgspec.json.encode(machine))
     except OSError as error:

@@ -11,32 +11,12 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from sarathi.bench.report.chart import (
-    INK,
-    LABELS,
-    STALL,
-    SURFACE,
-    TAIL,
-    Array,
-    Dashes,
-    Drawing,
-    Key,
-    Panel,
-    boxes,
-    colour,
-    depth,
-    dots,
-    in_flight,
-    quantiles,
-    short,
-    spread,
-    words,
-)
+from sarathi.bench.report import chart
 from sarathi.bench.report.measured import ReportData
 from sarathi.bench.report.table import milliseconds
 from sarathi.bench.results import Run
 
-_DASHES: tuple[Dashes, ...] = (
+_DASHES: tuple[chart.Dashes, ...] = (
     "-",
     (0, (6, 2)),
     (0, (2, 1.5)),
@@ -46,15 +26,15 @@ _DASHES: tuple[Dashes, ...] = (
 )
 
 
-def _lines(measured: ReportData) -> list[tuple[Run, Key]]:
+def _lines(measured: ReportData) -> list[tuple[Run, chart.Key]]:
     """Return the shown runs, each with its line: colours by label, dashes by run or label."""
     one_label = len({run.label for run in measured.shown}) == 1
     found = []
     for position, run in enumerate(measured.shown):
         index = measured.labels.index(run.label)
-        of_dashes = position if one_label else index // len(LABELS)  # colours repeat
-        style = {"color": colour(index), "linestyle": _DASHES[of_dashes % len(_DASHES)]}
-        found.append((run, Key(run.label, style, measured.rest_of_name(run))))
+        of_dashes = position if one_label else index // len(chart.LABELS)  # colours repeat
+        style = {"color": chart.colour(index), "linestyle": _DASHES[of_dashes % len(_DASHES)]}
+        found.append((run, chart.Key(run.label, style, measured.rest_of_name(run))))
     return found
 
 
@@ -68,10 +48,12 @@ _LEAST = 0.1  # milliseconds, on a logarithmic axis
 _TICKS = {"0": 0.0, "50": 0.5, "90": 0.9, "99": 0.99, "99.9": 0.999}
 
 
-def gaps(measured: ReportData) -> Drawing | None:
+def gaps(measured: ReportData) -> chart.Drawing | None:
     """Draw the distribution of the times between tokens."""
     shown = [
-        (run, key, *quantiles(_gaps(run))) for run, key in _lines(measured) if run.summary.tbt.count
+        (run, key, *chart.quantiles(_gaps(run)))
+        for run, key in _lines(measured)
+        if run.summary.tbt.count
     ]
     if not shown:
         return None
@@ -84,22 +66,23 @@ def gaps(measured: ReportData) -> Drawing | None:
     def draw(axes: Axes, narrow: bool) -> None:
         left = max(_LEAST, 0.85 * float(values.min()))
         for run, key, x, shares in shown:
-            x, y = np.concatenate([[left], x.clip(left)]), np.concatenate([[0.0], depth(shares)])
+            x = np.concatenate([[left], x.clip(left)])
+            y = np.concatenate([[0.0], chart.depth(shares)])
             axes.plot(x, y, **key.style, drawstyle="steps-post")
             tbt = run.summary.tbt
             axes.plot(
                 [max(left, 1000 * (value or 0.0)) for value in (tbt.p50, tbt.p99)],
-                depth([0.5, 0.99]),
+                chart.depth([0.5, 0.99]),
                 "o",
                 color=key.style["color"],
-                markeredgecolor=SURFACE,
+                markeredgecolor=chart.SURFACE,
                 markersize=7,
                 zorder=3,
             )
         targets = [target for target, _ in measured.tbt_targets]
         axes.set_xlim(left, 1.15 * max(2 * left, float(values.max()), *targets))
-        axes.set_ylim(0, TAIL)
-        axes.set_yticks([float(depth(share)) for share in _TICKS.values()], list(_TICKS))
+        axes.set_ylim(0, chart.TAIL)
+        axes.set_yticks([float(chart.depth(share)) for share in _TICKS.values()], list(_TICKS))
 
     caption = (
         "Further to the left is better. The upper half is the slowest tenth of all gaps, stretched "
@@ -109,13 +92,13 @@ def gaps(measured: ReportData) -> Drawing | None:
         caption += " Gaps of tokens that came together are at the left edge."
     names = [measured.name(run) for run, *_ in shown]
     listed = "; ".join(f"{name}: {tail}" for name, tail in zip(names, tails, strict=True))
-    return Drawing(
+    return chart.Drawing(
         name="tbt",
         title="Time between tokens",
         caption=caption,
         alternative=f"Cumulative distribution of TBT. {listed}.",
         panels=[
-            Panel(
+            chart.Panel(
                 draw,
                 x_label="time between two tokens (ms)",
                 y_label="gaps at most this long (%)",
@@ -130,7 +113,7 @@ def gaps(measured: ReportData) -> Drawing | None:
     )
 
 
-def _gaps(run: Run) -> Array:
+def _gaps(run: Run) -> chart.Array:
     """Return the gaps of complete answers in milliseconds."""
     tokens = [np.diff(r.tokens) for r in run.records if r.failure is None and len(r.tokens) > 1]
     return 1000 * np.concatenate(tokens) if tokens else np.empty(0)
@@ -147,11 +130,11 @@ class _Answer:
     """Times are seconds from when the request was sent."""
 
     run: Run
-    times: Array
+    times: chart.Array
     limit: float  # of a gap; longer ones are stalls
 
     @cached_property
-    def gaps(self) -> Array:
+    def gaps(self) -> chart.Array:
         return np.diff(self.times)
 
     @cached_property
@@ -161,7 +144,7 @@ class _Answer:
         return longest[self.gaps[longest] > self.limit][:_MOST_STALLS]
 
 
-def tokens(measured: ReportData) -> Drawing | None:
+def tokens(measured: ReportData) -> chart.Drawing | None:
     """Draw the answers with the longest gap, token by token."""
     runs = _compared_runs(measured)[:_MOST_PANELS]
     answers = [answer for run in runs if (answer := _worst(run, measured)) is not None]
@@ -173,7 +156,7 @@ def tokens(measured: ReportData) -> Drawing | None:
         run = answer.run
         _draw(axes, answer, measured.labels.index(run.label), end)
         axes.set_xlim(0, 1.02 * end or 1)
-        axes.set_title(short(run.label, narrow) + measured.rest_of_name(run))
+        axes.set_title(chart.short(run.label, narrow) + measured.rest_of_name(run))
 
     of_each = " of each" if len(answers) > 1 else ""
     limits = (f"{_FACTOR} times its median gap", "the target", "the strictest target")
@@ -182,7 +165,7 @@ def tokens(measured: ReportData) -> Drawing | None:
         f"stalls, the longest gap {milliseconds(float(answer.gaps.max()))}"
         for answer in answers
     )
-    return Drawing(
+    return chart.Drawing(
         name="tokens",
         title="The worst answer as its reader saw it",
         caption=(
@@ -191,7 +174,7 @@ def tokens(measured: ReportData) -> Drawing | None:
         ),
         alternative=f"{listed}.",
         panels=[
-            Panel(
+            chart.Panel(
                 partial(draw, answer),
                 x_label="time since the request was sent (s)" if answer is answers[-1] else "",
                 y_label="tokens",
@@ -220,30 +203,32 @@ def _worst(run: Run, measured: ReportData) -> _Answer | None:
 def _draw(axes: Axes, answer: _Answer, index: int, end: float) -> None:
     times, stalls, count = answer.times, answer.stalls, len(answer.times)
     top = 1.08 * count
-    boxes(axes, [(times[i], times[i + 1], 0, top) for i in stalls], STALL, 0.6)
+    chart.boxes(axes, [(times[i], times[i + 1], 0, top) for i in stalls], chart.STALL, 0.6)
     # Some tokens of many, and both ends of every stall.
     some = np.linspace(0, count - 1, min(count, _MOST_TOKENS)).round().astype(np.int64)
     kept = np.unique(np.concatenate([some, stalls, stalls + 1]))
-    axes.plot(times[kept], kept + 1, color=colour(index), drawstyle="steps-post")
+    axes.plot(times[kept], kept + 1, color=chart.colour(index), drawstyle="steps-post")
     axes.set_ylim(0, top)
     longest = int(np.argmax(answer.gaps))
     left, right = float(times[longest]), float(times[longest + 1])
-    boxes(axes, [(left, right, 0, top)], STALL)
+    chart.boxes(axes, [(left, right, 0, top)], chart.STALL)
     text = f"{milliseconds(right - left)} without a token"
     # Beside the curve: after its end, or next to the gap, above or below.
     height = (0.13 if longest >= 0.5 * count else 0.87) * top
     if times[-1] < 0.65 * end:
-        words(axes, (float(times[-1]), longest + 1), text, (8, 0), colour=INK)
+        chart.words(axes, (float(times[-1]), longest + 1), text, (8, 0), colour=chart.INK)
     elif right < 0.6 * end:
-        words(axes, (right, height), text, colour=INK)
+        chart.words(axes, (right, height), text, colour=chart.INK)
     else:
-        words(axes, (left, height), text, (-6, 0), colour=INK, align="right")
+        chart.words(axes, (left, height), text, (-6, 0), colour=chart.INK, align="right")
 
 
-def requests_in_flight(measured: ReportData) -> Drawing | None:
+def requests_in_flight(measured: ReportData) -> chart.Drawing | None:
     """Draw the number of open requests over time: whether the server keeps up."""
     shown = [
-        (run, key, *in_flight(run.records)) for run, key in _lines(measured) if len(run.records) > 2
+        (run, key, *chart.in_flight(run.records))
+        for run, key in _lines(measured)
+        if len(run.records) > 2
     ]
     if not shown:
         return None
@@ -256,7 +241,7 @@ def requests_in_flight(measured: ReportData) -> Drawing | None:
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
 
     peaks = [f"{measured.name(run)}: {counts.max():.0f}" for run, _, _, counts in shown]
-    return Drawing(
+    return chart.Drawing(
         name="in-flight",
         title="Requests in flight",
         caption=(
@@ -265,7 +250,9 @@ def requests_in_flight(measured: ReportData) -> Drawing | None:
         ),
         alternative=f"Requests in flight over time; at most, {'; '.join(peaks)}.",
         panels=(
-            Panel(draw, "", "time since the first measured request (s)", "requests in flight"),
+            chart.Panel(
+                draw, "", "time since the first measured request (s)", "requests in flight"
+            ),
         ),
         keys=[key for _, key, _, _ in shown] if len(shown) > 1 else (),
         height=3.0,
@@ -277,25 +264,25 @@ _MOST = 300  # requests of one run
 _SPREAD = 1.2  # of prompt lengths, below which there is nothing to see
 
 
-def ttft_by_prompt(measured: ReportData) -> Drawing | None:
+def ttft_by_prompt(measured: ReportData) -> chart.Drawing | None:
     """Draw the TTFT of each request by the length of its prompt."""
     points = [(run, found) for run in _compared_runs(measured) if len(found := _points(run)) > 2]
     lengths = [length for _, found in points for length, _ in found]
     if not lengths or max(lengths) < _SPREAD * min(lengths):
         return None
 
-    styles = [dots(measured.labels.index(run.label)) for run, _ in points]
+    styles = [chart.dots(measured.labels.index(run.label)) for run, _ in points]
 
     def draw(axes: Axes, narrow: bool) -> None:
         for (_, found), style in zip(points, styles, strict=True):
             axes.plot(*zip(*found, strict=True), **style, ms=4, alpha=0.55, markeredgewidth=0)
 
     keys = [
-        Key(run.label, style, measured.rest_of_name(run))
+        chart.Key(run.label, style, measured.rest_of_name(run))
         for (run, _), style in zip(points, styles, strict=True)
     ]
     thinned = any(len(found) == _MOST for _, found in points)
-    return Drawing(
+    return chart.Drawing(
         name="ttft-by-prompt",
         title="Time to first token against prompt length",
         caption=(
@@ -305,7 +292,9 @@ def ttft_by_prompt(measured: ReportData) -> Drawing | None:
         ),
         alternative=f"Scatter plot of TTFT for prompts of {min(lengths)} to {max(lengths)} tokens.",
         panels=[
-            Panel(draw, "", "prompt (tokens)", "time to first token (s)", log_x=True, log_y=True)
+            chart.Panel(
+                draw, "", "prompt (tokens)", "time to first token (s)", log_x=True, log_y=True
+            )
         ],
         keys=keys if len(keys) > 1 else (),
         height=3.8,
@@ -319,4 +308,4 @@ def _points(run: Run) -> list[tuple[int, float]]:
         for record in run.records
         if record.failure is None and record.prompt_tokens and record.ttft
     ]
-    return [found[i] for i in spread([ttft for _, ttft in found], _MOST)]
+    return [found[i] for i in chart.spread([ttft for _, ttft in found], _MOST)]
