@@ -23,6 +23,7 @@ from sarathi.bench.report import CapacityWithRuns, check_reports_can_be_made, wr
 from sarathi.bench.results import Run, save
 from sarathi.bench.target import Credentials, RunningServer, Target, running_server
 from sarathi.bench.terminal import ProgressLine, print_run, run_fields
+from sarathi.bench.workload.presets import PRESETS
 from sarathi.bench.workload.token_counter import LocalTokens, ServerTokens, TokenCounter
 from sarathi.bench.workload.workload import Load, Workload
 from sarathi.cli.keys import ClientKey
@@ -73,8 +74,8 @@ class WorkloadOptions(msgspec.Struct, frozen=True, kw_only=True):
     workload: Annotated[
         str | None,
         Option(
-            "sharegpt or arxiv (lengths as published of the paper's datasets), a .csv file with "
-            "num_prefill_tokens, num_decode_tokens and perhaps arrived_at, or conversations in "
+            f"{' or '.join(PRESETS)} (lengths as published of the paper's datasets), a .csv file "
+            "with num_prefill_tokens, num_decode_tokens and perhaps arrived_at, or conversations in "
             "the ShareGPT .json format",
             group="workload",
             metavar="NAME|FILE",

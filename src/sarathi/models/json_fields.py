@@ -86,11 +86,13 @@ class Fields:
         return self.data.get(name, default)
 
     def required(self, name: str, maximum: int = _LARGEST) -> int:
+        """Return an integer from 1 to `maximum`; `ModelError` without it."""
         if name not in self:
             raise ModelError(f"{self.origin}: {name} is missing")
         return self.integer(name, 0, maximum)
 
     def integer(self, name: str, default: int, maximum: int = _LARGEST) -> int:
+        """Return an integer from 1 to `maximum`, or the default."""
         expected = f"an integer from 1 to {maximum}"
         return int(self._typed(name, default, expected, lambda v: _is_size(v, maximum)))
 
@@ -109,12 +111,15 @@ class Fields:
         return float(self._typed(name, default, _NUMBER, _is_number))
 
     def boolean(self, name: str, default: bool) -> bool:
+        """Return true or false."""
         return bool(self._typed(name, default, "true or false", lambda v: isinstance(v, bool)))
 
     def text(self, name: str, default: str) -> str:
+        """Return a string."""
         return str(self._typed(name, default, "a string", lambda v: isinstance(v, str)))
 
     def object(self, name: str) -> Fields | None:
+        """Return the fields of an object, None without it."""
         value = self._typed(name, None, "an object", lambda v: isinstance(v, dict))
         return None if value is None else Fields(value, f"{self.origin}: {name}")
 

@@ -81,9 +81,11 @@ class GgufFile:
         return iter(self._values)
 
     def is_array(self, key: str) -> bool:
+        """Return whether the value is a list."""
         return isinstance(self._get(key), _Array)
 
     def text(self, key: str, default: str | None = None) -> str | None:
+        """Return a string, or the default."""
         value = self._get(key, default)
         if value is not None and not isinstance(value, str):
             raise self._wrong_type(key, "a string")
@@ -99,12 +101,14 @@ class GgufFile:
         return float(value)
 
     def integer(self, key: str, default: int | None = None) -> int | None:
+        """Return an integer, or the default."""
         value = self._get(key, default)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise self._wrong_type(key, "an integer")
         return value
 
     def boolean(self, key: str, default: bool) -> bool:
+        """Return true or false."""
         value = self._get(key, default)
         if not isinstance(value, bool):
             raise self._wrong_type(key, "true or false")
