@@ -234,7 +234,7 @@ def test_the_model_learns_what_a_stage_adds(monkeypatch: pytest.MonkeyPatch) -> 
         return publish(progressed, logprobs)
 
     monkeypatch.setattr(core.scheduler, "schedule", slow_schedule)
-    monkeypatch.setattr(core, "_publish", slow_publish)
+    monkeypatch.setattr(core, "_token_outputs", slow_publish)
     core.submit(1, [1], greedy(max_tokens=1), arrival=0.0)
     drain(core)
     assert observed == [3.5]
