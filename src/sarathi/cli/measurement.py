@@ -74,9 +74,9 @@ class WorkloadOptions(msgspec.Struct, frozen=True, kw_only=True):
     workload: Annotated[
         str | None,
         Option(
-            f"{' or '.join(PRESETS)} (lengths as published of the paper's datasets), a .csv "
-            "file with num_prefill_tokens, num_decode_tokens and perhaps arrived_at, or conversations in "
-            "the ShareGPT .json format",
+            f"{' or '.join(PRESETS)} (lengths as published of the paper's datasets), a "
+            ".csv file with num_prefill_tokens, num_decode_tokens and perhaps arrived_at, or "
+            "conversations in the ShareGPT .json format",
             group="workload",
             metavar="NAME|FILE",
         ),
