@@ -5,6 +5,7 @@ Usage: python -m perf [FOLDER]; the folder is the argument of `versus_genai`.
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 
@@ -28,8 +29,11 @@ _NAMES = (
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m perf", description="Run all measurements.")
+    parser.add_argument("folder", nargs="?", help="the argument of `versus_genai`")
+    folder = parser.parse_args().folder
     for name in _NAMES:
-        arguments = sys.argv[1:] if name == "versus_genai" else []
+        arguments = [folder] if folder and name == "versus_genai" else []
         code = subprocess.call([sys.executable, "-m", f"perf.{name}", *arguments])
         if code:
             print(f"perf.{name} ended with exit status {code}", flush=True)

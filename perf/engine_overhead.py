@@ -124,7 +124,7 @@ def instrument(core: Any, watch: Stopwatch) -> None:
     scheduler.schedule = lambda now: watch.on_batch(schedule(now))
     scheduler.complete = watch.timed("complete", scheduler.complete)
     sampler.sample = watch.timed("sample", sampler.sample)
-    core._publish = watch.timed("publish", core._publish)
+    core._token_outputs = watch.timed("publish", core._token_outputs)
     core._latency_observer.observe = watch.timed("learn", core._latency_observer.observe)
     executor._request = TimedRequest(executor._request, watch)
     executor.execute = watch.timed("set inputs", executor.execute)
