@@ -1,7 +1,10 @@
 """The messages between the HTTP process and the engine process: msgpack over a ZeroMQ socket.
 
 The engine sends at most one `Iteration` per scheduler iteration, however many requests are in it.
-Either side knows from the socket whether the other is alive.
+
+On one machine the socket is a file, and each process watches the other by its id. Between machines
+it is TCP with ZeroMQ's heartbeats, which a thread of the library keeps up however long a process
+computes: a peer that has been silent for `HEARTBEAT_TIMEOUT` counts as dead.
 """
 
 from __future__ import annotations

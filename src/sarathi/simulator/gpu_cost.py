@@ -1,4 +1,12 @@
-"""The cost of an iteration on GPUs: kernels, messages, their terms, and the sum of each stage."""
+"""The cost of an iteration on GPUs: kernels, messages, their terms, and the sum of each stage.
+
+Attention: the kernels of the profiles are FlashAttention's for a paged cache. A block of 64 query
+rows of one head runs along the keys, and a query alone along its whole cache.
+
+Elementwise kernels (norms, positions, activations, sums) stream their tokens through memory some
+number of times. Two numbers of a device describe them all: the bandwidth they reach, and the time
+of a kernel that does nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,9 @@
 """The decoder's operations on the tensors of one step, and of one rank.
 
-Between the matrix products (norms, rotary embedding, gates) they are torch's or Triton's.
+What lies between the matrix products (norms, rotary embedding, gates) moves much data and computes
+little, so on GPUs it is fused into kernels (`kernels/elementwise_kernels.py`); `PlainElementwise`
+composes it of torch's operations. Both compute in float32 and round to the served precision at the
+same places.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from sarathi.bench.report.table import plain
 from sarathi.telemetry import RequestRecord
 
+# After the palette of Okabe and Ito, which readers with any kind of colour vision can distinguish;
+# the lightest are darkened on white. With more labels than colours, markers differ.
 LABELS = (  # light, dark
     ("#0067a5", "#58b1ea"),
     ("#d1570c", "#f98c4e"),

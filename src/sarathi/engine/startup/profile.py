@@ -1,6 +1,8 @@
 """How long iterations take on this machine, measured before requests are served.
 
-Where the user gives no target for the time between tokens, it follows from these measurements.
+Where the user gives no target for the time between tokens, it is derived from the fastest
+decode-only iteration that this and earlier starts have measured under the same conditions, so that
+a busy moment does not become a promise. These measurements are kept in the cache folder.
 """
 
 from __future__ import annotations
