@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from sarathi.bounds import check_bounds
+from sarathi.sampling.grammar import Grammar
 
 MAX_LOGPROBS = 20
 MAX_N = 128
@@ -59,6 +60,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     # alternatives besides the sampled token; None for no logprobs
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_N)] = 1
+    grammar: Grammar | None = None  # that the output has to follow
 
     def __post_init__(self) -> None:
         check_bounds(self, SamplingError)
