@@ -24,7 +24,10 @@ class PieceTokenizer:
         self.pieces = pieces
 
     def stream(
-        self, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()
+        self,
+        skip_special_tokens: bool = True,
+        prompt_ids: Sequence[int] = (),
+        visible_ids: frozenset[int] = frozenset(),
     ) -> PieceStream:
         return PieceStream(self.pieces, prompt_ids)
 

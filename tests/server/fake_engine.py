@@ -58,19 +58,25 @@ class ByteTokenizer:
         return bytes([token]) if token < 256 else f"<{token}>".encode()
 
     def stream(
-        self, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()
+        self,
+        skip_special_tokens: bool = True,
+        prompt_ids: Sequence[int] = (),
+        visible_ids: frozenset[int] = frozenset(),
     ) -> ByteStream:
-        return ByteStream(self, skip_special_tokens)
+        return ByteStream(self, skip_special_tokens, visible_ids)
 
 
 class ByteStream:
-    def __init__(self, tokenizer: ByteTokenizer, skip_special_tokens: bool) -> None:
+    def __init__(
+        self, tokenizer: ByteTokenizer, skip_special_tokens: bool, visible_ids: frozenset[int]
+    ) -> None:
         self._tokenizer = tokenizer
+        self._visible = visible_ids
         self._skip = skip_special_tokens
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, ids: Sequence[int]) -> str:
-        shown = [token for token in ids if token < 256 or not self._skip]
+        shown = [t for t in ids if t < 256 or not self._skip or t in self._visible]
         return self._decoder.decode(b"".join(map(self._tokenizer.token_bytes, shown)))
 
     def flush(self) -> str:

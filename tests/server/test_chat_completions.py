@@ -178,15 +178,12 @@ def test_values_without_an_effect_are_accepted(fields):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
         ("function_call", "auto"),
         ("response_format", {"type": "json_object"}),
         ("audio", {"voice": "alloy", "format": "wav"}),
         ("modalities", ["text", "audio"]),
         ("prediction", {"type": "content", "content": "x"}),
-        ("reasoning_effort", "high"),
         ("verbosity", "low"),
         ("web_search_options", {}),
         ("service_tier", "flex"),
@@ -211,7 +208,6 @@ def test_fields_that_would_change_the_output_are_refused_by_name(field, value):
         ([USER, {"role": "king", "content": "x"}], "messages[1].role"),
         ([{"content": "x"}], "messages[0].role"),
         ([{"role": "user"}], "messages[0].content"),
-        ([{"role": "user", "content": []}], "messages[0].content"),
         ([{"role": "user", "content": 3}], "messages[0].content"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
         (
@@ -219,7 +215,7 @@ def test_fields_that_would_change_the_output_are_refused_by_name(field, value):
             "messages[0].content[0].type",
         ),
         ([{"role": "user", "content": "x", "mood": "good"}], "messages[0].mood"),
-        ([USER, {"role": "assistant", "tool_calls": [{}]}], "messages[1].tool_calls"),
+        ([USER, {"role": "assistant", "tool_calls": [{}]}], "messages[1].tool_calls[0].function"),
     ],
 )
 def test_wrong_messages_are_refused_with_their_path(messages, param):

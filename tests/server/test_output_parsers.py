@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from sarathi.server.parsers.output_parser import OUTPUT_PARSERS, ParsedText
+from sarathi.server.parsers.output_parser import OUTPUT_PARSERS, ParsedText, ParserFactory
 from tests.server.fake_engine import MODEL, FakeEngine, call, events
 
 END = "</think>"
@@ -14,16 +16,16 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 
 class ThinkParser:
     def __init__(self) -> None:
-        self._reasoning = True
+        self.in_reasoning = True
         self._kept = ""
 
-    def push(self, text: str, /) -> ParsedText:
-        if not self._reasoning:
+    def push(self, text: str, token_ids: Sequence[int], /) -> ParsedText:
+        if not self.in_reasoning:
             return ParsedText(content=text)
         self._kept += text
         before, end, after = self._kept.partition(END)
         if end:
-            self._reasoning, self._kept = False, ""
+            self.in_reasoning, self._kept = False, ""
             return ParsedText(after, before)
         certain = max(0, len(self._kept) - len(END) + 1)
         reasoning, self._kept = self._kept[:certain], self._kept[certain:]
@@ -35,7 +37,7 @@ class ThinkParser:
 
 @pytest.fixture(autouse=True)
 def think(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(OUTPUT_PARSERS, "think", ThinkParser)  # type: ignore[arg-type]
+    monkeypatch.setitem(OUTPUT_PARSERS, "think", ParserFactory(ThinkParser))  # type: ignore[arg-type]
 
 
 def chat(engine: FakeEngine, **fields: object):
@@ -109,7 +111,7 @@ def test_a_parser_that_fails_leaves_nothing_running(
             raise RuntimeError("a bug")
         return made[-1]
 
-    monkeypatch.setitem(OUTPUT_PARSERS, "think", fail_at_last)  # type: ignore[arg-type]
+    monkeypatch.setitem(OUTPUT_PARSERS, "think", ParserFactory(fail_at_last))  # type: ignore[arg-type]
     engine = FakeEngine(OUTPUT)
     assert chat(engine, n=n).status_code == 500
     assert all(generation.cancelled for generation in engine.generations)

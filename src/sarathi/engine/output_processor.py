@@ -28,7 +28,10 @@ class Detokenizer(Protocol):
     """The part of a tokenizer that `OutputText` uses."""
 
     def stream(
-        self, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()
+        self,
+        skip_special_tokens: bool = True,
+        prompt_ids: Sequence[int] = (),
+        visible_ids: frozenset[int] = frozenset(),
     ) -> TextDecoder: ...
 
 
@@ -101,14 +104,19 @@ class OutputText:
     completes it is the last that counts, and the caller is to cancel the request when
     `finish_reason` is set. A stop or end-of-sequence token, which the engine returns last, adds no
     text. The text continues that of `prompt_ids`, which decides about a first space for example.
+    Special tokens of `visible_ids` are part of the text even if the others are not.
     """
 
     def __init__(
-        self, tokenizer: Detokenizer, params: SamplingParams, prompt_ids: Sequence[int] = ()
+        self,
+        tokenizer: Detokenizer,
+        params: SamplingParams,
+        prompt_ids: Sequence[int] = (),
+        visible_ids: frozenset[int] = frozenset(),
     ) -> None:
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
-        self._decoder = tokenizer.stream(params.skip_special_tokens, prompt_ids)
+        self._decoder = tokenizer.stream(params.skip_special_tokens, prompt_ids, visible_ids)
         self._stop = StopStrings(params.stop) if params.stop else None
         self._include_stop = params.include_stop_str_in_output
         self._min_tokens = params.min_tokens

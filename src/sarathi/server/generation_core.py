@@ -24,7 +24,12 @@ from sarathi.engine.output_processor import Delta, OutputText
 from sarathi.fleet.engine_client import EngineError, Generation
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler import SchedulingParams
-from sarathi.server.parsers.output_parser import OutputParser, ParsedDelta, ParserFactory
+from sarathi.server.parsers.output_parser import (
+    OutputParser,
+    ParsedDelta,
+    ParserFactory,
+    ToolCallDelta,
+)
 from sarathi.server.responses import ApiError, generation_failed, json_response
 from sarathi.server.service import Service
 
@@ -52,6 +57,7 @@ class TokenUsage(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int  # prompt tokens that were found in the prefix cache
+    reasoning_tokens: int = 0  # of the completion tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,7 @@ class Choices:
         self._job = job
         self._choices: list[_Choice] = []
         self._num_running = self.num_choices
-        self._cached_tokens = 0
+        self._cached_tokens = self._reasoning_tokens = 0
         # Of several choices, each is followed by a task; a single one needs none.
         self._followers: list[asyncio.Task[None]] = []
         self._ready: list[tuple[int, list[TokenOutput]]] = []
@@ -90,8 +96,11 @@ class Choices:
         pause_at = time.monotonic() + _SUBMIT_SECONDS  # there may be a thousand long ones
         for prompt, params in job.prompts:
             for number, one in enumerate(params):
-                text = OutputText(tokenizer, one, prompt)
-                parser = None if job.parser is None else job.parser()
+                if job.parser is None:
+                    text, parser = OutputText(tokenizer, one, prompt), None
+                else:
+                    text = OutputText(tokenizer, one, prompt, job.parser.visible_ids)
+                    parser = job.parser.create()
                 generation = engine.submit(prompt, one, job.scheduling)
                 self._choices.append(_Choice(len(prompt), number == 0, text, generation, parser))
                 if time.monotonic() > pause_at:
@@ -113,7 +122,9 @@ class Choices:
         """The tokens of all prompts and choices."""
         prompt_tokens = sum(len(prompt) for prompt, _ in self._job.prompts)
         completion_tokens = sum(choice.text.num_tokens for choice in self._choices)
-        return TokenUsage(prompt_tokens, completion_tokens, self._cached_tokens)
+        return TokenUsage(
+            prompt_tokens, completion_tokens, self._cached_tokens, self._reasoning_tokens
+        )
 
     def token_counts(self, index: int) -> tuple[int, int]:
         """Return the tokens of a choice's prompt and of its output so far, sent or not."""
@@ -143,6 +154,8 @@ class Choices:
                 self._num_running -= 1
                 choice.generation.stop()
             if choice.parser is not None:
+                if choice.parser.in_reasoning:
+                    self._reasoning_tokens += len(delta.token_ids)
                 delta = _parse(choice.parser, delta)
             deltas.append((index, delta))
         return deltas
@@ -175,26 +188,45 @@ class Choices:
 
 
 def join_deltas(deltas: Sequence[Delta]) -> ParsedDelta:
-    """Return consecutive deltas of one choice as one."""
+    """Return consecutive deltas of one choice as one, each of its tool calls in one piece."""
+    parsed = [delta for delta in deltas if isinstance(delta, ParsedDelta)]
     return ParsedDelta(
         "".join(delta.text for delta in deltas),
         [token for delta in deltas for token in delta.token_ids],
         [logprobs for delta in deltas for logprobs in delta.logprobs],
         [offset for delta in deltas for offset in delta.offsets],
         deltas[-1].finish_reason,
-        "".join(delta.reasoning for delta in deltas if isinstance(delta, ParsedDelta)),
+        "".join(delta.reasoning for delta in parsed),
+        _join_calls([call for delta in parsed for call in delta.tool_calls]),
+    )
+
+
+def _join_calls(pieces: Sequence[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
+    by_index: dict[int, list[ToolCallDelta]] = {}
+    for piece in pieces:
+        by_index.setdefault(piece.index, []).append(piece)
+    return tuple(
+        ToolCallDelta(index, of_call[0].id, of_call[0].name, "".join(p.arguments for p in of_call))
+        for index, of_call in by_index.items()
     )
 
 
 def _parse(parser: OutputParser, delta: Delta) -> ParsedDelta:
-    parsed = parser.push(delta.text)
-    content, reasoning = parsed.content, parsed.reasoning
+    parsed = parser.push(delta.text, delta.token_ids)
+    content, reasoning, calls = parsed.content, parsed.reasoning, parsed.tool_calls
     if delta.finish_reason is not None:
         rest = parser.flush()
         content += rest.content
         reasoning += rest.reasoning
+        calls += rest.tool_calls
     return ParsedDelta(
-        content, delta.token_ids, delta.logprobs, delta.offsets, delta.finish_reason, reasoning
+        content,
+        delta.token_ids,
+        delta.logprobs,
+        delta.offsets,
+        delta.finish_reason,
+        reasoning,
+        calls,
     )
 
 

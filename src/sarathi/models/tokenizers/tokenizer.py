@@ -120,15 +120,24 @@ class Tokenizer:
         return found
 
     def stream(
-        self, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()
+        self,
+        skip_special_tokens: bool = True,
+        prompt_ids: Sequence[int] = (),
+        visible_ids: frozenset[int] = frozenset(),
     ) -> TextStream:
         """Return a detokenizer for tokens that arrive one by one.
 
         With `prompt_ids`, the text continues theirs: the space before a first word is kept, and a
         character that the prompt began is completed. Without, the text stands alone, as in
-        `decode`.
+        `decode`. Special tokens of `visible_ids` are never skipped.
         """
         token_bytes = self._visible_bytes if skip_special_tokens else self.token_bytes
+        if skip_special_tokens and visible_ids:
+            hidden = self._special_ids - visible_ids
+
+            def token_bytes(token_id: int) -> bytes:
+                return b"" if token_id in hidden else self.token_bytes(token_id)
+
         return TextStream(self._decoder, token_bytes, prompt_ids[-_PROMPT_TAIL:])
 
     def _visible_bytes(self, token_id: int) -> bytes:

@@ -1,122 +1,44 @@
-"""POST /v1/chat/completions: the messages of a conversation, their prompt, and the reply."""
+"""POST /v1/chat/completions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Protocol
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 from starlette.types import ASGIApp
 
 from sarathi.engine.messages import ModelInfo
 from sarathi.engine.output_processor import Delta
-from sarathi.models.tokenizers.chat_template import WorkLimit
 from sarathi.models.tokenizers.tokenizer import Tokenizer
+from sarathi.sampling.grammar import Grammar
 from sarathi.sampling.params import SamplingParams
+from sarathi.server.conversation import ToolChoice, encode_conversation
 from sarathi.server.generation_core import Choices, GenerationJob, GenerationReply
+from sarathi.server.openai.chat_messages import Message, ToolDefinition, read_conversation
 from sarathi.server.openai.generation_reply import Choice, OpenAITranslator, text_and_logprob
 from sarathi.server.openai.generation_request import (
     GenerationRequest,
     sampling_params,
     scheduling_params,
 )
-from sarathi.server.parsers.output_parser import ParsedDelta
-from sarathi.server.request_body import Int64, only, unsupported, value_or
-from sarathi.server.responses import invalid, missing
+from sarathi.server.parsers.output_parser import ParsedDelta, ToolCallDelta
+from sarathi.server.request_body import Int64, only, value_or
+from sarathi.server.responses import invalid
 from sarathi.server.service import RequestContext, Service
 
-# Arguments of the template that have a request field or a meaning of their own.
-_RESERVED = frozenset({"messages", "add_generation_prompt", "tools", "documents"})
-_UNSUPPORTED = ("audio", "function_call", "tool_calls", "annotations")
+
+class ChosenFunction(Struct):
+    """The function of a tool choice."""
+
+    name: str
 
 
-class Message(Struct, forbid_unknown_fields=True, kw_only=True):
-    """One message of a conversation; the chat template decides which roles make sense."""
+class ChosenTool(Struct):
+    """A tool that the model has to call."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[dict[str, Any]] | None = None
-    name: str | None = None
-    tool_call_id: str | None = None
-    refusal: str | None = None
-    annotations: Any = None
-    audio: Any = None
-    function_call: Any = None
-    tool_calls: Any = None
-
-
-class ConversationRequest(Protocol):
-    """The fields of a request that determine the prompt of a conversation."""
-
-    messages: list[Message] | None
-    add_generation_prompt: bool | None
-    add_special_tokens: bool | None
-    chat_template_kwargs: dict[str, Any] | None
-
-
-async def encode_messages(
-    service: Service, call: RequestContext, request: ConversationRequest
-) -> list[int]:
-    """Return the prompt tokens; raise `ApiError` for what the model's template does not allow."""
-    template = service.tokenizer.chat_template
-    if template is None:
-        raise invalid("The model has no chat template; use /v1/completions.", "messages")
-    messages = request.messages
-    if messages is None:
-        raise missing("messages")
-    if not messages:
-        raise invalid("messages is empty.", "messages")
-    extra = request.chat_template_kwargs or {}
-    if reserved := sorted(_RESERVED & extra.keys()):
-        raise invalid(
-            f"chat_template_kwargs may not have {', '.join(reserved)}.", "chat_template_kwargs"
-        )
-    generation_prompt = value_or(request.add_generation_prompt, True)
-    # Templates write the special tokens themselves.
-    special_tokens = value_or(request.add_special_tokens, False)
-
-    def work(limit: WorkLimit) -> list[int]:
-        plain = [_template_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
-        try:
-            text = template.render_within(limit, plain, generation_prompt, **extra)
-        except ValueError as error:
-            raise invalid(f"The chat template refuses the messages: {error}", "messages") from None
-        return service.encode(text, special_tokens, limit)
-
-    ids = await service.pool.run(len(call.body), work, renders=True)
-    if not ids:
-        raise invalid("messages has no tokens.", "messages")
-    return ids
-
-
-def _template_message(message: Message, path: str) -> dict[str, str]:
-    """Return what the template gets; the parts of a list are separated by a line break."""
-    for name in _UNSUPPORTED:
-        if getattr(message, name):
-            raise unsupported(f"{path}.{name}")
-    content = message.refusal if message.content is None else message.content
-    if content is None:
-        raise invalid(f"{path}.content is required.", f"{path}.content")
-    if content == []:
-        raise invalid(f"{path}.content is empty.", f"{path}.content")
-    if not isinstance(content, str):
-        parts = enumerate(content)
-        content = "\n".join(_part_text(part, f"{path}.content[{i}]") for i, part in parts)
-    optional = {"name": message.name, "tool_call_id": message.tool_call_id}
-    given = {name: value for name, value in optional.items() if value is not None}
-    return {"role": message.role, "content": content, **given}
-
-
-def _part_text(part: Mapping[str, Any], path: str) -> str:
-    if part.get("type") != "text":
-        raise invalid(
-            f"{path}.type is {part.get('type')!r:.50}; only text is supported.", f"{path}.type"
-        )
-    if unknown := sorted(part.keys() - {"type", "text"}):
-        raise invalid(f"Unknown field {unknown[0]!r:.50} in {path}.", f"{path}.{unknown[0]:.50}")
-    text = part.get("text")
-    if not isinstance(text, str):
-        raise invalid(f"{path}.text is not a string.", f"{path}.text")
-    return text
+    type: Literal["function"]
+    function: ChosenFunction
 
 
 class ChatRequest(GenerationRequest, kw_only=True):
@@ -128,7 +50,10 @@ class ChatRequest(GenerationRequest, kw_only=True):
     top_logprobs: Int64 | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None  # no effect without tools
+    tools: list[ToolDefinition] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
 
     audio: Annotated[Any, only()] = None
     continue_final_message: Annotated[Any, only(False)] = None
@@ -137,9 +62,6 @@ class ChatRequest(GenerationRequest, kw_only=True):
     functions: Annotated[Any, only([])] = None
     modalities: Annotated[Any, only(["text"])] = None
     prediction: Annotated[Any, only()] = None
-    reasoning_effort: Annotated[Any, only("none")] = None
-    tool_choice: Annotated[Any, only("none", "auto")] = None
-    tools: Annotated[Any, only([])] = None
     verbosity: Annotated[Any, only()] = None
     web_search_options: Annotated[Any, only()] = None
 
@@ -165,12 +87,29 @@ class ChatLogprobs(Struct, frozen=True):
     refusal: None = None
 
 
+class ReplyFunction(Struct, frozen=True, omit_defaults=True):
+    """The function of a call, or what a chunk adds to it."""
+
+    arguments: str
+    name: str | None = None
+
+
+class ReplyToolCall(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A tool call, or what a chunk adds to it."""
+
+    index: int | UnsetType = UNSET  # in chunks
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: ReplyFunction
+
+
 class ChatMessage(Struct, frozen=True, kw_only=True):
     """The message that was generated."""
 
     role: str = "assistant"
-    content: str
+    content: str | None
     reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ReplyToolCall] | UnsetType = UNSET
     refusal: None = None
 
 
@@ -180,6 +119,7 @@ class ChatDelta(Struct, frozen=True, omit_defaults=True):
     role: str | None = None
     content: str | None = None
     reasoning_content: str | None = None
+    tool_calls: list[ReplyToolCall] | None = None
 
 
 class ChatChoice(Choice, frozen=True):
@@ -195,11 +135,31 @@ async def create_chat_completion(service: Service, call: RequestContext) -> ASGI
     """Answer POST /v1/chat/completions; raises `ApiError` for a wrong request."""
     info, request = service.read(call, ChatRequest)
     scheduling = scheduling_params(request, info, call.key_name)
-    ids = await encode_messages(service, call, request)
-    params = _chat_params(request, len(ids), info)
-    job = GenerationJob([(ids, params.choices())], scheduling, service.output_parser)
+    conversation = replace(
+        read_conversation(request),
+        tool_choice=_tool_choice(request),
+        parallel_tool_calls=value_or(request.parallel_tool_calls, True),
+        reasoning_effort=request.reasoning_effort,
+    )
+    encoded = await encode_conversation(service, call, conversation)
+    ids = encoded.prompt_ids
+    params = _chat_params(request, len(ids), info, encoded.grammar)
+    job = GenerationJob([(ids, params.choices())], scheduling, encoded.parser)
     translator = ChatTranslator(service, request)
     return GenerationReply(service, job, translator, bool(request.stream))
+
+
+def _tool_choice(request: ChatRequest) -> ToolChoice:
+    """Return the tool choice; raise `ApiError` for one that names no tool of the request."""
+    choice = request.tool_choice
+    names = [tool.function.name for tool in request.tools or ()]
+    if isinstance(choice, ChosenTool):
+        if choice.function.name not in names:
+            raise invalid("tool_choice names a tool that is not in tools.", "tool_choice")
+        return ToolChoice("required", choice.function.name)
+    if choice == "required" and not names:
+        raise invalid("tool_choice is required, but there are no tools.", "tool_choice")
+    return ToolChoice(value_or(choice, "auto"))
 
 
 class ChatTranslator(OpenAITranslator):
@@ -210,11 +170,23 @@ class ChatTranslator(OpenAITranslator):
         super().__init__(service, request, "chatcmpl", name)
         self._with_logprobs = bool(request.logprobs)
         self._started: set[int] = set()  # choices whose role has been sent
+        self._called: set[int] = set()  # choices that have tool calls
 
     def choice(self, index: int, output: ParsedDelta) -> ChatChoice:
-        message = ChatMessage(content=output.text, reasoning_content=output.reasoning or UNSET)
+        calls = [
+            ReplyToolCall(
+                id=call.id, type="function", function=ReplyFunction(call.arguments, call.name)
+            )
+            for call in output.tool_calls
+        ]
+        message = ChatMessage(
+            content=None if calls and not output.text else output.text,
+            reasoning_content=output.reasoning or UNSET,
+            tool_calls=calls or UNSET,
+        )
         logprobs = _logprobs(self.tokenizer, output) if self._with_logprobs else None
-        return ChatChoice(index, message, UNSET, logprobs, output.finish_reason)
+        reason = _finish_reason(output, called=bool(calls))
+        return ChatChoice(index, message, UNSET, logprobs, reason)
 
     def events(self, index: int, delta: Delta, choices: Choices) -> bytes:
         events = b""
@@ -223,15 +195,46 @@ class ChatTranslator(OpenAITranslator):
             role = ChatDelta(role="assistant", content="")
             events = self.chunk(ChatChoice(index, delta=role), choices)
         # Not `isinstance`, which takes a tenth of the time of a chunk for a struct.
-        if type(delta) is ParsedDelta and delta.reasoning:
-            reasoning = ChatDelta(reasoning_content=delta.reasoning)
-            events += self.chunk(ChatChoice(index, delta=reasoning), choices)
+        if type(delta) is ParsedDelta:
+            if delta.reasoning:
+                reasoning = ChatDelta(reasoning_content=delta.reasoning)
+                events += self.chunk(ChatChoice(index, delta=reasoning), choices)
+            if delta.tool_calls:
+                return events + self._tool_call_events(index, delta, choices)
         if delta.text or delta.logprobs or delta.finish_reason:
             logprobs = _logprobs(self.tokenizer, delta) if delta.logprobs else None
             content = ChatDelta(content=delta.text or None)
-            choice = ChatChoice(index, UNSET, content, logprobs, delta.finish_reason)
-            events += self.chunk(choice, choices)
+            reason = _finish_reason(delta, called=index in self._called)
+            events += self.chunk(ChatChoice(index, UNSET, content, logprobs, reason), choices)
         return events
+
+    def _tool_call_events(self, index: int, delta: ParsedDelta, choices: Choices) -> bytes:
+        """Return the events of a delta with tool calls, its content first, its end last."""
+        self._called.add(index)
+        events = b""
+        if delta.text:
+            content = ChatDelta(content=delta.text)
+            events = self.chunk(ChatChoice(index, delta=content), choices)
+        calls = ChatDelta(tool_calls=[_streamed_call(call) for call in delta.tool_calls])
+        logprobs = _logprobs(self.tokenizer, delta) if delta.logprobs else None
+        events += self.chunk(ChatChoice(index, UNSET, calls, logprobs), choices)
+        if delta.finish_reason:
+            end = ChatChoice(index, UNSET, ChatDelta(), None, _finish_reason(delta, called=True))
+            events += self.chunk(end, choices)
+        return events
+
+
+def _finish_reason(delta: Delta, *, called: bool) -> str | None:
+    """Return OpenAI's reason: an answer that ends by itself and has calls ended to make them."""
+    return "tool_calls" if called and delta.finish_reason == "stop" else delta.finish_reason
+
+
+def _streamed_call(call: ToolCallDelta) -> ReplyToolCall:
+    """Return a piece of a call: its id and name come with the first one only."""
+    if not call.id:
+        return ReplyToolCall(index=call.index, function=ReplyFunction(call.arguments))
+    function = ReplyFunction(call.arguments, call.name)
+    return ReplyToolCall(index=call.index, id=call.id, type="function", function=function)
 
 
 def _logprobs(tokenizer: Tokenizer, delta: Delta) -> ChatLogprobs:
@@ -253,7 +256,9 @@ def _logprobs(tokenizer: Tokenizer, delta: Delta) -> ChatLogprobs:
     )
 
 
-def _chat_params(request: ChatRequest, prompt_tokens: int, info: ModelInfo) -> SamplingParams:
+def _chat_params(
+    request: ChatRequest, prompt_tokens: int, info: ModelInfo, grammar: Grammar | None
+) -> SamplingParams:
     """Return the sampling parameters; raise `ApiError` naming the field that is out of range."""
     if request.top_logprobs is not None and not request.logprobs:
         raise invalid("top_logprobs needs logprobs to be true.", "top_logprobs")
@@ -267,4 +272,6 @@ def _chat_params(request: ChatRequest, prompt_tokens: int, info: ModelInfo) -> S
         request.max_tokens = request.max_completion_tokens
         names["max_tokens"] = "max_completion_tokens"
     logprobs = value_or(request.top_logprobs, 0) if request.logprobs else None
-    return sampling_params(request, info, prompt_tokens, logprobs=logprobs, field_names=names)
+    return sampling_params(
+        request, info, prompt_tokens, logprobs=logprobs, grammar=grammar, field_names=names
+    )

@@ -24,7 +24,9 @@ class Usage(Struct, frozen=True, omit_defaults=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: dict[str, int] | None = None  # absent while a stream goes on
+    # absent while a stream goes on
+    prompt_tokens_details: dict[str, int] | None = None
+    completion_tokens_details: dict[str, int] | None = None
 
 
 class Choice(Struct, frozen=True):
@@ -99,7 +101,8 @@ class OpenAITranslator(Translator):
 def _whole_usage(usage: TokenUsage) -> Usage:
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
     details = {"cached_tokens": usage.cached_tokens}  # found in the prefix cache
-    return Usage(prompt, completion, prompt + completion, details)
+    reasoning = {"reasoning_tokens": usage.reasoning_tokens} if usage.reasoning_tokens else None
+    return Usage(prompt, completion, prompt + completion, details, reasoning)
 
 
 def _usage_end(usage: Usage) -> bytes:

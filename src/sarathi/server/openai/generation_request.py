@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from sarathi.engine.messages import ModelInfo
+from sarathi.sampling.grammar import Grammar
 from sarathi.sampling.params import SamplingError, SamplingParams
 from sarathi.scheduler import POLICIES, SchedulingParams
 from sarathi.server.request_body import (
@@ -98,6 +99,7 @@ def sampling_params(
     prompt_tokens: int,
     *,
     logprobs: int | None,
+    grammar: Grammar | None = None,
     default_max_tokens: int | None = None,
     field_names: Mapping[str, str] | None = None,
 ) -> SamplingParams:
@@ -105,6 +107,7 @@ def sampling_params(
 
     Args:
         logprobs: alternatives beside each token; None for no logprobs.
+        grammar: that the output has to follow.
         default_max_tokens: without `max_tokens`; None: all that the model's length leaves.
         field_names: those of request fields that differ from their parameter's.
     """
@@ -136,6 +139,7 @@ def sampling_params(
             max_tokens=max_tokens,
             stop=tuple(stop or ()),
             stop_token_ids=tuple(request.stop_token_ids or ()),
+            grammar=grammar,
             **{name: value for name, value in given.items() if value is not None},
         )
     except SamplingError as error:

@@ -6,7 +6,8 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from sarathi.server.openai.chat_completions import Message, encode_messages
+from sarathi.server.conversation import encode_conversation
+from sarathi.server.openai.chat_messages import Message, ToolDefinition, read_conversation
 from sarathi.server.request_body import Int64, ModelRequest, check_token_ids, value_or
 from sarathi.server.responses import invalid, json_response, missing, too_long
 from sarathi.server.service import RequestContext, Service
@@ -20,6 +21,7 @@ class TokenizeRequest(ModelRequest, kw_only=True):
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[ToolDefinition] | None = None
 
 
 class DetokenizeRequest(ModelRequest, kw_only=True):
@@ -35,9 +37,10 @@ async def tokenize(service: Service, call: RequestContext) -> ASGIApp:
         raise invalid("One of prompt and messages is required.", "prompt")
     prompt = request.prompt
     if prompt is None:
-        ids = await encode_messages(service, call, request)
+        conversation = read_conversation(request)
+        ids = (await encode_conversation(service, call, conversation)).prompt_ids
     else:
-        for name in ("add_generation_prompt", "chat_template_kwargs"):
+        for name in ("add_generation_prompt", "chat_template_kwargs", "tools"):
             if getattr(request, name) is not None:
                 raise invalid(f"{name} needs messages.", name)
         text, special_tokens = prompt, value_or(request.add_special_tokens, True)

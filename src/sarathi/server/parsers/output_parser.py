@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -10,23 +11,36 @@ import msgspec
 from sarathi.engine.output_processor import Delta
 
 
+class ToolCallDelta(msgspec.Struct, frozen=True):
+    """A piece of a tool call. The first one of a call has its id and name."""
+
+    index: int  # of the call in the output
+    id: str = ""
+    name: str = ""
+    arguments: str = ""  # what it adds to the JSON text of the arguments
+
+
 class ParsedText(msgspec.Struct, frozen=True):
-    """A piece of output text, split by meaning."""
+    """A piece of output text, split by meaning: reasoning, then content, then tool calls."""
 
     content: str = ""
     reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 class ParsedDelta(Delta, frozen=True):
     """A delta whose `text` is the content alone."""
 
     reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 class OutputParser(Protocol):
     """Splits the text of one output, which comes in pieces. An instance serves one output."""
 
-    def push(self, text: str, /) -> ParsedText:
+    in_reasoning: bool  # whether the next token belongs to the reasoning
+
+    def push(self, text: str, token_ids: Sequence[int], /) -> ParsedText:
         """Return what is certain by now; the rest may be kept back for later calls.
 
         `text` is empty where tokens have added none.
@@ -36,7 +50,14 @@ class OutputParser(Protocol):
         """Return what was kept back. No more text follows."""
 
 
-ParserFactory = Callable[[], OutputParser]
+@dataclass(frozen=True)
+class ParserFactory:
+    """Makes a parser for each output of a job."""
+
+    create: Callable[[], OutputParser]
+    # Special tokens that the parser has to see, although outputs do not show special tokens.
+    visible_ids: frozenset[int] = frozenset()
+
 
 PLAIN_TEXT = "plain"
 
