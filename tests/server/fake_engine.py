@@ -37,6 +37,7 @@ class ByteTokenizer:
     """A token is a byte; 256 and above are special and have a name."""
 
     vocab_size = VOCAB
+    eos_ids = (EOS,)
 
     def __init__(self, chat_template: Any = None) -> None:
         self.chat_template = TaggedTemplate() if chat_template is None else chat_template
@@ -85,6 +86,9 @@ class ByteStream:
 
 class TaggedTemplate:
     """`role:content|` for each message; the first may not be of the assistant."""
+
+    source = "{{ messages }}"
+    bos_token, eos_token = "", "<256>"
 
     def render_within(
         self,

@@ -164,3 +164,11 @@ def test_a_request_that_the_engine_refuses_is_a_client_error():
     engine.on_silence = "the KV cache cannot hold this request"
     for stream in (False, True):
         assert "KV cache" in error(complete(engine, stream=stream), 400)["message"]
+
+
+def test_the_special_tokens_are_told_as_vllm_tells_them() -> None:
+    info = call(FakeEngine(), "GET", "/tokenizer_info").json()
+    assert info["eos_token"] == "<256>"
+    assert info["bos_token"] is None
+    assert info["chat_template"] == "{{ messages }}"
+    assert info["vocab_size"] == VOCAB

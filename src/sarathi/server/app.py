@@ -22,7 +22,7 @@ from sarathi.server.auth import AuthMiddleware, AuthRules, RequireAdmin, key_nam
 from sarathi.server.openai.chat_completions import create_chat_completion
 from sarathi.server.openai.completions import create_completion
 from sarathi.server.openai.model_list import list_models, show_model
-from sarathi.server.openai.tokenization import detokenize, tokenize
+from sarathi.server.openai.tokenization import detokenize, tokenize, tokenizer_info
 from sarathi.server.operations import health, metrics, scale, stats, version
 from sarathi.server.parsers.output_parser import OUTPUT_PARSERS, PLAIN_TEXT
 from sarathi.server.request_body import read_body
@@ -36,6 +36,7 @@ PostHandler = Callable[[Service, RequestContext], Awaitable[ASGIApp]]
 GET_ROUTES: dict[str, GetHandler] = {
     "/v1/models": list_models,
     "/v1/models/{name:path}": show_model,
+    "/tokenizer_info": tokenizer_info,
     "/health": health,
     "/version": version,
     "/stats": stats,

@@ -1,9 +1,11 @@
-"""POST /tokenize and POST /detokenize, as vLLM has them."""
+"""POST /tokenize, POST /detokenize and GET /tokenizer_info, as vLLM has them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from sarathi.server.conversation import encode_conversation
@@ -64,3 +66,23 @@ async def detokenize(service: Service, call: RequestContext) -> ASGIApp:
         len(call.body), lambda limit: service.tokenizer.decode(ids, skip_special_tokens=False)
     )
     return json_response({"prompt": text})
+
+
+async def tokenizer_info(service: Service, request: Request) -> Response:
+    """Answer GET /tokenizer_info, from which evaluation harnesses learn the special tokens."""
+    service.ready()
+    tokenizer, template = service.tokenizer, service.tokenizer.chat_template
+    eos = tokenizer.token(tokenizer.eos_ids[0]) if tokenizer.eos_ids else None
+    info = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "vocab_size": tokenizer.vocab_size,
+        "bos_token": None,
+        "eos_token": eos,
+        "pad_token": eos,
+        "chat_template": None,
+    }
+    if template is not None:
+        info["bos_token"] = template.bos_token or None
+        info["eos_token"] = template.eos_token or eos
+        info["chat_template"] = template.source
+    return json_response(info)
