@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help serve test test-kernels lint format benchmark bench-policies report gpu-check gpu-wheels clean
+.PHONY: help serve test test-kernels lint format benchmark bench-policies demo-agents report gpu-check gpu-wheels clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | sort -u | \
@@ -46,6 +46,7 @@ $(VENV)/.serve: pyproject.toml | $(BIN)/python
 $(VENV)/.test: $(VENV)/.serve
 	$(PIP) torch==2.13.0
 	$(PIP) --editable ".[test]"
+	$(BIN)/python -m tests.clients.environments
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.serve
@@ -54,6 +55,9 @@ $(VENV)/.lint: $(VENV)/.serve
 
 bench-policies: $(VENV)/.serve  ## the paper's schedulers side by side, on the real server
 	$(BIN)/python -m perf.policies
+
+demo-agents: $(VENV)/.serve  ## a reader, a long prompt and an agent at once: what each waits for
+	$(BIN)/python -m perf.agents
 
 report: $(VENV)/.report  ## measure the README's section on performance anew (about 40 minutes)
 	$(BIN)/python -m perf.performance

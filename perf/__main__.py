@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 _NAMES = (
+    "agents",
     "chunked_prefill",
     "engine_overhead",
     "http_vs_offline",

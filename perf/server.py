@@ -29,19 +29,17 @@ class ServerError(RuntimeError):
 class Server:
     """A server process. Entering the context starts it, without waiting for the model."""
 
-    def __init__(self, options: Sequence[str] = ()) -> None:
+    def __init__(self, options: Sequence[str] = (), command: Sequence[str] | None = None) -> None:
+        """Prepare a server; `command` is that of another one, which takes `--port`, too."""
         self.port = _free_port()
-        self._options = options
+        own = (sys.executable, "-m", "sarathi.cli.main", "serve", MODEL)
+        self._command = [*(own if command is None else command), *options]
 
     def __enter__(self) -> Server:
         self._log = tempfile.TemporaryFile("w+")
         self.started = time.perf_counter()
         self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "sarathi.cli.main", "serve", MODEL),
-                *("--port", str(self.port)),
-                *self._options,
-            ],
+            [*self._command, "--port", str(self.port)],
             stdout=self._log,
             stderr=self._log,
             # Clients send no key.

@@ -67,16 +67,15 @@ class Stream(asyncio.Protocol):
 
 async def open_stream(port: int, prompt: list[int], max_tokens: int) -> Stream:
     """Start a greedy completion of exactly `max_tokens` tokens."""
-    fields: dict[str, Any] = {
-        "prompt": prompt,
-        "max_tokens": max_tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-    }
-    body = json.dumps(fields).encode()
+    fields = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
+    return await post_stream(port, "/v1/completions", fields)
+
+
+async def post_stream(port: int, path: str, fields: dict[str, Any]) -> Stream:
+    """Send a body with these fields, to be answered by a stream."""
+    body = json.dumps({**fields, "stream": True}).encode()
     head = (
-        "POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
         f"content-length: {len(body)}\r\n\r\n"
     )
     loop = asyncio.get_running_loop()

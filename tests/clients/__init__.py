@@ -1,0 +1,1 @@
+"""Programs of users, unchanged, against a real server: each in an environment of its own."""

@@ -1,0 +1,56 @@
+"""Runs each script of `scripts/` with its client, unchanged, against a real server."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients import environments
+from tests.conformance.started_server import StartedServer
+
+SCRIPTS = Path(__file__).with_name("scripts")
+TIMEOUT = 240  # seconds
+CLIENTS = [
+    ("sdks", "openai_chat"),
+    ("sdks", "openai_responses"),
+    ("sdks", "anthropic_messages"),
+    ("sdks", "langchain_chat"),
+    ("sdks", "agents_loop"),
+    ("sdks", "pydantic_ai_output"),
+    ("litellm", "litellm_completion"),
+    ("litellm", "instructor_modes"),
+    ("lm-eval", "lm_eval_tasks"),
+    ("guidellm", "guidellm_benchmark"),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedServer]:
+    one = StartedServer(tmp_path_factory.mktemp("server") / "log.txt", "--max-model-len", "4096")
+    try:
+        one.wait_until_healthy()
+        yield one
+    finally:
+        one.stop()
+
+
+def test_every_script_is_run() -> None:
+    assert {path.stem for path in SCRIPTS.glob("*.py")} == {script for _, script in CLIENTS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("environment", "script"), CLIENTS, ids=[script for _, script in CLIENTS])
+def test_a_client_runs_unchanged(
+    request: pytest.FixtureRequest, environment: str, script: str, tmp_path: Path
+) -> None:
+    python = environments.python(environment)
+    if python is None:
+        pytest.skip(f"the environment {environment} is not installed")
+    server: StartedServer = request.getfixturevalue("server")
+    command = [str(python), str(SCRIPTS / f"{script}.py"), server.url]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+    server.check()
