@@ -23,6 +23,9 @@ class PieceTokenizer:
     def __init__(self, pieces: Sequence[bytes]) -> None:
         self.pieces = pieces
 
+    def special_id(self, text: str) -> int | None:
+        return None
+
     def stream(
         self,
         skip_special_tokens: bool = True,

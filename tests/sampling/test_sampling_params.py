@@ -112,10 +112,9 @@ def test_malformed_stop_tokens_are_refused(value: Any) -> None:
     refused("stop_token_ids", value)
 
 
-def test_several_choices_of_a_greedy_request_are_refused() -> None:
-    with pytest.raises(SamplingError, match="temperature is 0") as caught:
-        SamplingParams(n=2, temperature=0)
-    assert caught.value.field == "n"
+def test_several_choices_of_a_greedy_request_are_equal() -> None:
+    first, second = SamplingParams(n=2, temperature=0).choices()
+    assert first == second == SamplingParams(temperature=0)
 
 
 def test_min_tokens_has_no_upper_limit_without_max_tokens() -> None:

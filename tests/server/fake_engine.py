@@ -58,6 +58,10 @@ class ByteTokenizer:
     def token_bytes(self, token: int) -> bytes:
         return bytes([token]) if token < 256 else f"<{token}>".encode()
 
+    def special_id(self, text: str) -> int | None:
+        specials = {self.token(token): token for token in range(256, VOCAB)}
+        return specials.get(text)
+
     def stream(
         self,
         skip_special_tokens: bool = True,
@@ -89,6 +93,7 @@ class TaggedTemplate:
 
     source = "{{ messages }}"
     bos_token, eos_token = "", "<256>"
+    has_developer_role = False
 
     def render_within(
         self,

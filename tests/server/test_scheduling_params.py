@@ -71,12 +71,10 @@ def test_all_choices_of_a_request_have_its_scheduling_params():
         ("priority", -(2**31) - 1),
         ("priority", 10**400),
         ("priority", 1.5),
-        ("priority", "1"),
+        ("priority", "one"),
         ("priority", True),
         ("priority", [1]),
         *itertools.product(("ttft_target", "tbt_target"), NO_DURATIONS),
-        ("user", "x" * 257),
-        ("user", 5),
     ],
 )
 def test_malformed_fields_are_refused_by_name(ask, field, value):

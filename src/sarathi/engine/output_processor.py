@@ -34,6 +34,8 @@ class Detokenizer(Protocol):
         visible_ids: frozenset[int] = frozenset(),
     ) -> TextDecoder: ...
 
+    def special_id(self, text: str, /) -> int | None: ...
+
 
 class Delta(msgspec.Struct, frozen=True):
     """What one or several tokens added to a request.
@@ -104,7 +106,8 @@ class OutputText:
     completes it is the last that counts, and the caller is to cancel the request when
     `finish_reason` is set. A stop or end-of-sequence token, which the engine returns last, adds no
     text. The text continues that of `prompt_ids`, which decides about a first space for example.
-    Special tokens of `visible_ids` are part of the text even if the others are not.
+    Special tokens of `visible_ids` are part of the text even if the others are not. A stop string
+    that is a special token counts even if the text does not show it.
     """
 
     def __init__(
@@ -118,6 +121,12 @@ class OutputText:
         self.finish_reason: FinishReason | None = None
         self._decoder = tokenizer.stream(params.skip_special_tokens, prompt_ids, visible_ids)
         self._stop = StopStrings(params.stop) if params.stop else None
+        self._stop_tokens: dict[int, str] = {}  # stop strings that the text does not show
+        if params.skip_special_tokens:
+            for stop in params.stop:
+                token = tokenizer.special_id(stop)
+                if token is not None and token not in visible_ids:
+                    self._stop_tokens[token] = stop
         self._include_stop = params.include_stop_str_in_output
         self._min_tokens = params.min_tokens
         self._with_logprobs = params.logprobs is not None
@@ -138,11 +147,16 @@ class OutputText:
                 logprobs.append(output.logprobs)
                 offsets.append(self._length)
             piece = "" if output.finish_reason == "stop" else self._decoder.push([output.token])
-            if output.finish_reason is not None:
-                self.finish_reason = output.finish_reason
+            stop_token = self._stop_tokens.get(output.token) if self._stop_tokens else None
+            if stop_token is not None and self.num_tokens < self._min_tokens:
+                stop_token = None
+            if stop_token is not None or output.finish_reason is not None:
+                self.finish_reason = "stop" if stop_token else output.finish_reason
                 piece += self._decoder.flush()
             self._length += len(piece)
             text += piece if self._stop is None else self._before_stop(piece, self._stop)
+            if stop_token is not None and self._include_stop:
+                text += stop_token
         return Delta(text, tokens, logprobs, offsets, self.finish_reason)
 
     def _before_stop(self, piece: str, stop: StopStrings) -> str:

@@ -70,8 +70,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 f"is {self.min_tokens}, expected an integer at least 0 and at most "
                 f"{self.max_tokens}",
             )
-        if self.n > 1 and self.temperature == 0:
-            raise SamplingError("n", "must be 1 when temperature is 0: all choices would be equal")
 
     @property
     def greedy(self) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -23,17 +23,20 @@ from sarathi.server.openai.chat_completions import create_chat_completion
 from sarathi.server.openai.completions import create_completion
 from sarathi.server.openai.model_list import list_models, show_model
 from sarathi.server.openai.tokenization import detokenize, tokenize, tokenizer_info
-from sarathi.server.operations import health, metrics, scale, stats, version
+from sarathi.server.operations import health, index, metrics, scale, stats, version
 from sarathi.server.parsers.output_parser import OUTPUT_PARSERS, PLAIN_TEXT
+from sarathi.server.reply_headers import ReplyHeaders, added_headers
 from sarathi.server.request_body import read_body
 from sarathi.server.responses import ApiError, error_response
 from sarathi.server.service import RequestContext, Service
 
 GetHandler = Callable[[Service, Request], Awaitable[Response]]
 PostHandler = Callable[[Service, RequestContext], Awaitable[ASGIApp]]
+Endpoint = TypeVar("Endpoint")
 
 # A new endpoint is a line in one of these tables, and its handler.
 GET_ROUTES: dict[str, GetHandler] = {
+    "/": index,
     "/v1/models": list_models,
     "/v1/models/{name:path}": show_model,
     "/tokenizer_info": tokenizer_info,
@@ -61,6 +64,8 @@ def create_app(
     auth: AuthRules | None = None,
     max_body: int = MAX_BODY,
     output_parser: str = PLAIN_TEXT,
+    strict: bool = False,
+    cors_origins: Sequence[str] = (),
 ) -> ASGIApp:
     """Return the ASGI application for one engine.
 
@@ -71,23 +76,46 @@ def create_app(
             from this machine. Of several API keys, each is a tenant.
         max_body: bytes of a request body.
         output_parser: of chat outputs, a name in `OUTPUT_PARSERS`.
+        strict: refuse unknown fields and unusual values instead of ignoring or adapting them.
+        cors_origins: of web pages that may call the API.
     """
     parser = OUTPUT_PARSERS[output_parser]
-    service = Service(engine, tokenizer, served_name, int(time.time()), parser)
+    service = Service(engine, tokenizer, served_name, int(time.time()), parser, strict)
     rules = auth or AuthRules()
 
-    routes = [Route(path, partial(handler, service)) for path, handler in GET_ROUTES.items()]
-    for path, post_handler in {**POST_ROUTES, **ADMIN_ROUTES}.items():
-        endpoint: ASGIApp = PostEndpoint(service, post_handler, max_body)
-        if path in ADMIN_ROUTES:
-            endpoint = RequireAdmin(endpoint, rules)
-        routes.append(Route(path, endpoint, methods=["POST"]))
+    def post_endpoint(handler: PostHandler) -> ASGIApp:
+        return PostEndpoint(service, handler, max_body)
+
+    posts = {path: post_endpoint(handler) for path, handler in POST_ROUTES.items()}
+    gets = {path: partial(handler, service) for path, handler in GET_ROUTES.items()}
+    routes = [
+        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in _with_variants(posts)),
+        *(
+            Route(path, RequireAdmin(post_endpoint(handler), rules), methods=["POST"])
+            for path, handler in ADMIN_ROUTES.items()
+        ),
+        *(Route(path, endpoint, methods=["GET"]) for path, endpoint in _with_variants(gets)),
+    ]
     app = Starlette(
         routes=routes,
         exception_handlers=dict.fromkeys((ApiError, HTTPException, Exception), _on_error),
     )
     app.router.redirect_slashes = False
-    return AuthMiddleware(app, rules, frozenset(ADMIN_ROUTES))
+    admin_paths = frozenset(ADMIN_ROUTES)
+    with_keys = AuthMiddleware(app, rules, admin_paths)
+    return ReplyHeaders(with_keys, frozenset(cors_origins), admin_paths)
+
+
+def _with_variants(endpoints: Mapping[str, Endpoint]) -> list[tuple[str, Endpoint]]:
+    """Return endpoints by path, after the paths also those that clients make of wrong base URLs.
+
+    They end with a slash, or lack the version.
+    """
+    short = {path.removeprefix("/v1"): endpoint for path, endpoint in endpoints.items()}
+    paths = {**endpoints, **{path: short[path] for path in short.keys() - endpoints.keys()}}
+    slashed = {f"{path}/": endpoint for path, endpoint in paths.items() if path != "/"}
+    # The first that matches counts: a path with a parameter matches the slash of another.
+    return sorted({**paths, **slashed}.items(), key=lambda item: "{" in item[0])
 
 
 @dataclass(frozen=True)
@@ -103,7 +131,7 @@ class PostEndpoint:
             body = await read_body(Request(scope, receive), self.max_body)
         except ClientDisconnect:
             return
-        call = RequestContext(body, key_name(scope))
+        call = RequestContext(body, key_name(scope), added_headers(scope))
 
         async def work() -> None:
             reply = await self.handler(self.service, call)
@@ -137,6 +165,9 @@ async def _disconnected(receive: Receive) -> None:
 async def _on_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         method, path = request.method, request.url.path
+        allow = (error.headers or {}).get("Allow")
+        if method == "OPTIONS" and allow and path not in ADMIN_ROUTES:
+            return Response(status_code=204, headers={"Allow": f"{allow}, OPTIONS"})
         known = {
             404: (f"There is nothing at {path[:200]}.", "unknown_url"),
             405: (f"{method[:20]} is not possible at {path[:200]}.", "method_not_allowed"),

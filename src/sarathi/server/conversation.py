@@ -96,6 +96,10 @@ async def encode_conversation(
 
     def work(limit: WorkLimit) -> list[int]:
         messages = [_template_message(turn) for turn in conversation.turns]
+        if not template.has_developer_role:
+            for message in messages:
+                if message["role"] == "developer":  # OpenAI's newer name of the same
+                    message["role"] = "system"
         tools = [_template_tool(tool) for tool in conversation.tools] or None
         try:
             text = template.render_within(

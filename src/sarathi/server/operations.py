@@ -30,7 +30,7 @@ from sarathi.telemetry.request_latencies import Latencies
 from sarathi.telemetry.stats import Stats, exposed, initial_stats
 
 
-class ScaleRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+class ScaleRequest(Struct, kw_only=True):
     """Body of POST /scale."""
 
     replicas: Int64
@@ -55,6 +55,14 @@ async def health(service: Service, request: Request) -> Response:
     return json_response({"status": "ok", "replicas": replicas})
 
 
+async def index(service: Service, request: Request) -> Response:
+    """Answer GET /, for people and for clients that look whether there is a server."""
+    paths = {"api": "/v1", "health": "/health", "metrics": "/metrics"}
+    return json_response(
+        {"name": "sarathi", "version": __version__, "model": service.model, **paths}
+    )
+
+
 async def version(service: Service, request: Request) -> Response:
     """Answer GET /version."""
     return json_response({"version": __version__})
@@ -63,7 +71,7 @@ async def version(service: Service, request: Request) -> Response:
 async def scale(service: Service, call: RequestContext) -> ASGIApp:
     """Answer POST /scale; raises `ApiError` for a wrong number, and without a ready engine."""
     service.ready()
-    request = decode(call.body, ScaleRequest)
+    request, _ = decode(call.body, ScaleRequest)
     drain_seconds = seconds("drain_timeout", request.drain_timeout)
     try:
         service.fleet.scale(request.replicas, drain_seconds)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gc
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import inspect
+from msgspec import Raw, inspect
 from starlette.requests import Request
 
 from sarathi.server.responses import ApiError, invalid, missing
+from sarathi.server.unknown_fields import unknown_fields
 from sarathi.units import parse_duration
 
 Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
@@ -26,7 +28,7 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 Value = TypeVar("Value")
 
 
-class ModelRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class ModelRequest(msgspec.Struct, kw_only=True):
     """A body that may name the model."""
 
     model: str | None = None
@@ -37,33 +39,95 @@ def only(*values: object) -> msgspec.Meta:
     return msgspec.Meta(extra={"only": values})
 
 
+def max_json(size: int) -> msgspec.Meta:
+    """Return the annotation of a field that holds anything, of at most `size` bytes of JSON."""
+    return msgspec.Meta(extra={"max_json": size})
+
+
+# A field that has no effect here: its value may be anything, and is skipped.
+NoEffect = Raw
+NOT_GIVEN = Raw()
+
+
+def is_given(value: Raw) -> bool:
+    """Return whether an undecoded field is present and not null."""
+    return bytes(value) not in (b"", b"null")
+
+
 async def read_body(request: Request, limit: int) -> bytes:
-    """Read the body of a request; raise `ApiError` if it is empty or larger than `limit` bytes."""
+    """Read the body of a request, decompressed.
+
+    Raises:
+        ApiError: it is empty or larger than `limit` bytes, which counts it both as it is sent and
+            decompressed; or its encoding is not supported.
+    """
     too_large = ApiError(413, f"The body is larger than {limit} bytes.", code="request_too_large")
     length = request.headers.get("content-length", "0").lstrip("0")
     if length.isdecimal() and (len(length) > len(str(limit)) or int(length) > limit):
         raise too_large
+    decompressor = _decompressor(request.headers.get("content-encoding", ""))
     parts = []
-    size = 0
+    received = size = 0
     async for part in request.stream():
+        received += len(part)
+        if decompressor is not None and part:
+            try:
+                part = decompressor.decompress(part, limit - size + 1)
+            except zlib.error:
+                raise _damaged() from None
+            if decompressor.unused_data:
+                raise _damaged()
         size += len(part)
-        if size > limit:
+        if max(size, received) > limit:
             raise too_large
         parts.append(part)
-    if not size:
+    if not received:
         raise ApiError(400, "The body is empty, expected JSON.", code="invalid_json")
+    if decompressor is not None and not decompressor.eof:
+        raise _damaged()
     return b"".join(parts)
 
 
-def decode(body: bytes, kind: type[Body]) -> Body:
-    """Decode a JSON body; raise `ApiError`, status 400, naming the field at fault."""
+def _decompressor(encoding: str) -> zlib._Decompress | None:
+    """Return what decodes an encoding of a body; raise `ApiError`, status 415, for an unknown one.
+
+    None: there is nothing to decode.
+    """
+    match encoding.strip().lower():
+        case "" | "identity":
+            return None
+        case "gzip" | "x-gzip" | "deflate":
+            return zlib.decompressobj(zlib.MAX_WBITS | 32)  # reads the headers of both
+    raise ApiError(
+        415,
+        f"The content encoding {encoding!r:.50} is not supported; gzip and deflate are.",
+        code="unsupported_media_type",
+        headers={"Accept-Encoding": "gzip, deflate"},
+    )
+
+
+def _damaged() -> ApiError:
+    return invalid("The body is not what its content encoding says.", code="invalid_encoding")
+
+
+def decode(body: bytes, kind: type[Body], *, strict: bool = True) -> tuple[Body, list[str]]:
+    """Decode a JSON body; raise `ApiError`, status 400, naming the field at fault.
+
+    Also return the names of fields that the struct does not have and that have been ignored; see
+    `unknown_fields`.
+
+    Args:
+        strict: refuse unknown fields and other JSON types than those of the fields. Otherwise
+            whole numbers may be written 256.0, and numbers and booleans as strings.
+    """
     # Millions of new objects make Python's collector look at all of them again and again, which
     # takes four times as long as reading them, and blocks the event loop. None is garbage.
     gc.disable()
     try:
         if len(body) > MAX_OPEN_FIELD:
             _check_open_fields(body, kind)
-        request = msgspec.json.decode(body, type=kind)
+        request = msgspec.json.decode(body, type=kind, strict=strict)
+        ignored = unknown_fields(body, kind, complete=strict)
     except msgspec.ValidationError as error:
         raise _invalid_field(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -71,13 +135,18 @@ def decode(body: bytes, kind: type[Body]) -> Body:
         raise invalid(f"The body is not valid JSON: {reason}", code="invalid_json") from None
     finally:
         gc.enable()
+    if strict and ignored:
+        raise _unknown_field(ignored[0])
     for name, accepted in _unsupported_fields(kind).items():
         value = getattr(request, name)
-        if value is not None and not any(
-            type(value) is type(harmless) and value == harmless for harmless in accepted
-        ):
+        if value is not None and not any(_same(value, harmless) for harmless in accepted):
             raise unsupported(name, accepted)
-    return request
+    return request, ignored
+
+
+def _same(value: object, other: object) -> bool:
+    numbers = type(value) in (int, float) and type(other) in (int, float)
+    return value == other and (numbers or type(value) is type(other))
 
 
 def value_or(value: Value | None, default: Value) -> Value:
@@ -110,26 +179,29 @@ def unsupported(field: str, accepted: Sequence[object] = ()) -> ApiError:
 @cache
 def _unsupported_fields(kind: type[msgspec.Struct]) -> Mapping[str, Sequence[object]]:
     """Return the fields of a body that are annotated with `only`, and the values they accept."""
-    return {
-        field.name: field.type.extra["only"]
-        for field in _fields(kind)
-        if isinstance(field.type, inspect.Metadata) and field.type.extra is not None
-    }
+    extras = {field.name: _extra(field) for field in _fields(kind)}
+    return {name: extra["only"] for name, extra in extras.items() if "only" in extra}
 
 
 @cache
-def _open_fields(kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
-    """Return a struct of the fields of a body that hold anything, undecoded."""
-    names = [field.name for field in _fields(kind) if _is_open(field.type)]
-    return msgspec.defstruct(
-        "OpenFields", [(name, msgspec.Raw, msgspec.Raw(b"")) for name in names]
-    )
+def _open_fields(kind: type[msgspec.Struct]) -> tuple[type[msgspec.Struct], Mapping[str, int]]:
+    """Return the fields of a body that hold anything: a struct of them, undecoded, and limits."""
+    limits = {
+        field.encode_name: _extra(field).get("max_json", MAX_OPEN_FIELD)
+        for field in _fields(kind)
+        if _is_open(field.type) or "max_json" in _extra(field)
+    }
+    return msgspec.defstruct("OpenFields", [(name, Raw, Raw()) for name in limits]), limits
 
 
 def _fields(kind: type[msgspec.Struct]) -> Sequence[inspect.Field]:
     info = inspect.type_info(kind)
     assert isinstance(info, inspect.StructType)
     return info.fields
+
+
+def _extra(field: inspect.Field) -> Mapping[str, Any]:
+    return (field.type.extra or {}) if isinstance(field.type, inspect.Metadata) else {}
 
 
 def _is_open(info: inspect.Type) -> bool:
@@ -142,11 +214,12 @@ def _is_open(info: inspect.Type) -> bool:
 
 def _check_open_fields(body: bytes, kind: type[msgspec.Struct]) -> None:
     """Raise `ApiError` naming a field that holds anything and is too large."""
-    fields = msgspec.json.decode(body, type=_open_fields(kind))
-    for name in fields.__struct_fields__:
-        size = len(bytes(getattr(fields, name)))
-        if size > MAX_OPEN_FIELD:
-            raise invalid(f"{name} has {size} bytes, expected at most {MAX_OPEN_FIELD}.", name)
+    struct, limits = _open_fields(kind)
+    fields = msgspec.json.decode(body, type=struct)
+    for name, limit in limits.items():
+        size = memoryview(getattr(fields, name)).nbytes
+        if size > limit:
+            raise invalid(f"{name} has {size} bytes, expected at most {limit}.", name)
 
 
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>.*)`$")
@@ -162,9 +235,12 @@ def _invalid_field(message: str) -> ApiError:
         path = at["path"].replace("[...]", "")
         message = message[: at.start()]
     if unknown := _UNKNOWN.match(message):
-        field = f"{path}.{unknown['name']}".lstrip(".")[:100]
-        return invalid(f"Unknown field {field!r}.", field, code="unknown_parameter")
+        return _unknown_field(f"{path}.{unknown['name']}".lstrip(".")[:100])
     if absent := _MISSING.match(message):
         return missing(f"{path}.{absent['name']}".lstrip("."))
     message = message.replace("`", "").replace(" | null", "")
     return invalid(f"{path or 'The body'}: {message}.", path or None, code="invalid_type")
+
+
+def _unknown_field(path: str) -> ApiError:
+    return invalid(f"Unknown field {path!r}.", path, code="unknown_parameter")

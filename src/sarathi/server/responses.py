@@ -68,7 +68,9 @@ def missing(field: str) -> ApiError:
 def too_long(max_model_len: int, what: str) -> ApiError:
     """Return the error for a request beyond the model's length; `what` is what it asks for."""
     return invalid(
-        f"The model's limit is {max_model_len} tokens, prompt and output together; {what}.",
+        # Clients look for the beginning of OpenAI's message, to try a model with a longer context.
+        f"This model's maximum context length is {max_model_len} tokens, prompt and output "
+        f"together; {what}.",
         code="context_length_exceeded",
     )
 

@@ -171,7 +171,14 @@ async def _run(
             log(f"warning: {warning}")
         gc.freeze()  # loaded objects stay: the collector need not pause the streams to visit them
         auth = AuthRules(config.api_keys, config.admin_keys, config.host)
-        app = create_app(fleet, tokenizer, served_name=config.served_name, auth=auth)
+        app = create_app(
+            fleet,
+            tokenizer,
+            served_name=config.served_name,
+            auth=auth,
+            strict=config.strict,
+            cors_origins=config.cors_origins,
+        )
         # Some file descriptors are kept, so that a connection too many can be refused.
         most = max(1, raise_descriptor_limit() - _SPARE_DESCRIPTORS)
         limits = ConnectionLimits(connections=most)

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from sarathi.engine.config import MAX_REPLICAS
 from sarathi.options import LogLevel, Option, TextForm, format_seconds
+from sarathi.server.reply_headers import parse_origin
 from sarathi.units import parse_duration
 
 
@@ -45,6 +46,21 @@ class ServerConfig:
         Meta(ge=1, le=MAX_REPLICAS),
         Option("engines that share the requests, each with the whole model"),
     ] = 1
+    strict: Annotated[
+        bool,
+        Option(
+            "refuse requests with unknown fields, with values of another JSON type such as 256.0 "
+            'or "256" for 256, and with max_tokens beyond the model\'s length'
+        ),
+    ] = False
+    cors_origins: Annotated[
+        tuple[Annotated[str, TextForm(parse_origin, "ORIGIN")], ...],
+        Option(
+            "let web pages of this origin call the API, such as https://example.org; *: of any; "
+            "may be given several times",
+            name="cors-origin",
+        ),
+    ] = ()
     drain_seconds: Annotated[
         DrainTimeout,
         Option(

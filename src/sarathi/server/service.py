@@ -6,7 +6,8 @@ Tokenisation and chat templates run on threads, so that they do not block the ev
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -16,8 +17,12 @@ from sarathi.fleet.fleet import Engines
 from sarathi.models.tokenizers.chat_template import RENDER_SECONDS, WorkLimit
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.server.parsers.output_parser import ParserFactory
+from sarathi.server.reply_headers import IGNORED
 from sarathi.server.request_body import ModelRequest, decode
 from sarathi.server.responses import ApiError, engine_failed, invalid, too_long, unavailable
+
+_LOG = logging.getLogger(__name__)
+_MAX_LOGGED = 200  # names of unknown fields
 
 # Tokenising takes about a hundred times the memory of a text, so that long ones go one by one.
 # They have a thread to themselves: a short text never waits for a long one.
@@ -93,7 +98,9 @@ class Service:
     model: str  # the name that clients call it
     created: int  # seconds since 1970
     output_parser: ParserFactory | None = None  # of chat outputs; None: all text is content
+    strict: bool = False  # refuse unknown fields and unusual values
     pool: TokenizerPool = field(default_factory=TokenizerPool)
+    _logged: set[str] = field(default_factory=set)  # unknown fields
 
     def ready(self) -> ModelInfo:
         """Return the description of the loaded model; raise `ApiError`, status 503, without one."""
@@ -106,13 +113,23 @@ class Service:
     def read(self, call: RequestContext, kind: type[Body]) -> tuple[ModelInfo, Body]:
         """Return the loaded model, and the request to it that a body holds, or raise `ApiError`."""
         info = self.ready()
-        request = decode(call.body, kind)
+        request, ignored = decode(call.body, kind, strict=self.strict)
+        if ignored:
+            call.reply_headers.append((IGNORED, ", ".join(ignored).encode()))
+            self._log_ignored(ignored)
         self.check_model(request.model)
         return info, request
 
+    def _log_ignored(self, names: Sequence[str]) -> None:
+        """Log each unknown field once."""
+        for name in names:
+            if name not in self._logged and len(self._logged) < _MAX_LOGGED:
+                self._logged.add(name)
+                _LOG.info("requests have the unknown field %s, which is ignored", name)
+
     def check_model(self, name: str | None) -> None:
         """Raise `ApiError`, status 404, for any name but that of the served model."""
-        if name is not None and name != self.model:
+        if name and name != self.model:
             shown = name if len(name) <= 100 else name[:100] + "..."
             message = f"The model {shown!r} does not exist here; this server has {self.model!r}."
             raise ApiError(404, message, param="model", code="model_not_found")
@@ -150,3 +167,5 @@ class RequestContext:
 
     body: bytes
     key_name: str | None = None  # see `auth.key_name`
+    # Of the reply, whatever it will be; may be extended until it starts.
+    reply_headers: list[tuple[bytes, bytes]] = field(default_factory=list)

@@ -108,6 +108,12 @@ class ChatTemplate:
         source = self.tool_source
         return plain, plain if source is None else _environment().limited(source)
 
+    @cached_property
+    def has_developer_role(self) -> bool:
+        """Whether the template treats the role "developer" in a way of its own."""
+        source = self.source + (self.tool_source or "")
+        return re.search(r"([\"'])developer\1", source) is not None
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -119,6 +119,11 @@ class Tokenizer:
             self._bytes[token_id] = found
         return found
 
+    def special_id(self, text: str) -> int | None:
+        """Return the id of the special token that is written `text`; None if there is none."""
+        token = self._inner.token_to_id(text)
+        return token if token in self._special_ids else None
+
     def stream(
         self,
         skip_special_tokens: bool = True,

@@ -15,7 +15,7 @@ from sarathi.sampling.grammar import Grammar
 from sarathi.sampling.params import SamplingParams
 from sarathi.server.conversation import ToolChoice, encode_conversation
 from sarathi.server.generation_core import Choices, GenerationJob, GenerationReply
-from sarathi.server.openai.chat_messages import Message, ToolDefinition, read_conversation
+from sarathi.server.openai.chat_messages import Message, Tools, read_conversation
 from sarathi.server.openai.generation_reply import Choice, OpenAITranslator, text_and_logprob
 from sarathi.server.openai.generation_request import (
     GenerationRequest,
@@ -23,7 +23,7 @@ from sarathi.server.openai.generation_request import (
     scheduling_params,
 )
 from sarathi.server.parsers.output_parser import ParsedDelta, ToolCallDelta
-from sarathi.server.request_body import Int64, only, value_or
+from sarathi.server.request_body import NOT_GIVEN, Int64, NoEffect, only, value_or
 from sarathi.server.responses import invalid
 from sarathi.server.service import RequestContext, Service
 
@@ -50,19 +50,28 @@ class ChatRequest(GenerationRequest, kw_only=True):
     top_logprobs: Int64 | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: list[ToolDefinition] | None = None
+    tools: Tools = None
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
 
+    enable_thinking: bool | None = None  # an argument of the template, as is `thinking`
+    thinking: Any = None
+
+    prediction: NoEffect = NOT_GIVEN  # would save time
+    verbosity: NoEffect = NOT_GIVEN  # a hint to OpenAI's models
+
     audio: Annotated[Any, only()] = None
+    best_of: Annotated[Any, only(1)] = None
+    chat_template: Annotated[Any, only()] = None
     continue_final_message: Annotated[Any, only(False)] = None
     documents: Annotated[Any, only([])] = None
-    function_call: Annotated[Any, only("none")] = None
+    echo: Annotated[Any, only(False)] = None
+    function_call: Annotated[Any, only("auto", "none")] = None
     functions: Annotated[Any, only([])] = None
+    include_reasoning: Annotated[Any, only(True)] = None
     modalities: Annotated[Any, only(["text"])] = None
-    prediction: Annotated[Any, only()] = None
-    verbosity: Annotated[Any, only()] = None
+    thinking_token_budget: Annotated[Any, only()] = None
     web_search_options: Annotated[Any, only()] = None
 
 
@@ -143,7 +152,7 @@ async def create_chat_completion(service: Service, call: RequestContext) -> ASGI
     )
     encoded = await encode_conversation(service, call, conversation)
     ids = encoded.prompt_ids
-    params = _chat_params(request, len(ids), info, encoded.grammar)
+    params = _chat_params(request, len(ids), info, encoded.grammar, strict=service.strict)
     job = GenerationJob([(ids, params.choices())], scheduling, encoded.parser)
     translator = ChatTranslator(service, request)
     return GenerationReply(service, job, translator, bool(request.stream))
@@ -257,21 +266,27 @@ def _logprobs(tokenizer: Tokenizer, delta: Delta) -> ChatLogprobs:
 
 
 def _chat_params(
-    request: ChatRequest, prompt_tokens: int, info: ModelInfo, grammar: Grammar | None
+    request: ChatRequest,
+    prompt_tokens: int,
+    info: ModelInfo,
+    grammar: Grammar | None,
+    *,
+    strict: bool,
 ) -> SamplingParams:
     """Return the sampling parameters; raise `ApiError` naming the field that is out of range."""
-    if request.top_logprobs is not None and not request.logprobs:
+    if request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs needs logprobs to be true.", "top_logprobs")
     names = {"logprobs": "top_logprobs"}
-    if request.max_completion_tokens is not None:
-        if request.max_tokens not in (None, request.max_completion_tokens):
-            raise invalid(
-                "max_tokens and max_completion_tokens differ; give one of them.",
-                "max_completion_tokens",
-            )
+    if request.max_completion_tokens is not None:  # its older name has no effect beside it
         request.max_tokens = request.max_completion_tokens
         names["max_tokens"] = "max_completion_tokens"
     logprobs = value_or(request.top_logprobs, 0) if request.logprobs else None
     return sampling_params(
-        request, info, prompt_tokens, logprobs=logprobs, grammar=grammar, field_names=names
+        request,
+        info,
+        prompt_tokens,
+        logprobs=logprobs,
+        strict=strict,
+        grammar=grammar,
+        field_names=names,
     )

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from sarathi.server.conversation import Conversation, Role, Tool, ToolCall, Turn
-from sarathi.server.request_body import unsupported, value_or
+from sarathi.server.request_body import (
+    NOT_GIVEN,
+    NoEffect,
+    is_given,
+    max_json,
+    unsupported,
+    value_or,
+)
 from sarathi.server.responses import invalid, missing
 
 # Arguments of the template that have a request field or a meaning of their own.
 _RESERVED = frozenset({"messages", "add_generation_prompt", "tools", "documents"})
-_UNSUPPORTED = ("audio", "function_call", "annotations")
+_MAX_TOOLS = 2**20  # bytes of JSON; agents have a hundred tools
+_TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+# Parts of an assistant's message that hold its reasoning, which may be encrypted.
+_REASONING_PARTS = frozenset({"thinking", "redacted_thinking", "reasoning", "reasoning_text"})
 
 
 class FunctionCall(Struct):
-    """The function of a tool call; `arguments` is JSON."""
+    """The function of a tool call; `arguments` is a string of JSON, or the object itself."""
 
     name: str = ""
-    arguments: str | dict[str, Any] | None = None
+    arguments: Raw = NOT_GIVEN
 
 
 class MessageToolCall(Struct, kw_only=True):
@@ -29,29 +39,50 @@ class MessageToolCall(Struct, kw_only=True):
 
     id: str = ""
     type: str = "function"
+    index: NoEffect = NOT_GIVEN  # that clients keep from a stream
     function: FunctionCall
 
 
-class Message(Struct, forbid_unknown_fields=True, kw_only=True):
+class ContentPart(Struct, kw_only=True):
+    """A part of the content of a message. Which field has the text depends on the type."""
+
+    type: str = "text"
+    text: str | None = None
+    refusal: str | None = None
+    thinking: str | None = None
+    cache_control: NoEffect = NOT_GIVEN  # prefixes are cached anyway
+    annotations: NoEffect = NOT_GIVEN
+    citations: NoEffect = NOT_GIVEN
+    data: NoEffect = NOT_GIVEN
+    signature: NoEffect = NOT_GIVEN
+
+
+class Message(Struct, kw_only=True):
     """One message of a conversation."""
 
-    role: Role
-    content: str | list[dict[str, Any]] | None = None
+    role: Role | Literal["function"]
+    content: str | list[str | ContentPart] | None = None
     name: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None  # as OpenRouter and newer vLLM call it
     tool_calls: list[MessageToolCall] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
-    annotations: Any = None
-    audio: Any = None
-    function_call: Any = None
+    function_call: FunctionCall | None = None  # what OpenAI had before tool_calls
+    audio: Raw = NOT_GIVEN
+
+    annotations: NoEffect = NOT_GIVEN
+    cache_control: NoEffect = NOT_GIVEN
+    # The reasoning again, as OpenRouter, LiteLLM and others keep it for the model's provider.
+    provider_specific_fields: NoEffect = NOT_GIVEN
+    reasoning_details: NoEffect = NOT_GIVEN
+    thinking_blocks: NoEffect = NOT_GIVEN
 
 
 class FunctionDefinition(Struct):
     """The function of a tool; `parameters` is a JSON schema."""
 
-    name: str
+    name: str = ""
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -60,8 +91,12 @@ class FunctionDefinition(Struct):
 class ToolDefinition(Struct):
     """A tool that the model may call."""
 
-    type: Literal["function"]
-    function: FunctionDefinition
+    type: str = "function"
+    function: FunctionDefinition = msgspec.field(default_factory=FunctionDefinition)
+    cache_control: NoEffect = NOT_GIVEN
+
+
+Tools = Annotated[list[ToolDefinition] | None, max_json(_MAX_TOOLS)]
 
 
 class ConversationRequest(Protocol):
@@ -71,79 +106,117 @@ class ConversationRequest(Protocol):
     add_generation_prompt: bool | None
     add_special_tokens: bool | None
     chat_template_kwargs: dict[str, Any] | None
-    tools: list[ToolDefinition] | None
+    tools: Tools
+    enable_thinking: bool | None
+    thinking: Any
 
 
 def read_conversation(request: ConversationRequest) -> Conversation:
     """Return the conversation of a request; raise `ApiError` naming a field that is wrong."""
     if request.messages is None:
         raise missing("messages")
-    extra = request.chat_template_kwargs or {}
+    extra = {**_thinking_arguments(request), **(request.chat_template_kwargs or {})}
     if reserved := sorted(_RESERVED & extra.keys()):
         raise invalid(
             f"chat_template_kwargs may not have {', '.join(reserved)}.", "chat_template_kwargs"
         )
     return Conversation(
         turns=[_turn(message, f"messages[{i}]") for i, message in enumerate(request.messages)],
-        tools=[_tool(definition) for definition in request.tools or ()],
+        tools=[_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools or ())],
         template_arguments=extra,
         add_generation_prompt=value_or(request.add_generation_prompt, True),
         add_special_tokens=value_or(request.add_special_tokens, False),
     )
 
 
+def _thinking_arguments(request: ConversationRequest) -> dict[str, bool]:
+    """Return the arguments of the template that tell whether to reason first."""
+    arguments = {}
+    thinking = request.thinking
+    if isinstance(thinking, dict) and thinking.get("type") in ("enabled", "disabled"):
+        thinking = thinking["type"] == "enabled"  # as Anthropic's API has it
+    if isinstance(thinking, bool):
+        arguments = {"thinking": thinking, "enable_thinking": thinking}
+    if request.enable_thinking is not None:
+        arguments["enable_thinking"] = request.enable_thinking
+    return arguments
+
+
 def _turn(message: Message, path: str) -> Turn:
     """Return a message as a turn; the parts of a list are separated by a line break."""
-    for name in _UNSUPPORTED:
-        if getattr(message, name):
-            raise unsupported(f"{path}.{name}")
+    if bytes(message.audio) not in (b"", b"null", b"{}"):
+        raise unsupported(f"{path}.audio")
     calls = [
         ToolCall(call.id, call.function.name, _json_text(call.function.arguments))
         for call in message.tool_calls or ()
     ]
+    if message.function_call is not None:
+        call = message.function_call
+        calls.append(ToolCall("", call.name, _json_text(call.arguments)))
     content = message.refusal if message.content is None else message.content
     if content is None:
-        if message.role != "assistant":
+        if message.role not in ("assistant", "tool", "function"):
             raise invalid(f"{path}.content is required.", f"{path}.content")
         content = ""
+    reasoning = message.reasoning_content or message.reasoning or ""
     if not isinstance(content, str):
-        parts = enumerate(content)
-        content = "\n".join(_part_text(part, f"{path}.content[{i}]") for i, part in parts)
+        content, thoughts = _joined(content, f"{path}.content")
+        reasoning = reasoning or thoughts
     return Turn(
-        role=message.role,
+        role="tool" if message.role == "function" else message.role,
         content=content,
         name=message.name,
-        reasoning=message.reasoning_content or message.reasoning or "",
+        reasoning=reasoning,
         tool_calls=calls,
         tool_call_id=message.tool_call_id,
         path=path,
     )
 
 
-def _json_text(arguments: str | dict[str, Any] | None) -> str:
-    if isinstance(arguments, str):
-        return arguments
-    return msgspec.json.encode(arguments or {}).decode()
+def _joined(parts: Sequence[str | ContentPart], path: str) -> tuple[str, str]:
+    """Return the text of the parts of a message, and the reasoning among them."""
+    texts, thoughts = [], []
+    for index, part in enumerate(parts):
+        if isinstance(part, str):
+            texts.append(part)
+        elif part.type in _REASONING_PARTS:
+            thoughts.append(part.thinking or part.text or "")
+        elif part.type in _TEXT_PARTS or part.type == "refusal":
+            text = part.text if part.type in _TEXT_PARTS else part.refusal
+            if text is None:
+                raise missing(
+                    f"{path}[{index}].{'text' if part.type in _TEXT_PARTS else part.type}"
+                )
+            texts.append(text)
+        else:
+            where = f"{path}[{index}].type"
+            raise invalid(f"{where} is {part.type!r:.50}; only text is supported.", where)
+    return "\n".join(texts), "\n".join(filter(None, thoughts))
 
 
-def _tool(definition: ToolDefinition) -> Tool:
+def _json_text(arguments: Raw) -> str:
+    """Return the arguments of a call as JSON text."""
+    if not is_given(arguments):
+        return "{}"
+    text = bytes(arguments).decode(errors="replace")
+    if not text.startswith('"'):
+        return text
+    return msgspec.json.decode(text, type=str)
+
+
+def _tool(definition: ToolDefinition, path: str) -> Tool:
+    if definition.type != "function":
+        raise invalid(
+            f"{path}.type is {definition.type!r:.50}; only functions are supported.",
+            f"{path}.type",
+            code="unsupported_parameter",
+        )
     function = definition.function
+    if not function.name:
+        raise missing(f"{path}.function.name")
     return Tool(
         function.name,
         function.description or "",
         function.parameters or {},
         bool(function.strict),
     )
-
-
-def _part_text(part: Mapping[str, Any], path: str) -> str:
-    if part.get("type") != "text":
-        raise invalid(
-            f"{path}.type is {part.get('type')!r:.50}; only text is supported.", f"{path}.type"
-        )
-    if unknown := sorted(part.keys() - {"type", "text"}):
-        raise invalid(f"Unknown field {unknown[0]!r:.50} in {path}.", f"{path}.{unknown[0]:.50}")
-    text = part.get("text")
-    if not isinstance(text, str):
-        raise invalid(f"{path}.text is not a string.", f"{path}.text")
-    return text

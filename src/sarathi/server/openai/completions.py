@@ -16,6 +16,7 @@ from sarathi.sampling.params import SamplingParams
 from sarathi.server.generation_core import Choices, GenerationJob, GenerationReply
 from sarathi.server.openai.generation_reply import Choice, OpenAITranslator, text_and_logprob
 from sarathi.server.openai.generation_request import (
+    NO_LIMIT,
     GenerationRequest,
     sampling_params,
     scheduling_params,
@@ -33,7 +34,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     prompt: str | list[str | Int64 | list[Int64]] | None = None
     echo: bool | None = None
-    logprobs: Int64 | None = None
+    logprobs: Int64 | bool | None = None
     best_of: Int64 | None = None  # only what n is
     suffix: Annotated[Any, only("")] = None
 
@@ -64,7 +65,7 @@ async def create_completion(service: Service, call: RequestContext) -> ASGIApp:
         len(call.body), lambda limit: [_prompt(service, request, part, limit) for part in parts]
     )
     ids, echo = zip(*prompts, strict=True)
-    params = _choice_params(request, list(map(len, ids)), info)
+    params = _choice_params(request, list(map(len, ids)), info, strict=service.strict)
     job = GenerationJob(list(zip(ids, params, strict=True)), scheduling)
     translator = CompletionTranslator(service, request, echo)
     return GenerationReply(service, job, translator, bool(request.stream))
@@ -103,7 +104,7 @@ def _logprobs(tokenizer: Tokenizer, delta: Delta) -> CompletionLogprobs:
 
 
 def _choice_params(
-    request: CompletionRequest, lengths: Sequence[int], info: ModelInfo
+    request: CompletionRequest, lengths: Sequence[int], info: ModelInfo, *, strict: bool
 ) -> list[list[SamplingParams]]:
     """Return the params of the n outputs of each prompt, given the prompts' lengths in tokens.
 
@@ -112,11 +113,16 @@ def _choice_params(
     """
     if request.best_of is not None and request.best_of != value_or(request.n, 1):
         raise unsupported("best_of")
-    if request.echo and request.logprobs is not None:
+    if request.logprobs is True:
+        raise invalid("logprobs is true, expected a number.", "logprobs", code="invalid_type")
+    logprobs = None if request.logprobs is False else request.logprobs
+    if request.echo and logprobs is not None:
         raise invalid(
             "echo and logprobs cannot be combined: logprobs of the prompt are not computed.", "echo"
         )
     longest_output = value_or(request.max_tokens, DEFAULT_MAX_TOKENS)
+    if longest_output == NO_LIMIT:
+        longest_output = info.max_model_len
     shared: dict[int, list[SamplingParams]] = {}
 
     def choices(length: int) -> list[SamplingParams]:
@@ -126,7 +132,8 @@ def _choice_params(
                 request,
                 info,
                 length,
-                logprobs=request.logprobs,
+                logprobs=logprobs,
+                strict=strict,
                 default_max_tokens=DEFAULT_MAX_TOKENS,
             ).choices()
         return shared[max_tokens]

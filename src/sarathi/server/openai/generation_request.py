@@ -1,44 +1,49 @@
 """What the requests of OpenAI's generating endpoints have in common.
 
 Fields are OpenAI's, vLLM's for sampling and priority, and latency targets. Null means absent. A
-field has an effect; or none on the output, and is accepted; or is not supported, which its type
-declares with `only`. An unknown field is refused.
+field has an effect; or none on the output, and is of type `NoEffect`; or is not supported, which
+its type declares with `only`. An unknown field is ignored, and named in a header of the reply.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct
+import msgspec
+from msgspec import Meta, Raw, Struct
 
 from sarathi.engine.messages import ModelInfo
 from sarathi.sampling.grammar import Grammar
 from sarathi.sampling.params import SamplingError, SamplingParams
 from sarathi.scheduler import POLICIES, SchedulingParams
 from sarathi.server.request_body import (
-    MAX_OPEN_FIELD,
+    NOT_GIVEN,
     Int32,
     Int64,
     ModelRequest,
+    NoEffect,
     check_token_ids,
+    is_given,
     only,
     seconds,
     value_or,
 )
 from sarathi.server.responses import ApiError, invalid, too_long
 
-Label = Annotated[str, Meta(max_length=MAX_OPEN_FIELD)]
+NO_LIMIT = -1  # of max_tokens, as llama.cpp has it
+_MAX_TENANT = 1024  # bytes; longer names are hashed
 StopString = Annotated[str, Meta(max_length=1024)]
 Stop = StopString | Annotated[list[StopString], Meta(max_length=16)]
 
 
-class StreamOptions(Struct, forbid_unknown_fields=True):
+class StreamOptions(Struct):
     """The field `stream_options` of a request."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-    include_obfuscation: bool | None = None  # no effect: padding is never sent
+    include_obfuscation: NoEffect = NOT_GIVEN  # padding is never sent
 
 
 class GenerationRequest(ModelRequest, kw_only=True):
@@ -55,7 +60,7 @@ class GenerationRequest(ModelRequest, kw_only=True):
     top_p: float | None = None
     top_k: Int64 | None = None
     min_p: float | None = None
-    seed: Int64 | None = None
+    seed: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
@@ -71,17 +76,43 @@ class GenerationRequest(ModelRequest, kw_only=True):
     priority: Int32 | None = None
     ttft_target: float | str | None = None
     tbt_target: float | str | None = None
-    user: Annotated[str, Meta(max_length=256)] | None = None
+    user: Raw = NOT_GIVEN
 
-    # No effect: they concern billing, caching or filing, not the output.
-    metadata: dict[str, Any] | None = None
-    safety_identifier: Label | None = None
-    prompt_cache_key: Label | None = None
-    prompt_cache_retention: Label | None = None
+    # They concern billing, caching or filing.
+    metadata: NoEffect = NOT_GIVEN
+    prompt_cache_key: NoEffect = NOT_GIVEN
+    prompt_cache_options: NoEffect = NOT_GIVEN
+    prompt_cache_retention: NoEffect = NOT_GIVEN
+    request_id: NoEffect = NOT_GIVEN
+    safety_identifier: NoEffect = NOT_GIVEN
+    service_tier: NoEffect = NOT_GIVEN
+    store: NoEffect = NOT_GIVEN
+    # They concern images, other tokenizers, or how vLLM is deployed.
+    guided_decoding_backend: NoEffect = NOT_GIVEN
+    kv_transfer_params: NoEffect = NOT_GIVEN
+    media_io_kwargs: NoEffect = NOT_GIVEN
+    mm_processor_kwargs: NoEffect = NOT_GIVEN
+    spaces_between_special_tokens: NoEffect = NOT_GIVEN
 
-    service_tier: Annotated[Any, only("auto", "default")] = None
-    store: Annotated[Any, only(False)] = None
-    response_format: Annotated[Any, only({"type": "text"})] = None
+    allowed_token_ids: Annotated[Any, only()] = None
+    bad_words: Annotated[Any, only([])] = None
+    cache_salt: Annotated[Any, only("")] = None
+    early_stopping: Annotated[Any, only(False)] = None
+    guided_choice: Annotated[Any, only()] = None
+    guided_grammar: Annotated[Any, only()] = None
+    guided_json: Annotated[Any, only()] = None
+    guided_regex: Annotated[Any, only()] = None
+    guided_whitespace_pattern: Annotated[Any, only()] = None
+    length_penalty: Annotated[Any, only(1.0)] = None
+    logits_processors: Annotated[Any, only([])] = None
+    prompt_logprobs: Annotated[Any, only(False)] = None
+    response_format: Annotated[Any, only({"type": "text"}, {})] = None
+    return_token_ids: Annotated[Any, only(False)] = None
+    return_tokens_as_token_ids: Annotated[Any, only(False)] = None
+    structured_outputs: Annotated[Any, only()] = None
+    truncate_prompt_tokens: Annotated[Any, only()] = None
+    use_beam_search: Annotated[Any, only(False)] = None
+    vllm_xargs: Annotated[Any, only({})] = None
 
 
 # Fields of a request that become the parameter of the same name as they are.
@@ -89,7 +120,7 @@ _SAMPLING_FIELDS = tuple(
     name
     for name in GenerationRequest.__struct_fields__
     if name in SamplingParams.__struct_fields__
-    and name not in ("max_tokens", "stop", "stop_token_ids")
+    and name not in ("max_tokens", "seed", "stop", "stop_token_ids")
 )
 
 
@@ -99,6 +130,7 @@ def sampling_params(
     prompt_tokens: int,
     *,
     logprobs: int | None,
+    strict: bool = False,
     grammar: Grammar | None = None,
     default_max_tokens: int | None = None,
     field_names: Mapping[str, str] | None = None,
@@ -107,13 +139,12 @@ def sampling_params(
 
     Args:
         logprobs: alternatives beside each token; None for no logprobs.
+        strict: refuse `max_tokens` beyond the model's length, instead of generating what fits.
         grammar: that the output has to follow.
         default_max_tokens: without `max_tokens`; None: all that the model's length leaves.
         field_names: those of request fields that differ from their parameter's.
     """
     options = request.stream_options
-    if options is not None and not request.stream:
-        raise invalid("stream_options needs stream to be true.", "stream_options")
     if options is not None and options.continuous_usage_stats and not options.include_usage:
         raise invalid(
             "continuous_usage_stats needs include_usage to be true.",
@@ -123,21 +154,27 @@ def sampling_params(
     check_token_ids("logit_bias", list(request.logit_bias or ()), info.vocab_size)
     check_token_ids("stop_token_ids", request.stop_token_ids or (), info.vocab_size)
     max_tokens, remaining = request.max_tokens, info.max_model_len - prompt_tokens
-    if remaining < 1 or (max_tokens is not None and max_tokens > remaining):
-        asked = f"{prompt_tokens} tokens of prompt"
-        if max_tokens is not None:
-            asked += f" and {max_tokens} of max_tokens"
-        elif remaining == 0:
-            asked += " and at least one of output"
+    if remaining < 1:
+        what = f"the prompt has {prompt_tokens}, which leaves none for output. Shorten it"
+        raise too_long(info.max_model_len, what)
+    if strict and max_tokens is not None and max_tokens > remaining:
+        asked = f"{prompt_tokens} tokens of prompt and {max_tokens} of max_tokens"
         what = f"the request has {asked}. Shorten the prompt or lower max_tokens"
         raise too_long(info.max_model_len, what)
     if max_tokens is None:
-        max_tokens = min(remaining, value_or(default_max_tokens, remaining))
+        max_tokens = value_or(default_max_tokens, remaining)
     given = {name: getattr(request, name) for name in _SAMPLING_FIELDS} | {"logprobs": logprobs}
+    if max_tokens > remaining or max_tokens == NO_LIMIT:
+        max_tokens = remaining
+        given["min_tokens"] = min(value_or(request.min_tokens, 0), remaining)
+    if request.seed is not None:
+        given["seed"] = (request.seed + 2**63) % 2**64 - 2**63
+    if request.top_p == 0:  # the smallest nucleus is the most likely token
+        given |= {"temperature": 0.0, "top_p": 1.0}
     try:
         return SamplingParams(
             max_tokens=max_tokens,
-            stop=tuple(stop or ()),
+            stop=tuple(text for text in stop or () if text),
             stop_token_ids=tuple(request.stop_token_ids or ()),
             grammar=grammar,
             **{name: value for name, value in given.items() if value is not None},
@@ -169,10 +206,23 @@ def scheduling_params(
         raise _no_effect("tbt_target", why, remedy)
     return SchedulingParams(
         priority=request.priority or 0,
-        tenant=value_or(key_name, request.user or ""),
+        tenant=value_or(key_name, _tenant(request.user)),
         ttft_target=ttft_target,
         tbt_target=tbt_target,
     )
+
+
+def _tenant(user: Raw) -> str:
+    """Return a name for the user of a request, which may be any JSON value."""
+    if not is_given(user):
+        return ""
+    text = bytes(user)
+    if len(text) > _MAX_TENANT:
+        return hashlib.sha256(text).hexdigest()
+    try:
+        return msgspec.json.decode(text, type=str)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return text.decode(errors="replace")
 
 
 def _no_effect(field: str, why: str, remedy: str) -> ApiError:

@@ -19,7 +19,7 @@ async def list_models(service: Service, request: Request) -> Response:
 
 async def show_model(service: Service, request: Request) -> Response:
     """Answer GET /v1/models/{name}; raises `ApiError`, status 404, for an unknown name."""
-    service.check_model(request.path_params["name"])
+    service.check_model(request.path_params["name"].rstrip("/"))
     return json_response(_model_card(service))
 
 
@@ -30,6 +30,8 @@ def _model_card(service: Service) -> dict[str, Any]:
         "object": "model",
         "created": service.created,
         "owned_by": "sarathi",
+        "root": service.model,
+        "parent": None,
         "max_model_len": None if info is None else info.max_model_len,  # tokens; null while loading
     }
     if info is not None and info.random_weights:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from sarathi.server.conversation import encode_conversation
-from sarathi.server.openai.chat_messages import Message, ToolDefinition, read_conversation
-from sarathi.server.request_body import Int64, ModelRequest, check_token_ids, value_or
+from sarathi.server.openai.chat_messages import Message, Tools, read_conversation
+from sarathi.server.request_body import (
+    NOT_GIVEN,
+    Int64,
+    ModelRequest,
+    NoEffect,
+    check_token_ids,
+    only,
+    value_or,
+)
 from sarathi.server.responses import invalid, json_response, missing, too_long
 from sarathi.server.service import RequestContext, Service
 
@@ -23,7 +31,13 @@ class TokenizeRequest(ModelRequest, kw_only=True):
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: list[ToolDefinition] | None = None
+    enable_thinking: bool | None = None
+    thinking: Any = None
+    tools: Tools = None
+    return_token_strs: bool | None = None
+    continue_final_message: Annotated[Any, only(False)] = None
+    chat_template: Annotated[Any, only()] = None
+    mm_processor_kwargs: NoEffect = NOT_GIVEN
 
 
 class DetokenizeRequest(ModelRequest, kw_only=True):
@@ -42,14 +56,19 @@ async def tokenize(service: Service, call: RequestContext) -> ASGIApp:
         conversation = read_conversation(request)
         ids = (await encode_conversation(service, call, conversation)).prompt_ids
     else:
-        for name in ("add_generation_prompt", "chat_template_kwargs", "tools"):
-            if getattr(request, name) is not None:
-                raise invalid(f"{name} needs messages.", name)
         text, special_tokens = prompt, value_or(request.add_special_tokens, True)
         ids = await service.pool.run(
             len(call.body), lambda limit: service.encode(text, special_tokens, limit)
         )
-    reply = {"tokens": ids, "count": len(ids), "max_model_len": info.max_model_len}
+    strings = (
+        [service.tokenizer.token(token) for token in ids] if request.return_token_strs else None
+    )
+    reply = {
+        "tokens": ids,
+        "count": len(ids),
+        "max_model_len": info.max_model_len,
+        "token_strs": strings,
+    }
     return json_response(reply)
 
 
