@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, Union
 
 import msgspec
 from msgspec import Raw, inspect
@@ -15,7 +16,8 @@ _MAX_NAME = 64  # characters
 # A body can consist of a million unknown fields, or of as many small objects. So many are looked
 # at, which takes some 10 ms.
 _MAX_KEYS = 20_000
-_LARGE = 64 * 2**10  # bytes of unknown fields of one object, of which only one is named
+_LARGE = 64 * 2**10  # bytes of such fields of one object, of which only one is named
+_WHOLE = 2**20  # bytes of a body that is looked at as a whole
 
 _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 _ITEMS = msgspec.json.Decoder(list[Raw])
@@ -30,10 +32,17 @@ def unknown_fields(body: bytes, kind: type[msgspec.Struct], *, complete: bool) -
     `MAX_NAMES`. The body must be one that decodes to `kind`.
 
     Args:
-        complete: look until there is one, however long that takes.
+        complete: return at least one if there is any, however many others are in the body.
     """
+    if complete or len(body) <= _WHOLE:
+        try:
+            _known_fields_only(kind).decode(body)
+        except msgspec.ValidationError:
+            pass
+        else:
+            return []
     search = _Search(complete)
-    search.visit(Raw(body), (kind,), "")
+    search.visit(Raw(body.lstrip()), (kind,), "")
     return list(search.found)
 
 
@@ -52,29 +61,30 @@ class _Search:
     def visit(self, value: Raw, kinds: tuple[type[msgspec.Struct], ...], path: str) -> None:
         """Look at one value, which may be an object of `kinds` or a list of such objects."""
         view = memoryview(value)
-        first = next((byte for byte in view if byte not in b" \t\r\n"), 0)
-        if first == ord("["):
+        if view[0] == ord("["):
             for item in _ITEMS.decode(value):
                 self.visit(item, kinds, path)
                 if self._is_over:
                     return
-        elif first == ord("{"):
+        elif view[0] == ord("{"):
             self._visit_object(value, view.nbytes, _shape(kinds), path)
 
     def _visit_object(self, value: Raw, size: int, shape: _Shape, path: str) -> None:
         prefix = f"{path}." if path else ""
-        fields: Mapping[str, Raw]
-        if size > _LARGE and (known := shape.known(value, size)) is not None:
-            fields, first_unknown = known
-            self._add(prefix + first_unknown)
+        fields = shape.nested_fields(value) if size > _LARGE else {}
+        if size - sum(memoryview(field).nbytes for field in fields.values()) > _LARGE:
+            unknown = shape.first_unknown(value)
+            if unknown is not None:
+                self._add(prefix + unknown)
         else:
             fields = _FIELDS.decode(value)
         self._num_keys += 1 + len(fields)
-        for name in fields:
-            if name not in shape.names:
-                self._add(prefix + name[:_MAX_NAME])
-                if self._is_over:
-                    return
+        if not fields.keys() <= shape.names:
+            for name in fields:
+                if name not in shape.names:
+                    self._add(prefix + name[:_MAX_NAME])
+                    if self._is_over:
+                        return
         for name, kinds in shape.nested.items():
             if name in fields:
                 self.visit(fields[name], kinds, prefix + name)
@@ -91,46 +101,106 @@ class _Shape:
 
     names: frozenset[str]
     nested: Mapping[str, tuple[type[msgspec.Struct], ...]]  # fields that hold objects
-    skipping: msgspec.json.Decoder[msgspec.Struct]  # decodes the fields, to undecoded values
-    refusing: msgspec.json.Decoder[msgspec.Struct]  # the same, but raises for others
+    skipping: msgspec.json.Decoder[msgspec.Struct]  # decodes the nested, to undecoded values
+    refusing: msgspec.json.Decoder[msgspec.Struct]  # the same for all fields, raises for others
 
-    def known(self, value: Raw, size: int) -> tuple[dict[str, Raw], str] | None:
-        """Return the known fields of an object and the name of an unknown one.
+    def nested_fields(self, value: Raw) -> dict[str, Raw]:
+        """Return the fields of an object that hold objects, undecoded."""
+        fields = msgspec.structs.astuple(self.skipping.decode(value))
+        named = zip(self.nested, fields, strict=True)
+        return {name: field for name, field in named if memoryview(field).nbytes}
 
-        None if the unknown fields are not that large, so that all of them can be decoded.
-        """
-        fields = msgspec.structs.asdict(self.skipping.decode(value))
-        if size - sum(memoryview(field).nbytes for field in fields.values()) <= _LARGE:
-            return None
+    def first_unknown(self, value: Raw) -> str | None:
+        """Return the name of the first unknown field; None if there is none."""
         try:
             self.refusing.decode(value)
         except msgspec.ValidationError as error:
             match = _UNKNOWN.search(str(error))
-            return fields, match["name"][:_MAX_NAME] if match else "?"
-        return None  # that much is white space
+            return match["name"][:_MAX_NAME] if match else "?"
+        return None
 
 
 @cache
 def _shape(kinds: tuple[type[msgspec.Struct], ...]) -> _Shape:
     nested: dict[str, tuple[type[msgspec.Struct], ...]] = {}
     for kind in kinds:
-        info = inspect.type_info(kind)
-        assert isinstance(info, inspect.StructType)
+        info = _info(kind)
         for field in info.fields:
             held = nested.get(field.encode_name, ()) + _structs(field.type)
             nested[field.encode_name] = tuple(dict.fromkeys(held))
         if info.tag_field is not None:
             nested.setdefault(info.tag_field, ())
-    fields = [
-        (f"field_{index}", Raw, msgspec.field(name=name, default=Raw()))
-        for index, name in enumerate(nested)
-    ]
-    skipping, refusing = (
-        msgspec.json.Decoder(msgspec.defstruct("Fields", fields, forbid_unknown_fields=forbid))
-        for forbid in (False, True)
-    )
     holding = {name: held for name, held in nested.items() if held}
-    return _Shape(frozenset(nested), holding, skipping, refusing)
+    return _Shape(
+        frozenset(nested), holding, _raw_fields(holding, False), _raw_fields(nested, True)
+    )
+
+
+def _raw_fields(names: Iterable[str], forbid: bool) -> msgspec.json.Decoder[msgspec.Struct]:
+    fields = [_field(index, name, Raw) for index, name in enumerate(names)]
+    kind = msgspec.defstruct("Fields", fields, forbid_unknown_fields=forbid)
+    return msgspec.json.Decoder(kind)
+
+
+@cache
+def _known_fields_only(kind: type[msgspec.Struct]) -> msgspec.json.Decoder[msgspec.Struct]:
+    """Return a decoder that raises for unknown fields, and does little else."""
+    return msgspec.json.Decoder(_refusing_type(_info(kind)))
+
+
+def _refusing_type(info: inspect.Type) -> Any:
+    """Return a type like `info` whose structs refuse unknown fields, and hold undecoded values."""
+    match info:
+        case inspect.Metadata():
+            return _refusing_type(info.type)
+        case inspect.StructType():
+            fields = [
+                _field(index, each.encode_name, _refusing_type(each.type))
+                for index, each in enumerate(info.fields)
+            ]
+            return msgspec.defstruct(
+                info.cls.__name__,
+                fields,
+                forbid_unknown_fields=True,
+                tag_field=info.tag_field,
+                tag=info.tag,
+            )
+        case _ if not _structs(info):
+            return Raw
+        case inspect.UnionType():
+            return Union[tuple(map(_refusing_type_in_union, info.types))]  # noqa: UP007
+        case inspect.ListType() | inspect.VarTupleType():
+            return list[_refusing_type(info.item_type)]
+    raise TypeError(f"{info} in a request body")
+
+
+def _refusing_type_in_union(info: inspect.Type) -> Any:
+    match info:
+        case _ if _structs(info):
+            return _refusing_type(info)
+        case inspect.NoneType():
+            return None
+        case inspect.StrType():
+            return str
+        case inspect.BoolType():
+            return bool
+        case inspect.IntType():
+            return int
+        case inspect.FloatType():
+            return float
+        case inspect.LiteralType():
+            return type(info.values[0])
+    return list[Raw]
+
+
+def _field(index: int, name: str, kind: Any) -> tuple[str, Any, Any]:
+    return f"field_{index}", kind, msgspec.field(name=name, default=Raw())
+
+
+def _info(kind: type[msgspec.Struct]) -> inspect.StructType:
+    info = inspect.type_info(kind)
+    assert isinstance(info, inspect.StructType)
+    return info
 
 
 def _structs(info: inspect.Type) -> tuple[type[msgspec.Struct], ...]:
