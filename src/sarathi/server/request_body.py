@@ -36,7 +36,8 @@ class ModelRequest(msgspec.Struct, kw_only=True):
 
 def only(*values: object) -> msgspec.Meta:
     """Return the annotation of an unsupported field: these values and null ask for nothing."""
-    return msgspec.Meta(extra={"only": values})
+    # `typing` takes equal annotations for the same, and 1 equals true; their JSON differs.
+    return msgspec.Meta(extra={"only": values, "json": msgspec.json.encode(values)})
 
 
 def max_json(size: int) -> msgspec.Meta:

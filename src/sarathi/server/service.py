@@ -100,7 +100,7 @@ class Service:
     output_parser: ParserFactory | None = None  # of chat outputs; None: all text is content
     strict: bool = False  # refuse unknown fields and unusual values
     pool: TokenizerPool = field(default_factory=TokenizerPool)
-    _logged: set[str] = field(default_factory=set)  # unknown fields
+    _logged: set[str] = field(default_factory=set, init=False)  # unknown fields
 
     def ready(self) -> ModelInfo:
         """Return the description of the loaded model; raise `ApiError`, status 503, without one."""

@@ -21,6 +21,7 @@ from sarathi.server.responses import invalid, missing
 
 # Arguments of the template that have a request field or a meaning of their own.
 _RESERVED = frozenset({"messages", "add_generation_prompt", "tools", "documents"})
+_NOTHING = (b"", b"null", b"{}", b"[]")
 _MAX_TOOLS = 2**20  # bytes of JSON; agents have a hundred tools
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 # Parts of an assistant's message that hold its reasoning, which may be encrypted.
@@ -70,6 +71,7 @@ class Message(Struct, kw_only=True):
     refusal: str | None = None
     function_call: FunctionCall | None = None  # what OpenAI had before tool_calls
     audio: Raw = NOT_GIVEN
+    images: Raw = NOT_GIVEN  # as Ollama has them
 
     annotations: NoEffect = NOT_GIVEN
     cache_control: NoEffect = NOT_GIVEN
@@ -144,8 +146,9 @@ def _thinking_arguments(request: ConversationRequest) -> dict[str, bool]:
 
 def _turn(message: Message, path: str) -> Turn:
     """Return a message as a turn; the parts of a list are separated by a line break."""
-    if bytes(message.audio) not in (b"", b"null", b"{}"):
-        raise unsupported(f"{path}.audio")
+    for name in ("audio", "images"):
+        if bytes(getattr(message, name)) not in _NOTHING:
+            raise unsupported(f"{path}.{name}")
     calls = [
         ToolCall(call.id, call.function.name, _json_text(call.function.arguments))
         for call in message.tool_calls or ()
