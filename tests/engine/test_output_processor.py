@@ -18,13 +18,15 @@ END = b"<end>"  # the text of the token that ends a request, which must never be
 
 
 class PieceTokenizer:
-    """Token i is the i-th of the byte strings given."""
+    """Token i is the i-th of the byte strings given; special ones add no text."""
 
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        self.pieces = pieces
+    def __init__(self, pieces: Sequence[bytes], special: Sequence[str] = ()) -> None:
+        self.special = special
+        self.pieces = [*pieces, *[b""] * len(special)]
 
     def special_id(self, text: str) -> int | None:
-        return None
+        first = len(self.pieces) - len(self.special)
+        return first + self.special.index(text) if text in self.special else None
 
     def stream(
         self,
@@ -201,3 +203,33 @@ def test_the_text_continues_the_prompt():
     pieces = ["é".encode()[:1], "é".encode()[1:]]
     text = OutputText(PieceTokenizer(pieces), SamplingParams(), prompt_ids=[0])
     assert text.push([TokenOutput(0, 1)]).text == "é"
+
+
+@pytest.mark.parametrize("step", [1, 2, 9])
+@pytest.mark.parametrize(
+    ("ids", "fields", "text", "count"),
+    [
+        ([0, 3, 1], {"stop": ("<x>",)}, "a", 2),
+        ([0, 4, 1, 3, 1], {"stop": ("<x>",)}, "ab", 4),
+        ([0, 4, 1, 3, 1], {"stop": ("<x>", "b")}, "a", 3),
+        ([0, 3, 1], {"stop": ("<x>",), "include_stop_str_in_output": True}, "a<x>", 2),
+        ([0, 3, 1, 3, 0], {"stop": ("<x>",), "min_tokens": 3}, "ab", 4),
+        ([0, 3, 1, 3, 0], {"stop": ("<x>",), "min_tokens": 2}, "a", 2),
+        ([0, 1, 3], {"stop": ("<x>", "bc")}, "ab", 3),  # what may begin a stop string comes out
+        ([2, 3], {"stop": ("<x>",)}, "\ufffd", 2),
+    ],
+)
+def test_a_stop_string_that_is_a_hidden_special_token(ids, fields, text, count, step):
+    tokenizer = PieceTokenizer([b"a", b"b", b"\xc3"], ["<x>", "<y>"])
+    assembly = OutputText(tokenizer, SamplingParams(max_tokens=None, **fields))
+    tokens = [TokenOutput(0, token, None) for token in ids]
+    deltas = [assembly.push(tokens[at : at + step]) for at in range(0, len(tokens), step)]
+    assert "".join(delta.text for delta in deltas) == text
+    assert assembly.num_tokens == count
+    assert assembly.finish_reason == "stop"
+
+
+def test_a_visible_special_token_is_text():
+    tokenizer = PieceTokenizer([b"a"], ["<x>"])
+    assembly = OutputText(tokenizer, SamplingParams(stop=("<x>",)), (), frozenset({1}))
+    assert assembly.push([TokenOutput(0, 1, None)]).finish_reason is None

@@ -181,3 +181,13 @@ def test_descriptions_that_cannot_be_used_are_named(
     _write(tmp_path, {name: fields})
     with pytest.raises(ModelError, match=message):
         open_tokenizer(tmp_path)
+
+
+def test_ids_of_special_tokens(tmp_path: Path) -> None:
+    _write(tmp_path, {}, [tokenizers.AddedToken("<a>", special=True), "<b>"])
+    tokenizer = open_tokenizer(tmp_path)
+    found = tokenizer.special_id("<a>")
+    assert found is not None
+    assert tokenizer.token(found) == "<a>"
+    assert tokenizer.decode([found]) == ""
+    assert [tokenizer.special_id(text) for text in ("<b>", "a", "", "missing")] == [None] * 4

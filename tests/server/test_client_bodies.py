@@ -586,5 +586,5 @@ class TestRegressions:
         assert [at["bytes"] for at in content[:2]] == [[0xE2], [0x82]]
 
     def test_arguments_of_the_template(self):
-        arguments = {"chat_template_kwargs": {"suffix": "/no_think", "unknown": [1]}}
-        assert prompt([USER], **arguments) == "user:a|/no_think>"
+        arguments = {"suffix": "/no_think", "unknown": [1]}
+        assert prompt([USER], chat_template_kwargs=arguments) == "user:a|/no_think>"

@@ -6,7 +6,7 @@ import json
 import logging
 import random
 import time
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
@@ -188,6 +188,42 @@ def test_names_and_values_with_known_names_inside_are_not_confused():
     body = b' \n{"messages": [{"role": "user", "content": "[{}]"}], "x": {"messages": 1}, '
     body += b'"\\u0061": 1}'
     assert unknown_fields(body, ChatRequest, complete=False) == ["x", "a"]
+
+
+class Leaf(msgspec.Struct, tag_field="type", tag="leaf"):
+    size: int | Literal["big"] = 0
+
+
+class Tree(msgspec.Struct, tag_field="type", tag="tree", rename="camel"):
+    left_side: Annotated[list[Tree | Leaf], msgspec.Meta(max_length=9)] | str | None = None
+    other: tuple[Leaf, ...] | bool = True
+
+
+class Forest(msgspec.Struct):
+    trees: list[Tree | Leaf]
+    first: Tree | int | float | None = None
+
+
+LEAF: dict[str, Any] = {"type": "leaf", "size": 3}
+
+
+@pytest.mark.parametrize(
+    ("tree", "found"),
+    [
+        (LEAF, []),
+        ({**LEAF, "left": 1}, ["trees.left"]),
+        ({"type": "tree", "leftSide": "a", "other": False}, []),
+        ({"type": "tree", "leftSide": [LEAF, {"type": "tree"}], "other": [LEAF]}, []),
+        ({"type": "tree", "left_side": None}, ["trees.left_side"]),
+        ({"type": "tree", "leftSide": [{**LEAF, "a": 1}]}, ["trees.leftSide.a"]),
+        ({"type": "tree", "other": [{**LEAF, "a": 1}]}, ["trees.other.a"]),
+    ],
+)
+@pytest.mark.parametrize("first", [None, 1, 1.5, {"type": "tree"}])
+def test_structs_in_unions_and_lists(tree, found, first):
+    body = msgspec.json.encode({"trees": [LEAF, tree], "first": first})
+    assert unknown_fields(body, Forest, complete=False) == found
+    assert unknown_fields(body, Forest, complete=True) == found
 
 
 def test_random_order_changes_nothing():

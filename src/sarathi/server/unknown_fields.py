@@ -34,9 +34,10 @@ def unknown_fields(body: bytes, kind: type[msgspec.Struct], *, complete: bool) -
     Args:
         complete: return at least one if there is any, however many others are in the body.
     """
-    if complete or len(body) <= _WHOLE:
+    decoder = _known_fields_only(kind)
+    if decoder is not None and (complete or len(body) <= _WHOLE):
         try:
-            _known_fields_only(kind).decode(body)
+            decoder.decode(body)
         except msgspec.ValidationError:
             pass
         else:
@@ -143,19 +144,35 @@ def _raw_fields(names: Iterable[str], forbid: bool) -> msgspec.json.Decoder[msgs
 
 
 @cache
-def _known_fields_only(kind: type[msgspec.Struct]) -> msgspec.json.Decoder[msgspec.Struct]:
-    """Return a decoder that raises for unknown fields, and does little else."""
-    return msgspec.json.Decoder(_refusing_type(_info(kind)))
+def _known_fields_only(kind: type[msgspec.Struct]) -> msgspec.json.Decoder[msgspec.Struct] | None:
+    """Return a decoder that raises for unknown fields, and does little else.
+
+    None if a struct may hold others of its own type.
+    """
+    try:
+        return msgspec.json.Decoder(_refusing_type(_info(kind), frozenset()))
+    except RecursionError:
+        return None
 
 
-def _refusing_type(info: inspect.Type) -> Any:
-    """Return a type like `info` whose structs refuse unknown fields, and hold undecoded values."""
+def _refusing_type(info: inspect.Type, outer: frozenset[type]) -> Any:
+    """Return a type like `info` whose structs refuse unknown fields.
+
+    Fields without structs are not decoded. Raises `RecursionError` for a struct of `outer`, those
+    that `info` is part of.
+    """
+    if isinstance(info, inspect.Metadata):
+        return _refusing_type(info.type, outer)
+    structs = _structs(info)
+    if not structs:
+        return Raw
+    if outer.intersection(structs):
+        raise RecursionError
     match info:
-        case inspect.Metadata():
-            return _refusing_type(info.type)
         case inspect.StructType():
+            inner = outer | {info.cls}
             fields = [
-                _field(index, each.encode_name, _refusing_type(each.type))
+                _field(index, each.encode_name, _refusing_type(each.type, inner))
                 for index, each in enumerate(info.fields)
             ]
             return msgspec.defstruct(
@@ -165,23 +182,24 @@ def _refusing_type(info: inspect.Type) -> Any:
                 tag_field=info.tag_field,
                 tag=info.tag,
             )
-        case _ if not _structs(info):
-            return Raw
-        case inspect.UnionType():
-            return Union[tuple(map(_refusing_type_in_union, info.types))]  # noqa: UP007
         case inspect.ListType() | inspect.VarTupleType():
-            return list[_refusing_type(info.item_type)]
+            return list[_refusing_type(info.item_type, outer)]  # type: ignore[misc]
+        case inspect.UnionType():
+            types = (
+                _refusing_type(each, outer) if _structs(each) else _plain_type(each)
+                for each in info.types
+            )
+            return Union[tuple(types)]  # noqa: UP007
     raise TypeError(f"{info} in a request body")
 
 
-def _refusing_type_in_union(info: inspect.Type) -> Any:
+def _plain_type(info: inspect.Type) -> Any:
+    """Return a type for the other values of a union with structs."""
     match info:
-        case _ if _structs(info):
-            return _refusing_type(info)
+        case inspect.Metadata():
+            return _plain_type(info.type)
         case inspect.NoneType():
             return None
-        case inspect.StrType():
-            return str
         case inspect.BoolType():
             return bool
         case inspect.IntType():
@@ -190,7 +208,9 @@ def _refusing_type_in_union(info: inspect.Type) -> Any:
             return float
         case inspect.LiteralType():
             return type(info.values[0])
-    return list[Raw]
+        case inspect.ListType() | inspect.VarTupleType():
+            return list[Raw]
+    return str
 
 
 def _field(index: int, name: str, kind: Any) -> tuple[str, Any, Any]:
