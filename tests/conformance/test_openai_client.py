@@ -173,13 +173,9 @@ def test_errors_are_those_of_the_client(client, model):
     with pytest.raises(openai.BadRequestError) as wrong:
         client.chat.completions.create(model=model, messages=PARIS, temperature=-1)
     assert wrong.value.param == "temperature"
-    with pytest.raises(openai.BadRequestError) as tools:
-        client.chat.completions.create(
-            model=model,
-            messages=PARIS,
-            tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}],
-        )
-    assert tools.value.param == "tools"
+    with pytest.raises(openai.BadRequestError) as audio:
+        client.chat.completions.create(model=model, messages=PARIS, modalities=["text", "audio"])
+    assert audio.value.param == "modalities"
     with pytest.raises(openai.BadRequestError) as long:
         client.completions.create(model=model, prompt="word " * 20_000)
     assert long.value.code == "context_length_exceeded"
