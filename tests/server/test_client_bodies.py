@@ -588,3 +588,27 @@ class TestRegressions:
     def test_arguments_of_the_template(self):
         arguments = {"suffix": "/no_think", "unknown": [1]}
         assert prompt([USER], chat_template_kwargs=arguments) == "user:a|/no_think>"
+
+
+@pytest.mark.parametrize("arguments", [b'"\xff"', b'{"x": "\xff"}', b'"\\ud800"', b'"\\x"', b"01"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        b'{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": %s}}]}',
+        b'{"role": "assistant", "function_call": {"name": "f", "arguments": %s}}',
+    ],
+)
+def test_malformed_arguments_of_calls_are_refused(message, arguments):
+    content = b'{"messages": [{"role": "user", "content": "a"}, %s]}' % (message % arguments)
+    response = call(FakeEngine(), "POST", "/v1/chat/completions", content=content)
+    assert response.status_code == 400
+    assert "not valid" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("user", [b'"\xff"', b"5", b"null", b'{"a": [1]}', b'"%s"' % (b"x" * 9999)])
+def test_a_user_of_any_kind_is_a_tenant(user):
+    engine = FakeEngine()
+    content = b'{"prompt": "a", "user": %s}' % user
+    assert call(engine, "POST", "/v1/completions", content=content).status_code == 200
+    assert len(engine.scheduling.tenant) < 100
+    assert bool(engine.scheduling.tenant) == (user != b"null")

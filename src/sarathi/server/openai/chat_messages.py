@@ -23,7 +23,8 @@ from sarathi.server.responses import invalid, missing
 _RESERVED = frozenset({"messages", "add_generation_prompt", "tools", "documents"})
 _NOTHING = (b"", b"null", b"{}", b"[]")
 _MAX_TOOLS = 2**20  # bytes of JSON; agents have a hundred tools
-_TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+# By type of part, the field that has its text.
+_TEXT_FIELDS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 # Parts of an assistant's message that hold its reasoning, which may be encrypted.
 _REASONING_PARTS = frozenset({"thinking", "redacted_thinking", "reasoning", "reasoning_text"})
 
@@ -150,12 +151,11 @@ def _turn(message: Message, path: str) -> Turn:
         if bytes(getattr(message, name)) not in _NOTHING:
             raise unsupported(f"{path}.{name}")
     calls = [
-        ToolCall(call.id, call.function.name, _json_text(call.function.arguments))
-        for call in message.tool_calls or ()
+        _call(call.id, call.function, f"{path}.tool_calls[{i}].function")
+        for i, call in enumerate(message.tool_calls or ())
     ]
     if message.function_call is not None:
-        call = message.function_call
-        calls.append(ToolCall("", call.name, _json_text(call.arguments)))
+        calls.append(_call("", message.function_call, f"{path}.function_call"))
     content = message.refusal if message.content is None else message.content
     if content is None:
         if message.role not in ("assistant", "tool", "function"):
@@ -184,12 +184,10 @@ def _joined(parts: Sequence[str | ContentPart], path: str) -> tuple[str, str]:
             texts.append(part)
         elif part.type in _REASONING_PARTS:
             thoughts.append(part.thinking or part.text or "")
-        elif part.type in _TEXT_PARTS or part.type == "refusal":
-            text = part.text if part.type in _TEXT_PARTS else part.refusal
+        elif part.type in _TEXT_FIELDS:
+            text = getattr(part, _TEXT_FIELDS[part.type])
             if text is None:
-                raise missing(
-                    f"{path}[{index}].{'text' if part.type in _TEXT_PARTS else part.type}"
-                )
+                raise missing(f"{path}[{index}].{_TEXT_FIELDS[part.type]}")
             texts.append(text)
         else:
             where = f"{path}[{index}].type"
@@ -197,14 +195,17 @@ def _joined(parts: Sequence[str | ContentPart], path: str) -> tuple[str, str]:
     return "\n".join(texts), "\n".join(filter(None, thoughts))
 
 
-def _json_text(arguments: Raw) -> str:
-    """Return the arguments of a call as JSON text."""
-    if not is_given(arguments):
-        return "{}"
-    text = bytes(arguments).decode(errors="replace")
-    if not text.startswith('"'):
-        return text
-    return msgspec.json.decode(text, type=str)
+def _call(call_id: str, function: FunctionCall, path: str) -> ToolCall:
+    """Return a call, with its arguments as JSON text."""
+    arguments = "{}"
+    if is_given(function.arguments):
+        try:
+            arguments = bytes(function.arguments).decode()
+        except UnicodeDecodeError:
+            raise invalid(f"{path}.arguments is not valid UTF-8.", f"{path}.arguments") from None
+        if arguments.startswith('"'):
+            arguments = msgspec.json.decode(arguments, type=str)
+    return ToolCall(call_id, function.name, arguments)
 
 
 def _tool(definition: ToolDefinition, path: str) -> Tool:
