@@ -50,6 +50,7 @@ class Delta(msgspec.Struct, frozen=True):
     logprobs: list[TokenLogprobs]  # one a token, empty unless asked for
     offsets: list[int]  # where each token's text begins, in characters; empty as `logprobs` is
     finish_reason: FinishReason | None
+    stop_string: str | None = None  # that ended the text
 
 
 class StopStrings:
@@ -61,6 +62,7 @@ class StopStrings:
         # Of each stop string, the length of its longest proper prefix that ends the text so far.
         self._partial = [0] * len(self._stop)
         self._held = ""  # as long as the longest of them
+        self.found: str | None = None  # the one that ended the text
 
     def push(self, piece: str, *, include: bool, ignore: bool) -> tuple[str, bool]:
         """Return the text that can be released, and whether a stop string ended it.
@@ -72,7 +74,7 @@ class StopStrings:
         if not self._held and self._first_characters.isdisjoint(piece):
             return piece, False
         text = self._held + piece
-        first_end, longest = len(text) + 1, 0
+        first_end, longest, found = len(text) + 1, 0, None
         held = 0
         for index, stop in enumerate(self._stop):
             # A match can begin no earlier than the prefix of it that the text already ended with.
@@ -80,13 +82,14 @@ class StopStrings:
             if not ignore and (at := text.find(stop, start)) >= 0:
                 end = at + len(stop)
                 if (end, -len(stop)) < (first_end, -longest):
-                    first_end, longest = end, len(stop)
+                    first_end, longest, found = end, len(stop), stop
             at = max(start, len(text) - len(stop) + 1)
             while (at := text.find(stop[0], at)) >= 0 and not stop.startswith(text[at:]):
                 at += 1
             self._partial[index] = 0 if at < 0 else len(text) - at
             held = max(held, self._partial[index])
-        if longest:
+        if found is not None:
+            self.found = found
             return text[: first_end if include else first_end - longest], True
         certain = len(text) - held
         self._held = text[certain:]
@@ -127,6 +130,7 @@ class OutputText:
                 token = tokenizer.special_id(stop)
                 if token is not None and token not in visible_ids:
                     self._stop_tokens[token] = stop
+        self._stop_string: str | None = None  # that has ended the text
         self._include_stop = params.include_stop_str_in_output
         self._min_tokens = params.min_tokens
         self._with_logprobs = params.logprobs is not None
@@ -155,9 +159,10 @@ class OutputText:
                 piece += self._decoder.flush()
             self._length += len(piece)
             text += piece if self._stop is None else self._before_stop(piece, self._stop)
-            if stop_token is not None and self._include_stop:
-                text += stop_token
-        return Delta(text, tokens, logprobs, offsets, self.finish_reason)
+            if stop_token is not None and self._stop_string is None:
+                self._stop_string = stop_token
+                text += stop_token if self._include_stop else ""
+        return Delta(text, tokens, logprobs, offsets, self.finish_reason, self._stop_string)
 
     def _before_stop(self, piece: str, stop: StopStrings) -> str:
         """Return the text that is certain to come before any stop string."""
@@ -165,6 +170,7 @@ class OutputText:
         text, stopped = stop.push(piece, include=self._include_stop, ignore=early)
         if stopped:
             self.finish_reason = "stop"
+            self._stop_string = stop.found
         elif self.finish_reason is not None:
             text += stop.flush()
         return text

@@ -18,10 +18,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sarathi.fleet.fleet import Engines
 from sarathi.models.tokenizers.tokenizer import Tokenizer
+from sarathi.server.anthropic.messages import count_tokens, create_message
 from sarathi.server.auth import AuthMiddleware, AuthRules, RequireAdmin, key_name
 from sarathi.server.openai.chat_completions import create_chat_completion
 from sarathi.server.openai.completions import create_completion
 from sarathi.server.openai.model_list import list_models, show_model
+from sarathi.server.openai.responses_api import create_response, find_response
 from sarathi.server.openai.tokenization import detokenize, tokenize, tokenizer_info
 from sarathi.server.operations import health, index, metrics, scale, stats, version
 from sarathi.server.parsers.output_parser import OUTPUT_PARSERS, PLAIN_TEXT
@@ -39,6 +41,7 @@ GET_ROUTES: dict[str, GetHandler] = {
     "/": index,
     "/v1/models": list_models,
     "/v1/models/{name:path}": show_model,
+    "/v1/responses/{id:path}": find_response,
     "/tokenizer_info": tokenizer_info,
     "/health": health,
     "/version": version,
@@ -48,9 +51,13 @@ GET_ROUTES: dict[str, GetHandler] = {
 POST_ROUTES: dict[str, PostHandler] = {
     "/v1/completions": create_completion,
     "/v1/chat/completions": create_chat_completion,
+    "/v1/responses": create_response,
+    "/v1/messages": create_message,
+    "/v1/messages/count_tokens": count_tokens,
     "/tokenize": tokenize,
     "/detokenize": detokenize,
 }
+DELETE_ROUTES: dict[str, GetHandler] = {"/v1/responses/{id:path}": find_response}
 ADMIN_ROUTES: dict[str, PostHandler] = {"/scale": scale}  # change the server
 
 MAX_BODY = 8 * 2**20  # bytes
@@ -95,6 +102,10 @@ def create_app(
             for path, handler in ADMIN_ROUTES.items()
         ),
         *(Route(path, endpoint, methods=["GET"]) for path, endpoint in _with_variants(gets)),
+        *(
+            Route(path, partial(handler, service), methods=["DELETE"])
+            for path, handler in DELETE_ROUTES.items()
+        ),
     ]
     app = Starlette(
         routes=routes,
@@ -176,4 +187,4 @@ async def _on_error(request: Request, error: Exception) -> Response:
         error = ApiError(error.status_code, message, code=code, headers=error.headers)
     elif not isinstance(error, ApiError):
         error = ApiError(500, "The server failed on this request.")
-    return error_response(error)
+    return error_response(error, request.url.path)

@@ -54,7 +54,7 @@ class AuthMiddleware:
             try:
                 self._check(scope)
             except ApiError as error:
-                app = error_response(error)
+                app = error_response(error, scope["path"])
         await app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
@@ -127,14 +127,19 @@ def key_name(scope: Mapping[str, Any]) -> str | None:
 
 
 def _matching(keys: Sequence[str], headers: Headers) -> int | None:
-    """Return which of `keys` the bearer token is, from 1; None for none."""
-    given = headers.get("authorization", "").encode("latin-1")
-    scheme, _, token = given.partition(b" ")
+    """Return which of `keys` a request has, from 1; None for none."""
+    scheme, _, token = headers.get("authorization", "").encode("latin-1").partition(b" ")
+    given = [token.strip()] if scheme.lower() == b"bearer" else []
+    if "x-api-key" in headers:  # as Anthropic's clients send it
+        given.append(headers["x-api-key"].encode("latin-1"))
     # All are compared, so that the time does not depend on the token.
-    matches = [hmac.compare_digest(token.strip(), key.encode()) for key in keys]
-    if scheme.lower() != b"bearer" or not any(matches):
-        return None
-    return matches.index(True) + 1
+    matches = [
+        index
+        for index, key in enumerate(keys, 1)
+        for token in given
+        if hmac.compare_digest(token, key.encode())
+    ]
+    return matches[0] if matches else None
 
 
 def _is_loopback(address: str) -> bool:
@@ -149,7 +154,7 @@ def _is_loopback(address: str) -> bool:
 def _unauthorised(headers: Headers, kind: str) -> ApiError:
     message = (
         f"Incorrect {kind} provided."
-        if "authorization" in headers
+        if "authorization" in headers or "x-api-key" in headers
         else f"An {kind} is needed: send the header 'Authorization: Bearer KEY'."
     )
     return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})

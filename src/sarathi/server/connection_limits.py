@@ -264,7 +264,8 @@ def _refusing(app: ASGIApp) -> ASGIApp:
             await app(scope, receive, send)
             return
         message = "The server has no connection left."
-        response = error_response(unavailable(message, "overloaded", retry_after=1))
+        overloaded = unavailable(message, "overloaded", retry_after=1)
+        response = error_response(overloaded, scope["path"])
         response.headers["Connection"] = "close"
         await response(scope, receive, send)
 

@@ -36,7 +36,6 @@ from sarathi.server.service import Service
 _LOG = logging.getLogger(__name__)
 _SUBMIT_SECONDS = 0.005  # of submitting between two pauses
 _STREAM_HEADERS = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # or nginx collects the tokens
 )
@@ -196,6 +195,7 @@ def join_deltas(deltas: Sequence[Delta]) -> ParsedDelta:
         [logprobs for delta in deltas for logprobs in delta.logprobs],
         [offset for delta in deltas for offset in delta.offsets],
         deltas[-1].finish_reason,
+        deltas[-1].stop_string,
         "".join(delta.reasoning for delta in parsed),
         _join_calls([call for delta in parsed for call in delta.tool_calls]),
     )
@@ -225,6 +225,7 @@ def _parse(parser: OutputParser, delta: Delta) -> ParsedDelta:
         delta.logprobs,
         delta.offsets,
         delta.finish_reason,
+        delta.stop_string,
         reasoning,
         calls,
     )
@@ -232,6 +233,8 @@ def _parse(parser: OutputParser, delta: Delta) -> ParsedDelta:
 
 class Translator(Protocol):
     """Puts what one job generates into the form of an API."""
+
+    stream_type: bytes = b"text/event-stream; charset=utf-8"
 
     @abstractmethod
     def events(self, index: int, delta: Delta, choices: Choices) -> bytes:
@@ -243,8 +246,8 @@ class Translator(Protocol):
     def error(self, error: ApiError) -> bytes:
         """Return the last event of a stream that has failed."""
 
-    def body(self, outputs: Sequence[ParsedDelta], usage: TokenUsage) -> msgspec.Struct:
-        """Return the body of a reply that is not streamed, from the output of each choice."""
+    def body(self, outputs: Sequence[Sequence[Delta]], usage: TokenUsage) -> object:
+        """Return the JSON of a reply that is not streamed, from the deltas of each choice."""
 
 
 @dataclass(frozen=True)
@@ -282,7 +285,9 @@ class GenerationReply:
                     if not started:
                         started = True
                         timing = _server_timing(choices.scheduling_delay).encode()
-                        headers = [*_STREAM_HEADERS, (b"server-timing", timing)]
+                        kind = self.translator.stream_type
+                        headers = [(b"content-type", kind), (b"server-timing", timing)]
+                        headers.extend(_STREAM_HEADERS)
                         start = {"type": "http.response.start", "status": 200, "headers": headers}
                         await send(start)
                     await send({"type": "http.response.body", "body": body, "more_body": True})
@@ -302,7 +307,7 @@ class GenerationReply:
                 while choices.running:
                     for index, delta in await choices.next():
                         deltas[index].append(delta)
-                body = self.translator.body(list(map(join_deltas, deltas)), choices.usage)
+                body = self.translator.body(deltas, choices.usage)
                 timing = _server_timing(choices.scheduling_delay)
                 return json_response(body, headers={"Server-Timing": timing})
         except EngineError as error:

@@ -1,9 +1,10 @@
-"""JSON responses, and errors in the form of the OpenAI API."""
+"""JSON responses, and errors in the form of the API that a path belongs to."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from typing import Any
 
 import msgspec
 from starlette.responses import Response
@@ -39,9 +40,37 @@ def json_response(
     return Response(_ENCODER.encode(body), status, headers=headers, media_type="application/json")
 
 
-def error_response(error: ApiError) -> Response:
-    """Return the response for an error."""
-    return json_response(error.body, error.status, error.headers)
+def error_response(error: ApiError, path: str = "") -> Response:
+    """Return the response for an error of a request to `path`; OpenAI's form is the default."""
+    bodies = (body(error) for prefix, body in _BODIES.items() if path.startswith(prefix))
+    return json_response(next(bodies, error.body), error.status, error.headers)
+
+
+def anthropic_error(error: ApiError) -> dict[str, Any]:
+    """Return the body of an error in Anthropic's form."""
+    other = "invalid_request_error" if error.status < 500 else "api_error"
+    kind = _ANTHROPIC_TYPES.get(error.status, other)
+    return {"type": "error", "error": {"type": kind, "message": str(error)}}
+
+
+def ollama_error(error: ApiError) -> dict[str, Any]:
+    """Return the body of an error in Ollama's form."""
+    return {"error": str(error)}
+
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+# By the beginning of the path.
+_BODIES: dict[str, Callable[[ApiError], dict[str, Any]]] = {
+    "/v1/messages": anthropic_error,
+    "/api/": ollama_error,
+}
 
 
 def raw_error_response(error: ApiError) -> bytes:

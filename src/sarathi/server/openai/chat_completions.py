@@ -193,7 +193,7 @@ class ChatTranslator(OpenAITranslator):
             reasoning_content=output.reasoning or UNSET,
             tool_calls=calls or UNSET,
         )
-        logprobs = _logprobs(self.tokenizer, output) if self._with_logprobs else None
+        logprobs = chat_logprobs(self.tokenizer, output) if self._with_logprobs else None
         reason = _finish_reason(output, called=bool(calls))
         return ChatChoice(index, message, UNSET, logprobs, reason)
 
@@ -211,7 +211,7 @@ class ChatTranslator(OpenAITranslator):
             if delta.tool_calls:
                 return events + self._tool_call_events(index, delta, choices)
         if delta.text or delta.logprobs or delta.finish_reason:
-            logprobs = _logprobs(self.tokenizer, delta) if delta.logprobs else None
+            logprobs = chat_logprobs(self.tokenizer, delta) if delta.logprobs else None
             content = ChatDelta(content=delta.text or None)
             reason = _finish_reason(delta, called=index in self._called)
             events += self.chunk(ChatChoice(index, UNSET, content, logprobs, reason), choices)
@@ -225,7 +225,7 @@ class ChatTranslator(OpenAITranslator):
             content = ChatDelta(content=delta.text)
             events = self.chunk(ChatChoice(index, delta=content), choices)
         calls = ChatDelta(tool_calls=[_streamed_call(call) for call in delta.tool_calls])
-        logprobs = _logprobs(self.tokenizer, delta) if delta.logprobs else None
+        logprobs = chat_logprobs(self.tokenizer, delta) if delta.logprobs else None
         events += self.chunk(ChatChoice(index, UNSET, calls, logprobs), choices)
         if delta.finish_reason:
             end = ChatChoice(index, UNSET, ChatDelta(), None, _finish_reason(delta, called=True))
@@ -246,7 +246,9 @@ def _streamed_call(call: ToolCallDelta) -> ReplyToolCall:
     return ReplyToolCall(index=call.index, id=call.id, type="function", function=function)
 
 
-def _logprobs(tokenizer: Tokenizer, delta: Delta) -> ChatLogprobs:
+def chat_logprobs(tokenizer: Tokenizer, delta: Delta) -> ChatLogprobs:
+    """Return the logprobs of the tokens of a delta."""
+
     def described(token: int, logprob: float) -> tuple[str, float, list[int]]:
         text, shown = text_and_logprob(tokenizer, token, logprob)
         return text, shown, list(tokenizer.token_bytes(token))

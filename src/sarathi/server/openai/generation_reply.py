@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from sarathi.engine.output_processor import Delta
 from sarathi.models.tokenizers.tokenizer import Tokenizer
-from sarathi.server.generation_core import Choices, TokenUsage, Translator
+from sarathi.server.generation_core import Choices, TokenUsage, Translator, join_deltas
 from sarathi.server.openai.generation_request import GenerationRequest, StreamOptions
 from sarathi.server.parsers.output_parser import ParsedDelta
 from sarathi.server.responses import ApiError
@@ -78,8 +79,8 @@ class OpenAITranslator(Translator):
     def choice(self, index: int, output: ParsedDelta) -> Choice:
         """Return the choice of a whole output."""
 
-    def body(self, outputs: Sequence[ParsedDelta], usage: TokenUsage) -> Struct:
-        choices = [self.choice(index, output) for index, output in enumerate(outputs)]
+    def body(self, outputs: Sequence[Sequence[Delta]], usage: TokenUsage) -> Struct:
+        choices = [self.choice(index, join_deltas(deltas)) for index, deltas in enumerate(outputs)]
         return msgspec.structs.replace(self._head, choices=choices, usage=_whole_usage(usage))
 
     def chunk(self, choice: Choice, choices: Choices) -> bytes:

@@ -1,0 +1,153 @@
+"""POST /v1/messages and POST /v1/messages/count_tokens."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import msgspec
+from starlette.types import ASGIApp
+
+from sarathi.server.anthropic.messages_request import (
+    CountTokensRequest,
+    MessagesRequest,
+    RequestMetadata,
+    read_messages,
+)
+from sarathi.server.conversation import encode_conversation
+from sarathi.server.generation_core import GenerationJob, GenerationReply, TokenUsage
+from sarathi.server.openai.generation_request import (
+    GenerationRequest,
+    sampling_params,
+    scheduling_params,
+)
+from sarathi.server.output_blocks import Block, BlockPiece, BlockTranslator
+from sarathi.server.responses import ApiError, anthropic_error, json_response
+from sarathi.server.service import RequestContext, Service
+
+_MAX_TENANT = 256  # characters of a tenant's name
+_ENCODER = msgspec.json.Encoder()
+
+
+async def create_message(service: Service, call: RequestContext) -> ASGIApp:
+    """Answer POST /v1/messages; raises `ApiError` for a wrong request."""
+    info, request = service.read(call, MessagesRequest)
+    user = (request.metadata or RequestMetadata()).user_id
+    generation = GenerationRequest(
+        stream=request.stream,
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        stop=[text for text in request.stop_sequences or () if text],
+        priority=request.priority,
+        ttft_target=request.ttft_target,
+        tbt_target=request.tbt_target,
+        user=user and user[:_MAX_TENANT],
+    )
+    scheduling = scheduling_params(generation, info, call.key_name)
+    encoded = await encode_conversation(service, call, read_messages(request))
+    prompt = encoded.prompt_ids
+    params = sampling_params(generation, info, len(prompt), logprobs=None, grammar=encoded.grammar)
+    job = GenerationJob([(prompt, [params])], scheduling, encoded.parser)
+    return GenerationReply(service, job, MessagesTranslator(service), bool(request.stream))
+
+
+async def count_tokens(service: Service, call: RequestContext) -> ASGIApp:
+    """Answer POST /v1/messages/count_tokens; raises `ApiError` for a wrong request."""
+    _, request = service.read(call, CountTokensRequest)
+    encoded = await encode_conversation(service, call, read_messages(request))
+    return json_response({"input_tokens": len(encoded.prompt_ids)})
+
+
+class MessagesTranslator(BlockTranslator):
+    """Makes a message of an output."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__()
+        self._head = {
+            "id": f"msg_{secrets.token_hex(12)}",
+            "type": "message",
+            "role": "assistant",
+            "model": service.model,
+        }
+
+    def start_events(self, usage: TokenUsage) -> bytes:
+        end = {"content": [], "stop_reason": None, "stop_sequence": None}
+        message = {**self._head, **end, "usage": _usage(usage)}
+        return _event("message_start", message=message)
+
+    def block_start(self, block: Block) -> bytes:
+        return _event("content_block_start", index=block.index, content_block=_block(block, ""))
+
+    def block_delta(self, piece: BlockPiece) -> bytes:
+        kind, name = _DELTAS[piece.block.kind]
+        delta = {"type": kind, name: piece.text}
+        return _event("content_block_delta", index=piece.block.index, delta=delta)
+
+    def block_end(self, block: Block) -> bytes:
+        events = b""
+        if block.kind == "reasoning":
+            signature = {"type": "signature_delta", "signature": _SIGNATURE}
+            events = _event("content_block_delta", index=block.index, delta=signature)
+        return events + _event("content_block_stop", index=block.index)
+
+    def end_events(self, usage: TokenUsage) -> bytes:
+        end = _event("message_delta", delta=self._stop(), usage=_usage(usage))
+        return end + _event("message_stop")
+
+    def error(self, error: ApiError) -> bytes:
+        return b"event: error\ndata: %s\n\n" % _ENCODER.encode(anthropic_error(error))
+
+    def whole(self, usage: TokenUsage) -> object:
+        content = [_block(block, block.text) for block in self.reader.blocks]
+        return {**self._head, "content": content, **self._stop(), "usage": _usage(usage)}
+
+    def _stop(self) -> dict[str, str | None]:
+        reason = "max_tokens" if self.finish_reason == "length" else "end_turn"
+        if self.stop_string is not None:
+            reason = "stop_sequence"
+        elif reason == "end_turn" and self.reader.has_calls:
+            reason = "tool_use"
+        return {"stop_reason": reason, "stop_sequence": self.stop_string}
+
+
+_SIGNATURE = ""  # of thinking; clients expect one, and send it back to nobody who would check it
+_DELTAS = {
+    "reasoning": ("thinking_delta", "thinking"),
+    "text": ("text_delta", "text"),
+    "call": ("input_json_delta", "partial_json"),
+}
+
+
+def _block(block: Block, text: str) -> dict[str, Any]:
+    """Return a block of a message with the text that it has so far."""
+    if block.call is not None:
+        call = block.call
+        return {"type": "tool_use", "id": call.id, "name": call.name, "input": _input(text)}
+    if block.kind == "reasoning":
+        return {"type": "thinking", "thinking": text, "signature": _SIGNATURE}
+    return {"type": "text", "text": text, "citations": None}
+
+
+def _input(arguments: str) -> dict[str, Any]:
+    """Return the arguments of a call; empty where the output was cut before their end."""
+    try:
+        return msgspec.json.decode(arguments or "{}", type=dict[str, Any])
+    except msgspec.MsgspecError:
+        return {}
+
+
+def _usage(usage: TokenUsage) -> dict[str, int]:
+    """Return the tokens as Anthropic counts them: cached ones are not among the input."""
+    return {
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "output_tokens": usage.completion_tokens,
+    }
+
+
+def _event(kind: str, **fields: Any) -> bytes:
+    data = _ENCODER.encode({"type": kind, **fields})
+    return b"event: %s\ndata: %s\n\n" % (kind.encode(), data)

@@ -1,0 +1,233 @@
+"""The body of POST /v1/messages, and the conversation that it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from sarathi.server.conversation import Conversation, Tool, ToolCall, ToolChoice, Turn
+from sarathi.server.request_body import Int32, Int64, ModelRequest, only, value_or
+from sarathi.server.responses import ApiError, invalid, missing
+from sarathi.server.structured_text import format_grammar
+
+StopSequence = Annotated[str, Meta(max_length=1024)]
+
+
+class ContentBlock(Struct):
+    """A block of a message; which fields it has depends on its type."""
+
+    type: str
+    text: str | None = None
+    thinking: str | None = None
+    id: str | None = None  # of a tool use
+    name: str | None = None
+    input: dict[str, Any] | None = None
+    tool_use_id: str | None = None  # of a tool's result
+    content: Any = None  # of a tool's result: text or blocks
+
+
+class InputMessage(Struct):
+    """One message."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[ContentBlock]
+
+
+class ClientTool(Struct):
+    """A tool; its type is checked when it is read, to name those that are not supported."""
+
+    type: str | None = None
+    name: str | None = None
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolChoiceOption(Struct):
+    """The field `tool_choice` of a request."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class ThinkingOption(Struct):
+    """The field `thinking` of a request; how long the model may think has no effect."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
+
+
+class OutputFormat(Struct):
+    """The form of the text."""
+
+    type: str
+    schema: dict[str, Any] | None = None
+
+
+class OutputConfig(Struct):
+    """The field `output_config` of a request."""
+
+    format: OutputFormat | None = None
+    effort: str | None = None
+
+
+class RequestMetadata(Struct):
+    """The field `metadata` of a request."""
+
+    user_id: str | None = None
+
+
+class CountTokensRequest(ModelRequest, kw_only=True, forbid_unknown_fields=False):
+    """Body of POST /v1/messages/count_tokens: what determines the prompt."""
+
+    messages: list[InputMessage] | None = None
+    system: str | list[ContentBlock] | None = None
+    tools: list[ClientTool] | None = None
+    tool_choice: ToolChoiceOption | None = None
+    thinking: ThinkingOption | None = None
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None  # the old place of `output_config.format`
+    mcp_servers: Annotated[Any, only([])] = None
+    container: Annotated[Any, only()] = None
+
+
+class MessagesRequest(CountTokensRequest, kw_only=True):
+    """Body of POST /v1/messages."""
+
+    max_tokens: Int64 | None = None
+    stop_sequences: Annotated[list[StopSequence], Meta(max_length=16)] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Int64 | None = None
+    stream: bool | None = None
+    metadata: RequestMetadata | None = None
+
+    # For the scheduler, as in the other APIs.
+    priority: Int32 | None = None
+    ttft_target: float | str | None = None
+    tbt_target: float | str | None = None
+
+
+def read_messages(request: CountTokensRequest) -> Conversation:
+    """Return the conversation of a request; raise `ApiError` naming a field that is wrong."""
+    if request.messages is None:
+        raise missing("messages")
+    turns = []
+    if request.system:
+        turns.append(Turn("system", _text(request.system, "system"), path="system"))
+    for index, message in enumerate(request.messages):
+        turns += _message_turns(message, f"messages[{index}]")
+    if turns and turns[-1].role == "assistant":
+        raise invalid(
+            "The last message is of the assistant. To continue its text is not supported; the last "
+            "message has to be of the user.",
+            "messages",
+            code="unsupported_parameter",
+        )
+    tools = [_read_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools or ())]
+    config = request.output_config or OutputConfig()
+    form = config.format or request.output_format or OutputFormat("text")
+    choice = request.tool_choice
+    # As in Anthropic's API, a model that may do without thinks only if that is asked for.
+    thinking = request.thinking is not None and request.thinking.type != "disabled"
+    return Conversation(
+        turns=turns,
+        tools=tools,
+        tool_choice=_read_tool_choice(choice, tools),
+        parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
+        output_grammar=format_grammar(form.type, form.schema, "output_config.format"),
+        reasoning_effort=config.effort,
+        template_arguments={"enable_thinking": thinking},
+    )
+
+
+def _message_turns(message: InputMessage, path: str) -> list[Turn]:
+    """Return a message as turns: each tool result is one, the rest of the message another."""
+    if isinstance(message.content, str):
+        return [Turn(message.role, message.content, path=path)]
+    turns = []
+    texts: list[str] = []
+    reasoning = ""
+    calls = []
+    for index, block in enumerate(message.content):
+        at = f"{path}.content[{index}]"
+        if block.type == "tool_result":
+            turns.append(_tool_result(block, at))
+        elif block.type == "tool_use":
+            calls.append(_tool_use(block, at))
+        elif block.type == "thinking":
+            reasoning += block.thinking or ""
+        elif block.type != "redacted_thinking":  # which nobody but Anthropic can read
+            texts.append(_block_text(block, at))
+    if texts or calls or not turns:
+        content = "\n".join(texts)
+        turns.append(Turn(message.role, content, reasoning=reasoning, tool_calls=calls, path=path))
+    return turns
+
+
+def _tool_use(block: ContentBlock, path: str) -> ToolCall:
+    if block.id is None or block.name is None:
+        raise missing(f"{path}.{'id' if block.id is None else 'name'}")
+    return ToolCall(block.id, block.name, msgspec.json.encode(block.input or {}).decode())
+
+
+def _tool_result(block: ContentBlock, path: str) -> Turn:
+    if block.tool_use_id is None:
+        raise missing(f"{path}.tool_use_id")
+    try:
+        content = msgspec.convert(block.content, str | list[ContentBlock] | None)
+    except msgspec.ValidationError:
+        message = f"{path}.content is neither a text nor a list of blocks."
+        raise invalid(message, f"{path}.content") from None
+    text = _text(content or "", f"{path}.content")
+    return Turn("tool", text, tool_call_id=block.tool_use_id, path=path)
+
+
+def _text(content: str | Sequence[ContentBlock], path: str) -> str:
+    """Return the text of a content; its blocks are separated by a line break."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(_block_text(block, f"{path}[{i}]") for i, block in enumerate(content))
+
+
+def _block_text(block: ContentBlock, path: str) -> str:
+    if block.type != "text":
+        raise _unsupported_type(block.type, path, "only text, tools and thinking are")
+    if block.text is None:
+        raise missing(f"{path}.text")
+    return block.text
+
+
+def _read_tool(tool: ClientTool, path: str) -> Tool:
+    if tool.type not in (None, "custom"):
+        raise _unsupported_type(tool.type, path, "only tools with an input_schema are")
+    if not tool.name:
+        raise missing(f"{path}.name")
+    strict = value_or(tool.strict, False)
+    return Tool(tool.name, tool.description or "", tool.input_schema or {}, strict)
+
+
+def _read_tool_choice(choice: ToolChoiceOption | None, tools: Sequence[Tool]) -> ToolChoice:
+    """Return the tool choice; raise `ApiError` for one that names no tool of the request."""
+    if choice is None or choice.type == "auto":
+        return ToolChoice("auto")
+    if choice.type == "none":
+        return ToolChoice("none")
+    if not tools:
+        raise invalid(f"tool_choice is {choice.type}, but there are no tools.", "tool_choice")
+    if choice.type == "any":
+        return ToolChoice("required")
+    if choice.name not in [tool.name for tool in tools]:
+        raise invalid("tool_choice names a tool that is not in tools.", "tool_choice")
+    return ToolChoice("required", choice.name)
+
+
+def _unsupported_type(kind: str | None, path: str, supported: str) -> ApiError:
+    return invalid(
+        f"{path}.type {kind!r:.50} is not supported; {supported}.",
+        f"{path}.type",
+        code="unsupported_parameter",
+    )

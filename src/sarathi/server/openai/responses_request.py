@@ -1,0 +1,272 @@
+"""The body of POST /v1/responses, and the conversation that it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal, cast
+
+from msgspec import Meta, Struct
+
+from sarathi.server.conversation import Conversation, Role, Tool, ToolCall, ToolChoice, Turn
+from sarathi.server.openai.generation_request import Label
+from sarathi.server.request_body import Int32, Int64, ModelRequest, only, value_or
+from sarathi.server.responses import invalid, missing
+from sarathi.server.structured_text import format_grammar
+
+_TEXT_PARTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
+_ROLES = ("system", "developer", "user", "assistant")
+
+
+class ItemPart(Struct):
+    """A part of an item's content."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class InputItem(Struct):
+    """An item of the input; which fields it has depends on its type."""
+
+    type: str | None = None
+    role: str | None = None
+    content: str | list[ItemPart] | None = None
+    summary: list[ItemPart] | None = None  # of reasoning
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[ItemPart] | None = None
+
+
+class FunctionTool(Struct):
+    """A tool; its type is checked when it is read, to name those that are not supported."""
+
+    type: str
+    name: str | None = None
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ChosenFunctionTool(Struct):
+    """A tool that the model has to call."""
+
+    type: str
+    name: str | None = None
+
+
+class TextFormat(Struct):
+    """The form of the text."""
+
+    type: str = "text"
+    name: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+    description: str | None = None
+
+
+class TextOptions(Struct):
+    """The field `text` of a request."""
+
+    format: TextFormat | None = None
+    verbosity: str | None = None  # no effect
+
+
+class ReasoningOptions(Struct):
+    """The field `reasoning` of a request."""
+
+    effort: str | None = None
+    summary: str | None = None  # no effect: the reasoning itself is sent
+    generate_summary: str | None = None  # the old name of `summary`
+
+
+class ResponsesRequest(ModelRequest, kw_only=True, forbid_unknown_fields=False):
+    """Body of POST /v1/responses."""
+
+    input: str | list[InputItem] | None = None
+    instructions: str | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenFunctionTool | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextOptions | None = None
+    reasoning: ReasoningOptions | None = None
+    max_output_tokens: Int64 | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_logprobs: Int64 | None = None
+    include: list[str] | None = None
+    stream: bool | None = None
+
+    # For the scheduler, as in the other APIs.
+    priority: Int32 | None = None
+    ttft_target: float | str | None = None
+    tbt_target: float | str | None = None
+    user: Annotated[str, Meta(max_length=256)] | None = None
+
+    # They need what the server does not have: stored responses, conversations and prompts.
+    previous_response_id: str | None = None
+    conversation: Any = None
+    prompt: Any = None
+    background: Annotated[Any, only(False)] = None
+
+    # No effect, but part of the reply.
+    metadata: dict[str, Any] | None = None
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
+    max_tool_calls: Int64 | None = None  # of tools that a server runs
+
+    # No effect: nothing is stored, no input is cut, no padding is sent.
+    store: bool | None = None
+    truncation: str | None = None
+    stream_options: Any = None
+    service_tier: str | None = None
+    prompt_cache_retention: str | None = None
+
+    @property
+    def text_format(self) -> TextFormat:
+        """The form of the text; plain text unless given."""
+        given = None if self.text is None else self.text.format
+        return TextFormat() if given is None else given
+
+
+def read_responses_input(request: ResponsesRequest) -> Conversation:
+    """Return the conversation of a request; raise `ApiError` naming a field that is wrong."""
+    for name in ("previous_response_id", "conversation", "prompt"):
+        if getattr(request, name) is not None:
+            raise invalid(
+                f"{name} is not supported, because nothing is stored here. "
+                "Send the whole input with every request.",
+                name,
+                code="unsupported_parameter",
+            )
+    if request.input is None:
+        raise missing("input")
+    if not request.input:
+        raise invalid("input is empty.", "input")
+    form = request.text_format
+    turns = [Turn("system", request.instructions)] if request.instructions else []
+    if isinstance(request.input, str):
+        turns.append(Turn("user", request.input, path="input"))
+    else:
+        turns += _item_turns(request.input)
+    tools = [_read_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools or ())]
+    return Conversation(
+        turns=turns,
+        tools=tools,
+        tool_choice=_read_tool_choice(request, tools),
+        parallel_tool_calls=value_or(request.parallel_tool_calls, True),
+        output_grammar=format_grammar(form.type, form.schema, "text.format"),
+        reasoning_effort=None if request.reasoning is None else request.reasoning.effort,
+    )
+
+
+def _item_turns(items: Sequence[InputItem]) -> list[Turn]:
+    """Return items as turns: reasoning, a message and calls of the assistant are one turn of it."""
+    turns: list[Turn] = []
+    reasoning = ""  # of the assistant's next turn
+    for index, item in enumerate(items):
+        path = f"input[{index}]"
+        kind = item.type or "message"
+        if kind == "reasoning":
+            reasoning += _text(item.content or item.summary or "", f"{path}.content")
+            continue
+        if kind == "function_call":
+            turn = Turn("assistant", "", reasoning=reasoning, path=path)
+            if turns and turns[-1].role == "assistant" and not reasoning:
+                turn = turns.pop()
+            turns.append(replace(turn, tool_calls=[*turn.tool_calls, _read_call(item, path)]))
+        elif kind == "message" and item.role == "assistant":
+            content = _text(item.content or "", f"{path}.content")
+            turns.append(Turn("assistant", content, reasoning=reasoning, path=path))
+        else:
+            turns.append(_other_turn(item, kind, path))
+        reasoning = ""
+    return turns
+
+
+def _read_call(item: InputItem, path: str) -> ToolCall:
+    if item.call_id is None or item.name is None:
+        raise missing(f"{path}.{'call_id' if item.call_id is None else 'name'}")
+    return ToolCall(item.call_id, item.name, item.arguments or "")
+
+
+def _other_turn(item: InputItem, kind: str, path: str) -> Turn:
+    """Return an item that is not of the assistant as a turn."""
+    if kind == "message":
+        if item.role not in _ROLES:
+            raise invalid(
+                f"{path}.role is {item.role!r:.50}, expected one of {', '.join(_ROLES)}.",
+                f"{path}.role",
+            )
+        if item.content is None:
+            raise missing(f"{path}.content")
+        content = _text(item.content, f"{path}.content")
+        return Turn(cast("Role", item.role), content, path=path)
+    if kind == "function_call_output":
+        if item.call_id is None:
+            raise missing(f"{path}.call_id")
+        if item.output is None:
+            raise missing(f"{path}.output")
+        output = _text(item.output, f"{path}.output")
+        return Turn("tool", output, tool_call_id=item.call_id, path=path)
+    reason = "only messages, reasoning, and calls of functions and their outputs are"
+    if kind == "item_reference":
+        reason = "nothing is stored here; send the item itself"
+    raise invalid(
+        f"{path}.type {kind!r:.50} is not supported: {reason}.",
+        f"{path}.type",
+        code="unsupported_parameter",
+    )
+
+
+def _text(content: str | Sequence[ItemPart], path: str) -> str:
+    """Return the text of a content; its parts are separated by a line break."""
+    if isinstance(content, str):
+        return content
+    texts = []
+    for index, part in enumerate(content):
+        at = f"{path}[{index}]"
+        if part.type not in (*_TEXT_PARTS, "refusal"):
+            raise invalid(
+                f"{at}.type {part.type!r:.50} is not supported; only text is.",
+                f"{at}.type",
+                code="unsupported_parameter",
+            )
+        text = part.refusal if part.type == "refusal" else part.text
+        if text is None:
+            raise missing(f"{at}.{'refusal' if part.type == 'refusal' else 'text'}")
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def _read_tool(tool: FunctionTool, path: str) -> Tool:
+    if tool.type != "function":
+        raise invalid(
+            f"{path}.type {tool.type!r:.50} is not supported: the server runs no tools itself; "
+            "only function is.",
+            f"{path}.type",
+            code="unsupported_parameter",
+        )
+    if not tool.name:
+        raise missing(f"{path}.name")
+    strict = value_or(tool.strict, False)
+    return Tool(tool.name, tool.description or "", tool.parameters or {}, strict)
+
+
+def _read_tool_choice(request: ResponsesRequest, tools: Sequence[Tool]) -> ToolChoice:
+    """Return the tool choice; raise `ApiError` for one that names no tool of the request."""
+    choice = request.tool_choice
+    if isinstance(choice, ChosenFunctionTool):
+        if choice.type != "function":
+            raise invalid(
+                f"tool_choice.type {choice.type!r:.50} is not supported; only function is.",
+                "tool_choice.type",
+                code="unsupported_parameter",
+            )
+        if choice.name not in [tool.name for tool in tools]:
+            raise invalid("tool_choice names a tool that is not in tools.", "tool_choice")
+        return ToolChoice("required", choice.name)
+    if choice == "required" and not tools:
+        raise invalid("tool_choice is required, but there are no tools.", "tool_choice")
+    return ToolChoice(value_or(choice, "auto"))

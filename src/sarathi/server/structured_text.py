@@ -1,0 +1,36 @@
+"""The grammar of structured text, from the format that a request asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from sarathi.sampling.grammar import Grammar
+from sarathi.server.responses import invalid, missing
+
+
+def format_grammar(kind: str, schema: Mapping[str, Any] | None, path: str) -> Grammar | None:
+    """Return the grammar of a format; None for plain text, which follows none.
+
+    Args:
+        kind: `text`, `json_object` or `json_schema`; raises `ApiError` for any other.
+        schema: of `json_schema`.
+        path: the field of the request, for errors.
+    """
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return _json_grammar({"type": "object"})
+    if kind == "json_schema":
+        if schema is None:
+            raise missing(f"{path}.schema")
+        return _json_grammar(schema)
+    raise invalid(
+        f"{path}.type is {kind!r:.50}, expected text, json_object or json_schema.", f"{path}.type"
+    )
+
+
+def _json_grammar(schema: Mapping[str, Any]) -> Grammar:
+    return Grammar(f"start: %json {msgspec.json.encode(schema).decode()}")
