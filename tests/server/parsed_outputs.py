@@ -16,7 +16,7 @@ from sarathi.server.parsers.output_parser import ParsedDelta, ToolCallDelta
 
 USAGE = TokenUsage(11, 7, 4, 2)
 
-_TEXT = st.text("ab{} \n\"\\é\U0001f600", max_size=8)
+_TEXT = st.text('ab{} \n"\\é\U0001f600', max_size=8)
 _ARGUMENTS = st.dictionaries(_TEXT, st.integers() | _TEXT, max_size=3)
 
 
