@@ -112,6 +112,20 @@ def test_the_token_that_completes_the_stop_string_is_the_last_that_counts(text, 
 
 
 @given(texts, stops, cuts)
+def test_the_last_delta_names_the_stop_string(text, stop, points):
+    pieces = split(text.encode(), points)
+    assembly = OutputText(PieceTokenizer(pieces), SamplingParams(max_tokens=None, stop=tuple(stop)))
+    deltas = [assembly.push([token]) for token in outputs(len(pieces), "length")]
+    _, end = cut(text, stop, False)
+    ended_by = [one for one in stop if end is not None and text[:end].endswith(one)]
+    if ended_by:
+        last = assembly.num_tokens - 1  # what was pushed after it is dropped
+        assert deltas[last].stop_string == max(ended_by, key=len)
+    else:
+        assert {delta.stop_string for delta in deltas} == {None}
+
+
+@given(texts, stops, cuts)
 def test_no_more_is_held_back_than_could_begin_a_stop_string(text, stop, points):
     pieces = split(text.encode(), points)
     assembly = OutputText(PieceTokenizer(pieces), SamplingParams(max_tokens=None, stop=tuple(stop)))

@@ -149,6 +149,41 @@ class TestWithAnAdminKey:
         assert call(FakeEngine(), "GET", "/v1/models", admin_keys=["root"]).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"x-api-key": "two"}, 200),
+        ({"x-api-key": "wrong"}, 401),
+        ({"x-api-key": ""}, 401),
+        ({"x-api-key": "Bearer two"}, 401),
+        ({"x-api-key": "two", "Authorization": "Bearer wrong"}, 200),
+        ({"x-api-key": "wrong", "Authorization": "Bearer two"}, 200),
+        ({"Authorization": "two"}, 401),
+        ({"Authorization": "Basic two"}, 401),
+    ],
+)
+def test_a_key_may_come_in_the_header_of_anthropics_clients(headers, status):
+    keys = ["one", "two"]
+    response = call(FakeEngine(), "GET", "/v1/models", headers=headers, api_keys=keys)
+    assert response.status_code == status
+
+
+def test_each_key_is_a_tenant_in_either_header():
+    engine = FakeEngine()
+    body = {"prompt": "p", "user": "someone"}
+    for headers in ({"x-api-key": "two"}, {"Authorization": "Bearer two"}):
+        call(engine, "POST", "/v1/completions", body, headers=headers, api_keys=["one", "two"])
+    assert [each.scheduling.tenant for each in engine.generations] == ["key 2", "key 2"]
+
+
+def test_the_admin_key_opens_in_either_header():
+    headers = {"x-api-key": "root"}
+    response = call(
+        FakeEngine(), "POST", "/scale", TWO, headers=headers, client=ELSEWHERE, admin_keys=["root"]
+    )
+    assert response.status_code == 200
+
+
 ODD = ["/scale%0A", "/scale%0D%0A", "//scale", "/scale/", "/%73cale", "/scale;x", "/./scale"]
 
 

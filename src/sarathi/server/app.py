@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sarathi.fleet.fleet import Engines
 from sarathi.models.tokenizers.tokenizer import Tokenizer
-from sarathi.server.anthropic.messages import count_tokens, create_message
+from sarathi.server.anthropic.messages_api import count_tokens, create_message
 from sarathi.server.auth import AuthMiddleware, AuthRules, RequireAdmin, key_name
 from sarathi.server.openai.chat_completions import create_chat_completion
 from sarathi.server.openai.completions import create_completion

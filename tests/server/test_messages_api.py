@@ -12,7 +12,7 @@ from hypothesis import given
 from sarathi.engine.output_processor import Delta
 from sarathi.fleet.engine_client import EngineError
 from sarathi.sampling.grammar import Grammar
-from sarathi.server.anthropic.messages import MessagesTranslator
+from sarathi.server.anthropic.messages_api import MessagesTranslator
 from sarathi.server.anthropic.messages_request import MessagesRequest, read_messages
 from sarathi.server.parsers.output_parser import (
     OUTPUT_PARSERS,
