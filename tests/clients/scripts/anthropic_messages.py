@@ -21,7 +21,9 @@ TOOL = {
 USER = {"role": "user", "content": "What is the weather in Paris?"}
 CACHED = {"type": "text", "text": "You are brief.", "cache_control": {"type": "ephemeral"}}
 
-ask = {"model": MODEL, "max_tokens": 16, "temperature": 0, "system": [CACHED], "messages": [USER]}
+GREEDY = {"extra_body": {"temperature": 0}}  # not a parameter of the client any more
+
+ask = {"model": MODEL, "max_tokens": 16, "system": [CACHED], "messages": [USER], **GREEDY}
 reply = client.messages.create(**ask)
 [block] = reply.content
 assert block.type == "text"
@@ -62,9 +64,9 @@ assert answered.content
 stopped = client.messages.create(
     model=MODEL,
     max_tokens=64,
-    temperature=0,
     stop_sequences=[" "],
     messages=[{"role": "user", "content": "Count from one to ten in words."}],
+    **GREEDY,
 )
 assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", " ")
 

@@ -35,15 +35,12 @@ class Colour(BaseModel):
     colour: Literal["red", "green", "blue"]
 
 
-reply = client.responses.create(
-    model=MODEL, instructions="Be brief.", input="Say hello.", max_output_tokens=16, temperature=0
-)
+greeting = {"model": MODEL, "instructions": "Be brief.", "input": "Say hello.", "temperature": 0}
+reply = client.responses.create(**greeting)
 assert reply.output_text
 assert reply.usage.output_tokens > 0
 
-with client.responses.stream(
-    model=MODEL, instructions="Be brief.", input="Say hello.", max_output_tokens=16, temperature=0
-) as stream:
+with client.responses.stream(**greeting) as stream:
     kinds = [event.type for event in stream]
     final = stream.get_final_response()
 assert final.output_text == reply.output_text
