@@ -368,7 +368,7 @@ class TestMessages:
             ({"type": "enabled", "budget_tokens": 2000}, True),
         ]:
             found = conversation(thinking=thinking).template_arguments
-            assert found == {"enable_thinking": expected}
+            assert found == {"enable_thinking": expected, "thinking": expected}
 
     @pytest.mark.parametrize("field", ["output_format", "output_config"])
     def test_structured_text_has_a_grammar(self, field: str) -> None:

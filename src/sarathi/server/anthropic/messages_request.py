@@ -140,7 +140,7 @@ def read_messages(request: CountTokensRequest) -> Conversation:
         parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
         output_grammar=format_grammar(form.type, form.schema, "output_config.format"),
         reasoning_effort=config.effort,
-        template_arguments={"enable_thinking": thinking},
+        template_arguments={"enable_thinking": thinking, "thinking": thinking},  # its two names
     )
 
 
