@@ -73,7 +73,7 @@ class MessagesTranslator(BlockTranslator):
         }
 
     def start_events(self, usage: TokenUsage) -> bytes:
-        end = {"content": [], "stop_reason": None, "stop_sequence": None}
+        end: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
         message = {**self._head, **end, "usage": _usage(usage)}
         return _event("message_start", message=message)
 
