@@ -22,7 +22,7 @@ from sarathi.server.parsers.output_parser import (
 )
 from sarathi.server.request_body import decode
 from sarathi.server.responses import ApiError
-from tests.server.fake_engine import MODEL, FakeEngine, call
+from tests.server.fake_engine import LIMIT, MODEL, FakeEngine, call
 from tests.server.parsed_outputs import USAGE, parsed_outputs, read_events, stream_of
 from tests.server.test_output_parsers import ThinkParser
 
@@ -35,7 +35,7 @@ ADD = {
 
 
 def message(engine: FakeEngine, messages: Any = None, *, path: str = "", **fields: Any):
-    names = ("output_parser", "api_keys", "headers", "max_body")
+    names = ("output_parser", "api_keys", "headers", "max_body", "strict")
     options = {name: fields.pop(name) for name in names if name in fields}
     body = {"model": MODEL, "max_tokens": 50, "messages": messages or [USER], **fields}
     return call(engine, "POST", f"/v1/messages{path}", body, **options)
@@ -96,7 +96,8 @@ def translator() -> MessagesTranslator:
 
 def conversation(**fields: Any):
     body = json.dumps({"messages": [USER], **fields}).encode()
-    return read_messages(decode(body, MessagesRequest))
+    request, _ = decode(body, MessagesRequest, strict=False)
+    return read_messages(request)
 
 
 def refusal(**fields: Any) -> str:
@@ -218,27 +219,46 @@ def test_sampling_and_scheduling_fields_reach_the_engine() -> None:
     whole(message(engine, metadata={"user_id": "x" * 300}, **fields))
     for name, value in fields.items():
         assert getattr(engine.params, name) == value
-    assert engine.scheduling.tenant == "x" * 256
+    assert engine.scheduling.tenant == "x" * 300
 
 
 def test_max_tokens_may_be_absent() -> None:
     whole(message(FakeEngine(), max_tokens=None))
 
 
-def test_what_has_no_effect_is_accepted() -> None:
-    whole(
-        message(
-            FakeEngine(),
-            headers={"anthropic-version": "2023-06-01", "anthropic-beta": "tools-2024-04-04"},
-            service_tier="auto",
-            metadata={},
-            thinking={"type": "enabled", "budget_tokens": 1024},
-            cache_control={"type": "ephemeral"},
-            context_management={"edits": []},
-            mcp_servers=[],
-            field_of_tomorrow=1,
-        )
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_has_no_effect_is_accepted(strict: bool) -> None:
+    mark = {"cache_control": {"type": "ephemeral"}}
+    response = message(
+        FakeEngine(),
+        [{"role": "user", "content": [{"type": "text", "text": "hi", "citations": None, **mark}]}],
+        strict=strict,
+        headers={"anthropic-version": "2023-06-01", "anthropic-beta": "tools-2024-04-04"},
+        service_tier="auto",
+        metadata={"user_id": None},
+        thinking={"type": "enabled", "budget_tokens": 1024},
+        tools=[ADD | mark],
+        mcp_servers=[],
+        **mark,
     )
+    whole(response)
+    assert "x-sarathi-ignored" not in response.headers
+
+
+def test_unknown_fields_are_ignored_and_named() -> None:
+    response = message(FakeEngine(), context_management={"edits": []})
+    whole(response)
+    assert response.headers["x-sarathi-ignored"] == "context_management"
+    refused = message(FakeEngine(), context_management={"edits": []}, strict=True)
+    error(refused, 400, "invalid_request_error")
+
+
+def test_a_limit_beyond_the_models_length_is_cut() -> None:
+    engine = FakeEngine()
+    whole(message(engine, max_tokens=32_000))
+    assert engine.params.max_tokens == LIMIT - len("user:hi|>")
+    refused = message(FakeEngine(), max_tokens=32_000, strict=True)
+    error(refused, 400, "invalid_request_error")
 
 
 def test_tokens_are_counted_as_a_message_counts_them() -> None:
@@ -260,6 +280,8 @@ class TestErrors:
     def test_an_unknown_model_or_path(self) -> None:
         error(message(FakeEngine(), model="other"), 404, "not_found_error")
         error(message(FakeEngine(), path="/batches"), 404, "not_found_error")
+        without_version = call(FakeEngine(), "POST", "/messages", {"messages": [], "model": "x"})
+        error(without_version, 404, "not_found_error")
 
     def test_keys(self) -> None:
         error(message(FakeEngine(), api_keys=["one"]), 401, "authentication_error")

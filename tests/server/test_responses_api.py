@@ -34,7 +34,8 @@ ADD = {
 
 
 def respond(engine: FakeEngine, given: Any = "hi", **fields: Any):
-    options = {"output_parser": fields.pop("output_parser")} if "output_parser" in fields else {}
+    names = ("output_parser", "strict")
+    options = {name: fields.pop(name) for name in names if name in fields}
     body = {"model": MODEL, "input": given, **fields}
     return call(engine, "POST", "/v1/responses", body, **options)
 
@@ -62,7 +63,8 @@ def check(events: list[dict[str, Any]]) -> None:
 
 
 def conversation(**fields: Any):
-    return read_responses_input(decode(json.dumps(fields).encode(), ResponsesRequest))
+    request, _ = decode(json.dumps(fields).encode(), ResponsesRequest, strict=False)
+    return read_responses_input(request)
 
 
 def refusal(**fields: Any) -> dict[str, Any]:
@@ -291,22 +293,38 @@ def test_what_was_asked_for_is_part_of_the_reply() -> None:
     assert {name: reply[name] for name in asked} == asked
 
 
-def test_what_has_no_effect_is_accepted() -> None:
-    whole(
-        respond(
-            FakeEngine(),
-            store=True,
-            truncation="auto",
-            service_tier="auto",
-            include=["reasoning.encrypted_content"],
-            stream_options={"include_obfuscation": False},
-            prompt_cache_retention="24h",
-            background=False,
-            previous_response_id=None,
-            text={"verbosity": "low"},
-            text_of_tomorrow=1,
-        )
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_has_no_effect_is_accepted(strict: bool) -> None:
+    sent_back = whole(respond(FakeEngine()))["output"]
+    response = respond(
+        FakeEngine(),
+        [{"role": "user", "content": "hi"}, *sent_back],
+        strict=strict,
+        store=True,
+        truncation="auto",
+        service_tier="auto",
+        include=["reasoning.encrypted_content"],
+        stream_options={"include_obfuscation": False},
+        prompt_cache_retention="24h",
+        background=False,
+        previous_response_id=None,
+        text={"verbosity": "low"},
     )
+    whole(response)
+    assert "x-sarathi-ignored" not in response.headers
+
+
+def test_unknown_fields_are_ignored_and_named() -> None:
+    response = respond(FakeEngine(), field_of_tomorrow=1)
+    whole(response)
+    assert response.headers["x-sarathi-ignored"] == "field_of_tomorrow"
+    error(respond(FakeEngine(), field_of_tomorrow=1, strict=True), 400, "field_of_tomorrow")
+
+
+def test_a_limit_beyond_the_models_length_is_cut() -> None:
+    engine = FakeEngine()
+    whole(respond(engine, max_output_tokens=32_000))
+    assert engine.params.max_tokens == LIMIT - len("user:hi|>")
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ _ANTHROPIC_TYPES = {
 # By the beginning of the path.
 _BODIES: dict[str, Callable[[ApiError], dict[str, Any]]] = {
     "/v1/messages": anthropic_error,
+    "/messages": anthropic_error,
     "/api/": ollama_error,
 }
 

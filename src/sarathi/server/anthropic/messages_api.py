@@ -25,30 +25,35 @@ from sarathi.server.output_blocks import Block, BlockPiece, BlockTranslator
 from sarathi.server.responses import ApiError, anthropic_error, json_response
 from sarathi.server.service import RequestContext, Service
 
-_MAX_TENANT = 256  # characters of a tenant's name
 _ENCODER = msgspec.json.Encoder()
 
 
 async def create_message(service: Service, call: RequestContext) -> ASGIApp:
     """Answer POST /v1/messages; raises `ApiError` for a wrong request."""
     info, request = service.read(call, MessagesRequest)
-    user = (request.metadata or RequestMetadata()).user_id
     generation = GenerationRequest(
         stream=request.stream,
         max_tokens=request.max_tokens,
         temperature=request.temperature,
         top_p=request.top_p,
         top_k=request.top_k,
-        stop=[text for text in request.stop_sequences or () if text],
+        stop=request.stop_sequences,
         priority=request.priority,
         ttft_target=request.ttft_target,
         tbt_target=request.tbt_target,
-        user=user and user[:_MAX_TENANT],
+        user=(request.metadata or RequestMetadata()).user_id,
     )
     scheduling = scheduling_params(generation, info, call.key_name)
     encoded = await encode_conversation(service, call, read_messages(request))
     prompt = encoded.prompt_ids
-    params = sampling_params(generation, info, len(prompt), logprobs=None, grammar=encoded.grammar)
+    params = sampling_params(
+        generation,
+        info,
+        len(prompt),
+        logprobs=None,
+        strict=service.strict,
+        grammar=encoded.grammar,
+    )
     job = GenerationJob([(prompt, [params])], scheduling, encoded.parser)
     return GenerationReply(service, job, MessagesTranslator(service), bool(request.stream))
 

@@ -6,14 +6,23 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 
 from sarathi.server.conversation import Conversation, Tool, ToolCall, ToolChoice, Turn
-from sarathi.server.request_body import Int32, Int64, ModelRequest, only, value_or
+from sarathi.server.openai.chat_messages import MAX_TOOLS
+from sarathi.server.openai.generation_request import StopString
+from sarathi.server.request_body import (
+    NOT_GIVEN,
+    Int32,
+    Int64,
+    ModelRequest,
+    NoEffect,
+    max_json,
+    only,
+    value_or,
+)
 from sarathi.server.responses import ApiError, invalid, missing
 from sarathi.server.structured_text import format_grammar
-
-StopSequence = Annotated[str, Meta(max_length=1024)]
 
 
 class ContentBlock(Struct):
@@ -27,6 +36,12 @@ class ContentBlock(Struct):
     input: dict[str, Any] | None = None
     tool_use_id: str | None = None  # of a tool's result
     content: Any = None  # of a tool's result: text or blocks
+
+    cache_control: NoEffect = NOT_GIVEN  # prefixes are cached in any case
+    citations: NoEffect = NOT_GIVEN
+    data: NoEffect = NOT_GIVEN  # of redacted thinking
+    is_error: NoEffect = NOT_GIVEN
+    signature: NoEffect = NOT_GIVEN
 
 
 class InputMessage(Struct):
@@ -45,6 +60,9 @@ class ClientTool(Struct):
     input_schema: dict[str, Any] | None = None
     strict: bool | None = None
 
+    cache_control: NoEffect = NOT_GIVEN
+    eager_input_streaming: NoEffect = NOT_GIVEN
+
 
 class ToolChoiceOption(Struct):
     """The field `tool_choice` of a request."""
@@ -55,9 +73,11 @@ class ToolChoiceOption(Struct):
 
 
 class ThinkingOption(Struct):
-    """The field `thinking` of a request; how long the model may think has no effect."""
+    """The field `thinking` of a request."""
 
     type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: NoEffect = NOT_GIVEN
+    display: NoEffect = NOT_GIVEN
 
 
 class OutputFormat(Struct):
@@ -77,15 +97,15 @@ class OutputConfig(Struct):
 class RequestMetadata(Struct):
     """The field `metadata` of a request."""
 
-    user_id: str | None = None
+    user_id: Raw = NOT_GIVEN
 
 
-class CountTokensRequest(ModelRequest, kw_only=True, forbid_unknown_fields=False):
+class CountTokensRequest(ModelRequest, kw_only=True):
     """Body of POST /v1/messages/count_tokens: what determines the prompt."""
 
     messages: list[InputMessage] | None = None
     system: str | list[ContentBlock] | None = None
-    tools: list[ClientTool] | None = None
+    tools: Annotated[list[ClientTool] | None, max_json(MAX_TOOLS)] = None
     tool_choice: ToolChoiceOption | None = None
     thinking: ThinkingOption | None = None
     output_config: OutputConfig | None = None
@@ -93,12 +113,17 @@ class CountTokensRequest(ModelRequest, kw_only=True, forbid_unknown_fields=False
     mcp_servers: Annotated[Any, only([])] = None
     container: Annotated[Any, only()] = None
 
+    cache_control: NoEffect = NOT_GIVEN
+    service_tier: NoEffect = NOT_GIVEN
+    speed: NoEffect = NOT_GIVEN
+    inference_geo: NoEffect = NOT_GIVEN
+
 
 class MessagesRequest(CountTokensRequest, kw_only=True):
     """Body of POST /v1/messages."""
 
     max_tokens: Int64 | None = None
-    stop_sequences: Annotated[list[StopSequence], Meta(max_length=16)] | None = None
+    stop_sequences: Annotated[list[StopString], Meta(max_length=16)] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: Int64 | None = None

@@ -22,7 +22,7 @@ from sarathi.server.responses import invalid, missing
 # Arguments of the template that have a request field or a meaning of their own.
 _RESERVED = frozenset({"messages", "add_generation_prompt", "tools", "documents"})
 _NOTHING = (b"", b"null", b"{}", b"[]")
-_MAX_TOOLS = 2**20  # bytes of JSON; agents have a hundred tools
+MAX_TOOLS = 2**20  # bytes of JSON; agents have a hundred tools
 # By type of part, the field that has its text.
 _TEXT_FIELDS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 # Parts of an assistant's message that hold its reasoning, which may be encrypted.
@@ -99,7 +99,7 @@ class ToolDefinition(Struct):
     cache_control: NoEffect = NOT_GIVEN
 
 
-Tools = Annotated[list[ToolDefinition] | None, max_json(_MAX_TOOLS)]
+Tools = Annotated[list[ToolDefinition] | None, max_json(MAX_TOOLS)]
 
 
 class ConversationRequest(Protocol):

@@ -12,7 +12,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from sarathi.engine.messages import ModelInfo
 from sarathi.engine.output_processor import Delta
 from sarathi.sampling.params import SamplingParams
 from sarathi.server.conversation import EncodedConversation, encode_conversation
@@ -29,7 +28,7 @@ from sarathi.server.openai.responses_request import (
     read_responses_input,
 )
 from sarathi.server.output_blocks import Block, BlockPiece, BlockTranslator
-from sarathi.server.request_body import value_or
+from sarathi.server.request_body import is_given, value_or
 from sarathi.server.responses import ApiError
 from sarathi.server.service import RequestContext, Service
 
@@ -52,7 +51,7 @@ async def create_response(service: Service, call: RequestContext) -> ASGIApp:
     )
     scheduling = scheduling_params(generation, info, call.key_name)
     encoded = await encode_conversation(service, call, read_responses_input(request))
-    params = _params(request, generation, info, encoded)
+    params = _params(service, request, generation, encoded)
     job = GenerationJob([(encoded.prompt_ids, [params])], scheduling, encoded.parser)
     translator = ResponsesTranslator(service, request)
     return GenerationReply(service, job, translator, bool(request.stream))
@@ -68,17 +67,18 @@ async def find_response(service: Service, request: Request) -> Response:
 
 
 def _params(
+    service: Service,
     request: ResponsesRequest,
     generation: GenerationRequest,
-    info: ModelInfo,
     encoded: EncodedConversation,
 ) -> SamplingParams:
     with_logprobs = _LOGPROBS in (request.include or ()) or bool(request.top_logprobs)
     return sampling_params(
         generation,
-        info,
+        service.ready(),
         len(encoded.prompt_ids),
         logprobs=value_or(request.top_logprobs, 0) if with_logprobs else None,
+        strict=service.strict,
         grammar=encoded.grammar,
         field_names={"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"},
     )
@@ -252,7 +252,7 @@ def _head(request: ResponsesRequest) -> dict[str, Any]:
         "top_logprobs": value_or(request.top_logprobs, 0),
         "top_p": value_or(request.top_p, 1.0),
         "truncation": "disabled",
-        "user": request.user,
+        "user": request.user if is_given(request.user) else None,
     }
 
 

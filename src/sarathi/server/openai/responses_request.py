@@ -6,11 +6,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, cast
 
-from msgspec import Meta, Struct
+from msgspec import Raw, Struct
 
 from sarathi.server.conversation import Conversation, Role, Tool, ToolCall, ToolChoice, Turn
-from sarathi.server.openai.generation_request import Label
-from sarathi.server.request_body import Int32, Int64, ModelRequest, only, value_or
+from sarathi.server.openai.chat_messages import MAX_TOOLS
+from sarathi.server.request_body import (
+    NOT_GIVEN,
+    Int32,
+    Int64,
+    ModelRequest,
+    NoEffect,
+    max_json,
+    only,
+    value_or,
+)
 from sarathi.server.responses import invalid, missing
 from sarathi.server.structured_text import format_grammar
 
@@ -25,6 +34,9 @@ class ItemPart(Struct):
     text: str | None = None
     refusal: str | None = None
 
+    annotations: NoEffect = NOT_GIVEN
+    logprobs: NoEffect = NOT_GIVEN
+
 
 class InputItem(Struct):
     """An item of the input; which fields it has depends on its type."""
@@ -37,6 +49,11 @@ class InputItem(Struct):
     name: str | None = None
     arguments: str | None = None
     output: str | list[ItemPart] | None = None
+
+    id: NoEffect = NOT_GIVEN
+    status: NoEffect = NOT_GIVEN
+    encrypted_content: NoEffect = NOT_GIVEN
+    phase: NoEffect = NOT_GIVEN
 
 
 class FunctionTool(Struct):
@@ -70,23 +87,23 @@ class TextOptions(Struct):
     """The field `text` of a request."""
 
     format: TextFormat | None = None
-    verbosity: str | None = None  # no effect
+    verbosity: str | None = None  # no effect, but part of the reply
 
 
 class ReasoningOptions(Struct):
     """The field `reasoning` of a request."""
 
     effort: str | None = None
-    summary: str | None = None  # no effect: the reasoning itself is sent
-    generate_summary: str | None = None  # the old name of `summary`
+    summary: str | None = None  # no effect, but part of the reply: the reasoning itself is sent
+    generate_summary: NoEffect = NOT_GIVEN  # the old name of `summary`
 
 
-class ResponsesRequest(ModelRequest, kw_only=True, forbid_unknown_fields=False):
+class ResponsesRequest(ModelRequest, kw_only=True):
     """Body of POST /v1/responses."""
 
     input: str | list[InputItem] | None = None
     instructions: str | None = None
-    tools: list[FunctionTool] | None = None
+    tools: Annotated[list[FunctionTool] | None, max_json(MAX_TOOLS)] = None
     tool_choice: Literal["none", "auto", "required"] | ChosenFunctionTool | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
@@ -102,7 +119,7 @@ class ResponsesRequest(ModelRequest, kw_only=True, forbid_unknown_fields=False):
     priority: Int32 | None = None
     ttft_target: float | str | None = None
     tbt_target: float | str | None = None
-    user: Annotated[str, Meta(max_length=256)] | None = None
+    user: Raw = NOT_GIVEN
 
     # They need what the server does not have: stored responses, conversations and prompts.
     previous_response_id: str | None = None
@@ -112,16 +129,17 @@ class ResponsesRequest(ModelRequest, kw_only=True, forbid_unknown_fields=False):
 
     # No effect, but part of the reply.
     metadata: dict[str, Any] | None = None
-    safety_identifier: Label | None = None
-    prompt_cache_key: Label | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
     max_tool_calls: Int64 | None = None  # of tools that a server runs
 
     # No effect: nothing is stored, no input is cut, no padding is sent.
-    store: bool | None = None
-    truncation: str | None = None
-    stream_options: Any = None
-    service_tier: str | None = None
-    prompt_cache_retention: str | None = None
+    store: NoEffect = NOT_GIVEN
+    truncation: NoEffect = NOT_GIVEN
+    stream_options: NoEffect = NOT_GIVEN
+    service_tier: NoEffect = NOT_GIVEN
+    prompt_cache_options: NoEffect = NOT_GIVEN
+    prompt_cache_retention: NoEffect = NOT_GIVEN
 
     @property
     def text_format(self) -> TextFormat:
