@@ -20,6 +20,7 @@ from sarathi.fleet.fleet import Engines
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.server.anthropic.messages_api import count_tokens, create_message
 from sarathi.server.auth import AuthMiddleware, AuthRules, RequireAdmin, key_name
+from sarathi.server.ollama.ollama_api import chat, generate, list_tags, ollama_version, show
 from sarathi.server.openai.chat_completions import create_chat_completion
 from sarathi.server.openai.completions import create_completion
 from sarathi.server.openai.model_list import list_models, show_model
@@ -43,6 +44,8 @@ GET_ROUTES: dict[str, GetHandler] = {
     "/v1/models/{name:path}": show_model,
     "/v1/responses/{id:path}": find_response,
     "/tokenizer_info": tokenizer_info,
+    "/api/tags": list_tags,
+    "/api/version": ollama_version,
     "/health": health,
     "/version": version,
     "/stats": stats,
@@ -54,6 +57,9 @@ POST_ROUTES: dict[str, PostHandler] = {
     "/v1/responses": create_response,
     "/v1/messages": create_message,
     "/v1/messages/count_tokens": count_tokens,
+    "/api/chat": chat,
+    "/api/generate": generate,
+    "/api/show": show,
     "/tokenize": tokenize,
     "/detokenize": detokenize,
 }

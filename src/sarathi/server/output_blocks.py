@@ -9,7 +9,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import msgspec
 
 from sarathi.engine.output_processor import Delta
 from sarathi.scheduler import FinishReason
@@ -33,6 +35,14 @@ class Block:
     def text(self) -> str:
         """All that has come so far."""
         return "".join(self.pieces)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of a call as an object; empty where the output was cut before their end."""
+        try:
+            return msgspec.json.decode(self.text or "{}", type=dict[str, Any])
+        except (msgspec.DecodeError, RecursionError):
+            return {}
 
 
 class BlockPiece(NamedTuple):

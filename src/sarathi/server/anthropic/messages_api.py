@@ -15,12 +15,9 @@ from sarathi.server.anthropic.messages_request import (
     read_messages,
 )
 from sarathi.server.conversation import encode_conversation
-from sarathi.server.generation_core import GenerationJob, GenerationReply, TokenUsage
-from sarathi.server.openai.generation_request import (
-    GenerationRequest,
-    sampling_params,
-    scheduling_params,
-)
+from sarathi.server.conversation_reply import conversation_reply
+from sarathi.server.generation_core import TokenUsage
+from sarathi.server.openai.generation_request import GenerationRequest
 from sarathi.server.output_blocks import Block, BlockPiece, BlockTranslator
 from sarathi.server.responses import ApiError, anthropic_error, json_response
 from sarathi.server.service import RequestContext, Service
@@ -30,7 +27,7 @@ _ENCODER = msgspec.json.Encoder()
 
 async def create_message(service: Service, call: RequestContext) -> ASGIApp:
     """Answer POST /v1/messages; raises `ApiError` for a wrong request."""
-    info, request = service.read(call, MessagesRequest)
+    _, request = service.read(call, MessagesRequest)
     generation = GenerationRequest(
         stream=request.stream,
         max_tokens=request.max_tokens,
@@ -43,19 +40,10 @@ async def create_message(service: Service, call: RequestContext) -> ASGIApp:
         tbt_target=request.tbt_target,
         user=(request.metadata or RequestMetadata()).user_id,
     )
-    scheduling = scheduling_params(generation, info, call.key_name)
-    encoded = await encode_conversation(service, call, read_messages(request))
-    prompt = encoded.prompt_ids
-    params = sampling_params(
-        generation,
-        info,
-        len(prompt),
-        logprobs=None,
-        strict=service.strict,
-        grammar=encoded.grammar,
+    conversation, translator = read_messages(request), MessagesTranslator(service)
+    return await conversation_reply(
+        service, call, conversation, generation, translator, field_names={"stop": "stop_sequences"}
     )
-    job = GenerationJob([(prompt, [params])], scheduling, encoded.parser)
-    return GenerationReply(service, job, MessagesTranslator(service), bool(request.stream))
 
 
 async def count_tokens(service: Service, call: RequestContext) -> ASGIApp:
@@ -83,7 +71,9 @@ class MessagesTranslator(BlockTranslator):
         return _event("message_start", message=message)
 
     def block_start(self, block: Block) -> bytes:
-        return _event("content_block_start", index=block.index, content_block=_block(block, ""))
+        return _event(
+            "content_block_start", index=block.index, content_block=_block(block, empty=True)
+        )
 
     def block_delta(self, piece: BlockPiece) -> bytes:
         kind, name = _DELTAS[piece.block.kind]
@@ -105,7 +95,7 @@ class MessagesTranslator(BlockTranslator):
         return b"event: error\ndata: %s\n\n" % _ENCODER.encode(anthropic_error(error))
 
     def whole(self, usage: TokenUsage) -> object:
-        content = [_block(block, block.text) for block in self.reader.blocks]
+        content = [_block(block) for block in self.reader.blocks]
         return {**self._head, "content": content, **self._stop(), "usage": _usage(usage)}
 
     def _stop(self) -> dict[str, str | None]:
@@ -125,22 +115,16 @@ _DELTAS = {
 }
 
 
-def _block(block: Block, text: str) -> dict[str, Any]:
-    """Return a block of a message with the text that it has so far."""
+def _block(block: Block, *, empty: bool = False) -> dict[str, Any]:
+    """Return a block of a message, or how it begins."""
+    text = "" if empty else block.text
     if block.call is not None:
+        arguments = {} if empty else block.arguments
         call = block.call
-        return {"type": "tool_use", "id": call.id, "name": call.name, "input": _input(text)}
+        return {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments}
     if block.kind == "reasoning":
         return {"type": "thinking", "thinking": text, "signature": _SIGNATURE}
     return {"type": "text", "text": text, "citations": None}
-
-
-def _input(arguments: str) -> dict[str, Any]:
-    """Return the arguments of a call; empty where the output was cut before their end."""
-    try:
-        return msgspec.json.decode(arguments or "{}", type=dict[str, Any])
-    except msgspec.MsgspecError:
-        return {}
 
 
 def _usage(usage: TokenUsage) -> dict[str, int]:

@@ -13,15 +13,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from sarathi.engine.output_processor import Delta
-from sarathi.sampling.params import SamplingParams
-from sarathi.server.conversation import EncodedConversation, encode_conversation
-from sarathi.server.generation_core import GenerationJob, GenerationReply, TokenUsage
+from sarathi.server.conversation_reply import conversation_reply
+from sarathi.server.generation_core import TokenUsage
 from sarathi.server.openai.chat_completions import TokenLogprob, chat_logprobs
-from sarathi.server.openai.generation_request import (
-    GenerationRequest,
-    sampling_params,
-    scheduling_params,
-)
+from sarathi.server.openai.generation_request import GenerationRequest
 from sarathi.server.openai.responses_request import (
     ResponsesRequest,
     TextFormat,
@@ -38,7 +33,7 @@ _ENCODER = msgspec.json.Encoder()
 
 async def create_response(service: Service, call: RequestContext) -> ASGIApp:
     """Answer POST /v1/responses; raises `ApiError` for a wrong request."""
-    info, request = service.read(call, ResponsesRequest)
+    _, request = service.read(call, ResponsesRequest)
     generation = GenerationRequest(
         stream=request.stream,
         max_tokens=request.max_output_tokens,
@@ -49,12 +44,16 @@ async def create_response(service: Service, call: RequestContext) -> ASGIApp:
         tbt_target=request.tbt_target,
         user=request.user,
     )
-    scheduling = scheduling_params(generation, info, call.key_name)
-    encoded = await encode_conversation(service, call, read_responses_input(request))
-    params = _params(service, request, generation, encoded)
-    job = GenerationJob([(encoded.prompt_ids, [params])], scheduling, encoded.parser)
-    translator = ResponsesTranslator(service, request)
-    return GenerationReply(service, job, translator, bool(request.stream))
+    with_logprobs = _LOGPROBS in (request.include or ()) or bool(request.top_logprobs)
+    return await conversation_reply(
+        service,
+        call,
+        read_responses_input(request),
+        generation,
+        ResponsesTranslator(service, request),
+        logprobs=value_or(request.top_logprobs, 0) if with_logprobs else None,
+        field_names={"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"},
+    )
 
 
 async def find_response(service: Service, request: Request) -> Response:
@@ -63,24 +62,6 @@ async def find_response(service: Service, request: Request) -> Response:
         404,
         f"There is no response {request.path_params['id']!r:.100}: nothing is stored here.",
         code="response_not_found",
-    )
-
-
-def _params(
-    service: Service,
-    request: ResponsesRequest,
-    generation: GenerationRequest,
-    encoded: EncodedConversation,
-) -> SamplingParams:
-    with_logprobs = _LOGPROBS in (request.include or ()) or bool(request.top_logprobs)
-    return sampling_params(
-        generation,
-        service.ready(),
-        len(encoded.prompt_ids),
-        logprobs=value_or(request.top_logprobs, 0) if with_logprobs else None,
-        strict=service.strict,
-        grammar=encoded.grammar,
-        field_names={"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"},
     )
 
 
