@@ -58,6 +58,7 @@ class MessagesTranslator(BlockTranslator):
 
     def __init__(self, service: Service) -> None:
         super().__init__()
+        self._delta_start = b""  # of each delta of the block, which then has the text
         self._head = {
             "id": f"msg_{secrets.token_hex(12)}",
             "type": "message",
@@ -71,14 +72,14 @@ class MessagesTranslator(BlockTranslator):
         return _event("message_start", message=message)
 
     def block_start(self, block: Block) -> bytes:
+        delta = _event("content_block_delta", index=block.index, delta=_DELTAS[block.kind])
+        self._delta_start = delta.removesuffix(b'""}}\n\n')
         return _event(
             "content_block_start", index=block.index, content_block=_block(block, empty=True)
         )
 
     def block_delta(self, piece: BlockPiece) -> bytes:
-        kind, name = _DELTAS[piece.block.kind]
-        delta = {"type": kind, name: piece.text}
-        return _event("content_block_delta", index=piece.block.index, delta=delta)
+        return self._delta_start + _ENCODER.encode(piece.text) + b"}}\n\n"
 
     def block_end(self, block: Block) -> bytes:
         events = b""
@@ -109,9 +110,9 @@ class MessagesTranslator(BlockTranslator):
 
 _SIGNATURE = ""  # of thinking; clients expect one, and send it back to nobody who would check it
 _DELTAS = {
-    "reasoning": ("thinking_delta", "thinking"),
-    "text": ("text_delta", "text"),
-    "call": ("input_json_delta", "partial_json"),
+    "reasoning": {"type": "thinking_delta", "thinking": ""},
+    "text": {"type": "text_delta", "text": ""},
+    "call": {"type": "input_json_delta", "partial_json": ""},
 }
 
 

@@ -72,7 +72,8 @@ class ResponsesTranslator(BlockTranslator):
         super().__init__()
         self._tokenizer = service.tokenizer
         self._token = secrets.token_hex(16)  # of all ids of this response
-        self._sequence_number = 0
+        self._sequence_number = 0  # of the next event
+        self._delta_start = b""  # of each delta of the block, which then has the text
         self._head = {
             "id": f"resp_{self._token}",
             "created_at": int(time.time()),
@@ -86,6 +87,9 @@ class ResponsesTranslator(BlockTranslator):
         return created + self._event("response.in_progress", response=response)
 
     def block_start(self, block: Block) -> bytes:
+        kind = f"response.{_TEXT_EVENTS[block.kind]}.delta"
+        start = _ENCODER.encode({"type": kind, **self._place(block)})[:-1]
+        self._delta_start = b"event: %s\ndata: %s," % (kind.encode(), start)
         item = self._item(block, "in_progress") | _EMPTY[block.kind]
         events = self._event("response.output_item.added", output_index=block.index, item=item)
         if block.kind != "call":
@@ -94,11 +98,13 @@ class ResponsesTranslator(BlockTranslator):
         return events
 
     def block_delta(self, piece: BlockPiece) -> bytes:
-        block = piece.block
-        fields: dict[str, Any] = {"delta": piece.text}
-        if block.kind == "text":
-            fields["logprobs"] = self._logprobs(piece.scored)
-        return self._part_event(block, f"response.{_TEXT_EVENTS[block.kind]}.delta", **fields)
+        end = b"}\n\n"
+        if piece.block.kind == "text":
+            logprobs = _ENCODER.encode(self._logprobs(piece.scored)) if piece.scored else b"[]"
+            end = b',"logprobs":%s}\n\n' % logprobs
+        text = _ENCODER.encode(piece.text)
+        number, self._sequence_number = self._sequence_number, self._sequence_number + 1
+        return b'%s"sequence_number":%d,"delta":%s%s' % (self._delta_start, number, text, end)
 
     def block_end(self, block: Block) -> bytes:
         item = self._item(block, self._status_of(block))
@@ -165,10 +171,11 @@ class ResponsesTranslator(BlockTranslator):
 
     def _part_event(self, block: Block, kind: str, **fields: Any) -> bytes:
         """Return an event about the content of an item, or the arguments of a call."""
+        return self._event(kind, **self._place(block), **fields)
+
+    def _place(self, block: Block) -> dict[str, Any]:
         place: dict[str, Any] = {"item_id": self._item_id(block), "output_index": block.index}
-        if block.kind != "call":
-            place["content_index"] = 0
-        return self._event(kind, **place, **fields)
+        return place if block.kind == "call" else place | {"content_index": 0}
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         event = {"type": kind, "sequence_number": self._sequence_number, **fields}
