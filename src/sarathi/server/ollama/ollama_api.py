@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
@@ -26,7 +26,7 @@ from sarathi.server.openai.chat_messages import Message, Tools, read_conversatio
 from sarathi.server.openai.generation_request import Stop
 from sarathi.server.output_blocks import Block, BlockPiece, BlockTranslator
 from sarathi.server.request_body import NOT_GIVEN, Int64, ModelRequest, NoEffect, only, value_or
-from sarathi.server.responses import ApiError, invalid, json_response, ollama_error
+from sarathi.server.responses import ApiError, json_response, ollama_error
 from sarathi.server.service import RequestContext, Service
 from sarathi.server.structured_text import format_grammar
 
@@ -53,7 +53,6 @@ class OllamaMessage(Message, kw_only=True):
 
     thinking: str | None = None
     tool_name: str | None = None
-    images: list[Raw] | None = None
 
 
 class OllamaRequest(ModelRequest, kw_only=True):
@@ -79,9 +78,7 @@ async def chat(service: Service, call: RequestContext) -> ASGIApp:
     """Answer POST /api/chat; raises `ApiError` for a wrong request."""
     _, request = service.read(call, OllamaRequest)
     messages = request.messages or []
-    for index, message in enumerate(messages):
-        if message.images:
-            raise invalid(f"messages[{index}].images is not supported.", "messages")
+    for message in messages:
         message.reasoning_content, message.name = message.thinking, message.tool_name
     return await _reply(service, call, request, messages, is_chat=True)
 
