@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from hypothesis import strategies as st
 
 from sarathi.engine.output_processor import Delta
+from sarathi.server.conversation import EncodedConversation, encode_conversation
 from sarathi.server.generation_core import Choices, TokenUsage
 from sarathi.server.output_blocks import BlockTranslator
-from sarathi.server.parsers.output_parser import ParsedDelta, ToolCallDelta
+from sarathi.server.parsers.output_parser import (
+    ParsedDelta,
+    ParsedText,
+    ParserFactory,
+    ToolCallDelta,
+)
 
 USAGE = TokenUsage(11, 7, 4, 2)
 
@@ -60,6 +68,45 @@ def parsed_outputs(draw: st.DrawFn) -> list[Delta]:
         )
         for index, group in enumerate(deltas)
     ]
+
+
+class SplitParser:
+    """Splits "reasoning|text!arguments of a call"."""
+
+    def __init__(self) -> None:
+        self.in_reasoning = True
+        self._in_call = False
+
+    def push(self, text: str, token_ids: Sequence[int], /) -> ParsedText:
+        content = reasoning = ""
+        calls = []
+        for character in text:
+            if character == "|":
+                self.in_reasoning = False
+            elif character == "!":
+                self._in_call = True
+                calls.append(ToolCallDelta(0, "call_0", "add"))
+            elif self._in_call:
+                calls.append(ToolCallDelta(0, arguments=character))
+            elif self.in_reasoning:
+                reasoning += character
+            else:
+                content += character
+        return ParsedText(content, reasoning, tuple(calls))
+
+    def flush(self) -> ParsedText:
+        return ParsedText()
+
+
+@pytest.fixture
+def split_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs of conversations are parsed by `SplitParser`."""
+
+    async def encode(*args: Any) -> EncodedConversation:
+        encoded = await encode_conversation(*args)
+        return replace(encoded, parser=ParserFactory(SplitParser))
+
+    monkeypatch.setattr("sarathi.server.conversation_reply.encode_conversation", encode)
 
 
 def stream_of(translator: BlockTranslator, deltas: Sequence[Delta]) -> list[dict[str, Any]]:

@@ -14,17 +14,13 @@ from sarathi.fleet.engine_client import EngineError
 from sarathi.sampling.grammar import Grammar
 from sarathi.server.anthropic.messages_api import MessagesTranslator
 from sarathi.server.anthropic.messages_request import MessagesRequest, read_messages
-from sarathi.server.parsers.output_parser import (
-    OUTPUT_PARSERS,
-    ParsedDelta,
-    ParserFactory,
-    ToolCallDelta,
-)
+from sarathi.server.parsers.output_parser import ParsedDelta, ToolCallDelta
 from sarathi.server.request_body import decode
 from sarathi.server.responses import ApiError
 from tests.server.fake_engine import LIMIT, MODEL, FakeEngine, call
-from tests.server.parsed_outputs import USAGE, parsed_outputs, read_events, stream_of
-from tests.server.test_output_parsers import ThinkParser
+from tests.server.parsed_outputs import USAGE, parsed_outputs, read_events, split_outputs, stream_of
+
+__all__ = ["split_outputs"]  # a fixture
 
 USER = {"role": "user", "content": "hi"}
 ADD = {
@@ -35,7 +31,7 @@ ADD = {
 
 
 def message(engine: FakeEngine, messages: Any = None, *, path: str = "", **fields: Any):
-    names = ("output_parser", "api_keys", "headers", "max_body", "strict")
+    names = ("api_keys", "headers", "max_body", "strict")
     options = {name: fields.pop(name) for name in names if name in fields}
     body = {"model": MODEL, "max_tokens": 50, "messages": messages or [USER], **fields}
     return call(engine, "POST", f"/v1/messages{path}", body, **options)
@@ -179,16 +175,17 @@ def test_stop_reasons(
     assert (reply["stop_reason"], reply["stop_sequence"]) == (reason, sequence)
 
 
+@pytest.mark.usefixtures("split_outputs")
 @pytest.mark.parametrize("stream", [False, True])
-def test_thinking_is_a_block_before_the_text(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(OUTPUT_PARSERS, "think", ParserFactory(ThinkParser))  # type: ignore[arg-type]
-    engine = FakeEngine("hm, no</think>Hello")
-    response = message(engine, stream=stream, output_parser="think")
+def test_thinking_text_and_calls_are_blocks(stream: bool) -> None:
+    response = message(FakeEngine('hm|Hello!{"a": 1}'), stream=stream, tools=[ADD])
     reply = reassembled(read_events(response.text)) if stream else whole(response)
     assert reply["content"] == [
-        {"type": "thinking", "thinking": "hm, no", "signature": ""},
+        {"type": "thinking", "thinking": "hm", "signature": ""},
         {"type": "text", "text": "Hello", "citations": None},
+        {"type": "tool_use", "id": "call_0", "name": "add", "input": {"a": 1}},
     ]
+    assert reply["stop_reason"] == "tool_use"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -14,7 +14,9 @@ from sarathi.engine.output_processor import Delta
 from sarathi.server.generation_core import Choices
 from sarathi.server.ollama.ollama_api import OllamaTranslator
 from tests.server.fake_engine import LIMIT, MODEL, FakeEngine, call
-from tests.server.parsed_outputs import USAGE, parsed_outputs
+from tests.server.parsed_outputs import USAGE, parsed_outputs, split_outputs
+
+__all__ = ["split_outputs"]  # a fixture
 
 USER = {"role": "user", "content": "hi"}
 TIMES = ("created_at", "total_duration", "prompt_eval_duration", "eval_duration")
@@ -143,6 +145,19 @@ def test_a_conversation_with_tools() -> None:
     assert "x-sarathi-ignored" not in response.headers
     [generation] = engine.generations
     assert b"1" in bytes(generation.prompt)
+
+
+@pytest.mark.usefixtures("split_outputs")
+@pytest.mark.parametrize("stream", [False, True])
+def test_thinking_text_and_calls_are_a_message(stream: bool) -> None:
+    response = ask(FakeEngine('hm|Hello!{"a": 1}'), stream=stream)
+    reply = reassembled(lines(response)) if stream else response.json()
+    assert reply["message"] == {
+        "role": "assistant",
+        "content": "Hello",
+        "thinking": "hm",
+        "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}],
+    }
 
 
 @pytest.mark.parametrize("form", ["json", {"type": "object"}])

@@ -16,12 +16,12 @@ from sarathi.fleet.engine_client import EngineError
 from sarathi.sampling.grammar import Grammar
 from sarathi.server.openai.responses_api import ResponsesTranslator
 from sarathi.server.openai.responses_request import ResponsesRequest, read_responses_input
-from sarathi.server.parsers.output_parser import OUTPUT_PARSERS, ParserFactory
 from sarathi.server.request_body import decode
 from sarathi.server.responses import ApiError
 from tests.server.fake_engine import LIMIT, MODEL, ByteTokenizer, FakeEngine, call, error
-from tests.server.parsed_outputs import USAGE, parsed_outputs, read_events, stream_of
-from tests.server.test_output_parsers import ThinkParser
+from tests.server.parsed_outputs import USAGE, parsed_outputs, read_events, split_outputs, stream_of
+
+__all__ = ["split_outputs"]  # a fixture
 
 EVENT: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(ResponseStreamEvent)
 ADD = {
@@ -34,8 +34,7 @@ ADD = {
 
 
 def respond(engine: FakeEngine, given: Any = "hi", **fields: Any):
-    names = ("output_parser", "strict")
-    options = {name: fields.pop(name) for name in names if name in fields}
+    options = {name: fields.pop(name) for name in ("strict",) if name in fields}
     body = {"model": MODEL, "input": given, **fields}
     return call(engine, "POST", "/v1/responses", body, **options)
 
@@ -200,19 +199,28 @@ def test_the_limit_of_output_tokens_makes_a_response_incomplete(streamed: bool) 
     assert reply["output"][0]["content"][0]["text"] == "He"
 
 
+@pytest.mark.usefixtures("split_outputs")
 @pytest.mark.parametrize("streamed", [False, True])
-def test_reasoning_is_an_item_before_the_message(
-    streamed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(OUTPUT_PARSERS, "think", ParserFactory(ThinkParser))  # type: ignore[arg-type]
-    engine = FakeEngine("hm, no</think>Hello")
-    response = respond(engine, stream=streamed, output_parser="think")
+def test_reasoning_text_and_calls_are_items(streamed: bool) -> None:
+    response = respond(FakeEngine('hm|Hello!{"a": 1}'), stream=streamed, tools=[ADD])
     reply = stream(response)[-1]["response"] if streamed else whole(response)
-    reasoning, message = reply["output"]
+    reasoning, message, called = reply["output"]
     assert reasoning["type"] == "reasoning"
-    assert reasoning["content"] == [{"type": "reasoning_text", "text": "hm, no"}]
+    assert reasoning["content"] == [{"type": "reasoning_text", "text": "hm"}]
     assert message["content"][0]["text"] == "Hello"
+    assert called["type"] == "function_call"
+    assert (called["call_id"], called["name"]) == ("call_0", "add")
+    assert json.loads(called["arguments"]) == {"a": 1}
+    assert reply["status"] == called["status"] == "completed"
     assert reply["usage"]["output_tokens_details"]["reasoning_tokens"] > 0
+
+
+@pytest.mark.usefixtures("split_outputs")
+def test_a_call_that_the_limit_has_cut_is_incomplete() -> None:
+    reply = whole(respond(FakeEngine('|!{"a": 1}'), tools=[ADD], max_output_tokens=4))
+    [called] = reply["output"]
+    assert (called["arguments"], called["status"]) == ('{"', "incomplete")
+    assert reply["status"] == "incomplete"
 
 
 @pytest.mark.parametrize("streamed", [False, True])
