@@ -178,7 +178,7 @@ def test_stop_reasons(
 @pytest.mark.usefixtures("split_outputs")
 @pytest.mark.parametrize("stream", [False, True])
 def test_thinking_text_and_calls_are_blocks(stream: bool) -> None:
-    response = message(FakeEngine('hm|Hello!{"a": 1}'), stream=stream, tools=[ADD])
+    response = message(FakeEngine('hm|Hello!{"a": 1}'), stream=stream)
     reply = reassembled(read_events(response.text)) if stream else whole(response)
     assert reply["content"] == [
         {"type": "thinking", "thinking": "hm", "signature": ""},
@@ -235,6 +235,7 @@ def test_what_has_no_effect_is_accepted(strict: bool) -> None:
         metadata={"user_id": None},
         thinking={"type": "enabled", "budget_tokens": 1024},
         tools=[ADD | mark],
+        tool_choice={"type": "none"},
         mcp_servers=[],
         **mark,
     )

@@ -13,7 +13,8 @@ from sarathi import __version__
 from sarathi.engine.output_processor import Delta
 from sarathi.server.generation_core import Choices
 from sarathi.server.ollama.ollama_api import OllamaTranslator
-from tests.server.fake_engine import LIMIT, MODEL, FakeEngine, call
+from tests.model_info import model_info
+from tests.server.fake_engine import LIMIT, MODEL, VOCAB, FakeEngine, call
 from tests.server.parsed_outputs import USAGE, parsed_outputs, split_outputs
 
 __all__ = ["split_outputs"]  # a fixture
@@ -132,7 +133,7 @@ def test_options_reach_the_engine() -> None:
 
 
 def test_a_conversation_with_tools() -> None:
-    engine = FakeEngine()
+    engine = FakeEngine(info=model_info(max_model_len=2000, vocab_size=VOCAB))
     called = [{"function": {"name": "add", "arguments": {"a": 1}}}]
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
     messages = [

@@ -202,7 +202,7 @@ def test_the_limit_of_output_tokens_makes_a_response_incomplete(streamed: bool) 
 @pytest.mark.usefixtures("split_outputs")
 @pytest.mark.parametrize("streamed", [False, True])
 def test_reasoning_text_and_calls_are_items(streamed: bool) -> None:
-    response = respond(FakeEngine('hm|Hello!{"a": 1}'), stream=streamed, tools=[ADD])
+    response = respond(FakeEngine('hm|Hello!{"a": 1}'), stream=streamed)
     reply = stream(response)[-1]["response"] if streamed else whole(response)
     reasoning, message, called = reply["output"]
     assert reasoning["type"] == "reasoning"
@@ -217,7 +217,7 @@ def test_reasoning_text_and_calls_are_items(streamed: bool) -> None:
 
 @pytest.mark.usefixtures("split_outputs")
 def test_a_call_that_the_limit_has_cut_is_incomplete() -> None:
-    reply = whole(respond(FakeEngine('|!{"a": 1}'), tools=[ADD], max_output_tokens=4))
+    reply = whole(respond(FakeEngine('|!{"a": 1}'), max_output_tokens=4))
     [called] = reply["output"]
     assert (called["arguments"], called["status"]) == ('{"', "incomplete")
     assert reply["status"] == "incomplete"
