@@ -17,7 +17,7 @@ from sarathi.server.anthropic.messages_request import MessagesRequest, read_mess
 from sarathi.server.parsers.output_parser import ParsedDelta, ToolCallDelta
 from sarathi.server.request_body import decode
 from sarathi.server.responses import ApiError
-from tests.server.fake_engine import LIMIT, MODEL, FakeEngine, call
+from tests.server.fake_engine import LIMIT, MODEL, ByteTokenizer, FakeEngine, TaggedTemplate, call
 from tests.server.parsed_outputs import USAGE, parsed_outputs, read_events, split_outputs, stream_of
 
 __all__ = ["split_outputs"]  # a fixture
@@ -356,8 +356,26 @@ class TestMessages:
         [generation] = engine.generations
         assert bytes(generation.prompt) == b"user:hi|assistant:Hello|user:hi|>"
 
-    def test_a_last_message_of_the_assistant_is_refused(self) -> None:
-        assert "last message" in refusal(messages=[USER, {"role": "assistant", "content": "x"}])
+    def test_a_last_message_of_the_assistant_is_continued(self) -> None:
+        engine = FakeEngine("b")
+        reply = whole(message(engine, [USER, {"role": "assistant", "content": "user a "}]))
+        assert reply["content"][0]["text"] == "b"
+        [generation] = engine.generations
+        assert bytes(generation.prompt) == b"user:hi|assistant:user a"
+        for empty in ("", " ", []):
+            assert not conversation(
+                messages=[USER, {"role": "assistant", "content": empty}]
+            ).continues_answer
+
+    def test_an_answer_that_the_template_does_not_show_cannot_be_continued(self) -> None:
+        class Silent(TaggedTemplate):
+            def render_within(self, *args: Any, **extra: Any) -> str:
+                return "hi"
+
+        body = {"messages": [USER, {"role": "assistant", "content": "x"}]}
+        tokenizer = ByteTokenizer(Silent())
+        response = call(FakeEngine(), "POST", "/v1/messages", body, tokenizer=tokenizer)
+        assert "continued" in error(response, 400, "invalid_request_error")
 
     @pytest.mark.parametrize(
         ("block", "field"),

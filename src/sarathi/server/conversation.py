@@ -73,6 +73,7 @@ class Conversation:
     template_arguments: Mapping[str, Any] = field(default_factory=dict)  # the caller's own
     add_generation_prompt: bool = True
     add_special_tokens: bool = False  # templates write the special tokens themselves
+    continues_answer: bool = False  # the output continues the last turn, which is the assistant's
 
 
 @dataclass(frozen=True)
@@ -105,18 +106,29 @@ async def encode_conversation(
             text = template.render_within(
                 limit,
                 messages,
-                conversation.add_generation_prompt,
+                conversation.add_generation_prompt and not conversation.continues_answer,
                 tools,
                 **conversation.template_arguments,
             )
         except ValueError as error:
             raise invalid(f"The chat template refuses the messages: {error}", "messages") from None
+        if conversation.continues_answer:
+            text = _until_answer(text, conversation.turns[-1].content)
         return service.encode(text, conversation.add_special_tokens, limit)
 
     ids = await service.pool.run(len(call.body), work, renders=True)
     if not ids:
         raise invalid("messages has no tokens.", "messages")
     return EncodedConversation(ids, service.output_parser, conversation.output_grammar)
+
+
+def _until_answer(text: str, answer: str) -> str:
+    """Return a prompt up to the end of its last answer, without whitespace at that end."""
+    before, found, _ = text.rpartition(answer.strip())
+    if not found:
+        reason = "The chat template changes the last message, so that it cannot be continued."
+        raise invalid(reason, "messages")
+    return before + found
 
 
 def _template_message(turn: Turn) -> dict[str, Any]:

@@ -1,17 +1,16 @@
-"""From a conversation to its reply: what all chat APIs but OpenAI's first one have in common."""
+"""From a conversation to its reply, for any API."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from sarathi.server.conversation import Conversation, encode_conversation
-from sarathi.server.generation_core import GenerationJob, GenerationReply
+from sarathi.server.generation_core import GenerationJob, GenerationReply, Translator
 from sarathi.server.openai.generation_request import (
     GenerationRequest,
     sampling_params,
     scheduling_params,
 )
-from sarathi.server.output_blocks import BlockTranslator
 from sarathi.server.service import RequestContext, Service
 
 
@@ -20,7 +19,7 @@ async def conversation_reply(
     call: RequestContext,
     conversation: Conversation,
     request: GenerationRequest,
-    translator: BlockTranslator,
+    translator: Translator,
     *,
     logprobs: int | None = None,
     field_names: Mapping[str, str] | None = None,
@@ -44,5 +43,5 @@ async def conversation_reply(
         grammar=encoded.grammar,
         field_names=field_names,
     )
-    job = GenerationJob([(encoded.prompt_ids, [params])], scheduling, encoded.parser)
+    job = GenerationJob([(encoded.prompt_ids, params.choices())], scheduling, encoded.parser)
     return GenerationReply(service, job, translator, bool(request.stream))

@@ -145,13 +145,7 @@ def read_messages(request: CountTokensRequest) -> Conversation:
         turns.append(Turn("system", _text(request.system, "system"), path="system"))
     for index, message in enumerate(request.messages):
         turns += _message_turns(message, f"messages[{index}]")
-    if turns and turns[-1].role == "assistant":
-        raise invalid(
-            "The last message is of the assistant. To continue its text is not supported; the last "
-            "message has to be of the user.",
-            "messages",
-            code="unsupported_parameter",
-        )
+    last = turns[-1] if turns else Turn("user", "")
     tools = [_read_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools or ())]
     config = request.output_config or OutputConfig()
     form = config.format or request.output_format or OutputFormat("text")
@@ -165,6 +159,8 @@ def read_messages(request: CountTokensRequest) -> Conversation:
         parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
         output_grammar=format_grammar(form.type, form.schema, "output_config.format"),
         reasoning_effort=config.effort,
+        # A text of the assistant at the end is the beginning of the answer.
+        continues_answer=last.role == "assistant" and bool(last.content.strip()),
         template_arguments={"enable_thinking": thinking, "thinking": thinking},  # its two names
     )
 
