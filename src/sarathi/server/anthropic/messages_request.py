@@ -42,6 +42,7 @@ class ContentBlock(Struct):
     data: NoEffect = NOT_GIVEN  # of redacted thinking
     is_error: NoEffect = NOT_GIVEN
     signature: NoEffect = NOT_GIVEN
+    source: NoEffect = NOT_GIVEN  # of images and documents, which are refused
 
 
 class InputMessage(Struct):
