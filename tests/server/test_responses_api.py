@@ -512,6 +512,11 @@ class TestTextFormat:
         found = conversation(input="hi", text={"format": form}).output_grammar
         assert isinstance(found, Grammar)
         assert '"integer"' in found.lark.replace(" ", "")
+        assert '"lenient":false' in found.lark.replace(" ", "")
+        form["strict"] = False
+        found = conversation(input="hi", text={"format": form}).output_grammar
+        assert found is not None
+        assert '"lenient":true' in found.lark.replace(" ", "")
         loose = conversation(input="hi", text={"format": {"type": "json_object"}})
         assert isinstance(loose.output_grammar, Grammar)
 

@@ -144,7 +144,7 @@ async def _reply(
     schema = form if isinstance(form, dict) else None
     conversation = replace(
         read_conversation(asked),
-        output_grammar=format_grammar(kind, schema, "format"),
+        output_grammar=format_grammar(kind, schema, "format", lenient=True),
         reasoning_effort=request.think if isinstance(request.think, str) else None,
     )
     names = {"max_tokens": "num_predict", "repetition_penalty": "repeat_penalty"}

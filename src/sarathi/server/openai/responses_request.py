@@ -174,7 +174,9 @@ def read_responses_input(request: ResponsesRequest) -> Conversation:
         tools=tools,
         tool_choice=_read_tool_choice(request, tools),
         parallel_tool_calls=value_or(request.parallel_tool_calls, True),
-        output_grammar=format_grammar(form.type, form.schema, "text.format"),
+        output_grammar=format_grammar(
+            form.type, form.schema, "text.format", lenient=not form.strict
+        ),
         reasoning_effort=None if request.reasoning is None else request.reasoning.effort,
     )
 
