@@ -8,20 +8,14 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Struct, UnsetType
 from starlette.types import ASGIApp
 
-from sarathi.engine.messages import ModelInfo
 from sarathi.engine.output_processor import Delta
 from sarathi.models.tokenizers.tokenizer import Tokenizer
-from sarathi.sampling.grammar import Grammar
-from sarathi.sampling.params import SamplingParams
-from sarathi.server.conversation import ToolChoice, encode_conversation
-from sarathi.server.generation_core import Choices, GenerationJob, GenerationReply
+from sarathi.server.conversation import ToolChoice
+from sarathi.server.conversation_reply import conversation_reply
+from sarathi.server.generation_core import Choices
 from sarathi.server.openai.chat_messages import Message, Tools, read_conversation
 from sarathi.server.openai.generation_reply import Choice, OpenAITranslator, text_and_logprob
-from sarathi.server.openai.generation_request import (
-    GenerationRequest,
-    sampling_params,
-    scheduling_params,
-)
+from sarathi.server.openai.generation_request import GenerationRequest
 from sarathi.server.parsers.output_parser import ParsedDelta, ToolCallDelta
 from sarathi.server.request_body import NOT_GIVEN, Int64, NoEffect, only, value_or
 from sarathi.server.responses import invalid
@@ -142,20 +136,28 @@ class ChatChoice(Choice, frozen=True):
 
 async def create_chat_completion(service: Service, call: RequestContext) -> ASGIApp:
     """Answer POST /v1/chat/completions; raises `ApiError` for a wrong request."""
-    info, request = service.read(call, ChatRequest)
-    scheduling = scheduling_params(request, info, call.key_name)
+    _, request = service.read(call, ChatRequest)
+    if request.top_logprobs and not request.logprobs:
+        raise invalid("top_logprobs needs logprobs to be true.", "top_logprobs")
+    names = {"logprobs": "top_logprobs"}
+    if request.max_completion_tokens is not None:  # its older name has no effect beside it
+        request.max_tokens = request.max_completion_tokens
+        names["max_tokens"] = "max_completion_tokens"
     conversation = replace(
         read_conversation(request),
         tool_choice=_tool_choice(request),
         parallel_tool_calls=value_or(request.parallel_tool_calls, True),
         reasoning_effort=request.reasoning_effort,
     )
-    encoded = await encode_conversation(service, call, conversation)
-    ids = encoded.prompt_ids
-    params = _chat_params(request, len(ids), info, encoded.grammar, strict=service.strict)
-    job = GenerationJob([(ids, params.choices())], scheduling, encoded.parser)
-    translator = ChatTranslator(service, request)
-    return GenerationReply(service, job, translator, bool(request.stream))
+    return await conversation_reply(
+        service,
+        call,
+        conversation,
+        request,
+        ChatTranslator(service, request),
+        logprobs=value_or(request.top_logprobs, 0) if request.logprobs else None,
+        field_names=names,
+    )
 
 
 def _tool_choice(request: ChatRequest) -> ToolChoice:
@@ -264,31 +266,4 @@ def chat_logprobs(tokenizer: Tokenizer, delta: Delta) -> ChatLogprobs:
             )
             for token, at in zip(delta.token_ids, delta.logprobs, strict=True)
         ]
-    )
-
-
-def _chat_params(
-    request: ChatRequest,
-    prompt_tokens: int,
-    info: ModelInfo,
-    grammar: Grammar | None,
-    *,
-    strict: bool,
-) -> SamplingParams:
-    """Return the sampling parameters; raise `ApiError` naming the field that is out of range."""
-    if request.top_logprobs and not request.logprobs:
-        raise invalid("top_logprobs needs logprobs to be true.", "top_logprobs")
-    names = {"logprobs": "top_logprobs"}
-    if request.max_completion_tokens is not None:  # its older name has no effect beside it
-        request.max_tokens = request.max_completion_tokens
-        names["max_tokens"] = "max_completion_tokens"
-    logprobs = value_or(request.top_logprobs, 0) if request.logprobs else None
-    return sampling_params(
-        request,
-        info,
-        prompt_tokens,
-        logprobs=logprobs,
-        strict=strict,
-        grammar=grammar,
-        field_names=names,
     )
