@@ -57,6 +57,42 @@ def test_a_completion_stream_is_the_same_as_the_whole(client, model):
     assert chunks[-1].choices[0].finish_reason == "length"
 
 
+def test_a_response_is_what_the_chat_answers_streamed_or_not(client, model):
+    fields = {"model": model, "input": PARIS, "temperature": 0}
+    whole = client.responses.create(**fields)
+    chat = client.chat.completions.create(model=model, messages=PARIS, temperature=0)
+    assert whole.output_text == chat.choices[0].message.content
+    with client.responses.stream(**fields) as stream:
+        text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
+        final = stream.get_final_response()
+    assert text == final.output_text == whole.output_text
+    assert final.usage.output_tokens == whole.usage.output_tokens == chat.usage.completion_tokens
+
+
+def test_a_message_is_what_the_chat_answers(client, http, model):
+    fields = {"messages": PARIS, "temperature": 0, "max_tokens": 64}
+    reply = http.post("/v1/messages", json=fields).json()
+    chat = client.chat.completions.create(model=model, **fields)
+    assert reply["content"][0]["text"] == chat.choices[0].message.content
+    usage, counted = reply["usage"], http.post("/v1/messages/count_tokens", json=fields).json()
+    prompt = usage["input_tokens"] + usage["cache_read_input_tokens"]
+    assert prompt == counted["input_tokens"] == chat.usage.prompt_tokens
+
+
+def test_a_stream_whose_client_leaves_is_cancelled(client, http, model):
+    """As the fixture `idle` asserts."""
+    story = [{"role": "user", "content": "Tell me a very long story."}]
+    body = {"messages": story, "stream": True}
+    for path, given in (
+        ("/v1/responses", {"input": story}),
+        ("/v1/messages", {}),
+        ("/api/chat", {}),
+    ):
+        with http.stream("POST", path, json={**body, **given}) as response:
+            assert response.status_code == 200
+            next(response.iter_lines())
+
+
 def test_token_ids_and_text_are_equivalent_prompts(client, http, model):
     text = "The three primary colours are"
     ids = http.post("/tokenize", json={"prompt": text}).json()["tokens"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, Any, Literal, cast
 
 from msgspec import Raw, Struct
@@ -184,6 +183,7 @@ def read_responses_input(request: ResponsesRequest) -> Conversation:
 def _item_turns(items: Sequence[InputItem]) -> list[Turn]:
     """Return items as turns: reasoning, a message and calls of the assistant are one turn of it."""
     turns: list[Turn] = []
+    calls: list[ToolCall] = []  # of the assistant's last turn
     reasoning = ""  # of the assistant's next turn
     for index, item in enumerate(items):
         path = f"input[{index}]"
@@ -191,14 +191,14 @@ def _item_turns(items: Sequence[InputItem]) -> list[Turn]:
         if kind == "reasoning":
             reasoning += _text(item.content or item.summary or "", f"{path}.content")
             continue
-        if kind == "function_call":
-            turn = Turn("assistant", "", reasoning=reasoning, path=path)
-            if turns and turns[-1].role == "assistant" and not reasoning:
-                turn = turns.pop()
-            turns.append(replace(turn, tool_calls=[*turn.tool_calls, _read_call(item, path)]))
-        elif kind == "message" and item.role == "assistant":
-            content = _text(item.content or "", f"{path}.content")
-            turns.append(Turn("assistant", content, reasoning=reasoning, path=path))
+        is_message = kind == "message" and item.role == "assistant"
+        if is_message or kind == "function_call":
+            if is_message or reasoning or not turns or turns[-1].role != "assistant":
+                content = _text(item.content or "", f"{path}.content") if is_message else ""
+                calls = []
+                turns.append(Turn("assistant", content, None, reasoning, calls, path=path))
+            if not is_message:
+                calls.append(_read_call(item, path))
         else:
             turns.append(_other_turn(item, kind, path))
         reasoning = ""
