@@ -21,6 +21,7 @@ ENVIRONMENTS: Mapping[str, Sequence[str]] = {
         "langchain-openai==1.7.4",
         "openai-agents==0.24.0",
         "pydantic-ai-slim[openai]==2.66.0",
+        "ollama==0.6.3",
     ),
     "litellm": ("litellm==1.110.2", "instructor==1.17.0"),
     "lm-eval": ("lm-eval[api]==0.4.13",),

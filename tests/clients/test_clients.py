@@ -20,6 +20,7 @@ CLIENTS = [
     ("sdks", "langchain_chat"),
     ("sdks", "agents_loop"),
     ("sdks", "pydantic_ai_output"),
+    ("sdks", "ollama_chat"),
     ("litellm", "litellm_completion"),
     ("litellm", "instructor_modes"),
     ("lm-eval", "lm_eval_tasks"),

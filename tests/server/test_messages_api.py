@@ -30,9 +30,10 @@ ADD = {
 }
 
 
-def message(engine: FakeEngine, messages: Any = None, *, path: str = "", **fields: Any):
+def message(engine: FakeEngine, messages: Any = None, **fields: Any):
     names = ("api_keys", "headers", "max_body", "strict")
     options = {name: fields.pop(name) for name in names if name in fields}
+    path = fields.pop("path", "")  # after that of messages
     body = {"model": MODEL, "max_tokens": 50, "messages": messages or [USER], **fields}
     return call(engine, "POST", f"/v1/messages{path}", body, **options)
 
@@ -362,6 +363,7 @@ class TestMessages:
         assert reply["content"][0]["text"] == "b"
         [generation] = engine.generations
         assert bytes(generation.prompt) == b"user:hi|assistant:user a"
+        empty: Any
         for empty in ("", " ", []):
             assert not conversation(
                 messages=[USER, {"role": "assistant", "content": empty}]
@@ -427,15 +429,13 @@ class TestTools:
         assert (add.name, add.description, sub.name) == ("add", "Add numbers.", "sub")
         assert add.parameters == ADD["input_schema"]
         assert found.parallel_tool_calls
-        for choice, mode, name in [
-            ({"type": "auto"}, "auto", None),
-            ({"type": "none"}, "none", None),
-            ({"type": "any", "disable_parallel_tool_use": True}, "required", None),
-            ({"type": "tool", "name": "add"}, "required", "add"),
-        ]:
+        for kind, mode in [("auto", "auto"), ("none", "none"), ("any", "required")]:
+            choice = {"type": kind, "disable_parallel_tool_use": kind == "any"}
             chosen = conversation(tools=[ADD], tool_choice=choice)
-            assert (chosen.tool_choice.mode, chosen.tool_choice.name) == (mode, name)
-            assert chosen.parallel_tool_calls == ("disable_parallel_tool_use" not in choice)
+            assert (chosen.tool_choice.mode, chosen.tool_choice.name) == (mode, None)
+            assert chosen.parallel_tool_calls == (kind != "any")
+        named = conversation(tools=[ADD], tool_choice={"type": "tool", "name": "add"})
+        assert (named.tool_choice.mode, named.tool_choice.name) == ("required", "add")
 
     def test_tools_of_anthropics_servers_are_refused_by_name(self) -> None:
         text = refusal(tools=[ADD, {"type": "web_search_20250305", "name": "web_search"}])

@@ -45,7 +45,8 @@ def reassembled(replies: list[dict[str, Any]]) -> dict[str, Any]:
     whole = dict(replies[-1])
     if "message" in whole:
         parts = [reply["message"] for reply in replies]
-        message = {"role": "assistant", "content": "".join(part["content"] for part in parts)}
+        content = "".join(part["content"] for part in parts)
+        message: dict[str, Any] = {"role": "assistant", "content": content}
         if calls := [call for part in parts for call in part.get("tool_calls", ())]:
             message["tool_calls"] = calls
         whole["message"] = message
