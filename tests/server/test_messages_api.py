@@ -11,7 +11,6 @@ from hypothesis import given
 
 from sarathi.engine.output_processor import Delta
 from sarathi.fleet.engine_client import EngineError
-from sarathi.sampling.grammar import Grammar
 from sarathi.server.anthropic.messages_api import MessagesTranslator
 from sarathi.server.anthropic.messages_request import MessagesRequest, read_messages
 from sarathi.server.parsers.output_parser import ParsedDelta, ToolCallDelta
@@ -414,12 +413,16 @@ class TestMessages:
     def test_structured_text_has_a_grammar(self, field: str) -> None:
         form = {"type": "json_schema", "schema": {"type": "object"}}
         value = form if field == "output_format" else {"format": form, "effort": "low"}
-        found = conversation(**{field: value})
-        assert isinstance(found.output_grammar, Grammar)
-        assert conversation().output_grammar is None
         engine = FakeEngine("{}")
         whole(message(engine, **{field: value}))
-        assert engine.params.grammar == found.output_grammar
+        assert engine.params.grammar is not None
+        engine = FakeEngine()
+        whole(message(engine))
+        assert engine.params.grammar is None
+
+    def test_a_format_without_a_schema_is_refused(self) -> None:
+        response = message(FakeEngine(), output_config={"format": {"type": "json_schema"}})
+        assert "output_config.format.schema" in error(response, 400, "invalid_request_error")
 
 
 class TestTools:

@@ -13,7 +13,6 @@ from openai.types.responses import Response, ResponseStreamEvent
 
 from sarathi.engine.output_processor import Delta
 from sarathi.fleet.engine_client import EngineError
-from sarathi.sampling.grammar import Grammar
 from sarathi.server.openai.responses_api import ResponsesTranslator
 from sarathi.server.openai.responses_request import ResponsesRequest, read_responses_input
 from sarathi.server.request_body import decode
@@ -504,20 +503,18 @@ class TestTools:
 class TestTextFormat:
     @pytest.mark.parametrize("text", [None, {}, {"format": None}, {"format": {"type": "text"}}])
     def test_plain_text_has_no_grammar(self, text: Any) -> None:
-        assert conversation(input="hi", text=text).output_grammar is None
+        engine = FakeEngine()
+        whole(respond(engine, text=text))
+        assert engine.params.grammar is None
 
     def test_json_has_a_grammar(self) -> None:
         schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
         form = {"type": "json_schema", "name": "n", "schema": schema, "strict": True}
-        found = conversation(input="hi", text={"format": form}).output_grammar
-        assert isinstance(found, Grammar)
-        assert '"integer"' in found.lark.replace(" ", "")
-        form["strict"] = False  # what cannot be enforced is then ignored
-        assert conversation(input="hi", text={"format": form}).output_grammar != found
-        loose = conversation(input="hi", text={"format": {"type": "json_object"}})
-        assert isinstance(loose.output_grammar, Grammar)
-
-    def test_the_grammar_reaches_the_engine(self) -> None:
+        engine = FakeEngine("{}")
+        reply = whole(respond(engine, text={"format": form}))
+        assert engine.params.grammar is not None
+        assert "integer" in engine.params.grammar.lark
+        assert reply["text"]["format"] == form | {"description": None}
         engine = FakeEngine("{}")
         reply = whole(respond(engine, text={"format": {"type": "json_object"}}))
         assert engine.params.grammar is not None
@@ -525,4 +522,6 @@ class TestTextFormat:
 
     @pytest.mark.parametrize("form", [{"type": "json_schema", "name": "n"}, {"type": "xml"}])
     def test_formats_that_are_refused(self, form: Any) -> None:
-        assert refusal(input="hi", text={"format": form})["param"].startswith("text.format.")
+        response = respond(FakeEngine(), text={"format": form})
+        assert response.status_code == 400
+        assert response.json()["error"]["param"].startswith("text.format.")
