@@ -100,17 +100,3 @@ def test_an_argument_may_have_any_name(name: str) -> None:
     template = ChatTemplate("{{ messages[0].content }}")
     extra: dict[str, Any] = {name: 1}
     assert template.render([{"role": "user", "content": "x"}], **extra) == "x"
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("{% if m.role == 'developer' %}x{% endif %}", True),
-        ('{% if m.role in ["system", "developer"] %}x{% endif %}', True),
-        ("<|im_start|>{{ messages[0].role }}", False),
-        ("You are a developer. {{ messages }}", False),
-    ],
-)
-def test_whether_a_template_has_the_role_developer(source: str, expected: bool) -> None:
-    assert ChatTemplate(source).has_developer_role is expected
-    assert ChatTemplate("x", tool_source=source).has_developer_role is expected

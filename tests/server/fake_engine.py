@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import httpx
@@ -38,6 +38,7 @@ class ByteTokenizer:
 
     vocab_size = VOCAB
     eos_ids = (EOS,)
+    added_tokens: Mapping[str, int] = {}
 
     def __init__(self, chat_template: Any = None) -> None:
         self.chat_template = TaggedTemplate() if chat_template is None else chat_template
@@ -91,9 +92,9 @@ class ByteStream:
 class TaggedTemplate:
     """`role:content|` for each message; the first may not be of the assistant."""
 
+    tool_source = None
     source = "{{ messages }}"
     bos_token, eos_token = "", "<256>"
-    has_developer_role = False
 
     def render_within(
         self,

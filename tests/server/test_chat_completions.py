@@ -58,11 +58,12 @@ def test_of_different_limits_under_both_names_the_newer_name_counts():
     assert engine.params.max_tokens == 3
 
 
-def test_every_role_reaches_the_template():
+def test_roles_that_the_template_does_not_know_become_others():
     engine = FakeEngine()
     roles = ["system", "developer", "user", "assistant", "tool"]
     chat(engine, [{"role": role, "content": role[0]} for role in roles])
-    assert prompt_text(engine) == "system:s|system:d|user:u|assistant:a|tool:t|>"
+    result = "user:<tool_response>\nt\n</tool_response>|"
+    assert prompt_text(engine) == f"system:s|system:d|user:u|assistant:a|{result}>"
 
 
 def test_text_parts_are_joined_by_line_breaks():

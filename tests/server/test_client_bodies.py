@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from sarathi.models.tokenizers.chat_template import ChatTemplate
+from sarathi.server.parsers.tool_formats import TOOL_FORMATS
 from tests.server.fake_engine import (
     EOS,
     LIMIT,
@@ -123,7 +124,8 @@ class TestMessages:
     @pytest.mark.parametrize("calls", [None, [], [{"id": "c", "function": {"name": "f"}}]])
     def test_an_assistant_may_have_said_nothing(self, content, calls):
         message = {"role": "assistant", "content": content, "tool_calls": calls}
-        assert prompt([USER, message]) == "user:a|assistant:|>"
+        written = TOOL_FORMATS["hermes"].write([("f", {})]) if calls else ""
+        assert prompt([USER, message]) == f"user:a|assistant:{written}|>"
 
     @pytest.mark.parametrize("kind", ["image_url", "input_image", "input_audio", "file", "video"])
     def test_other_parts_are_refused_by_name(self, kind):
@@ -522,8 +524,12 @@ class TestTokenisation:
             "chat_template": None,
             "mm_processor_kwargs": None,
         }
-        reply = call(FakeEngine(), "POST", "/tokenize", body).json()
-        assert bytes(reply["tokens"]) == b"user:a|>"
+        template = (
+            "{{ messages[0].content }}{% for t in tools %}[{{ t.function.name }}]{% endfor %}"
+        )
+        tokenizer = ByteTokenizer(ChatTemplate(template))
+        reply = call(FakeEngine(), "POST", "/tokenize", body, tokenizer=tokenizer).json()
+        assert bytes(reply["tokens"]) == b"a[f]"
         assert reply["count"] == len(reply["tokens"])
 
 

@@ -1,48 +1,24 @@
-"""The seam for output parsers, with a parser made here: text before `</think>` is reasoning."""
+"""Output parsers between generated text and the replies, with the format `<think>...</think>`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from sarathi.server.parsers.output_parser import OUTPUT_PARSERS, ParsedText, ParserFactory
+from sarathi.server import conversation
+from sarathi.server.parsers.format_detection import OutputFormats
+from sarathi.server.parsers.reasoning_parser import REASONING_FORMATS, ReasoningParser
 from tests.server.fake_engine import MODEL, FakeEngine, call, events
 
-END = "</think>"
-OUTPUT = "hm, no</think>Hello"
+OUTPUT = "<think>hm, no</think>Hello"
 MESSAGES = [{"role": "user", "content": "hi"}]
-
-
-class ThinkParser:
-    def __init__(self) -> None:
-        self.in_reasoning = True
-        self._kept = ""
-
-    def push(self, text: str, token_ids: Sequence[int], /) -> ParsedText:
-        if not self.in_reasoning:
-            return ParsedText(content=text)
-        self._kept += text
-        before, end, after = self._kept.partition(END)
-        if end:
-            self.in_reasoning, self._kept = False, ""
-            return ParsedText(after, before)
-        certain = max(0, len(self._kept) - len(END) + 1)
-        reasoning, self._kept = self._kept[:certain], self._kept[certain:]
-        return ParsedText(reasoning=reasoning)
-
-    def flush(self) -> ParsedText:
-        return ParsedText(reasoning=self._kept)
-
-
-@pytest.fixture(autouse=True)
-def think(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(OUTPUT_PARSERS, "think", ParserFactory(ThinkParser))  # type: ignore[arg-type]
+FORMATS = OutputFormats(reasoning=REASONING_FORMATS["qwen3"])
 
 
 def chat(engine: FakeEngine, **fields: object):
     body = {"model": MODEL, "messages": MESSAGES, **fields}
-    return call(engine, "POST", "/v1/chat/completions", body, output_parser="think")
+    return call(engine, "POST", "/v1/chat/completions", body, formats=FORMATS)
 
 
 def test_a_whole_message_has_content_and_reasoning() -> None:
@@ -68,7 +44,7 @@ def test_a_stream_has_a_parser_for_each_choice(n: int) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_the_parser_keeps_back_comes_at_the_end(stream: bool) -> None:
-    response = chat(FakeEngine("hm</thi"), stream=stream)
+    response = chat(FakeEngine("<think>hm</thi"), stream=stream)
     replies = events(response) if stream else [response.json()]
     messages = [c["delta" if stream else "message"] for r in replies for c in r["choices"]]
     assert "".join(one.get("reasoning_content") or "" for one in messages) == "hm</thi"
@@ -86,9 +62,9 @@ def test_no_logprobs_are_lost_where_text_is_kept_back(stream: bool) -> None:
 
 def test_completions_are_not_parsed() -> None:
     body = {"prompt": "p", "max_tokens": 50}
-    engine = FakeEngine("a" + END)
-    reply = call(engine, "POST", "/v1/completions", body, output_parser="think").json()
-    assert reply["choices"][0]["text"] == "a" + END
+    engine = FakeEngine(OUTPUT)
+    reply = call(engine, "POST", "/v1/completions", body, formats=FORMATS).json()
+    assert reply["choices"][0]["text"] == OUTPUT
 
 
 def test_without_a_parser_all_text_is_content() -> None:
@@ -103,15 +79,39 @@ def test_without_a_parser_all_text_is_content() -> None:
 def test_a_parser_that_fails_leaves_nothing_running(
     n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[ThinkParser] = []
+    made: list[ReasoningParser] = []
 
-    def fail_at_last() -> ThinkParser:
-        made.append(ThinkParser())
+    def fail_at_last(*args: Any) -> ReasoningParser:
+        made.append(ReasoningParser(*args))
         if len(made) == n:
             raise RuntimeError("a bug")
         return made[-1]
 
-    monkeypatch.setitem(OUTPUT_PARSERS, "think", ParserFactory(fail_at_last))  # type: ignore[arg-type]
+    monkeypatch.setattr(conversation, "ReasoningParser", fail_at_last)
     engine = FakeEngine(OUTPUT)
     assert chat(engine, n=n).status_code == 500
     assert all(generation.cancelled for generation in engine.generations)
+
+
+def test_reasoning_tokens_are_counted() -> None:
+    usage = chat(FakeEngine(OUTPUT)).json()["usage"]
+    assert usage["completion_tokens_details"] == {"reasoning_tokens": len("hm, no</think>")}
+
+
+def test_reasoning_that_the_prompt_has_begun_needs_no_marker() -> None:
+    kwargs = {"suffix": "<think>\n"}
+    messages = [{"role": "user", "content": "hi"}]
+    body = {"messages": messages, "chat_template_kwargs": kwargs, "add_generation_prompt": False}
+    engine = FakeEngine("hm, no\n</think>\n\nHello")
+    reply = call(engine, "POST", "/v1/chat/completions", body, formats=FORMATS).json()
+    message = reply["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("hm, no", "Hello")
+    assert reply["usage"]["completion_tokens_details"] == {"reasoning_tokens": 15}
+
+
+def test_a_prompt_that_has_ended_the_reasoning_leaves_the_output_as_it_is() -> None:
+    kwargs = {"suffix": "<think>\n\n</think>\n\n"}
+    body = {"messages": MESSAGES, "chat_template_kwargs": kwargs, "add_generation_prompt": False}
+    engine = FakeEngine("a <think>b")
+    reply = call(engine, "POST", "/v1/chat/completions", body, formats=FORMATS).json()
+    assert reply["choices"][0]["message"]["content"] == "a <think>b"

@@ -18,7 +18,8 @@ from sarathi.server.openai.chat_completions import ChatRequest
 from sarathi.server.openai.completions import CompletionRequest
 from sarathi.server.request_body import decode
 from sarathi.server.unknown_fields import MAX_NAMES, unknown_fields
-from tests.server.fake_engine import MODEL, FakeEngine, call, chat
+from tests.model_info import model_info
+from tests.server.fake_engine import MODEL, VOCAB, FakeEngine, call, chat
 
 PATH = "/v1/chat/completions"
 MESSAGES: list[dict[str, Any]] = [
@@ -91,7 +92,8 @@ def test_the_reply_is_the_same_without_them(unknown):
     body = json.loads(json.dumps(BODY))
     for (place, name), value in unknown.items():
         at(body, PLACES[place])[name] = value
-    plain, engine = FakeEngine("d"), FakeEngine("d")
+    info = model_info(max_model_len=4000, vocab_size=VOCAB)
+    plain, engine = FakeEngine("d", info=info), FakeEngine("d", info=info)
     expected, reply = answer(plain, BODY), answer(engine, body)
     names = (reply.pop("header") or "").split(", ")
     assert expected.pop("header") is None

@@ -27,7 +27,7 @@ from sarathi.server.openai.model_list import list_models, show_model
 from sarathi.server.openai.responses_api import create_response, find_response
 from sarathi.server.openai.tokenization import detokenize, tokenize, tokenizer_info
 from sarathi.server.operations import health, index, metrics, scale, stats, version
-from sarathi.server.parsers.output_parser import OUTPUT_PARSERS, PLAIN_TEXT
+from sarathi.server.parsers.format_detection import OutputFormats, model_formats
 from sarathi.server.reply_headers import ReplyHeaders, added_headers
 from sarathi.server.request_body import read_body
 from sarathi.server.responses import ApiError, error_response
@@ -76,7 +76,7 @@ def create_app(
     served_name: str,
     auth: AuthRules | None = None,
     max_body: int = MAX_BODY,
-    output_parser: str = PLAIN_TEXT,
+    formats: OutputFormats | None = None,
     strict: bool = False,
     cors_origins: Sequence[str] = (),
 ) -> ASGIApp:
@@ -88,12 +88,12 @@ def create_app(
         auth: which requests are allowed; None: all, except that changes of the server have to come
             from this machine. Of several API keys, each is a tenant.
         max_body: bytes of a request body.
-        output_parser: of chat outputs, a name in `OUTPUT_PARSERS`.
+        formats: of tool calls and reasoning; None: those that the tokenizer's template shows.
         strict: refuse unknown fields and unusual values instead of ignoring or adapting them.
         cors_origins: of web pages that may call the API.
     """
-    parser = OUTPUT_PARSERS[output_parser]
-    service = Service(engine, tokenizer, served_name, int(time.time()), parser, strict)
+    formats = formats or model_formats(tokenizer)
+    service = Service(engine, tokenizer, served_name, int(time.time()), formats, strict)
     rules = auth or AuthRules()
 
     def post_endpoint(handler: PostHandler) -> ASGIApp:

@@ -6,50 +6,48 @@ chat template and says how the output is to be parsed and what grammar it has to
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sarathi.models.tokenizers.chat_template import WorkLimit
+from sarathi.models.tokenizers.chat_template import ChatTemplate, WorkLimit
+from sarathi.models.tokenizers.template_abilities import TemplateAbilities
 from sarathi.sampling.grammar import Grammar
-from sarathi.server.parsers.output_parser import ParserFactory
+from sarathi.server.output_grammar import (
+    ReasoningState,
+    after_reasoning,
+    either,
+    forced_calls,
+    strict_calls,
+)
+from sarathi.server.parsers.format_detection import OutputFormats
+from sarathi.server.parsers.output_parser import OutputParser, ParserFactory
+from sarathi.server.parsers.reasoning_parser import ReasoningFormat, ReasoningParser
+from sarathi.server.prompt_messages import (
+    Role,
+    Tool,
+    ToolCall,
+    Turn,
+    merged_messages,
+    template_messages,
+    template_tool,
+)
 from sarathi.server.responses import invalid
 from sarathi.server.service import RequestContext, Service
 
-Role = Literal["system", "developer", "user", "assistant", "tool"]
+__all__ = [
+    "Conversation",
+    "EncodedConversation",
+    "Role",
+    "Tool",
+    "ToolCall",
+    "ToolChoice",
+    "Turn",
+    "encode_conversation",
+]
 
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A call that the model made in an earlier turn."""
-
-    id: str
-    name: str
-    arguments: str  # JSON
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One message; the chat template decides which roles make sense."""
-
-    role: Role
-    content: str
-    name: str | None = None
-    reasoning: str = ""  # of the assistant, before the content
-    tool_calls: Sequence[ToolCall] = ()  # of the assistant, after the content
-    tool_call_id: str | None = None  # of a tool's result: the call that it belongs to
-    path: str = "messages"  # the field of the request, for errors
-
-
-@dataclass(frozen=True)
-class Tool:
-    """A function that the model may call."""
-
-    name: str
-    description: str = ""
-    parameters: Mapping[str, Any] = field(default_factory=dict)  # a JSON schema
-    strict: bool = False  # whether arguments have to follow the schema
+_TOOL_NAME = re.compile(r"[\w.:/\-]{1,256}")
 
 
 @dataclass(frozen=True)
@@ -94,32 +92,26 @@ async def encode_conversation(
         raise invalid("The model has no chat template; use /v1/completions.", "messages")
     if not conversation.turns:
         raise invalid("messages is empty.", "messages")
+    _check_tools(conversation, service.formats)
 
-    def work(limit: WorkLimit) -> list[int]:
-        messages = [_template_message(turn) for turn in conversation.turns]
-        if not template.has_developer_role:
-            for message in messages:
-                if message["role"] == "developer":  # OpenAI's newer name of the same
-                    message["role"] = "system"
-        tools = [_template_tool(tool) for tool in conversation.tools] or None
-        try:
-            text = template.render_within(
-                limit,
-                messages,
-                conversation.add_generation_prompt and not conversation.continues_answer,
-                tools,
-                **conversation.template_arguments,
-            )
-        except ValueError as error:
-            raise invalid(f"The chat template refuses the messages: {error}", "messages") from None
+    def work(limit: WorkLimit) -> EncodedConversation:
+        abilities = service.abilities[bool(_shown_tools(conversation))]
+        text = _render(template, limit, conversation, abilities, service.formats)
+        state = _reasoning_state(text, service.formats.reasoning)
         if conversation.continues_answer:
-            text = _until_answer(text, conversation.turns[-1].content)
-        return service.encode(text, conversation.add_special_tokens, limit)
+            text, state = _until_answer(text, conversation.turns[-1].content), "none"
+        ids = service.encode(text, conversation.add_special_tokens, limit)
+        tokens = service.tokenizer.added_tokens
+        return EncodedConversation(
+            ids,
+            _parser(conversation, service.formats, state, tokens, abilities),
+            _grammar(conversation, service.formats, state, tokens),
+        )
 
-    ids = await service.pool.run(len(call.body), work, renders=True)
-    if not ids:
+    encoded = await service.pool.run(len(call.body), work, renders=True)
+    if not encoded.prompt_ids:
         raise invalid("messages has no tokens.", "messages")
-    return EncodedConversation(ids, service.output_parser, conversation.output_grammar)
+    return encoded
 
 
 def _until_answer(text: str, answer: str) -> str:
@@ -131,41 +123,121 @@ def _until_answer(text: str, answer: str) -> str:
     return before + found
 
 
-def _template_message(turn: Turn) -> dict[str, Any]:
-    """Return a turn as templates expect it: OpenAI's form, with arguments as an object."""
-    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
-    if turn.name is not None:
-        message["name"] = turn.name
-    if turn.tool_call_id is not None:
-        message["tool_call_id"] = turn.tool_call_id
-    if turn.reasoning:
-        message["reasoning_content"] = turn.reasoning
-    if turn.tool_calls:
-        message["tool_calls"] = [
-            {
-                "type": "function",
-                "id": call.id,
-                "function": {"name": call.name, "arguments": _arguments(call, turn.path)},
-            }
-            for call in turn.tool_calls
-        ]
-    return message
-
-
-def _arguments(call: ToolCall, path: str) -> Any:
-    try:
-        return json.loads(call.arguments or "{}")
-    except ValueError:
+def _check_tools(conversation: Conversation, formats: OutputFormats) -> None:
+    for index, tool in enumerate(conversation.tools):
+        if not _TOOL_NAME.fullmatch(tool.name):
+            raise invalid(
+                f"The name of a tool is {tool.name!r:.100}, expected 1 to 256 letters, digits and "
+                "any of _ . : / -",
+                f"tools[{index}].function.name",
+            )
+    if conversation.tool_choice.mode == "required" and formats.tools is None:
         raise invalid(
-            f"The arguments of the call of {call.name!r:.100} are not valid JSON.",
-            f"{path}.tool_calls",
-        ) from None
+            "This server does not parse tool calls (--tool-call-parser none), so that none can be "
+            "required.",
+            "tool_choice",
+        )
 
 
-def _template_tool(tool: Tool) -> dict[str, Any]:
-    function = {
-        "name": tool.name,
-        "description": tool.description,
-        "parameters": tool.parameters or {"type": "object", "properties": {}},
-    }
-    return {"type": "function", "function": function}
+def _shown_tools(conversation: Conversation) -> Sequence[Tool]:
+    """Return the tools that the prompt shows."""
+    return () if conversation.tool_choice.mode == "none" else conversation.tools
+
+
+def _render(
+    template: ChatTemplate,
+    limit: WorkLimit,
+    conversation: Conversation,
+    abilities: TemplateAbilities,
+    formats: OutputFormats,
+) -> str:
+    tools = _shown_tools(conversation)
+    messages = template_messages(conversation.turns, tools, abilities, formats.tools)
+    arguments = _template_arguments(conversation, abilities)
+    shown = [template_tool(tool) for tool in tools] or None
+
+    def rendered(messages: Sequence[Mapping[str, Any]]) -> str:
+        prompt = conversation.add_generation_prompt and not conversation.continues_answer
+        return template.render_within(limit, messages, prompt, shown, **arguments)
+
+    try:
+        try:
+            return rendered(messages)
+        except ValueError:
+            merged = merged_messages(messages)
+            if len(merged) == len(messages):
+                raise
+            return rendered(merged)
+    except ValueError as error:
+        raise invalid(f"The chat template refuses the messages: {error}", "messages") from None
+
+
+def _template_arguments(
+    conversation: Conversation, abilities: TemplateAbilities
+) -> Mapping[str, Any]:
+    """Return the variables for the template; the caller's own come first."""
+    effort = conversation.reasoning_effort
+    given: dict[str, Any] = {}
+    if effort is not None and "reasoning_effort" in abilities.variables:
+        given["reasoning_effort"] = effort
+    if effort == "none":
+        for name in ("enable_thinking", "thinking"):
+            if name in abilities.variables:
+                given[name] = False
+    return {**given, **conversation.template_arguments}
+
+
+def _reasoning_state(text: str, markers: ReasoningFormat | None) -> ReasoningState:
+    """Return what the end of a prompt says about reasoning."""
+    if markers is None:
+        return "none"
+    end = text.rstrip()
+    if end.endswith(markers.begin.rstrip()):
+        return "begun"
+    return "none" if end.endswith(markers.end) else "possible"
+
+
+def _parser(
+    conversation: Conversation,
+    formats: OutputFormats,
+    state: ReasoningState,
+    tokens: Mapping[str, int],
+    abilities: TemplateAbilities,
+) -> ParserFactory | None:
+    tools = {tool.name: tool.parameters for tool in _shown_tools(conversation)}
+    calls = None
+    if formats.tools is not None and tools:
+        short_ids = abilities.calls is not None and abilities.calls.short_ids
+        calls = formats.tools.parser_factory(tools, tokens, short_ids=short_ids)
+    markers = formats.reasoning
+    if markers is None or state == "none":
+        return calls
+    seen = markers.token_texts & tokens.keys()
+    visible = frozenset(tokens[text] for text in seen)
+
+    def create() -> OutputParser:
+        return ReasoningParser(markers, state == "begun", calls.create() if calls else None)
+
+    return ParserFactory(create, visible | calls.visible_ids if calls else visible)
+
+
+def _grammar(
+    conversation: Conversation,
+    formats: OutputFormats,
+    state: ReasoningState,
+    tokens: Mapping[str, int],
+) -> Grammar | None:
+    grammar, choice = conversation.output_grammar, conversation.tool_choice
+    tools = _shown_tools(conversation)
+    several = choice.name is None and conversation.parallel_tool_calls
+    if tools and formats.tools is not None:
+        if choice.mode == "required":
+            chosen = [tool for tool in tools if choice.name in (None, tool.name)]
+            grammar = forced_calls(chosen, formats.tools, tokens, several=several)
+        elif grammar is not None and not grammar.after:
+            grammar = either(grammar, tools, formats.tools, tokens, several=several)
+        elif grammar is None and (not several or any(tool.strict for tool in tools)):
+            grammar = strict_calls(tools, formats.tools, tokens, several=several)
+    if grammar is None or formats.reasoning is None:
+        return grammar
+    return after_reasoning(grammar, formats.reasoning, state, tokens)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
+from msgspec.structs import replace
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -27,6 +28,7 @@ from sarathi.scheduler import SchedulingParams
 from sarathi.server.parsers.output_parser import (
     OutputParser,
     ParsedDelta,
+    ParsedText,
     ParserFactory,
     ToolCallDelta,
 )
@@ -140,7 +142,7 @@ class Choices:
             ready, self._ready = self._ready, []
         else:
             ready = [(0, await self._choices[0].generation.next())]
-        deltas = []
+        deltas: list[tuple[int, Delta]] = []
         for index, outputs in ready:
             choice = self._choices[index]
             text = choice.text
@@ -152,11 +154,12 @@ class Choices:
             if delta.finish_reason is not None:
                 self._num_running -= 1
                 choice.generation.stop()
-            if choice.parser is not None:
-                if choice.parser.in_reasoning:
-                    self._reasoning_tokens += len(delta.token_ids)
-                delta = _parse(choice.parser, delta)
-            deltas.append((index, delta))
+            if choice.parser is None:
+                deltas.append((index, delta))
+                continue
+            if choice.parser.in_reasoning:
+                self._reasoning_tokens += len(delta.token_ids)
+            deltas.extend((index, part) for part in _parse(choice.parser, delta))
         return deltas
 
     def close(self) -> None:
@@ -211,24 +214,24 @@ def _join_calls(pieces: Sequence[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
     )
 
 
-def _parse(parser: OutputParser, delta: Delta) -> ParsedDelta:
-    parsed = parser.push(delta.text, delta.token_ids)
-    content, reasoning, calls = parsed.content, parsed.reasoning, parsed.tool_calls
+def _parse(parser: OutputParser, delta: Delta) -> list[ParsedDelta]:
+    """Return a delta split by meaning: several ones where content follows tool calls."""
+    texts = parser.push(delta.text, delta.token_ids).parts
     if delta.finish_reason is not None:
-        rest = parser.flush()
-        content += rest.content
-        reasoning += rest.reasoning
-        calls += rest.tool_calls
-    return ParsedDelta(
-        content,
-        delta.token_ids,
-        delta.logprobs,
-        delta.offsets,
-        delta.finish_reason,
-        delta.stop_string,
-        reasoning,
-        calls,
+        texts += parser.flush().parts
+    texts = [one for one in texts if one.content or one.reasoning or one.tool_calls]
+    parts = [
+        ParsedDelta(
+            one.content, [], [], [], None, reasoning=one.reasoning, tool_calls=one.tool_calls
+        )
+        for one in texts or [ParsedText()]
+    ]
+    # Tokens belong to the first, and the end to the last.
+    parts[0] = replace(
+        parts[0], token_ids=delta.token_ids, logprobs=delta.logprobs, offsets=delta.offsets
     )
+    parts[-1] = replace(parts[-1], finish_reason=delta.finish_reason, stop_string=delta.stop_string)
+    return parts
 
 
 class Translator(Protocol):

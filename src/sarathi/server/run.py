@@ -32,6 +32,7 @@ from sarathi.options import LogLevel
 from sarathi.server.app import create_app
 from sarathi.server.auth import AuthRules
 from sarathi.server.connection_limits import BoundedProtocol, ConnectionLimits, IdleConnections
+from sarathi.server.parsers.format_detection import OutputFormats, model_formats
 from sarathi.server.server_config import ServerConfig
 from sarathi.system.machine import raise_descriptor_limit, usable_cores
 from sarathi.system.processes import LOCAL, Spawner
@@ -171,11 +172,13 @@ async def _run(
             log(f"warning: {warning}")
         gc.freeze()  # loaded objects stay: the collector need not pause the streams to visit them
         auth = AuthRules(config.api_keys, config.admin_keys, config.host)
+        formats = model_formats(tokenizer, config.tool_call_parser, config.reasoning_parser)
         app = create_app(
             fleet,
             tokenizer,
             served_name=config.served_name,
             auth=auth,
+            formats=formats,
             strict=config.strict,
             cors_origins=config.cors_origins,
         )
@@ -186,7 +189,7 @@ async def _run(
         shutdown = GracefulShutdown(server, fleet, config.drain_seconds)
         _on_signals(shutdown.begin)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        announcing = asyncio.create_task(_log_state(fleet, config.served_name, url))
+        announcing = asyncio.create_task(_log_state(fleet, config.served_name, url, formats))
         done, _ = await asyncio.wait({serving, announcing}, return_when=asyncio.FIRST_COMPLETED)
         code = announcing.result() if announcing in done else 0
         if code:
@@ -198,7 +201,7 @@ async def _run(
         await fleet.stop()
 
 
-async def _log_state(fleet: Fleet, served_name: str, url: str) -> int:
+async def _log_state(fleet: Fleet, served_name: str, url: str, formats: OutputFormats) -> int:
     """Log when the model is ready; return an exit code where it cannot be loaded.
 
     Engines that die later, and cannot be started again, leave the server up, which then answers
@@ -209,7 +212,11 @@ async def _log_state(fleet: Fleet, served_name: str, url: str) -> int:
     except EngineError as error:
         log(f"error: {error}")
         return 2 if fleet.bad_input else 1
-    log(f"{served_name} is ready on {url} ({summary(info)})")
+    tools, reasoning = formats.names
+    log(
+        f"{served_name} is ready on {url} ({summary(info)}, tool calls: {tools}, "
+        f"reasoning: {reasoning})"
+    )
     log(f"error: {await fleet.failed()}; requests are answered with status 503")
     return 0
 

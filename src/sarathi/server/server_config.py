@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from sarathi.engine.config import MAX_REPLICAS
 from sarathi.options import LogLevel, Option, TextForm, format_seconds
+from sarathi.server.parsers.format_detection import REASONING_PARSERS, TOOL_PARSERS
 from sarathi.server.reply_headers import parse_origin
 from sarathi.units import parse_duration
 
@@ -39,6 +40,19 @@ class ServerConfig:
             metavar="NAME",
         ),
     ] = ""
+    tool_call_parser: Annotated[
+        str,
+        Option("how the model writes tool calls; auto: by its chat template", choices=TOOL_PARSERS),
+    ] = "auto"
+    reasoning_parser: Annotated[
+        str,
+        Option(
+            "how the model writes reasoning; auto: by its chat template", choices=REASONING_PARSERS
+        ),
+    ] = "auto"
+    enable_auto_tool_choice: Annotated[
+        bool, Option("no effect: tool calls are always possible (an option of vLLM)")
+    ] = False
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     admin_keys: tuple[str, ...] = field(default=(), repr=False)  # see `AuthRules`
     replicas: Annotated[

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 from sarathi.engine.messages import ModelInfo
 from sarathi.fleet.fleet import Engines
 from sarathi.models.tokenizers.chat_template import RENDER_SECONDS, WorkLimit
+from sarathi.models.tokenizers.template_abilities import TemplateAbilities, template_abilities
 from sarathi.models.tokenizers.tokenizer import Tokenizer
-from sarathi.server.parsers.output_parser import ParserFactory
+from sarathi.server.parsers.format_detection import OutputFormats
 from sarathi.server.reply_headers import IGNORED
 from sarathi.server.request_body import ModelRequest, decode
 from sarathi.server.responses import ApiError, engine_failed, invalid, too_long, unavailable
@@ -97,10 +99,19 @@ class Service:
     tokenizer: Tokenizer
     model: str  # the name that clients call it
     created: int  # seconds since 1970
-    output_parser: ParserFactory | None = None  # of chat outputs; None: all text is content
+    formats: OutputFormats  # of chat outputs
     strict: bool = False  # refuse unknown fields and unusual values
     pool: TokenizerPool = field(default_factory=TokenizerPool)
     _logged: set[str] = field(default_factory=set, init=False)  # unknown fields
+
+    @cached_property
+    def abilities(self) -> Mapping[bool, TemplateAbilities]:
+        """What the chat template shows, in requests with tools (True) and without."""
+        template = self.tokenizer.chat_template
+        assert template is not None
+        return {
+            with_tools: template_abilities(template, with_tools) for with_tools in (False, True)
+        }
 
     def ready(self) -> ModelInfo:
         """Return the description of the loaded model; raise `ApiError`, status 503, without one."""

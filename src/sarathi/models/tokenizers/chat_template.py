@@ -108,12 +108,6 @@ class ChatTemplate:
         source = self.tool_source
         return plain, plain if source is None else _environment().limited(source)
 
-    @cached_property
-    def has_developer_role(self) -> bool:
-        """Whether the template treats the role "developer" in a way of its own."""
-        source = self.source + (self.tool_source or "")
-        return re.search(r"([\"'])developer\1", source) is not None
-
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -276,6 +270,11 @@ def _environment() -> _Environment:
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
+
+
+def parse_template(source: str) -> nodes.Template:
+    """Return the syntax tree of a template that is known to be valid."""
+    return _environment().parse(source)
 
 
 def _to_json(

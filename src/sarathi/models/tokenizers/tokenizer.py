@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -55,6 +55,12 @@ class Tokenizer:
         self.eos_ids = eos_ids
         self.chat_template = chat_template
         self.warnings = warnings
+
+    @cached_property
+    def added_tokens(self) -> Mapping[str, int]:
+        """The ids of tokens beside the trained vocabulary, by text; some of them are special."""
+        added = self._inner.get_added_tokens_decoder()
+        return {token.content: id_ for id_, token in added.items()}
 
     @property
     def vocab_size(self) -> int:

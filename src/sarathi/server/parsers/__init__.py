@@ -1,5 +1,6 @@
-"""Output parsers: they split generated text into content, reasoning and the like.
+"""Output parsers: they split generated text into content, reasoning and tool calls.
 
-`output_parser` has the protocol and the parsers by name; each further one is a module. The
-generation core applies a job's parser between detokenised text and the API's translation.
+`output_parser` has the protocol, `tool_formats` and `reasoning_parser` the formats by name, and
+`format_detection` chooses among them by the model's chat template. The generation core applies a
+job's parser between detokenised text and the API's translation.
 """

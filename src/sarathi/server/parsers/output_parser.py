@@ -1,8 +1,8 @@
-"""What an output parser is given and returns, and all parsers by name."""
+"""What an output parser is given and returns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +26,15 @@ class ParsedText(msgspec.Struct, frozen=True):
     content: str = ""
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
+    then: ParsedText | None = None  # what comes after the tool calls
+
+    @property
+    def parts(self) -> list[ParsedText]:
+        """This piece and what comes after it."""
+        found = [self]
+        while (then := found[-1].then) is not None:
+            found.append(then)
+        return found
 
 
 class ParsedDelta(Delta, frozen=True):
@@ -57,9 +66,3 @@ class ParserFactory:
     create: Callable[[], OutputParser]
     # Special tokens that the parser has to see, although outputs do not show special tokens.
     visible_ids: frozenset[int] = frozenset()
-
-
-PLAIN_TEXT = "plain"
-
-# None passes all text through as content: then no object and no call per token is added.
-OUTPUT_PARSERS: Mapping[str, ParserFactory | None] = {PLAIN_TEXT: None}

@@ -1,0 +1,129 @@
+"""The grammar that an output has to follow: calls that are forced or strict, after reasoning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+import llguidance
+
+from sarathi.sampling.grammar import Grammar
+from sarathi.server.parsers.call_grammar import LarkRules
+from sarathi.server.parsers.reasoning_parser import ReasoningFormat
+from sarathi.server.parsers.tool_formats import ToolFormat
+from sarathi.server.prompt_messages import Tool
+from sarathi.server.responses import invalid
+
+_MAX_CACHED = 16 * 2**10  # characters of a schema
+
+# What the prompt says about reasoning: the output begins with it, may, or has none.
+ReasoningState = Literal["begun", "possible", "none"]
+
+
+def forced_calls(
+    tools: Sequence[Tool],
+    tool_format: ToolFormat,
+    tokens: Mapping[str, int],
+    *,
+    several: bool,
+    marked: bool = False,
+) -> Grammar:
+    """Return the grammar of calls and nothing else; raise `ApiError` for an invalid schema.
+
+    With `marked`, calls begin with a marker even where the format needs none.
+    """
+    rules = LarkRules(tokens, tool_format.token_texts)
+    schemas = {tool.name: _checked_schema(tool, index) for index, tool in enumerate(tools)}
+    return Grammar(
+        rules.grammar(tool_format.calls_rule(rules, schemas, several=several, marked=marked))
+    )
+
+
+def strict_calls(
+    tools: Sequence[Tool],
+    tool_format: ToolFormat,
+    tokens: Mapping[str, int],
+    *,
+    several: bool,
+) -> Grammar | None:
+    """Return the grammar of any text in which calls of strict tools follow their schemas.
+
+    With not `several`, the output ends after one call.
+
+    None where calls have no marker that separates them from text. Raises `ApiError` for an invalid
+    schema.
+    """
+    if tool_format.bare:
+        return None
+    rules = LarkRules(tokens, tool_format.token_texts)
+    schemas = {
+        tool.name: _checked_schema(tool, index) if tool.strict else {"type": "object"}
+        for index, tool in enumerate(tools)
+    }
+    return Grammar(rules.grammar(tool_format.text_and_calls_rule(rules, schemas, several=several)))
+
+
+def either(
+    answer: Grammar,
+    tools: Sequence[Tool],
+    tool_format: ToolFormat,
+    tokens: Mapping[str, int],
+    *,
+    several: bool,
+) -> Grammar:
+    """Return the grammar of an answer, or else calls."""
+    calls = forced_calls(tools, tool_format, tokens, several=several, marked=True)
+    return Grammar(f"start: answer | calls\n{_nested('answer', answer)}{_nested('calls', calls)}")
+
+
+def after_reasoning(
+    grammar: Grammar,
+    markers: ReasoningFormat,
+    state: ReasoningState,
+    tokens: Mapping[str, int],
+) -> Grammar:
+    """Return a grammar that leaves the reasoning free."""
+    if state == "none" or grammar.after:
+        return grammar
+    lark = f"start: /[ \\n]{{0,4}}/ output\n{_nested('output', grammar)}"
+    if state == "begun":
+        return Grammar(lark, after=markers.end)
+    rules = LarkRules(tokens, markers.token_texts)
+    begin, end = rules.literal(markers.begin), rules.text_before(markers.end)
+    return Grammar(
+        rules.grammar(f"({begin} {end})? /[ \\n]{{0,4}}/ output") + _nested("output", grammar)
+    )
+
+
+def _nested(name: str, grammar: Grammar) -> str:
+    return f"{name}: %lark {{\n{grammar.lark}\n}}\n"
+
+
+def _checked_schema(tool: Tool, index: int) -> Mapping[str, Any]:
+    """Return the schema of a tool's arguments; raise `ApiError` if no grammar can be made of it."""
+    schema: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+    if tool.parameters:
+        # What is not supported of a schema is an error only where it has to be followed.
+        schema = {"type": "object", **tool.parameters, "x-guidance": {"lenient": not tool.strict}}
+    rules = LarkRules({}, ())
+    lark = rules.grammar(rules.json(schema))
+    # The same tools come with every turn of a conversation.
+    if reason := _fault(lark) if len(lark) <= _MAX_CACHED else _fault.__wrapped__(lark):
+        raise invalid(
+            f"The schema of the tool {tool.name!r:.100} cannot be used: {_first_line(reason)}",
+            f"tools[{index}].function.parameters",
+        )
+    return schema
+
+
+@lru_cache(512)
+def _fault(lark: str) -> str:
+    """Return what is wrong with a grammar; an empty string for nothing."""
+    return llguidance.LLMatcher.validate_grammar(llguidance.LLMatcher.grammar_from_lark(lark))
+
+
+def _first_line(reason: str) -> str:
+    """Return llguidance's reason without its position in the grammar, which no caller has seen."""
+    text = reason.split("\n   1 |")[0]
+    return text.partition("failed to compile JSON schema: ")[2].strip() or text.strip()
