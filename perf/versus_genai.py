@@ -51,6 +51,9 @@ class TimedExecutor:
         finally:
             self.seconds = time.perf_counter() - began
 
+    def pooled(self) -> Any:
+        return self._executor.pooled()
+
 
 class Sarathi:
     def __init__(self) -> None:

@@ -12,6 +12,7 @@ def model_info(**changes: Any) -> ModelInfo:
     facts: dict[str, Any] = {
         "max_model_len": 100,
         "vocab_size": 260,
+        "hidden_size": 8,
         "block_size": 16,
         "num_blocks": 50,
         "precision": "f32",

@@ -33,6 +33,7 @@ from sarathi.backends.torch.torch_devices import find_device
 from sarathi.backends.torch.torch_executor import largest_step, warm_up_steps
 from sarathi.errors import ExecutorError
 from sarathi.models.model_config import ModelConfig
+from sarathi.scheduler.prefill import MAX_SCORED_ROWS
 
 BLOCK = 4
 CPU = torch.device("cpu")
@@ -127,7 +128,8 @@ class TestInputs:
     def test_the_largest_step(self, tokens: int, sequences: int) -> None:
         step = largest_step(tokens, sequences, BLOCK)
         assert len(step.token_ids) == tokens
-        assert len(step.past_lens) == len(step.sample_rows) == min(tokens, sequences)
+        assert len(step.past_lens) == min(tokens, sequences)
+        assert len(step.sample_rows) == min(tokens, sequences + MAX_SCORED_ROWS)
         assert not step.block_ids.any()
 
 

@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-from sarathi.backends.runner import NO_SLOTS, StepExecutor, StepResult
+from sarathi.backends.runner import NO_SLOTS, StepExecutor, StepResult, sample_and_score
 from sarathi.backends.step import I64, Step
+from sarathi.sampling.logprobs import ScoredRows
 from sarathi.sampling.sampler import Sampler
 from sarathi.telemetry.recorder import StageTime
 
@@ -46,17 +47,17 @@ class Pipeline:
         self.before_result: Callable[[], None] = lambda: None
         self._executor = executor
         self._times: Iterator[tuple[StageTime, ...]] = iter(times)
-        self._under_way: deque[tuple[Step, I64]] = deque()
+        self._under_way: deque[tuple[Step, I64, ScoredRows | None]] = deque()
         self.sampler_slots = self._sampler = Sampler(executor.config.vocab_size)
 
     @property
     def is_free(self) -> bool:
         return len(self._under_way) < self.depth
 
-    def submit(self, step: Step, slots: I64 = NO_SLOTS) -> None:
+    def submit(self, step: Step, slots: I64 = NO_SLOTS, scored: ScoredRows | None = None) -> None:
         assert self.is_free
         self.steps.append(step)
-        self._under_way.append((step, slots))
+        self._under_way.append((step, slots, scored))
 
     def wait(self, seconds: float) -> bool:
         self.seen.append(len(self._under_way))
@@ -64,10 +65,11 @@ class Pipeline:
 
     def result(self) -> StepResult:
         self.before_result()
-        step, slots = self._under_way.popleft()
-        sampled = self._sampler.sample(self._executor.execute(step), slots)
+        step, slots, scored = self._under_way.popleft()
+        logits = self._executor.execute(step)
+        sampled, scores = sample_and_score(self._sampler, logits, slots, scored)
         nothing = (StageTime(0.0, 0.0),) * self.depth
-        return StepResult(sampled, next(self._times, nothing))
+        return StepResult(sampled, next(self._times, nothing), scores=scores)
 
     def abandon(self) -> None:
         self.abandoned += 1

@@ -24,6 +24,9 @@ class Successor:
     def __init__(self) -> None:
         self.spoil: Callable[[np.ndarray], None] = lambda logits: None
 
+    def pooled(self) -> np.ndarray:
+        raise AssertionError("no request asks for an embedding")
+
     def execute(self, step: Step) -> np.ndarray:
         logits = np.zeros((len(step.sample_rows), VOCAB), np.float32)
         following = (step.token_ids[step.sample_rows] + 1) % VOCAB

@@ -8,10 +8,11 @@ from collections import deque
 import numpy as np
 import pytest
 
-from sarathi.backends.runner import NO_SLOTS, InlineRunner, StepResult
+from sarathi.backends.runner import NO_SLOTS, InlineRunner, StepResult, sample_and_score
 from sarathi.backends.step import I64, Step
 from sarathi.engine.core import EngineCore
 from sarathi.engine.iteration_timing import LaunchTimer
+from sarathi.sampling.logprobs import ScoredRows
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import Sampler
 from sarathi.scheduler import POLICIES, BlockPool, FixedBudget, LatencyModel, Scheduler, Work
@@ -37,16 +38,17 @@ class Device:
     def is_free(self) -> bool:
         return len(self._under_way) < self.depth
 
-    def submit(self, step: Step, slots: I64 = NO_SLOTS) -> None:
+    def submit(self, step: Step, slots: I64 = NO_SLOTS, scored: ScoredRows | None = None) -> None:
         assert self.is_free
-        assert len(step.sample_rows) == len(slots) == len(set(slots.tolist()))
+        num_scored = 0 if scored is None else len(scored.tokens)
+        assert len(step.sample_rows) - num_scored == len(slots) == len(set(slots.tolist()))
         self.steps.append(step)
         ids = np.where(step.token_ids < 0, self._last[-1 - step.token_ids], step.token_ids)
         assert ids.min() >= 0
         logits = self._executor.execute(Step(ids, *(getattr(step, f) for f in _OTHER_FIELDS)))
-        sampled = self.sampler_slots.sample(logits, slots)
+        sampled, scores = sample_and_score(self.sampler_slots, logits, slots, scored)
         self._last[slots] = np.maximum(sampled.tokens, 0)
-        self._under_way.append(StepResult(sampled, (StageTime(0.0, 0.0),)))
+        self._under_way.append(StepResult(sampled, (StageTime(0.0, 0.0),), scores=scores))
         self.most = max(self.most, len(self._under_way))
 
     def wait(self, seconds: float) -> bool:

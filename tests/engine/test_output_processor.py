@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sarathi.engine.messages import TokenOutput
-from sarathi.engine.output_processor import OutputText
+from sarathi.engine.output_processor import Delta, OutputText
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler.request import FinishReason
@@ -247,3 +247,21 @@ def test_a_visible_special_token_is_text():
     tokenizer = PieceTokenizer([b"a"], ["<x>"])
     assembly = OutputText(tokenizer, SamplingParams(stop=("<x>",)), (), frozenset({1}))
     assert assembly.push([TokenOutput(0, 1, None)]).finish_reason is None
+
+
+def test_log_probabilities_of_a_prompt_come_with_the_first_token_or_the_end():
+    found = [TokenLogprobs(-float(index), 1, [], []) for index in range(4)]
+    pieces = [b"a", b"b"]
+    text = OutputText(PieceTokenizer(pieces), SamplingParams(prompt_logprobs=0))
+    scored = [TokenOutput(0, prompt_logprobs=found[:2]), TokenOutput(0, prompt_logprobs=found[2:])]
+    assert text.push(scored[:1]) == Delta("", [], [], [], None)
+    first, second = outputs(2, "length")
+    delta = text.push([scored[1], first])
+    assert (delta.text, delta.token_ids, delta.prompt_logprobs) == ("a", [0], found)
+    assert text.push([second]).prompt_logprobs == ()
+    assert (text.num_tokens, text.finish_reason) == (2, "length")
+
+    text = OutputText(PieceTokenizer(pieces), SamplingParams(max_tokens=0, prompt_logprobs=0))
+    delta = text.push([*scored, TokenOutput(0, finish_reason="length")])
+    assert delta == Delta("", [], [], [], "length", None, found)
+    assert text.num_tokens == 0

@@ -27,8 +27,11 @@ class Rememberer:
     def __init__(self) -> None:
         self._cache = np.full((BLOCKS, BLOCK), -1)
 
+    def pooled(self) -> np.ndarray:
+        raise AssertionError("no request asks for an embedding")
+
     def execute(self, step: Step) -> np.ndarray:
-        logits = []
+        logits: dict[int, np.ndarray] = {}  # by row
         for index, past in enumerate(step.past_lens.tolist()):
             begin, end = step.query_starts[index : index + 2].tolist()
             first, last = step.block_starts[index : index + 2].tolist()
@@ -40,8 +43,9 @@ class Rememberer:
                     read = self._cache[blocks].reshape(-1)[: position + 1]
                     assert (read >= 0).all()
                     seed = int.from_bytes(blake2b(read.tobytes(), digest_size=8).digest(), "big")
-                    logits.append(np.random.default_rng(seed).normal(0, 2, VOCAB))
-        return np.array(logits, np.float32).reshape(-1, VOCAB)
+                    logits[row] = np.random.default_rng(seed).normal(0, 2, VOCAB)
+        found = [logits[row] for row in step.sample_rows.tolist()]
+        return np.array(found, np.float32).reshape(-1, VOCAB)
 
 
 def core(budget: int = 16, policy: str = "sarathi", **options: object) -> EngineCore:

@@ -27,6 +27,7 @@ from sarathi.engine.messages import (
 )
 from sarathi.fleet.engine_client import Generation
 from sarathi.fleet.fleet import Fleet, RestartPolicy
+from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
 from sarathi.scheduler.request import FinishReason
 from sarathi.telemetry.stats import Stats
@@ -95,6 +96,15 @@ class ScriptedEngine:
             if last:
                 del self.requests[request.id]
         self.send(Iteration(outputs, [], stats))
+
+    def score(self, count: int, reason: FinishReason | None = None) -> None:
+        """Log probabilities of `count` tokens of each prompt, or the end of each request."""
+        self.listen()
+        scores = [TokenLogprobs(-1.0, 1, [], [])] * count
+        outputs = [
+            TokenOutput(key, finish_reason=reason, prompt_logprobs=scores) for key in self.requests
+        ]
+        self.send(Iteration(outputs, [], STATS))
 
     def refuse(self, request_id: int, message: str) -> None:
         del self.requests[request_id]

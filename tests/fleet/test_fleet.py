@@ -15,6 +15,7 @@ from sarathi.errors import ConfigError
 from sarathi.fleet import engine_client as client
 from sarathi.fleet.engine_client import EngineError, Generation, RequestLostError
 from sarathi.fleet.fleet import RestartPolicy
+from sarathi.sampling.sampler import NO_TOKEN
 from tests.fleet.scripted_engines import ScriptedEngine, World, play, read, received, tokens, until
 
 
@@ -62,6 +63,36 @@ def test_tokens_that_are_not_read_yet_are_not_computed_again() -> None:
         engine.step()
         engine.step()
         assert await read(answer) == tokens(7, 0, 5)
+
+    play(scene)
+
+
+def test_log_probabilities_of_the_prompt_are_not_computed_again() -> None:
+    async def scene(world: World) -> None:
+        [engine] = await world.ready(0)
+        answer = world.submit(7)
+        [before] = await received(engine)
+        engine.score(3)
+        [scored] = await answer.next()
+        assert (scored.token, len(scored.prompt_logprobs or ())) == (NO_TOKEN, 3)
+        assert not answer.has_first_token
+        engine.score(2)
+        engine.die()
+        [engine] = await world.ready(1)
+        [again] = await received(engine)
+        assert again == msgspec.structs.replace(before, num_scored=5)
+        latencies = world.fleet.latencies
+        assert latencies.time_to_first_token.count == 0
+        engine.score(0, "length")
+        rest = await answer.next()
+        while rest[-1].finish_reason is None:
+            rest += await answer.next()
+        *more, end = rest
+        assert [len(output.prompt_logprobs or ()) for output in more] == [2]
+        assert (end.token, end.finish_reason) == (NO_TOKEN, "length")
+        assert answer.ended
+        assert answer.output_ids == []
+        assert (latencies.output_tokens, latencies.requests["length"]) == (0, 1)
 
     play(scene)
 

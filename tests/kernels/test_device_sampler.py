@@ -16,6 +16,7 @@ from sarathi.backends.torch.kernels import MAX_VOCAB_SIZE
 from sarathi.backends.torch.kernels.sampling_kernels import Tiles
 from sarathi.backends.torch.torch_sampler import TorchSampler
 from sarathi.errors import ExecutorError
+from sarathi.sampling.logprobs import ScoredRows
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import NO_TOKEN, Sampler, SamplerOutput
 from tests.sampler_contract import (
@@ -53,6 +54,22 @@ class ArraySampler(TorchSampler):
 
     def sample(self, logits: Any, slots: np.ndarray) -> SamplerOutput:
         return super().sample(torch.tensor(logits).to(self._to), slots)
+
+
+def test_scores_are_those_of_the_host(device: torch.device) -> None:
+    """Those of rows that are not finite are no numbers, and do not disturb the others."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, 3, (6, 700)).astype(np.float32)
+    logits[1, 5], logits[4, 6] = np.nan, np.inf
+    logits[2, :40] = logits[2].max()  # more ties than alternatives
+    scored = ScoredRows(rng.integers(0, 700, 6), np.array([3, 3, 20, 0, 1, 5]))
+    found = TorchSampler(700, device, SMALL).score(torch.tensor(logits).to(device), scored)
+    expected = Sampler(700).score(logits, scored)
+    for row, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert (one.rank, one.top_ids) == (other.rank, other.top_ids)
+        assert np.isnan(one.logprob) == (row in (1, 4))
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-5, nan_ok=True)
+        assert one.top_logprobs == pytest.approx(other.top_logprobs, abs=1e-5)
 
 
 class TestTorchSampler(Greedy, Truncation, Edits, Processors, InvalidLogits, Slots, Resumption):

@@ -17,10 +17,12 @@ from sarathi.backends.torch.overlapped_runner import OverlappedRunner
 from sarathi.backends.torch.parameters import ServedWeights
 from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.engine.core import EngineCore
+from sarathi.engine.messages import TokenOutput
 from sarathi.models.decoder import whole_model
 from sarathi.models.model import open_model
+from sarathi.sampling.logprobs import ScoredRows
 from sarathi.sampling.params import SamplingParams
-from sarathi.sampling.sampler import Sampler
+from sarathi.sampling.sampler import NO_TOKEN, Sampler
 from sarathi.scheduler import BlockPool, FixedBudget, Scheduler
 from tests import tiny_models
 
@@ -122,6 +124,45 @@ def test_tokens_are_those_that_the_host_would_sample(executor: TorchExecutor) ->
             logits = reference(executor.config, executor.stage, weights, ids)[-1:]
             ids.append(int(sampler.sample(logits, np.array([slot])).tokens[0]))
         assert tokens == ids[len(prompt) :]
+
+
+def test_prompts_that_are_scored_and_pooled_beside_decodes(executor: TorchExecutor) -> None:
+    """Their rows come with those that are sampled, of steps that look ahead, and steps without."""
+    weights = ServedWeights(executor._parameters)
+    params = [
+        SamplingParams(max_tokens=6, temperature=0),
+        SamplingParams(max_tokens=0, prompt_logprobs=2),
+        SamplingParams(max_tokens=0, pooling="mean"),
+        SamplingParams(max_tokens=2, temperature=0, prompt_logprobs=0, logprobs=1),
+        SamplingParams(max_tokens=0, pooling="last"),
+    ]
+    asked = [*prompts()[:1], *[prompt * 3 for prompt in prompts()[1:]], *prompts()[1:]]
+    core = engine(executor)
+    for name, (prompt, wanted) in enumerate(zip(asked, params, strict=True)):
+        core.submit(name, prompt, wanted, arrival=float(name))
+    outputs: list[TokenOutput] = []
+    while core.has_work:
+        outputs += core.step().outputs
+    sampler = Sampler(executor.config.vocab_size)
+    for name, (prompt, wanted) in enumerate(zip(asked, params, strict=True)):
+        own = [output for output in outputs if output.id == name]
+        assert sum(output.token != NO_TOKEN for output in own) == wanted.max_tokens
+        if wanted.prompt_logprobs is not None:
+            logits = reference(executor.config, executor.stage, weights, prompt)[:-1]
+            counts = np.full(len(logits), wanted.prompt_logprobs)
+            expected = sampler.score(logits, ScoredRows(np.array(prompt[1:]), counts))
+            found = [entry for output in own for entry in output.prompt_logprobs or ()]
+            assert [each.top_ids for each in found] == [each.top_ids for each in expected]
+            for one, other in zip(found, expected, strict=True):
+                assert one.rank == other.rank
+                assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+                assert one.top_logprobs == pytest.approx(other.top_logprobs, abs=1e-3)
+        if wanted.pooling is not None:
+            states = reference(executor.config, executor.stage, weights, prompt, with_head=False)
+            pooled = states.mean(axis=0) if wanted.pooling == "mean" else states[-1]
+            assert own[-1].embedding is not None
+            vector = np.frombuffer(own[-1].embedding, "<f4")
+            np.testing.assert_allclose(vector, pooled / np.linalg.norm(pooled), atol=1e-3)
 
 
 def test_a_third_step_under_way_is_refused(executor: TorchExecutor) -> None:

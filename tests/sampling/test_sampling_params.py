@@ -8,7 +8,7 @@ import pytest
 
 from sarathi.sampling.params import MAX_LOGPROBS, MAX_N, SamplingError, SamplingParams
 
-INTEGERS = ("max_tokens", "min_tokens", "top_k", "seed", "logprobs", "n")
+INTEGERS = ("max_tokens", "min_tokens", "top_k", "seed", "logprobs", "prompt_logprobs", "n")
 NUMBERS = (
     "temperature",
     "top_p",
@@ -18,7 +18,7 @@ NUMBERS = (
     "repetition_penalty",
 )
 FLAGS = ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens")
-NULLABLE = ("max_tokens", "seed", "logprobs")
+NULLABLE = ("max_tokens", "seed", "logprobs", "prompt_logprobs")
 
 
 def refused(field: str, value: Any) -> SamplingError:
@@ -32,7 +32,6 @@ def refused(field: str, value: Any) -> SamplingError:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("max_tokens", 0),
         ("max_tokens", -1),
         ("min_tokens", -1),
         ("min_tokens", 17),  # above max_tokens

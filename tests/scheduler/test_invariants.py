@@ -30,8 +30,16 @@ from sarathi.scheduler import (
     SchedulingParams,
     StopCriteria,
     Work,
+    prefill,
 )
-from tests.scheduler.world import VOCABULARY, Arrival, next_token, play, workloads
+from tests.scheduler.world import (
+    VOCABULARY,
+    Arrival,
+    next_token,
+    play,
+    scored_workloads,
+    workloads,
+)
 
 MAX_MODEL_LEN = 90
 # A token takes a millisecond, an iteration ten, a key-query pair a hundredth of one.
@@ -91,6 +99,46 @@ def test_every_policy(
             assert all(part.samples for part in prefills), "a prompt was cut"
         if policy.reserves == "max length" and not options["order"].preempts:
             assert not batch.preempted
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize(("stages", "look_ahead"), [(1, False), (3, False), (2, True)])
+@given(pools, tokens | seconds, settings_of_all, st.integers(1, 40), scored_workloads)
+@settings(max_examples=60, deadline=None)
+def test_scored_prompts(
+    policy: Policy,
+    stages: int,
+    look_ahead: bool,
+    pool: BlockPool,
+    budget: Budget,
+    options: dict[str, Any],
+    most_rows: int,
+    workload: list[Arrival],
+) -> None:
+    """Each wanted row comes once, whatever preempts, is cached or is in flight; no iteration has
+    more of them than there is memory for."""
+    scheduler = Scheduler(
+        pool,
+        budget,
+        max_model_len=MAX_MODEL_LEN,
+        policy=policy,
+        latency_model=MODEL,
+        micro_batches=1 if look_ahead else stages,
+        look_ahead=look_ahead,
+        **options,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefill, "MAX_SCORED_ROWS", most_rows)
+        for batch, _ in play(scheduler, workload, seconds=seconds_of, stages=stages):
+            wanted = batch.wanted()
+            rows = sum(len(positions) for _, positions in wanted)
+            assert batch.num_scored == rows <= most_rows
+            assert batch.work.samples == rows + len(batch.sampling)
+            for index, positions in wanted:
+                _, start, length, _ = batch.slices[index]
+                assert start <= positions[0] <= positions[-1] < start + length
+            for part in batch.slices:
+                assert not (part.samples and part.request.stop_criteria.max_tokens == 0)
 
 
 @given(pools, tokens | seconds, settings_of_all, settings_of_sarathi, workloads)

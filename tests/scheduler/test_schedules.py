@@ -207,7 +207,7 @@ class TestTheEnd:
     ("prompt", "output", "message"),
     [
         (0, 1, "empty"),
-        (1, 0, "max_tokens"),
+        (1, -1, "max_tokens"),
         (9_000, 2_000, "model's length of 10000"),
         (399, 3, "KV cache of 400 tokens"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 
 from hypothesis import strategies as st
@@ -105,6 +106,7 @@ class Arrival:
     cancel: int | None = None
     params: SchedulingParams = PLAIN
     stops: bool = False  # whether some tokens end it
+    scored: bool = False  # whether the logits of its whole prompt are wanted
 
     def request(self, name: int) -> Request:
         prompt = [
@@ -112,9 +114,12 @@ class Arrival:
             *((11 * name + p) % VOCABULARY for p in range(self.own)),
         ]
         stop_ids = frozenset(range(5)) if self.stops else frozenset()
-        return Request(
+        request = Request(
             name, prompt, StopCriteria(self.output, 0, stop_ids), float(self.at), self.params
         )
+        if self.scored:
+            request.wanted = range(len(prompt) - 1)
+        return request
 
 
 targets = st.none() | st.floats(0.001, 10.0)
@@ -125,20 +130,21 @@ all_params = st.builds(
     ttft_target=targets,
     tbt_target=targets,
 )
-workloads = st.lists(
-    st.builds(
-        Arrival,
-        at=st.integers(0, 20),
-        family=st.integers(0, 2),
-        common=st.integers(0, 40),
-        own=st.integers(1, 40),
-        output=st.integers(1, 25),
-        cancel=st.none() | st.integers(0, 40),
-        params=all_params,
-        stops=st.booleans(),
-    ),
-    min_size=1,
-    max_size=12,
+arrivals = partial(
+    st.builds,
+    Arrival,
+    at=st.integers(0, 20),
+    family=st.integers(0, 2),
+    common=st.integers(0, 40),
+    own=st.integers(1, 40),
+    output=st.integers(1, 25),
+    cancel=st.none() | st.integers(0, 40),
+    params=all_params,
+    stops=st.booleans(),
+)
+workloads = st.lists(arrivals(), min_size=1, max_size=12)
+scored_workloads = st.lists(
+    arrivals(output=st.integers(0, 25), scored=st.booleans()), min_size=1, max_size=12
 )
 
 
@@ -167,6 +173,7 @@ def play(
     requests: dict[int, Request] = {}
     cancelled: set[int] = set()
     finished: dict[int, Request] = {} if ended is None else ended
+    scored: dict[int, list[int]] = {}  # positions whose logits have come
     last = max(arrival.at for arrival in workload)
     iteration = 0
     now = 0.0
@@ -201,6 +208,8 @@ def play(
         batch, drafts = in_flight.popleft()
         tokens, counts = machine.run(batch, scheduler.pool.num_users, drafts)
         now += seconds(batch)
+        for index, positions in batch.wanted():
+            scored.setdefault(batch.slices[index].request.id, []).extend(positions)
         for request in scheduler.complete(batch, tokens, now, counts if drafter else None):
             if request.finish_reason():
                 finished[request.id] = request
@@ -208,5 +217,7 @@ def play(
     assert finished.keys() | cancelled == requests.keys(), "every request ends"
     for request in finished.values():
         assert request.output_ids == continuation(request.prompt_ids, request.stop_criteria)
+        last_scored = len(request.prompt_ids) - 1 if workload[request.id].scored else 0
+        assert scored.get(request.id, []) == list(range(last_scored)), "each row once and in order"
     assert scheduler.pool.num_available == scheduler.pool.num_blocks
     assert len(scheduler.running) + len(scheduler.waiting) == 0

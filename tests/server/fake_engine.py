@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import httpx
+import numpy as np
 from starlette.types import ASGIApp
 
 from sarathi.engine.messages import ModelInfo, TokenOutput
@@ -18,6 +19,7 @@ from sarathi.models.tokenizers.chat_template import WorkLimit
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
+from sarathi.sampling.sampler import NO_TOKEN
 from sarathi.scheduler import SchedulingParams
 from sarathi.scheduler.request import FinishReason
 from sarathi.server.app import create_app
@@ -136,7 +138,13 @@ class FakeGeneration:
         if not self._steps:
             self._engine.silent.set()
             await asyncio.Event().wait()
-        outputs = []
+        outputs: list[TokenOutput] = []
+        if self.params.prompt_logprobs is not None and not self._sent:
+            outputs = [TokenOutput(0, prompt_logprobs=found) for found in self._scores()]
+        if not self.params.max_tokens:
+            first = self._engine.cached(self.prompt), self._engine.delay(self.prompt)
+            end = TokenOutput(0, NO_TOKEN, "length", None, *first, embedding=self._embedding())
+            return [*outputs, end]
         for token in self._steps.pop(0):
             self._sent += 1
             last = token == EOS and not self.params.ignore_eos
@@ -155,6 +163,22 @@ class FakeGeneration:
 
     def stop(self) -> None:
         self.stopped = True
+
+    def _embedding(self) -> bytes | None:
+        """In the direction of the number of tokens, that of the pooling and zeros."""
+        if self.params.pooling is None:
+            return None
+        vector = np.array([len(self.prompt), self.params.pooling == "mean", *[0] * 6])
+        return (vector / np.linalg.norm(vector)).astype("<f4").tobytes()
+
+    def _scores(self) -> list[list[TokenLogprobs]]:
+        """Of each token but the first, in pieces of two tokens."""
+        count = self.params.prompt_logprobs
+        found = [
+            TokenLogprobs(-token / 8, 2, [65, token][:count], [-0.25, -token / 8][:count])
+            for token in self.prompt[1:]
+        ]
+        return [found[start : start + 2] for start in range(0, len(found), 2)]
 
     def _logprobs(self, token: int) -> TokenLogprobs | None:
         count = self.params.logprobs

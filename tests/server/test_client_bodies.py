@@ -315,7 +315,6 @@ def test_values_that_ask_for_nothing(ask, fields):
         {"best_of": 2},
         {"use_beam_search": True},
         {"length_penalty": 0.5},
-        {"prompt_logprobs": 1},
         {"allowed_token_ids": [1]},
         {"bad_words": ["x"]},
         {"return_token_ids": True},

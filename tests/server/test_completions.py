@@ -220,10 +220,6 @@ def test_null_means_absent_for_every_field():
     assert reply.json()["choices"][0]["text"] == "Hi"
 
 
-def test_echo_with_logprobs_is_refused():
-    assert "echo" in error(complete(FakeEngine(), echo=True, logprobs=1), 400, "echo")["message"]
-
-
 @pytest.mark.parametrize(("best_of", "n", "status"), [(1, None, 200), (2, 2, 200), (2, 1, 400)])
 def test_best_of_is_refused_unless_it_equals_n(best_of, n, status):
     assert complete(FakeEngine(), best_of=best_of, n=n).status_code == status

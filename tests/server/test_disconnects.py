@@ -138,7 +138,7 @@ def test_generations_submitted_before_a_failure_are_cancelled():
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_generations_are_cancelled_when_the_handler_fails(stream):
-    engine = FakeEngine(script=lambda prompt, params: [[72], [-1], [105]])
+    engine = FakeEngine(script=lambda prompt, params: [[72], [-2], [105]])
     response = complete(engine, stream=stream)
     if stream:
         assert "internal_error" in response.text

@@ -184,6 +184,9 @@ class Slow:
     def __init__(self) -> None:
         self._random = np.random.default_rng(0)
 
+    def pooled(self) -> np.ndarray:
+        raise AssertionError("no request asks for an embedding")
+
     def execute(self, step: Step) -> np.ndarray:
         time.sleep(self._random.uniform(1e-4, 2e-3))
         return np.zeros((len(step.sample_rows), VOCABULARY), np.float32)

@@ -8,6 +8,7 @@ import numpy as np
 
 from sarathi.backends.runner import NO_SLOTS, StepResult
 from sarathi.backends.step import I64, Step
+from sarathi.sampling.logprobs import ScoredRows
 from sarathi.sampling.sampler import Sampler, SamplerOutput
 from sarathi.scheduler import Batch
 from sarathi.simulator.cost_model import BatchShape
@@ -50,7 +51,7 @@ class Pipeline:
     def is_free(self) -> bool:
         return len(self._under_way) < self.depth and self._free[0] <= self._clock.now
 
-    def submit(self, step: Step, slots: I64 = NO_SLOTS) -> None:
+    def submit(self, step: Step, slots: I64 = NO_SLOTS, scored: ScoredRows | None = None) -> None:
         assert self.batch is not None
         assert self.is_free
         shape, stages = BatchShape.of(self.batch), self.depth

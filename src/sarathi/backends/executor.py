@@ -86,6 +86,10 @@ class Executor(Protocol):
         `StepError`, with nothing run, if the step is malformed.
         """
 
+    def pooled(self) -> Array:
+        """Return the final hidden states of the pooled rows of the step that was run last, float32
+        [P, hidden_size], from the last stage."""
+
 
 def check_step_for(executor: Executor, step: Step, num_slots: int = 0) -> None:
     """Raise `StepError` unless an executor can run a step; see `check_step`."""

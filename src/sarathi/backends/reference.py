@@ -9,10 +9,12 @@ import numpy.typing as npt
 
 from sarathi.models.decoder import (
     GATED_PROJECTIONS,
+    NORM,
     QKV_PROJECTIONS,
     Stage,
     attention_module,
     forward,
+    forward_layers,
 )
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.weights import Tensors
@@ -29,6 +31,8 @@ def reference(
     token_ids: Sequence[int],
     hidden: F32 | None = None,
     lengths: Sequence[int] | None = None,
+    *,
+    with_head: bool = True,
 ) -> F32:
     """Compute a stage on one or several sequences in float32.
 
@@ -41,10 +45,14 @@ def reference(
         token_ids: of all sequences, one after the other.
         hidden: the hidden states of the previous stage; None for the first one.
         lengths: tokens of each sequence; None for a single one.
+        with_head: False for the normalised hidden states of the last stage instead of its logits.
     """
     ids = np.asarray(token_ids, np.int64)
     sequences = np.array([len(ids)] if lengths is None else lengths)
-    return forward(_NumpyOperations(config, weights, ids, hidden, sequences), config, stage)
+    ops = _NumpyOperations(config, weights, ids, hidden, sequences)
+    if with_head:
+        return forward(ops, config, stage)
+    return ops.norm(forward_layers(ops, config, stage), NORM)
 
 
 class _NumpyOperations:

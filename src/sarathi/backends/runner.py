@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from sarathi.backends.step import I64, Step
 from sarathi.models.weights import Array
-from sarathi.sampling.sampler import RequestSlots, Sampler, SamplerOutput
+from sarathi.sampling.logprobs import ScoredRows, TokenLogprobs
+from sarathi.sampling.sampler import RequestSlots, SamplerOutput, StepSampler
 from sarathi.telemetry.recorder import StageTime
 
 
@@ -20,6 +21,8 @@ class StepResult(NamedTuple):
     sampled: SamplerOutput  # a token for each of the step's sampled rows
     stages: tuple[StageTime, ...]
     sampling: float = 0.0  # seconds that sampling took after the last stage
+    scores: Sequence[TokenLogprobs] = ()  # one for each of the step's scored rows
+    pooled: Array | None = None  # of the step's pooled rows, as `Executor.pooled`
 
 
 NO_SLOTS: I64 = np.empty(0, np.int64)
@@ -42,12 +45,13 @@ class Runner(Protocol):
         stage has computed them all. A step that is scheduled earlier leaves out requests that
         arrive meanwhile, and takes longer than the scheduler predicts."""
 
-    def submit(self, step: Step, slots: I64 = NO_SLOTS) -> None:
+    def submit(self, step: Step, slots: I64 = NO_SLOTS, scored: ScoredRows | None = None) -> None:
         """Start a step, or keep it until `result`; at most `depth` may be in flight.
 
         Args:
             slots: of the requests of the sampled rows, all different, open until the result has
                 been returned. Empty for a step without sampling.
+            scored: of the rows after the sampled ones, if there are any.
 
         Raises:
             StepError: it is malformed; nothing has been started.
@@ -79,6 +83,19 @@ class StepExecutor(Protocol):
 
     def execute(self, step: Step) -> Array: ...
 
+    def pooled(self) -> Array: ...
+
+
+def sample_and_score(
+    sampler: StepSampler, logits: Any, slots: I64, scored: ScoredRows | None
+) -> tuple[SamplerOutput, Sequence[TokenLogprobs]]:
+    """Sample from the first rows of a step's logits, one for each slot, and score the others."""
+    scores: Sequence[TokenLogprobs] = ()
+    if scored is not None:
+        scores = sampler.score(logits[len(slots) :], scored)
+        logits = logits[: len(slots)]
+    return sampler.sample(logits, slots) if len(slots) else NOTHING_SAMPLED, scores
+
 
 class InlineRunner:
     """One executor that has the whole model: a step is computed when its result is requested."""
@@ -89,7 +106,7 @@ class InlineRunner:
     def __init__(
         self,
         executor: StepExecutor,
-        sampler: Sampler,
+        sampler: StepSampler,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._executor = executor
@@ -97,6 +114,7 @@ class InlineRunner:
         self._clock = clock
         self._step: Step | None = None
         self._slots = NO_SLOTS
+        self._scored: ScoredRows | None = None
         self._last_end: float | None = None
 
     @property
@@ -107,8 +125,8 @@ class InlineRunner:
     def is_free(self) -> bool:
         return self._step is None
 
-    def submit(self, step: Step, slots: I64 = NO_SLOTS) -> None:
-        self._step, self._slots = step, slots
+    def submit(self, step: Step, slots: I64 = NO_SLOTS, scored: ScoredRows | None = None) -> None:
+        self._step, self._slots, self._scored = step, slots, scored
 
     def wait(self, seconds: float) -> bool:
         return True
@@ -118,13 +136,13 @@ class InlineRunner:
         step, self._step = self._step, None
         start = self._clock()
         logits = self._executor.execute(step)
+        pooled = self._executor.pooled() if len(step.pooled_rows) else None
         end = self._clock()
         waited = 0.0 if self._last_end is None else start - self._last_end
         self._last_end = end
-        sampled = NOTHING_SAMPLED
-        if len(self._slots):
-            sampled = self._sampler.sample(logits, self._slots)
-        return StepResult(sampled, (StageTime(waited, end - start),), self._clock() - end)
+        sampled, scores = sample_and_score(self._sampler, logits, self._slots, self._scored)
+        stages = (StageTime(waited, end - start),)
+        return StepResult(sampled, stages, self._clock() - end, scores, pooled)
 
     def abandon(self) -> None:
         self._step = None

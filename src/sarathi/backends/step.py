@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ I64 = npt.NDArray[np.int64]
 
 
 _NO_SLOTS: Mapping[int, int] = {}
+_NO_POOLED_ROWS: I64 = np.empty(0, np.int64)
 
 
 class StepError(ValueError):
@@ -33,7 +34,10 @@ class Step:
     past_lens: I32  # [B], tokens of each sequence in the KV cache
     block_ids: I32  # [sum of blocks], the sequences' block tables one after the other
     block_starts: I32  # [B + 1], where each block table begins
-    sample_rows: I64  # [S], token rows whose logits are wanted
+    # [S], token rows whose logits are wanted: those to sample from, then those that are scored
+    sample_rows: I64
+    # [P], token rows whose final hidden states are wanted
+    pooled_rows: I64 = field(default_factory=lambda: _NO_POOLED_ROWS)
 
     @property
     def max_context_len(self) -> int:
@@ -53,7 +57,7 @@ class StepPart(NamedTuple):
 def build_step(batch: Batch, block_size: int, slots: Mapping[int, int] = _NO_SLOTS) -> Step:
     """Build the arrays of a batch; the sampler's slots, by request id, are for tokens that are not
     sampled yet."""
-    return join_parts(
+    step = join_parts(
         [
             StepPart(
                 # A slice beyond the known tokens is a look-ahead decode.
@@ -65,6 +69,23 @@ def build_step(batch: Batch, block_size: int, slots: Mapping[int, int] = _NO_SLO
             for request, start, length, samples in batch.slices
         ],
         block_size,
+    )
+    return _with_wanted_rows(step, batch) if batch.num_scored or batch.num_pooled else step
+
+
+def _with_wanted_rows(step: Step, batch: Batch) -> Step:
+    """Add the rows that requests want of their prompts."""
+    scored: list[int] = []
+    pooled: list[int] = []
+    for index, positions in batch.wanted():
+        request, start, _, _ = batch.slices[index]
+        first = int(step.query_starts[index]) - start
+        rows = pooled if request.pools else scored
+        rows.extend(range(first + positions.start, first + positions.stop))
+    return replace(
+        step,
+        sample_rows=np.append(step.sample_rows, np.array(scored, np.int64)),
+        pooled_rows=np.array(pooled, np.int64),
     )
 
 
@@ -110,6 +131,7 @@ def with_padding_sequence(step: Step, block_id: int) -> Step:
         block_ids=np.append(step.block_ids, np.int32(block_id)),
         block_starts=np.append(step.block_starts, step.block_starts[-1] + 1),
         sample_rows=step.sample_rows,
+        pooled_rows=step.pooled_rows,
     )
 
 
@@ -152,6 +174,7 @@ def check_step(
     _check_range("token_ids", step.token_ids, vocab_size, -num_slots)
     _check_range("positions", step.positions, max_position)
     _check_range("sample_rows", step.sample_rows, num_tokens)
+    _check_range("pooled_rows", step.pooled_rows, num_tokens)
 
 
 def _check_starts(name: str, starts: I32, lengths: I32, total: int) -> None:

@@ -18,6 +18,7 @@ from sarathi.backends.runner import NO_SLOTS, NOTHING_SAMPLED, Runner, StepResul
 from sarathi.backends.step import build_step
 from sarathi.engine.iteration_timing import LatencyObserver, LaunchTimer
 from sarathi.engine.messages import Refusal, TokenOutput
+from sarathi.engine.prompt_outputs import PromptOutputs
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import NO_TOKEN, SamplerOutput
@@ -80,6 +81,7 @@ class EngineCore:
         self._eos_ids = tuple(eos_ids)
         self._recorders = recorders
         self._slots: dict[int, int] = {}  # of the sampler, by request id
+        self._prompt_outputs = PromptOutputs()
         self._in_flight: deque[_InFlight] = deque()
         self._after_idle = True  # whether the next batch is the first since the engine was idle
         self._exhausted = False  # nothing can be scheduled beside what is in flight
@@ -96,6 +98,7 @@ class EngineCore:
         arrival: float,
         scheduling_params: SchedulingParams = _DEFAULT_SCHEDULING,
         output_ids: Sequence[int] = (),
+        num_scored: int = 0,
     ) -> None:
         """Queue a request; `AdmissionError`, with the reason, if it can never run.
 
@@ -103,9 +106,10 @@ class EngineCore:
             arrival: seconds, of time.monotonic.
             output_ids: tokens generated before, perhaps by another engine; generation continues
                 after them.
+            num_scored: likewise log probabilities of the prompt.
         """
         max_output = self.scheduler.max_model_len - len(prompt_ids)
-        if max_output < 1:
+        if max_output < 1 and params.max_tokens != 0:
             raise AdmissionError(
                 f"the prompt has {len(prompt_ids)} tokens, which leaves no room for output within "
                 f"the model's length of {self.scheduler.max_model_len} tokens"
@@ -118,15 +122,16 @@ class EngineCore:
                 )
         stop_ids = frozenset(params.stop_token_ids)
         criteria = StopCriteria(
-            max_tokens=params.max_tokens or max_output,
+            max_tokens=max_output if params.max_tokens is None else params.max_tokens,
             min_tokens=params.min_tokens,
             stop_ids=stop_ids if params.ignore_eos else stop_ids.union(self._eos_ids),
         )
         request = Request(
             request_id, prompt_ids, criteria, arrival, scheduling_params, list(output_ids)
         )
-        if request.finish_reason() is not None:
+        if output_ids and request.finish_reason() is not None:
             raise AdmissionError("the output to go on with has ended already")
+        self._prompt_outputs.open(request, params, num_scored)
         self.scheduler.add(request)
         self._exhausted = False
         try:
@@ -209,7 +214,8 @@ class EngineCore:
                 continue
             slots = [self._slots[request.id] for request in batch.sampling]
             step = build_step(batch, scheduler.pool.block_size, self._slots)
-            self._runner.submit(step, np.array(slots, np.int64) if slots else NO_SLOTS)
+            scored = self._prompt_outputs.scored_rows(batch)
+            self._runner.submit(step, np.array(slots, np.int64) if slots else NO_SLOTS, scored)
             submitted = time.monotonic()
             has_prompts = batch.num_decodes < len(batch.slices)
             self._launch_timer.batch_submitted(began, submitted, prompts=has_prompts)
@@ -224,6 +230,7 @@ class EngineCore:
         self._exhausted = False
         tokens: list[int] = result.sampled.tokens.tolist()
         failed = self._cancel_failed(batch, tokens)
+        of_prompts = self._prompt_outputs.collect(batch, result)
         progressed = self.scheduler.complete(batch, tokens, sampled)
         outputs = self._token_outputs(progressed, _logprobs(batch, result.sampled))
         self._close_ended_slots()
@@ -244,6 +251,7 @@ class EngineCore:
         if not self.scheduler.has_work:
             self.scheduler.check()
             self.on_idle()
+        outputs = [*of_prompts, *outputs] if of_prompts else outputs
         return StepOutcome(outputs, [Refusal(request.id, _NO_TOKEN_MESSAGE) for request in failed])
 
     def _abandon(self) -> None:
@@ -339,6 +347,9 @@ class EngineCore:
     ) -> list[TokenOutput]:
         outputs = []
         for request in progressed:
+            if not request.output_ids:
+                outputs.append(self._prompt_outputs.end(request))
+                continue
             reason = request.finish_reason()
             token = request.output_ids[-1]
             first = len(request.output_ids) == 1
@@ -352,6 +363,7 @@ class EngineCore:
     def _close_ended_slots(self) -> None:
         """Free the sampler slots of requests that no batch in flight samples for any more."""
         for request_id in self.scheduler.take_ended_ids():
+            self._prompt_outputs.close(request_id)
             slot = self._slots.pop(request_id, None)
             if slot is not None:  # None if it could not be opened
                 self._runner.sampler_slots.close(slot)

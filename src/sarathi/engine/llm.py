@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from sarathi.engine.config import EngineConfig
-from sarathi.engine.messages import ModelInfo
+from sarathi.engine.messages import ModelInfo, TokenOutput
 from sarathi.engine.output_processor import Delta, OutputText
 from sarathi.engine.startup.load import load_engine
 from sarathi.models.locate import RANDOM_WEIGHTS, locate, locate_config
 from sarathi.models.model import open_tokenizer
 from sarathi.sampling.logprobs import TokenLogprobs
-from sarathi.sampling.params import SamplingParams
+from sarathi.sampling.params import Pooling, SamplingParams
 from sarathi.scheduler import FinishReason
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ class RequestOutput:
     prompt: str | None  # None where token ids were given
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
+    # One a token of the prompt, None for the first, which nothing predicts; if asked for.
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
 
 class LLM:
@@ -128,17 +131,37 @@ class LLM:
             ids = self.tokenizer.encode(text) if text is not None else [*prompt]
             outputs = [CompletionOutput(index) for index in range(task_params.n)]
             results.append(RequestOutput(text, ids, outputs))
+            if task_params.prompt_logprobs is not None:
+                results[-1].prompt_logprobs = [None]
         jobs = [
             (result.prompt_token_ids, choice, (index, output))
             for index, (result, (_, task_params)) in enumerate(zip(results, tasks, strict=True))
             for output, choice in zip(result.outputs, task_params.choices(), strict=True)
         ]
-        for (index, output), delta in self._run(jobs):
+        for (index, output), _, delta in self._run(jobs):
             output.add(delta)
+            if delta.prompt_logprobs:
+                results[index].prompt_logprobs = [None, *delta.prompt_logprobs]
             outputs = results[index].outputs
             if delta.finish_reason and all(one.finish_reason for one in outputs):
                 on_finish(index, results[index])
         return results
+
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], pooling: Pooling = "last"
+    ) -> list[list[float]]:
+        """Return a vector of length 1 for each prompt: the final hidden state of its last token, or
+        the mean of all. For prompts and errors see `generate`."""
+        tasks = _tasks(prompts, SamplingParams(max_tokens=0, pooling=pooling))
+        jobs = [
+            (self.tokenizer.encode(prompt) if isinstance(prompt, str) else [*prompt], params, index)
+            for index, (prompt, params) in enumerate(tasks)
+        ]
+        found: list[list[float]] = [[] for _ in jobs]
+        for index, output, _ in self._run(jobs):
+            if output.embedding is not None:
+                found[index] = np.frombuffer(output.embedding, "<f4").tolist()
+        return found
 
     def chat(
         self,
@@ -154,7 +177,7 @@ class LLM:
     ) -> Iterator[str]:
         """Yield the answer of `chat` piece by piece. Closing the iterator cancels the request."""
         jobs = [(self.render(messages), params or SamplingParams(), None)]
-        for _, delta in self._run(jobs):
+        for _, _, delta in self._run(jobs):
             if delta.text:
                 yield delta.text
 
@@ -173,8 +196,9 @@ class LLM:
 
     def _run(
         self, jobs: Sequence[tuple[list[int], SamplingParams, Any]]
-    ) -> Iterator[tuple[Any, Delta]]:
-        """Run (prompt, params, label) jobs together and yield the label and delta of each token."""
+    ) -> Iterator[tuple[Any, TokenOutput, Delta]]:
+        """Run (prompt, params, label) jobs together; yield the label, output and delta of each
+        token."""
         if self._core.has_work:
             raise RuntimeError("a stream of this LLM is still open: read it to its end or close it")
         open_jobs: dict[int, tuple[OutputText, Any]] = {}
@@ -194,7 +218,7 @@ class LLM:
                     if delta.finish_reason is not None:
                         self._core.cancel(output.id)  # in case a stop string ended it
                         del open_jobs[output.id]
-                    yield label, delta
+                    yield label, output, delta
         finally:
             for request_id in open_jobs:
                 self._core.cancel(request_id)

@@ -13,6 +13,7 @@ import msgspec
 from sarathi.engine.messages import TokenOutput
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
+from sarathi.sampling.sampler import NO_TOKEN
 from sarathi.scheduler import FinishReason
 
 
@@ -51,6 +52,7 @@ class Delta(msgspec.Struct, frozen=True):
     offsets: list[int]  # where each token's text begins, in characters; empty as `logprobs` is
     finish_reason: FinishReason | None
     stop_string: str | None = None  # that ended the text
+    prompt_logprobs: Sequence[TokenLogprobs] = ()  # all of them, with the first token or the end
 
 
 class StopStrings:
@@ -135,6 +137,7 @@ class OutputText:
         self._min_tokens = params.min_tokens
         self._with_logprobs = params.logprobs is not None
         self._length = 0  # characters decoded, those that are held back included
+        self._prompt_logprobs: list[TokenLogprobs] = []
 
     def push(self, outputs: Sequence[TokenOutput]) -> Delta:
         """Add tokens and return the delta; tokens after the end are dropped."""
@@ -145,6 +148,11 @@ class OutputText:
         for output in outputs:
             if self.finish_reason is not None:
                 break
+            if output.prompt_logprobs is not None:
+                self._prompt_logprobs += output.prompt_logprobs
+            if output.token == NO_TOKEN:
+                self.finish_reason = output.finish_reason
+                continue
             self.num_tokens += 1
             tokens.append(output.token)
             if self._with_logprobs and output.logprobs is not None:
@@ -162,7 +170,18 @@ class OutputText:
             if stop_token is not None and self._stop_string is None:
                 self._stop_string = stop_token
                 text += stop_token if self._include_stop else ""
-        return Delta(text, tokens, logprobs, offsets, self.finish_reason, self._stop_string)
+        prompt_logprobs: Sequence[TokenLogprobs] = ()
+        if self._prompt_logprobs and (tokens or self.finish_reason):
+            prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, []
+        return Delta(
+            text,
+            tokens,
+            logprobs,
+            offsets,
+            self.finish_reason,
+            self._stop_string,
+            prompt_logprobs,
+        )
 
     def _before_stop(self, piece: str, stop: StopStrings) -> str:
         """Return the text that is certain to come before any stop string."""

@@ -110,6 +110,7 @@ class EngineProcess:
                 message.arrival,
                 message.scheduling_params,
                 message.output_ids,
+                message.num_scored,
             )
         except AdmissionError as error:
             self._refusals.append(messages.Refusal(message.id, str(error)))

@@ -20,6 +20,7 @@ from sarathi.engine.config import EngineConfig, Launch
 from sarathi.engine.messages import EngineListener, ModelInfo, TokenOutput
 from sarathi.errors import ConfigError, ExecutorError
 from sarathi.sampling.params import SamplingParams
+from sarathi.sampling.sampler import NO_TOKEN
 from sarathi.scheduler import SchedulingParams
 from sarathi.system.processes import LOCAL, Process, Spawner
 from sarathi.telemetry.request_latencies import Outcome, Stopwatch
@@ -71,6 +72,7 @@ class Generation:
         self.params = params
         self.scheduling_params = scheduling_params
         self.output_ids: list[int] = []  # received so far, read or not
+        self.num_scored = 0  # log probabilities of the prompt, likewise
         self.has_first_token = False  # whether its present engine has generated a token
         self.deaths = 0  # of engines that were computing it
         self._stopwatch = stopwatch
@@ -117,8 +119,11 @@ class Generation:
 
     def put(self, output: TokenOutput, now: float) -> None:
         """Add a token that was received `now`, by time.monotonic."""
-        self._stopwatch.token(now, output.scheduling_delay)
-        self.output_ids.append(output.token)
+        if output.prompt_logprobs is not None:
+            self.num_scored += len(output.prompt_logprobs)
+        if output.token != NO_TOKEN:
+            self._stopwatch.token(now, output.scheduling_delay)
+            self.output_ids.append(output.token)
         if output.finish_reason is not None:
             self.ended = True
             self._stopwatch.end(output.finish_reason)
@@ -259,6 +264,7 @@ class EngineClient:
                 generation.arrival + self._offset.seconds,
                 generation.scheduling_params,
                 list(generation.output_ids),
+                generation.num_scored,
             )
         )
 
@@ -332,7 +338,9 @@ class EngineClient:
             if generation is None:
                 continue  # cancelled meanwhile
             generation.put(output, now)
-            if not generation.has_first_token:
+            if not generation.has_first_token and (
+                output.token != NO_TOKEN or output.finish_reason is not None
+            ):
                 generation.has_first_token = True
                 self._callbacks.on_first_token(generation)
             if output.finish_reason is not None:

@@ -125,14 +125,23 @@ def forward(ops: Operations[X], config: ModelConfig, stage: Stage) -> X:
 
     All stages but the last return the hidden states for the next one, [tokens, hidden].
     """
+    x = forward_layers(ops, config, stage)
+    return forward_head(ops, config, x) if stage.last else x
+
+
+def forward_head(ops: Operations[X], config: ModelConfig, x: X) -> X:
+    """Compute the logits of the sampled rows of hidden states, [rows, vocab_size]."""
+    return ops.logits(ops.norm(ops.sampled_rows(x), NORM), head_of(config))
+
+
+def forward_layers(ops: Operations[X], config: ModelConfig, stage: Stage) -> X:
+    """Compute the hidden states after the layers of a stage, [tokens, hidden]. Those of the last
+    one are normalised with `NORM` before anything is made of them."""
     residual = ops.embed(EMBEDDING) if stage.first else ops.recv_hidden()
     delta: X | None = None
     for layer in stage.layers:
         residual, delta = _layer(ops, config, layer, residual, delta)
-    x = residual if delta is None else ops.add(residual, delta)
-    if not stage.last:
-        return x
-    return ops.logits(ops.norm(ops.sampled_rows(x), NORM), head_of(config))
+    return residual if delta is None else ops.add(residual, delta)
 
 
 def head_of(config: ModelConfig) -> str:

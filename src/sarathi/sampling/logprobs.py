@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +19,18 @@ class TokenLogprobs(msgspec.Struct, array_like=True, frozen=True):
     rank: int  # of the sampled token; 1 is the most probable
     top_ids: list[int]  # most probable first
     top_logprobs: list[float]
+
+
+class ScoredRows(NamedTuple):
+    """What is asked of rows of logits whose tokens are known: those of prompts."""
+
+    tokens: NDArray[np.int64]  # [rows], the token that follows each
+    alternatives: NDArray[np.int64]  # [rows], how many of the most probable tokens to list
+
+
+def unknown_logprobs() -> TokenLogprobs:
+    """Return the entry of a row of logits that is not finite."""
+    return TokenLogprobs(math.nan, 0, [], [])
 
 
 def token_logprobs(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -17,6 +17,7 @@ MAX_N = 128
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_TOKEN_IDS = 1024
 
+Pooling = Literal["last", "mean"]
 TokenId = Annotated[int, Meta(ge=0)]
 
 
@@ -35,8 +36,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     itself: before temperature, penalties and truncation.
     """
 
-    # None: as many as the model's length allows
-    max_tokens: Annotated[int, Meta(ge=1)] | None = 16
+    # None: as many as the model's length allows. 0: the prompt is computed and nothing is sampled
+    max_tokens: Annotated[int, Meta(ge=0)] | None = 16
     # before these, end-of-sequence and stop tokens are not sampled; at most max_tokens
     min_tokens: Annotated[int, Meta(ge=0)] = 0
     temperature: Annotated[float, Meta(ge=0.0, le=100.0)] = 1.0  # 0 is greedy: the exact argmax
@@ -59,6 +60,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     skip_special_tokens: bool = True
     # alternatives besides the sampled token; None for no logprobs
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    # likewise of the prompt's tokens, which are then computed even if they are in the prefix cache
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    # instead of an output: an embedding of the prompt, from the hidden state of its last token, or
+    # from the mean of all
+    pooling: Pooling | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_N)] = 1
     grammar: Grammar | None = None  # that the output has to follow
 
@@ -70,6 +76,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 f"is {self.min_tokens}, expected an integer at least 0 and at most "
                 f"{self.max_tokens}",
             )
+        if self.pooling is not None and (self.max_tokens != 0 or self.prompt_logprobs is not None):
+            raise SamplingError("pooling", "needs max_tokens 0, and no prompt_logprobs")
 
     @property
     def greedy(self) -> bool:

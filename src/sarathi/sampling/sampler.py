@@ -26,7 +26,12 @@ from sarathi.sampling.categorical import (
     uniforms,
 )
 from sarathi.sampling.logits_processors import LogitsEdits, RequestTokens, apply_edits
-from sarathi.sampling.logprobs import TokenLogprobs, token_logprobs
+from sarathi.sampling.logprobs import (
+    ScoredRows,
+    TokenLogprobs,
+    token_logprobs,
+    unknown_logprobs,
+)
 from sarathi.sampling.params import SamplingParams
 
 # What a row needs besides the argmax of its logits, as bits; 0 for nothing.
@@ -166,6 +171,10 @@ class StepSampler(RequestSlots, Protocol):
             slots: [rows], the open slot of each row, no slot twice.
         """
 
+    def score(self, logits: Any, scored: ScoredRows) -> list[TokenLogprobs]:
+        """Return the log probabilities of known tokens, with the same `logits`. They are not a
+        number where the logits are not finite."""
+
 
 class Sampler:
     """Samples tokens from logits in the host's memory; see `RequestSlots`.
@@ -237,6 +246,33 @@ class Sampler:
         self._count(slots, needs, tokens)
         return SamplerOutput(tokens, logprobs)
 
+    def score(self, logits: Array, scored: ScoredRows) -> list[TokenLogprobs]:
+        """See `StepSampler`."""
+        values: NDArray[np.float32] = np.asarray(logits, np.float32)
+        peaks = values.max(axis=1)
+        finite = np.isfinite(peaks)
+        entries = [unknown_logprobs()] * len(values)
+        for rows in self._chunks(finite):
+            found = self._logprobs(
+                _take(values, rows), peaks[rows], scored.tokens[rows], scored.alternatives[rows]
+            )
+            for row, entry in zip(rows.tolist(), found, strict=True):
+                entries[row] = entry
+        return entries
+
+    def _logprobs(
+        self,
+        logits: NDArray[np.float32],
+        peaks: NDArray[np.float32],
+        tokens: NDArray[np.int64],
+        alternatives: NDArray[np.int64],
+    ) -> list[TokenLogprobs]:
+        """See `token_logprobs`; no more rows than the buffers hold."""
+        scaled, weights = self._work(len(logits))
+        np.subtract(logits, peaks[:, None], out=scaled[:, : self.vocab_size])
+        np.exp(scaled, out=weights)
+        return token_logprobs(logits, peaks, weights, tokens, alternatives)
+
     def _refine(
         self, batch: _Batch, peaks: NDArray[np.float32], tokens: NDArray[np.int64]
     ) -> list[TokenLogprobs | None] | None:
@@ -255,12 +291,9 @@ class Sampler:
             return None
         logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
         for rows in self._chunks(asked):
-            plain = _take(batch.logits, rows)
-            scaled, weights = self._work(len(rows))
-            np.subtract(plain, peaks[rows, None], out=scaled[:, : self.vocab_size])
-            np.exp(scaled, out=weights)
-            found = token_logprobs(
-                plain, peaks[rows], weights, tokens[rows], batch.state["alternatives"][rows]
+            alternatives = batch.state["alternatives"][rows]
+            found = self._logprobs(
+                _take(batch.logits, rows), peaks[rows], tokens[rows], alternatives
             )
             for row, entry in zip(rows.tolist(), found, strict=True):
                 logprobs[row] = entry

@@ -29,6 +29,8 @@ class Batch:
     num_decodes: int = 0  # the first so many slices
     num_drafts: tuple[int, ...] = ()  # of each decode: draft tokens at its end; empty: none
     preempted: tuple[Request, ...] = ()
+    num_scored: int = 0  # rows of logits that are wanted besides those to sample from
+    num_pooled: int = 0  # rows of hidden states that are wanted
     work: Work = NO_WORK
     allowance: float = 0.0  # for prompts: tokens, or seconds with a latency budget
     predicted: float | None = None  # seconds, if there is a latency model
@@ -42,3 +44,14 @@ class Batch:
     def sampling(self) -> list[Request]:
         """The requests that get a token from this batch, in the order of its slices."""
         return [part.request for part in self.slices if part.samples]
+
+    def wanted(self) -> list[tuple[int, range]]:
+        """Return the slices, by index, that have positions among `Request.wanted`, and these
+        positions. It is the same from when the batch is scheduled until it is completed."""
+        if not (self.num_scored or self.num_pooled):
+            return []
+        found = []
+        for index, (request, start, length, _) in enumerate(self.slices):
+            if request.wanted and (positions := request.wanted_among(start, length)):
+                found.append((index, positions))
+        return found

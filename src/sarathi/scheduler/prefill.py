@@ -12,6 +12,10 @@ from sarathi.scheduler.queue.waiting_queue import RELEGATED, Order, WaitingQueue
 from sarathi.scheduler.request import Rank, Request, by_rank
 from sarathi.scheduler.running import RunningRequests
 
+# Rows of logits of an iteration besides those to sample from: 4 bytes each for every token of the
+# vocabulary, and decodes beside them wait for their log probabilities.
+MAX_SCORED_ROWS = 128
+
 _MAX_RELEGATIONS = 32  # in an iteration: thousands may miss their deadline at once
 
 
@@ -65,6 +69,7 @@ class PrefillAllocator:
             self._waiting, self._running, in_order_share=self._in_order_share, admit=admit
         )
         relegations = 0
+        scorable = MAX_SCORED_ROWS
         while candidate := selector.next(allowance.remaining):
             request, max_cost, overtaken = candidate
             is_waiting = request in self._waiting
@@ -83,8 +88,15 @@ class PrefillAllocator:
             if is_waiting and not self._can_admit(request, cached, overtaken):
                 selector.admit = False
                 continue
+            most = self._most_tokens(request, start, scorable)
+            if not most:
+                if is_waiting:
+                    selector.admit = False
+                else:
+                    selector.record(request, 0.0, is_cut=False)
+                continue
             before = allowance.remaining
-            length = self._take(allowance, request, start, max_cost, first=not allocated)
+            length = self._take(allowance, request, start, most, max_cost, first=not allocated)
             if not length and max_cost < math.inf:
                 selector.stop_in_order(request)
                 continue
@@ -93,8 +105,10 @@ class PrefillAllocator:
             if is_waiting:
                 self._admit(request, cached)
             allocated[request] = allocated.get(request, 0) + length
+            if request.wanted and not request.pools:
+                scorable -= len(request.wanted_among(start, length))
             # With fixed chunks, a second one in the same iteration would merge with the first.
-            is_cut = self._chunk is None and start + length < request.num_tokens
+            is_cut = self._chunk is None and length < most
             selector.record(request, before - allowance.remaining, is_cut=is_cut)
             self._waiting.charge(request, length)
         self.num_relegations += relegations
@@ -164,26 +178,45 @@ class PrefillAllocator:
         """
         return num_running if self._policy.reserves == "prompt" else 0
 
-    def _take(
-        self, allowance: Allowance, request: Request, start: int, max_cost: float, *, first: bool
-    ) -> int:
-        """Take tokens of a prompt, from `start`, out of the allowance; return how many."""
+    def _most_tokens(self, request: Request, start: int, scorable: int) -> int:
+        """Return how many tokens of a prompt, from `start`, have no more than `scorable` rows of
+        logits that are wanted. Where chunks are fixed, one is taken whole, whatever it has."""
         remaining = request.num_tokens - start
+        if not request.wanted or request.pools:
+            return remaining
+        wanted = request.wanted_among(start, remaining)
+        if len(wanted) <= scorable or (self._chunk is not None and scorable == MAX_SCORED_ROWS):
+            return remaining
+        return 0 if self._chunk is not None else wanted.start + scorable - start
+
+    def _take(
+        self,
+        allowance: Allowance,
+        request: Request,
+        start: int,
+        most: int,
+        max_cost: float,
+        *,
+        first: bool,
+    ) -> int:
+        """Take up to `most` tokens of a prompt, from `start`, out of the allowance; return how
+        many."""
+        scored = bool(request.wanted) and not request.pools
         if self._chunk is not None:
             # Up to the next multiple. Outputs of a preempted request are recomputed one by one, as
             # they were computed at first.
             prompt = len(request.prompt_ids) - start
             length = min(self._chunk - start % self._chunk, prompt) if prompt > 0 else 1
         elif self._policy.chunked:
-            length = allowance.take(remaining, start, max_cost)
+            length = allowance.take(most, start, max_cost, scored=scored)
             # A share that is too small for a single token is no share.
-            return length or (allowance.take(remaining, start) if first else 0)
+            return length or (allowance.take(most, start, scored=scored) if first else 0)
         else:
-            length = remaining
+            length = most
         # Whole or not at all; the first one always, or a long one would never run.
-        if not (first or allowance.covers(length, start)):
+        if not (first or allowance.covers(length, start, scored=scored)):
             return 0
-        allowance.charge(length, start)
+        allowance.charge(length, start, scored=scored)
         return length
 
 

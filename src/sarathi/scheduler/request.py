@@ -10,12 +10,14 @@ from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length"]
 
+NO_ROWS = range(0)
+
 
 @dataclass(frozen=True, slots=True)
 class StopCriteria:
     """When an output ends."""
 
-    max_tokens: int
+    max_tokens: int  # 0: the prompt is computed and nothing is sampled
     min_tokens: int = 0
     stop_ids: frozenset[int] = frozenset()  # end-of-sequence and stop tokens
 
@@ -76,6 +78,11 @@ class Request:
     block_hashes: list[bytes] = field(default_factory=list)  # of its full blocks
     num_cached_blocks: int = 0  # blocks that other requests may share
 
+    # Positions of the prompt whose logits are wanted, besides those to sample from, and have not
+    # come yet. They are computed, not taken from the prefix cache.
+    wanted: range = NO_ROWS
+    pools: bool = False  # their hidden states are wanted, not their logits
+
     @property
     def num_tokens(self) -> int:
         """Known tokens, of prompt and output."""
@@ -95,6 +102,12 @@ class Request:
     def remaining(self) -> int:
         """Tokens to compute before the next one can be sampled."""
         return len(self.prompt_ids) + len(self.output_ids) - self.num_computed
+
+    @property
+    def max_cached(self) -> int:
+        """Tokens that may be taken from the prefix cache: none at a position that is wanted."""
+        last = self.num_tokens - 1  # the next token is sampled from its logits
+        return min(last, self.wanted.start) if self.wanted else last
 
     @property
     def is_decode(self) -> bool:
@@ -126,9 +139,23 @@ class Request:
             return self.prompt_ids[start:stop]
         return [*self.prompt_ids[start:], *self.output_ids[: stop - split]]
 
+    def wanted_among(self, start: int, length: int) -> range:
+        """Return the `wanted` positions of a slice of `length` tokens from `start`."""
+        wanted = self.wanted
+        return range(max(start, wanted.start), min(start + length, wanted.stop))
+
+    def wanted_up_to(self, end: int) -> None:
+        """Note that the `wanted` rows before position `end` have been computed."""
+        self.wanted = range(max(self.wanted.start, min(end, self.wanted.stop)), self.wanted.stop)
+
     def finish_reason(self) -> FinishReason | None:
-        """Return why the latest token ends the request, None if it does not."""
-        return self._ends_at(self.output_ids[-1], len(self.output_ids)) if self.output_ids else None
+        """Return why the latest token ends the request, None if it does not.
+
+        A request that samples nothing ends with its prompt.
+        """
+        if self.output_ids:
+            return self._ends_at(self.output_ids[-1], len(self.output_ids))
+        return None if self.stop_criteria.max_tokens else "length"
 
     def up_to_stop(self, tokens: Sequence[int]) -> Sequence[int]:
         """Return those of the next output `tokens` that come before or at the end of the output."""

@@ -31,6 +31,8 @@ class Prefills(NamedTuple):
     slices: list[Slice]
     work: Work
     allowance: float  # as `Batch` has it
+    num_scored: int = 0  # likewise
+    num_pooled: int = 0  # likewise
 
 
 _NO_PREFILLS = Prefills([], NO_WORK, 0.0)
@@ -226,6 +228,8 @@ class Scheduler:
             slices=(*decodes.slices, *prefills.slices),
             num_decodes=len(decodes.slices),
             preempted=(*preempted, *decodes.preempted),
+            num_scored=prefills.num_scored,
+            num_pooled=prefills.num_pooled,
             work=work,
             allowance=prefills.allowance,
             predicted=self._predict(work),
@@ -285,19 +289,20 @@ class Scheduler:
                 the token sampled after them. None: one for each, for batches without drafts.
 
         Returns:
-            The requests that got their tokens, in the same order, without those that were
-            cancelled meanwhile. Those whose `finish_reason()` is set have left the scheduler;
-            their tokens after the end were dropped.
+            The requests that got their tokens, in the same order, and those that end without any,
+            but not those that were cancelled meanwhile. Those whose `finish_reason()` is set have
+            left the scheduler; their tokens after the end were dropped.
         """
         slices: Sequence[Slice] = batch.slices
         if counts is not None:
             slices, tokens = _accept_drafts(batch, tokens, counts)
-        elif batch.num_drafts or len(tokens) != batch.work.samples:
-            raise ValueError(
-                f"batch {batch.id} samples {batch.work.samples} tokens, got {len(tokens)}"
-            )
+        elif batch.num_drafts or len(tokens) != batch.work.samples - batch.num_scored:
+            num_samples = batch.work.samples - batch.num_scored
+            raise ValueError(f"batch {batch.id} samples {num_samples} tokens, got {len(tokens)}")
         if batch.slices:
             self._in_flight.popleft()
+        for index, positions in batch.wanted():
+            batch.slices[index].request.wanted_up_to(positions.stop)
         sampled = iter(tokens)
         progressed: list[Request] = []
         block_size, looks_ahead = self.pool.block_size, self._look_ahead
@@ -319,6 +324,9 @@ class Scheduler:
             if length > 1 or not end % block_size:
                 self._memory.cache_blocks(request)
             if token is None:
+                if end == request.num_tokens:  # it samples nothing
+                    progressed.append(request)
+                    self._remove(request)
                 continue
             outputs = request.output_ids
             outputs.append(token)
@@ -365,7 +373,7 @@ class Scheduler:
         if self._max_step_tokens is not None:
             allowance.limit(self._max_step_tokens - decodes.tokens)
         slices: list[Slice] = []
-        tokens, attention, samples = 0, 0.0, 0
+        tokens, attention, samples, scored, pooled = 0, 0.0, 0, 0, 0
         allocated = self.prefill_allocator.allocate(allowance, now, admit=admit)
         for request, length in allocated.items():
             start = request.num_scheduled
@@ -374,6 +382,8 @@ class Scheduler:
             if request.first_scheduled_at is None:
                 request.first_scheduled_at = now
             is_last = start + length == request.num_tokens
+            if is_last and not request.stop_criteria.max_tokens:
+                is_last = False  # nothing is sampled
             if is_last and self._look_ahead:
                 request.num_pending += 1
                 self.running.end_prefill(request)
@@ -381,7 +391,14 @@ class Scheduler:
             tokens += length
             attention += length * (start + length / 2)
             samples += is_last
-        return Prefills(slices, Work(tokens, attention, 0, samples), allowance.amount)
+            if request.wanted:
+                num_wanted = len(request.wanted_among(start, length))
+                if request.pools:
+                    pooled += num_wanted
+                else:
+                    scored += num_wanted
+        work = Work(tokens, attention, 0, samples + scored)
+        return Prefills(slices, work, allowance.amount, scored, pooled)
 
     def _preempt_for_first_waiting(self) -> list[Request]:
         """Preempt the requests that the order lets the first waiting one replace."""
@@ -409,8 +426,8 @@ class Scheduler:
         if not request.prompt_ids:
             raise AdmissionError("the prompt is empty")
         max_tokens = request.stop_criteria.max_tokens
-        if max_tokens < 1:
-            raise AdmissionError(f"max_tokens is {max_tokens}, expected at least 1")
+        if max_tokens < 0:
+            raise AdmissionError(f"max_tokens is {max_tokens}, expected at least 0")
         tokens = f"{len(request.prompt_ids)} prompt tokens and up to {max_tokens} output tokens"
         if request.max_num_tokens > self.max_model_len:
             raise AdmissionError(
@@ -418,7 +435,8 @@ class Scheduler:
             )
         # The last output token is never computed and needs no memory.
         pool = self.pool
-        if pool.blocks_for(request.max_num_tokens - 1) > pool.num_blocks:
+        num_computed = max(request.max_num_tokens - 1, len(request.prompt_ids))
+        if pool.blocks_for(num_computed) > pool.num_blocks:
             raise AdmissionError(
                 f"{tokens} exceed the KV cache of {pool.num_blocks * pool.block_size} tokens"
             )

@@ -23,6 +23,7 @@ from sarathi.server.auth import AuthMiddleware, AuthRules, RequireAdmin, key_nam
 from sarathi.server.ollama.ollama_api import chat, generate, list_tags, ollama_version, show
 from sarathi.server.openai.chat_completions import create_chat_completion
 from sarathi.server.openai.completions import create_completion
+from sarathi.server.openai.embeddings import create_embeddings
 from sarathi.server.openai.model_list import list_models, show_model
 from sarathi.server.openai.responses_api import create_response, find_response
 from sarathi.server.openai.tokenization import detokenize, tokenize, tokenizer_info
@@ -60,6 +61,7 @@ POST_ROUTES: dict[str, PostHandler] = {
     "/api/chat": chat,
     "/api/generate": generate,
     "/api/show": show,
+    "/v1/embeddings": create_embeddings,
     "/tokenize": tokenize,
     "/detokenize": detokenize,
 }

@@ -149,8 +149,11 @@ class Choices:
             if text.finish_reason is not None:
                 continue  # computed before the engine learned of the stop string
             if not text.num_tokens:
-                self._record_first(choice, outputs[0])
+                for output in outputs:
+                    self._record_first(choice, output)
             delta = text.push(outputs)
+            if not delta.token_ids and delta.finish_reason is None:
+                continue  # log probabilities of a prompt that is still being computed
             if delta.finish_reason is not None:
                 self._num_running -= 1
                 choice.generation.stop()
@@ -170,7 +173,7 @@ class Choices:
             task.cancel()
 
     def _record_first(self, choice: _Choice, output: TokenOutput) -> None:
-        """Record what comes with a choice's first token."""
+        """Record what comes with a choice's first token; other outputs have nothing of that."""
         if output.scheduling_delay is not None:
             self.scheduling_delay = max(self.scheduling_delay, output.scheduling_delay)
         if choice.is_first:
@@ -199,6 +202,7 @@ def join_deltas(deltas: Sequence[Delta]) -> ParsedDelta:
         [offset for delta in deltas for offset in delta.offsets],
         deltas[-1].finish_reason,
         deltas[-1].stop_string,
+        [logprobs for delta in deltas for logprobs in delta.prompt_logprobs],
         "".join(delta.reasoning for delta in parsed),
         _join_calls([call for delta in parsed for call in delta.tool_calls]),
     )
@@ -228,7 +232,11 @@ def _parse(parser: OutputParser, delta: Delta) -> list[ParsedDelta]:
     ]
     # Tokens belong to the first, and the end to the last.
     parts[0] = replace(
-        parts[0], token_ids=delta.token_ids, logprobs=delta.logprobs, offsets=delta.offsets
+        parts[0],
+        token_ids=delta.token_ids,
+        logprobs=delta.logprobs,
+        offsets=delta.offsets,
+        prompt_logprobs=delta.prompt_logprobs,
     )
     parts[-1] = replace(parts[-1], finish_reason=delta.finish_reason, stop_string=delta.stop_string)
     return parts
@@ -259,7 +267,7 @@ class GenerationReply:
 
     A stream does without Starlette's response classes, which would cost time per token. Its status
     line waits for the first tokens, so that a request that the engine refuses still gets an error
-    response.
+    response. Log probabilities of a long prompt take so long to write that a thread does it.
     """
 
     service: Service
@@ -275,14 +283,17 @@ class GenerationReply:
             await response(scope, receive, send)
 
     async def _send_stream(self, send: Send) -> None:
-        events = self.translator.events
         started = False
+        is_scored = self._is_scored
         try:
             with closing(Choices(self.service, self.job)) as choices:
                 await choices.start()
                 while choices.running:
                     deltas = await choices.next()
-                    body = b"".join([events(index, delta, choices) for index, delta in deltas])
+                    if is_scored and any(delta.prompt_logprobs for _, delta in deltas):
+                        body = await asyncio.to_thread(self._events, deltas, choices)
+                    else:
+                        body = self._events(deltas, choices)
                     if not body:
                         continue
                     if not started:
@@ -310,11 +321,27 @@ class GenerationReply:
                 while choices.running:
                     for index, delta in await choices.next():
                         deltas[index].append(delta)
-                body = self.translator.body(deltas, choices.usage)
-                timing = _server_timing(choices.scheduling_delay)
-                return json_response(body, headers={"Server-Timing": timing})
+                if self._is_scored:
+                    return await asyncio.to_thread(self._response, deltas, choices)
+                return self._response(deltas, choices)
         except EngineError as error:
             raise generation_failed(error, self.service.fleet.error) from error
+
+    @property
+    def _is_scored(self) -> bool:
+        """Whether log probabilities of prompts are asked for."""
+        return any(
+            one.prompt_logprobs is not None for _, params in self.job.prompts for one in params
+        )
+
+    def _events(self, deltas: Sequence[tuple[int, Delta]], choices: Choices) -> bytes:
+        events = self.translator.events
+        return b"".join([events(index, delta, choices) for index, delta in deltas])
+
+    def _response(self, deltas: Sequence[Sequence[Delta]], choices: Choices) -> Response:
+        body = self.translator.body(deltas, choices.usage)
+        timing = _server_timing(choices.scheduling_delay)
+        return json_response(body, headers={"Server-Timing": timing})
 
     def _error_response(self, error: Exception) -> ApiError:
         if isinstance(error, EngineError):

@@ -51,7 +51,7 @@ class IterationLine(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int  # computed, decodes included
     attention: float  # sum over prompt slices of length * (start + length / 2)
     context: int  # sum over decodes of their tokens in the KV cache
-    samples: int  # rows that a token was sampled from
+    samples: int  # rows of logits: that a token was sampled from, or that score one of a prompt
     decodes: list[int]  # requests that computed one token each
     prompts: list[PromptSlice]  # recomputation after a preemption included
     started: list[Start]

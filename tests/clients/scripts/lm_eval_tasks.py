@@ -42,6 +42,14 @@ generated = {
     "generation_kwargs": {"until": ["."], "max_gen_toks": 8},
     "metric_list": [{"metric": "exact_match"}],
 }
+rolling = {
+    **shared,
+    "task": "read",
+    "output_type": "loglikelihood_rolling",
+    "doc_to_text": "",
+    "doc_to_target": "{{question}} {{choices[0]}}.",
+    "metric_list": [{"metric": "word_perplexity"}],
+}
 results = lm_eval.simple_evaluate(
     model="local-completions",
     model_args={
@@ -50,9 +58,10 @@ results = lm_eval.simple_evaluate(
         "num_concurrent": 2,
         "max_retries": 1,
     },
-    tasks=[scored, generated],
+    tasks=[scored, generated, rolling],
     task_manager=TaskManager(),
     bootstrap_iters=0,
 )
 assert results["results"]["choose"]["acc,none"] >= 0.75, results["results"]
+assert 1 < results["results"]["read"]["word_perplexity,none"] < 1e4, results["results"]
 assert "exact_match,none" in results["results"]["complete"]

@@ -64,6 +64,9 @@ class KnownExecutor:
 
         return Clocks(self.clock, own, lambda: CpuTimes(self.now, own(), 2 * self.now, 2))
 
+    def pooled(self) -> np.ndarray:
+        raise AssertionError("no request asks for an embedding")
+
     def execute(self, step: Step) -> np.ndarray:
         check_step(
             step,

@@ -11,10 +11,12 @@ from openvino.op import Constant, _PagedAttentionExtension
 from sarathi.backends.weight_store import WeightStore
 from sarathi.models.decoder import (
     GATED_PROJECTIONS,
+    NORM,
     QKV_PROJECTIONS,
     Stage,
     attention_module,
-    forward,
+    forward_head,
+    forward_layers,
 )
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.rope import F32, rope_tables
@@ -31,6 +33,7 @@ INPUTS: dict[str, tuple[type[np.generic], int]] = {
     "block_ids": (np.int32, 1),
     "block_starts": (np.int32, 1),
     "sample_rows": (np.int64, 1),
+    "pooled_rows": (np.int64, 1),
     "max_context_len": (np.int32, 0),
     HIDDEN: (np.float32, 2),
 }
@@ -46,12 +49,17 @@ def build_graph(
 ) -> ov.Model:
     """Build a graph from the arrays of a step and the KV cache to the output of `forward`.
 
-    Positions must be below `max_position`. The graph reads `weights` in place: it must outlive
+    The last stage's has a second output, the normalised hidden states of the pooled rows. Positions
+    must be below `max_position`. The graph reads `weights` in place: it must outlive
     what is compiled from the graph.
     """
     ops = _GraphOperations(config, weights, max_position)
-    output = forward(ops, config, stage)
-    return ov.Model([op.result(output)], ops.parameters, "decoder")
+    hidden = forward_layers(ops, config, stage)
+    outputs = [hidden]
+    if stage.last:
+        # Costs nothing without pooled rows: the plugin skips what has no elements.
+        outputs = [forward_head(ops, config, hidden), ops.norm(ops.pooled_rows(hidden), NORM)]
+    return ov.Model([op.result(output) for output in outputs], ops.parameters, "decoder")
 
 
 class _GraphOperations:
@@ -121,6 +129,9 @@ class _GraphOperations:
 
     def sampled_rows(self, x: ov.Node) -> ov.Node:
         return op.gather(x, self._input("sample_rows"), _ints(0))
+
+    def pooled_rows(self, x: ov.Node) -> ov.Node:
+        return op.gather(x, self._input("pooled_rows"), _ints(0))
 
     def logits(self, x: ov.Node, weight: str) -> ov.Node:
         return self._product(x, weight)

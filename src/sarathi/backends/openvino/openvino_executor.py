@@ -189,6 +189,10 @@ class OpenVinoExecutor:
         output: npt.NDArray[np.float32] = self._request.get_output_tensor(0).data
         return output if self.stage.last else output[:num_tokens]
 
+    def pooled(self) -> npt.NDArray[np.float32]:
+        output: npt.NDArray[np.float32] = self._request.get_output_tensor(1).data
+        return output.copy()
+
     def _set_input(self, name: str, value: Array) -> None:
         """Write into the previous step's tensor where the shape is the same: decodes mostly."""
         memory = self._inputs.get(name)

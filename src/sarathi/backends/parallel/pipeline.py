@@ -23,10 +23,11 @@ from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
 from sarathi.backends.parallel.stage_worker import StageOutput, StageWorker
 from sarathi.backends.parallel.worker_group import WorkerGroup
 from sarathi.backends.registry import ExecutorOptions
-from sarathi.backends.runner import NO_SLOTS, NOTHING_SAMPLED, StepResult
+from sarathi.backends.runner import NO_SLOTS, StepResult, sample_and_score
 from sarathi.backends.step import I64, Step, StepError
 from sarathi.errors import ExecutorError
 from sarathi.models.model import Model
+from sarathi.sampling.logprobs import ScoredRows
 from sarathi.sampling.sampler import RequestSlots, StepSampler
 from sarathi.system.processes import Spawner
 from sarathi.system.sockets import new_socket, socket_folder
@@ -114,7 +115,8 @@ class Pipeline:
         self._layout = layout
         self._sampler: StepSampler | None = None  # of the executor, once it is loaded
         self._num_submitted = 0
-        self._in_flight: deque[tuple[Future[StageOutput], I64]] = deque()  # with the rows' slots
+        # With the slots of the rows, and what is asked of the others.
+        self._in_flight: deque[tuple[Future[StageOutput], I64, ScoredRows | None]] = deque()
         self._sending = False
         self._closed = False
         self._error: str | None = None
@@ -241,7 +243,7 @@ class Pipeline:
         self._workers.receive_all()
         return self._workers.num_first_stage_done >= self._num_submitted
 
-    def submit(self, step: Step, slots: I64 = NO_SLOTS) -> None:
+    def submit(self, step: Step, slots: I64 = NO_SLOTS, scored: ScoredRows | None = None) -> None:
         self._raise_if_unusable()
         check_step_for(self._stage_worker.executor, step)
         if len(self._in_flight) >= self.depth:
@@ -251,7 +253,7 @@ class Pipeline:
         self._sending = True
         self._workers.send(messages.RunStep(step_id, step))
         task = partial(self._stage_worker.run, step_id, step, lambda: not self._closed)
-        self._in_flight.append((self._thread.submit(task), slots))
+        self._in_flight.append((self._thread.submit(task), slots, scored))
         self._sending = False
 
     def wait(self, seconds: float) -> bool:
@@ -268,23 +270,22 @@ class Pipeline:
         return True
 
     def result(self) -> StepResult:
-        output, slots = self._output()
-        if not len(slots):
-            return StepResult(NOTHING_SAMPLED, output.stages)
+        output, slots, scored = self._output()
         assert self._sampler is not None, "the executor is not loaded"
         start = time.monotonic()
-        sampled = self._sampler.sample(output.result, slots)
-        return StepResult(sampled, output.stages, time.monotonic() - start)
+        sampled, scores = sample_and_score(self._sampler, output.result, slots, scored)
+        sampling = time.monotonic() - start
+        return StepResult(sampled, output.stages, sampling, scores, output.pooled)
 
-    def _output(self) -> tuple[StageOutput, I64]:
+    def _output(self) -> tuple[StageOutput, I64, ScoredRows | None]:
         """Wait for the oldest step in flight."""
         self._raise_if_unusable()
-        future, slots = self._in_flight[0]
+        future, slots, scored = self._in_flight[0]
         while not future.done():
             self._poll(_CHECK_INTERVAL)
         output = self._wait_for(future)
         self._in_flight.popleft()
-        return output, slots
+        return output, slots, scored
 
     def abandon(self) -> None:
         """See `Runner`. After a failure of a process this waits for nothing, and the next call

@@ -116,6 +116,7 @@ class StageOutput(NamedTuple):
 
     result: Any  # of the last stage the logits, as `Executor.logits`; otherwise hidden states
     stages: tuple[StageTime, ...]  # up to this one
+    pooled: Array | None = None  # of the last stage, if the step has pooled rows
 
 
 class StageWorker:
@@ -222,12 +223,14 @@ class StageWorker:
         start = time.monotonic()
         compute = self.executor.logits if self._stage.last else self.executor.execute
         result = compute(step, received)
+        has_pooled = self._stage.last and len(step.pooled_rows)
+        pooled = self.executor.pooled() if has_pooled else None
         end = time.monotonic()
         waited = 0.0 if self._last_end is None else start - self._last_end
         self._last_end = end
-        output = StageOutput(result, (*times, StageTime(waited, end - start)))
+        output = StageOutput(result, (*times, StageTime(waited, end - start)), pooled)
         if self._outlet is not None:
-            send_hidden(self._outlet, step_id, *output)
+            send_hidden(self._outlet, step_id, output.result, output.stages)
         return output
 
     def close(self) -> None:

@@ -11,11 +11,20 @@ import time
 from collections import deque
 from typing import NamedTuple
 
+import torch
+
 from sarathi.backends.runner import NO_SLOTS, NOTHING_SAMPLED, StepResult
 from sarathi.backends.step import I64, Step, StepError
-from sarathi.backends.torch.torch_devices import DeviceEvent, computing, record_event
+from sarathi.backends.torch.torch_devices import (
+    DeviceEvent,
+    as_array,
+    computing,
+    record_event,
+    to_host,
+)
 from sarathi.backends.torch.torch_executor import TorchExecutor
-from sarathi.backends.torch.torch_sampler import PendingSample, TorchSampler
+from sarathi.backends.torch.torch_sampler import PendingSample, PendingScores, TorchSampler
+from sarathi.sampling.logprobs import ScoredRows
 from sarathi.sampling.sampler import RequestSlots
 from sarathi.telemetry.recorder import StageTime
 
@@ -24,6 +33,8 @@ _POLL = 50e-6  # seconds between two queries of an event
 
 class _Launched(NamedTuple):
     sample: PendingSample | None
+    scores: PendingScores | None
+    pooled: torch.Tensor | None  # in the host's memory once the end has been reached
     start: DeviceEvent
     end: DeviceEvent
 
@@ -49,16 +60,23 @@ class OverlappedRunner:
     def is_free(self) -> bool:
         return len(self._in_flight) < self.depth
 
-    def submit(self, step: Step, slots: I64 = NO_SLOTS) -> None:
+    def submit(self, step: Step, slots: I64 = NO_SLOTS, scored: ScoredRows | None = None) -> None:
         if not self.is_free:
             raise StepError(f"{self.depth} steps are in flight already, no more can be")
         device = self._executor.device
         with computing(device):
             start = record_event(device, timing=True)
             logits = self._executor.launch(step, last_tokens=self._sampler.last_tokens)
+            pooled = self._executor.launched_pooled
+            if pooled is not None:
+                pooled = to_host(pooled)
+            scores = None
+            if scored is not None:
+                scores = self._sampler.launch_scores(logits[len(slots) :], scored)
+                logits = logits[: len(slots)]
             sample = self._sampler.launch(logits, slots) if len(slots) else None
             end = record_event(device, timing=True)
-            self._in_flight.append(_Launched(sample, start, end))
+            self._in_flight.append(_Launched(sample, scores, pooled, start, end))
 
     def wait(self, seconds: float) -> bool:
         if not self._in_flight:
@@ -71,14 +89,20 @@ class OverlappedRunner:
         return True
 
     def result(self) -> StepResult:
-        sample, start, end = self._in_flight.popleft()
+        sample, scores, pooled, start, end = self._in_flight.popleft()
         end.synchronize()
         sampled = NOTHING_SAMPLED if sample is None else sample.result()
         waited = 0.0
         if self._last_end is not None:
             waited = max(0.0, self._last_end.elapsed_time(start) / 1e3)
         self._last_end = end
-        return StepResult(sampled, (StageTime(waited, start.elapsed_time(end) / 1e3),))
+        stages = (StageTime(waited, start.elapsed_time(end) / 1e3),)
+        return StepResult(
+            sampled,
+            stages,
+            scores=() if scores is None else scores.result(),
+            pooled=None if pooled is None else as_array(pooled),
+        )
 
     def abandon(self) -> None:
         for launched in self._in_flight:

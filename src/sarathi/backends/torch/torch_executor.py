@@ -6,6 +6,7 @@ import logging
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -44,12 +45,13 @@ from sarathi.backends.torch.step_inputs import (
     upload,
 )
 from sarathi.errors import ExecutorError
-from sarathi.models.decoder import forward
+from sarathi.models.decoder import NORM, forward, forward_head, forward_layers
 from sarathi.models.model import Model
 from sarathi.models.rope import rope_tables
 from sarathi.models.sharding import Shard, ShardedWeights, shard_config, shard_shapes, vocabulary
 from sarathi.models.weights import Array
 from sarathi.sampling.sampler import Sampler
+from sarathi.scheduler.prefill import MAX_SCORED_ROWS
 from sarathi.system.machine import available_memory, usable_cores
 
 if TYPE_CHECKING:
@@ -71,11 +73,12 @@ def warm_up_steps(block_size: int, max_position: int) -> list[Step]:
 
 
 def largest_step(num_tokens: int, num_sequences: int, block_size: int) -> Step:
-    """Return a step with as many tokens, divided among whole prompts, and as many sampled rows as
+    """Return a step with as many tokens, divided among whole prompts, and as many rows of logits as
     possible. Like `warm_up_steps` it reads and writes KV block 0 only."""
     num_sequences = min(num_sequences, num_tokens)
     starts = np.linspace(0, num_tokens, num_sequences + 1).astype(int)
-    return join_parts([_dummy_part(0, new, block_size) for new in np.diff(starts)], block_size)
+    step = join_parts([_dummy_part(0, new, block_size) for new in np.diff(starts)], block_size)
+    return replace(step, sample_rows=np.arange(min(num_tokens, num_sequences + MAX_SCORED_ROWS)))
 
 
 def _dummy_part(past: int, new: int, block_size: int) -> StepPart:
@@ -146,6 +149,8 @@ class TorchExecutor:
         self.block_size = self._attention.block_size
         self._caches: dict[int, LayerCache] = {}
         self._graphs: DecodeGraphs | None = None
+        # The result of `pooled`, on the device, of the step that was launched last.
+        self.launched_pooled: torch.Tensor | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -255,16 +260,37 @@ class TorchExecutor:
         if arrays.token_ids.min() >= 0:
             last_tokens = None  # all tokens are known
         hidden = self._received(len(step.token_ids), received)
-        if self._graphs is not None and self._graphs.accepts(arrays):
+        self.launched_pooled = None
+        if (
+            self._graphs is not None
+            and self._graphs.accepts(arrays)
+            and not (self.stage.last and len(step.pooled_rows))
+        ):
             output = self._graphs.run(arrays, hidden, last_tokens)
-            if self.stage.last and len(arrays.sample_rows) < len(output):
+            # Rows that are scored come after those to sample from, whatever their order.
+            if self.stage.last and not np.array_equal(arrays.sample_rows, np.arange(len(output))):
                 output = output[devices.to_device(arrays.sample_rows, self.device)]
             return output
         arrays = self._attention.prepare(arrays)
         inputs = upload(arrays, self.device)
         if last_tokens is not None:
             resolve_tokens(inputs.token_ids, last_tokens)
-        return self._forward(inputs, self._attention.plan(arrays, inputs), hidden)
+        planned = self._attention.plan(arrays, inputs)
+        if not (self.stage.last and len(step.pooled_rows)):
+            return self._forward(inputs, planned, hidden)
+        ops = torch_operations.TorchOperations(self._rank, inputs, planned, self._caches, hidden)
+        x = forward_layers(ops, self._local, self.stage)
+        rows = devices.to_device(step.pooled_rows, self.device)
+        self.launched_pooled = ops.norm(x[rows], NORM).float()
+        return forward_head(ops, self._local, x)
+
+    def pooled(self) -> Array:
+        assert self.launched_pooled is not None, "the step had no pooled rows"
+        with devices.computing(self.device):
+            found = devices.to_host(self.launched_pooled)
+            if self.device.type == "cuda":
+                torch.cuda.current_stream(self.device).synchronize()
+            return devices.as_array(found)
 
     def _received(self, num_tokens: int, received: Array | None) -> torch.Tensor | None:
         """Return the previous stage's hidden states, or memory for them on ranks other than 0."""

@@ -21,7 +21,7 @@ from sarathi.backends.torch.kernels import sampling_kernels as kernels
 from sarathi.sampling import sampler
 from sarathi.sampling.categorical import NO_TOP_K, uniforms
 from sarathi.sampling.logits_processors import LogitsEdits, RequestTokens
-from sarathi.sampling.logprobs import TokenLogprobs, assemble
+from sarathi.sampling.logprobs import ScoredRows, TokenLogprobs, assemble, unknown_logprobs
 from sarathi.sampling.params import MAX_LOGPROBS, SamplingParams
 
 I64 = NDArray[np.int64]
@@ -193,6 +193,27 @@ class TorchSampler:
                 devices.record_event(self._device),
             )
 
+    def score(self, logits: torch.Tensor, scored: ScoredRows) -> list[TokenLogprobs]:
+        """Launch, and wait for the result."""
+        return self.launch_scores(logits, scored).result()
+
+    def launch_scores(self, logits: torch.Tensor, scored: ScoredRows) -> PendingScores:
+        """Start to compute the log probabilities of known tokens; see `launch` for the logits."""
+        requests = np.zeros(len(logits), kernels.LOGPROBS_ROW)
+        requests["row"] = np.arange(len(logits))
+        requests["alternatives"] = np.minimum(scored.alternatives, self.vocab_size)
+        with devices.computing(self._device):
+            rows = devices.to_device(requests.view(np.int64), self._device)
+            # The kernel skips rows of -1, and does not take what is not finite.
+            tokens = devices.to_device(scored.tokens, self._device)
+            tokens = torch.where(logits.amax(dim=1).isfinite(), tokens, -1)
+            results = self._logprobs(logits, rows, tokens, int(requests["alternatives"].max()))
+            return PendingScores(
+                devices.to_host(results),
+                requests["alternatives"],
+                devices.record_event(self._device),
+            )
+
     def _observe(self, slots: I64) -> None:
         """Give logits processors the tokens sampled last, and copy their biases to the device."""
         for slot in slots.tolist():
@@ -322,6 +343,26 @@ class PendingSample:
         for row, entry in zip(asked[sampled].tolist(), entries, strict=True):
             logprobs[row] = entry
         return sampler.SamplerOutput(tokens, logprobs)
+
+
+@dataclass(frozen=True)
+class PendingScores:
+    """Holds the log probabilities of known tokens while they are copied to the host."""
+
+    _results: torch.Tensor  # [rows], as `kernels.logprobs` gives them
+    _alternatives: I64  # [rows]
+    _event: devices.DeviceEvent
+
+    def result(self) -> list[TokenLogprobs]:
+        """Wait for them."""
+        self._event.synchronize()
+        results = self._results.numpy()
+        skipped = results[:, kernels.LOGPROBS_RESULT.index("mass")] == 0
+        with np.errstate(divide="ignore"):
+            entries = _logprobs(results, self._alternatives)
+        for row in np.flatnonzero(skipped).tolist():
+            entries[row] = unknown_logprobs()
+        return entries
 
 
 class _RowTable:

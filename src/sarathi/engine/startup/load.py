@@ -142,6 +142,7 @@ def load_engine(
     info = ModelInfo(
         max_model_len=cache.max_model_len,
         vocab_size=model.config.vocab_size,
+        hidden_size=model.config.hidden_size,
         block_size=cache.block_size,
         num_blocks=cache.num_blocks,
         precision=part.precision,

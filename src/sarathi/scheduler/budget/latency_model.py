@@ -215,27 +215,32 @@ class LatencyModel:
         tokens, attention, context, samples = work
         return max(c0 + c1 * tokens + c2 * attention + c3 * context + c4 * samples, _SHORTEST)
 
-    def prompt_cost(self, tokens: int, context: int, samples: bool) -> float:
+    def prompt_cost(self, tokens: int, context: int, samples: int) -> float:
         """Return the seconds that a slice of a prompt adds to an iteration.
 
-        The prompt has `context` tokens before the slice, which `samples` if it ends the prompt.
+        The prompt has `context` tokens before the slice, which has `samples` rows of logits: one if
+        it ends the prompt.
         """
         _, c1, c2, _, c4 = self._coefficients
-        return tokens * (c1 + c2 * (context + tokens / 2)) + (c4 if samples else 0.0)
+        return tokens * (c1 + c2 * (context + tokens / 2)) + c4 * samples
 
-    def prompt_tokens(self, seconds: float, context: int) -> int:
-        """Return the most tokens of one slice without sampling that add at most `seconds`."""
+    def prompt_tokens(self, seconds: float, context: int, *, scored: bool = False) -> int:
+        """Return the most tokens of one slice that add at most `seconds`.
+
+        They have a row of logits each if they are `scored`, none otherwise.
+        """
         if not seconds > 0:
             return 0
-        if self.prompt_cost(MAX_TOKENS, context, False) <= seconds:
+        rows = int(scored)  # of a token
+        if self.prompt_cost(MAX_TOKENS, context, MAX_TOKENS * rows) <= seconds:
             return MAX_TOKENS
         # n (slope + bend n / 2) = seconds, in the form that does not cancel where bend is small.
-        _, slope, bend, _, _ = self._coefficients
-        slope += bend * context
+        _, slope, bend, _, per_row = self._coefficients
+        slope += bend * context + per_row * rows
         tokens = int(2 * seconds / (slope + hypot(slope, sqrt(2 * bend) * sqrt(seconds))))
-        while tokens > 0 and self.prompt_cost(tokens, context, False) > seconds:
+        while tokens > 0 and self.prompt_cost(tokens, context, tokens * rows) > seconds:
             tokens -= 1
-        while self.prompt_cost(tokens + 1, context, False) <= seconds:
+        while self.prompt_cost(tokens + 1, context, (tokens + 1) * rows) <= seconds:
             tokens += 1
         return tokens
 

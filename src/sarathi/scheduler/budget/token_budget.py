@@ -20,10 +20,10 @@ _MAX_LATENESS = 0.3  # on a machine that is busier than that, no margin helps
 class UnitCost:
     """What prompt tokens cost without a `LatencyModel`, which has the same methods: 1 each."""
 
-    def prompt_cost(self, tokens: int, context: int, samples: bool) -> float:
+    def prompt_cost(self, tokens: int, context: int, samples: int) -> float:
         return tokens
 
-    def prompt_tokens(self, amount: float, context: int) -> int:
+    def prompt_tokens(self, amount: float, context: int, *, scored: bool = False) -> int:
         return int(amount)
 
 
@@ -62,31 +62,36 @@ class Allowance:
         """What is left of the amount."""
         return max(0.0, self._remaining)
 
-    def take(self, tokens: int, context: int, max_cost: float = math.inf) -> int:
+    def take(
+        self, tokens: int, context: int, max_cost: float = math.inf, *, scored: bool = False
+    ) -> int:
         """Take up to `tokens` for a prompt of which `context` are computed; return how many.
 
-        They cost at most `max_cost`.
+        They cost at most `max_cost`; `scored` ones are followed by a row of logits each.
         """
-        amount = min(self.remaining, max_cost) - self._cost.prompt_cost(0, context, True)
-        affordable = self._cost.prompt_tokens(amount, context) if amount > 0 else 0
+        amount = min(self.remaining, max_cost) - self._cost.prompt_cost(0, context, 1)
+        affordable = 0
+        if amount > 0:
+            affordable = self._cost.prompt_tokens(amount, context, scored=scored)
         if self._steady_tokens and affordable < tokens and max_cost >= self.remaining:
             affordable = self._steady(affordable)
         taken = min(tokens, max(affordable, self._min_tokens))
         taken = min(taken, max(self._max_tokens - self._taken, self._min_tokens))
         if taken:
-            self.charge(taken, context)
+            self.charge(taken, context, scored=scored)
         return taken
 
-    def covers(self, tokens: int, context: int) -> bool:
+    def covers(self, tokens: int, context: int, *, scored: bool = False) -> bool:
         """Return whether the rest pays for `tokens` of a prompt, all of them."""
+        rows = 1 + tokens * scored
         return (
             self._taken + tokens <= self._max_tokens
-            and self._cost.prompt_cost(tokens, context, True) <= self._remaining
+            and self._cost.prompt_cost(tokens, context, rows) <= self._remaining
         )
 
-    def charge(self, tokens: int, context: int) -> None:
+    def charge(self, tokens: int, context: int, *, scored: bool = False) -> None:
         """Count `tokens` of a prompt that run, whether the rest pays for them or not."""
-        self._remaining -= self._cost.prompt_cost(tokens, context, True)
+        self._remaining -= self._cost.prompt_cost(tokens, context, 1 + tokens * scored)
         self._min_tokens = 0
         self._taken += tokens
 

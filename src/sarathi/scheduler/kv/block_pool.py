@@ -191,8 +191,7 @@ class RequestMemory:
         if not self._prefix_caching:
             return []
         self._hash_blocks(request)
-        # The last token is always computed: the next one is sampled from it.
-        full = (request.num_tokens - 1) // self.pool.block_size
+        full = request.max_cached // self.pool.block_size
         return self.pool.find_prefix(request.block_hashes[:full])
 
     def missing_blocks(self, request: Request, cached: list[int], headroom: int) -> int:

@@ -120,7 +120,7 @@ _SAMPLING_FIELDS = tuple(
     name
     for name in GenerationRequest.__struct_fields__
     if name in SamplingParams.__struct_fields__
-    and name not in ("max_tokens", "seed", "stop", "stop_token_ids")
+    and name not in ("max_tokens", "seed", "stop", "stop_token_ids", "prompt_logprobs")
 )
 
 
@@ -130,8 +130,10 @@ def sampling_params(
     prompt_tokens: int,
     *,
     logprobs: int | None,
+    prompt_logprobs: int | None = None,
     strict: bool = False,
     grammar: Grammar | None = None,
+    least_tokens: int = 1,
     default_max_tokens: int | None = None,
     field_names: Mapping[str, str] | None = None,
 ) -> SamplingParams:
@@ -139,8 +141,10 @@ def sampling_params(
 
     Args:
         logprobs: alternatives beside each token; None for no logprobs.
+        prompt_logprobs: likewise of the prompt.
         strict: refuse `max_tokens` beyond the model's length, instead of generating what fits.
         grammar: that the output has to follow.
+        least_tokens: the smallest `max_tokens`; 0 if the output may be empty.
         default_max_tokens: without `max_tokens`; None: all that the model's length leaves.
         field_names: those of request fields that differ from their parameter's.
     """
@@ -154,7 +158,10 @@ def sampling_params(
     check_token_ids("logit_bias", list(request.logit_bias or ()), info.vocab_size)
     check_token_ids("stop_token_ids", request.stop_token_ids or (), info.vocab_size)
     max_tokens, remaining = request.max_tokens, info.max_model_len - prompt_tokens
-    if remaining < 1:
+    if max_tokens is not None and max_tokens < least_tokens and max_tokens != NO_LIMIT:
+        name = (field_names or {}).get("max_tokens", "max_tokens")
+        raise invalid(f"{name} is {max_tokens}, expected an integer at least {least_tokens}.", name)
+    if remaining < (0 if max_tokens == 0 else 1):
         what = f"the prompt has {prompt_tokens}, which leaves none for output. Shorten it"
         raise too_long(info.max_model_len, what)
     if strict and max_tokens is not None and max_tokens > remaining:
@@ -163,7 +170,8 @@ def sampling_params(
         raise too_long(info.max_model_len, what)
     if max_tokens is None:
         max_tokens = value_or(default_max_tokens, remaining)
-    given = {name: getattr(request, name) for name in _SAMPLING_FIELDS} | {"logprobs": logprobs}
+    given = {name: getattr(request, name) for name in _SAMPLING_FIELDS}
+    given |= {"logprobs": logprobs, "prompt_logprobs": prompt_logprobs}
     if max_tokens > remaining or max_tokens == NO_LIMIT:
         max_tokens = remaining
         given["min_tokens"] = min(value_or(request.min_tokens, 0), remaining)
@@ -182,6 +190,14 @@ def sampling_params(
     except SamplingError as error:
         field = (field_names or {}).get(error.field, error.field)
         raise invalid(f"{field}{str(error).removeprefix(error.field)}.", field) from None
+
+
+def count_of(field: str, value: int | bool | None) -> int | None:
+    """Return the value of a field that is a number, or false for none; raise `ApiError` if it is
+    true."""
+    if value is True:
+        raise invalid(f"{field} is true, expected a number.", field, code="invalid_type")
+    return None if value is False else value
 
 
 def scheduling_params(
@@ -206,13 +222,13 @@ def scheduling_params(
         raise _no_effect("tbt_target", why, remedy)
     return SchedulingParams(
         priority=request.priority or 0,
-        tenant=value_or(key_name, _tenant(request.user)),
+        tenant=value_or(key_name, tenant_of(request.user)),
         ttft_target=ttft_target,
         tbt_target=tbt_target,
     )
 
 
-def _tenant(user: Raw) -> str:
+def tenant_of(user: Raw) -> str:
     """Return a name for the user of a request, which may be any JSON value."""
     if not is_given(user):
         return ""
