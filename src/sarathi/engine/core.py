@@ -121,13 +121,23 @@ class EngineCore:
                     f"the {name} holds a token id outside the vocabulary of 0 to {vocab_size - 1}"
                 )
         stop_ids = frozenset(params.stop_token_ids)
+        # After the end of its grammar, an output cannot go on, whatever else was asked for.
+        constrained = params.grammar is not None
         criteria = StopCriteria(
             max_tokens=max_output if params.max_tokens is None else params.max_tokens,
-            min_tokens=params.min_tokens,
-            stop_ids=stop_ids if params.ignore_eos else stop_ids.union(self._eos_ids),
+            min_tokens=0 if constrained else params.min_tokens,
+            stop_ids=(
+                stop_ids if params.ignore_eos and not constrained else stop_ids.union(self._eos_ids)
+            ),
         )
         request = Request(
-            request_id, prompt_ids, criteria, arrival, scheduling_params, list(output_ids)
+            request_id,
+            prompt_ids,
+            criteria,
+            arrival,
+            scheduling_params,
+            list(output_ids),
+            constrained=constrained,
         )
         if output_ids and request.finish_reason() is not None:
             raise AdmissionError("the output to go on with has ended already")
@@ -229,7 +239,7 @@ class EngineCore:
         executed = sampled - result.sampling
         self._exhausted = False
         tokens: list[int] = result.sampled.tokens.tolist()
-        failed = self._cancel_failed(batch, tokens)
+        failures = self._cancel_failed(batch, tokens)
         of_prompts = self._prompt_outputs.collect(batch, result)
         progressed = self.scheduler.complete(batch, tokens, sampled)
         outputs = self._token_outputs(progressed, _logprobs(batch, result.sampled))
@@ -238,9 +248,12 @@ class EngineCore:
         if result.stages:
             self._stages.add(result.stages, computed.after_idle)
             overhead = computed.submitted - computed.began + ended - executed
+            waited = result.sampled.waited
             self._latency_observer.observe(
-                batch.work, computed.began, ended, overhead, result.stages
+                batch.work, computed.began, ended, overhead, result.stages, waited=waited
             )
+            if batch.constrained and self.scheduler.latency_model is not None:
+                self.scheduler.latency_model.mask_wait.observe(batch.constrained, waited)
         if self._recorders:
             parts = [("schedule", computed.scheduled)]
             if self._runner.looks_ahead and self._executed > computed.scheduled:
@@ -252,7 +265,7 @@ class EngineCore:
             self.scheduler.check()
             self.on_idle()
         outputs = [*of_prompts, *outputs] if of_prompts else outputs
-        return StepOutcome(outputs, [Refusal(request.id, _NO_TOKEN_MESSAGE) for request in failed])
+        return StepOutcome(outputs, failures)
 
     def _abandon(self) -> None:
         try:
@@ -332,15 +345,20 @@ class EngineCore:
         for recorder in self._recorders:
             recorder.record(record)
 
-    def _cancel_failed(self, batch: Batch, tokens: Sequence[int]) -> list[Request]:
-        """Cancel the requests that no token can be sampled for, and return them."""
+    def _cancel_failed(self, batch: Batch, tokens: Sequence[int]) -> list[Refusal]:
+        """Cancel the requests that no token can be sampled for, and return why."""
         if NO_TOKEN not in tokens:
             return []
         rows = zip(batch.sampling, tokens, strict=True)
         failed = [request for request, token in rows if token == NO_TOKEN and not request.cancelled]
+        slots = self._runner.sampler_slots
+        reasons = [slots.failure(self._slots[request.id]) for request in failed]
         for request in failed:
             self.cancel(request.id)  # in flight: the scheduler drops its token on completion
-        return failed
+        return [
+            Refusal(request.id, reason or _NO_TOKEN_MESSAGE)
+            for request, reason in zip(failed, reasons, strict=True)
+        ]
 
     def _token_outputs(
         self, progressed: list[Request], logprobs: Mapping[int, TokenLogprobs]

@@ -38,7 +38,14 @@ class LatencyObserver:
         self._ended = None
 
     def observe(
-        self, work: Work, began: float, ended: float, overhead: float, stages: Sequence[StageTime]
+        self,
+        work: Work,
+        began: float,
+        ended: float,
+        overhead: float,
+        stages: Sequence[StageTime],
+        *,
+        waited: float = 0.0,
     ) -> None:
         """Add one batch, which has at least one stage. Times are seconds.
 
@@ -46,15 +53,16 @@ class LatencyObserver:
             began: before the batch was scheduled.
             ended: after its tokens were published.
             overhead: of the time between the two, what the engine itself took.
+            waited: of that time, what sampling waited for masks, which the model has apart.
         """
         if len(stages) == 1:
-            seconds = ended - began
+            seconds = ended - began - waited
             if self._ended is not None:
                 # Offline callers may take their time between two, which is not the machine's.
                 seconds += min(began - self._ended, _LOOP_SHARE * seconds)
             self._ended = ended
         else:
-            seconds = time_per_stage(stages, overhead)
+            seconds = time_per_stage(stages, overhead - waited)
         if self._model is not None:
             self._model.observe(work, seconds)
 

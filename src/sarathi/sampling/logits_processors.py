@@ -10,11 +10,13 @@ grammar and sets `token_bias` to minus infinity for all tokens that may not come
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sarathi.sampling.grammar_masks import GrammarMask, GrammarMasks
 from sarathi.sampling.params import SamplingError, SamplingParams
 
 _LARGEST = np.finfo(np.float32).max
@@ -29,10 +31,11 @@ class RequestTokens(NamedTuple):
     output_ids: Sequence[int]  # that it has already, if it is resumed
     eos_ids: Sequence[int]
     vocab_size: int
+    grammars: GrammarMasks | None = None  # of the engine
 
 
 class LogitsEdits:
-    """The changes of one request, applied in this order: bias, barred tokens, penalties.
+    """The changes of one request, applied in this order: bias, barred tokens, penalties, mask.
 
     Raises:
         SamplingError: a token id of the parameters is outside the vocabulary.
@@ -47,6 +50,7 @@ class LogitsEdits:
         self.token_bias: NDArray[np.float32] | None = None
         self.barred_ids = _NO_IDS  # excluded until the output has `min_tokens`
         self.penalties: Penalties | None = None
+        self.mask: GrammarMask | None = None  # where it excludes all but barred tokens, it counts
         observers = [process(params, tokens, self) for process in PROCESSORS]
         # Called with each token sampled, before the edits for the one after it are read.
         self.observers = [observer for observer in observers if observer is not None]
@@ -132,7 +136,22 @@ def penalties(params: SamplingParams, tokens: RequestTokens, edits: LogitsEdits)
         edits.penalties = Penalties(params, tokens)
 
 
-PROCESSORS: tuple[LogitsProcessor, ...] = (logit_bias, min_tokens, penalties)
+def grammar(
+    params: SamplingParams, tokens: RequestTokens, edits: LogitsEdits
+) -> Callable[[int], None] | None:
+    """Exclude what the grammar does not allow; a thread computes that after each token."""
+    if params.grammar is None:
+        return None
+    if tokens.grammars is None:
+        raise SamplingError("grammar", "is not supported: the engine has no tokenizer")
+    # After its end, an output that follows a grammar cannot go on.
+    barred = tokens.eos_ids if params.ignore_eos else ()
+    mask = tokens.grammars.open(params.grammar, tokens.output_ids, barred)
+    edits.mask = mask
+    return partial(tokens.grammars.append, mask)
+
+
+PROCESSORS: tuple[LogitsProcessor, ...] = (logit_bias, min_tokens, penalties, grammar)
 
 
 def apply_edits(

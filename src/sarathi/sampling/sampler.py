@@ -25,6 +25,7 @@ from sarathi.sampling.categorical import (
     stream_key,
     uniforms,
 )
+from sarathi.sampling.grammar_masks import GrammarMasks
 from sarathi.sampling.logits_processors import LogitsEdits, RequestTokens, apply_edits
 from sarathi.sampling.logprobs import (
     ScoredRows,
@@ -33,10 +34,11 @@ from sarathi.sampling.logprobs import (
     unknown_logprobs,
 )
 from sarathi.sampling.params import SamplingParams
+from sarathi.scheduler import DEFERRED
 
 # What a row needs besides the argmax of its logits, as bits; 0 for nothing.
-CLOSED, EDITED, BARRED, LOGPROBS = 1, 2, 4, 8
-CHANGED = EDITED | BARRED  # its logits are not those of the model
+CLOSED, EDITED, BARRED, LOGPROBS, MASKED = 1, 2, 4, 8, 128
+CHANGED = EDITED | BARRED | MASKED  # its logits are not those of the model
 # The method, if it is random: without truncation, by top_p, by top_k or min_p.
 WHOLE, NUCLEUS, SHORT = 16, 32, 64
 RANDOM = WHOLE | NUCLEUS | SHORT
@@ -78,6 +80,7 @@ class Slots:
             | (EDITED if edits.lasting else 0)
             | (BARRED if barred else 0)
             | (LOGPROBS if params.logprobs is not None else 0)
+            | (MASKED if edits.mask is not None else 0)
         )
         record["generated"] = generated
         record["min_tokens"] = min(params.min_tokens, np.iinfo(np.int64).max)
@@ -126,20 +129,24 @@ def _method(params: SamplingParams, has_k: bool) -> int:
 
 _CHUNK_ELEMENTS = 1 << 19  # two float32 buffers of this size stay in a core's cache
 
+_MASK_SECONDS = 0.002  # that a step waits for masks at the most
 NO_TOKEN = -1  # of a row whose logits are NaN or infinite, or that has every token barred
 
 
 class SamplerOutput(NamedTuple):
     """The result of one call, by row."""
 
-    tokens: NDArray[np.int64]  # [rows], `NO_TOKEN` where none can be chosen
+    # [rows]; `NO_TOKEN` where none can be chosen, `DEFERRED` where that is not known yet
+    tokens: NDArray[np.int64]
     logprobs: list[TokenLogprobs | None] | None  # None if no row asked for them
+    waited: float = 0.0  # seconds for masks of grammars
 
 
 class RequestSlots(Protocol):
     """The requests that a sampler has open, each in a slot."""
 
     vocab_size: int
+    grammars: GrammarMasks | None  # None: requests with a grammar are refused
 
     def open(
         self,
@@ -158,6 +165,9 @@ class RequestSlots(Protocol):
 
     def close(self, slot: int) -> None:
         """Remove a request; its slot is used again. `ValueError` if the slot is not open."""
+
+    def failure(self, slot: int) -> str | None:
+        """Return why no token can be chosen for a request, if its grammar is the reason."""
 
 
 class StepSampler(RequestSlots, Protocol):
@@ -187,6 +197,7 @@ class Sampler:
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
+        self.grammars: GrammarMasks | None = None
         self._slots = Slots()
         self._edits: dict[int, LogitsEdits] = {}
         self._width = -(-vocab_size // BLOCK) * BLOCK
@@ -201,7 +212,7 @@ class Sampler:
         output_ids: Sequence[int] = (),
     ) -> int:
         """See `RequestSlots`."""
-        tokens = RequestTokens(prompt_ids, output_ids, eos_ids, self.vocab_size)
+        tokens = RequestTokens(prompt_ids, output_ids, eos_ids, self.vocab_size, self.grammars)
         slot, edits = self._slots.open(params, tokens)
         if self._slots.records[slot]["needs"] & CHANGED:
             self._edits[slot] = edits
@@ -210,7 +221,14 @@ class Sampler:
     def close(self, slot: int) -> None:
         """See `RequestSlots`."""
         self._slots.close(slot)
-        self._edits.pop(slot, None)
+        edits = self._edits.pop(slot, None)
+        if edits is not None and edits.mask is not None:
+            edits.mask.closed = True
+
+    def failure(self, slot: int) -> str | None:
+        """See `RequestSlots`."""
+        edits = self._edits.get(slot)
+        return None if edits is None or edits.mask is None else edits.mask.failure
 
     def sample(self, logits: Array, slots: NDArray[np.int64]) -> SamplerOutput:
         """See `StepSampler`; `ValueError` if the shapes do not fit, or a slot is not open."""
@@ -230,21 +248,42 @@ class Sampler:
             # Go on with zeros to find the rows that edits make invalid, too: one error names all.
             values = np.where(finite[:, None], values, np.float32(0))
             peaks = np.where(finite, peaks, np.float32(0))
-        logprobs = None
+        logprobs, waited = None, 0.0
         if invalid or needs.any():
             if (needs & CLOSED).any():
                 raise ValueError("a slot is not open")
-            batch = _Batch(values, slots, self._slots.records[slots], invalid)
+            batch = _Batch(values, slots, self._slots.records[slots], invalid, [])
+            if (needs & MASKED).any():
+                waited = self._wait_for_masks(batch)
             # Weights may underflow to 0 and edited logits overflow; both are intended.
             with np.errstate(all="ignore"):
                 logprobs = self._refine(batch, peaks, tokens)
-            if batch.invalid:
+            if batch.invalid or batch.deferred:
+                tokens[batch.deferred] = DEFERRED
                 tokens[batch.invalid] = NO_TOKEN
-                sampled = tokens != NO_TOKEN
+                sampled = tokens >= 0
                 self._count(slots[sampled], needs[sampled], tokens[sampled])
-                return SamplerOutput(tokens, logprobs)
+                return SamplerOutput(tokens, logprobs, waited)
         self._count(slots, needs, tokens)
-        return SamplerOutput(tokens, logprobs)
+        return SamplerOutput(tokens, logprobs, waited)
+
+    def _wait_for_masks(self, batch: _Batch) -> float:
+        """Wait a little for the masks of rows, and exclude rows without one; return the seconds."""
+        assert self.grammars is not None
+        needs = batch.state["needs"]
+        rows = np.flatnonzero(needs & MASKED).tolist()
+        edits = [self._edits[slot] for slot in batch.slots[rows].tolist()]
+        waited = self.grammars.wait([e.mask for e in edits if e.mask], _MASK_SECONDS, slow=False)
+        for row, edit in zip(rows, edits, strict=True):
+            assert edit.mask is not None
+            if not edit.mask.ready:
+                batch.deferred.append(row)
+            elif edit.mask.error is not None:
+                batch.invalid.append(row)
+            elif needs[row] & BARRED and edit.mask.only_allows(edit.barred_ids):
+                needs[row] &= ~BARRED
+        needs[batch.deferred] = needs[batch.invalid] = 0
+        return waited
 
     def score(self, logits: Array, scored: ScoredRows) -> list[TokenLogprobs]:
         """See `StepSampler`."""
@@ -344,6 +383,10 @@ class Sampler:
             some * copies.shape[1],
             copies.reshape(-1),
         )
+        for row, slot in zip(some.tolist(), slots, strict=True):
+            if (mask := self._edits[slot].mask) is not None:
+                barred = mask.barred(self.vocab_size)
+                np.copyto(copies[row, : self.vocab_size], -np.inf, where=barred)
         highest = copies.max(axis=1)
         invalid = ~np.isfinite(highest)
         if invalid.any():
@@ -384,6 +427,7 @@ class _Batch(NamedTuple):
     slots: NDArray[np.int64]  # [rows]
     state: NDArray[Any]  # [rows] of Slots.records, as before the call
     invalid: list[int]  # rows found to have no token to choose
+    deferred: list[int]  # rows whose masks are not ready
 
 
 def _take(logits: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:

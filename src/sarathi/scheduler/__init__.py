@@ -7,7 +7,7 @@ cache).
 Standard library only; every package may import the names below.
 """
 
-from sarathi.scheduler.batch import Batch, Slice
+from sarathi.scheduler.batch import DEFERRED, Batch, Slice
 from sarathi.scheduler.budget.latency_model import Accuracy, LatencyModel, Work
 from sarathi.scheduler.budget.token_budget import Budget, FixedBudget, LatencyBudget
 from sarathi.scheduler.kv.block_pool import BlockPool
@@ -17,6 +17,7 @@ from sarathi.scheduler.request import FinishReason, Request, SchedulingParams, S
 from sarathi.scheduler.scheduler import AdmissionError, Scheduler
 
 __all__ = [
+    "DEFERRED",
     "ORDERS",
     "POLICIES",
     "Accuracy",

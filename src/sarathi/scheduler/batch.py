@@ -9,6 +9,7 @@ from sarathi.scheduler.budget.latency_model import Work
 from sarathi.scheduler.request import Request
 
 NO_WORK = Work(0, 0.0, 0, 0)
+DEFERRED = -2  # instead of a token that cannot be sampled yet
 
 
 class Slice(NamedTuple):
@@ -34,6 +35,7 @@ class Batch:
     work: Work = NO_WORK
     allowance: float = 0.0  # for prompts: tokens, or seconds with a latency budget
     predicted: float | None = None  # seconds, if there is a latency model
+    constrained: int = 0  # requests that sample with a mask, which may have to be waited for
 
     @property
     def num_tokens(self) -> int:

@@ -68,6 +68,7 @@ class Request:
     in_flight: int = 0  # tokens in batches that have not been completed
     num_pending: int = 0  # tokens that those batches will sample, if the scheduler looks ahead
     cancelled: bool = False
+    constrained: bool = False  # by a grammar, whose masks take time
 
     # Set by the scheduler.
     rank: Rank = _UNRANKED

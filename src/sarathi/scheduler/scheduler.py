@@ -10,7 +10,7 @@ from itertools import chain, islice
 from operator import add
 from typing import NamedTuple
 
-from sarathi.scheduler.batch import NO_WORK, Batch, Slice
+from sarathi.scheduler.batch import DEFERRED, NO_WORK, Batch, Slice
 from sarathi.scheduler.budget.latency_model import LatencyModel, Work
 from sarathi.scheduler.budget.token_budget import Budget, FixedBudget
 from sarathi.scheduler.kv.block_pool import BlockPool, RequestMemory
@@ -137,6 +137,7 @@ class Scheduler:
         self._in_flight: deque[Work] = deque()  # of batches, oldest first
         self._last_had_prefills = False
         self._last_tokens = 0  # of the latest batch
+        self._num_constrained = 0  # requests with a grammar
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -151,6 +152,7 @@ class Scheduler:
         request.tbt_target = target if own_target is None else max(own_target, target / 2)
         request.rank = self._order.rank(request)
         self._requests[request.id] = request
+        self._num_constrained += request.constrained
         self.waiting.shares.enter(self.waiting.tenant_of(request))
         self.waiting.add(request)
 
@@ -214,25 +216,31 @@ class Scheduler:
         if not prefills_first and (policy.hybrid or not decodes.slices):
             # After a preemption memory is short: admitting more would only preempt more.
             admit = not decodes.preempted
-            prefills = self._schedule_prefills(now, decodes.work, decodes.slack, admit=admit)
+            slack = decodes.slack
+            if slack is not None:
+                slack -= self._mask_wait(self._constrained(decodes.slices))
+            prefills = self._schedule_prefills(now, decodes.work, slack, admit=admit)
         if not (decodes.slices or prefills.slices or decodes.preempted or preempted):
             return None
         work = Work(*map(add, decodes.work, prefills.work))
         self.num_iterations += 1
         self._last_had_prefills = bool(prefills.slices)
         self._last_tokens = work.tokens
-        if decodes.slices or prefills.slices:
+        slices = (*decodes.slices, *prefills.slices)
+        if slices:
             self._in_flight.append(work)
+        constrained = self._constrained(slices)
         return Batch(
             id=self.num_iterations,
-            slices=(*decodes.slices, *prefills.slices),
+            slices=slices,
             num_decodes=len(decodes.slices),
             preempted=(*preempted, *decodes.preempted),
             num_scored=prefills.num_scored,
             num_pooled=prefills.num_pooled,
             work=work,
             allowance=prefills.allowance,
-            predicted=self._predict(work),
+            predicted=self._predict(work, constrained),
+            constrained=constrained,
         )
 
     def add_drafts(self, batch: Batch, num_drafts: Sequence[int]) -> Batch:
@@ -270,7 +278,7 @@ class Scheduler:
             slices=tuple(slices),
             num_drafts=tuple(added),
             work=work,
-            predicted=self._predict(work),
+            predicted=self._predict(work, batch.constrained),
         )
 
     def complete(
@@ -284,7 +292,8 @@ class Scheduler:
 
         Args:
             tokens: sampled token ids for the requests of `batch.sampling`, in that order: one for
-                each, or more if drafts were accepted.
+                each, or more if drafts were accepted. `DEFERRED` for a request that could not be
+                sampled yet: it computes its last token again in the next batch, to sample then.
             counts: how many of the tokens each of these requests gets: the accepted drafts and
                 the token sampled after them. None: one for each, for batches without drafts.
 
@@ -320,6 +329,9 @@ class Scheduler:
                     f"batch {batch.id} computed request {request.id} from {start}, but "
                     f"{request.num_computed} of its tokens are computed"
                 )
+            if token == DEFERRED:
+                token, length = None, length - 1
+                request.deadline = now + request.tbt_target  # no schedule could meet the old one
             request.num_computed = end = start + length
             if length > 1 or not end % block_size:
                 self._memory.cache_blocks(request)
@@ -417,8 +429,22 @@ class Scheduler:
                 return False
         return self.running.can_look_ahead()
 
-    def _predict(self, work: Work) -> float | None:
-        return None if self.latency_model is None else self.latency_model.predict(work)
+    def _predict(self, work: Work, constrained: int) -> float | None:
+        if self.latency_model is None:
+            return None
+        return self.latency_model.predict(work) + self._mask_wait(constrained)
+
+    def _constrained(self, slices: Sequence[Slice]) -> int:
+        """Count the requests that will be sampled with a mask."""
+        if not self._num_constrained:
+            return 0
+        return sum(part.request.constrained for part in slices if part.samples)
+
+    def _mask_wait(self, constrained: int) -> float:
+        """Return the seconds that sampling is expected to wait for masks."""
+        if not constrained or self.latency_model is None:
+            return 0.0
+        return constrained * self.latency_model.mask_wait.seconds
 
     # -- requests that come and go ----------------------------------------------------------
 
@@ -443,6 +469,7 @@ class Scheduler:
 
     def _remove(self, request: Request) -> None:
         del self._requests[request.id]
+        self._num_constrained -= request.constrained
         self._ended_ids.append(request.id)
         if request in self.waiting:
             self.waiting.dequeue(request)

@@ -20,6 +20,7 @@ from sarathi.backends.torch.kernels import MASS_BITS, check_vocabulary
 from sarathi.backends.torch.kernels import sampling_kernels as kernels
 from sarathi.sampling import sampler
 from sarathi.sampling.categorical import NO_TOP_K, uniforms
+from sarathi.sampling.grammar_masks import GrammarMasks
 from sarathi.sampling.logits_processors import LogitsEdits, RequestTokens
 from sarathi.sampling.logprobs import ScoredRows, TokenLogprobs, assemble, unknown_logprobs
 from sarathi.sampling.params import MAX_LOGPROBS, SamplingParams
@@ -28,6 +29,7 @@ I64 = NDArray[np.int64]
 
 _EDIT_BLOCK = 1024
 _GPU_TILES = kernels.Tiles()
+_MASK_SECONDS = 1.0  # that a launch waits for the masks of grammars before their requests fail
 
 # The edits of a slot on the device.
 _EDITS = (
@@ -85,6 +87,7 @@ class TorchSampler:
         self._device = device
         self._slots = sampler.Slots(_EDITS)
         self._observing: dict[int, _Observed] = {}
+        self.grammars: GrammarMasks | None = None
         self._marks = _RowTable(vocab_size, torch.int32, device)
         self._biases = _RowTable(vocab_size, torch.float32, device)
         self.last_tokens = torch.zeros(0, dtype=torch.int64, device=device)
@@ -101,7 +104,7 @@ class TorchSampler:
         output_ids: Sequence[int] = (),
     ) -> int:
         """See `RequestSlots`."""
-        tokens = RequestTokens(prompt_ids, output_ids, eos_ids, self.vocab_size)
+        tokens = RequestTokens(prompt_ids, output_ids, eos_ids, self.vocab_size, self.grammars)
         slot, edits = self._slots.open(params, tokens)
         record = self._slots.records[slot]
         record["marks"] = record["biases"] = -1
@@ -123,10 +126,19 @@ class TorchSampler:
 
     def close(self, slot: int) -> None:
         self._slots.close(slot)
-        self._observing.pop(slot, None)
+        observed = self._observing.pop(slot, None)
+        if observed is not None and observed.edits.mask is not None:
+            observed.edits.mask.closed = True
         record = self._slots.records[slot]
         self._marks.remove(int(record["marks"]))
         self._biases.remove(int(record["biases"]))
+
+    def failure(self, slot: int) -> str | None:
+        """See `RequestSlots`."""
+        observed = self._observing.get(slot)
+        if observed is None or observed.edits.mask is None:
+            return None
+        return observed.edits.mask.failure
 
     def warm_up(self) -> None:
         """Compile all kernels, with synthetic requests of every kind."""
@@ -159,11 +171,18 @@ class TorchSampler:
         needs: I64 = state["needs"]
         if (needs & sampler.CLOSED).any():
             raise ValueError("a slot is not open")
+        masks: list[NDArray[np.int32]] = []
+        counted = needs
+        if (needs & sampler.MASKED).any():
+            counted = needs.copy()
+            masks = self._masks(slots, needs)
         changed = (needs & sampler.CHANGED) != 0
         num_changed = int(np.count_nonzero(changed))
         # Rows with edits come last: they are sampled from edited copies.
         order = np.argsort(changed, kind="stable")
         table = self._table(state.take(order), slots[order], order, num_changed)
+        if masks:
+            table["mask"][(table["needs"] & sampler.MASKED) != 0] = range(len(masks))
         asked = np.flatnonzero(needs & sampler.LOGPROBS)
         requests = np.zeros(len(asked), kernels.LOGPROBS_ROW)
         requests["row"] = asked
@@ -179,13 +198,13 @@ class TorchSampler:
                 logits, rows[:plain], tokens, bool((needs[~changed] & sampler.RANDOM).any())
             )
             if num_changed:
-                edited = self._edit(logits, rows[plain:])
+                edited = self._edit(logits, rows[plain:], masks)
                 self._sample(edited, rows[plain:], tokens, True)
             results = None
             if len(asked):
                 width = int(requests["alternatives"].max())
                 results = self._logprobs(logits, uploaded[table.nbytes // 8 :], tokens, width)
-            self._slots.advance(slots, needs)
+            self._slots.advance(slots, counted)
             return PendingSample(
                 devices.to_host(tokens),
                 None if results is None else devices.to_host(results),
@@ -216,14 +235,24 @@ class TorchSampler:
 
     def _observe(self, slots: I64) -> None:
         """Give logits processors the tokens sampled last, and copy their biases to the device."""
-        for slot in slots.tolist():
-            observed = self._observing.get(slot)
-            if observed is None or observed.count == self._slots.records["generated"][slot]:
-                continue
-            token = int(self.last_tokens[slot])  # waits for it
+        generated = self._slots.records["generated"]
+        due = [
+            slot
+            for slot in slots.tolist()
+            if slot in self._observing and self._observing[slot].count != generated[slot]
+        ]
+        if not due:
+            return
+        with devices.computing(self._device):
+            index = devices.to_device(np.array(due, np.int64), self._device)
+            tokens = self.last_tokens[index].tolist()  # waits for them
+        for slot, token in zip(due, tokens, strict=True):
+            observed = self._observing[slot]
             observed.count += 1
             for observe in observed.edits.observers:
                 observe(token)
+            if observed.edits.token_bias is None:
+                continue
             bias = _dense_bias(observed.edits, self.vocab_size)
             row = int(self._slots.records[slot]["biases"])
             with devices.computing(self._device):
@@ -232,6 +261,29 @@ class TorchSampler:
                     self._slots.records["biases"][slot] = self._biases.add(bias)
                 else:
                     self._biases.rows[row] = devices.to_device(bias, self._device)
+
+    def _masks(self, slots: I64, needs: I64) -> list[NDArray[np.int32]]:
+        """Wait for the masks of the rows that have one; those that have failed allow no token.
+
+        Rows where a mask only allows tokens that are barred do not need to bar them any more.
+        """
+        assert self.grammars is not None
+        rows = np.flatnonzero(needs & sampler.MASKED).tolist()
+        edits = [self._observing[slot].edits for slot in slots[rows].tolist()]
+        self.grammars.wait([e.mask for e in edits if e.mask], _MASK_SECONDS, slow=True)
+        num_words = -(-self.vocab_size // 32)
+        words = []
+        for row, edit in zip(rows, edits, strict=True):
+            assert edit.mask is not None
+            if not edit.mask.ready:
+                edit.mask.error = f"what may come next was not known within {_MASK_SECONDS:g} s"
+            if edit.mask.error is not None:
+                words.append(np.zeros(num_words, np.int32))
+                continue
+            words.append(edit.mask.words[:num_words])
+            if needs[row] & sampler.BARRED and edit.mask.only_allows(edit.barred_ids):
+                needs[row] &= ~sampler.BARRED
+        return words
 
     def _check(self, logits: torch.Tensor, slots: I64) -> None:
         if tuple(logits.shape) != (len(slots), self.vocab_size):
@@ -253,7 +305,7 @@ class TorchSampler:
         table["source"] = table["row"] = order
         table["slot"] = slots
         table["needs"] = state["needs"]
-        table["marks"] = table["biases"] = -1
+        table["marks"] = table["biases"] = table["mask"] = -1
         if (state["needs"] & sampler.RANDOM).any():
             table["uniform"] = uniforms(state["key"], state["generated"])
             table["inverse_temperature"] = state["inverse_temperature"]
@@ -268,11 +320,15 @@ class TorchSampler:
                 last[name] = state[name][len(table) - num_changed :]
         return table
 
-    def _edit(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def _edit(
+        self, logits: torch.Tensor, rows: torch.Tensor, masks: Sequence[NDArray[np.int32]]
+    ) -> torch.Tensor:
         """Make edited copies of the logits, [rows, vocab_size]."""
         edited = torch.empty((len(rows), self.vocab_size), dtype=torch.float32, device=self._device)
+        words = np.stack(masks) if masks else np.zeros((1, 1), np.int32)
         kernels.edit[len(rows), triton.cdiv(self.vocab_size, _EDIT_BLOCK)](
-            logits, logits.stride(0), rows, self._marks.rows, self._biases.rows, edited,
+            logits, logits.stride(0), rows, self._marks.rows, self._biases.rows,
+            devices.to_device(words, self._device), edited,
             VOCAB=self.vocab_size, BLOCK=_EDIT_BLOCK,
             enable_fp_fusion=False,  # so that edits are those of numpy
         )  # fmt: skip

@@ -28,6 +28,8 @@ from sarathi.engine.startup.kv_cache_size import (
 )
 from sarathi.models.model import Model, open_model, open_tokenizer
 from sarathi.models.model_config import ModelConfig
+from sarathi.models.tokenizers.grammar_tokenizer import whole_vocabulary
+from sarathi.sampling.grammar_masks import GrammarMasks
 from sarathi.scheduler import POLICIES, BlockPool, LatencyBudget, LatencyModel, Work
 from sarathi.system.machine import usable_cores
 from sarathi.system.processes import LOCAL, Spawner
@@ -79,6 +81,10 @@ def load_engine(
     with ThreadPoolExecutor(1) as pool:
         eos_ids = pool.submit(lambda: open_tokenizer(path, config.load_format).eos_ids)
         instance = _load(path, model, options, layout, spawner, log, connecting)
+    # The tokenizer for grammars takes much longer and more memory: it is made when there is one.
+    instance.runner.sampler_slots.grammars = GrammarMasks(
+        lambda: whole_vocabulary(open_tokenizer(path, config.load_format), model.config.vocab_size)
+    )
     try:
         used = [Memory(one.memory, one.free, one.block_bytes, one.shared) for one in instance.parts]
         block_size = instance.parts[0].block_size

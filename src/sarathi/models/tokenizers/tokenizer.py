@@ -8,12 +8,16 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
 from sarathi.errors import ModelError
+from sarathi.models.tokenizers import grammar_tokenizer
 from sarathi.models.tokenizers.chat_template import ChatTemplate
+
+if TYPE_CHECKING:
+    import llguidance
 
 # A character has at most 4 bytes, so that older tokens of a prompt cannot matter to what follows,
 # unless they are empty.
@@ -66,6 +70,20 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of tokens, added ones included; the model's own vocabulary may be padded."""
         return int(self._inner.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The tokens that are not part of a text."""
+        return self._special_ids
+
+    def to_json(self) -> str:
+        """Return the tokenizer as a tokenizer.json has it, with all added tokens."""
+        return self._inner.to_str()
+
+    @cached_property
+    def bytes_for_grammars(self) -> llguidance.LLTokenizer:
+        """What checks grammars; `ModelError` if the tokenizer is not supported."""
+        return grammar_tokenizer.bytes_and_special_tokens(self)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of `text`; special tokens written in it become their ids.

@@ -85,6 +85,8 @@ _DRIFT, _DRIFT_COMMON = 0.001, 0.015  # change between iterations, likewise
 _MOST_UNCERTAIN = 0.5
 _LEAST_WIDTH = 0.2  # of the mean coefficient, so that one that is 0 can grow again
 
+_WAIT_SMOOTHING = 0.1  # weight of the latest iteration in the mean wait for masks
+
 _WINDOW = 256  # iterations
 _REFRESH = 32  # iterations after which the accuracy is computed again
 _FEW = 32  # iterations, below which lateness is presumed
@@ -136,6 +138,18 @@ class AccuracyWindow:
         return max(0.0, lateness[len(lateness) * 49 // 50])
 
 
+class MaskWait:
+    """What sampling waits for masks of grammars, learned from every iteration that has some."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0  # mean for each request with a mask
+
+    def observe(self, constrained: int, seconds: float) -> None:
+        """Add an iteration with so many such requests."""
+        if constrained and 0 <= seconds <= _LONGEST:
+            self.seconds += _WAIT_SMOOTHING * (seconds / constrained - self.seconds)
+
+
 class LatencyModel:
     """`T = c0 + c1 tokens + c2 attention + c3 context + c4 samples`, no coefficient negative.
 
@@ -148,6 +162,9 @@ class LatencyModel:
     lasting change widens the uncertainty and is then followed the faster.
 
     Any input is safe: predictions are finite and above 0.
+
+    The time that sampling waits for masks is not part of it, but has a mean of its own,
+    `mask_wait`: most iterations have none.
     """
 
     def __init__(self, coefficients: Sequence[float], scales: Sequence[float] = ()) -> None:
@@ -177,6 +194,7 @@ class LatencyModel:
             for i, a in enumerate(self._state)
         ]
         self._window = AccuracyWindow()
+        self.mask_wait = MaskWait()
 
     @classmethod
     def fit(cls, observations: Sequence[tuple[Work, float]]) -> LatencyModel:

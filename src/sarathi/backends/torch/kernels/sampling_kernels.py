@@ -45,6 +45,7 @@ ROW = np.dtype(
         ("max_gap", np.float64),  # -log(min_p)
         ("marks", np.int64),  # row of the table of marks, -1 for none; likewise of biases
         ("biases", np.int64),
+        ("mask", np.int64),  # row of the masks of grammars, -1 for none
         ("repetition", np.float64),
         ("frequency", np.float64),
         ("presence", np.float64),
@@ -72,7 +73,7 @@ class Tiles:
 # The columns, in the order of the fields.
 (
     _SOURCE, _ROW, _SLOT, _NEEDS, _UNIFORM, _SHARPNESS, _TOP_K, _TOP_P, _MAX_GAP,
-    _MARKS, _BIASES, _REPETITION, _FREQUENCY, _PRESENCE,
+    _MARKS, _BIASES, _MASK, _REPETITION, _FREQUENCY, _PRESENCE,
 ) = map(tl.constexpr, range(len(ROW.names or ())))  # fmt: skip
 _COLUMNS = tl.constexpr(len(ROW.names or ()))
 _LOGPROBS_COLUMNS = tl.constexpr(len(LOGPROBS_ROW.names or ()))
@@ -86,8 +87,10 @@ _LARGEST = tl.constexpr(float(np.finfo(np.float32).max))
 
 
 @triton.jit
-def edit(logits, stride, table, marks, biases, edited, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
-    """Copy rows of logits, with bias, then bars, then penalties, as `apply_edits` does.
+def edit(
+    logits, stride, table, marks, biases, masks, edited, VOCAB: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Copy rows of logits, with bias, then bars, then penalties, as `apply_edits` does, then masks.
 
     A logit that is NaN or infinite becomes NaN, so that an edit cannot hide it.
     Grid: rows, blocks of the vocabulary.
@@ -97,6 +100,7 @@ def edit(logits, stride, table, marks, biases, edited, VOCAB: tl.constexpr, BLOC
         table: [rows] of `ROW`.
         marks: [marked slots, vocab_size], int32.
         biases: [biased slots, vocab_size], float32.
+        masks: [rows with a mask, ceil(vocab_size / 32)], int32, a bit for each token.
         edited: [rows, vocab_size], float32, written.
     """
     program = tl.program_id(0).to(tl.int64)
@@ -122,6 +126,11 @@ def edit(logits, stride, table, marks, biases, edited, VOCAB: tl.constexpr, BLOC
         # A tiny repetition penalty may overflow; the token is then the likeliest, not an error.
         penalised = tl.minimum(penalised, _LARGEST)
         value = tl.where((mark & _SEEN != 0) | (count > 0), penalised, value)
+    mask_row = tl.load(record + _MASK)
+    if mask_row >= 0:
+        word = masks + mask_row * ((VOCAB + 31) // 32) + columns // 32
+        bit = tl.load(word, mask=inside, other=0) >> (columns % 32)
+        value = tl.where(bit & 1 != 0, value, float("-inf"))
     value = tl.where(logit < float("inf"), value, float("nan"))
     tl.store(edited + program * VOCAB + columns, value, mask=inside)
 
