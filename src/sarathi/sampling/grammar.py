@@ -36,7 +36,7 @@ def json_object() -> Grammar:
     return json_schema({"type": "object"})
 
 
-def json_schema(schema: Mapping[str, Any], *, lenient: bool = False) -> Grammar:
+def json_schema(schema: Mapping[str, Any] | bool, *, lenient: bool = False) -> Grammar:
     """Return the grammar of JSON that follows a schema, as `json.dumps` writes it.
 
     As in the standard, an object may have more keys than those of its `properties` unless
@@ -45,6 +45,7 @@ def json_schema(schema: Mapping[str, Any], *, lenient: bool = False) -> Grammar:
     """
     form = {**_JSON_FORM, "coerce_one_of": True, "lenient": lenient}
     try:
+        schema = {"allOf": [schema]} if isinstance(schema, bool) else schema
         text = json.dumps({**schema, "x-guidance": form}, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
         raise GrammarError(f"the schema is not JSON: {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,14 @@ _LIMITS = {
 }
 _CHECKED_TOKENS = 2  # some faults show only after the first token
 _MAX_REASON = 500  # characters
+_NO_OUTPUT = "no output can follow it"
+# Parts of the library's messages: where something is in the text that was made of a schema or a
+# regular expression, and that text, with line numbers.
+_REWRITTEN = re.compile(
+    r"^at \d+\(\d+\): (?=invalid regex)|^at \d+\(\d+\): failed to compile JSON schema: "
+    r"|^ *\d+ \| .*$|^ *\^ *\n*\Z|<non-verbose/>",
+    re.MULTILINE,
+)
 
 
 def compile_grammar(grammar: Grammar, tokenizer: llguidance.LLTokenizer) -> llguidance.LLMatcher:
@@ -68,7 +77,8 @@ def _with_beginning(grammar: Grammar, tokenizer: llguidance.LLTokenizer) -> str:
 def raise_error(matcher: llguidance.LLMatcher) -> None:
     """Raise `GrammarError` if a matcher cannot go on."""
     if matcher.is_error():
-        reason = matcher.get_error().replace("<non-verbose/>", "").strip()
+        reason = _REWRITTEN.sub("", matcher.get_error()).strip()
+        reason = _NO_OUTPUT if reason == "NoExtensionBias" else reason
         raise GrammarError(reason if len(reason) <= _MAX_REASON else reason[:_MAX_REASON] + "...")
 
 

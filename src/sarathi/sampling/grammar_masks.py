@@ -39,6 +39,8 @@ class Matcher:
 
     def consume(self, tokens: Sequence[int]) -> None:
         """Go on after tokens; `GrammarError` if the grammar does not allow one of them."""
+        if self._inner.is_stopped() and not self._inner.is_error():
+            return  # what follows a complete output can only be its end
         for start in range(0, len(tokens), _REPLAYED):
             self._inner.consume_tokens(list(tokens[start : start + _REPLAYED]))
         raise_error(self._inner)
@@ -94,8 +96,8 @@ class GrammarMask:
 
     def barred(self, vocab_size: int) -> NDArray[np.bool_]:
         """Return, for each token, whether it may not come next."""
-        bits = np.unpackbits(~self.words.view(np.uint8), count=vocab_size, bitorder="little")
-        return bits.view(np.bool_)
+        bits = np.unpackbits(self.words.view(np.uint8), count=vocab_size, bitorder="little")
+        return bits == 0
 
     @property
     def failure(self) -> str | None:

@@ -16,6 +16,7 @@ from sarathi.server.generation_core import Choices
 from sarathi.server.openai.chat_messages import Message, Tools, read_conversation
 from sarathi.server.openai.generation_reply import Choice, OpenAITranslator, text_and_logprob
 from sarathi.server.openai.generation_request import GenerationRequest
+from sarathi.server.openai.structured_output import read_output_grammar
 from sarathi.server.parsers.output_parser import ParsedDelta, ToolCallDelta
 from sarathi.server.request_body import NOT_GIVEN, Int64, NoEffect, only, value_or
 from sarathi.server.responses import invalid
@@ -148,6 +149,7 @@ async def create_chat_completion(service: Service, call: RequestContext) -> ASGI
         tool_choice=_tool_choice(request),
         parallel_tool_calls=value_or(request.parallel_tool_calls, True),
         reasoning_effort=request.reasoning_effort,
+        output_grammar=await read_output_grammar(service, call, request),
     )
     return await conversation_reply(
         service,

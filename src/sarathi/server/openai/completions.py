@@ -13,6 +13,7 @@ from sarathi.engine.output_processor import Delta
 from sarathi.models.tokenizers.chat_template import WorkLimit
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.sampling.logprobs import TokenLogprobs
+from sarathi.sampling.grammar import Grammar
 from sarathi.sampling.params import SamplingParams
 from sarathi.server.generation_core import Choices, GenerationJob, GenerationReply
 from sarathi.server.openai.generation_reply import Choice, OpenAITranslator, text_and_logprob
@@ -24,6 +25,7 @@ from sarathi.server.openai.generation_request import (
     scheduling_params,
 )
 from sarathi.server.openai.prompt_logprobs import PromptLogprobs, describe_prompt, top_tokens
+from sarathi.server.openai.structured_output import read_output_grammar
 from sarathi.server.request_body import Int64, check_token_ids, only, unsupported, value_or
 from sarathi.server.responses import invalid, missing, too_long
 from sarathi.server.service import RequestContext, Service
@@ -79,7 +81,10 @@ async def create_completion(service: Service, call: RequestContext) -> ASGIApp:
         len(call.body), lambda limit: [_prompt(service, request, part, limit) for part in parts]
     )
     ids, echo = zip(*prompts, strict=True)
-    params = _choice_params(request, list(map(len, ids)), info, strict=service.strict)
+    grammar = await read_output_grammar(service, call, request)
+    params = _choice_params(
+        request, list(map(len, ids)), info, grammar, strict=service.strict
+    )
     job = GenerationJob(list(zip(ids, params, strict=True)), scheduling)
     translator = CompletionTranslator(service, request, ids, echo)
     return GenerationReply(service, job, translator, bool(request.stream))
@@ -193,7 +198,12 @@ def _offsets(
 
 
 def _choice_params(
-    request: CompletionRequest, lengths: Sequence[int], info: ModelInfo, *, strict: bool
+    request: CompletionRequest,
+    lengths: Sequence[int],
+    info: ModelInfo,
+    grammar: Grammar | None,
+    *,
+    strict: bool,
 ) -> list[list[SamplingParams]]:
     """Return the params of the n outputs of each prompt, given the prompts' lengths in tokens.
 
@@ -224,6 +234,7 @@ def _choice_params(
                 prompt_logprobs=prompt_logprobs,
                 strict=strict,
                 least_tokens=0,
+                grammar=grammar,
                 default_max_tokens=DEFAULT_MAX_TOKENS,
             ).choices()
         return shared[max_tokens]

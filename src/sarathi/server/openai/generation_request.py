@@ -18,11 +18,11 @@ from sarathi.engine.messages import ModelInfo
 from sarathi.sampling.grammar import Grammar
 from sarathi.sampling.params import SamplingError, SamplingParams
 from sarathi.scheduler import POLICIES, SchedulingParams
+from sarathi.server.openai.structured_output import StructuredOutputFields
 from sarathi.server.request_body import (
     NOT_GIVEN,
     Int32,
     Int64,
-    ModelRequest,
     NoEffect,
     check_token_ids,
     is_given,
@@ -46,7 +46,7 @@ class StreamOptions(Struct):
     include_obfuscation: NoEffect = NOT_GIVEN  # padding is never sent
 
 
-class GenerationRequest(ModelRequest, kw_only=True):
+class GenerationRequest(StructuredOutputFields, kw_only=True):
     """The fields that completions and chat completions share."""
 
     stream: bool | None = None
@@ -98,18 +98,12 @@ class GenerationRequest(ModelRequest, kw_only=True):
     bad_words: Annotated[Any, only([])] = None
     cache_salt: Annotated[Any, only("")] = None
     early_stopping: Annotated[Any, only(False)] = None
-    guided_choice: Annotated[Any, only()] = None
-    guided_grammar: Annotated[Any, only()] = None
-    guided_json: Annotated[Any, only()] = None
-    guided_regex: Annotated[Any, only()] = None
     guided_whitespace_pattern: Annotated[Any, only()] = None
     length_penalty: Annotated[Any, only(1.0)] = None
     logits_processors: Annotated[Any, only([])] = None
     prompt_logprobs: Annotated[Any, only(False)] = None
-    response_format: Annotated[Any, only({"type": "text"}, {})] = None
     return_token_ids: Annotated[Any, only(False)] = None
     return_tokens_as_token_ids: Annotated[Any, only(False)] = None
-    structured_outputs: Annotated[Any, only()] = None
     truncate_prompt_tokens: Annotated[Any, only()] = None
     use_beam_search: Annotated[Any, only(False)] = None
     vllm_xargs: Annotated[Any, only({})] = None
