@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import llguidance
 import pytest
 
 from sarathi.sampling import grammar_masks
-from sarathi.sampling.grammar_masks import GrammarMasks
+from sarathi.sampling.grammar_masks import GrammarMask, GrammarMasks
 
 TEXTS = [
     *'abcxyzesnothik0123{}[]:"-.,| \n',
@@ -61,6 +62,16 @@ def tokenizer() -> llguidance.LLTokenizer:
 
 def masks() -> GrammarMasks:
     return GrammarMasks(tokenizer)
+
+
+class PatientMasks(GrammarMasks):
+    """Waits for all masks, however long they take."""
+
+    def __init__(self) -> None:
+        super().__init__(tokenizer)
+
+    def wait(self, masks: Iterable[GrammarMask], seconds: float, *, slow: bool) -> float:
+        return super().wait(masks, 10.0, slow=True)
 
 
 class SlowMatcher:

@@ -24,7 +24,8 @@ BLOCK, BLOCKS, LENGTH = 4, 24, 60
 class Rememberer:
     """Logits that follow from all tokens of a sequence, as the KV blocks have them."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocab_size: int = VOCAB) -> None:
+        self._vocab_size = vocab_size
         self._cache = np.full((BLOCKS, BLOCK), -1)
 
     def pooled(self) -> np.ndarray:
@@ -46,6 +47,8 @@ class Rememberer:
                     logits[row] = np.random.default_rng(seed).normal(0, 2, VOCAB)
         found = [logits[row] for row in step.sample_rows.tolist()]
         return np.array(found, np.float32).reshape(-1, VOCAB)
+                    logits.append(np.random.default_rng(seed).normal(0, 2, self._vocab_size))
+        return np.array(logits, np.float32).reshape(-1, self._vocab_size)
 
 
 def core(budget: int = 16, policy: str = "sarathi", **options: object) -> EngineCore:

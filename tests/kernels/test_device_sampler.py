@@ -12,13 +12,17 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from sarathi.backends.torch import torch_sampler
 from sarathi.backends.torch.kernels import MAX_VOCAB_SIZE
 from sarathi.backends.torch.kernels.sampling_kernels import Tiles
 from sarathi.backends.torch.torch_sampler import TorchSampler
 from sarathi.errors import ExecutorError
 from sarathi.sampling.logprobs import ScoredRows
+from sarathi.sampling.grammar import choice, lark, regex
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import NO_TOKEN, Sampler, SamplerOutput
+from tests import grammar_vocabulary
+from tests.grammar_vocabulary import END, TOKENS, PatientMasks
 from tests.sampler_contract import (
     EOS,
     GREEDY,
@@ -244,3 +248,64 @@ def test_logits_of_another_type_are_refused(device: torch.device) -> None:
 def test_a_vocabulary_that_sums_cannot_hold_is_refused(device: torch.device) -> None:
     with pytest.raises(ExecutorError, match=f"takes at most {MAX_VOCAB_SIZE}"):
         TorchSampler(MAX_VOCAB_SIZE + 1, device)
+
+
+GRAMMARS = [regex("(ab|c)+"), regex("[0-3]{2}-[a-c]{1,4}"), choice(["yes", "no"]), None]
+
+
+@settings(
+    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(seed=st.integers(0, 1000))
+def test_outputs_follow_grammars_as_on_the_host(device: torch.device, seed: int) -> None:
+    vocab = len(TOKENS)
+    mine, host = ArraySampler(vocab, device, TINY), Sampler(vocab)
+    mine.grammars, host.grammars = PatientMasks(), PatientMasks()
+    params = [
+        SamplingParams(
+            temperature=temperature,
+            seed=seed,
+            grammar=grammar,
+            min_tokens=min_tokens,
+            repetition_penalty=1.2,
+            max_tokens=None,
+        )
+        for grammar in GRAMMARS
+        for temperature, min_tokens in ((0.0, 2), (1.0, 0))
+    ]
+    mine_slots = np.array([mine.open(each, (), (END,)) for each in params])
+    host_slots = np.array([host.open(each, (), (END,)) for each in params])
+    generator = np.random.default_rng(seed)
+    for _ in range(5):
+        logits = rows(*generator.normal(0, 3, (len(params), vocab)))
+        expected = host.sample(logits, host_slots).tokens.tolist()
+        assert min(expected) >= 0
+        assert mine.sample(logits, mine_slots).tokens.tolist() == expected
+
+
+def test_a_grammar_that_cannot_be_followed_fails_its_row(device: torch.device) -> None:
+    mine = ArraySampler(len(TOKENS), device, TINY)
+    mine.grammars = grammar_vocabulary.masks()
+    bad = mine.open(SamplingParams(temperature=0, grammar=lark("start: foo")), (), (END,))
+    good = mine.open(SamplingParams(temperature=0, grammar=choice(["no"])), (), (END,))
+    logits = random_rows(2, len(TOKENS))
+    tokens = mine.sample(logits, np.array([bad, good])).tokens.tolist()
+    assert tokens[0] == NO_TOKEN
+    assert tokens[1] >= 0
+    assert "unknown name" in (mine.failure(bad) or "")
+    assert mine.failure(good) is None
+
+
+def test_a_mask_that_does_not_come_fails_its_row(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_sampler, "_MASK_SECONDS", 0.01)
+    grammar_vocabulary.slow_down(monkeypatch, "y", 0.2)
+    mine = ArraySampler(len(TOKENS), device, TINY)
+    mine.grammars = grammar_vocabulary.masks()
+    slow = mine.open(SamplingParams(temperature=0, grammar=choice(["yes"])), (), (END,))
+    plain = mine.open(GREEDY, (), (END,))
+    tokens = mine.sample(random_rows(2, len(TOKENS)), np.array([slow, plain])).tokens.tolist()
+    assert tokens[0] == NO_TOKEN
+    assert tokens[1] >= 0
+    assert "0.01 s" in (mine.failure(slow) or "")

@@ -16,6 +16,7 @@ from sarathi.engine.messages import ModelInfo, TokenOutput
 from sarathi.fleet.engine_client import EngineError
 from sarathi.fleet.fleet import Engines, ReplicaStatus
 from sarathi.models.tokenizers.chat_template import WorkLimit
+from sarathi.models.tokenizers.grammar_tokenizer import bytes_and_special_tokens
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
@@ -41,9 +42,14 @@ class ByteTokenizer:
     vocab_size = VOCAB
     eos_ids = (EOS,)
     added_tokens: Mapping[str, int] = {}
+    special_ids = frozenset(range(EOS, VOCAB))
 
     def __init__(self, chat_template: Any = None) -> None:
         self.chat_template = TaggedTemplate() if chat_template is None else chat_template
+
+    @property
+    def bytes_for_grammars(self) -> Any:
+        return bytes_and_special_tokens(cast(Tokenizer, self))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())

@@ -1,0 +1,106 @@
+"""Requests that sample with a mask: deferred samples, and the time that masks take."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sarathi.scheduler import (
+    DEFERRED,
+    BlockPool,
+    FixedBudget,
+    LatencyBudget,
+    LatencyModel,
+    Request,
+    Scheduler,
+    StopCriteria,
+)
+
+
+def request(number: int, prompt: int, output: int = 8, *, constrained: bool = False) -> Request:
+    criteria = StopCriteria(max_tokens=output)
+    return Request(number, [number] * prompt, criteria, 0.0, constrained=constrained)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_deferred_token_is_computed_again_and_nothing_else_changes(data):
+    policy_blocks = data.draw(st.sampled_from([8, 30]))
+    scheduler = Scheduler(
+        BlockPool(policy_blocks, 4), FixedBudget(6), max_batch_size=3, max_model_len=30
+    )
+    lengths = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))
+    requests = [request(number, length) for number, length in enumerate(lengths)]
+    for each in requests:
+        scheduler.add(each)
+    deferred = 0
+    for now in range(1000):
+        batch = scheduler.schedule(float(now))
+        if batch is None:
+            break
+        before = {r.id: (len(r.output_ids), r.num_computed) for r in batch.sampling}
+        tokens = []
+        for each in batch.sampling:
+            late = deferred < 50 and data.draw(st.booleans())
+            deferred += late
+            tokens.append(DEFERRED if late else 100 + len(each.output_ids))
+        progressed = scheduler.complete(batch, tokens, float(now))
+        for each, token in zip(batch.sampling, tokens, strict=True):
+            outputs, _ = before[each.id]
+            assert len(each.output_ids) == outputs + (token != DEFERRED)
+            assert (each in progressed) == (token != DEFERRED)
+            if token == DEFERRED:
+                assert each.remaining == 1
+        scheduler.check()
+    assert not scheduler.has_work
+    for each in requests:
+        assert each.output_ids == list(range(100, 108))
+    assert scheduler.pool.num_free == scheduler.pool.num_blocks
+
+
+def test_prompts_get_the_time_that_masks_leave():
+    allowances = {}
+    for constrained, wait in ((False, 0.05), (True, 0.0), (True, 0.02)):
+        model = LatencyModel([1e-3, 1e-4, 0, 0, 0])
+        model.mask_wait.seconds = wait
+        budget = LatencyBudget(0.1, model)
+        scheduler = Scheduler(
+            BlockPool(500, 4), budget, max_batch_size=4, max_model_len=1500, latency_model=model
+        )
+        scheduler.add(request(1, 4, constrained=constrained))
+        first = scheduler.schedule(0.0)
+        assert first is not None
+        scheduler.complete(first, [5], 0.0)
+        scheduler.add(request(2, 1400))
+        batch = scheduler.schedule(0.0)
+        assert batch is not None
+        assert batch.num_decodes == 1
+        assert batch.constrained == constrained
+        assert batch.predicted == pytest.approx(model.predict(batch.work) + constrained * wait)
+        assert batch.predicted <= 0.1
+        allowances[constrained, wait] = batch.allowance
+    assert allowances[True, 0.0] == allowances[False, 0.05]
+    late = LatencyModel([1e-3, 1e-4, 0, 0, 0]).accuracy.late
+    assert allowances[True, 0.0] - allowances[True, 0.02] == pytest.approx(0.02 / (1 + late))
+
+
+def test_a_prompt_in_progress_does_not_count_before_it_samples():
+    scheduler = Scheduler(BlockPool(50, 4), FixedBudget(6), max_batch_size=4, max_model_len=60)
+    scheduler.add(request(1, 10, constrained=True))
+    counts = []
+    while (batch := scheduler.schedule(0.0)) is not None:
+        counts.append(batch.constrained)
+        scheduler.complete(batch, [5] * len(batch.sampling), 0.0)
+    assert counts == [0, 1] + [1] * 7
+
+
+def test_waits_that_make_no_sense_are_not_learned():
+    model = LatencyModel([1e-3, 0, 0, 0, 0])
+    for constrained, seconds in ((0, 1.0), (1, -1.0), (1, float("nan")), (1, 1e9)):
+        model.mask_wait.observe(constrained, seconds)
+    assert model.mask_wait.seconds == 0
+    for _ in range(100):
+        model.mask_wait.observe(4, 0.008)
+    assert model.mask_wait.seconds == pytest.approx(0.002, rel=0.01)
+    assert model.coefficients == (1e-3, 0, 0, 0, 0)
