@@ -87,7 +87,7 @@ endif
 WHEELS := .whl
 GPU_PYTHON ?= 3.12
 GPU_WHEELS := \
-  msgspec ml-dtypes tokenizers safetensors gguf psutil \
+  msgspec ml-dtypes tokenizers safetensors gguf psutil llguidance \
   pyzmq starlette uvicorn httptools uvloop click anyio idna sniffio \
   httpx httpcore h11 certifi prometheus-client rich markdown-it-py mdurl pygments \
   pytest pytest-timeout pluggy iniconfig packaging hypothesis sortedcontainers \

@@ -13,6 +13,7 @@ _NAMES = (
     "agents",
     "chunked_prefill",
     "engine_overhead",
+    "grammar_masks",
     "http_vs_offline",
     "pipeline",
     "policies",

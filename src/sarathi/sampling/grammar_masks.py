@@ -70,8 +70,9 @@ class Matcher:
 class GrammarMask:
     """The tokens that may come next in one output."""
 
-    def __init__(self, grammar: Grammar, barred_ids: Sequence[int]) -> None:
+    def __init__(self, grammar: Grammar, barred_ids: Sequence[int], dense_size: int | None) -> None:
         self.grammar = grammar
+        self._dense_size = dense_size
         self.error: str | None = None  # why the output cannot go on
         self.slow = True  # until it has been compiled
         self.ready = False  # whether `words` are those of the next token, or `error` is set
@@ -79,6 +80,7 @@ class GrammarMask:
         self.words: NDArray[np.int32] = np.empty(0, np.int32)  # a bit for each token
         self.matcher: Matcher | None = None
         self._barred_ids = np.asarray(barred_ids, np.int64)
+        self._limits: NDArray[np.float32] | None = None
 
     def compute(self) -> None:
         """Make the mask of the next token."""
@@ -88,16 +90,22 @@ class GrammarMask:
             without = clear_bits(words, self._barred_ids)
             # Only tokens that end the sequence: the grammar is complete.
             words = without if without.any() else words
-        self.words = words
+        self.words, self._limits = words, None
+        if self._dense_size is not None:
+            self.limits(self._dense_size)  # in this thread, not in that of the sampler
 
     def only_allows(self, ids: NDArray[np.int64]) -> bool:
         """Return whether no other tokens than `ids` may come next."""
         return not clear_bits(self.words, ids).any()
 
-    def barred(self, vocab_size: int) -> NDArray[np.bool_]:
-        """Return, for each token, whether it may not come next."""
-        bits = np.unpackbits(self.words.view(np.uint8), count=vocab_size, bitorder="little")
-        return bits == 0
+    def limits(self, vocab_size: int) -> NDArray[np.float32]:
+        """Return an upper bound of each logit: infinity, or minus infinity for a barred token."""
+        if self._limits is None or len(self._limits) != vocab_size:
+            bits = np.unpackbits(self.words.view(np.uint8), count=vocab_size, bitorder="little")
+            # Unlike an assignment to some elements, arithmetic takes as long for every mask.
+            self._limits = np.subtract(bits, np.float32(0.5), dtype=np.float32)
+            self._limits *= np.float32(np.inf)
+        return self._limits
 
     @property
     def failure(self) -> str | None:
@@ -128,6 +136,7 @@ class GrammarMasks:
         """
         self._compiler = _Compiler(make_tokenizer)
         self._done = threading.Condition()  # a mask is ready
+        self.dense_size: int | None = None  # set by a sampler that needs `GrammarMask.limits`
         self._fast: _Jobs | None = None
         self._slow: _Jobs | None = None
 
@@ -142,7 +151,7 @@ class GrammarMasks:
         """
         if self._slow is None:
             self._fast, self._slow = self._start("grammar-masks"), self._start("grammars")
-        mask = GrammarMask(grammar, barred_ids)
+        mask = GrammarMask(grammar, barred_ids, self.dense_size)
         self._slow.put((self._compiler.begin, mask, output_ids))
         return mask
 

@@ -3,8 +3,8 @@
 To add a logits processor, write a function like those in `PROCESSORS`, list it there, and give
 `SamplingParams` the field that asks for it (and `GenerationRequest`, for requests over HTTP). It
 writes its changes into the request's `LogitsEdits`, which every sampler applies. If they depend on
-the tokens sampled, it returns a function that gets each of them: that of a grammar advances the
-grammar and sets `token_bias` to minus infinity for all tokens that may not come next.
+the tokens sampled, it returns a function that gets each of them: that of a grammar has a thread
+compute the mask of the next token.
 """
 
 from __future__ import annotations

@@ -212,6 +212,8 @@ class Sampler:
         output_ids: Sequence[int] = (),
     ) -> int:
         """See `RequestSlots`."""
+        if self.grammars is not None:
+            self.grammars.dense_size = self.vocab_size
         tokens = RequestTokens(prompt_ids, output_ids, eos_ids, self.vocab_size, self.grammars)
         slot, edits = self._slots.open(params, tokens)
         if self._slots.records[slot]["needs"] & CHANGED:
@@ -385,8 +387,8 @@ class Sampler:
         )
         for row, slot in zip(some.tolist(), slots, strict=True):
             if (mask := self._edits[slot].mask) is not None:
-                barred = mask.barred(self.vocab_size)
-                np.copyto(copies[row, : self.vocab_size], -np.inf, where=barred)
+                inside = copies[row, : self.vocab_size]
+                np.minimum(inside, mask.limits(self.vocab_size), out=inside)
         highest = copies.max(axis=1)
         invalid = ~np.isfinite(highest)
         if invalid.any():

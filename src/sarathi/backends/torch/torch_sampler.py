@@ -251,8 +251,8 @@ class TorchSampler:
             observed.count += 1
             for observe in observed.edits.observers:
                 observe(token)
-            if observed.edits.token_bias is None:
-                continue
+            if observed.edits.mask is not None and observed.edits.token_bias is None:
+                continue  # the bias is as it was
             bias = _dense_bias(observed.edits, self.vocab_size)
             row = int(self._slots.records[slot]["biases"])
             with devices.computing(self._device):

@@ -82,9 +82,7 @@ async def create_completion(service: Service, call: RequestContext) -> ASGIApp:
     )
     ids, echo = zip(*prompts, strict=True)
     grammar = await read_output_grammar(service, call, request)
-    params = _choice_params(
-        request, list(map(len, ids)), info, grammar, strict=service.strict
-    )
+    params = _choice_params(request, list(map(len, ids)), info, grammar, strict=service.strict)
     job = GenerationJob(list(zip(ids, params, strict=True)), scheduling)
     translator = CompletionTranslator(service, request, ids, echo)
     return GenerationReply(service, job, translator, bool(request.stream))
