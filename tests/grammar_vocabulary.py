@@ -10,6 +10,7 @@ import llguidance
 import pytest
 
 from sarathi.sampling import grammar_masks
+from sarathi.sampling.grammar_compiler import compile_grammar
 from sarathi.sampling.grammar_masks import GrammarMask, GrammarMasks
 
 TEXTS = [
@@ -93,7 +94,6 @@ class SlowMatcher:
 
 def slow_down(monkeypatch: pytest.MonkeyPatch, marker: str, seconds: float) -> None:
     """Let the masks of grammars that have `marker` in their text take this long."""
-    compile_grammar = grammar_masks.compile_grammar
 
     def slow(grammar: Any, tokenizer: Any) -> Any:
         matcher = compile_grammar(grammar, tokenizer)

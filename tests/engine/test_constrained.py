@@ -123,7 +123,7 @@ request = st.tuples(
 def test_outputs_do_not_depend_on_deferrals_preemption_or_resumption(
     requests, share, budget, blocks, seed, cut
 ):
-    expected = {}
+    expected: dict[int, list[TokenOutput]] = {}
     for number, (prompt, params) in enumerate(requests):
         alone = engine(LateMasks(0, 0.0))
         alone.submit(number, prompt, params, arrival=0.0)

@@ -78,6 +78,7 @@ def test_prompts_get_the_time_that_masks_leave():
         assert batch.num_decodes == 1
         assert batch.constrained == constrained
         assert batch.predicted == pytest.approx(model.predict(batch.work) + constrained * wait)
+        assert batch.predicted is not None
         assert batch.predicted <= 0.1
         allowances[constrained, wait] = batch.allowance
     assert allowances[True, 0.0] == allowances[False, 0.05]

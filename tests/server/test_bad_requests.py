@@ -97,7 +97,7 @@ def test_json_other_than_an_object_is_refused(content):
         ("echo", 2),
         ("ignore_eos", "no"),
         ("suffix", "end"),
-        ("response_format", {"type": "xml"}),
+        ("response_format", "json"),
         ("prompt", None),
         ("prompt", ""),
         ("prompt", []),

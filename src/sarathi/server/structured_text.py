@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
-from sarathi.sampling.grammar import Grammar
+from sarathi.sampling.grammar import Grammar, GrammarError, json_object, json_schema
 from sarathi.server.responses import invalid, missing
 
 
@@ -25,16 +23,14 @@ def format_grammar(
     if kind == "text":
         return None
     if kind == "json_object":
-        return _json_grammar({"type": "object"}, lenient)
+        return json_object()
     if kind == "json_schema":
         if schema is None:
             raise missing(f"{path}.schema")
-        return _json_grammar(schema, lenient)
+        try:
+            return json_schema(schema, lenient=lenient)
+        except GrammarError as error:
+            raise invalid(f"{path}.schema: {error}.", f"{path}.schema") from None
     raise invalid(
         f"{path}.type is {kind!r:.50}, expected text, json_object or json_schema.", f"{path}.type"
     )
-
-
-def _json_grammar(schema: Mapping[str, Any], lenient: bool) -> Grammar:
-    form = {"x-guidance": {"lenient": lenient, "whitespace_flexible": False}}
-    return Grammar(f"start: %json {msgspec.json.encode({**schema, **form}).decode()}")
