@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sarathi.errors import ModelError
 from sarathi.sampling.grammar import Grammar, GrammarError, choice, lark, regex
 from sarathi.sampling.grammar_compiler import compile_grammar
 from sarathi.sampling.grammar_masks import SLOW_SECONDS, GrammarMask, GrammarMasks, Matcher
@@ -267,3 +268,29 @@ def test_an_output_after_a_marker():
         everything.append(mask, token)
         wait(everything, mask)
     assert allowed(mask.words) <= {*encode("yes"), *encode("y")}
+
+
+def test_the_tokenizer_is_made_once_and_before_the_first_grammar_if_there_is_time():
+    made = []
+
+    def make_tokenizer():
+        made.append(time.monotonic())
+        return tokenizer()
+
+    everything = GrammarMasks(make_tokenizer)
+    for _ in range(2):
+        everything.prepare()
+    mask = everything.open(choice(["a"]))
+    wait(everything, mask)
+    assert len(made) == 1
+
+
+def test_a_tokenizer_that_is_not_supported_fails_the_requests_with_a_grammar():
+    def make_tokenizer():
+        raise ModelError("this tokenizer is odd")
+
+    everything = GrammarMasks(make_tokenizer)
+    for _ in range(2):
+        mask = everything.open(choice(["a"]))
+        wait(everything, mask)
+        assert "this tokenizer is odd" in (mask.failure or "")

@@ -65,6 +65,8 @@ class EngineProcess:
             has_work = core.has_work
             if not has_work:
                 core.check()
+                if not changed:  # half a second without a message
+                    core.prepare_grammars()
             outputs, failures = core.step() if has_work else StepOutcome([], [])
             now = time.monotonic()
             stale = has_work and now >= self._sent + _STATS_INTERVAL

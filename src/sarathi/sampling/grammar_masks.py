@@ -149,11 +149,21 @@ class GrammarMasks:
             output_ids: tokens that it has already.
             barred_ids: allowed only where the grammar allows nothing else.
         """
-        if self._slow is None:
-            self._fast, self._slow = self._start("grammar-masks"), self._start("grammars")
+        self.prepare()
+        assert self._slow is not None
         mask = GrammarMask(grammar, barred_ids, self.dense_size)
         self._slow.put((self._compiler.begin, mask, output_ids))
         return mask
+
+    def prepare(self) -> None:
+        """Start to make the tokenizer, if that has not been done yet.
+
+        It takes a second, in which no other thread runs: better while there are no requests.
+        """
+        if self._slow is None:
+            self._fast, self._slow = self._start("grammar-masks"), self._start("grammars")
+            unused = GrammarMask(Grammar(""), (), None)
+            self._slow.put((self._compiler.prepare, unused, ()))
 
     def append(self, mask: GrammarMask, token: int) -> None:
         """Compute the mask after one more token."""
@@ -217,6 +227,10 @@ class _Compiler:
         self._make_tokenizer = make_tokenizer
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._compiled: OrderedDict[Grammar, Matcher] = OrderedDict()
+
+    def prepare(self, mask: GrammarMask, tokens: Sequence[int]) -> None:
+        """Make the tokenizer, for a mask that nobody waits for."""
+        self._tokenizer = self._make_tokenizer()
 
     def begin(self, mask: GrammarMask, tokens: Sequence[int]) -> None:
         """Compile the grammar of a mask, and compute the mask after `tokens`."""
