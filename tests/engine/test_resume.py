@@ -44,11 +44,9 @@ class Rememberer:
                     read = self._cache[blocks].reshape(-1)[: position + 1]
                     assert (read >= 0).all()
                     seed = int.from_bytes(blake2b(read.tobytes(), digest_size=8).digest(), "big")
-                    logits[row] = np.random.default_rng(seed).normal(0, 2, VOCAB)
+                    logits[row] = np.random.default_rng(seed).normal(0, 2, self._vocab_size)
         found = [logits[row] for row in step.sample_rows.tolist()]
-        return np.array(found, np.float32).reshape(-1, VOCAB)
-                    logits.append(np.random.default_rng(seed).normal(0, 2, self._vocab_size))
-        return np.array(logits, np.float32).reshape(-1, self._vocab_size)
+        return np.array(found, np.float32).reshape(-1, self._vocab_size)
 
 
 def core(budget: int = 16, policy: str = "sarathi", **options: object) -> EngineCore:

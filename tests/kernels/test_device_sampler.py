@@ -17,8 +17,8 @@ from sarathi.backends.torch.kernels import MAX_VOCAB_SIZE
 from sarathi.backends.torch.kernels.sampling_kernels import Tiles
 from sarathi.backends.torch.torch_sampler import TorchSampler
 from sarathi.errors import ExecutorError
-from sarathi.sampling.logprobs import ScoredRows
 from sarathi.sampling.grammar import choice, lark, regex
+from sarathi.sampling.logprobs import ScoredRows
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import NO_TOKEN, Sampler, SamplerOutput
 from tests import grammar_vocabulary

@@ -12,8 +12,8 @@ from sarathi.engine.messages import ModelInfo
 from sarathi.engine.output_processor import Delta
 from sarathi.models.tokenizers.chat_template import WorkLimit
 from sarathi.models.tokenizers.tokenizer import Tokenizer
-from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.grammar import Grammar
+from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
 from sarathi.server.generation_core import Choices, GenerationJob, GenerationReply
 from sarathi.server.openai.generation_reply import Choice, OpenAITranslator, text_and_logprob
