@@ -164,12 +164,6 @@ class EngineCore:
             if not self.scheduler.has_work:
                 self.on_idle()
 
-    def prepare_grammars(self) -> None:
-        """Start what the first grammar would wait for, and all other requests with it."""
-        grammars = self._runner.sampler_slots.grammars
-        if grammars is not None:
-            grammars.prepare()
-
     @property
     def runner(self) -> Runner:
         """The runner of the steps; another engine may use it while this one has no requests."""

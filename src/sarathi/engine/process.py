@@ -65,8 +65,6 @@ class EngineProcess:
             has_work = core.has_work
             if not has_work:
                 core.check()
-                if not changed:  # half a second without a message
-                    core.prepare_grammars()
             outputs, failures = core.step() if has_work else StepOutcome([], [])
             now = time.monotonic()
             stale = has_work and now >= self._sent + _STATS_INTERVAL
@@ -161,6 +159,7 @@ def _serve(launch: Launch, connection: messages.EngineConnection, spawner: Spawn
                 launch.config,
                 lambda line: process.send(messages.LoadProgress(line)),
                 spawner,
+                prepare_grammars=True,
             )
         except (ModelError, ConfigError, ExecutorError) as error:
             process.send(messages.EngineFailed(str(error), bad_input=True))

@@ -15,7 +15,7 @@ from sarathi.sampling.grammar import Grammar, GrammarError
 if TYPE_CHECKING:
     import llguidance
 
-MAX_GRAMMAR_BYTES = 64 * 2**10
+MAX_GRAMMAR_BYTES = 512 * 2**10  # the tools of agents have 100 KB of schemas
 # They bound the time and the memory of compiling and of each mask, to about 50 ms and 10 MB.
 _LIMITS = {
     "max_items_in_row": 2000,

@@ -158,7 +158,7 @@ class GrammarMasks:
     def prepare(self) -> None:
         """Start to make the tokenizer, if that has not been done yet.
 
-        It takes a second, in which no other thread runs: better while there are no requests.
+        It takes up to a second, in which no other thread runs: better while there are no requests.
         """
         if self._slow is None:
             self._fast, self._slow = self._start("grammar-masks"), self._start("grammars")

@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 from sarathi.models.tokenizers.chat_template import ChatTemplate, WorkLimit
 from sarathi.models.tokenizers.template_abilities import TemplateAbilities
-from sarathi.sampling.grammar import Grammar
+from sarathi.models.tokenizers.tokenizer import Tokenizer
+from sarathi.sampling.grammar import Grammar, GrammarError
+from sarathi.sampling.grammar_compiler import check_grammar
 from sarathi.server.output_grammar import (
     ReasoningState,
     after_reasoning,
@@ -67,6 +69,7 @@ class Conversation:
     tool_choice: ToolChoice = ToolChoice()
     parallel_tool_calls: bool = True
     output_grammar: Grammar | None = None  # of the answer's content
+    grammar_field: str = "response_format"  # of the request, that asks for it
     reasoning_effort: str | None = None  # reaches the template if it knows the variable
     template_arguments: Mapping[str, Any] = field(default_factory=dict)  # the caller's own
     add_generation_prompt: bool = True
@@ -102,16 +105,25 @@ async def encode_conversation(
             text, state = _until_answer(text, conversation.turns[-1].content), "none"
         ids = service.encode(text, conversation.add_special_tokens, limit)
         tokens = service.tokenizer.added_tokens
-        return EncodedConversation(
-            ids,
-            _parser(conversation, service.formats, state, tokens, abilities),
-            _grammar(conversation, service.formats, state, tokens),
-        )
+        grammar = _grammar(conversation, service.formats, state, tokens)
+        if grammar is not None:
+            _check_grammar(grammar, conversation, service.tokenizer)
+        parser = _parser(conversation, service.formats, state, tokens, abilities)
+        return EncodedConversation(ids, parser, grammar)
 
     encoded = await service.pool.run(len(call.body), work, renders=True)
     if not encoded.prompt_ids:
         raise invalid("messages has no tokens.", "messages")
     return encoded
+
+
+def _check_grammar(grammar: Grammar, conversation: Conversation, tokenizer: Tokenizer) -> None:
+    try:
+        check_grammar(grammar, tokenizer)
+    except GrammarError as error:
+        of_tools = conversation.output_grammar is None
+        field = "tools" if of_tools else conversation.grammar_field
+        raise invalid(f"{field} cannot be followed: {error}.", field) from None
 
 
 def _until_answer(text: str, answer: str) -> str:

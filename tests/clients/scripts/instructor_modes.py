@@ -8,6 +8,7 @@ from typing import Literal
 
 import instructor
 import openai
+from instructor.core.exceptions import InstructorError
 from pydantic import BaseModel
 
 
@@ -31,7 +32,7 @@ for mode in (instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA, instructor.Mode
             max_tokens=64,
             temperature=0,
         )
-    except instructor.core.InstructorRetryException:
+    except InstructorError:
         # JSON mode leaves the keys to the model, and this one is small.
         assert mode is instructor.Mode.JSON
     else:

@@ -3,7 +3,10 @@
 Usage: python litellm_completion.py URL
 """
 
+import os
 import sys
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # its prices are not asked for
 
 import litellm
 
@@ -40,7 +43,9 @@ tool = {
         },
     },
 }
-called = litellm.completion(messages=[USER], tools=[tool], tool_choice="required", **ARGUMENTS)
+called = litellm.completion(
+    messages=[USER], tools=[tool], tool_choice="required", **{**ARGUMENTS, "max_tokens": 64}
+)
 assert called.choices[0].message.tool_calls[0].function.name == "greet"
 
 try:

@@ -50,6 +50,7 @@ def load_engine(
     spawner: Spawner = LOCAL,
     *,
     connecting: float = CONNECT_TIMEOUT,
+    prepare_grammars: bool = False,
 ) -> tuple[EngineCore, ModelInfo]:
     """Read the model, start the other processes if there are any, allocate, check and profile.
 
@@ -58,6 +59,8 @@ def load_engine(
         on_progress: called with a line about each step, mostly from this thread.
         spawner: starts the processes of other stages and ranks.
         connecting: seconds for them to start and connect.
+        prepare_grammars: do at once what the first grammar needs, for up to a second, in which no
+            other thread runs: for a server, whose other requests would have to wait.
 
     Raises:
         ModelError: the model cannot be read or is not supported, or its layers cannot be divided
@@ -77,14 +80,16 @@ def load_engine(
     layout.check(model.config)
     log = _LoadLog(model.config, layout, on_progress)
     log.layout(options)
+    grammars = GrammarMasks(
+        lambda: whole_vocabulary(open_tokenizer(path, config.load_format), model.config.vocab_size)
+    )
+    if prepare_grammars:
+        grammars.prepare()
     # The tokenizer has end tokens that the configuration may lack, such as that of a chat turn.
     with ThreadPoolExecutor(1) as pool:
         eos_ids = pool.submit(lambda: open_tokenizer(path, config.load_format).eos_ids)
         instance = _load(path, model, options, layout, spawner, log, connecting)
-    # The tokenizer for grammars takes much longer and more memory: it is made when there is one.
-    instance.runner.sampler_slots.grammars = GrammarMasks(
-        lambda: whole_vocabulary(open_tokenizer(path, config.load_format), model.config.vocab_size)
-    )
+    instance.runner.sampler_slots.grammars = grammars
     try:
         used = [Memory(one.memory, one.free, one.block_bytes, one.shared) for one in instance.parts]
         block_size = instance.parts[0].block_size

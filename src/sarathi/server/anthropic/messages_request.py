@@ -159,6 +159,7 @@ def read_messages(request: CountTokensRequest) -> Conversation:
         tool_choice=_read_tool_choice(choice, tools),
         parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
         output_grammar=format_grammar(form.type, form.schema, "output_config.format"),
+        grammar_field="output_config.format",
         reasoning_effort=config.effort,
         # A text of the assistant at the end is the beginning of the answer.
         continues_answer=last.role == "assistant" and bool(last.content.strip()),

@@ -145,6 +145,7 @@ async def _reply(
     conversation = replace(
         read_conversation(asked),
         output_grammar=format_grammar(kind, schema, "format", lenient=True),
+        grammar_field="format",
         reasoning_effort=request.think if isinstance(request.think, str) else None,
     )
     names = {"max_tokens": "num_predict", "repetition_penalty": "repeat_penalty"}

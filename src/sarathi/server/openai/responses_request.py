@@ -176,6 +176,7 @@ def read_responses_input(request: ResponsesRequest) -> Conversation:
         output_grammar=format_grammar(
             form.type, form.schema, "text.format", lenient=not form.strict
         ),
+        grammar_field="text.format",
         reasoning_effort=None if request.reasoning is None else request.reasoning.effort,
     )
 
