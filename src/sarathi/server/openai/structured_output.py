@@ -91,6 +91,8 @@ async def read_output_grammar(
 def _checked(constraint: _Constraint, tokenizer: Tokenizer) -> Grammar:
     try:
         grammar = constraint.make()
+        if len(grammar.lark.encode("utf-8", "replace")) > MAX_OPEN_FIELD:
+            raise GrammarError(f"it is longer than {MAX_OPEN_FIELD // 2**10} KiB")
         check_grammar(grammar, tokenizer)
     except GrammarError as error:
         field = constraint.field
