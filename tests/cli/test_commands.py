@@ -101,7 +101,7 @@ class TestGenerate:
             (("--prompt", "x", "--temperature", "-1"), "temperature is -1.0, expected"),
             (("--prompt", "x", "--temperature", "nan"), "temperature: 'nan' is not a number"),
             (("--prompt", "x", "--top-p", "0"), "top_p is 0.0, expected"),
-            (("--prompt", "x", "--max-tokens", "0"), "max_tokens is 0, expected"),
+            (("--prompt", "x", "--max-tokens", "0"), "'0' is not an integer at least 1"),
             (("--prompt", "x", "--n", "many"), "--n: 'many' is not an integer"),
             (("--prompt", ""), "empty"),
             (("--prompt", "x" * 600), "leaves no room"),

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are chosen; `SamplingParams` checks the values."""
 
-    max_tokens: Annotated[int, Option("most tokens of an output", group="sampling")] = 128
+    max_tokens: Annotated[
+        int, msgspec.Meta(ge=1), Option("most tokens of an output", group="sampling")
+    ] = 128
     temperature: Annotated[float, Option("0 always takes the likeliest token")] = 1.0
     top_p: Annotated[float, Option("choose from the likeliest tokens with this share")] = 1.0
     top_k: Annotated[int, Option("choose from this many likeliest tokens", default="all")] = 0
