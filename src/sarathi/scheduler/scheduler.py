@@ -130,6 +130,7 @@ class Scheduler:
             chunk=deterministic_chunk,
         )
         self._micro_batches = micro_batches
+        self._deterministic = deterministic_chunk is not None
         self._look_ahead = look_ahead
         self._max_step_tokens = max_step_tokens
         self._requests: dict[int, Request] = {}
@@ -293,7 +294,8 @@ class Scheduler:
         Args:
             tokens: sampled token ids for the requests of `batch.sampling`, in that order: one for
                 each, or more if drafts were accepted. `DEFERRED` for a request that could not be
-                sampled yet: it computes its last token again in the next batch, to sample then.
+                sampled yet: it computes its last token again in the next batch (with a
+                `deterministic_chunk`, all of its slice), to sample then.
             counts: how many of the tokens each of these requests gets: the accepted drafts and
                 the token sampled after them. None: one for each, for batches without drafts.
 
@@ -330,7 +332,8 @@ class Scheduler:
                     f"{request.num_computed} of its tokens are computed"
                 )
             if token == DEFERRED:
-                token, length = None, length - 1
+                # A chunk is computed as a whole where bits depend on how a prompt is cut.
+                token, length = None, 0 if self._deterministic else length - 1
                 request.deadline = now + request.tbt_target  # no schedule could meet the old one
             request.num_computed = end = start + length
             if length > 1 or not end % block_size:
