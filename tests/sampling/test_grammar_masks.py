@@ -54,6 +54,25 @@ def sample(sampler: Sampler, slot: int, logits: np.ndarray) -> int:
     return token
 
 
+class GivenMasks(GrammarMasks):
+    """The rows of a matrix, one for each request, whatever it samples."""
+
+    def __init__(self, allowed: np.ndarray) -> None:
+        super().__init__(tokenizer)
+        self._rows = iter(allowed)
+
+    def open(self, grammar, output_ids=(), barred_ids=()) -> GrammarMask:
+        mask = GrammarMask(grammar, barred_ids)
+        row = next(self._rows)
+        padded = np.pad(row, (0, -len(row) % 32))
+        mask.words = np.packbits(padded, bitorder="little").view(np.int32)
+        mask.ready = True
+        return mask
+
+    def append(self, mask: GrammarMask, token: int) -> None:
+        pass
+
+
 def preferring(*tokens: int) -> np.ndarray:
     logits = np.zeros(VOCAB, np.float32)
     logits[list(tokens)] = np.arange(len(tokens), 0, -1)
@@ -152,6 +171,36 @@ def test_where_the_grammar_leaves_a_choice_the_end_is_not_sampled_early():
         wish = preferring(END, encode("a")[0])
         output = [sample(sampler, slot, wish) for _ in range(4)]
         assert output == [encode("a")[0]] * 3 + [END]
+
+
+@pytest.mark.parametrize("vocab_size", [40, 700])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0},
+        {"temperature": 0, "logit_bias": {3: 1.0}},
+        {"seed": 3},
+        {"seed": 3, "top_p": 0.5, "temperature": 2.0},
+        {"seed": 3, "top_k": 5},
+    ],
+    ids=str,
+)
+def test_a_mask_is_as_logits_at_minus_infinity_whatever_other_rows_are(vocab_size, share, fields):
+    random = np.random.default_rng(int(100 * share) + vocab_size)
+    allowed = random.random((30, vocab_size)) < share
+    allowed[29] = True
+    logits = random.normal(0, 4, (30, vocab_size)).astype(np.float32)
+    ours, plain = Sampler(vocab_size), Sampler(vocab_size)
+    ours.grammars = GivenMasks(allowed)
+    bound = SamplingParams(**fields, grammar=choice(["a"]))
+    edited = SamplingParams(**(fields | {"logit_bias": {1: 2.0}}), grammar=choice(["a"]))
+    slots = [ours.open(edited if row == 29 else bound, (), (END,)) for row in range(30)]
+    free = [plain.open(SamplingParams(**fields), (), (END,)) for _ in range(29)]
+    found = ours.sample(logits, np.array(slots)).tokens[:29]
+    masked = np.where(allowed, logits, np.float32(-np.inf))[:29]
+    assert found.tolist() == plain.sample(masked, np.array(free)).tokens.tolist()
+    assert (found == NO_TOKEN).tolist() == (~allowed[:29].any(axis=1)).tolist()
 
 
 def test_logprobs_are_those_of_the_model():

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 SLOW_SECONDS = 0.004
 _REPLAYED = 16  # tokens at a time, so that other threads run in between
 _MAX_COMPILED = 64  # grammars that are kept
+# The upper bounds of the logits of 8 tokens, for each byte of a mask.
+_BOUNDS = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") == 1,
+    np.float32(np.inf),
+    np.float32(-np.inf),
+)
 
 
 class Matcher:
@@ -70,9 +76,8 @@ class Matcher:
 class GrammarMask:
     """The tokens that may come next in one output."""
 
-    def __init__(self, grammar: Grammar, barred_ids: Sequence[int], dense_size: int | None) -> None:
+    def __init__(self, grammar: Grammar, barred_ids: Sequence[int]) -> None:
         self.grammar = grammar
-        self._dense_size = dense_size
         self.error: str | None = None  # why the output cannot go on
         self.slow = True  # until it has been compiled
         self.ready = False  # whether `words` are those of the next token, or `error` is set
@@ -80,7 +85,6 @@ class GrammarMask:
         self.words: NDArray[np.int32] = np.empty(0, np.int32)  # a bit for each token
         self.matcher: Matcher | None = None
         self._barred_ids = np.asarray(barred_ids, np.int64)
-        self._limits: NDArray[np.float32] | None = None
 
     def compute(self) -> None:
         """Make the mask of the next token."""
@@ -90,22 +94,27 @@ class GrammarMask:
             without = clear_bits(words, self._barred_ids)
             # Only tokens that end the sequence: the grammar is complete.
             words = without if without.any() else words
-        self.words, self._limits = words, None
-        if self._dense_size is not None:
-            self.limits(self._dense_size)  # in this thread, not in that of the sampler
+        self.words = words
+
+    def allows(self, token: int) -> bool:
+        """Return whether a token may come next."""
+        word, bit = divmod(token, 32)
+        return word < len(self.words) and bool(int(self.words[word]) >> bit & 1)
 
     def only_allows(self, ids: NDArray[np.int64]) -> bool:
         """Return whether no other tokens than `ids` may come next."""
         return not clear_bits(self.words, ids).any()
 
-    def limits(self, vocab_size: int) -> NDArray[np.float32]:
-        """Return an upper bound of each logit: infinity, or minus infinity for a barred token."""
-        if self._limits is None or len(self._limits) != vocab_size:
-            bits = np.unpackbits(self.words.view(np.uint8), count=vocab_size, bitorder="little")
-            # Unlike an assignment to some elements, arithmetic takes as long for every mask.
-            self._limits = np.subtract(bits, np.float32(0.5), dtype=np.float32)
-            self._limits *= np.float32(np.inf)
-        return self._limits
+    def bounds(self, vocab_size: int) -> NDArray[np.float32]:
+        """Return an upper bound of each logit: infinity, or minus infinity for a barred token.
+
+        Takes as long for every mask.
+        """
+        bounds = _BOUNDS.take(self.words.view(np.uint8), axis=0, mode="clip").reshape(-1)
+        missing = vocab_size - len(bounds)
+        if missing > 0:
+            return np.pad(bounds, (0, missing), constant_values=-np.inf)
+        return bounds[:vocab_size]
 
     @property
     def failure(self) -> str | None:
@@ -136,7 +145,6 @@ class GrammarMasks:
         """
         self._compiler = _Compiler(make_tokenizer)
         self._done = threading.Condition()  # a mask is ready
-        self.dense_size: int | None = None  # set by a sampler that needs `GrammarMask.limits`
         self._fast: _Jobs | None = None
         self._slow: _Jobs | None = None
 
@@ -151,7 +159,7 @@ class GrammarMasks:
         """
         self.prepare()
         assert self._slow is not None
-        mask = GrammarMask(grammar, barred_ids, self.dense_size)
+        mask = GrammarMask(grammar, barred_ids)
         self._slow.put((self._compiler.begin, mask, output_ids))
         return mask
 
@@ -162,7 +170,7 @@ class GrammarMasks:
         """
         if self._slow is None:
             self._fast, self._slow = self._start("grammar-masks"), self._start("grammars")
-            unused = GrammarMask(Grammar(""), (), None)
+            unused = GrammarMask(Grammar(""), ())
             self._slow.put((self._compiler.prepare, unused, ()))
 
     def append(self, mask: GrammarMask, token: int) -> None:

@@ -57,12 +57,12 @@ class LogitsEdits:
 
     @property
     def lasting(self) -> bool:
-        """Whether there is anything to do besides barring tokens at the start."""
+        """Whether there is anything to do besides masks and barring tokens at the start."""
         return bool(
             len(self.bias_ids)
             or self.penalties is not None
             or self.token_bias is not None
-            or self.observers
+            or len(self.observers) > (self.mask is not None)  # a mask has one, too
         )
 
 

@@ -25,7 +25,7 @@ from sarathi.sampling.categorical import (
     stream_key,
     uniforms,
 )
-from sarathi.sampling.grammar_masks import GrammarMasks
+from sarathi.sampling.grammar_masks import GrammarMask, GrammarMasks
 from sarathi.sampling.logits_processors import LogitsEdits, RequestTokens, apply_edits
 from sarathi.sampling.logprobs import (
     ScoredRows,
@@ -212,8 +212,6 @@ class Sampler:
         output_ids: Sequence[int] = (),
     ) -> int:
         """See `RequestSlots`."""
-        if self.grammars is not None:
-            self.grammars.dense_size = self.vocab_size
         tokens = RequestTokens(prompt_ids, output_ids, eos_ids, self.vocab_size, self.grammars)
         slot, edits = self._slots.open(params, tokens)
         if self._slots.records[slot]["needs"] & CHANGED:
@@ -320,12 +318,15 @@ class Sampler:
         """Replace the tokens of rows that need more than an argmax; return log probabilities."""
         needs = batch.state["needs"]
         greedy = (needs & RANDOM) == 0
-        for rows in self._chunks(greedy & ((needs & CHANGED) != 0)):
+        highest = peaks
+        if (needs & MASKED).any():
+            highest = self._follow_masks(batch, peaks, tokens)
+        for rows in self._chunks(greedy & ((needs & (EDITED | BARRED)) != 0)):
             edited, _ = self._edited(batch, rows)
             tokens[rows] = edited.argmax(axis=1)
         for method in (WHOLE, NUCLEUS, SHORT):
             for rows in self._chunks((needs & method) != 0):
-                tokens[rows] = self._sample_random(method, batch, rows, peaks)
+                tokens[rows] = self._sample_random(method, batch, rows, highest)
         asked = (needs & LOGPROBS) != 0
         asked[batch.invalid] = False
         if not asked.any():
@@ -340,6 +341,31 @@ class Sampler:
                 logprobs[row] = entry
         return logprobs
 
+    def _follow_masks(
+        self, batch: _Batch, peaks: NDArray[np.float32], tokens: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Replace the tokens of rows with a mask and no other edits by the best that are allowed;
+        return the logits of all."""
+        peaks = peaks.copy()
+        needs = batch.state["needs"]
+        for row in np.flatnonzero((needs & CHANGED) == MASKED).tolist():
+            mask = self._mask(batch, row)
+            if mask.allows(int(tokens[row])):
+                continue  # mostly: models follow a grammar by themselves
+            allowed = np.minimum(batch.logits[row], mask.bounds(self.vocab_size))
+            tokens[row] = allowed.argmax()
+            peaks[row] = allowed[tokens[row]]
+            if not np.isfinite(peaks[row]):
+                batch.invalid.append(row)
+                needs[row] = 0
+        return peaks
+
+    def _mask(self, batch: _Batch, row: int) -> GrammarMask:
+        """Return the mask of a row that has one."""
+        mask = self._edits[int(batch.slots[row])].mask
+        assert mask is not None
+        return mask
+
     def _sample_random(
         self,
         method: int,
@@ -351,11 +377,14 @@ class Sampler:
         state = batch.state[rows]
         scaled, weights = self._work(len(rows))
         inside = scaled[:, : self.vocab_size]
-        if (state["needs"] & CHANGED).any():
+        if (state["needs"] & (EDITED | BARRED)).any():
             _, highest = self._edited(batch, rows)
             np.subtract(inside, highest[:, None], out=inside)
         else:
             np.subtract(_take(batch.logits, rows), peaks[rows, None], out=inside)
+            for index in np.flatnonzero(state["needs"] & MASKED).tolist():
+                bounds = self._mask(batch, int(rows[index])).bounds(self.vocab_size)
+                np.minimum(inside[index], bounds, out=inside[index])
         if (state["inverse_temperature"] != 1).any():
             np.multiply(scaled, state["inverse_temperature"][:, None], out=scaled)
         uniform = uniforms(state["key"], state["generated"])
@@ -388,7 +417,7 @@ class Sampler:
         for row, slot in zip(some.tolist(), slots, strict=True):
             if (mask := self._edits[slot].mask) is not None:
                 inside = copies[row, : self.vocab_size]
-                np.minimum(inside, mask.limits(self.vocab_size), out=inside)
+                np.minimum(inside, mask.bounds(self.vocab_size), out=inside)
         highest = copies.max(axis=1)
         invalid = ~np.isfinite(highest)
         if invalid.any():
@@ -401,7 +430,7 @@ class Sampler:
     ) -> None:
         """Count the new tokens."""
         self._slots.advance(slots, needs)
-        edited = np.flatnonzero(needs & EDITED)
+        edited = np.flatnonzero(needs & (EDITED | MASKED))
         for slot, token in zip(slots[edited].tolist(), tokens[edited].tolist(), strict=True):
             edits = self._edits[slot]
             if edits.penalties is not None:
