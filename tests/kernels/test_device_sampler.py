@@ -22,7 +22,7 @@ from sarathi.sampling.logprobs import ScoredRows
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import NO_TOKEN, Sampler, SamplerOutput
 from tests import grammar_vocabulary
-from tests.grammar_vocabulary import END, TOKENS, PatientMasks
+from tests.grammar_vocabulary import END, TOKENS, PatientMasks, encode
 from tests.sampler_contract import (
     EOS,
     GREEDY,
@@ -309,3 +309,39 @@ def test_a_mask_that_does_not_come_fails_its_row(
     assert tokens[0] == NO_TOKEN
     assert tokens[1] >= 0
     assert "0.01 s" in (mine.failure(slow) or "")
+
+
+def preferring(text: str) -> list[float]:
+    logits = [0.0] * len(TOKENS)
+    logits[encode(text)[0]] = 1.0
+    return logits
+
+
+def test_masks_follow_the_tokens_that_the_host_has(device: torch.device) -> None:
+    """Those on the device come after logits that are still being computed."""
+    mine = ArraySampler(len(TOKENS), device, TINY)
+    mine.grammars = PatientMasks()
+    params = SamplingParams(temperature=0, grammar=choice(["0x", "1y"]))
+    slots = np.array([mine.open(params, (), (END,))])
+    assert mine.sample(rows(preferring("0")), slots).tokens.tolist() == encode("0")
+    mine.last_tokens = torch.full_like(mine.last_tokens, encode("1")[0])
+    assert mine.sample(rows(preferring("y")), slots).tokens.tolist() == encode("x")
+
+
+def test_the_last_token_of_a_closed_request_does_not_reach_the_next(device: torch.device) -> None:
+    mine = ArraySampler(len(TOKENS), device, TINY)
+    mine.grammars = PatientMasks()
+    params = SamplingParams(temperature=0, grammar=choice(["0x", "1y"]))
+    other = mine.open(params, (), (END,))
+    first = mine.open(params, (), (END,))
+    mine.sample(rows(preferring("0"), preferring("1")), np.array([other, first]))
+    mine.close(first)
+    again = mine.open(params, (), (END,))
+    assert again == first
+    logits = rows(preferring("y"), preferring("0"))
+    assert mine.sample(logits, np.array([other, again])).tokens.tolist() == encode("x0")
+    logits = rows(preferring("0"), preferring("y"))
+    assert mine.sample(logits, np.array([other, again])).tokens.tolist() == [END, *encode("x")]
+    for slot in (other, again):
+        mine.close(slot)
+    assert mine._previous is None  # nor is it kept

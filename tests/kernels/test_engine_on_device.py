@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from sarathi.engine.core import EngineCore
 from sarathi.engine.messages import TokenOutput
 from sarathi.models.decoder import whole_model
 from sarathi.models.model import open_model
+from sarathi.sampling.grammar import choice, lark, regex
 from sarathi.sampling.logprobs import ScoredRows
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import NO_TOKEN, Sampler
 from sarathi.scheduler import BlockPool, FixedBudget, Scheduler
 from tests import tiny_models
+from tests.grammar_vocabulary import END, PatientMasks, decode
 
 FAMILIES = ("qwen2-sliding", "qwen3-wide-heads", "falcon-180b")
 NUM_BLOCKS = 8
@@ -114,16 +117,72 @@ def test_tokens_are_those_that_the_host_would_sample(executor: TorchExecutor) ->
         SamplingParams(max_tokens=4, temperature=0, repetition_penalty=3.0),
     ]
     eos = (5,)
-    weights = ServedWeights(executor._parameters)
     found = generate(engine(executor, eos), prompts(), params)
     for prompt, wanted, tokens in zip(prompts(), params, found.values(), strict=True):
-        sampler = Sampler(executor.config.vocab_size)
-        slot = sampler.open(wanted, prompt, eos)
-        ids = list(prompt)
-        while len(ids) - len(prompt) < len(tokens):
-            logits = reference(executor.config, executor.stage, weights, ids)[-1:]
-            ids.append(int(sampler.sample(logits, np.array([slot])).tokens[0]))
-        assert tokens == ids[len(prompt) :]
+        assert tokens == on_host(executor, prompt, wanted, eos, len(tokens))
+
+
+def on_host(
+    executor: TorchExecutor,
+    prompt: list[int],
+    params: SamplingParams,
+    eos_ids: tuple[int, ...],
+    count: int,
+) -> list[int]:
+    """Return what the host would sample from the logits of numpy."""
+    weights = ServedWeights(executor._parameters)
+    sampler = Sampler(executor.config.vocab_size)
+    sampler.grammars = PatientMasks()
+    slot = sampler.open(params, prompt, eos_ids)
+    ids = list(prompt)
+    while len(ids) - len(prompt) < count:
+        logits = reference(executor.config, executor.stage, weights, ids)[-1:]
+        ids.append(int(sampler.sample(logits, np.array([slot])).tokens[0]))
+    return ids[len(prompt) :]
+
+
+def test_grammars_are_followed_by_steps_that_are_launched_ahead(executor: TorchExecutor) -> None:
+    params = [
+        SamplingParams(max_tokens=9, temperature=0, grammar=regex("(ab|c){2,3}x")),
+        SamplingParams(max_tokens=4, temperature=0, ignore_eos=True),
+        SamplingParams(max_tokens=9, seed=3, temperature=2.0, grammar=choice(["yes", "no"])),
+    ]
+    core = engine(executor, (END,))
+    core.runner.sampler_slots.grammars = PatientMasks()
+    found = generate(core, prompts(), params)
+    for prompt, wanted, tokens in zip(prompts(), params, found.values(), strict=True):
+        assert tokens == on_host(executor, prompt, wanted, (END,), len(tokens))
+    assert found[0][-1] == found[2][-1] == END
+    assert re.fullmatch("(ab|c){2,3}x", decode(found[0]))
+    assert decode(found[2]) in ("yes", "no")
+
+
+def test_a_grammar_that_fails_or_is_cancelled_in_flight_harms_no_other(
+    executor: TorchExecutor,
+) -> None:
+    core = engine(executor, (END,))
+    core.runner.sampler_slots.grammars = PatientMasks()
+    wanted = SamplingParams(max_tokens=9, temperature=0, grammar=regex("[ab]{4}"))
+    broken = SamplingParams(max_tokens=9, temperature=0, grammar=lark("start: foo"))
+    for name, params in enumerate((wanted, broken, wanted)):
+        core.submit(name, prompts()[0], params, arrival=float(name))
+    outputs: dict[int, list[int]] = {0: [], 2: [], 3: []}
+    failures = []
+    while core.has_work:
+        outcome = core.step()
+        failures += outcome.failures
+        for output in outcome.outputs:
+            outputs[output.id].append(output.token)
+        if len(outputs[2]) == 2 and not outputs[3]:
+            core.cancel(2)
+            core.submit(3, prompts()[0], wanted, arrival=3.0)
+            outputs[2].append(END)
+    [failure] = failures
+    assert failure.id == 1
+    assert "unknown name" in failure.message
+    assert len(outputs[2]) == 3
+    assert outputs[3] == outputs[0] == on_host(executor, prompts()[0], wanted, (END,), 5)
+    assert core.stats.free_blocks == core.stats.total_blocks
 
 
 def test_prompts_that_are_scored_and_pooled_beside_decodes(executor: TorchExecutor) -> None:

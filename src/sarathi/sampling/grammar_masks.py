@@ -183,9 +183,13 @@ class GrammarMasks:
     def wait(self, masks: Iterable[GrammarMask], seconds: float, *, slow: bool) -> float:
         """Wait until masks are ready; return for how many seconds.
 
-        Those that take long are waited for only if `slow`.
+        Those that take long are waited for only if `slow`, those that have failed never.
         """
-        missing = [mask for mask in masks if not mask.ready and (slow or not mask.slow)]
+        missing = [
+            mask
+            for mask in masks
+            if not mask.ready and mask.error is None and (slow or not mask.slow)
+        ]
         if not missing:
             return 0.0
         start = time.monotonic()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -86,7 +86,8 @@ class TorchSampler:
         }
         self._device = device
         self._slots = sampler.Slots(_EDITS)
-        self._observing: dict[int, _Observed] = {}
+        self._observing: dict[int, LogitsEdits] = {}  # whose processors get the tokens, by slot
+        self._previous: _Unobserved | None = None  # the launch before, if it has such requests
         self.grammars: GrammarMasks | None = None
         self._marks = _RowTable(vocab_size, torch.int32, device)
         self._biases = _RowTable(vocab_size, torch.float32, device)
@@ -121,24 +122,24 @@ class TorchSampler:
                 record["marks"] = self._marks.add(_token_marks(edits, self.vocab_size))
                 record["biases"] = self._biases.add(_dense_bias(edits, self.vocab_size))
         if edits.observers:
-            self._observing[slot] = _Observed(edits, len(output_ids))
+            self._observing[slot] = edits
         return slot
 
     def close(self, slot: int) -> None:
         self._slots.close(slot)
-        observed = self._observing.pop(slot, None)
-        if observed is not None and observed.edits.mask is not None:
-            observed.edits.mask.closed = True
+        edits = self._observing.pop(slot, None)
+        if edits is not None and edits.mask is not None:
+            edits.mask.closed = True
+        if not self._observing:
+            self._previous = None  # an idle engine keeps no request
         record = self._slots.records[slot]
         self._marks.remove(int(record["marks"]))
         self._biases.remove(int(record["biases"]))
 
     def failure(self, slot: int) -> str | None:
         """See `RequestSlots`."""
-        observed = self._observing.get(slot)
-        if observed is None or observed.edits.mask is None:
-            return None
-        return observed.edits.mask.failure
+        edits = self._observing.get(slot)
+        return None if edits is None or edits.mask is None else edits.mask.failure
 
     def warm_up(self) -> None:
         """Compile all kernels, with synthetic requests of every kind."""
@@ -165,13 +166,13 @@ class TorchSampler:
             ValueError: the logits are not as described, or a slot is not open.
         """
         self._check(logits, slots)
-        if self._observing:
-            self._observe(slots)
+        if self._previous is not None:
+            self._observe(self._previous)
         state = self._slots.records.take(slots)  # much faster than indexing, of structures
         needs: I64 = state["needs"]
         if (needs & sampler.CLOSED).any():
             raise ValueError("a slot is not open")
-        masks: list[NDArray[np.int32]] = []
+        masks: NDArray[np.int32] | None = None
         counted = needs
         if (needs & sampler.MASKED).any():
             counted = needs.copy()
@@ -181,7 +182,7 @@ class TorchSampler:
         # Rows with edits come last: they are sampled from edited copies.
         order = np.argsort(changed, kind="stable")
         table = self._table(state.take(order), slots[order], order, num_changed)
-        if masks:
+        if masks is not None:
             table["mask"][(table["needs"] & sampler.MASKED) != 0] = range(len(masks))
         asked = np.flatnonzero(needs & sampler.LOGPROBS)
         requests = np.zeros(len(asked), kernels.LOGPROBS_ROW)
@@ -205,12 +206,16 @@ class TorchSampler:
                 width = int(requests["alternatives"].max())
                 results = self._logprobs(logits, uploaded[table.nbytes // 8 :], tokens, width)
             self._slots.advance(slots, counted)
-            return PendingSample(
+            pending = PendingSample(
                 devices.to_host(tokens),
                 None if results is None else devices.to_host(results),
                 requests,
                 devices.record_event(self._device),
             )
+        if self._observing:
+            edits = [(slot, self._observing.get(slot)) for slot in slots.tolist()]
+            self._previous = _Unobserved(pending, edits)
+        return pending
 
     def score(self, logits: torch.Tensor, scored: ScoredRows) -> list[TokenLogprobs]:
         """Launch, and wait for the result."""
@@ -233,27 +238,23 @@ class TorchSampler:
                 devices.record_event(self._device),
             )
 
-    def _observe(self, slots: I64) -> None:
-        """Give logits processors the tokens sampled last, and copy their biases to the device."""
-        generated = self._slots.records["generated"]
-        due = [
-            slot
-            for slot in slots.tolist()
-            if slot in self._observing and self._observing[slot].count != generated[slot]
-        ]
-        if not due:
-            return
-        with devices.computing(self._device):
-            index = devices.to_device(np.array(due, np.int64), self._device)
-            tokens = self.last_tokens[index].tolist()  # waits for them
-        for slot, token in zip(due, tokens, strict=True):
-            observed = self._observing[slot]
-            observed.count += 1
-            for observe in observed.edits.observers:
+    def _observe(self, previous: _Unobserved) -> None:
+        """Give logits processors the tokens of the launch before, and copy their biases to the
+        device.
+
+        This waits for that launch alone, not for the logits that are being computed: masks of
+        grammars are computed meanwhile.
+        """
+        self._previous = None
+        tokens = previous.pending.tokens().tolist()
+        for (slot, edits), token in zip(previous.edits, tokens, strict=True):
+            if edits is None or self._observing.get(slot) is not edits or token < 0:
+                continue  # nothing observes, it has been closed, or there is no token
+            for observe in edits.observers:
                 observe(token)
-            if observed.edits.mask is not None and observed.edits.token_bias is None:
+            if edits.mask is not None and edits.token_bias is None:
                 continue  # the bias is as it was
-            bias = _dense_bias(observed.edits, self.vocab_size)
+            bias = _dense_bias(edits, self.vocab_size)
             row = int(self._slots.records[slot]["biases"])
             with devices.computing(self._device):
                 if row < 0 or bias is None:
@@ -262,25 +263,25 @@ class TorchSampler:
                 else:
                     self._biases.rows[row] = devices.to_device(bias, self._device)
 
-    def _masks(self, slots: I64, needs: I64) -> list[NDArray[np.int32]]:
-        """Wait for the masks of the rows that have one; those that have failed allow no token.
+    def _masks(self, slots: I64, needs: I64) -> NDArray[np.int32]:
+        """Wait for the masks of the rows that have one, and return them; those that have failed
+        allow no token.
 
         Rows where a mask only allows tokens that are barred do not need to bar them any more.
         """
         assert self.grammars is not None
         rows = np.flatnonzero(needs & sampler.MASKED).tolist()
-        edits = [self._observing[slot].edits for slot in slots[rows].tolist()]
+        edits = [self._observing[slot] for slot in slots[rows].tolist()]
         self.grammars.wait([e.mask for e in edits if e.mask], _MASK_SECONDS, slow=True)
-        num_words = -(-self.vocab_size // 32)
-        words = []
-        for row, edit in zip(rows, edits, strict=True):
+        words = np.zeros((len(rows), -(-self.vocab_size // 32)), np.int32)
+        for own, row, edit in zip(words, rows, edits, strict=True):
             assert edit.mask is not None
             if not edit.mask.ready:
                 edit.mask.error = f"what may come next was not known within {_MASK_SECONDS:g} s"
             if edit.mask.error is not None:
-                words.append(np.zeros(num_words, np.int32))
                 continue
-            words.append(edit.mask.words[:num_words])
+            found = edit.mask.words[: len(own)]  # fewer or more than a padded vocabulary has
+            own[: len(found)] = found
             if needs[row] & sampler.BARRED and edit.mask.only_allows(edit.barred_ids):
                 needs[row] &= ~sampler.BARRED
         return words
@@ -321,11 +322,11 @@ class TorchSampler:
         return table
 
     def _edit(
-        self, logits: torch.Tensor, rows: torch.Tensor, masks: Sequence[NDArray[np.int32]]
+        self, logits: torch.Tensor, rows: torch.Tensor, masks: NDArray[np.int32] | None
     ) -> torch.Tensor:
         """Make edited copies of the logits, [rows, vocab_size]."""
         edited = torch.empty((len(rows), self.vocab_size), dtype=torch.float32, device=self._device)
-        words = np.stack(masks) if masks else np.zeros((1, 1), np.int32)
+        words = np.zeros((1, 1), np.int32) if masks is None else masks
         kernels.edit[len(rows), triton.cdiv(self.vocab_size, _EDIT_BLOCK)](
             logits, logits.stride(0), rows, self._marks.rows, self._biases.rows,
             devices.to_device(words, self._device), edited,
@@ -369,14 +370,6 @@ class TorchSampler:
         )
 
 
-@dataclass
-class _Observed:
-    """The edits of a request whose logits processors observe the tokens."""
-
-    edits: LogitsEdits
-    count: int  # tokens of the output that the processors have got
-
-
 @dataclass(frozen=True)
 class PendingSample:
     """Holds the result of a launch while it is copied to the host."""
@@ -386,10 +379,15 @@ class PendingSample:
     _requests: NDArray[Any]  # [rows that requested them] of `LOGPROBS_ROW`
     _event: devices.DeviceEvent
 
-    def result(self) -> sampler.SamplerOutput:
-        """Wait for the tokens, and for the log probabilities of rows that requested them."""
+    def tokens(self) -> I64:
+        """Wait for the tokens."""
         self._event.synchronize()
         tokens: I64 = self._tokens.numpy()
+        return tokens
+
+    def result(self) -> sampler.SamplerOutput:
+        """Wait for the tokens, and for the log probabilities of rows that requested them."""
+        tokens = self.tokens()
         logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
         asked = self._requests["row"]
         sampled = tokens[asked] != sampler.NO_TOKEN
@@ -399,6 +397,13 @@ class PendingSample:
         for row, entry in zip(asked[sampled].tolist(), entries, strict=True):
             logprobs[row] = entry
         return sampler.SamplerOutput(tokens, logprobs)
+
+
+class _Unobserved(NamedTuple):
+    """A launch whose tokens the logits processors have not got."""
+
+    pending: PendingSample
+    edits: list[tuple[int, LogitsEdits | None]]  # slot and edits of each row; None: not observed
 
 
 @dataclass(frozen=True)
