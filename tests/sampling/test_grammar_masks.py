@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import threading
 import time
 
 import numpy as np
@@ -297,13 +300,25 @@ def test_a_padded_vocabulary_never_gives_a_token_without_a_text():
 
 
 def test_the_threads_end_with_their_owner():
+    before = set(threading.enumerate())
     everything = masks()
     mask = everything.open(choice(["a"]))
     wait(everything, mask)
-    jobs = everything._slow
-    assert jobs is not None
+    assert len(set(threading.enumerate()) - before) == 2
     del everything
-    assert jobs.get(timeout=5) is None or jobs.empty()
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_process_may_exit_while_grammars_are_compiled():
+    program = """
+from sarathi.sampling.grammar import regex
+from tests.grammar_vocabulary import masks
+everything = masks()
+opened = [everything.open(regex(f"(a|b|c){{{count},400}}x")) for count in range(100)]
+everything.wait(opened[:1], 10.0, slow=True)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], timeout=60, check=False)
+    assert ended.returncode == 0
 
 
 def test_an_output_after_a_marker():

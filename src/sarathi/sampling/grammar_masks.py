@@ -12,7 +12,8 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 SLOW_SECONDS = 0.004
 _REPLAYED = 16  # tokens at a time, so that other threads run in between
 _MAX_COMPILED = 64  # grammars that are kept
+_LONGEST_JOB = 10.0  # seconds; far more than any takes
 # The upper bounds of the logits of 8 tokens, for each byte of a mask.
 _BOUNDS = np.where(
     np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") == 1,
@@ -199,8 +201,9 @@ class GrammarMasks:
 
     def _start(self, name: str) -> _Jobs:
         jobs: _Jobs = SimpleQueue()
-        threading.Thread(target=_run, args=(jobs, self._done), name=name, daemon=True).start()
-        weakref.finalize(self, jobs.put, None)
+        thread = threading.Thread(target=_run, args=(jobs, self._done), name=name, daemon=True)
+        thread.start()
+        weakref.finalize(self, _stop, jobs, thread)
         return jobs
 
 
@@ -221,6 +224,16 @@ def _run(jobs: _Jobs, done: threading.Condition) -> None:
             mask.ready = True
             done.notify_all()
         del job, function, mask  # an idle thread keeps no request
+
+
+def _stop(jobs: _Jobs, thread: threading.Thread) -> None:
+    """Drop the jobs and end their thread: a process must not exit while it is in native code."""
+    with suppress(Empty):
+        while True:
+            jobs.get_nowait()
+    jobs.put(None)
+    if thread is not threading.current_thread():  # garbage may be collected in any
+        thread.join(_LONGEST_JOB)
 
 
 def advance(mask: GrammarMask, tokens: Sequence[int]) -> None:
