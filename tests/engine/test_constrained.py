@@ -15,10 +15,12 @@ from sarathi.engine.core import EngineCore
 from sarathi.engine.messages import TokenOutput
 from sarathi.sampling.grammar import Grammar, choice, lark, regex
 from sarathi.sampling.grammar_masks import SLOW_SECONDS, GrammarMask, GrammarMasks
+from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
-from sarathi.sampling.sampler import Sampler
+from sarathi.sampling.sampler import NO_TOKEN, Sampler
 from sarathi.scheduler import BlockPool, FixedBudget, LatencyModel, Scheduler
 from sarathi.telemetry.recorder import IterationRecord
+from tests.engine.fake_pipeline import Pipeline
 from tests.engine.test_resume import BLOCK, LENGTH, Rememberer
 from tests.grammar_vocabulary import END, TOKENS, PatientMasks, decode, slow_down, tokenizer
 
@@ -66,6 +68,7 @@ def engine(
     budget: int = 16,
     blocks: int = 24,
     log: Log | None = None,
+    stages: int = 1,
     **more: object,
 ) -> EngineCore:
     scheduler = Scheduler(
@@ -73,14 +76,13 @@ def engine(
         FixedBudget(budget),
         max_batch_size=6,
         max_model_len=LENGTH,
+        micro_batches=stages,
         **more,  # type: ignore[arg-type]
     )
     executor = Rememberer(VOCAB)
-    sampler = Sampler(VOCAB)
-    sampler.grammars = masks
-    return EngineCore(
-        InlineRunner(executor, sampler), scheduler, [END], [] if log is None else [log]
-    )
+    runner = InlineRunner(executor, Sampler(VOCAB)) if stages == 1 else Pipeline(executor, stages)
+    runner.sampler_slots.grammars = masks
+    return EngineCore(runner, scheduler, [END], [] if log is None else [log])
 
 
 def run(core: EngineCore) -> dict[int, list[TokenOutput]]:
@@ -94,7 +96,21 @@ def run(core: EngineCore) -> dict[int, list[TokenOutput]]:
 
 
 def tokens(outputs: list[TokenOutput]) -> list[int]:
-    return [output.token for output in outputs]
+    return [output.token for output in outputs if output.token != NO_TOKEN]
+
+
+def content(outputs: list[TokenOutput]) -> tuple[object, ...]:
+    """What does not depend on the batches: tokens, and log probabilities of output and prompt."""
+    return (
+        tokens(outputs),
+        outputs[-1].finish_reason,
+        [output.logprobs for output in outputs if output.token != NO_TOKEN],
+        scored(outputs),
+    )
+
+
+def scored(outputs: list[TokenOutput]) -> list[TokenLogprobs]:
+    return [entry for output in outputs for entry in output.prompt_logprobs or ()]
 
 
 request = st.tuples(
@@ -107,11 +123,12 @@ request = st.tuples(
         grammar=st.sampled_from([None, *map(regex, PATTERNS)]),
         repetition_penalty=st.sampled_from([1.0, 1.3]),
         logprobs=st.sampled_from([None, 1]),
+        prompt_logprobs=st.sampled_from([None, None, 1]),
     ),
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     requests=st.lists(request, min_size=1, max_size=5),
     share=st.sampled_from([0.0, 0.3, 0.8]),
@@ -119,9 +136,10 @@ request = st.tuples(
     blocks=st.sampled_from([9, 24]),
     seed=st.integers(0, 1000),
     cut=st.floats(0, 1),
+    options=st.sampled_from([{}, {"deterministic_chunk": 4}, {"stages": 2}]),
 )
 def test_outputs_do_not_depend_on_deferrals_preemption_or_resumption(
-    requests, share, budget, blocks, seed, cut
+    requests, share, budget, blocks, seed, cut, options
 ):
     expected: dict[int, list[TokenOutput]] = {}
     for number, (prompt, params) in enumerate(requests):
@@ -133,33 +151,22 @@ def test_outputs_do_not_depend_on_deferrals_preemption_or_resumption(
             if last.finish_reason == "stop":
                 pattern = PATTERNS[[regex(each) for each in PATTERNS].index(params.grammar)]
                 assert re.fullmatch(pattern, decode(tokens(expected[number])))
-    together = engine(LateMasks(seed, share), budget=budget, blocks=blocks)
+    together = engine(LateMasks(seed, share), budget=budget, blocks=blocks, **options)
     for number, (prompt, params) in enumerate(requests):
         together.submit(number, prompt, params, arrival=0.0)
     outputs = run(together)
-    assert outputs == {
-        number: [
-            # What depends on the batch, and not on the output.
-            TokenOutput(
-                each.id,
-                each.token,
-                each.finish_reason,
-                each.logprobs,
-                mine.cached_tokens,
-                mine.scheduling_delay,
-            )
-            for each, mine in zip(expected[number], outputs[number], strict=True)
-        ]
-        for number in outputs
-    }
     assert len(outputs) == len(requests)
+    for number in outputs:
+        assert content(outputs[number]) == content(expected[number])
     together.scheduler.check()
 
     prompt, params = requests[0]
-    have = int(cut * (len(expected[0]) - 1))
-    resumed = engine(LateMasks(seed, share))
-    resumed.submit(0, prompt, params, 0.0, output_ids=tokens(expected[0][:have]))
-    assert tokens(run(resumed)[0]) == tokens(expected[0][have:])
+    whole = tokens(expected[0])
+    have = int(cut * (len(whole) - 1))
+    resumed = engine(LateMasks(seed, share), **options)
+    num_scored = len(scored(expected[0]))
+    resumed.submit(0, prompt, params, 0.0, output_ids=whole[:have], num_scored=num_scored)
+    assert tokens(run(resumed)[0]) == whole[have:]
 
 
 def constrained(grammar: Grammar, **more: object) -> SamplingParams:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hashlib import blake2b
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ class Rememberer:
     """Logits that follow from all tokens of a sequence, as the KV blocks have them."""
 
     def __init__(self, vocab_size: int = VOCAB) -> None:
+        self.config = SimpleNamespace(vocab_size=vocab_size)
         self._vocab_size = vocab_size
         self._cache = np.full((BLOCKS, BLOCK), -1)
 
