@@ -108,3 +108,57 @@ def test_waits_that_make_no_sense_are_not_learned():
         model.mask_wait.observe(4, 0.008)
     assert model.mask_wait.seconds == pytest.approx(0.002, rel=0.01)
     assert model.coefficients == (1e-3, 0, 0, 0, 0)
+
+
+def test_no_gap_of_others_exceeds_the_prediction_beside_a_heavy_grammar():
+    """Under a virtual clock: its masks take 70 ms, of which each iteration waits for up to 5."""
+    target, longest, heavy = 0.050, 0.005, 0.070
+    truth = LatencyModel([0.010, 0.0002, 0, 0, 0])
+    model = LatencyModel(truth.coefficients)
+    scheduler = Scheduler(
+        BlockPool(1000, 16),
+        LatencyBudget(target, model),
+        max_batch_size=32,
+        max_model_len=3000,
+        latency_model=model,
+    )
+    bound, *others = [request(n, 10, 300, constrained=not n) for n in range(4)]
+    prompts = [request(n, 2000, 5) for n in range(10, 22)]
+    for each in (bound, *others, *prompts):
+        scheduler.add(each)
+    now = known = 0.0  # when the mask of the next token is known
+    last: dict[int, float] = {}
+    gaps: list[float] = []
+    errors: list[float] = []
+    prompt_tokens = deferrals = 0
+    for iteration in range(120):
+        batch = scheduler.schedule(now)
+        assert batch is not None
+        assert batch.predicted is not None
+        computed = now + truth.predict(batch.work)
+        waited = min(longest, max(0.0, known - computed)) if bound in batch.sampling else 0.0
+        end = computed + waited
+        late = known > end
+        tokens = [DEFERRED if late and each is bound else 7 for each in batch.sampling]
+        deferrals += DEFERRED in tokens
+        model.mask_wait.observe(batch.constrained, waited)
+        settled = iteration > 40  # what is waited for has been learned
+        if settled:
+            prompt_tokens += batch.work.tokens - batch.num_decodes
+        for each in scheduler.complete(batch, tokens, end):
+            if each is bound:
+                known = end + heavy
+            elif each in others:
+                if settled:
+                    gaps.append(end - last[each.id])
+                    errors.append(gaps[-1] - batch.predicted)
+                last[each.id] = end
+        now = end
+    assert deferrals > 40
+    assert model.mask_wait.seconds > 0.001
+    assert len(bound.output_ids) > 40  # it goes on
+    assert len(gaps) == 3 * 79  # the others get a token in every iteration
+    assert max(gaps) <= target + longest
+    assert max(errors) <= longest  # one wait, where the prediction has the mean,
+    assert abs(sum(errors)) / len(errors) <= longest / 10  # which is right
+    assert prompt_tokens > 79 * 100
