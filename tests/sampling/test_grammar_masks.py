@@ -267,6 +267,25 @@ def test_slow_masks_are_not_waited_for(monkeypatch):
     assert waited < 60 * SLOW_SECONDS
 
 
+def test_a_grammar_that_is_slow_now_and_then_does_not_return_to_the_fast_thread_at_once(
+    monkeypatch,
+):
+    slow_down(monkeypatch, "y", 2 * SLOW_SECONDS)
+    everything = masks()
+    mask = everything.open(regex("(y|x)*"))
+    wait(everything, mask)
+    assert mask.slow
+    assert mask.matcher is not None
+    monkeypatch.setattr(mask.matcher._inner, "_seconds", 0.0)
+    slow = []
+    for _ in range(100):
+        everything.append(mask, encode("x")[0])
+        wait(everything, mask)
+        slow.append(mask.slow)
+    assert all(slow[:20])
+    assert not all(slow)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     pattern=st.sampled_from(

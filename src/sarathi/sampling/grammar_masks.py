@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Longer masks go to the other thread, and sampling does not wait for them.
 SLOW_SECONDS = 0.004
+_DISTRUSTED = 32  # tokens for which a grammar counts as slow after such a mask
 _REPLAYED = 16  # tokens at a time, so that other threads run in between
 _MAX_COMPILED = 64  # grammars that are kept
 _LONGEST_JOB = 10.0  # seconds; far more than any takes
@@ -82,6 +83,7 @@ class GrammarMask:
         self.grammar = grammar
         self.error: str | None = None  # why the output cannot go on
         self.slow = True  # until it has been compiled
+        self.distrusted = 0  # tokens until it is not slow any more
         self.ready = False  # whether `words` are those of the next token, or `error` is set
         self.closed = False
         self.words: NDArray[np.int32] = np.empty(0, np.int32)  # a bit for each token
@@ -242,7 +244,11 @@ def advance(mask: GrammarMask, tokens: Sequence[int]) -> None:
     start = time.monotonic()
     mask.matcher.consume(tokens)
     mask.compute()
-    mask.slow = time.monotonic() - start > SLOW_SECONDS
+    if time.monotonic() - start > SLOW_SECONDS:
+        mask.distrusted = _DISTRUSTED
+    elif mask.distrusted:
+        mask.distrusted -= 1
+    mask.slow = mask.distrusted > 0
 
 
 class _Compiler:
