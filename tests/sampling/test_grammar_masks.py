@@ -237,6 +237,15 @@ def test_a_grammar_that_cannot_be_followed_fails_its_row_alone():
     assert sampler.failure(good) is None
 
 
+def test_the_slot_of_a_closed_request_is_used_again_without_its_grammar():
+    sampler = make()
+    slot = sampler.open(SamplingParams(temperature=0, grammar=choice(["a"])), (), (END,))
+    sampler.close(slot)  # while its mask is computed
+    assert sampler.open(SamplingParams(temperature=0), (), (END,)) == slot
+    assert sample(sampler, slot, preferring(START)) == START
+    assert sampler.failure(slot) is None
+
+
 def test_without_a_tokenizer_grammars_are_refused():
     with pytest.raises(SamplingError, match="grammar is not supported"):
         Sampler(VOCAB).open(SamplingParams(grammar=choice(["a"])), (), (END,))
