@@ -84,7 +84,7 @@ def after_reasoning(
     tokens: Mapping[str, int],
 ) -> Grammar:
     """Return a grammar that leaves the reasoning free."""
-    if state == "none" or grammar.after:
+    if state == "none":
         return grammar
     lark = f"start: /[ \\n]{{0,4}}/ output\n{_nested('output', grammar)}"
     if state == "begun":

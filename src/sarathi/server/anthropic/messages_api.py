@@ -17,7 +17,7 @@ from sarathi.server.anthropic.messages_request import (
 from sarathi.server.conversation import encode_conversation
 from sarathi.server.conversation_reply import conversation_reply
 from sarathi.server.generation_core import TokenUsage
-from sarathi.server.openai.generation_request import GenerationRequest
+from sarathi.server.generation_request import GenerationRequest
 from sarathi.server.output_blocks import Block, BlockPiece, BlockTranslator
 from sarathi.server.responses import ApiError, anthropic_error, json_response
 from sarathi.server.service import RequestContext, Service

@@ -9,8 +9,8 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from sarathi.server.conversation import Conversation, Tool, ToolCall, ToolChoice, Turn
+from sarathi.server.generation_request import StopString
 from sarathi.server.openai.chat_messages import MAX_TOOLS
-from sarathi.server.openai.generation_request import StopString
 from sarathi.server.request_body import (
     NOT_GIVEN,
     Int32,
@@ -22,7 +22,7 @@ from sarathi.server.request_body import (
     value_or,
 )
 from sarathi.server.responses import ApiError, invalid, missing
-from sarathi.server.structured_text import format_grammar
+from sarathi.server.structured_output import format_constraint
 
 
 class ContentBlock(Struct):
@@ -158,8 +158,7 @@ def read_messages(request: CountTokensRequest) -> Conversation:
         tools=tools,
         tool_choice=_read_tool_choice(choice, tools),
         parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
-        output_grammar=format_grammar(form.type, form.schema, "output_config.format"),
-        grammar_field="output_config.format",
+        constraint=format_constraint("output_config.format", form.type, form.schema),
         reasoning_effort=config.effort,
         # A text of the assistant at the end is the beginning of the answer.
         continues_answer=last.role == "assistant" and bool(last.content.strip()),

@@ -21,14 +21,14 @@ from starlette.types import ASGIApp
 from sarathi import __version__
 from sarathi.server.conversation_reply import conversation_reply
 from sarathi.server.generation_core import TokenUsage
+from sarathi.server.generation_request import Stop
 from sarathi.server.openai.chat_completions import ChatRequest
 from sarathi.server.openai.chat_messages import Message, Tools, read_conversation
-from sarathi.server.openai.generation_request import Stop
 from sarathi.server.output_blocks import Block, BlockPiece, BlockTranslator
 from sarathi.server.request_body import NOT_GIVEN, Int64, ModelRequest, NoEffect, only, value_or
 from sarathi.server.responses import ApiError, json_response, ollama_error
 from sarathi.server.service import RequestContext, Service
-from sarathi.server.structured_text import format_grammar
+from sarathi.server.structured_output import format_constraint
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -144,8 +144,7 @@ async def _reply(
     schema = form if isinstance(form, dict) else None
     conversation = replace(
         read_conversation(asked),
-        output_grammar=format_grammar(kind, schema, "format", lenient=True),
-        grammar_field="format",
+        constraint=format_constraint("format", kind, schema, lenient=True),
         reasoning_effort=request.think if isinstance(request.think, str) else None,
     )
     names = {"max_tokens": "num_predict", "repetition_penalty": "repeat_penalty"}

@@ -13,14 +13,14 @@ from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.server.conversation import ToolChoice
 from sarathi.server.conversation_reply import conversation_reply
 from sarathi.server.generation_core import Choices
+from sarathi.server.generation_request import GenerationRequest
 from sarathi.server.openai.chat_messages import Message, Tools, read_conversation
 from sarathi.server.openai.generation_reply import Choice, OpenAITranslator, text_and_logprob
-from sarathi.server.openai.generation_request import GenerationRequest
-from sarathi.server.openai.structured_output import read_output_grammar
 from sarathi.server.parsers.output_parser import ParsedDelta, ToolCallDelta
 from sarathi.server.request_body import NOT_GIVEN, Int64, NoEffect, only, value_or
 from sarathi.server.responses import invalid
 from sarathi.server.service import RequestContext, Service
+from sarathi.server.structured_output import requested_constraint
 
 
 class ChosenFunction(Struct):
@@ -149,7 +149,7 @@ async def create_chat_completion(service: Service, call: RequestContext) -> ASGI
         tool_choice=_tool_choice(request),
         parallel_tool_calls=value_or(request.parallel_tool_calls, True),
         reasoning_effort=request.reasoning_effort,
-        output_grammar=await read_output_grammar(service, call, request),
+        constraint=requested_constraint(request),
     )
     return await conversation_reply(
         service,

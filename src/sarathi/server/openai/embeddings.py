@@ -19,8 +19,8 @@ from sarathi.fleet.engine_client import EngineError, Generation
 from sarathi.models.tokenizers.chat_template import WorkLimit
 from sarathi.sampling.params import Pooling, SamplingParams
 from sarathi.scheduler import SchedulingParams
+from sarathi.server.generation_request import tenant_of
 from sarathi.server.openai.completions import PromptField, prompt_parts
-from sarathi.server.openai.generation_request import tenant_of
 from sarathi.server.request_body import NOT_GIVEN, Int64, ModelRequest, value_or
 from sarathi.server.responses import (
     ApiError,

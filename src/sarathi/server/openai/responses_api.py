@@ -15,8 +15,8 @@ from starlette.types import ASGIApp
 from sarathi.engine.output_processor import Delta
 from sarathi.server.conversation_reply import conversation_reply
 from sarathi.server.generation_core import TokenUsage
+from sarathi.server.generation_request import GenerationRequest
 from sarathi.server.openai.chat_completions import TokenLogprob, chat_logprobs
-from sarathi.server.openai.generation_request import GenerationRequest
 from sarathi.server.openai.responses_request import (
     ResponsesRequest,
     TextFormat,

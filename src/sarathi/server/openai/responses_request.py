@@ -20,7 +20,7 @@ from sarathi.server.request_body import (
     value_or,
 )
 from sarathi.server.responses import invalid, missing
-from sarathi.server.structured_text import format_grammar
+from sarathi.server.structured_output import format_constraint
 
 _TEXT_PARTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
 _ROLES = ("system", "developer", "user", "assistant")
@@ -173,10 +173,9 @@ def read_responses_input(request: ResponsesRequest) -> Conversation:
         tools=tools,
         tool_choice=_read_tool_choice(request, tools),
         parallel_tool_calls=value_or(request.parallel_tool_calls, True),
-        output_grammar=format_grammar(
-            form.type, form.schema, "text.format", lenient=not form.strict
+        constraint=format_constraint(
+            "text.format", form.type, form.schema, lenient=not form.strict
         ),
-        grammar_field="text.format",
         reasoning_effort=None if request.reasoning is None else request.reasoning.effort,
     )
 

@@ -18,7 +18,6 @@ from sarathi.engine.messages import ModelInfo
 from sarathi.sampling.grammar import Grammar
 from sarathi.sampling.params import SamplingError, SamplingParams
 from sarathi.scheduler import POLICIES, SchedulingParams
-from sarathi.server.openai.structured_output import StructuredOutputFields
 from sarathi.server.request_body import (
     NOT_GIVEN,
     Int32,
@@ -31,6 +30,7 @@ from sarathi.server.request_body import (
     value_or,
 )
 from sarathi.server.responses import ApiError, invalid, too_long
+from sarathi.server.structured_output import StructuredOutputFields
 
 NO_LIMIT = -1  # of max_tokens, as llama.cpp has it
 _MAX_TENANT = 1024  # bytes; longer names are hashed
