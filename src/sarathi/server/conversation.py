@@ -27,9 +27,7 @@ from sarathi.server.parsers.format_detection import OutputFormats
 from sarathi.server.parsers.output_parser import OutputParser, ParserFactory
 from sarathi.server.parsers.reasoning_parser import ReasoningFormat, ReasoningParser
 from sarathi.server.prompt_messages import (
-    Role,
     Tool,
-    ToolCall,
     Turn,
     merged_messages,
     template_messages,
@@ -39,31 +37,23 @@ from sarathi.server.responses import invalid
 from sarathi.server.service import RequestContext, Service
 from sarathi.server.structured_output import Constraint
 
-__all__ = [
-    "Conversation",
-    "EncodedConversation",
-    "Role",
-    "Tool",
-    "ToolCall",
-    "ToolChoice",
-    "Turn",
-    "encode_conversation",
-]
-
 _TOOL_NAME = re.compile(r"[\w.:/\-]{1,256}")
+
+
+ToolMode = Literal["auto", "none", "required"]
 
 
 @dataclass(frozen=True)
 class ToolChoice:
     """Whether the model has to call tools."""
 
-    mode: Literal["auto", "none", "required"] = "auto"
+    mode: ToolMode = "auto"
     name: str | None = None  # the only tool that it may call
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a chat API asks to continue."""
+    """What a chat API asks to continue; raises `ApiError` for a tool choice that nothing meets."""
 
     turns: Sequence[Turn]
     tools: Sequence[Tool] = ()
@@ -75,6 +65,14 @@ class Conversation:
     add_generation_prompt: bool = True
     add_special_tokens: bool = False  # templates write the special tokens themselves
     continues_answer: bool = False  # the output continues the last turn, which is the assistant's
+
+    def __post_init__(self) -> None:
+        choice = self.tool_choice
+        if choice.mode == "required" and not self.tools:
+            message = "tool_choice requires a tool call, but there are no tools."
+            raise invalid(message, "tool_choice")
+        if choice.name is not None and choice.name not in [tool.name for tool in self.tools]:
+            raise invalid("tool_choice names a tool that is not in tools.", "tool_choice")
 
 
 @dataclass(frozen=True)

@@ -123,18 +123,19 @@ def requested_constraint(request: StructuredOutputFields) -> Constraint | None:
 
 
 def _of_format(wanted: ResponseFormat | None) -> Iterator[Constraint]:
-    field = "response_format"
-    kind = "text" if wanted is None else wanted.type or "text"
-    schema, lenient = None, False
-    if wanted is not None and kind == "json_schema":
-        field = "response_format.json_schema"
-        if wanted.json_schema is None:
+    if wanted is None:
+        return
+    if wanted.type == "json_object":
+        yield Constraint("response_format", grammars.json_object)
+    elif wanted.type == "json_schema":
+        field, given = "response_format.json_schema", wanted.json_schema
+        if given is None:
             raise missing(field)
-        schema, lenient = wanted.json_schema.schema, not wanted.json_schema.strict
-        kind = "json_object" if schema is None else kind
-    constraint = format_constraint(field, kind, schema, lenient=lenient)
-    if constraint is not None:
-        yield constraint
+        if given.schema is None:
+            yield Constraint(field, grammars.json_object)
+        else:
+            make = partial(grammars.json_schema, given.schema, lenient=not given.strict)
+            yield Constraint(f"{field}.schema", make)
 
 
 def _of_vllm(request: StructuredOutputFields) -> Iterator[Constraint]:

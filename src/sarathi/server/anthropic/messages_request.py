@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from sarathi.server.conversation import Conversation, Tool, ToolCall, ToolChoice, Turn
+from sarathi.server.conversation import Conversation, ToolChoice
 from sarathi.server.generation_request import StopString
-from sarathi.server.openai.chat_messages import MAX_TOOLS
+from sarathi.server.prompt_messages import Tool, ToolCall, Turn
 from sarathi.server.request_body import (
+    MAX_TOOLS,
     NOT_GIVEN,
     Int32,
     Int64,
@@ -19,9 +20,10 @@ from sarathi.server.request_body import (
     NoEffect,
     max_json,
     only,
+    unsupported_type,
     value_or,
 )
-from sarathi.server.responses import ApiError, invalid, missing
+from sarathi.server.responses import invalid, missing
 from sarathi.server.structured_output import format_constraint
 
 
@@ -147,7 +149,6 @@ def read_messages(request: CountTokensRequest) -> Conversation:
     for index, message in enumerate(request.messages):
         turns += _message_turns(message, f"messages[{index}]")
     last = turns[-1] if turns else Turn("user", "")
-    tools = [_read_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools or ())]
     config = request.output_config or OutputConfig()
     form = config.format or request.output_format or OutputFormat("text")
     choice = request.tool_choice
@@ -155,8 +156,8 @@ def read_messages(request: CountTokensRequest) -> Conversation:
     thinking = request.thinking is not None and request.thinking.type != "disabled"
     return Conversation(
         turns=turns,
-        tools=tools,
-        tool_choice=_read_tool_choice(choice, tools),
+        tools=[_read_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools or ())],
+        tool_choice=_read_tool_choice(choice),
         parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
         constraint=format_constraint("output_config.format", form.type, form.schema),
         reasoning_effort=config.effort,
@@ -217,7 +218,7 @@ def _text(content: str | Sequence[ContentBlock], path: str) -> str:
 
 def _block_text(block: ContentBlock, path: str) -> str:
     if block.type != "text":
-        raise _unsupported_type(block.type, path, "only text, tools and thinking are")
+        raise unsupported_type(path, block.type, "only text, tools and thinking are")
     if block.text is None:
         raise missing(f"{path}.text")
     return block.text
@@ -225,31 +226,16 @@ def _block_text(block: ContentBlock, path: str) -> str:
 
 def _read_tool(tool: ClientTool, path: str) -> Tool:
     if tool.type not in (None, "custom"):
-        raise _unsupported_type(tool.type, path, "only tools with an input_schema are")
+        raise unsupported_type(path, tool.type, "only tools with an input_schema are")
     if not tool.name:
         raise missing(f"{path}.name")
     strict = value_or(tool.strict, False)
     return Tool(tool.name, tool.description or "", tool.input_schema or {}, strict)
 
 
-def _read_tool_choice(choice: ToolChoiceOption | None, tools: Sequence[Tool]) -> ToolChoice:
-    """Return the tool choice; raise `ApiError` for one that names no tool of the request."""
-    if choice is None or choice.type == "auto":
-        return ToolChoice("auto")
-    if choice.type == "none":
-        return ToolChoice("none")
-    if not tools:
-        raise invalid(f"tool_choice is {choice.type}, but there are no tools.", "tool_choice")
-    if choice.type == "any":
-        return ToolChoice("required")
-    if choice.name not in [tool.name for tool in tools]:
-        raise invalid("tool_choice names a tool that is not in tools.", "tool_choice")
-    return ToolChoice("required", choice.name)
-
-
-def _unsupported_type(kind: str | None, path: str, supported: str) -> ApiError:
-    return invalid(
-        f"{path}.type {kind!r:.50} is not supported; {supported}.",
-        f"{path}.type",
-        code="unsupported_parameter",
-    )
+def _read_tool_choice(choice: ToolChoiceOption | None) -> ToolChoice:
+    if choice is None:
+        return ToolChoice()
+    if choice.type == "tool":
+        return ToolChoice("required", choice.name or "")
+    return ToolChoice("required" if choice.type == "any" else choice.type)
