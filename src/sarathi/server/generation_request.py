@@ -20,9 +20,9 @@ from sarathi.sampling.params import SamplingError, SamplingParams
 from sarathi.scheduler import POLICIES, SchedulingParams
 from sarathi.server.request_body import (
     NOT_GIVEN,
-    Int32,
     Int64,
     NoEffect,
+    SharedFields,
     check_token_ids,
     is_given,
     only,
@@ -49,15 +49,12 @@ class StreamOptions(Struct):
 class GenerationRequest(StructuredOutputFields, kw_only=True):
     """The fields that completions and chat completions share."""
 
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
 
     # Those of `SamplingParams`, which checks their values, have the same names.
     n: Int64 | None = None
     max_tokens: Int64 | None = None
     min_tokens: Int64 | None = None
-    temperature: float | None = None
-    top_p: float | None = None
     top_k: Int64 | None = None
     min_p: float | None = None
     seed: int | None = None
@@ -72,11 +69,7 @@ class GenerationRequest(StructuredOutputFields, kw_only=True):
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
 
-    # For the scheduler; see `scheduling_params`.
-    priority: Int32 | None = None
-    ttft_target: float | str | None = None
-    tbt_target: float | str | None = None
-    user: Raw = NOT_GIVEN
+    user: Raw = NOT_GIVEN  # for the scheduler, as those of `SharedFields`
 
     # They concern billing, caching or filing.
     metadata: NoEffect = NOT_GIVEN
@@ -107,6 +100,12 @@ class GenerationRequest(StructuredOutputFields, kw_only=True):
     truncate_prompt_tokens: Annotated[Any, only()] = None
     use_beam_search: Annotated[Any, only(False)] = None
     vllm_xargs: Annotated[Any, only({})] = None
+
+
+def generation_request(request: SharedFields, **fields: Any) -> GenerationRequest:
+    """Return what another API's request says about generation; `fields` have other names there."""
+    shared = {name: getattr(request, name) for name in SharedFields.__struct_fields__}
+    return GenerationRequest(**shared, **fields)
 
 
 # Fields of a request that become the parameter of the same name as they are.

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
-import llguidance
-
-from sarathi.sampling.grammar import Grammar
+from sarathi.sampling.grammar import Grammar, GrammarError
+from sarathi.sampling.grammar_compiler import check_syntax
 from sarathi.server.parsers.call_grammar import LarkRules
 from sarathi.server.parsers.reasoning_parser import ReasoningFormat
 from sarathi.server.parsers.tool_formats import ToolFormat
@@ -109,21 +108,14 @@ def _checked_schema(tool: Tool, index: int) -> Mapping[str, Any]:
     rules = LarkRules({}, ())
     lark = rules.grammar(rules.json(schema))
     # The same tools come with every turn of a conversation.
-    if reason := _fault(lark) if len(lark) <= _MAX_CACHED else _fault.__wrapped__(lark):
+    try:
+        (_check_cached if len(lark) <= _MAX_CACHED else check_syntax)(lark)
+    except GrammarError as error:
         raise invalid(
-            f"The schema of the tool {tool.name!r:.100} cannot be used: {_first_line(reason)}",
+            f"The schema of the tool {tool.name!r:.100} cannot be used: {error}.",
             f"tools[{index}].function.parameters",
-        )
+        ) from None
     return schema
 
 
-@lru_cache(512)
-def _fault(lark: str) -> str:
-    """Return what is wrong with a grammar; an empty string for nothing."""
-    return llguidance.LLMatcher.validate_grammar(llguidance.LLMatcher.grammar_from_lark(lark))
-
-
-def _first_line(reason: str) -> str:
-    """Return llguidance's reason without its position in the grammar, which no caller has seen."""
-    text = reason.split("\n   1 |")[0]
-    return text.partition("failed to compile JSON schema: ")[2].strip() or text.strip()
+_check_cached = lru_cache(512)(check_syntax)

@@ -35,6 +35,18 @@ class ModelRequest(msgspec.Struct, kw_only=True):
     model: str | None = None
 
 
+class SharedFields(ModelRequest, kw_only=True):
+    """Fields that several APIs have under the same name."""
+
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    # For the scheduler; see `generation_request.scheduling_params`.
+    priority: Int32 | None = None
+    ttft_target: float | str | None = None
+    tbt_target: float | str | None = None
+
+
 def only(*values: object) -> msgspec.Meta:
     """Return the annotation of an unsupported field: these values and null ask for nothing."""
     # `typing` takes equal annotations for the same, and 1 equals true; their JSON differs.

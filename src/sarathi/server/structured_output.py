@@ -18,7 +18,7 @@ from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.sampling import grammar as grammars
 from sarathi.sampling.grammar import Grammar, GrammarError
 from sarathi.sampling.grammar_compiler import check_grammar
-from sarathi.server.request_body import MAX_OPEN_FIELD, ModelRequest, unsupported
+from sarathi.server.request_body import MAX_OPEN_FIELD, SharedFields, unsupported
 from sarathi.server.responses import invalid, missing
 
 Schema = dict[str, Any] | bool
@@ -55,7 +55,7 @@ class StructuredOutputs(Struct):
     disable_additional_properties: bool | None = None
 
 
-class StructuredOutputFields(ModelRequest, kw_only=True):
+class StructuredOutputFields(SharedFields, kw_only=True):
     """The fields of a request; those of vLLM up to 0.11 begin with `guided_`."""
 
     response_format: ResponseFormat | None = None

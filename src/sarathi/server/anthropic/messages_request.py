@@ -14,10 +14,9 @@ from sarathi.server.prompt_messages import Tool, ToolCall, Turn
 from sarathi.server.request_body import (
     MAX_TOOLS,
     NOT_GIVEN,
-    Int32,
     Int64,
-    ModelRequest,
     NoEffect,
+    SharedFields,
     max_json,
     only,
     unsupported_type,
@@ -103,9 +102,15 @@ class RequestMetadata(Struct):
     user_id: Raw = NOT_GIVEN
 
 
-class CountTokensRequest(ModelRequest, kw_only=True):
-    """Body of POST /v1/messages/count_tokens: what determines the prompt."""
+class MessagesRequest(SharedFields, kw_only=True):
+    """Body of POST /v1/messages, and of its count_tokens, where some fields have no effect."""
 
+    max_tokens: Int64 | None = None
+    stop_sequences: Annotated[list[StopString], Meta(max_length=16)] | None = None
+    top_k: Int64 | None = None
+    metadata: RequestMetadata | None = None
+
+    # They determine the prompt.
     messages: list[InputMessage] | None = None
     system: str | list[ContentBlock] | None = None
     tools: Annotated[list[ClientTool] | None, max_json(MAX_TOOLS)] = None
@@ -122,24 +127,7 @@ class CountTokensRequest(ModelRequest, kw_only=True):
     inference_geo: NoEffect = NOT_GIVEN
 
 
-class MessagesRequest(CountTokensRequest, kw_only=True):
-    """Body of POST /v1/messages."""
-
-    max_tokens: Int64 | None = None
-    stop_sequences: Annotated[list[StopString], Meta(max_length=16)] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Int64 | None = None
-    stream: bool | None = None
-    metadata: RequestMetadata | None = None
-
-    # For the scheduler, as in the other APIs.
-    priority: Int32 | None = None
-    ttft_target: float | str | None = None
-    tbt_target: float | str | None = None
-
-
-def read_messages(request: CountTokensRequest) -> Conversation:
+def read_messages(request: MessagesRequest) -> Conversation:
     """Return the conversation of a request; raise `ApiError` naming a field that is wrong."""
     if request.messages is None:
         raise missing("messages")

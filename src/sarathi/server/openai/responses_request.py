@@ -12,10 +12,9 @@ from sarathi.server.prompt_messages import Role, Tool, ToolCall, Turn
 from sarathi.server.request_body import (
     MAX_TOOLS,
     NOT_GIVEN,
-    Int32,
     Int64,
-    ModelRequest,
     NoEffect,
+    SharedFields,
     max_json,
     only,
     unsupported_type,
@@ -99,7 +98,7 @@ class ReasoningOptions(Struct):
     generate_summary: NoEffect = NOT_GIVEN  # the old name of `summary`
 
 
-class ResponsesRequest(ModelRequest, kw_only=True):
+class ResponsesRequest(SharedFields, kw_only=True):
     """Body of POST /v1/responses."""
 
     input: str | list[InputItem] | None = None
@@ -110,16 +109,8 @@ class ResponsesRequest(ModelRequest, kw_only=True):
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     max_output_tokens: Int64 | None = None
-    temperature: float | None = None
-    top_p: float | None = None
     top_logprobs: Int64 | None = None
     include: list[str] | None = None
-    stream: bool | None = None
-
-    # For the scheduler, as in the other APIs.
-    priority: Int32 | None = None
-    ttft_target: float | str | None = None
-    tbt_target: float | str | None = None
     user: Raw = NOT_GIVEN
 
     # They need what the server does not have: stored responses, conversations and prompts.
