@@ -48,6 +48,12 @@ class OllamaOptions(Struct):
     frequency_penalty: float | None = None
 
 
+# Those that OpenAI's requests have under the same name.
+_SAME_OPTIONS = [
+    name for name in OllamaOptions.__struct_fields__ if name in ChatRequest.__struct_fields__
+]
+
+
 class OllamaMessage(Message, kw_only=True):
     """One message, in OpenAI's form but for these fields."""
 
@@ -138,7 +144,7 @@ async def _reply(
         thinking=None if request.think is None else bool(request.think),
         max_tokens=None if limit is None or limit < 0 else limit,
         repetition_penalty=options.repeat_penalty,
-        **{name: getattr(options, name) for name in _SAMPLING_OPTIONS},
+        **{name: getattr(options, name) for name in _SAME_OPTIONS},
     )
     kind = "json_object" if form == "json" else "json_schema" if form else "text"
     schema = form if isinstance(form, dict) else None
@@ -231,10 +237,6 @@ class OllamaTranslator(BlockTranslator):
 
 
 _FIELDS = {"text": "content", "reasoning": "thinking"}
-_SAMPLING_OPTIONS = (
-    *("temperature", "top_k", "top_p", "min_p", "seed", "stop"),
-    *("presence_penalty", "frequency_penalty"),
-)
 
 
 def _call(block: Block) -> dict[str, Any]:

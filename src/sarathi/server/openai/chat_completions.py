@@ -144,11 +144,11 @@ async def create_chat_completion(service: Service, call: RequestContext) -> ASGI
     if request.max_completion_tokens is not None:  # its older name has no effect beside it
         request.max_tokens = request.max_completion_tokens
         names["max_tokens"] = "max_completion_tokens"
-    choice = value_or(request.tool_choice, "auto")
+    choice = request.tool_choice
     if isinstance(choice, ChosenTool):
         tool_choice = ToolChoice("required", choice.function.name)
     else:
-        tool_choice = ToolChoice(choice)
+        tool_choice = ToolChoice(value_or(choice, "auto"))
     conversation = replace(
         read_conversation(request),
         tool_choice=tool_choice,
