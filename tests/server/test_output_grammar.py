@@ -232,7 +232,7 @@ def allowed(grammar: Grammar, special: bool) -> list[int]:
     ],
 )
 def test_a_schema_that_cannot_be_used(schema: dict[str, Any], reason: str) -> None:
-    tools = [Tool("ok"), Tool("f", "", schema, strict=True)]
+    tools = [Tool("ok"), Tool("f", "", schema, strict=True, path="tools[1].function")]
     with pytest.raises(ApiError, match=reason) as caught:
         forced_calls(tools, TOOL_FORMATS["hermes"], {}, several=True)
     assert caught.value.status == 400

@@ -197,9 +197,10 @@ def test_calls_are_free_unless_a_tool_is_strict_or_only_one_may_come() -> None:
 
 def test_wrong_tools() -> None:
     wrong = {"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}
-    response = chat(engine("x"), tools=[tool(), wrong], tool_choice="required")
-    found = error(response, 400, "tools[1].function.parameters")
-    assert "objekt" in found["message"]
+    for choice in ("required", {"type": "function", "function": {"name": "f"}}):
+        response = chat(engine("x"), tools=[tool(), wrong], tool_choice=choice)
+        found = error(response, 400, "tools[1].function.parameters")
+        assert "objekt" in found["message"]
     error(chat(engine("x"), tools=[tool("a b")]), 400, "tools[0].function.name")
     none = OutputFormats()
     error(chat(engine("x"), none, tool_choice="required"), 400, "tool_choice")

@@ -123,12 +123,12 @@ def _until_answer(text: str, answer: str) -> str:
 
 
 def _check_tools(conversation: Conversation, formats: OutputFormats) -> None:
-    for index, tool in enumerate(conversation.tools):
+    for tool in conversation.tools:
         if not _TOOL_NAME.fullmatch(tool.name):
             raise invalid(
                 f"The name of a tool is {tool.name!r:.100}, expected 1 to 256 letters, digits and "
                 "any of _ . : / -",
-                f"tools[{index}].function.name",
+                f"{tool.path}.name",
             )
     if conversation.tool_choice.mode == "required" and formats.tools is None:
         raise invalid(

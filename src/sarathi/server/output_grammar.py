@@ -33,7 +33,7 @@ def forced_calls(
     With `marked`, calls begin with a marker even where the format needs none.
     """
     rules = LarkRules(tokens, tool_format.token_texts)
-    schemas = {tool.name: _checked_schema(tool, index) for index, tool in enumerate(tools)}
+    schemas = {tool.name: _checked_schema(tool) for tool in tools}
     return Grammar(
         rules.grammar(tool_format.calls_rule(rules, schemas, several=several, marked=marked))
     )
@@ -57,8 +57,7 @@ def strict_calls(
         return None
     rules = LarkRules(tokens, tool_format.token_texts)
     schemas = {
-        tool.name: _checked_schema(tool, index) if tool.strict else {"type": "object"}
-        for index, tool in enumerate(tools)
+        tool.name: _checked_schema(tool) if tool.strict else {"type": "object"} for tool in tools
     }
     return Grammar(rules.grammar(tool_format.text_and_calls_rule(rules, schemas, several=several)))
 
@@ -99,7 +98,7 @@ def _nested(name: str, grammar: Grammar) -> str:
     return f"{name}: %lark {{\n{grammar.lark}\n}}\n"
 
 
-def _checked_schema(tool: Tool, index: int) -> Mapping[str, Any]:
+def _checked_schema(tool: Tool) -> Mapping[str, Any]:
     """Return the schema of a tool's arguments; raise `ApiError` if no grammar can be made of it."""
     schema: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
     if tool.parameters:
@@ -113,7 +112,7 @@ def _checked_schema(tool: Tool, index: int) -> Mapping[str, Any]:
     except GrammarError as error:
         raise invalid(
             f"The schema of the tool {tool.name!r:.100} cannot be used: {error}.",
-            f"tools[{index}].function.parameters",
+            f"{tool.path}.{tool.schema_field}",
         ) from None
     return schema
 

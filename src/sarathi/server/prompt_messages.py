@@ -57,6 +57,8 @@ class Tool:
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)  # a JSON schema
     strict: bool = False  # whether arguments have to follow the schema
+    path: str = "tools"  # the field of the request that has the name and the schema, for errors
+    schema_field: str = "parameters"  # of these
 
 
 Message = dict[str, Any]

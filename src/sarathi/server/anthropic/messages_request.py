@@ -20,7 +20,6 @@ from sarathi.server.request_body import (
     max_json,
     only,
     unsupported_type,
-    value_or,
 )
 from sarathi.server.responses import invalid, missing
 from sarathi.server.structured_output import format_constraint
@@ -217,8 +216,14 @@ def _read_tool(tool: ClientTool, path: str) -> Tool:
         raise unsupported_type(path, tool.type, "only tools with an input_schema are")
     if not tool.name:
         raise missing(f"{path}.name")
-    strict = value_or(tool.strict, False)
-    return Tool(tool.name, tool.description or "", tool.input_schema or {}, strict)
+    return Tool(
+        tool.name,
+        tool.description or "",
+        tool.input_schema or {},
+        bool(tool.strict),
+        path,
+        "input_schema",
+    )
 
 
 def _read_tool_choice(choice: ToolChoiceOption | None) -> ToolChoice:

@@ -220,4 +220,5 @@ def _tool(definition: ToolDefinition, path: str) -> Tool:
         function.description or "",
         function.parameters or {},
         bool(function.strict),
+        f"{path}.function",
     )

@@ -250,8 +250,7 @@ def _read_tool(tool: FunctionTool, path: str) -> Tool:
         raise unsupported_type(path, tool.type, reason)
     if not tool.name:
         raise missing(f"{path}.name")
-    strict = value_or(tool.strict, False)
-    return Tool(tool.name, tool.description or "", tool.parameters or {}, strict)
+    return Tool(tool.name, tool.description or "", tool.parameters or {}, bool(tool.strict), path)
 
 
 def _read_tool_choice(choice: ToolMode | ChosenFunctionTool | None) -> ToolChoice:
