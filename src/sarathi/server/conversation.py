@@ -245,6 +245,7 @@ def _grammar(
         try:
             check_grammar(grammar, tokenizer)
         except GrammarError as error:
-            field = "tools" if constraint is None else constraint.field
+            only_calls = constraint is None or choice.mode == "required"
+            field = "tools" if only_calls else constraint.field
             raise invalid(f"{field} cannot be followed: {error}.", field) from None
     return grammar

@@ -1,4 +1,4 @@
-"""What the requests of OpenAI's generating endpoints have in common.
+"""What a request says about sampling and scheduling, in the form that all APIs translate to.
 
 Fields are OpenAI's, vLLM's for sampling and priority, and latency targets. Null means absent. A
 field has an effect; or none on the output, and is of type `NoEffect`; or is not supported, which
@@ -47,7 +47,7 @@ class StreamOptions(Struct):
 
 
 class GenerationRequest(StructuredOutputFields, kw_only=True):
-    """The fields that completions and chat completions share."""
+    """The fields that completions and chat completions share, and others are translated to."""
 
     stream_options: StreamOptions | None = None
 

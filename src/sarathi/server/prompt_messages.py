@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sarathi.models.tokenizers.template_abilities import CallForm, TemplateAbilities
 from sarathi.server.parsers.tool_formats import ToolFormat
-from sarathi.server.responses import invalid
+from sarathi.server.responses import invalid, missing
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -59,6 +59,20 @@ class Tool:
     strict: bool = False  # whether arguments have to follow the schema
     path: str = "tools"  # the field of the request that has the name and the schema, for errors
     schema_field: str = "parameters"  # of these
+
+
+def read_tool(
+    path: str,
+    name: str | None,
+    description: str | None,
+    schema: Mapping[str, Any] | None,
+    strict: bool | None,
+    schema_field: str = "parameters",
+) -> Tool:
+    """Return the tool that a request describes at `path`; raise `ApiError` if it has no name."""
+    if not name:
+        raise missing(f"{path}.name")
+    return Tool(name, description or "", schema or {}, bool(strict), path, schema_field)
 
 
 Message = dict[str, Any]

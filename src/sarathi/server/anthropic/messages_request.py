@@ -10,7 +10,7 @@ from msgspec import Meta, Raw, Struct
 
 from sarathi.server.conversation import Conversation, ToolChoice
 from sarathi.server.generation_request import StopString
-from sarathi.server.prompt_messages import Tool, ToolCall, Turn
+from sarathi.server.prompt_messages import Tool, ToolCall, Turn, read_tool
 from sarathi.server.request_body import (
     MAX_TOOLS,
     NOT_GIVEN,
@@ -214,16 +214,8 @@ def _block_text(block: ContentBlock, path: str) -> str:
 def _read_tool(tool: ClientTool, path: str) -> Tool:
     if tool.type not in (None, "custom"):
         raise unsupported_type(path, tool.type, "only tools with an input_schema are")
-    if not tool.name:
-        raise missing(f"{path}.name")
-    return Tool(
-        tool.name,
-        tool.description or "",
-        tool.input_schema or {},
-        bool(tool.strict),
-        path,
-        "input_schema",
-    )
+    schema, field = tool.input_schema, "input_schema"
+    return read_tool(path, tool.name, tool.description, schema, tool.strict, field)
 
 
 def _read_tool_choice(choice: ToolChoiceOption | None) -> ToolChoice:

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from sarathi.server.conversation import Conversation
-from sarathi.server.prompt_messages import Role, Tool, ToolCall, Turn
+from sarathi.server.prompt_messages import Role, Tool, ToolCall, Turn, read_tool
 from sarathi.server.request_body import (
     MAX_TOOLS,
     NOT_GIVEN,
@@ -213,12 +213,10 @@ def _tool(definition: ToolDefinition, path: str) -> Tool:
     if definition.type != "function":
         raise unsupported_type(path, definition.type, "only function is")
     function = definition.function
-    if not function.name:
-        raise missing(f"{path}.function.name")
-    return Tool(
-        function.name,
-        function.description or "",
-        function.parameters or {},
-        bool(function.strict),
+    return read_tool(
         f"{path}.function",
+        function.name,
+        function.description,
+        function.parameters,
+        function.strict,
     )

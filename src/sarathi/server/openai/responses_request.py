@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 from msgspec import Raw, Struct
 
 from sarathi.server.conversation import Conversation, ToolChoice, ToolMode
-from sarathi.server.prompt_messages import Role, Tool, ToolCall, Turn
+from sarathi.server.prompt_messages import Role, Tool, ToolCall, Turn, read_tool
 from sarathi.server.request_body import (
     MAX_TOOLS,
     NOT_GIVEN,
@@ -248,9 +248,7 @@ def _read_tool(tool: FunctionTool, path: str) -> Tool:
     if tool.type != "function":
         reason = "the server runs no tools itself; only function is"
         raise unsupported_type(path, tool.type, reason)
-    if not tool.name:
-        raise missing(f"{path}.name")
-    return Tool(tool.name, tool.description or "", tool.parameters or {}, bool(tool.strict), path)
+    return read_tool(path, tool.name, tool.description, tool.parameters, tool.strict)
 
 
 def _read_tool_choice(choice: ToolMode | ChosenFunctionTool | None) -> ToolChoice:
