@@ -245,7 +245,6 @@ def _grammar(
         try:
             check_grammar(grammar, tokenizer)
         except GrammarError as error:
-            only_calls = constraint is None or choice.mode == "required"
-            field = "tools" if only_calls else constraint.field
+            field = "tools" if constraint is None or choice.mode == "required" else constraint.field
             raise invalid(f"{field} cannot be followed: {error}.", field) from None
     return grammar
