@@ -13,7 +13,7 @@ from sarathi.server.parsers.call_grammar import LarkRules
 from sarathi.server.parsers.reasoning_parser import ReasoningFormat
 from sarathi.server.parsers.tool_formats import ToolFormat
 from sarathi.server.prompt_messages import Tool
-from sarathi.server.responses import invalid
+from sarathi.server.responses import ApiError, invalid
 
 _MAX_CACHED = 16 * 2**10  # characters of a schema
 
@@ -104,17 +104,25 @@ def _checked_schema(tool: Tool, index: int) -> Mapping[str, Any]:
     """Return the schema of a tool's arguments; raise `ApiError` if no grammar can be made of it."""
     schema: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
     if tool.parameters:
+        kinds = tool.parameters.get("type", "object")
+        if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
+            # Arguments that are no object would not be read as those of a call.
+            raise _unusable(tool, index, f"its type is {kinds!r:.100}, expected 'object'")
         # What is not supported of a schema is an error only where it has to be followed.
-        schema = {"type": "object", **tool.parameters, "x-guidance": {"lenient": not tool.strict}}
+        schema = {**tool.parameters, "type": "object", "x-guidance": {"lenient": not tool.strict}}
     rules = LarkRules({}, ())
     lark = rules.grammar(rules.json(schema))
     # The same tools come with every turn of a conversation.
     if reason := _fault(lark) if len(lark) <= _MAX_CACHED else _fault.__wrapped__(lark):
-        raise invalid(
-            f"The schema of the tool {tool.name!r:.100} cannot be used: {_first_line(reason)}",
-            f"tools[{index}].function.parameters",
-        )
+        raise _unusable(tool, index, _first_line(reason))
     return schema
+
+
+def _unusable(tool: Tool, index: int, reason: str) -> ApiError:
+    return invalid(
+        f"The schema of the tool {tool.name!r:.100} cannot be used: {reason}",
+        f"tools[{index}].function.parameters",
+    )
 
 
 @lru_cache(512)
