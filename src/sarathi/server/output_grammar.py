@@ -12,7 +12,7 @@ from sarathi.server.parsers.call_grammar import LarkRules
 from sarathi.server.parsers.reasoning_parser import ReasoningFormat
 from sarathi.server.parsers.tool_formats import ToolFormat
 from sarathi.server.prompt_messages import Tool
-from sarathi.server.responses import invalid
+from sarathi.server.responses import ApiError, invalid
 
 _MAX_CACHED = 16 * 2**10  # characters of a schema
 
@@ -102,19 +102,27 @@ def _checked_schema(tool: Tool) -> Mapping[str, Any]:
     """Return the schema of a tool's arguments; raise `ApiError` if no grammar can be made of it."""
     schema: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
     if tool.parameters:
+        kinds = tool.parameters.get("type", "object")
+        if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
+            # Arguments that are no object would not be read as those of a call.
+            raise _unusable(tool, f"its type is {kinds!r:.100}, expected 'object'")
         # What is not supported of a schema is an error only where it has to be followed.
-        schema = {"type": "object", **tool.parameters, "x-guidance": {"lenient": not tool.strict}}
+        schema = {**tool.parameters, "type": "object", "x-guidance": {"lenient": not tool.strict}}
     rules = LarkRules({}, ())
     lark = rules.grammar(rules.json(schema))
     # The same tools come with every turn of a conversation.
     try:
         (_check_cached if len(lark) <= _MAX_CACHED else check_syntax)(lark)
     except GrammarError as error:
-        raise invalid(
-            f"The schema of the tool {tool.name!r:.100} cannot be used: {error}.",
-            f"{tool.path}.{tool.schema_field}",
-        ) from None
+        raise _unusable(tool, str(error)) from None
     return schema
 
 
 _check_cached = lru_cache(512)(check_syntax)
+
+
+def _unusable(tool: Tool, reason: str) -> ApiError:
+    return invalid(
+        f"The schema of the tool {tool.name!r:.100} cannot be used: {reason}.",
+        f"{tool.path}.{tool.schema_field}",
+    )

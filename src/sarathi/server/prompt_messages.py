@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sarathi.models.tokenizers.template_abilities import CallForm, TemplateAbilities
 from sarathi.server.parsers.tool_formats import ToolFormat
-from sarathi.server.responses import invalid, missing
+from sarathi.server.responses import missing
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -127,7 +127,7 @@ def _adapted(turn: Turn, abilities: TemplateAbilities, tool_format: ToolFormat |
     if turn.role == "developer" and "developer" not in abilities.names:
         return replace(turn, role="system")
     if turn.tool_calls and abilities.calls is None and tool_format is not None:
-        calls = [(call.name, _arguments(call, turn.path)) for call in turn.tool_calls]
+        calls = [(call.name, _arguments(call)) for call in turn.tool_calls]
         parts = (turn.content, tool_format.write(calls))
         return replace(turn, content="\n".join(filter(None, parts)), tool_calls=())
     if turn.role == "tool" and not (abilities.results and abilities.calls):
@@ -182,9 +182,7 @@ def _messages(turn: Turn, abilities: TemplateAbilities) -> list[Message]:
             "id": _call_id(call.id, form),
             "function": {
                 "name": call.name,
-                "arguments": call.arguments or "{}"
-                if form.arguments_as_text
-                else _arguments(call, turn.path),
+                "arguments": call.arguments or "{}" if form.arguments_as_text else _arguments(call),
             },
         }
         for call in turn.tool_calls
@@ -202,14 +200,13 @@ def _call_id(given: str, form: CallForm | None) -> str:
     return hashlib.sha256(given.encode("utf-8", "replace")).hexdigest()[:9]
 
 
-def _arguments(call: ToolCall, path: str) -> dict[str, Any]:
+def _arguments(call: ToolCall) -> dict[str, Any]:
+    """Return the arguments of an earlier call; a text that is no JSON object is the only one.
+
+    Models write such texts, or `max_tokens` cuts them, and clients send back what they got.
+    """
     try:
         arguments = json.loads(call.arguments or "{}")
     except (ValueError, RecursionError):
         arguments = None
-    if not isinstance(arguments, dict):
-        raise invalid(
-            f"The arguments of the call of {call.name!r:.100} are not a JSON object.",
-            f"{path}.tool_calls",
-        )
-    return arguments
+    return arguments if isinstance(arguments, dict) else {"arguments": call.arguments}
