@@ -105,3 +105,13 @@ def test_nothing_goes_on_after_a_failure():
     engine = FakeEngine()
     engine.error = "it died"
     error(embed(engine), 503)
+
+
+# A letter of two tokens: that the second is too long shows only once it is tokenised.
+@pytest.mark.parametrize("value", ["a" * (LIMIT + 1), ["b", "é" * LIMIT], [1] * (LIMIT + 1)])
+def test_a_text_beyond_the_models_length_has_openais_code(value):
+    engine = FakeEngine()
+    reply = error(embed(engine, value), 400)
+    assert reply["code"] == "context_length_exceeded"
+    assert engine.generations == []
+    assert embed(engine, "a" * LIMIT).status_code == 200

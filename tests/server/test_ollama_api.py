@@ -98,6 +98,13 @@ def test_a_chat_streams_unless_told_otherwise() -> None:
     assert without_times(whole) == without_times(reassembled(replies))
 
 
+def test_the_stream_of_an_empty_output_has_its_last_line() -> None:
+    response = ask(FakeEngine(""))
+    [reply] = lines(response)
+    assert (reply["message"]["content"], reply["done_reason"]) == ("", "stop")
+    assert response.headers["server-timing"].startswith("queue;dur=")
+
+
 def test_a_prompt_is_a_message_of_the_user() -> None:
     engine = FakeEngine("Hello")
     replies = lines(ask(engine, "generate", system="be brief"))

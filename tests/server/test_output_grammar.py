@@ -226,17 +226,30 @@ def allowed(grammar: Grammar, special: bool) -> list[int]:
 @pytest.mark.parametrize(
     ("schema", "reason"),
     [
-        ({"type": "objekt"}, "Invalid type: objekt"),
+        ({"type": "objekt"}, "its type is 'objekt', expected 'object'"),
+        ({"type": "array"}, "its type is 'array', expected 'object'"),
+        ({"type": ["string", "null"]}, "expected 'object'"),
+        ({"properties": {"a": {"type": "objekt"}}}, "Invalid type: objekt"),
         ({"properties": {"a": {"pattern": "(?=a)"}}}, "look-ahead"),
         ({"properties": {"a": {"$ref": "#/nowhere"}}}, "nowhere"),
     ],
 )
 def test_a_schema_that_cannot_be_used(schema: dict[str, Any], reason: str) -> None:
-    tools = [Tool("ok"), Tool("f", "", schema, strict=True)]
+    tools = [Tool("ok"), Tool("f", "", schema, strict=True, path="tools[1].function")]
     with pytest.raises(ApiError, match=reason) as caught:
         forced_calls(tools, TOOL_FORMATS["hermes"], {}, several=True)
     assert caught.value.status == 400
     assert caught.value.body["error"]["param"] == "tools[1].function.parameters"
+
+
+@FORMATS
+def test_arguments_are_an_object_even_if_the_schema_allows_more(format_name: str) -> None:
+    tools = [Tool("f", "", {"type": ["object", "null"]}, strict=True)]
+    grammar = forced_calls(tools, TOOL_FORMATS[format_name], {}, several=True)
+    text = TOOL_FORMATS[format_name].write([("f", {})])
+    assert accepts(grammar, text)
+    if "{}" in text:
+        assert not accepts(grammar, text.replace("{}", "null"))
 
 
 def test_a_schema_that_need_not_be_followed_may_have_what_is_not_supported() -> None:

@@ -17,7 +17,8 @@ from sarathi.server.openai.responses_api import ResponsesTranslator
 from sarathi.server.openai.responses_request import ResponsesRequest, read_responses_input
 from sarathi.server.request_body import decode
 from sarathi.server.responses import ApiError
-from tests.server.fake_engine import LIMIT, MODEL, ByteTokenizer, FakeEngine, call, error
+from tests.model_info import model_info
+from tests.server.fake_engine import LIMIT, MODEL, VOCAB, ByteTokenizer, FakeEngine, call, error
 from tests.server.parsed_outputs import USAGE, parsed_outputs, read_events, split_outputs, stream_of
 
 __all__ = ["split_outputs"]  # a fixture
@@ -499,6 +500,16 @@ class TestTools:
         tools = [] if choice == "required" else [ADD]
         refused = refusal(input="hi", tools=tools, tool_choice=choice)
         assert refused["param"].startswith("tool_choice")
+
+    @pytest.mark.parametrize(
+        ("wrong", "field"), [({"parameters": {"type": 1}}, "parameters"), ({"name": "?"}, "name")]
+    )
+    def test_wrong_tools_are_named_as_this_api_has_them(self, wrong: Any, field: str) -> None:
+        engine = FakeEngine(info=model_info(max_model_len=2048, vocab_size=VOCAB))
+        tools = [ADD, ADD | {"name": "f"} | wrong]
+        response = respond(engine, tools=tools, tool_choice="required")
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == f"tools[1].{field}"
 
 
 class TestTextFormat:

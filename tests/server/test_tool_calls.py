@@ -197,9 +197,10 @@ def test_calls_are_free_unless_a_tool_is_strict_or_only_one_may_come() -> None:
 
 def test_wrong_tools() -> None:
     wrong = {"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}
-    response = chat(engine("x"), tools=[tool(), wrong], tool_choice="required")
-    found = error(response, 400, "tools[1].function.parameters")
-    assert "objekt" in found["message"]
+    for choice in ("required", {"type": "function", "function": {"name": "f"}}):
+        response = chat(engine("x"), tools=[tool(), wrong], tool_choice=choice)
+        found = error(response, 400, "tools[1].function.parameters")
+        assert "objekt" in found["message"]
     error(chat(engine("x"), tools=[tool("a b")]), 400, "tools[0].function.name")
     none = OutputFormats()
     error(chat(engine("x"), none, tool_choice="required"), 400, "tool_choice")
@@ -231,10 +232,18 @@ def test_roles_that_have_to_alternate_are_joined() -> None:
     messages = [{"role": "user", "content": text} for text in "ab"]
     assert chat(running, template=template, messages=messages, tools=None).status_code == 200
     assert prompt(running) == "[user]a\n\nb"
-    calls = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{"}}]
-    messages = [{"role": "assistant", "content": "", "tool_calls": calls}]  # type: ignore[dict-item]
-    response = chat(engine("x"), template=template, messages=messages, tools=None)
-    error(response, 400, "messages[0].tool_calls")
+
+
+def test_a_call_that_was_cut_can_be_sent_back() -> None:
+    text = output("Bern")
+    cut = engine(text[: text.index("Bern")])
+    message = chat(cut, max_tokens=text.index("Bern")).json()["choices"][0]["message"]
+    assert message["tool_calls"][0]["function"]["arguments"] == '{"city": "'
+    running = engine("x")
+    result = {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "cut"}
+    history = [{"role": "user", "content": "a"}, message, result]
+    assert chat(running, messages=history).status_code == 200
+    assert r'"arguments": {"arguments": "{\"city\": \""}' in prompt(running)
 
 
 def test_content_after_a_call_in_one_delta_comes_after_it() -> None:

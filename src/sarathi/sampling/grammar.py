@@ -13,8 +13,14 @@ from typing import Any
 
 import msgspec
 
-# One form of white space: models, small ones above all, can otherwise go on with it for ever.
-_JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# How `%json` is read. There is one form of white space, that of `json.dumps`: models, small ones
+# above all, can otherwise go on with it for ever. Of `oneOf`, several may match.
+JSON_FORM = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "coerce_one_of": True,
+}
 # The conversion visits rules times as many pieces of the text in the worst case.
 _MAX_GBNF_WORK = 4_000_000
 _IS_LARK = re.compile(r"^\s*(%llguidance\b|\??start\b[^:]*:(?!:=))", re.MULTILINE)
@@ -43,7 +49,7 @@ def json_schema(schema: Mapping[str, Any] | bool, *, lenient: bool = False) -> G
     `additionalProperties` forbids it. One of the schemas of `oneOf` has to match, or several. With
     `lenient`, keywords that are not supported are ignored, instead of being an error.
     """
-    form = {**_JSON_FORM, "coerce_one_of": True, "lenient": lenient}
+    form = {**JSON_FORM, "lenient": lenient}
     try:
         schema = {"allOf": [schema]} if isinstance(schema, bool) else schema
         text = json.dumps({**schema, "x-guidance": form}, allow_nan=False)

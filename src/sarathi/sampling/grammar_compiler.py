@@ -77,9 +77,22 @@ def _with_beginning(grammar: Grammar, tokenizer: llguidance.LLTokenizer) -> str:
 def raise_error(matcher: llguidance.LLMatcher) -> None:
     """Raise `GrammarError` if a matcher cannot go on."""
     if matcher.is_error():
-        reason = _REWRITTEN.sub("", matcher.get_error()).strip()
-        reason = _NO_OUTPUT if reason == "NoExtensionBias" else reason
-        raise GrammarError(reason if len(reason) <= _MAX_REASON else reason[:_MAX_REASON] + "...")
+        raise _error(matcher.get_error())
+
+
+def _error(message: str) -> GrammarError:
+    reason = _REWRITTEN.sub("", message).strip()
+    reason = _NO_OUTPUT if reason == "NoExtensionBias" else reason
+    return GrammarError(reason if len(reason) <= _MAX_REASON else reason[:_MAX_REASON] + "...")
+
+
+def check_syntax(lark: str) -> None:
+    """Raise `GrammarError`, with the reason, for a grammar that is malformed for any tokenizer."""
+    import llguidance
+
+    fault = llguidance.LLMatcher.validate_grammar(llguidance.LLMatcher.grammar_from_lark(lark))
+    if fault:
+        raise _error(fault)
 
 
 def check_grammar(grammar: Grammar, tokenizer: Tokenizer) -> None:

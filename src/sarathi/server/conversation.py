@@ -27,9 +27,7 @@ from sarathi.server.parsers.format_detection import OutputFormats
 from sarathi.server.parsers.output_parser import OutputParser, ParserFactory
 from sarathi.server.parsers.reasoning_parser import ReasoningFormat, ReasoningParser
 from sarathi.server.prompt_messages import (
-    Role,
     Tool,
-    ToolCall,
     Turn,
     merged_messages,
     template_messages,
@@ -37,44 +35,44 @@ from sarathi.server.prompt_messages import (
 )
 from sarathi.server.responses import invalid
 from sarathi.server.service import RequestContext, Service
-
-__all__ = [
-    "Conversation",
-    "EncodedConversation",
-    "Role",
-    "Tool",
-    "ToolCall",
-    "ToolChoice",
-    "Turn",
-    "encode_conversation",
-]
+from sarathi.server.structured_output import Constraint
 
 _TOOL_NAME = re.compile(r"[\w.:/\-]{1,256}")
+
+
+ToolMode = Literal["auto", "none", "required"]
 
 
 @dataclass(frozen=True)
 class ToolChoice:
     """Whether the model has to call tools."""
 
-    mode: Literal["auto", "none", "required"] = "auto"
+    mode: ToolMode = "auto"
     name: str | None = None  # the only tool that it may call
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a chat API asks to continue."""
+    """What a chat API asks to continue; raises `ApiError` for a tool choice that nothing meets."""
 
     turns: Sequence[Turn]
     tools: Sequence[Tool] = ()
     tool_choice: ToolChoice = ToolChoice()
     parallel_tool_calls: bool = True
-    output_grammar: Grammar | None = None  # of the answer's content
-    grammar_field: str = "response_format"  # of the request, that asks for it
+    constraint: Constraint | None = None  # of the answer's content
     reasoning_effort: str | None = None  # reaches the template if it knows the variable
     template_arguments: Mapping[str, Any] = field(default_factory=dict)  # the caller's own
     add_generation_prompt: bool = True
     add_special_tokens: bool = False  # templates write the special tokens themselves
     continues_answer: bool = False  # the output continues the last turn, which is the assistant's
+
+    def __post_init__(self) -> None:
+        choice = self.tool_choice
+        if choice.mode == "required" and not self.tools:
+            message = "tool_choice requires a tool call, but there are no tools."
+            raise invalid(message, "tool_choice")
+        if choice.name is not None and choice.name not in [tool.name for tool in self.tools]:
+            raise invalid("tool_choice names a tool that is not in tools.", "tool_choice")
 
 
 @dataclass(frozen=True)
@@ -105,9 +103,7 @@ async def encode_conversation(
             text, state = _until_answer(text, conversation.turns[-1].content), "none"
         ids = service.encode(text, conversation.add_special_tokens, limit)
         tokens = service.tokenizer.added_tokens
-        grammar = _grammar(conversation, service.formats, state, tokens)
-        if grammar is not None:
-            _check_grammar(grammar, conversation, service.tokenizer)
+        grammar = _grammar(conversation, service.formats, state, service.tokenizer)
         parser = _parser(conversation, service.formats, state, tokens, abilities)
         return EncodedConversation(ids, parser, grammar)
 
@@ -115,15 +111,6 @@ async def encode_conversation(
     if not encoded.prompt_ids:
         raise invalid("messages has no tokens.", "messages")
     return encoded
-
-
-def _check_grammar(grammar: Grammar, conversation: Conversation, tokenizer: Tokenizer) -> None:
-    try:
-        check_grammar(grammar, tokenizer)
-    except GrammarError as error:
-        of_tools = conversation.output_grammar is None
-        field = "tools" if of_tools else conversation.grammar_field
-        raise invalid(f"{field} cannot be followed: {error}.", field) from None
 
 
 def _until_answer(text: str, answer: str) -> str:
@@ -136,12 +123,12 @@ def _until_answer(text: str, answer: str) -> str:
 
 
 def _check_tools(conversation: Conversation, formats: OutputFormats) -> None:
-    for index, tool in enumerate(conversation.tools):
+    for tool in conversation.tools:
         if not _TOOL_NAME.fullmatch(tool.name):
             raise invalid(
                 f"The name of a tool is {tool.name!r:.100}, expected 1 to 256 letters, digits and "
                 "any of _ . : / -",
-                f"tools[{index}].function.name",
+                f"{tool.path}.name",
             )
     if conversation.tool_choice.mode == "required" and formats.tools is None:
         raise invalid(
@@ -237,19 +224,27 @@ def _grammar(
     conversation: Conversation,
     formats: OutputFormats,
     state: ReasoningState,
-    tokens: Mapping[str, int],
+    tokenizer: Tokenizer,
 ) -> Grammar | None:
-    grammar, choice = conversation.output_grammar, conversation.tool_choice
-    tools = _shown_tools(conversation)
+    """Return the grammar of the whole output; raise `ApiError` naming a field that is wrong."""
+    constraint, choice = conversation.constraint, conversation.tool_choice
+    answer = grammar = None if constraint is None else constraint.grammar(tokenizer)
+    tools, tokens = _shown_tools(conversation), tokenizer.added_tokens
     several = choice.name is None and conversation.parallel_tool_calls
     if tools and formats.tools is not None:
         if choice.mode == "required":
             chosen = [tool for tool in tools if choice.name in (None, tool.name)]
             grammar = forced_calls(chosen, formats.tools, tokens, several=several)
-        elif grammar is not None and not grammar.after:
-            grammar = either(grammar, tools, formats.tools, tokens, several=several)
-        elif grammar is None and (not several or any(tool.strict for tool in tools)):
+        elif answer is not None:
+            grammar = either(answer, tools, formats.tools, tokens, several=several)
+        elif not several or any(tool.strict for tool in tools):
             grammar = strict_calls(tools, formats.tools, tokens, several=several)
-    if grammar is None or formats.reasoning is None:
-        return grammar
-    return after_reasoning(grammar, formats.reasoning, state, tokens)
+    if grammar is not None and formats.reasoning is not None:
+        grammar = after_reasoning(grammar, formats.reasoning, state, tokens)
+    if grammar is not None and grammar is not answer:
+        try:
+            check_grammar(grammar, tokenizer)
+        except GrammarError as error:
+            field = "tools" if constraint is None or choice.mode == "required" else constraint.field
+            raise invalid(f"{field} cannot be followed: {error}.", field) from None
+    return grammar

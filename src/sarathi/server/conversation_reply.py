@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from sarathi.server.conversation import Conversation, encode_conversation
 from sarathi.server.generation_core import GenerationJob, GenerationReply, Translator
-from sarathi.server.openai.generation_request import (
+from sarathi.server.generation_request import (
     GenerationRequest,
     sampling_params,
     scheduling_params,

@@ -18,7 +18,7 @@ from typing import Protocol
 import msgspec
 from msgspec.structs import replace
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from sarathi.engine.messages import TokenOutput
 from sarathi.engine.output_processor import Delta, OutputText
@@ -298,20 +298,24 @@ class GenerationReply:
                         continue
                     if not started:
                         started = True
-                        timing = _server_timing(choices.scheduling_delay).encode()
-                        kind = self.translator.stream_type
-                        headers = [(b"content-type", kind), (b"server-timing", timing)]
-                        headers.extend(_STREAM_HEADERS)
-                        start = {"type": "http.response.start", "status": 200, "headers": headers}
-                        await send(start)
+                        await send(self._stream_start(choices))
                     await send({"type": "http.response.body", "body": body, "more_body": True})
                 last = self.translator.end(choices.usage)
+                if not started:  # an empty output, of which only the end is sent
+                    started = True
+                    await send(self._stream_start(choices))
         except Exception as error:
             answer = self._error_response(error)
             if not started:
                 raise answer from error
             last = self.translator.error(answer)
         await send({"type": "http.response.body", "body": last})
+
+    def _stream_start(self, choices: Choices) -> Message:
+        timing = _server_timing(choices.scheduling_delay).encode()
+        headers = [(b"content-type", self.translator.stream_type), (b"server-timing", timing)]
+        headers.extend(_STREAM_HEADERS)
+        return {"type": "http.response.start", "status": 200, "headers": headers}
 
     async def _whole_response(self) -> Response:
         try:

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
-import llguidance
-
-from sarathi.sampling.grammar import Grammar
+from sarathi.sampling.grammar import Grammar, GrammarError
+from sarathi.sampling.grammar_compiler import check_syntax
 from sarathi.server.parsers.call_grammar import LarkRules
 from sarathi.server.parsers.reasoning_parser import ReasoningFormat
 from sarathi.server.parsers.tool_formats import ToolFormat
 from sarathi.server.prompt_messages import Tool
-from sarathi.server.responses import invalid
+from sarathi.server.responses import ApiError, invalid
 
 _MAX_CACHED = 16 * 2**10  # characters of a schema
 
@@ -34,7 +33,7 @@ def forced_calls(
     With `marked`, calls begin with a marker even where the format needs none.
     """
     rules = LarkRules(tokens, tool_format.token_texts)
-    schemas = {tool.name: _checked_schema(tool, index) for index, tool in enumerate(tools)}
+    schemas = {tool.name: _checked_schema(tool) for tool in tools}
     return Grammar(
         rules.grammar(tool_format.calls_rule(rules, schemas, several=several, marked=marked))
     )
@@ -58,8 +57,7 @@ def strict_calls(
         return None
     rules = LarkRules(tokens, tool_format.token_texts)
     schemas = {
-        tool.name: _checked_schema(tool, index) if tool.strict else {"type": "object"}
-        for index, tool in enumerate(tools)
+        tool.name: _checked_schema(tool) if tool.strict else {"type": "object"} for tool in tools
     }
     return Grammar(rules.grammar(tool_format.text_and_calls_rule(rules, schemas, several=several)))
 
@@ -84,7 +82,7 @@ def after_reasoning(
     tokens: Mapping[str, int],
 ) -> Grammar:
     """Return a grammar that leaves the reasoning free."""
-    if state == "none" or grammar.after:
+    if state == "none":
         return grammar
     lark = f"start: /[ \\n]{{0,4}}/ output\n{_nested('output', grammar)}"
     if state == "begun":
@@ -100,30 +98,31 @@ def _nested(name: str, grammar: Grammar) -> str:
     return f"{name}: %lark {{\n{grammar.lark}\n}}\n"
 
 
-def _checked_schema(tool: Tool, index: int) -> Mapping[str, Any]:
+def _checked_schema(tool: Tool) -> Mapping[str, Any]:
     """Return the schema of a tool's arguments; raise `ApiError` if no grammar can be made of it."""
     schema: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
     if tool.parameters:
+        kinds = tool.parameters.get("type", "object")
+        if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
+            # Arguments that are no object would not be read as those of a call.
+            raise _unusable(tool, f"its type is {kinds!r:.100}, expected 'object'")
         # What is not supported of a schema is an error only where it has to be followed.
-        schema = {"type": "object", **tool.parameters, "x-guidance": {"lenient": not tool.strict}}
+        schema = {**tool.parameters, "type": "object", "x-guidance": {"lenient": not tool.strict}}
     rules = LarkRules({}, ())
     lark = rules.grammar(rules.json(schema))
     # The same tools come with every turn of a conversation.
-    if reason := _fault(lark) if len(lark) <= _MAX_CACHED else _fault.__wrapped__(lark):
-        raise invalid(
-            f"The schema of the tool {tool.name!r:.100} cannot be used: {_first_line(reason)}",
-            f"tools[{index}].function.parameters",
-        )
+    try:
+        (_check_cached if len(lark) <= _MAX_CACHED else check_syntax)(lark)
+    except GrammarError as error:
+        raise _unusable(tool, str(error)) from None
     return schema
 
 
-@lru_cache(512)
-def _fault(lark: str) -> str:
-    """Return what is wrong with a grammar; an empty string for nothing."""
-    return llguidance.LLMatcher.validate_grammar(llguidance.LLMatcher.grammar_from_lark(lark))
+_check_cached = lru_cache(512)(check_syntax)
 
 
-def _first_line(reason: str) -> str:
-    """Return llguidance's reason without its position in the grammar, which no caller has seen."""
-    text = reason.split("\n   1 |")[0]
-    return text.partition("failed to compile JSON schema: ")[2].strip() or text.strip()
+def _unusable(tool: Tool, reason: str) -> ApiError:
+    return invalid(
+        f"The schema of the tool {tool.name!r:.100} cannot be used: {reason}.",
+        f"{tool.path}.{tool.schema_field}",
+    )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sarathi.models.tokenizers.template_abilities import CallForm, TemplateAbilities
 from sarathi.server.parsers.tool_formats import ToolFormat
-from sarathi.server.responses import invalid
+from sarathi.server.responses import missing
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -57,6 +57,22 @@ class Tool:
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)  # a JSON schema
     strict: bool = False  # whether arguments have to follow the schema
+    path: str = "tools"  # the field of the request that has the name and the schema, for errors
+    schema_field: str = "parameters"  # of these
+
+
+def read_tool(
+    path: str,
+    name: str | None,
+    description: str | None,
+    schema: Mapping[str, Any] | None,
+    strict: bool | None,
+    schema_field: str = "parameters",
+) -> Tool:
+    """Return the tool that a request describes at `path`; raise `ApiError` if it has no name."""
+    if not name:
+        raise missing(f"{path}.name")
+    return Tool(name, description or "", schema or {}, bool(strict), path, schema_field)
 
 
 Message = dict[str, Any]
@@ -111,7 +127,7 @@ def _adapted(turn: Turn, abilities: TemplateAbilities, tool_format: ToolFormat |
     if turn.role == "developer" and "developer" not in abilities.names:
         return replace(turn, role="system")
     if turn.tool_calls and abilities.calls is None and tool_format is not None:
-        calls = [(call.name, _arguments(call, turn.path)) for call in turn.tool_calls]
+        calls = [(call.name, _arguments(call)) for call in turn.tool_calls]
         parts = (turn.content, tool_format.write(calls))
         return replace(turn, content="\n".join(filter(None, parts)), tool_calls=())
     if turn.role == "tool" and not (abilities.results and abilities.calls):
@@ -166,9 +182,7 @@ def _messages(turn: Turn, abilities: TemplateAbilities) -> list[Message]:
             "id": _call_id(call.id, form),
             "function": {
                 "name": call.name,
-                "arguments": call.arguments or "{}"
-                if form.arguments_as_text
-                else _arguments(call, turn.path),
+                "arguments": call.arguments or "{}" if form.arguments_as_text else _arguments(call),
             },
         }
         for call in turn.tool_calls
@@ -186,14 +200,13 @@ def _call_id(given: str, form: CallForm | None) -> str:
     return hashlib.sha256(given.encode("utf-8", "replace")).hexdigest()[:9]
 
 
-def _arguments(call: ToolCall, path: str) -> dict[str, Any]:
+def _arguments(call: ToolCall) -> dict[str, Any]:
+    """Return the arguments of an earlier call; a text that is no JSON object is the only one.
+
+    Models write such texts, or `max_tokens` cuts them, and clients send back what they got.
+    """
     try:
         arguments = json.loads(call.arguments or "{}")
     except (ValueError, RecursionError):
         arguments = None
-    if not isinstance(arguments, dict):
-        raise invalid(
-            f"The arguments of the call of {call.name!r:.100} are not a JSON object.",
-            f"{path}.tool_calls",
-        )
-    return arguments
+    return arguments if isinstance(arguments, dict) else {"arguments": call.arguments}

@@ -23,6 +23,7 @@ Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 # Fields that hold anything need no more than this, while millions of objects in them, or numbers of
 # many digits, would take seconds to read.
 MAX_OPEN_FIELD = 64 * 2**10  # bytes of JSON
+MAX_TOOLS = 2**20  # bytes of JSON; agents have a hundred tools
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 Value = TypeVar("Value")
@@ -32,6 +33,18 @@ class ModelRequest(msgspec.Struct, kw_only=True):
     """A body that may name the model."""
 
     model: str | None = None
+
+
+class SharedFields(ModelRequest, kw_only=True):
+    """Fields that several APIs have under the same name."""
+
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    # For the scheduler; see `generation_request.scheduling_params`.
+    priority: Int32 | None = None
+    ttft_target: float | str | None = None
+    tbt_target: float | str | None = None
 
 
 def only(*values: object) -> msgspec.Meta:
@@ -175,6 +188,12 @@ def unsupported(field: str, accepted: Sequence[object] = ()) -> ApiError:
     values = " or ".join(msgspec.json.encode(value).decode() for value in accepted)
     hint = f"; the only value accepted is {values}" if values else ""
     return invalid(f"{field} is not supported{hint}.", field, code="unsupported_parameter")
+
+
+def unsupported_type(path: str, kind: str | None, reason: str) -> ApiError:
+    """Return the error for an object of a request whose type is not supported."""
+    message = f"{path}.type {kind!r:.50} is not supported: {reason}."
+    return invalid(message, f"{path}.type", code="unsupported_parameter")
 
 
 @cache

@@ -11,7 +11,9 @@ from jinja2 import meta, nodes
 
 from sarathi.models.tokenizers.chat_template import ChatTemplate, WorkLimit, parse_template
 
-_SECONDS = 0.5  # of rendering all probes of a template, which takes a hundredth of that
+# Of rendering all probes of a template, which takes a few milliseconds. What is found counts for as
+# long as the process lives, so that a busy machine must not cut it.
+_SECONDS = 5.0
 _TOOL_NAME, _CALLED_NAME = "probed_tool", "called_tool"
 _KEY, _RESULT, _SYSTEM = "probed_key", "probed-result", "probed-system"
 _IDS = ("call_0123456789abcdef", "abcDEF123")

@@ -9,7 +9,6 @@ import msgspec
 from starlette.types import ASGIApp
 
 from sarathi.server.anthropic.messages_request import (
-    CountTokensRequest,
     MessagesRequest,
     RequestMetadata,
     read_messages,
@@ -17,7 +16,7 @@ from sarathi.server.anthropic.messages_request import (
 from sarathi.server.conversation import encode_conversation
 from sarathi.server.conversation_reply import conversation_reply
 from sarathi.server.generation_core import TokenUsage
-from sarathi.server.openai.generation_request import GenerationRequest
+from sarathi.server.generation_request import generation_request
 from sarathi.server.output_blocks import Block, BlockPiece, BlockTranslator
 from sarathi.server.responses import ApiError, anthropic_error, json_response
 from sarathi.server.service import RequestContext, Service
@@ -28,16 +27,11 @@ _ENCODER = msgspec.json.Encoder()
 async def create_message(service: Service, call: RequestContext) -> ASGIApp:
     """Answer POST /v1/messages; raises `ApiError` for a wrong request."""
     _, request = service.read(call, MessagesRequest)
-    generation = GenerationRequest(
-        stream=request.stream,
+    generation = generation_request(
+        request,
         max_tokens=request.max_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
         top_k=request.top_k,
         stop=request.stop_sequences,
-        priority=request.priority,
-        ttft_target=request.ttft_target,
-        tbt_target=request.tbt_target,
         user=(request.metadata or RequestMetadata()).user_id,
     )
     conversation, translator = read_messages(request), MessagesTranslator(service)
@@ -48,7 +42,7 @@ async def create_message(service: Service, call: RequestContext) -> ASGIApp:
 
 async def count_tokens(service: Service, call: RequestContext) -> ASGIApp:
     """Answer POST /v1/messages/count_tokens; raises `ApiError` for a wrong request."""
-    _, request = service.read(call, CountTokensRequest)
+    _, request = service.read(call, MessagesRequest)
     encoded = await encode_conversation(service, call, read_messages(request))
     return json_response({"input_tokens": len(encoded.prompt_ids)})
 

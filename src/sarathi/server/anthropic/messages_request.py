@@ -8,21 +8,21 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from sarathi.server.conversation import Conversation, Tool, ToolCall, ToolChoice, Turn
-from sarathi.server.openai.chat_messages import MAX_TOOLS
-from sarathi.server.openai.generation_request import StopString
+from sarathi.server.conversation import Conversation, ToolChoice
+from sarathi.server.generation_request import StopString
+from sarathi.server.prompt_messages import Tool, ToolCall, Turn, read_tool
 from sarathi.server.request_body import (
+    MAX_TOOLS,
     NOT_GIVEN,
-    Int32,
     Int64,
-    ModelRequest,
     NoEffect,
+    SharedFields,
     max_json,
     only,
-    value_or,
+    unsupported_type,
 )
-from sarathi.server.responses import ApiError, invalid, missing
-from sarathi.server.structured_text import format_grammar
+from sarathi.server.responses import invalid, missing
+from sarathi.server.structured_output import format_constraint
 
 
 class ContentBlock(Struct):
@@ -101,9 +101,15 @@ class RequestMetadata(Struct):
     user_id: Raw = NOT_GIVEN
 
 
-class CountTokensRequest(ModelRequest, kw_only=True):
-    """Body of POST /v1/messages/count_tokens: what determines the prompt."""
+class MessagesRequest(SharedFields, kw_only=True):
+    """Body of POST /v1/messages, and of its count_tokens, where some fields have no effect."""
 
+    max_tokens: Int64 | None = None
+    stop_sequences: Annotated[list[StopString], Meta(max_length=16)] | None = None
+    top_k: Int64 | None = None
+    metadata: RequestMetadata | None = None
+
+    # They determine the prompt.
     messages: list[InputMessage] | None = None
     system: str | list[ContentBlock] | None = None
     tools: Annotated[list[ClientTool] | None, max_json(MAX_TOOLS)] = None
@@ -120,24 +126,7 @@ class CountTokensRequest(ModelRequest, kw_only=True):
     inference_geo: NoEffect = NOT_GIVEN
 
 
-class MessagesRequest(CountTokensRequest, kw_only=True):
-    """Body of POST /v1/messages."""
-
-    max_tokens: Int64 | None = None
-    stop_sequences: Annotated[list[StopString], Meta(max_length=16)] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Int64 | None = None
-    stream: bool | None = None
-    metadata: RequestMetadata | None = None
-
-    # For the scheduler, as in the other APIs.
-    priority: Int32 | None = None
-    ttft_target: float | str | None = None
-    tbt_target: float | str | None = None
-
-
-def read_messages(request: CountTokensRequest) -> Conversation:
+def read_messages(request: MessagesRequest) -> Conversation:
     """Return the conversation of a request; raise `ApiError` naming a field that is wrong."""
     if request.messages is None:
         raise missing("messages")
@@ -147,7 +136,6 @@ def read_messages(request: CountTokensRequest) -> Conversation:
     for index, message in enumerate(request.messages):
         turns += _message_turns(message, f"messages[{index}]")
     last = turns[-1] if turns else Turn("user", "")
-    tools = [_read_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools or ())]
     config = request.output_config or OutputConfig()
     form = config.format or request.output_format or OutputFormat("text")
     choice = request.tool_choice
@@ -155,11 +143,10 @@ def read_messages(request: CountTokensRequest) -> Conversation:
     thinking = request.thinking is not None and request.thinking.type != "disabled"
     return Conversation(
         turns=turns,
-        tools=tools,
-        tool_choice=_read_tool_choice(choice, tools),
+        tools=[_read_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools or ())],
+        tool_choice=_read_tool_choice(choice),
         parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
-        output_grammar=format_grammar(form.type, form.schema, "output_config.format"),
-        grammar_field="output_config.format",
+        constraint=format_constraint("output_config.format", form.type, form.schema),
         reasoning_effort=config.effort,
         # A text of the assistant at the end is the beginning of the answer.
         continues_answer=last.role == "assistant" and bool(last.content.strip()),
@@ -218,7 +205,7 @@ def _text(content: str | Sequence[ContentBlock], path: str) -> str:
 
 def _block_text(block: ContentBlock, path: str) -> str:
     if block.type != "text":
-        raise _unsupported_type(block.type, path, "only text, tools and thinking are")
+        raise unsupported_type(path, block.type, "only text, tools and thinking are")
     if block.text is None:
         raise missing(f"{path}.text")
     return block.text
@@ -226,31 +213,14 @@ def _block_text(block: ContentBlock, path: str) -> str:
 
 def _read_tool(tool: ClientTool, path: str) -> Tool:
     if tool.type not in (None, "custom"):
-        raise _unsupported_type(tool.type, path, "only tools with an input_schema are")
-    if not tool.name:
-        raise missing(f"{path}.name")
-    strict = value_or(tool.strict, False)
-    return Tool(tool.name, tool.description or "", tool.input_schema or {}, strict)
+        raise unsupported_type(path, tool.type, "only tools with an input_schema are")
+    schema, field = tool.input_schema, "input_schema"
+    return read_tool(path, tool.name, tool.description, schema, tool.strict, field)
 
 
-def _read_tool_choice(choice: ToolChoiceOption | None, tools: Sequence[Tool]) -> ToolChoice:
-    """Return the tool choice; raise `ApiError` for one that names no tool of the request."""
-    if choice is None or choice.type == "auto":
-        return ToolChoice("auto")
-    if choice.type == "none":
-        return ToolChoice("none")
-    if not tools:
-        raise invalid(f"tool_choice is {choice.type}, but there are no tools.", "tool_choice")
-    if choice.type == "any":
-        return ToolChoice("required")
-    if choice.name not in [tool.name for tool in tools]:
-        raise invalid("tool_choice names a tool that is not in tools.", "tool_choice")
-    return ToolChoice("required", choice.name)
-
-
-def _unsupported_type(kind: str | None, path: str, supported: str) -> ApiError:
-    return invalid(
-        f"{path}.type {kind!r:.50} is not supported; {supported}.",
-        f"{path}.type",
-        code="unsupported_parameter",
-    )
+def _read_tool_choice(choice: ToolChoiceOption | None) -> ToolChoice:
+    if choice is None:
+        return ToolChoice()
+    if choice.type == "tool":
+        return ToolChoice("required", choice.name or "")
+    return ToolChoice("required" if choice.type == "any" else choice.type)

@@ -21,14 +21,14 @@ from starlette.types import ASGIApp
 from sarathi import __version__
 from sarathi.server.conversation_reply import conversation_reply
 from sarathi.server.generation_core import TokenUsage
+from sarathi.server.generation_request import Stop
 from sarathi.server.openai.chat_completions import ChatRequest
 from sarathi.server.openai.chat_messages import Message, Tools, read_conversation
-from sarathi.server.openai.generation_request import Stop
 from sarathi.server.output_blocks import Block, BlockPiece, BlockTranslator
 from sarathi.server.request_body import NOT_GIVEN, Int64, ModelRequest, NoEffect, only, value_or
 from sarathi.server.responses import ApiError, json_response, ollama_error
 from sarathi.server.service import RequestContext, Service
-from sarathi.server.structured_text import format_grammar
+from sarathi.server.structured_output import format_constraint
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -46,6 +46,12 @@ class OllamaOptions(Struct):
     repeat_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+
+
+# Those that OpenAI's requests have under the same name.
+_SAME_OPTIONS = [
+    name for name in OllamaOptions.__struct_fields__ if name in ChatRequest.__struct_fields__
+]
 
 
 class OllamaMessage(Message, kw_only=True):
@@ -138,14 +144,13 @@ async def _reply(
         thinking=None if request.think is None else bool(request.think),
         max_tokens=None if limit is None or limit < 0 else limit,
         repetition_penalty=options.repeat_penalty,
-        **{name: getattr(options, name) for name in _SAMPLING_OPTIONS},
+        **{name: getattr(options, name) for name in _SAME_OPTIONS},
     )
     kind = "json_object" if form == "json" else "json_schema" if form else "text"
     schema = form if isinstance(form, dict) else None
     conversation = replace(
         read_conversation(asked),
-        output_grammar=format_grammar(kind, schema, "format", lenient=True),
-        grammar_field="format",
+        constraint=format_constraint("format", kind, schema, lenient=True),
         reasoning_effort=request.think if isinstance(request.think, str) else None,
     )
     names = {"max_tokens": "num_predict", "repetition_penalty": "repeat_penalty"}
@@ -232,10 +237,6 @@ class OllamaTranslator(BlockTranslator):
 
 
 _FIELDS = {"text": "content", "reasoning": "thinking"}
-_SAMPLING_OPTIONS = (
-    *("temperature", "top_k", "top_p", "min_p", "seed", "stop"),
-    *("presence_penalty", "frequency_penalty"),
-)
 
 
 def _call(block: Block) -> dict[str, Any]:

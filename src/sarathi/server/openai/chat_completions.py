@@ -10,17 +10,17 @@ from starlette.types import ASGIApp
 
 from sarathi.engine.output_processor import Delta
 from sarathi.models.tokenizers.tokenizer import Tokenizer
-from sarathi.server.conversation import ToolChoice
+from sarathi.server.conversation import ToolChoice, ToolMode
 from sarathi.server.conversation_reply import conversation_reply
 from sarathi.server.generation_core import Choices
+from sarathi.server.generation_request import GenerationRequest
 from sarathi.server.openai.chat_messages import Message, Tools, read_conversation
 from sarathi.server.openai.generation_reply import Choice, OpenAITranslator, text_and_logprob
-from sarathi.server.openai.generation_request import GenerationRequest
-from sarathi.server.openai.structured_output import read_output_grammar
 from sarathi.server.parsers.output_parser import ParsedDelta, ToolCallDelta
 from sarathi.server.request_body import NOT_GIVEN, Int64, NoEffect, only, value_or
 from sarathi.server.responses import invalid
 from sarathi.server.service import RequestContext, Service
+from sarathi.server.structured_output import requested_constraint
 
 
 class ChosenFunction(Struct):
@@ -46,7 +46,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     tools: Tools = None
-    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
+    tool_choice: ToolMode | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
 
@@ -144,12 +144,17 @@ async def create_chat_completion(service: Service, call: RequestContext) -> ASGI
     if request.max_completion_tokens is not None:  # its older name has no effect beside it
         request.max_tokens = request.max_completion_tokens
         names["max_tokens"] = "max_completion_tokens"
+    choice = request.tool_choice
+    if isinstance(choice, ChosenTool):
+        tool_choice = ToolChoice("required", choice.function.name)
+    else:
+        tool_choice = ToolChoice(value_or(choice, "auto"))
     conversation = replace(
         read_conversation(request),
-        tool_choice=_tool_choice(request),
+        tool_choice=tool_choice,
         parallel_tool_calls=value_or(request.parallel_tool_calls, True),
         reasoning_effort=request.reasoning_effort,
-        output_grammar=await read_output_grammar(service, call, request),
+        constraint=requested_constraint(request),
     )
     return await conversation_reply(
         service,
@@ -160,19 +165,6 @@ async def create_chat_completion(service: Service, call: RequestContext) -> ASGI
         logprobs=value_or(request.top_logprobs, 0) if request.logprobs else None,
         field_names=names,
     )
-
-
-def _tool_choice(request: ChatRequest) -> ToolChoice:
-    """Return the tool choice; raise `ApiError` for one that names no tool of the request."""
-    choice = request.tool_choice
-    names = [tool.function.name for tool in request.tools or ()]
-    if isinstance(choice, ChosenTool):
-        if choice.function.name not in names:
-            raise invalid("tool_choice names a tool that is not in tools.", "tool_choice")
-        return ToolChoice("required", choice.function.name)
-    if choice == "required" and not names:
-        raise invalid("tool_choice is required, but there are no tools.", "tool_choice")
-    return ToolChoice(value_or(choice, "auto"))
 
 
 class ChatTranslator(OpenAITranslator):

@@ -8,13 +8,16 @@ from typing import Annotated, Any, Literal, Protocol
 import msgspec
 from msgspec import Raw, Struct
 
-from sarathi.server.conversation import Conversation, Role, Tool, ToolCall, Turn
+from sarathi.server.conversation import Conversation
+from sarathi.server.prompt_messages import Role, Tool, ToolCall, Turn, read_tool
 from sarathi.server.request_body import (
+    MAX_TOOLS,
     NOT_GIVEN,
     NoEffect,
     is_given,
     max_json,
     unsupported,
+    unsupported_type,
     value_or,
 )
 from sarathi.server.responses import invalid, missing
@@ -22,7 +25,6 @@ from sarathi.server.responses import invalid, missing
 # Arguments of the template that have a request field or a meaning of their own.
 _RESERVED = frozenset({"messages", "add_generation_prompt", "tools", "documents"})
 _NOTHING = (b"", b"null", b"{}", b"[]")
-MAX_TOOLS = 2**20  # bytes of JSON; agents have a hundred tools
 # By type of part, the field that has its text.
 _TEXT_FIELDS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 # Parts of an assistant's message that hold its reasoning, which may be encrypted.
@@ -190,8 +192,7 @@ def _joined(parts: Sequence[str | ContentPart], path: str) -> tuple[str, str]:
                 raise missing(f"{path}[{index}].{_TEXT_FIELDS[part.type]}")
             texts.append(text)
         else:
-            where = f"{path}[{index}].type"
-            raise invalid(f"{where} is {part.type!r:.50}; only text is supported.", where)
+            raise unsupported_type(f"{path}[{index}]", part.type, "only text is")
     return "\n".join(texts), "\n".join(filter(None, thoughts))
 
 
@@ -210,17 +211,12 @@ def _call(call_id: str, function: FunctionCall, path: str) -> ToolCall:
 
 def _tool(definition: ToolDefinition, path: str) -> Tool:
     if definition.type != "function":
-        raise invalid(
-            f"{path}.type is {definition.type!r:.50}; only functions are supported.",
-            f"{path}.type",
-            code="unsupported_parameter",
-        )
+        raise unsupported_type(path, definition.type, "only function is")
     function = definition.function
-    if not function.name:
-        raise missing(f"{path}.function.name")
-    return Tool(
+    return read_tool(
+        f"{path}.function",
         function.name,
-        function.description or "",
-        function.parameters or {},
-        bool(function.strict),
+        function.description,
+        function.parameters,
+        function.strict,
     )

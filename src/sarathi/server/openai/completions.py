@@ -16,19 +16,19 @@ from sarathi.sampling.grammar import Grammar
 from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
 from sarathi.server.generation_core import Choices, GenerationJob, GenerationReply
-from sarathi.server.openai.generation_reply import Choice, OpenAITranslator, text_and_logprob
-from sarathi.server.openai.generation_request import (
+from sarathi.server.generation_request import (
     NO_LIMIT,
     GenerationRequest,
     count_of,
     sampling_params,
     scheduling_params,
 )
+from sarathi.server.openai.generation_reply import Choice, OpenAITranslator, text_and_logprob
 from sarathi.server.openai.prompt_logprobs import PromptLogprobs, describe_prompt, top_tokens
-from sarathi.server.openai.structured_output import read_output_grammar
 from sarathi.server.request_body import Int64, check_token_ids, only, unsupported, value_or
 from sarathi.server.responses import invalid, missing, too_long
 from sarathi.server.service import RequestContext, Service
+from sarathi.server.structured_output import requested_constraint
 
 MAX_CHOICES = 1024  # prompts times n: each is a request to the engine
 DEFAULT_MAX_TOKENS = 16  # as OpenAI's
@@ -81,7 +81,12 @@ async def create_completion(service: Service, call: RequestContext) -> ASGIApp:
         len(call.body), lambda limit: [_prompt(service, request, part, limit) for part in parts]
     )
     ids, echo = zip(*prompts, strict=True)
-    grammar = await read_output_grammar(service, call, request)
+    constraint, grammar = requested_constraint(request), None
+    if constraint is not None:
+        make = constraint.grammar
+        grammar = await service.pool.run(
+            len(call.body), lambda _: make(service.tokenizer), renders=True
+        )
     params = _choice_params(request, list(map(len, ids)), info, grammar, strict=service.strict)
     job = GenerationJob(list(zip(ids, params, strict=True)), scheduling)
     translator = CompletionTranslator(service, request, ids, echo)

@@ -19,14 +19,15 @@ from sarathi.fleet.engine_client import EngineError, Generation
 from sarathi.models.tokenizers.chat_template import WorkLimit
 from sarathi.sampling.params import Pooling, SamplingParams
 from sarathi.scheduler import SchedulingParams
+from sarathi.server.generation_request import tenant_of
 from sarathi.server.openai.completions import PromptField, prompt_parts
-from sarathi.server.openai.generation_request import tenant_of
 from sarathi.server.request_body import NOT_GIVEN, Int64, ModelRequest, value_or
 from sarathi.server.responses import (
     ApiError,
     generation_failed,
     invalid,
     json_response,
+    too_long,
 )
 from sarathi.server.service import RequestContext, Service
 
@@ -83,11 +84,12 @@ async def create_embeddings(service: Service, call: RequestContext) -> ASGIApp:
 
     def encode(part: str | list[int], limit: WorkLimit) -> list[int]:
         limit.check_cancelled()
-        if not isinstance(part, str):
-            return part
-        ids = service.encode(part, value_or(request.add_special_tokens, True), limit)
+        special = value_or(request.add_special_tokens, True)
+        ids = service.encode(part, special, limit) if isinstance(part, str) else part
         if not ids:
             raise invalid("input has a text without tokens.", "input")
+        if len(ids) > info.max_model_len:
+            raise too_long(info.max_model_len, f"a text of input has {len(ids)}")
         return ids
 
     prompts = await service.pool.run(

@@ -13,7 +13,7 @@ from msgspec import UNSET, Struct, UnsetType
 from sarathi.engine.output_processor import Delta
 from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.server.generation_core import Choices, TokenUsage, Translator, join_deltas
-from sarathi.server.openai.generation_request import GenerationRequest, StreamOptions
+from sarathi.server.generation_request import GenerationRequest, StreamOptions
 from sarathi.server.parsers.output_parser import ParsedDelta
 from sarathi.server.responses import ApiError
 from sarathi.server.service import Service

@@ -15,8 +15,8 @@ from starlette.types import ASGIApp
 from sarathi.engine.output_processor import Delta
 from sarathi.server.conversation_reply import conversation_reply
 from sarathi.server.generation_core import TokenUsage
+from sarathi.server.generation_request import generation_request
 from sarathi.server.openai.chat_completions import TokenLogprob, chat_logprobs
-from sarathi.server.openai.generation_request import GenerationRequest
 from sarathi.server.openai.responses_request import (
     ResponsesRequest,
     TextFormat,
@@ -34,15 +34,8 @@ _ENCODER = msgspec.json.Encoder()
 async def create_response(service: Service, call: RequestContext) -> ASGIApp:
     """Answer POST /v1/responses; raises `ApiError` for a wrong request."""
     _, request = service.read(call, ResponsesRequest)
-    generation = GenerationRequest(
-        stream=request.stream,
-        max_tokens=request.max_output_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        priority=request.priority,
-        ttft_target=request.ttft_target,
-        tbt_target=request.tbt_target,
-        user=request.user,
+    generation = generation_request(
+        request, max_tokens=request.max_output_tokens, user=request.user
     )
     with_logprobs = _LOGPROBS in (request.include or ()) or bool(request.top_logprobs)
     return await conversation_reply(

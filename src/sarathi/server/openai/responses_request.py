@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 from msgspec import Raw, Struct
 
-from sarathi.server.conversation import Conversation, Role, Tool, ToolCall, ToolChoice, Turn
-from sarathi.server.openai.chat_messages import MAX_TOOLS
+from sarathi.server.conversation import Conversation, ToolChoice, ToolMode
+from sarathi.server.prompt_messages import Role, Tool, ToolCall, Turn, read_tool
 from sarathi.server.request_body import (
+    MAX_TOOLS,
     NOT_GIVEN,
-    Int32,
     Int64,
-    ModelRequest,
     NoEffect,
+    SharedFields,
     max_json,
     only,
+    unsupported_type,
     value_or,
 )
 from sarathi.server.responses import invalid, missing
-from sarathi.server.structured_text import format_grammar
+from sarathi.server.structured_output import format_constraint
 
 _TEXT_PARTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
 _ROLES = ("system", "developer", "user", "assistant")
@@ -97,27 +98,19 @@ class ReasoningOptions(Struct):
     generate_summary: NoEffect = NOT_GIVEN  # the old name of `summary`
 
 
-class ResponsesRequest(ModelRequest, kw_only=True):
+class ResponsesRequest(SharedFields, kw_only=True):
     """Body of POST /v1/responses."""
 
     input: str | list[InputItem] | None = None
     instructions: str | None = None
     tools: Annotated[list[FunctionTool] | None, max_json(MAX_TOOLS)] = None
-    tool_choice: Literal["none", "auto", "required"] | ChosenFunctionTool | None = None
+    tool_choice: ToolMode | ChosenFunctionTool | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     max_output_tokens: Int64 | None = None
-    temperature: float | None = None
-    top_p: float | None = None
     top_logprobs: Int64 | None = None
     include: list[str] | None = None
-    stream: bool | None = None
-
-    # For the scheduler, as in the other APIs.
-    priority: Int32 | None = None
-    ttft_target: float | str | None = None
-    tbt_target: float | str | None = None
     user: Raw = NOT_GIVEN
 
     # They need what the server does not have: stored responses, conversations and prompts.
@@ -167,16 +160,14 @@ def read_responses_input(request: ResponsesRequest) -> Conversation:
         turns.append(Turn("user", request.input, path="input"))
     else:
         turns += _item_turns(request.input)
-    tools = [_read_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools or ())]
     return Conversation(
         turns=turns,
-        tools=tools,
-        tool_choice=_read_tool_choice(request, tools),
+        tools=[_read_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools or ())],
+        tool_choice=_read_tool_choice(request.tool_choice),
         parallel_tool_calls=value_or(request.parallel_tool_calls, True),
-        output_grammar=format_grammar(
-            form.type, form.schema, "text.format", lenient=not form.strict
+        constraint=format_constraint(
+            "text.format", form.type, form.schema, lenient=not form.strict
         ),
-        grammar_field="text.format",
         reasoning_effort=None if request.reasoning is None else request.reasoning.effort,
     )
 
@@ -234,11 +225,7 @@ def _other_turn(item: InputItem, kind: str, path: str) -> Turn:
     reason = "only messages, reasoning, and calls of functions and their outputs are"
     if kind == "item_reference":
         reason = "nothing is stored here; send the item itself"
-    raise invalid(
-        f"{path}.type {kind!r:.50} is not supported: {reason}.",
-        f"{path}.type",
-        code="unsupported_parameter",
-    )
+    raise unsupported_type(path, kind, reason)
 
 
 def _text(content: str | Sequence[ItemPart], path: str) -> str:
@@ -249,11 +236,7 @@ def _text(content: str | Sequence[ItemPart], path: str) -> str:
     for index, part in enumerate(content):
         at = f"{path}[{index}]"
         if part.type not in (*_TEXT_PARTS, "refusal"):
-            raise invalid(
-                f"{at}.type {part.type!r:.50} is not supported; only text is.",
-                f"{at}.type",
-                code="unsupported_parameter",
-            )
+            raise unsupported_type(at, part.type, "only text is")
         text = part.refusal if part.type == "refusal" else part.text
         if text is None:
             raise missing(f"{at}.{'refusal' if part.type == 'refusal' else 'text'}")
@@ -263,31 +246,14 @@ def _text(content: str | Sequence[ItemPart], path: str) -> str:
 
 def _read_tool(tool: FunctionTool, path: str) -> Tool:
     if tool.type != "function":
-        raise invalid(
-            f"{path}.type {tool.type!r:.50} is not supported: the server runs no tools itself; "
-            "only function is.",
-            f"{path}.type",
-            code="unsupported_parameter",
-        )
-    if not tool.name:
-        raise missing(f"{path}.name")
-    strict = value_or(tool.strict, False)
-    return Tool(tool.name, tool.description or "", tool.parameters or {}, strict)
+        reason = "the server runs no tools itself; only function is"
+        raise unsupported_type(path, tool.type, reason)
+    return read_tool(path, tool.name, tool.description, tool.parameters, tool.strict)
 
 
-def _read_tool_choice(request: ResponsesRequest, tools: Sequence[Tool]) -> ToolChoice:
-    """Return the tool choice; raise `ApiError` for one that names no tool of the request."""
-    choice = request.tool_choice
-    if isinstance(choice, ChosenFunctionTool):
-        if choice.type != "function":
-            raise invalid(
-                f"tool_choice.type {choice.type!r:.50} is not supported; only function is.",
-                "tool_choice.type",
-                code="unsupported_parameter",
-            )
-        if choice.name not in [tool.name for tool in tools]:
-            raise invalid("tool_choice names a tool that is not in tools.", "tool_choice")
-        return ToolChoice("required", choice.name)
-    if choice == "required" and not tools:
-        raise invalid("tool_choice is required, but there are no tools.", "tool_choice")
-    return ToolChoice(value_or(choice, "auto"))
+def _read_tool_choice(choice: ToolMode | ChosenFunctionTool | None) -> ToolChoice:
+    if not isinstance(choice, ChosenFunctionTool):
+        return ToolChoice(value_or(choice, "auto"))
+    if choice.type != "function":
+        raise unsupported_type("tool_choice", choice.type, "only function is")
+    return ToolChoice("required", choice.name or "")

@@ -6,15 +6,10 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from sarathi.sampling.grammar import JSON_FORM
+
 Schema = Mapping[str, Any]  # a JSON schema
 
-# The spaces that models were trained on, and no others. Of `oneOf`, several may match.
-_FORM = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-    "coerce_one_of": True,
-}
 _DEFINITIONS = ("$defs", "definitions")
 _MAX_REFERENCES = 16  # to references
 
@@ -63,7 +58,7 @@ class LarkRules:
 
     def json(self, schema: Schema) -> str:
         """Return the expression of JSON that follows a schema."""
-        form = {**_FORM, **schema.get("x-guidance", {})}
+        form = {**JSON_FORM, **schema.get("x-guidance", {})}
         return self.add(f"%json {json.dumps({**schema, 'x-guidance': form})}")
 
     def text_before(self, marker: str) -> str:

@@ -15,7 +15,7 @@ from sarathi.server.parsers.call_grammar import (
     resolved,
     with_definitions,
 )
-from sarathi.server.parsers.json_calls import read_json
+from sarathi.server.parsers.json_calls import read_json, write_json
 from sarathi.server.parsers.text_scanner import Reading, TextScanner
 from sarathi.server.parsers.tool_call_parser import CallSink, NotACallError
 
@@ -50,7 +50,7 @@ class GemmaCalls:
             scanner.drop()
             calls.add('"')
             end = yield from scanner.pass_until(
-                [self.quote], lambda piece: calls.add(_json(piece)[1:-1])
+                [self.quote], lambda piece: calls.add(write_json(piece)[1:-1])
             )
             if not end:
                 raise NotACallError
@@ -83,7 +83,7 @@ class GemmaCalls:
                 key = key.removesuffix(self.quote) if quoted else key
                 if not (yield from scanner.take(":")):
                     raise NotACallError
-                calls.add(f"{separator}{_json(key.strip())}: ")
+                calls.add(f"{separator}{write_json(key.strip())}: ")
             else:
                 calls.add(separator)
             separator = ", "
@@ -103,7 +103,7 @@ class GemmaCalls:
             return "{" + self.write_arguments(value) + "}"
         if isinstance(value, list | tuple):
             return "[" + ",".join(map(self._write, value)) + "]"
-        return _json(value)
+        return write_json(value)
 
     def arguments_rule(self, rules: LarkRules, schema: Schema) -> str:
         """Return an expression for arguments that follow a schema.
@@ -149,7 +149,3 @@ class GemmaCalls:
     def _any_value(self, rules: LarkRules) -> str:
         text = f"{rules.literal(self.quote)} {rules.text_before(self.quote)}"
         return f"({text} | {rules.json({'type': ['number', 'boolean', 'null']})})"
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)

@@ -21,7 +21,7 @@ class JsonArguments:
 
     def write_arguments(self, arguments: Mapping[str, Any]) -> str:
         """Return the text of a call's arguments."""
-        return json.dumps(arguments, ensure_ascii=False)
+        return write_json(arguments)
 
     def arguments_rule(self, rules: LarkRules, schema: Schema) -> str:
         """Return an expression for arguments that follow a schema."""
@@ -71,6 +71,11 @@ def read_json(text: str) -> Any:
         return json.loads(text, parse_constant=_no_constant)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def write_json(value: Any) -> str:
+    """Return a value as JSON, as models write it."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _no_constant(name: str) -> None:

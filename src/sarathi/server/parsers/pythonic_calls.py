@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sarathi.server.parsers.call_grammar import LarkRules, Schema, listed_arguments
-from sarathi.server.parsers.json_calls import read_json
+from sarathi.server.parsers.json_calls import read_json, write_json
 from sarathi.server.parsers.text_scanner import Reading, TextScanner
 from sarathi.server.parsers.tool_call_parser import CallSink, NotACallError
 
@@ -85,7 +85,7 @@ def _read_arguments(scanner: TextScanner, calls: CallSink, name: str) -> Reading
             raise NotACallError
         if not separator:
             calls.begin(name)
-        calls.add(f"{separator or '{'}{json.dumps(key, ensure_ascii=False)}: {value}")
+        calls.add(f"{separator or '{'}{write_json(key)}: {value}")
         separator = ", "
         scanner.drop()
     if not separator:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
+from sarathi.server.parsers.call_grammar import Schema
 from sarathi.server.parsers.output_parser import ParsedText, ToolCallDelta
 from sarathi.server.parsers.text_scanner import Reading, TextScanner
-
-Schema = Mapping[str, Any]  # a JSON schema
 
 
 class NotACallError(Exception):

@@ -143,6 +143,19 @@ def _json_format(
     )
 
 
+def _gemma_format(begin: str, end: str, quote: str) -> ToolFormat:
+    return ToolFormat(
+        GemmaCalls(quote),
+        begin=(begin,),
+        end=(end,),
+        opening=begin,
+        before_arguments="call:NAME{",
+        after_arguments="}" + end,
+        between=begin,
+        inner_tokens=(quote,),
+    )
+
+
 # DeepSeek's tokens, with bars and gaps that are not ASCII.
 _CALLS_BEGIN, _CALLS_END, _CALL_BEGIN, _CALL_END, _SEPARATOR = _DEEPSEEK_TOKENS = tuple(
     f"<\uff5ctool\u2581{name}\uff5c>"
@@ -244,26 +257,8 @@ _FORMATS: Mapping[str, ToolFormat] = {
         closing=_CALLS_END,
         inner_tokens=_DEEPSEEK_TOKENS,
     ),
-    "functiongemma": ToolFormat(
-        GemmaCalls("<escape>"),
-        begin=("<start_function_call>",),
-        end=("<end_function_call>",),
-        opening="<start_function_call>",
-        before_arguments="call:NAME{",
-        after_arguments="}<end_function_call>",
-        between="<start_function_call>",
-        inner_tokens=("<escape>",),
-    ),
-    "gemma4": ToolFormat(
-        GemmaCalls('<|"|>'),
-        begin=("<|tool_call>",),
-        end=("<tool_call|>",),
-        opening="<|tool_call>",
-        before_arguments="call:NAME{",
-        after_arguments="}<tool_call|>",
-        between="<|tool_call>",
-        inner_tokens=('<|"|>',),
-    ),
+    "functiongemma": _gemma_format("<start_function_call>", "<end_function_call>", "<escape>"),
+    "gemma4": _gemma_format("<|tool_call>", "<tool_call|>", '<|"|>'),
 }
 _ALIASES = {
     "llama4_json": "llama3_json",

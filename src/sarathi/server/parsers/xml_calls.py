@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from sarathi.server.parsers.call_grammar import (
     resolved,
     with_definitions,
 )
-from sarathi.server.parsers.json_calls import read_json
+from sarathi.server.parsers.json_calls import read_json, write_json
 from sarathi.server.parsers.text_scanner import Reading, TextScanner
 from sarathi.server.parsers.tool_call_parser import CallSink, NotACallError
 
@@ -57,14 +56,14 @@ class XmlCalls:
                 raise NotACallError
             yield from scanner.take("\n")
             scanner.drop()
-            calls.add(f"{separator}{_json(key)}: ")
+            calls.add(f"{separator}{write_json(key)}: ")
             separator = ", "
             yield from _read_value(scanner, calls, resolved(schemas.get(key, {})))
 
     def write_arguments(self, arguments: Mapping[str, Any]) -> str:
         """Return the text of a call's arguments."""
         return "".join(
-            f"{_PARAMETER}{key}>\n{value if isinstance(value, str) else _json(value)}"
+            f"{_PARAMETER}{key}>\n{value if isinstance(value, str) else write_json(value)}"
             f"{_VALUE_ENDS[0]}\n"
             for key, value in arguments.items()
         )
@@ -81,7 +80,7 @@ class XmlCalls:
             value = resolved(value)
             types = _types(value)
             if choices := _choices(value):
-                texts = [one if isinstance(one, str) else _json(one) for one in choices]
+                texts = [one if isinstance(one, str) else write_json(one) for one in choices]
                 expression = f"({' | '.join(map(rules.literal, texts))}) {rules.literal(end)}"
             elif types is None or "string" in types:
                 expression = rules.text_before(end)
@@ -97,7 +96,7 @@ def _read_value(scanner: TextScanner, calls: CallSink, schema: Schema) -> Readin
     if types == {"string"}:
         calls.add('"')
         end = yield from scanner.pass_until(
-            _VALUE_ENDS, lambda piece: calls.add(_json(piece)[1:-1])
+            _VALUE_ENDS, lambda piece: calls.add(write_json(piece)[1:-1])
         )
         if end:
             calls.add('"')
@@ -115,9 +114,11 @@ def _converted(text: str, types: set[str] | None) -> str:
     try:
         value = read_json(text)
     except ValueError:
-        return {"True": "true", "False": "false", "None": "null"}.get(text.strip(), _json(text))
+        return {"True": "true", "False": "false", "None": "null"}.get(
+            text.strip(), write_json(text)
+        )
     allowed = types is None or any(_has_type(value, one) for one in types)
-    return text.strip() if allowed else _json(text)
+    return text.strip() if allowed else write_json(text)
 
 
 def _has_type(value: Any, name: str) -> bool:
@@ -147,7 +148,3 @@ def _types(schema: Schema) -> set[str] | None:
 def _choices(schema: Schema) -> list[Any]:
     found = [schema["const"]] if "const" in schema else schema.get("enum")
     return found if isinstance(found, list) else []
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)

@@ -1,13 +1,15 @@
-"""The fields that ask for output of a certain form: OpenAI's `response_format` and vLLM's.
+"""What a request says about the form of its output, which becomes a grammar.
 
-All mean a `Grammar`. Requests that have the fields inherit `StructuredOutputFields`.
+Completions and chats have the fields of `StructuredOutputFields`: OpenAI's `response_format` and
+vLLM's. Other APIs name a format, and its schema: `format_constraint`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -16,9 +18,8 @@ from sarathi.models.tokenizers.tokenizer import Tokenizer
 from sarathi.sampling import grammar as grammars
 from sarathi.sampling.grammar import Grammar, GrammarError
 from sarathi.sampling.grammar_compiler import check_grammar
-from sarathi.server.request_body import MAX_OPEN_FIELD, ModelRequest, unsupported
+from sarathi.server.request_body import MAX_OPEN_FIELD, SharedFields, unsupported
 from sarathi.server.responses import invalid, missing
-from sarathi.server.service import RequestContext, Service
 
 Schema = dict[str, Any] | bool
 Text = Annotated[str, Meta(max_length=MAX_OPEN_FIELD)]
@@ -54,7 +55,7 @@ class StructuredOutputs(Struct):
     disable_additional_properties: bool | None = None
 
 
-class StructuredOutputFields(ModelRequest, kw_only=True):
+class StructuredOutputFields(SharedFields, kw_only=True):
     """The fields of a request; those of vLLM up to 0.11 begin with `guided_`."""
 
     response_format: ResponseFormat | None = None
@@ -65,56 +66,55 @@ class StructuredOutputFields(ModelRequest, kw_only=True):
     guided_grammar: Text | None = None
 
 
-class _Constraint(NamedTuple):
-    field: str  # of the request
+@dataclass(frozen=True)
+class Constraint:
+    """A grammar that a request asks for."""
+
+    field: str  # of the request, for errors
     make: Callable[[], Grammar]
 
+    def grammar(self, tokenizer: Tokenizer) -> Grammar:
+        """Return the grammar; raise `ApiError` naming the field if it is invalid or too complex.
 
-async def read_output_grammar(
-    service: Service, call: RequestContext, request: StructuredOutputFields
-) -> Grammar | None:
-    """Return the grammar that a request asks for, None for any text; it is checked on a thread.
+        Not for an event loop: even a short grammar may take a tenth of a second.
+        """
+        try:
+            grammar = self.make()
+            if len(grammar.lark.encode("utf-8", "replace")) > MAX_OPEN_FIELD:
+                raise GrammarError(f"it is longer than {MAX_OPEN_FIELD // 2**10} KiB")
+            check_grammar(grammar, tokenizer)
+        except GrammarError as error:
+            raise invalid(f"{self.field} cannot be followed: {error}.", self.field) from None
+        return grammar
 
-    Raises:
-        ApiError: status 400, naming the field, for a grammar that is invalid or too complex, and
-            for two at a time.
+
+def format_constraint(
+    field: str, kind: str, schema: Schema | None, *, lenient: bool = False
+) -> Constraint | None:
+    """Return what a format of the text asks for; None for plain text, which follows no grammar.
+
+    Args:
+        field: that holds the format, for errors.
+        kind: `text`, `json_object` or `json_schema`; raises `ApiError` for any other.
+        schema: of `json_schema`.
+        lenient: ignore what of a schema cannot be enforced.
     """
-    constraint = _constraint(request)
-    if constraint is None:
+    if kind == "text":
         return None
-    # Even a short grammar may take long, as a template may.
-    return await service.pool.run(
-        len(call.body), lambda _: _checked(constraint, service.tokenizer), renders=True
+    if kind == "json_object":
+        return Constraint(field, grammars.json_object)
+    if kind == "json_schema":
+        if schema is None:
+            raise missing(f"{field}.schema")
+        return Constraint(f"{field}.schema", partial(grammars.json_schema, schema, lenient=lenient))
+    raise invalid(
+        f"{field}.type is {kind!r:.50}, expected text, json_object or json_schema.",
+        f"{field}.type",
     )
 
 
-def _checked(constraint: _Constraint, tokenizer: Tokenizer) -> Grammar:
-    try:
-        grammar = constraint.make()
-        if len(grammar.lark.encode("utf-8", "replace")) > MAX_OPEN_FIELD:
-            raise GrammarError(f"it is longer than {MAX_OPEN_FIELD // 2**10} KiB")
-        check_grammar(grammar, tokenizer)
-    except GrammarError as error:
-        field = constraint.field
-        raise invalid(f"{field} cannot be followed: {error}.", field) from None
-    return grammar
-
-
-def output_grammar(request: StructuredOutputFields) -> Grammar | None:
-    """Return the grammar that a request asks for, None for any text, without checking it.
-
-    Raises:
-        ApiError: status 400, naming the field, for two at a time, and for what shows at once.
-    """
-    constraint = _constraint(request)
-    try:
-        return None if constraint is None else constraint.make()
-    except GrammarError as error:
-        assert constraint is not None
-        raise invalid(f"{constraint.field}: {error}.", constraint.field) from None
-
-
-def _constraint(request: StructuredOutputFields) -> _Constraint | None:
+def requested_constraint(request: StructuredOutputFields) -> Constraint | None:
+    """Return what the fields ask for; None for any text. Raise `ApiError` for two at a time."""
     found = [*_of_format(request.response_format), *_of_vllm(request)]
     if len(found) > 1:
         first, second = found[0].field, found[1].field
@@ -122,35 +122,34 @@ def _constraint(request: StructuredOutputFields) -> _Constraint | None:
     return found[0] if found else None
 
 
-def _of_format(wanted: ResponseFormat | None) -> Iterator[_Constraint]:
+def _of_format(wanted: ResponseFormat | None) -> Iterator[Constraint]:
     if wanted is None:
         return
     if wanted.type == "json_object":
-        yield _Constraint("response_format", grammars.json_object)
+        yield Constraint("response_format", grammars.json_object)
     elif wanted.type == "json_schema":
-        field = "response_format.json_schema"
-        if wanted.json_schema is None:
+        field, given = "response_format.json_schema", wanted.json_schema
+        if given is None:
             raise missing(field)
-        schema, lenient = wanted.json_schema.schema, not wanted.json_schema.strict
-        if schema is None:
-            yield _Constraint(field, grammars.json_object)
+        if given.schema is None:
+            yield Constraint(field, grammars.json_object)
         else:
-            make = partial(grammars.json_schema, schema, lenient=lenient)
-            yield _Constraint(f"{field}.schema", make)
+            make = partial(grammars.json_schema, given.schema, lenient=not given.strict)
+            yield Constraint(f"{field}.schema", make)
 
 
-def _of_vllm(request: StructuredOutputFields) -> Iterator[_Constraint]:
+def _of_vllm(request: StructuredOutputFields) -> Iterator[Constraint]:
     group = request.structured_outputs or StructuredOutputs()
     for name in ("structural_tag", "whitespace_pattern", "disable_additional_properties"):
         if getattr(group, name) not in (None, False):
             raise unsupported(f"structured_outputs.{name}")
     if group.json_object:
-        yield _Constraint("structured_outputs.json_object", grammars.json_object)
+        yield Constraint("structured_outputs.json_object", grammars.json_object)
     for prefix, source in (("structured_outputs.", group), ("guided_", request)):
         for name, make in _CONSTRAINTS.items():
             value = getattr(source, name if source is group else prefix + name)
             if value is not None:
-                yield _Constraint(prefix + name, partial(make, value))
+                yield Constraint(prefix + name, partial(make, value))
 
 
 def _schema_or_text(schema: Schema | str) -> Grammar:

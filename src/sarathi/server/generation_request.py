@@ -1,4 +1,4 @@
-"""What the requests of OpenAI's generating endpoints have in common.
+"""What a request says about sampling and scheduling, in the form that all APIs translate to.
 
 Fields are OpenAI's, vLLM's for sampling and priority, and latency targets. Null means absent. A
 field has an effect; or none on the output, and is of type `NoEffect`; or is not supported, which
@@ -18,12 +18,11 @@ from sarathi.engine.messages import ModelInfo
 from sarathi.sampling.grammar import Grammar
 from sarathi.sampling.params import SamplingError, SamplingParams
 from sarathi.scheduler import POLICIES, SchedulingParams
-from sarathi.server.openai.structured_output import StructuredOutputFields
 from sarathi.server.request_body import (
     NOT_GIVEN,
-    Int32,
     Int64,
     NoEffect,
+    SharedFields,
     check_token_ids,
     is_given,
     only,
@@ -31,6 +30,7 @@ from sarathi.server.request_body import (
     value_or,
 )
 from sarathi.server.responses import ApiError, invalid, too_long
+from sarathi.server.structured_output import StructuredOutputFields
 
 NO_LIMIT = -1  # of max_tokens, as llama.cpp has it
 _MAX_TENANT = 1024  # bytes; longer names are hashed
@@ -47,17 +47,14 @@ class StreamOptions(Struct):
 
 
 class GenerationRequest(StructuredOutputFields, kw_only=True):
-    """The fields that completions and chat completions share."""
+    """The fields that completions and chat completions share, and others are translated to."""
 
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
 
     # Those of `SamplingParams`, which checks their values, have the same names.
     n: Int64 | None = None
     max_tokens: Int64 | None = None
     min_tokens: Int64 | None = None
-    temperature: float | None = None
-    top_p: float | None = None
     top_k: Int64 | None = None
     min_p: float | None = None
     seed: int | None = None
@@ -72,11 +69,7 @@ class GenerationRequest(StructuredOutputFields, kw_only=True):
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
 
-    # For the scheduler; see `scheduling_params`.
-    priority: Int32 | None = None
-    ttft_target: float | str | None = None
-    tbt_target: float | str | None = None
-    user: Raw = NOT_GIVEN
+    user: Raw = NOT_GIVEN  # for the scheduler, as those of `SharedFields`
 
     # They concern billing, caching or filing.
     metadata: NoEffect = NOT_GIVEN
@@ -107,6 +100,12 @@ class GenerationRequest(StructuredOutputFields, kw_only=True):
     truncate_prompt_tokens: Annotated[Any, only()] = None
     use_beam_search: Annotated[Any, only(False)] = None
     vllm_xargs: Annotated[Any, only({})] = None
+
+
+def generation_request(request: SharedFields, **fields: Any) -> GenerationRequest:
+    """Return what another API's request says about generation; `fields` have other names there."""
+    shared = {name: getattr(request, name) for name in SharedFields.__struct_fields__}
+    return GenerationRequest(**shared, **fields)
 
 
 # Fields of a request that become the parameter of the same name as they are.
