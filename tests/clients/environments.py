@@ -28,7 +28,7 @@ ENVIRONMENTS: Mapping[str, Sequence[str]] = {
     "guidellm": ("guidellm==0.8.1",),
 }
 _TORCH = "guidellm"  # imports torch, for which that of the tests does
-_MADE = "made"  # a file in a complete environment
+_MADE = "made"  # a file in a complete environment, with what it contains
 
 
 def folder() -> Path:
@@ -37,9 +37,15 @@ def folder() -> Path:
 
 
 def python(name: str) -> Path | None:
-    """Return the interpreter of an environment; None if it has not been made."""
+    """Return the interpreter of an environment; None if it has not been made like this."""
     home = folder() / name
-    return home / "bin" / "python" if (home / _MADE).is_file() else None
+    made = home / _MADE
+    complete = made.is_file() and made.read_text() == _contents(name)
+    return home / "bin" / "python" if complete else None
+
+
+def _contents(name: str) -> str:
+    return "\n".join(ENVIRONMENTS[name])
 
 
 def make(name: str) -> None:
@@ -57,7 +63,7 @@ def make(name: str) -> None:
         [ours] = Path(sys.prefix).glob("lib/python*/site-packages")
         (site / "torch-of-the-tests.pth").write_text(f"{ours}\n")
     subprocess.run([*install, *ENVIRONMENTS[name]], check=True)
-    (home / _MADE).touch()
+    (home / _MADE).write_text(_contents(name))
 
 
 def main() -> int:

@@ -74,7 +74,7 @@ def structured() -> None:
     )
     Answer.model_validate_json(reply.choices[0].message.content)
     reply = client.chat.completions.create(
-        model=MODEL, messages=[USER], max_tokens=200, response_format={"type": "json_object"}
+        model=MODEL, messages=[USER], max_tokens=64, response_format={"type": "json_object"}
     )
     if reply.choices[0].finish_reason == "stop":
         assert isinstance(json.loads(reply.choices[0].message.content), dict)
