@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from starlette.types import Message
 
+from sarathi.models.tokenizers import template_abilities
 from sarathi.models.tokenizers.chat_template import ChatTemplate, WorkCancelledError, WorkLimit
 from sarathi.server import service
 from tests.server.fake_engine import (
@@ -70,6 +71,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class TestTemplates:
+    @pytest.fixture(autouse=True)
+    def short_probes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(template_abilities, "_SECONDS", 0.05)
+
     def test_an_endless_template_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(service, "RENDER_SECONDS", 0.2)
         body = {"model": MODEL, **HI}

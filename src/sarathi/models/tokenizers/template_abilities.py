@@ -13,7 +13,7 @@ from sarathi.models.tokenizers.chat_template import ChatTemplate, WorkLimit, par
 
 # Of rendering all probes of a template, which takes a few milliseconds. What is found counts for as
 # long as the process lives, so that a busy machine must not cut it.
-_SECONDS = 5.0
+_SECONDS = 2.0
 _TOOL_NAME, _CALLED_NAME = "probed_tool", "called_tool"
 _KEY, _RESULT, _SYSTEM = "probed_key", "probed-result", "probed-system"
 _IDS = ("call_0123456789abcdef", "abcDEF123")
