@@ -279,7 +279,7 @@ def start_search(folder: Path, port: int, *options: str) -> subprocess.Popen[byt
 class TestRealServer:
     def test_it_is_started_measured_and_stopped(self, tmp_path: Path) -> None:
         port = free_port()
-        words = ("--tbt-target", "0.1ms", "--start-rate", "8", "--requests-per-point", "4")
+        words = ("--tbt-target", "0.1ms", "--start-rate", "64", "--requests-per-point", "4")
         process = start_search(tmp_path, port, *words, "--point-duration", "0.1s")
         out, err = process.communicate(timeout=200)
         assert process.returncode == 1, err

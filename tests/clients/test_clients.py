@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,27 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedServer]:
         one.stop()
 
 
+@pytest.fixture(scope="module")
+def runs(
+    request: pytest.FixtureRequest, server: StartedServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mapping[str, Future[subprocess.CompletedProcess[str]]]]:
+    """The selected scripts, two at a time: mostly, one imports packages while the other waits."""
+
+    def run(python: Path, script: str) -> subprocess.CompletedProcess[str]:
+        command = [str(python), str(SCRIPTS / f"{script}.py"), server.url]
+        folder = tmp_path_factory.mktemp(script)
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT)
+
+    callspecs = [getattr(item, "callspec", None) for item in request.session.items]
+    names = {each.params.get("script") for each in callspecs if each is not None}
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            script: pool.submit(run, python, script)
+            for environment, script in CLIENTS
+            if script in names and (python := environments.python(environment)) is not None
+        }
+
+
 def test_every_script_is_run() -> None:
     assert {path.stem for path in SCRIPTS.glob("*.py")} == {script for _, script in CLIENTS}
 
@@ -45,13 +67,9 @@ def test_every_script_is_run() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("environment", "script"), CLIENTS, ids=[script for _, script in CLIENTS])
 def test_a_client_runs_unchanged(
-    request: pytest.FixtureRequest, environment: str, script: str, tmp_path: Path
+    request: pytest.FixtureRequest, environment: str, script: str
 ) -> None:
-    python = environments.python(environment)
-    if python is None:
+    if environments.python(environment) is None:
         pytest.skip(f"the environment {environment} is not installed")
-    server: StartedServer = request.getfixturevalue("server")
-    command = [str(python), str(SCRIPTS / f"{script}.py"), server.url]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT)
+    done = request.getfixturevalue("runs")[script].result()
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
-    server.check()
