@@ -338,7 +338,7 @@ class TestCompare:
     def test_capacities_are_searched_for_in_turns(
         self, server: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        with ScriptedServer(queue(0.02)) as one, ScriptedServer(queue(0.005)) as other:
+        with ScriptedServer(queue(0.01)) as one, ScriptedServer(queue(0.0025)) as other:
             words = ["compare", "--url", f"slow={one.url}", "--url", f"quick={other.url}"]
             words += ["--tbt-target", "1s", *SEARCH, "--json", "--results", str(tmp_path)]
             assert main(words) == 0
