@@ -27,6 +27,7 @@ from sarathi.scheduler import (
     prefill,
 )
 from sarathi.scheduler.queue.waiting_queue import Priority
+from tests.engine.fake_cache import TokenCache
 from tests.engine.fake_pipeline import Pipeline
 
 VOCAB, EOS = 40, 39
@@ -52,22 +53,14 @@ class Model:
     config = SimpleNamespace(vocab_size=VOCAB)
 
     def __init__(self) -> None:
-        self._cache = np.full((BLOCKS, BLOCK), -1)
+        self._cache = TokenCache(BLOCKS, BLOCK)
 
     def execute(self, step: Step) -> np.ndarray:
         found = np.full((len(step.token_ids), VOCAB), np.nan, np.float32)
         hidden = np.full((len(step.token_ids), WIDTH), np.nan, np.float32)
-        for index, past in enumerate(step.past_lens.tolist()):
-            begin, end = step.query_starts[index : index + 2].tolist()
-            first, last = step.block_starts[index : index + 2].tolist()
-            blocks = step.block_ids[first:last]
-            for row in range(begin, end):
-                position = past + row - begin
-                self._cache[blocks[position // BLOCK], position % BLOCK] = step.token_ids[row]
-                known = self._cache[blocks].reshape(-1)[: position + 1].tolist()
-                assert min(known) >= 0
-                found[row] = logits_after(known)
-                hidden[row] = hidden_after(known)
+        for row, known in self._cache.write(step):
+            found[row] = logits_after(known.tolist())
+            hidden[row] = hidden_after(known.tolist())
         self._pooled = hidden[step.pooled_rows]
         return found[step.sample_rows]
 

@@ -17,6 +17,7 @@ from sarathi.engine.messages import TokenOutput
 from sarathi.sampling.params import SamplingParams
 from sarathi.sampling.sampler import Sampler
 from sarathi.scheduler import POLICIES, AdmissionError, BlockPool, FixedBudget, Scheduler
+from tests.engine.fake_cache import TokenCache
 
 VOCAB, EOS = 40, 39
 BLOCK, BLOCKS, LENGTH = 4, 24, 60
@@ -28,25 +29,17 @@ class Rememberer:
     def __init__(self, vocab_size: int = VOCAB) -> None:
         self.config = SimpleNamespace(vocab_size=vocab_size)
         self._vocab_size = vocab_size
-        self._cache = np.full((BLOCKS, BLOCK), -1)
+        self._cache = TokenCache(BLOCKS, BLOCK)
 
     def pooled(self) -> np.ndarray:
         raise AssertionError("no request asks for an embedding")
 
     def execute(self, step: Step) -> np.ndarray:
         logits: dict[int, np.ndarray] = {}  # by row
-        for index, past in enumerate(step.past_lens.tolist()):
-            begin, end = step.query_starts[index : index + 2].tolist()
-            first, last = step.block_starts[index : index + 2].tolist()
-            blocks = step.block_ids[first:last]
-            for row in range(begin, end):
-                position = past + row - begin
-                self._cache[blocks[position // BLOCK], position % BLOCK] = step.token_ids[row]
-                if row in step.sample_rows:
-                    read = self._cache[blocks].reshape(-1)[: position + 1]
-                    assert (read >= 0).all()
-                    seed = int.from_bytes(blake2b(read.tobytes(), digest_size=8).digest(), "big")
-                    logits[row] = np.random.default_rng(seed).normal(0, 2, self._vocab_size)
+        for row, known in self._cache.write(step):
+            if row in step.sample_rows:
+                seed = int.from_bytes(blake2b(known.tobytes(), digest_size=8).digest(), "big")
+                logits[row] = np.random.default_rng(seed).normal(0, 2, self._vocab_size)
         found = [logits[row] for row in step.sample_rows.tolist()]
         return np.array(found, np.float32).reshape(-1, self._vocab_size)
 

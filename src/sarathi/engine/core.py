@@ -248,12 +248,14 @@ class EngineCore:
         if result.stages:
             self._stages.add(result.stages, computed.after_idle)
             overhead = computed.submitted - computed.began + ended - executed
-            waited = result.sampled.waited
             self._latency_observer.observe(
-                batch.work, computed.began, ended, overhead, result.stages, waited=waited
+                batch,
+                computed.began,
+                ended,
+                overhead,
+                result.stages,
+                waited=result.sampled.waited,
             )
-            if batch.constrained and self.scheduler.latency_model is not None:
-                self.scheduler.latency_model.mask_wait.observe(batch.constrained, waited)
         if self._recorders:
             parts = [("schedule", computed.scheduled)]
             if self._runner.looks_ahead and self._executed > computed.scheduled:

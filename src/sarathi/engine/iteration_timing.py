@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sarathi.scheduler import LatencyModel, Work
+from sarathi.scheduler import Batch, LatencyModel
 from sarathi.telemetry.recorder import StageTime
 
 _LOOP_SHARE = 0.1  # of an iteration: the most that the loop around it can take
@@ -39,7 +39,7 @@ class LatencyObserver:
 
     def observe(
         self,
-        work: Work,
+        batch: Batch,
         began: float,
         ended: float,
         overhead: float,
@@ -53,7 +53,7 @@ class LatencyObserver:
             began: before the batch was scheduled.
             ended: after its tokens were published.
             overhead: of the time between the two, what the engine itself took.
-            waited: of that time, what sampling waited for masks, which the model has apart.
+            waited: of that time, what sampling waited for masks, which the model learns apart.
         """
         if len(stages) == 1:
             seconds = ended - began - waited
@@ -64,7 +64,8 @@ class LatencyObserver:
         else:
             seconds = time_per_stage(stages, overhead - waited)
         if self._model is not None:
-            self._model.observe(work, seconds)
+            self._model.mask_wait.observe(batch.constrained, waited)
+            self._model.observe(batch.work, seconds)
 
 
 class LaunchTimer:

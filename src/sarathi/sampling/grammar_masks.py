@@ -143,9 +143,9 @@ class GrammarMasks:
     """
 
     def __init__(self, make_tokenizer: Callable[[], llguidance.LLTokenizer]) -> None:
-        """Start nothing yet: most engines never get a grammar.
+        """Start nothing yet; `prepare` and the first grammar do.
 
-        `make_tokenizer` is called in a thread at the first one; it may raise `ModelError`.
+        `make_tokenizer` is then called in a thread; it may raise `ModelError`.
         """
         self._compiler = _Compiler(make_tokenizer)
         self._done = threading.Condition()  # a mask is ready

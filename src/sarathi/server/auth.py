@@ -59,7 +59,7 @@ class AuthMiddleware:
 
     def _check(self, scope: Scope) -> None:
         """Raise `ApiError` unless the request is allowed; record which of several keys it has."""
-        if scope["method"] == "OPTIONS":  # only tells methods; browsers send it without a key
+        if scope["method"] == "OPTIONS":  # has only methods as an answer; browsers send no key
             return
         keys = self.rules.api_keys
         exempt = OPEN_PATHS | self.admin_paths if self.rules.admin_keys else OPEN_PATHS

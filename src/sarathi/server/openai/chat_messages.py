@@ -135,7 +135,7 @@ def read_conversation(request: ConversationRequest) -> Conversation:
 
 
 def _thinking_arguments(request: ConversationRequest) -> dict[str, bool]:
-    """Return the arguments of the template that tell whether to reason first."""
+    """Return the arguments of the template that decide whether it reasons first."""
     arguments = {}
     thinking = request.thinking
     if isinstance(thinking, dict) and thinking.get("type") in ("enabled", "disabled"):
