@@ -50,8 +50,12 @@ def runs(
         folder = tmp_path_factory.mktemp(script)
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT)
 
-    callspecs = [getattr(item, "callspec", None) for item in request.session.items]
-    names = {each.params.get("script") for each in callspecs if each is not None}
+    items = [item for item in request.session.items if item.path == request.path]
+    names = {
+        item.callspec.params["script"]
+        for item in items
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+    }
     with ThreadPoolExecutor(2) as pool:
         yield {
             script: pool.submit(run, python, script)
