@@ -176,3 +176,12 @@ class TestSlack:
             run(sched, now=now)
         sched.add(request(5, prompt=50, output=1, params=SchedulingParams(ttft_target=5.0)))
         assert (5, 50) in run(sched, now=5.0)
+
+    def test_a_prompt_that_misses_its_deadline_preempts_nothing(self) -> None:
+        sched = by_slack(budget=100, max_batch_size=1)
+        sched.add(request(1, prompt=900, output=1))
+        run(sched, now=1.0)
+        assert run(sched, now=3.0) == [(1, 100)]
+        sched.add(request(5, prompt=50, output=1, params=SchedulingParams(ttft_target=0.01)))
+        assert run(sched, now=5.0) == [(1, 100)]
+        assert sched.running.num_preemptions == 0

@@ -76,11 +76,7 @@ class PrefillAllocator:
             cached = self._memory.cached_prefix(request) if is_waiting else []
             start = request.num_scheduled + allocated.get(request, 0)
             start += len(cached) * self._memory.pool.block_size
-            if (
-                relegations < _MAX_RELEGATIONS
-                and request.rank.priority_class != RELEGATED
-                and self._order.misses_deadline(request, start, now)
-            ):
+            if relegations < _MAX_RELEGATIONS and self._is_late(request, start, now):
                 relegations += 1
                 self._relegate(request)
                 selector.sort_started(request)
@@ -114,13 +110,16 @@ class PrefillAllocator:
         self.num_relegations += relegations
         return allocated
 
-    def preemption_candidates(self, request: Request) -> list[Request]:
+    def preemption_candidates(self, request: Request, now: float) -> list[Request]:
         """Return the requests to preempt so that a waiting one can be admitted, none if that fails.
 
-        A request is not preempted again before it has progressed further than the first time.
+        None for a request that `allocate` would relegate, either. A request is not preempted again
+        before it has progressed further than the first time.
         """
         excess = len(self._running) + 1 - self._max_batch_size
         cached = self._memory.cached_prefix(request)
+        if self._is_late(request, len(cached) * self._memory.pool.block_size, now):
+            return []
         headroom = self._headroom(len(self._running))
         blocks = self._memory.missing_blocks(request, cached, headroom)
         if excess <= 0 and blocks <= 0:
@@ -138,6 +137,12 @@ class PrefillAllocator:
                 if len(candidates) >= excess and blocks <= 0:
                     return candidates
         return []
+
+    def _is_late(self, request: Request, start: int, now: float) -> bool:
+        """Return whether a prompt, computed up to `start`, is to be relegated."""
+        if request.rank.priority_class == RELEGATED:
+            return False
+        return self._order.misses_deadline(request, start, now)
 
     def _relegate(self, request: Request) -> None:
         """Order a request after all those that are not relegated."""

@@ -204,7 +204,7 @@ class Scheduler:
         look_ahead = self._look_ahead and bool(self._in_flight)
         if look_ahead and not self._can_look_ahead():
             return None
-        preempted = self._preempt_for_first_waiting() if self._order.preempts else []
+        preempted = self._preempt_for_first_waiting(now) if self._order.preempts else []
         policy = self._policy
         prefills_first = policy.first == "prefills" or (
             policy.first == "alternate" and not self._last_had_prefills
@@ -415,10 +415,12 @@ class Scheduler:
         work = Work(tokens, attention, 0, samples + scored)
         return Prefills(slices, work, allowance.amount, scored, pooled)
 
-    def _preempt_for_first_waiting(self) -> list[Request]:
+    def _preempt_for_first_waiting(self, now: float) -> list[Request]:
         """Preempt the requests that the order lets the first waiting one replace."""
         first = self.waiting.first(self.running.prefills)
-        preempted = [] if first is None else self.prefill_allocator.preemption_candidates(first)
+        if first is None:
+            return []
+        preempted = self.prefill_allocator.preemption_candidates(first, now)
         for request in preempted:
             self.running.preempt(request)
         return preempted
