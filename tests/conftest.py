@@ -18,12 +18,3 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["XDG_CACHE_HOME"]
     else:
         os.environ["XDG_CACHE_HOME"] = before
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests of the backends last.
-
-    They load many native models in this process, whose threads and destructors would otherwise run
-    beside the tests that come after them.
-    """
-    items.sort(key=lambda item: "tests/backends" in item.path.as_posix())

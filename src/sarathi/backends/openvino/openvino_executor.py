@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import cache
 
 import ml_dtypes
 import numpy as np
@@ -45,6 +46,17 @@ _DTYPES: Mapping[Precision, npt.DTypeLike] = {
 _CAPABILITIES: Mapping[Precision, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 
 
+@cache
+def _core() -> ov.Core:
+    """Return the one core of this process, which is never destroyed.
+
+    Each core's CPU plugin replaces the stack for signal handlers of the thread that makes it, and
+    puts the one before it back when it is destroyed (openvinotoolkit/openvino#11894). With a second
+    core, or in another thread, that one may be gone, and the next signal kills the process.
+    """
+    return ov.Core()
+
+
 def default_precision() -> Precision:
     """Return bf16 or f16 where the processor computes in them, otherwise f32."""
     return next(p for p in ("bf16", "f16", "f32") if p in supported_precisions())
@@ -52,7 +64,7 @@ def default_precision() -> Precision:
 
 def supported_precisions() -> tuple[Precision, ...]:
     """Return the precisions in which this processor computes."""
-    capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return tuple(p for p, capability in _CAPABILITIES.items() if capability in capabilities)
 
 
@@ -127,7 +139,7 @@ class OpenVinoExecutor:
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
         with self.weights.dropping_pages():
-            return ov.Core().compile_model(graph, "CPU", properties)
+            return _core().compile_model(graph, "CPU", properties)
 
     @property
     def block_bytes(self) -> int:
