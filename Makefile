@@ -13,13 +13,17 @@ help:  ## list these targets
 serve: $(VENV)/.serve  ## serve SmolLM2-135M-Instruct on port 8000
 	$(BIN)/sarathi serve smollm2-135m --port 8000 $(ARGS)
 
+# Two at a time, whatever the number of cores: many start servers that use all of them. Fixtures of
+# a file are made once.
+IN_PARALLEL := -n 2 --dist loadfile
+
 test: $(VENV)/.test  ## run all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(or $(ARGS),$(IN_PARALLEL))
 	$(if $(ARGS),,$(MAKE) test-kernels)
 
 # Triton's interpreter runs kernels on the CPU. It is chosen per process.
 test-kernels: $(VENV)/.test  ## run the tests of the Triton kernels in its interpreter
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels $(ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels $(or $(ARGS),$(IN_PARALLEL))
 
 lint: $(VENV)/.lint  ## check format, style, types
 	$(BIN)/ruff format --check src tests perf
