@@ -14,7 +14,21 @@ from sarathi.sampling.grammar import json_schema
 from sarathi.sampling.params import SamplingParams
 
 SCHEMAS = 500
-WORDS = ("name", "age", "é", "a b", 'quo"te', "\\", "x/y", "日本", "id", "value", "tags", "")
+WORDS = (
+    "name",
+    "age",
+    "é",
+    "a b",
+    "<|im_end|>",
+    'quo"te',
+    "\\",
+    "x/y",
+    "日本",
+    "id",
+    "value",
+    "tags",
+    "",
+)
 
 
 class SchemaMaker:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 
 import llguidance
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -52,6 +53,34 @@ def test_json_has_one_form_of_white_space(follows):
     assert not follows(grammar, '{ "a": 1}')
     assert follows(json_object(), '{"a": {"b": [1, null, "x"]}}')
     assert not follows(json_object(), "[1]")
+
+
+@pytest.mark.parametrize(
+    ("grammar", "text"),
+    [
+        (json_schema({"const": "<|im_end|>"}), '"<|im_end|>"'),
+        (json_schema({"const": "\U0001f600<|im_start|>"}), '"\U0001f600<|im_start|>"'),
+        (choice(["a<|im_end|>b"]), "a<|im_end|>b"),
+        (regex(r"<\|im_end\|>!"), "<|im_end|>!"),
+        (lark('start: "<|endoftext|>" "."'), "<|endoftext|>."),
+        (Grammar(choice(["<|im_end|>"]).lark, after="</think>"), "</think><|im_end|>"),
+    ],
+)
+def test_the_text_of_a_special_token_is_written_with_others(vocabulary, grammar, text):
+    matcher = compile_grammar(grammar, vocabulary)
+    written = b""
+    while written != text.encode():
+        mask = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+        following = [
+            token
+            for token in np.flatnonzero(mask).tolist()
+            if not vocabulary.is_special_token(token)
+            and text.encode().startswith(written + vocabulary.decode_bytes([token]))
+        ]
+        assert following, written
+        matcher.consume_token(following[0])
+        written += vocabulary.decode_bytes(following[:1])
+    assert matcher.is_accepting()
 
 
 def test_objects_may_have_more_keys_unless_the_schema_forbids_it(follows):

@@ -26,6 +26,8 @@ _LIMITS = {
     "max_grammar_size": 100_000,
     "verbose_errors": False,
 }
+_HAS_OPTIONS = re.compile(r"^\s*%llguidance\b", re.MULTILINE)
+_ESCAPES = re.compile(r"\\(?:x\{([0-9a-f]{1,4})\}|u([0-9a-f]{4})|(.))")
 _CHECKED_TOKENS = 2  # some faults show only after the first token
 _MAX_REASON = 500  # characters
 _NO_OUTPUT = "no output can follow it"
@@ -58,8 +60,13 @@ def compile_grammar(grammar: Grammar, tokenizer: llguidance.LLTokenizer) -> llgu
 
 def _with_beginning(grammar: Grammar, tokenizer: llguidance.LLTokenizer) -> str:
     """Return a grammar with any text before it, up to the marker."""
+    lark = grammar.lark
+    if _mentions_special_token(lark, tokenizer) and not _HAS_OPTIONS.search(lark):
+        # Where one text alone can follow, the library forces the tokens that the tokenizer makes of
+        # it: the special token, which it then does not accept. Without forcing masks take longer.
+        lark = '%llguidance {"no_forcing": true}\n' + lark
     if not grammar.after:
-        return grammar.lark
+        return lark
     ids = tokenizer.tokenize_str(grammar.after, parse_special=True)
     if len(ids) == 1 and tokenizer.is_special_token(ids[0]):
         beginning = f"start: /(.|\\n)*/ <[{ids[0]}]> @answer\n"
@@ -69,9 +76,16 @@ def _with_beginning(grammar: Grammar, tokenizer: llguidance.LLTokenizer) -> str:
     # As a grammar of its own, the answer keeps its rules, whatever their names are.
     parts = [
         {"lark_grammar": beginning},
-        {"name": "answer", "lark_grammar": grammar.lark},
+        {"name": "answer", "lark_grammar": lark},
     ]
     return json.dumps({"grammars": parts})
+
+
+def _mentions_special_token(lark: str, tokenizer: llguidance.LLTokenizer) -> bool:
+    """Return whether the text of a special token is in a grammar, as far as it is not in parts."""
+    text = _ESCAPES.sub(lambda m: m[3] or chr(int(m[1] or m[2], 16)), lark)
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return any(map(tokenizer.is_special_token, tokenizer.tokenize_str(text)))
 
 
 def raise_error(matcher: llguidance.LLMatcher) -> None:
