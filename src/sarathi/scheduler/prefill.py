@@ -113,7 +113,7 @@ class PrefillAllocator:
     def preemption_candidates(self, request: Request, now: float) -> list[Request]:
         """Return the requests to preempt so that a waiting one can be admitted, none if that fails.
 
-        None for a request that `allocate` would relegate, either. A request is not preempted again
+        Nothing is preempted for a request that `allocate` would relegate, nor a request again
         before it has progressed further than the first time.
         """
         excess = len(self._running) + 1 - self._max_batch_size
