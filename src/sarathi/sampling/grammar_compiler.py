@@ -60,11 +60,7 @@ def compile_grammar(grammar: Grammar, tokenizer: llguidance.LLTokenizer) -> llgu
 
 def _with_beginning(grammar: Grammar, tokenizer: llguidance.LLTokenizer) -> str:
     """Return a grammar with any text before it, up to the marker."""
-    lark = grammar.lark
-    if _mentions_special_token(lark, tokenizer) and not _HAS_OPTIONS.search(lark):
-        # Where one text alone can follow, the library forces the tokens that the tokenizer makes of
-        # it: the special token, which it then does not accept. Without forcing masks take longer.
-        lark = '%llguidance {"no_forcing": true}\n' + lark
+    lark = _with_options(grammar.lark, tokenizer)
     if not grammar.after:
         return lark
     ids = tokenizer.tokenize_str(grammar.after, parse_special=True)
@@ -79,6 +75,17 @@ def _with_beginning(grammar: Grammar, tokenizer: llguidance.LLTokenizer) -> str:
         {"name": "answer", "lark_grammar": lark},
     ]
     return json.dumps({"grammars": parts})
+
+
+def _with_options(lark: str, tokenizer: llguidance.LLTokenizer) -> str:
+    """Return a grammar that does not force tokens if it contains the text of a special one.
+
+    Where one text alone can follow, the library forces the tokens that the tokenizer makes of it:
+    the special token, which it then does not accept. Without forcing masks take longer.
+    """
+    if _HAS_OPTIONS.search(lark) or not _mentions_special_token(lark, tokenizer):
+        return lark
+    return '%llguidance {"no_forcing": true}\n' + lark
 
 
 def _mentions_special_token(lark: str, tokenizer: llguidance.LLTokenizer) -> bool:

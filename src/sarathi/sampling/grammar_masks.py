@@ -82,13 +82,17 @@ class GrammarMask:
     def __init__(self, grammar: Grammar, barred_ids: Sequence[int]) -> None:
         self.grammar = grammar
         self.error: str | None = None  # why the output cannot go on
-        self.slow = True  # until it has been compiled
-        self.distrusted = 0  # tokens until it is not slow any more
+        self.distrusted = 1  # tokens until it is not slow any more; the first takes compiling
         self.ready = False  # whether `words` are those of the next token, or `error` is set
         self.closed = False
         self.words: NDArray[np.int32] = np.empty(0, np.int32)  # a bit for each token
         self.matcher: Matcher | None = None
         self._barred_ids = np.asarray(barred_ids, np.int64)
+
+    @property
+    def slow(self) -> bool:
+        """Whether the next mask may take long."""
+        return self.distrusted > 0
 
     def compute(self) -> None:
         """Make the mask of the next token."""
@@ -248,7 +252,6 @@ def advance(mask: GrammarMask, tokens: Sequence[int]) -> None:
         mask.distrusted = _DISTRUSTED
     elif mask.distrusted:
         mask.distrusted -= 1
-    mask.slow = mask.distrusted > 0
 
 
 class _Compiler:

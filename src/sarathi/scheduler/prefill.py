@@ -118,11 +118,11 @@ class PrefillAllocator:
         """
         excess = len(self._running) + 1 - self._max_batch_size
         cached = self._memory.cached_prefix(request)
-        if self._is_late(request, len(cached) * self._memory.pool.block_size, now):
-            return []
         headroom = self._headroom(len(self._running))
         blocks = self._memory.missing_blocks(request, cached, headroom)
         if excess <= 0 and blocks <= 0:
+            return []
+        if self._is_late(request, len(cached) * self._memory.pool.block_size, now):
             return []
         candidates: list[Request] = []
         tenant = self._waiting.tenant_of(request)

@@ -380,7 +380,7 @@ class PendingSample:
     _event: devices.DeviceEvent
 
     def tokens(self) -> I64:
-        """Wait for the tokens."""
+        """Wait for the sampled tokens and return them, [rows]."""
         self._event.synchronize()
         tokens: I64 = self._tokens.numpy()
         return tokens
