@@ -24,6 +24,7 @@ _COMMANDS = {
     "serve": "Serve a model over the OpenAI API.",
     "generate": "Complete prompts offline, without a server.",
     "chat": "Talk to a model in the terminal, through a server or in this process.",
+    "evaluate": "Measure how well a model predicts a text, and what its precision costs.",
     "bench": "Measure the latencies of a server at a given load.",
     "capacity": "Find the highest request rate that a server takes within a latency target.",
     "compare": "Measure several servers with the same requests, in turns, and print ratios.",
