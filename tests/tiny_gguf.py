@@ -12,9 +12,10 @@ from safetensors.numpy import load_file
 
 from tests.tiny_models import CHAT_TEMPLATE, FAMILIES
 
-# The Falcon of llama.cpp has neither biases nor an MLP after the attention.
-GGUF_FAMILIES = tuple(name for name in FAMILIES if name != "falcon-serial")
-_GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+# The Falcon of llama.cpp has neither biases nor an MLP after the attention, and files of Gemma 3 do
+# not have the scale of the scores.
+GGUF_FAMILIES = tuple(name for name in FAMILIES if name not in ("falcon-serial", "gemma3-scaled"))
+_GGUF_ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3"}
 _GGUF_NAMES = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -41,6 +42,11 @@ _GGUF_NAMES = {
     "word_embeddings": "token_embd",
     "ln_f": "output_norm",
 }
+_GEMMA_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 
 
 def write_gguf(folder: Path, path: Path, quant: str = "F32") -> None:
@@ -57,6 +63,7 @@ def write_gguf(folder: Path, path: Path, quant: str = "F32") -> None:
         "self_attn.q_proj": config["num_attention_heads"],
         "self_attn.k_proj": config.get("num_key_value_heads"),
     }
+    names = _GGUF_NAMES | (_GEMMA_NAMES if arch in ("gemma2", "gemma3") else {})
     wanted = gguf.GGMLQuantizationType[quant]
     for name, tensor in load_file(folder / "model.safetensors").items():
         module, _, kind = name.removeprefix("model.").rpartition(".")
@@ -71,11 +78,13 @@ def write_gguf(folder: Path, path: Path, quant: str = "F32") -> None:
             array = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(array.shape))
         if module == "self_attention.query_key_value":
             array = _queries_first(array, config)
+        if arch.startswith("gemma") and module.endswith("norm"):
+            array = array + 1
         block_size = gguf.GGML_QUANT_SIZES[wanted][0]
         fits = array.ndim == 2 and array.shape[1] % block_size == 0
         stored = wanted if fits else gguf.GGMLQuantizationType.F32
         data = gguf.quants.quantize(array, stored)
-        writer.add_tensor(f"{prefix}{_GGUF_NAMES[module]}.{kind}", data, raw_dtype=stored)
+        writer.add_tensor(f"{prefix}{names[module]}.{kind}", data, raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -109,6 +118,7 @@ def _write_metadata(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     rope = config["rope_parameters"]
+    rope = rope.get("full_attention", rope)
     writer.add_rope_dimension_count(head_dim)
     writer.add_rope_freq_base(rope["rope_theta"])
     if rope["rope_type"] == "linear":
@@ -118,9 +128,13 @@ def _write_metadata(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
         writer.add_tensor("rope_freqs.weight", _llama3_factors(rope, head_dim))
     if config.get("sliding_window"):
         writer.add_sliding_window(config["sliding_window"])
-        if "layer_types" in config:
+        # Files of Gemma leave the pattern out.
+        if "layer_types" in config and not config["model_type"].startswith("gemma"):
             kinds = config["layer_types"]
             writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in kinds])
+    if config["model_type"] == "gemma2":
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
 
 
 def _llama3_factors(rope: dict[str, Any], head_dim: int) -> np.ndarray[Any, Any]:

@@ -41,6 +41,16 @@ _FALCON: dict[str, Any] = {
     "initializer_range": 0.4,
 }
 _LINEAR_ROPE = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+_GEMMA: dict[str, Any] = {"head_dim": 32, "tie_word_embeddings": True, "sliding_window": 12}
+_GEMMA3: dict[str, Any] = {
+    **_GEMMA,
+    "num_hidden_layers": 7,  # the sixth has no window
+    "query_pre_attn_scalar": 32,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
 
 _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -68,6 +78,26 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-wide-heads": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     "phi3": ("Phi3", {"head_dim": None}),
     "phi3-sliding": ("Phi3", {"head_dim": None, "sliding_window": 12, "num_key_value_heads": 4}),
+    "gemma": ("Gemma", {**_GEMMA, "sliding_window": None}),
+    "gemma2": (  # caps that bend scores and logits
+        "Gemma2",
+        {
+            **_GEMMA,
+            "query_pre_attn_scalar": 32,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 5.0,
+        },
+    ),
+    "gemma3": ("Gemma3", _GEMMA3),
+    "gemma3-scaled": (
+        "Gemma3",
+        {
+            **_GEMMA3,
+            "query_pre_attn_scalar": 16,
+            "attention_bias": True,
+            "final_logit_softcapping": 5.0,
+        },
+    ),
     "falcon-7b": ("Falcon", {**_FALCON, "hidden_size": 80, "num_attention_heads": 5}),
     "falcon-40b": (
         "Falcon",
@@ -114,13 +144,15 @@ CHAT_TEMPLATE = (
 )
 
 
-def save_tiny(family: str, folder: Path, num_layers: int = 3) -> None:
+def save_tiny(family: str, folder: Path, num_layers: int | None = None) -> None:
     """Saves a float32 checkpoint of `family` with a byte-level tokenizer; always the same one.
 
     Where transformers is not installed, it is another one of the same shape.
     """
     name, changes = _FAMILIES[family]
-    settings = {**_SIZES, **changes, "num_hidden_layers": num_layers}
+    settings = {**_SIZES, **changes}
+    if num_layers is not None:
+        settings["num_hidden_layers"] = num_layers
     for absent in ("head_dim", "intermediate_size", "num_key_value_heads"):
         if settings[absent] is None:  # the configuration has no such field
             del settings[absent]
@@ -131,7 +163,8 @@ def save_tiny(family: str, folder: Path, num_layers: int = 3) -> None:
     import torch
     import transformers
 
-    config = getattr(transformers, f"{name}Config")(**settings)
+    kind = "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config"
+    config = getattr(transformers, kind)(**settings)
     torch.manual_seed(FAMILIES.index(family))
     model = getattr(transformers, f"{name}ForCausalLM")(config).float()
     with torch.no_grad():
@@ -141,6 +174,8 @@ def save_tiny(family: str, folder: Path, num_layers: int = 3) -> None:
                 parameter.normal_(0.0, 0.3)
             elif "norm" in parameter_name or ".ln_" in parameter_name:
                 parameter.uniform_(0.5, 1.5)
+                if name.startswith("Gemma"):  # whose norms are stored less 1
+                    parameter.sub_(1)
     model.save_pretrained(folder)
     save_tokenizer(folder)
 
@@ -151,11 +186,14 @@ def _save_random(name: str, settings: dict[str, Any], folder: Path) -> None:
     from safetensors.numpy import save_file
 
     from sarathi.models.decoder import whole_model
+    from sarathi.models.families import ARCHITECTURES
     from sarathi.models.formats import huggingface_checkpoint as huggingface
     from sarathi.models.tensor_layout import expected_shapes
 
     folder.mkdir(parents=True, exist_ok=True)
-    fields = {"architectures": [f"{name}ForCausalLM"], "model_type": name.lower(), **settings}
+    architecture = f"{name}ForCausalLM"
+    model_type = ARCHITECTURES[architecture].model_type
+    fields = {"architectures": [architecture], "model_type": model_type, **settings}
     (folder / "config.json").write_text(json.dumps(fields))
     config = huggingface.read_config(folder)
     names = huggingface.name_map(config)
@@ -167,7 +205,8 @@ def _save_random(name: str, settings: dict[str, Any], folder: Path) -> None:
         spread = settings["initializer_range"] if source.name.endswith("weight") else 0.3
         tensor = rng.standard_normal((rows, *shape[1:]), np.float32) * np.float32(spread)
         norm = "norm" in source.name or ".ln_" in source.name
-        tensors[source.name] = 1 + tensor if norm and len(shape) == 1 else tensor
+        around_1 = norm and len(shape) == 1 and not names.centred_norms
+        tensors[source.name] = 1 + tensor if around_1 else tensor
     save_file(tensors, folder / "model.safetensors")
 
 

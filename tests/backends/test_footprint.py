@@ -38,7 +38,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
     return saved
 
 
-@pytest.mark.parametrize("family", ["llama-tied", "qwen3-wide-heads", "falcon-180b"])
+@pytest.mark.parametrize("family", ["llama-tied", "qwen3-wide-heads", "falcon-180b", "gemma"])
 @pytest.mark.parametrize(
     ("precision", "kv_precision"),
     [("f32", "f32"), ("f32", "u8"), ("bf16", "bf16"), ("bf16", "u8"), ("f16", "f16")],

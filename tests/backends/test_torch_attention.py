@@ -185,6 +185,15 @@ class TestCheck:
         attention = PlainAttention(sizes, dtype, one_by_one=one_by_one)
         check_attention(attention, sizes, dtype, CPU)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    def test_plain_attention_with_a_scale_and_a_cap(self, dtype: torch.dtype) -> None:
+        sizes = replace(config(), attention_scale=0.8, attention_soft_cap=1.5)
+        check_attention(PlainAttention(sizes, dtype), sizes, dtype, CPU)
+        for changed in ({"attention_scale": 0.7}, {"attention_soft_cap": 0.0}):
+            wrong = PlainAttention(replace(sizes, **changed), dtype)
+            with pytest.raises(ExecutorError, match="self-check failed: attention"):
+                check_attention(wrong, sizes, dtype, CPU)
+
     def test_it_notices_a_window_that_is_off_by_one(self) -> None:
         plain = PlainAttention(config(), torch.float32)
 

@@ -25,7 +25,10 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 # Kernels are compiled for every head size, precision and so on: tests share them where they can.
-FAMILIES = ("llama-biases", "qwen2-sliding", "qwen3-wide-heads", "falcon-180b")
+FAMILIES = (
+    *("llama-biases", "qwen2-sliding", "qwen3-wide-heads", "falcon-180b"),
+    *("gemma2", "gemma3-scaled"),
+)
 MAX_BATCH_SIZE = 16
 TOLERANCES: dict[Precision, float] = {"f32": 1e-3, "f16": 0.03, "bf16": 0.15}
 

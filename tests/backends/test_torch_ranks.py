@@ -39,6 +39,7 @@ CASES = [
     ("mistral-sliding", 2),
     ("qwen3-wide-heads", 4),
     ("phi3", 2),
+    ("gemma3-scaled", 2),
     ("falcon-40b", 2),
     ("falcon-40b", 4),
     ("falcon-180b", 2),

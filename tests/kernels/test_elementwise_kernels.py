@@ -11,6 +11,7 @@ import torch
 from sarathi.backends.torch.attention_backend import LayerCache
 from sarathi.backends.torch.kernels.elementwise_kernels import TritonElementwise
 from sarathi.backends.torch.torch_operations import (
+    ACTIVATIONS,
     HeadNorms,
     NormWeights,
     TokenRows,
@@ -146,11 +147,14 @@ def test_a_cache_of_more_elements_than_32_bits_count(device: torch.device, tmp_p
 
 
 @DTYPES
-@pytest.mark.parametrize(("activation", "inner"), [("silu", 1100), ("gelu", 1100), ("gelu", 33)])
+@pytest.mark.parametrize(
+    ("activation", "inner"),
+    [("silu", 1100), ("gelu", 1100), ("gelu", 33), ("gelu_tanh", 33)],
+)
 def test_gate(activation: str, inner: int, dtype: torch.dtype, device: torch.device) -> None:
     gate_up = (4 * randn(5, 2 * inner)).to(device, dtype)
     gate, up = gate_up.double().chunk(2, dim=-1)
-    activated = getattr(torch.nn.functional, activation)(gate).to(dtype).double()
+    activated = ACTIVATIONS[activation](gate).to(dtype).double()
     found = kernels(activation=activation).gated(gate_up)
     torch.testing.assert_close(found, (activated * up).to(dtype), **TOLERANCES[dtype])
 

@@ -29,7 +29,7 @@ from sarathi.scheduler import BlockPool, FixedBudget, Scheduler
 from tests import tiny_models
 from tests.grammar_vocabulary import END, PatientMasks, decode
 
-FAMILIES = ("qwen2-sliding", "qwen3-wide-heads", "falcon-180b")
+FAMILIES = ("qwen2-sliding", "qwen3-wide-heads", "gemma2", "gemma3-scaled", "falcon-180b")
 NUM_BLOCKS = 8
 LENGTHS = (1, 15, 3)  # prompt tokens: in several chunks, longer than a window
 OUTPUT = 3

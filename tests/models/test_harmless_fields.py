@@ -21,6 +21,7 @@ from tests.tiny_gguf import write_gguf
 from tests.tiny_models import FAMILIES, save_tiny
 
 _TYPES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "falcon")
+_GEMMAS = ("gemma", "gemma2", "gemma3_text")
 _SIZES: dict[str, Any] = {
     "vocab_size": 256,
     "hidden_size": 64,
@@ -42,7 +43,7 @@ def _sizes(model_type: str) -> dict[str, Any]:
     return {**sizes, "model_type": model_type}
 
 
-@pytest.mark.parametrize("model_type", _TYPES)
+@pytest.mark.parametrize("model_type", [*_TYPES, *_GEMMAS])
 def test_every_field_that_transformers_saves_is_decided(model_type: str, tmp_path: Path) -> None:
     config = transformers.AutoConfig.for_model(**_sizes(model_type)).to_dict()
     assert _read(tmp_path, {**config, **_sizes(model_type)}).vocab_size == 256
@@ -82,6 +83,15 @@ _FALCON: dict[str, Any] = {
     "layer_norm_epsilon": 1e-5,
     "torch_dtype": "bfloat16",
     "use_cache": True,
+}
+_GEMMA: dict[str, Any] = {
+    **_COMMON,
+    "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 8192,
+    "pad_token_id": 0,
+    "rope_theta": 10000.0,
 }
 # The fields of published config.json files, with sizes of our own.
 _PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -170,6 +180,46 @@ _PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
             "pad_token_id": 32000,
         },
     ),
+    "Gemma-2B": ("gemma", {**_GEMMA, "hidden_act": "gelu", "hidden_activation": None}),
+    "Gemma-2-2B": (
+        "gemma2",
+        {
+            **_GEMMA,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "cache_implementation": "hybrid",
+            "query_pre_attn_scalar": 256,
+            "sliding_window": 4096,
+        },
+    ),
+    "Gemma-3-1B": (
+        "gemma3_text",
+        {
+            **_GEMMA,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "cache_implementation": "hybrid",
+            "eos_token_id": [1, 106],
+            "query_pre_attn_scalar": 256,
+            "rope_local_base_freq": 10000,
+            "rope_scaling": None,
+            "rope_theta": 1000000,
+            "sliding_window": 512,
+            "sliding_window_pattern": 6,
+        },
+    ),
+    "Gemma-3-270M": (
+        "gemma3_text",
+        {
+            **_GEMMA,
+            "_sliding_window_pattern": 6,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "query_pre_attn_scalar": 256,
+            "rope_local_base_freq": 10000.0,
+            "sliding_window": 512,
+            "use_bidirectional_attention": False,
+        },
+    ),
     "Falcon-7B": ("falcon", {**_FALCON, "multi_query": True, "parallel_attn": True}),
     "Falcon-40B": (
         "falcon",
@@ -200,7 +250,9 @@ def test_published_configurations_are_read(
     assert _read(tmp_path, config).architecture == architecture
 
 
-_ARCHITECTURES = {name: f"{name.capitalize()}ForCausalLM" for name in _TYPES}
+_ARCHITECTURES = {
+    name: f"{name.removesuffix('_text').capitalize()}ForCausalLM" for name in (*_TYPES, *_GEMMAS)
+}
 
 
 @pytest.mark.parametrize("model_type", _TYPES)

@@ -53,7 +53,13 @@ def test_config_agrees_with_transformers(family: str, tmp_path: Path) -> None:
     assert config.num_heads == theirs.num_attention_heads
     assert config.num_kv_heads == theirs.num_key_value_heads
     assert config.head_dim == model.model.layers[0].self_attn.head_dim
-    assert (config.norm, config.activation) == ("rms", "silu")
+    is_gemma = family.startswith("gemma")
+    assert (config.norm, config.activation) == ("rms", "gelu_tanh" if is_gemma else "silu")
+    assert config.embedding_scale == (theirs.hidden_size**0.5 if is_gemma else 1.0)
+    assert config.score_scale == model.model.layers[0].self_attn.scaling
+    assert config.output_norms == ("model.layers.0.post_feedforward_layernorm.weight" in names)
+    assert config.attention_soft_cap == (getattr(theirs, "attn_logit_softcapping", None) or 0)
+    assert config.logit_soft_cap == (getattr(theirs, "final_logit_softcapping", None) or 0)
     assert (config.gated_mlp, config.parallel, config.mlp_norm) == (True, False, True)
     assert config.norm_eps == theirs.rms_norm_eps
     assert config.max_position == theirs.max_position_embeddings
@@ -67,6 +73,80 @@ def test_config_agrees_with_transformers(family: str, tmp_path: Path) -> None:
     assert config.sliding_windows == tuple(
         window if kind == "sliding_attention" else 0 for kind in kinds
     )
+
+
+_GEMMA3: dict[str, Any] = {
+    "model_type": "gemma3_text",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 8,
+    "head_dim": 32,
+}
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {},
+        {"rope_theta": 5e5, "rope_local_base_freq": 2e4},
+        {"rope_theta": 1e6, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 4.0}}},
+        {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 1e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 3e4},
+            },
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        },
+    ],
+    ids=str,
+)
+def test_gemma_3_rotates_by_kind_of_layer(rope: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**_GEMMA3, **rope}))
+    config = read_config(tmp_path)
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    rotary = transformers.models.gemma3.modeling_gemma3.Gemma3RotaryEmbedding(theirs)
+    for found, kind in ((config.inv_freq, "full"), (config.local_inv_freq, "sliding")):
+        expected = getattr(rotary, f"{kind}_attention_inv_freq")
+        np.testing.assert_allclose(found, expected.numpy(), rtol=2e-6)
+    assert config.inv_freqs == (config.inv_freq, config.local_inv_freq)
+    assert [config.rope_of(layer) for layer in range(8)] == [1, 1, 1, 1, 1, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_activation": "gelu"}, "hidden_activation is 'gelu', expected gelu_pytorch_tanh"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0, expected null"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+        ({"rope_parameters": {"rope_type": "default"}}, "rope_parameters: rope_type is 'default'"),
+        ({"sliding_window": None}, "sliding_window is None, expected the tokens"),
+        ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0, expected a number"),
+        ({"final_logit_softcapping": -1}, "final_logit_softcapping is -1, expected a number"),
+        ({"layer_types": ["full_attention"]}, "layer_types .* for each of 8 layers"),
+    ],
+)
+def test_what_gemma_3_cannot_have_is_named(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**_GEMMA3, **fields}))
+    with pytest.raises(ModelError, match=message):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("named", [{"architectures": ["Gemma3ForConditionalGeneration"]}, {}])
+def test_a_multimodal_folder_is_refused_as_such(named: dict[str, Any], tmp_path: Path) -> None:
+    fields = {**named, "model_type": "gemma3", "text_config": _GEMMA3, "vision_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ModelError, match="expected a text model: this one is multimodal"):
+        read_config(tmp_path)
+
+
+def test_gemma_3_without_windows_has_one_rotary_embedding(tmp_path: Path) -> None:
+    kinds = {"layer_types": ["full_attention"] * 8, "sliding_window": None}
+    (tmp_path / "config.json").write_text(json.dumps({**_GEMMA3, **kinds}))
+    config = read_config(tmp_path)
+    assert (config.sliding_windows, config.local_inv_freq) == ((0,) * 8, ())
 
 
 @pytest.mark.parametrize("head_dim", [16, 64, 80, 128])

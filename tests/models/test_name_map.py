@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -71,6 +72,32 @@ def test_heads_of_falcon_come_out_of_their_groups(tmp_path: Path) -> None:
         np.testing.assert_array_equal(model.weights[full], expected.reshape(-1, 128))
         # The array differs from the file: a caller that stores weights must not keep it in memory.
         assert model.weights.stored_dtype(full) is None
+
+
+def test_norms_of_gemma_that_are_stored_less_1(tmp_path: Path) -> None:
+    save_tiny("gemma3", tmp_path)
+    path = tmp_path / "model.safetensors"
+    half = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in load_file(path).items()}
+    save_file(half, path)
+    weights = open_model(tmp_path).weights
+    names = {
+        "input_layernorm": "input_layernorm",
+        "attention_output_norm": "post_attention_layernorm",
+        "post_attention_layernorm": "pre_feedforward_layernorm",
+        "mlp_output_norm": "post_feedforward_layernorm",
+        "self_attn.q_norm": "self_attn.q_norm",
+    }
+    for ours, theirs in names.items():
+        name = f"{LAYER}{ours}.weight"
+        # Not in bfloat16, which has too few digits beside the 1.
+        expected = 1 + half[f"{LAYER}{theirs}.weight"].astype(np.float32)
+        np.testing.assert_array_equal(weights[name], expected)
+        np.testing.assert_array_equal(weights.part(name, slice(3, 5)), expected[3:5])
+        assert weights[name].dtype == np.float32
+        assert weights.stored_dtype(name) is None
+    matrix = f"{LAYER}mlp.up_proj.weight"
+    assert weights.stored_dtype(matrix) == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(weights[matrix], half[matrix])
 
 
 @pytest.mark.parametrize(

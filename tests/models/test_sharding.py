@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sarathi.backends.reference import F32, I64, _NumpyOperations, reference
+from sarathi.backends.reference import F32, I64, _NumpyOperations, capped, reference
 from sarathi.errors import ModelError
 from sarathi.models.decoder import EMBEDDING, forward, head_of, pipeline_stages, whole_model
 from sarathi.models.formats import checkpoint_files as mapping
@@ -225,7 +225,7 @@ class _RankOperations(_NumpyOperations):
         first, last = self._vocabulary.start, self._vocabulary.stop - 1
         rows: F32 = self._weight(weight)[self._ids.clip(first, last) - first]
         rows[(self._ids < first) | (self._ids > last)] = 0
-        return self.reduce(rows)
+        return self.reduce(rows) * np.float32(self._config.embedding_scale)
 
     def reduce(self, x: F32) -> F32:
         total: F32 = np.sum(self._meeting.exchange(self._rank, x), axis=0)
@@ -233,7 +233,8 @@ class _RankOperations(_NumpyOperations):
 
     def logits(self, x: F32, weight: str) -> F32:
         shown = self._meeting.exchange(self._rank, self._product(x, weight))
-        return np.concatenate(shown, axis=-1)[:, : self._config.vocab_size]
+        whole = np.concatenate(shown, axis=-1)[:, : self._config.vocab_size]
+        return capped(whole, self._config.logit_soft_cap)
 
 
 def computed_together(model: Model, count: int, num_stages: int = 1) -> list[F32]:

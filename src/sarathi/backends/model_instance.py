@@ -93,7 +93,8 @@ def fingerprint(model: Model) -> str:
     what processes load independently."""
     config = dataclasses.asdict(model.config)
     # Machines may differ in the last bit of what they compute from the checkpoint's numbers.
-    config["inv_freq"] = [f"{value:.9g}" for value in config["inv_freq"]]
+    for field in ("inv_freq", "local_inv_freq"):
+        config[field] = [f"{value:.9g}" for value in config[field]]
     tensors = {
         name: (shape, str(model.weights.stored_dtype(name)))
         for name, shape in expected_shapes(model.config, whole_model(model.config)).items()

@@ -17,7 +17,7 @@ from sarathi.models.decoder import (
     forward_layers,
 )
 from sarathi.models.model_config import ModelConfig
-from sarathi.models.weights import Tensors
+from sarathi.models.weights import Tensors, rounded
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -65,13 +65,16 @@ class _NumpyOperations:
         self._hidden = hidden
         self._sequence = np.repeat(np.arange(len(lengths)), lengths)
         positions = np.concatenate([np.arange(length) for length in lengths])
-        angles = np.outer(positions, np.array(config.inv_freq))
-        self._cos = np.cos(angles).astype(np.float32)[:, None, :]
-        self._sin = np.sin(angles).astype(np.float32)[:, None, :]
+        angles = [np.outer(positions, np.array(inv_freq)) for inv_freq in config.inv_freqs]
+        self._ropes = [
+            [table.astype(np.float32)[:, None, :] for table in (np.cos(angle), np.sin(angle))]
+            for angle in angles
+        ]
 
     def embed(self, weight: str) -> F32:
-        rows: F32 = self._weights[weight][self._ids].astype(np.float32)
-        return rows
+        rows = self._weights[weight][self._ids]
+        scale = rounded(self._config.embedding_scale, rows.dtype)
+        return rows.astype(np.float32) * np.float32(scale)
 
     def recv_hidden(self) -> F32:
         assert self._hidden is not None
@@ -104,14 +107,15 @@ class _NumpyOperations:
         if config.qk_norm:
             q = self._rms_norm(q, f"{name}.q_norm")
             k = self._rms_norm(k, f"{name}.k_norm")
-        q, k = self._apply_rope(q), self._apply_rope(k)
+        q, k = (_apply_rope(x, *self._ropes[config.rope_of(layer)]) for x in (q, k))
         groups = config.num_heads // config.num_kv_heads
         k, v = np.repeat(k, groups, axis=1), np.repeat(v, groups, axis=1)
         distance = np.subtract.outer(np.arange(len(q)), np.arange(len(q)))
         masked = (distance < 0) | (self._sequence[:, None] != self._sequence)
         if window := config.sliding_windows[layer]:
             masked |= distance >= window
-        scores = np.einsum("qhd,khd->hqk", q, k) * np.float32(config.head_dim**-0.5)
+        scores = np.einsum("qhd,khd->hqk", q, k) * np.float32(config.score_scale)
+        scores = capped(scores, config.attention_soft_cap)
         scores[:, masked] = -np.inf
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
@@ -123,8 +127,12 @@ class _NumpyOperations:
         return self.activate(gate) * up
 
     def activate(self, x: F32) -> F32:
-        if self._config.activation == "gelu":
-            return np.asarray(x * (1 + _erf(x / np.sqrt(2))) / 2, np.float32)
+        match self._config.activation:
+            case "gelu":
+                return np.asarray(x * (1 + _erf(x / np.sqrt(2))) / 2, np.float32)
+            case "gelu_tanh":
+                inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+                return np.asarray(x * (1 + np.tanh(inner)) / 2, np.float32)
         with np.errstate(over="ignore"):  # exp(-x) may reach infinity, where SiLU is 0
             return np.asarray(x / (1 + np.exp(-x)), np.float32)
 
@@ -138,7 +146,7 @@ class _NumpyOperations:
         return x
 
     def logits(self, x: F32, weight: str) -> F32:
-        return self._product(x, weight)
+        return capped(self._product(x, weight), self._config.logit_soft_cap)
 
     def _weight(self, name: str) -> F32:
         return self._weights[name].astype(np.float32)
@@ -157,14 +165,19 @@ class _NumpyOperations:
         scale: F32 = 1 / np.sqrt(mean + np.float32(self._config.norm_eps))
         return x * scale * self._weight(f"{name}.weight")
 
-    def _apply_rope(self, x: F32) -> F32:
-        first, second = np.split(x, 2, axis=-1)
-        cos, sin = self._cos, self._sin
-        return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
-
     def _heads(self, x: F32) -> F32:
         """Split the features into heads, [tokens, heads, head_dim]."""
         return x.reshape(len(x), -1, self._config.head_dim)
+
+
+def _apply_rope(x: F32, cos: F32, sin: F32) -> F32:
+    first, second = np.split(x, 2, axis=-1)
+    return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
+
+
+def capped(x: F32, cap: float) -> F32:
+    """Cap softly at `cap`; 0 is none."""
+    return np.float32(cap) * np.tanh(x / np.float32(cap)) if cap else x
 
 
 def _erf(x: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

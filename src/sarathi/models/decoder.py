@@ -67,7 +67,7 @@ class Operations(Protocol[X]):
     """
 
     def embed(self, weight: str) -> X:
-        """Look up the embeddings of the step's token ids, [tokens, hidden]."""
+        """Look up the embeddings of the step's token ids, [tokens, hidden], and scale them."""
 
     def recv_hidden(self) -> X:
         """Return the hidden states that the previous pipeline stage computed, [tokens, hidden]."""
@@ -102,7 +102,8 @@ class Operations(Protocol[X]):
         """
 
     def activate(self, x: X) -> X:
-        """Apply the activation: SiLU, `x * sigmoid(x)`, or GELU, `x * (1 + erf(x / sqrt(2))) / 2`.
+        """Apply the activation: SiLU, `x * sigmoid(x)`, or GELU, `x * (1 + erf(x / sqrt(2))) / 2`,
+        or its approximation `x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x ** 3))) / 2`.
 
         The configuration has which.
         """
@@ -117,7 +118,10 @@ class Operations(Protocol[X]):
         """Select the rows whose logits the step asks for."""
 
     def logits(self, x: X, weight: str) -> X:
-        """Compute `x @ weight.T`, its columns gathered from the ranks that share the vocabulary."""
+        """Compute `x @ weight.T`, its columns gathered from the ranks that share the vocabulary.
+
+        They are capped softly, if the configuration says so.
+        """
 
 
 def forward(ops: Operations[X], config: ModelConfig, stage: Stage) -> X:
@@ -163,7 +167,7 @@ def _layer(
     stage has no `delta`. Returns the stream in the same form.
     """
     input_norm = f"model.layers.{layer}.input_layernorm"
-    post_attention_norm = f"model.layers.{layer}.post_attention_layernorm"
+    mlp_norm = f"model.layers.{layer}.post_attention_layernorm"
     if delta is None:
         normed = ops.norm(residual, input_norm)
     else:
@@ -171,10 +175,16 @@ def _layer(
     attention = _attention(ops, config, layer, normed)
     if config.parallel:
         if config.mlp_norm:
-            normed = ops.norm(residual, post_attention_norm)
+            normed = ops.norm(residual, mlp_norm)
         return residual, ops.reduce(ops.add(attention, _mlp(ops, config, layer, normed)))
-    residual, normed = ops.add_norm(residual, ops.reduce(attention), post_attention_norm)
-    return residual, ops.reduce(_mlp(ops, config, layer, normed))
+    attention = ops.reduce(attention)
+    if config.output_norms:
+        attention = ops.norm(attention, f"model.layers.{layer}.attention_output_norm")
+    residual, normed = ops.add_norm(residual, attention, mlp_norm)
+    mlp = ops.reduce(_mlp(ops, config, layer, normed))
+    if config.output_norms:
+        mlp = ops.norm(mlp, f"model.layers.{layer}.mlp_output_norm")
+    return residual, mlp
 
 
 def _attention(ops: Operations[X], config: ModelConfig, layer: int, x: X) -> X:

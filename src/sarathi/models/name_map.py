@@ -71,6 +71,7 @@ class NameMap:
     outside: Mapping[str, str] = field(default_factory=dict)  # modules outside the layers
     layers: str = "model.layers."  # what the names of all modules in layers begin with
     inside: Mapping[str, Source] = field(default_factory=dict)  # modules of a layer
+    centred_norms: bool = False  # whether norms are stored less 1: trained around 0 (Gemma)
 
     def find(self, name: str) -> Source:
         """Return the tensor with `name`, and its rows."""
@@ -140,12 +141,16 @@ class NamedWeights:
 
     def stored_dtype(self, name: str) -> np.dtype[np.generic] | None:
         source = self._names.find(name)
+        if self._is_centred(name):
+            return None
         if source.rows and source.rows.groups > 1:  # not contiguous
             return None
         return self._stored.stored_dtype(source.name)
 
     def __getitem__(self, name: str) -> Array:
         source = self._names.find(name)
+        if self._is_centred(name):
+            return self.part(name)
         if source.rows is None:
             return self._stored[source.name]
         if self._stored.stored_dtype(source.name) is None:
@@ -156,4 +161,8 @@ class NamedWeights:
         source = self._names.find(name)
         pieces = [rows] if source.rows is None else source.rows.pieces(rows)
         parts = [self._stored.part(source.name, piece, columns) for piece in pieces]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        found = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return found.astype(np.float32) + np.float32(1) if self._is_centred(name) else found
+
+    def _is_centred(self, name: str) -> bool:
+        return self._names.centred_norms and name.endswith("norm.weight")

@@ -66,11 +66,23 @@ def read_inv_freq(fields: Fields, head_dim: int, max_position: int) -> Frequenci
     is not empty replaces `rope_parameters` entirely; a base or a rotated part in the object
     counts before one outside it; but the length before scaling is the one outside it.
     """
-    rope = _parameters(fields)
+    theta = fields.number("rope_theta", 10000.0)
+    return inv_freq_of(_parameters(fields), fields, head_dim, max_position, theta)
+
+
+def inv_freq_of(
+    rope: Fields, fields: Fields, head_dim: int, max_position: int, theta: float
+) -> Frequencies:
+    """Read the inverse frequencies that the object `rope` in a config.json describes.
+
+    Args:
+        fields: those of the whole file.
+        theta: the base where the object has none.
+    """
     partial = rope if "partial_rotary_factor" in rope else fields
     if partial.number("partial_rotary_factor", 1.0) != 1.0:
         raise partial.wrong("partial_rotary_factor", "1 (the whole head is rotated)")
-    theta = rope.number("rope_theta", fields.number("rope_theta", 10000.0))
+    theta = rope.number("rope_theta", theta)
     length = "original_max_position_embeddings"
     original = fields.number(length, rope.number(length, max_position))
     if head_dim % 2 or head_dim > MAX_HEAD_DIM:

@@ -36,7 +36,11 @@ def expected_shapes(config: ModelConfig, stage: Stage) -> Mapping[str, tuple[int
         ("down_proj", hidden, inner, config.mlp_bias),
     )
     kinds = ("weight", "bias") if config.norm == "layer" else ("weight",)
-    norms = ("input_layernorm", *(("post_attention_layernorm",) if config.mlp_norm else ()))
+    norms = (
+        "input_layernorm",
+        *(("post_attention_layernorm",) if config.mlp_norm else ()),
+        *(("attention_output_norm", "mlp_output_norm") if config.output_norms else ()),
+    )
     layer: dict[str, tuple[int, ...]] = {
         f"{norm}.{kind}": (hidden,) for norm in norms for kind in kinds
     }

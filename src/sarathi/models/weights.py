@@ -13,6 +13,11 @@ Array = npt.NDArray[np.generic]
 ALL = slice(None)
 
 
+def rounded(value: float, dtype: np.dtype[np.generic]) -> float:
+    """Round a number to the precision of a tensor."""
+    return float(np.asarray(value).astype(dtype))
+
+
 class Tensors(Protocol):
     """Tensors by name."""
 

@@ -20,7 +20,7 @@ from sarathi.models.decoder import (
 )
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.rope import F32, rope_tables
-from sarathi.models.weights import Array
+from sarathi.models.weights import Array, rounded
 
 HIDDEN = "hidden"
 # The inputs of a step, in the order of the fields of `Step`, the longest context, and the
@@ -71,16 +71,19 @@ class _GraphOperations:
         self._nodes: dict[str, ov.Node] = {}  # of the matrices
         self._inputs: dict[str, ov.Node] = {}
         self._caches: list[ov.Node] = []
-        cos, sin = rope_tables(config.inv_freq, max_position)
-        self._cos = self._rope_table(cos)
-        self._sin = self._rope_table(sin)
+        self._ropes = [
+            tuple(map(self._rope_table, rope_tables(inv_freq, max_position)))
+            for inv_freq in config.inv_freqs
+        ]
 
     @property
     def parameters(self) -> list[ov.Node]:
         return [*self._inputs.values(), *self._caches]
 
     def embed(self, weight: str) -> ov.Node:
-        return op.gather(self._weight(weight), self._input("token_ids"), _ints(0))
+        rows = op.gather(self._weight(weight), self._input("token_ids"), _ints(0))
+        scale = rounded(self._config.embedding_scale, self._weights[weight].dtype)
+        return rows if scale == 1 else op.multiply(rows, _float(scale))
 
     def recv_hidden(self) -> ov.Node:
         return self._input(HIDDEN)
@@ -110,8 +113,9 @@ class _GraphOperations:
         if config.qk_norm:
             query = self._head_norm(query, f"{name}.q_norm", config.num_heads)
             key = self._head_norm(key, f"{name}.k_norm", config.num_kv_heads)
-        query = self._apply_rope(query, config.num_heads)
-        key = self._apply_rope(key, config.num_kv_heads)
+        rope = self._ropes[config.rope_of(layer)]
+        query = self._apply_rope(query, config.num_heads, *rope)
+        key = self._apply_rope(key, config.num_kv_heads, *rope)
         return self._paged_attention(query, key, value, layer)
 
     def gated(self, x: ov.Node, name: str, bias: bool) -> ov.Node:
@@ -119,7 +123,12 @@ class _GraphOperations:
         return op.multiply(self.activate(gate), up)
 
     def activate(self, x: ov.Node) -> ov.Node:
-        return op.gelu(x, "erf") if self._config.activation == "gelu" else op.swish(x)
+        match self._config.activation:
+            case "gelu":
+                return op.gelu(x, "erf")
+            case "gelu_tanh":
+                return op.gelu(x, "tanh")
+        return op.swish(x)
 
     def add(self, a: ov.Node, b: ov.Node) -> ov.Node:
         return op.add(a, b)
@@ -134,7 +143,10 @@ class _GraphOperations:
         return op.gather(x, self._input("pooled_rows"), _ints(0))
 
     def logits(self, x: ov.Node, weight: str) -> ov.Node:
-        return self._product(x, weight)
+        product = self._product(x, weight)
+        if not (cap := self._config.logit_soft_cap):
+            return product
+        return op.multiply(op.tanh(op.divide(product, _float(cap))), _float(cap))
 
     def _product(self, x: ov.Node, weight: str) -> ov.Node:
         return op.matmul(x, self._weight(weight), transpose_a=False, transpose_b=True)
@@ -149,14 +161,14 @@ class _GraphOperations:
         heads = op.reshape(x, _ints([-1, num_heads, self._config.head_dim]), special_zero=False)
         return self._flat(self._rms_norm(heads, name), num_heads)
 
-    def _apply_rope(self, x: ov.Node, num_heads: int) -> ov.Node:
+    def _apply_rope(self, x: ov.Node, num_heads: int, cos: ov.Node, sin: ov.Node) -> ov.Node:
         dim = self._config.head_dim
         x = op.reshape(x, _ints([-1, num_heads, 1, dim]), special_zero=False)
         first = op.slice(x, _ints([0]), _ints([dim // 2]), _ints([1]), _ints([3]))
         # The fusion requires an open end here, and the axis -1 below.
         second = op.slice(x, _ints([dim // 2]), _ints([2**31 - 1]), _ints([1]), _ints([3]))
         swapped = op.concat([op.multiply(second, _float(-1.0)), first], -1)
-        roped = op.add(op.multiply(x, self._cos), op.multiply(swapped, self._sin))
+        roped = op.add(op.multiply(x, cos), op.multiply(swapped, sin))
         return self._flat(roped, num_heads)
 
     def _paged_attention(
@@ -181,7 +193,7 @@ class _GraphOperations:
                     self._input("query_starts"),
                     self._input("block_ids"),
                     self._input("block_starts"),
-                    _float(config.head_dim**-0.5),
+                    _float(config.score_scale),
                     _i32(config.sliding_windows[layer]),
                     op.constant(np.zeros(0, np.float32)),  # ALiBi slopes
                     self._input("max_context_len"),

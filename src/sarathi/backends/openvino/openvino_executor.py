@@ -107,6 +107,11 @@ class OpenVinoExecutor:
             ModelError: the checkpoint does not contain what its configuration requires.
         """
         self.config = model.config
+        if model.config.attention_soft_cap:
+            raise ExecutorError(
+                "attn_logit_softcapping: OpenVINO's paged attention does not cap scores; "
+                "--executor torch computes this model"
+            )
         self.stage = part.stage
         self.block_size = BLOCK_SIZE
         self.max_position = options.max_position

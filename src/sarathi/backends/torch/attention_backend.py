@@ -153,7 +153,7 @@ def _distance(
         slots = np.array(table)[positions // size] * size + positions % size
         cache.write(torch.from_numpy(slots).to(device), key, value)
         queries.append(query)
-        expected.append(_plain(query.float(), key.float(), value.float(), window))
+        expected.append(_plain(config, query.float(), key.float(), value.float(), window))
     arrays = step_arrays(join_parts(parts, size), size)
     arrays = attention.prepare(arrays, fixed_shape=fixed_shape)
     planned = attention.plan(arrays, upload(arrays, device))
@@ -163,12 +163,14 @@ def _distance(
 
 
 def _plain(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int
+    config: ModelConfig, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int
 ) -> torch.Tensor:
     """Compute attention of the last rows of one sequence, all scores at once."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scores = torch.einsum("qhd,khd->hqk", query, key) * query.shape[2] ** -0.5
+    scores = torch.einsum("qhd,khd->hqk", query, key) * config.score_scale
+    if cap := config.attention_soft_cap:
+        scores = (scores / cap).tanh() * cap
     keys = torch.arange(len(key), device=query.device)
     distance = keys[-len(query) :, None] - keys
     hidden = distance < 0

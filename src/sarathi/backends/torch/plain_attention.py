@@ -31,17 +31,25 @@ class _Part:
     mask: torch.Tensor | None  # [sequences, 1, queries, context], -inf where nothing is seen
     causal: bool  # whether that is all up to the query
 
-    def attention(self, query: torch.Tensor, cache: LayerCache) -> torch.Tensor:
+    def attention(
+        self, query: torch.Tensor, cache: LayerCache, scale: float, soft_cap: float
+    ) -> torch.Tensor:
         _, heads, size = query.shape
-        queries = query[self.rows].view(-1, self.queries, heads, size)
-        mixed: torch.Tensor = functional.scaled_dot_product_attention(
-            queries.transpose(1, 2),
-            self._gather(cache.keys),
-            self._gather(cache.values),
-            attn_mask=self.mask,
-            is_causal=self.causal,
-            enable_gqa=True,
-        )
+        queries = query[self.rows].view(-1, self.queries, heads, size).transpose(1, 2)
+        keys, values = self._gather(cache.keys), self._gather(cache.values)
+        mixed: torch.Tensor
+        if soft_cap:
+            mixed = _capped_attention(queries, keys, values, self.mask, scale, soft_cap)
+        else:
+            mixed = functional.scaled_dot_product_attention(
+                queries,
+                keys,
+                values,
+                attn_mask=self.mask,
+                is_causal=self.causal,
+                scale=scale,
+                enable_gqa=True,
+            )
         return mixed.transpose(1, 2).reshape(-1, heads, size)
 
     def _gather(self, cached: torch.Tensor) -> torch.Tensor:
@@ -62,6 +70,7 @@ class PlainAttention:
         """Choose how much decodes gather at a time, for a model with the heads of one rank. With
         `one_by_one` they are computed separately: padding changes how sums round."""
         self._dtype = dtype
+        self._scale, self._soft_cap = config.score_scale, config.attention_soft_cap
         block = self.block_size * config.num_kv_heads * config.head_dim * dtype.itemsize
         # Blocks that are gathered for decodes at a time.
         self._most = 1 if one_by_one else _GATHERED // block
@@ -77,10 +86,10 @@ class PlainAttention:
                 by_window[window] = [*self._decodes(arrays, window), *self._prompts(arrays, window)]
             parts = by_window[window]
             if len(parts) == 1 and isinstance(parts[0].rows, slice):
-                return parts[0].attention(query, cache)
+                return parts[0].attention(query, cache, self._scale, self._soft_cap)
             mixed = torch.empty_like(query)
             for part in parts:
-                mixed[part.rows] = part.attention(query, cache)
+                mixed[part.rows] = part.attention(query, cache, self._scale, self._soft_cap)
             return mixed
 
         return attention
@@ -135,7 +144,7 @@ class PlainAttention:
             seen &= distance < window
         mask = None
         causal = len(rows) == context and len(positions) == 1 and not first_keys[0]
-        causal = causal and (not window or context <= window)
+        causal = causal and (not window or context <= window) and not self._soft_cap
         if not causal and not seen.all():
             mask = torch.zeros(seen.shape, dtype=self._dtype)
             mask = mask.masked_fill_(torch.from_numpy(~seen), -torch.inf).unsqueeze(1)
@@ -147,6 +156,25 @@ class PlainAttention:
             mask=mask,
             causal=causal,
         )
+
+
+def _capped_attention(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    soft_cap: float,
+) -> torch.Tensor:
+    """Compute attention with scores `soft_cap * tanh(score / soft_cap)`, which torch's does not."""
+    # [sequences, key heads, query heads of each, queries, head_dim]
+    grouped = queries.unflatten(1, (keys.shape[1], -1)).float()
+    scores = grouped @ keys.float().transpose(-1, -2).unsqueeze(2) * (scale / soft_cap)
+    scores = scores.tanh_().mul_(soft_cap)
+    if mask is not None:
+        scores = scores + mask.unsqueeze(2)
+    mixed = scores.softmax(dim=-1) @ values.float().unsqueeze(2)
+    return mixed.flatten(1, 2).to(queries.dtype)
 
 
 def _similar(sizes: I64, most: int) -> Iterator[I64]:

@@ -132,16 +132,15 @@ class TorchExecutor:
                 self.device,
                 on_progress,
             )
-        cos, sin = (
-            torch.from_numpy(table).to(self.device)
-            for table in rope_tables(config.inv_freq, self.max_position)
-        )
+        ropes = []
+        for inv_freq in config.inv_freqs:
+            cos, sin = map(torch.from_numpy, rope_tables(inv_freq, self.max_position))
+            ropes.append((cos.to(self.device), sin.to(self.device)))
         self._rank = torch_operations.TensorParallelRank(
             config=self._local,
             vocabulary=vocabulary(config, self.shard),
             parameters=self._parameters,
-            cos=cos,
-            sin=sin,
+            ropes=ropes,
             kernels=torch_operations.elementwise_kernels(self._local, self.device),
             group=part.group or SingleRank(),
             deterministic=self.deterministic,

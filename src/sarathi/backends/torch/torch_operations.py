@@ -8,8 +8,9 @@ same places.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
 }
 
 
@@ -148,8 +150,9 @@ class TensorParallelRank:
     config: ModelConfig  # with this rank's heads and features
     vocabulary: range  # token ids whose embeddings are here
     parameters: Parameters
-    cos: torch.Tensor  # [max_position, head_dim / 2], of the rotary embedding's angles
-    sin: torch.Tensor
+    # Cosines and sines of the rotary embeddings' angles, [max_position, head_dim / 2], for each of
+    # the configuration's `inv_freqs`
+    ropes: Sequence[tuple[torch.Tensor, torch.Tensor]]
     kernels: PlainElementwise | TritonElementwise
     group: ProcessGroup
     deterministic: bool = False  # whether rows must not depend on their number
@@ -173,18 +176,19 @@ class TorchOperations:
         self._planned = planned
         self._caches = caches
         self._hidden = hidden
-        self._tokens = TokenRows(
-            rank.cos[inputs.positions], rank.sin[inputs.positions], inputs.slots
-        )
+        self._tokens = [
+            TokenRows(cos[inputs.positions], sin[inputs.positions], inputs.slots)
+            for cos, sin in rank.ropes
+        ]
 
     def embed(self, weight: str) -> torch.Tensor:
         ids, here = self._inputs.token_ids, self._rank.vocabulary
         if self._rank.group.size == 1:
-            return functional.embedding(ids, self._parameters[weight])
+            return self._scaled(functional.embedding(ids, self._parameters[weight]))
         missing = (ids < here.start) | (ids >= here.stop)
         rows = (ids - here.start).masked_fill_(missing, 0)
         found = functional.embedding(rows, self._parameters[weight])
-        return self.reduce(found.masked_fill_(missing.unsqueeze(1), 0))
+        return self._scaled(self.reduce(found.masked_fill_(missing.unsqueeze(1), 0)))
 
     def recv_hidden(self) -> torch.Tensor:
         assert self._hidden is not None
@@ -220,7 +224,7 @@ class TorchOperations:
             self._heads(query),
             self._heads(key),
             self._heads(value),
-            self._tokens,
+            self._tokens[self._config.rope_of(layer)],
             cache,
             self._head_norms(layer) if self._config.qk_norm else None,
         )
@@ -246,13 +250,22 @@ class TorchOperations:
         """Return float32 logits: of all ranks on rank 0, a rank's own on the others."""
         own = self._product(x, weight).float()
         # The ranks' matrices are of equal size: padded with rows of zeros after the last token.
-        return self._rank.group.gather(own)[:, : self._config.vocab_size]
+        found = self._rank.group.gather(own)[:, : self._config.vocab_size]
+        if cap := self._config.logit_soft_cap:
+            found = found.div(cap).tanh_().mul_(cap)
+        return found
 
     def _product(self, x: torch.Tensor, weight: str, bias: str | None = None) -> torch.Tensor:
         added = None if bias is None else self._parameters[bias]
         missing = -len(x) % _ROWS if self._rank.deterministic else 0
         padded = functional.pad(x, (0, 0, 0, missing)) if missing else x
         return functional.linear(padded, self._parameters[weight], added)[: len(x)]
+
+    def _scaled(self, embeddings: torch.Tensor) -> torch.Tensor:
+        scale = self._config.embedding_scale
+        if scale == 1:
+            return embeddings
+        return embeddings.mul_(torch.tensor(scale, dtype=embeddings.dtype).item())
 
     def _norm_weights(self, name: str) -> NormWeights:
         weight = self._parameters.vector(f"{name}.weight")

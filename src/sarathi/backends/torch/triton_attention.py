@@ -63,6 +63,7 @@ class TritonAttention:
             max_context=config.max_position,
         )
         self._windows = sorted(set(config.sliding_windows))
+        self._scale, self._soft_cap = config.score_scale, config.attention_soft_cap
         self._device = device
         self._workspace = Workspace(0, self._shape, device)
 
@@ -102,6 +103,8 @@ class TritonAttention:
                 tensors.merges,
                 workspace,
                 shape,
+                scale=self._scale,
+                soft_cap=self._soft_cap,
             )
 
         return attention

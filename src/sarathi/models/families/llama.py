@@ -101,15 +101,7 @@ def _sliding_windows(
     window = fields.optional_size("sliding_window", defaults.window)
     if not fields.boolean("use_sliding_window", defaults.slides):
         window = 0
-    kinds = fields.value("layer_types")
-    if kinds is not None and (
-        not isinstance(kinds, list)
-        or len(kinds) != num_layers
-        or not all(kind in ("full_attention", "sliding_attention") for kind in kinds)
-    ):
-        raise fields.wrong(
-            "layer_types", f"full_attention or sliding_attention for each of {num_layers} layers"
-        )
+    kinds = read_layer_types(fields, num_layers)
     if kinds is not None and "sliding_attention" in kinds:
         if architecture == "LlamaForCausalLM":
             raise fields.wrong("layer_types", "full_attention alone: Llama has no sliding window")
@@ -128,3 +120,17 @@ def _sliding_windows(
     if not window or defaults.slides:
         return (window,) * num_layers
     return tuple(window if layer >= first else 0 for layer in range(num_layers))
+
+
+def read_layer_types(fields: Fields, num_layers: int) -> list[str] | None:
+    """Return `full_attention` or `sliding_attention` for each layer, if the file says it."""
+    kinds = fields.value("layer_types")
+    if kinds is not None and (
+        not isinstance(kinds, list)
+        or len(kinds) != num_layers
+        or not all(kind in ("full_attention", "sliding_attention") for kind in kinds)
+    ):
+        raise fields.wrong(
+            "layer_types", f"full_attention or sliding_attention for each of {num_layers} layers"
+        )
+    return kinds

@@ -42,6 +42,8 @@ _INSIDE: Mapping[str, str] = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "attention_output_norm": "post_attention_norm",
+    "mlp_output_norm": "post_ffw_norm",
 }
 
 
@@ -71,10 +73,12 @@ def read_config(file: GgufFile) -> ModelConfig:
     )
     if _size(file, f"{arch}.attention.value_length", head_dim) != head_dim:
         raise file.error("keys and values of different length are not supported")
-    scale = file.number(f"{arch}.attention.scale", 0.0)
-    if scale and not math.isclose(scale, head_dim**-0.5, rel_tol=1e-5):
-        raise file.error(f"{arch}.attention.scale is {scale:g}, supported is 1 / sqrt({head_dim})")
     family = GGUF_ARCHITECTURES[arch]
+    width = hidden_size // num_heads if num_layers == family.scores_by_width else head_dim
+    scale = file.number(f"{arch}.attention.scale", 0.0)
+    if scale and not math.isclose(scale, width**-0.5, rel_tol=1e-5):
+        raise file.error(f"{arch}.attention.scale is {scale:g}, supported is 1 / sqrt({width})")
+    sliding_windows = _sliding_windows(file, arch, num_layers)
     norm_eps = "layer_norm_epsilon" if family.norm == "layer" else "layer_norm_rms_epsilon"
     config = ModelConfig(
         architecture=arch,
@@ -88,11 +92,19 @@ def read_config(file: GgufFile) -> ModelConfig:
         norm_eps=file.number(f"{arch}.attention.{norm_eps}", 1e-6),
         max_position=_size(file, f"{arch}.context_length"),
         inv_freq=tuple(_inv_freq(file, arch, head_dim).tolist()),
-        sliding_windows=_sliding_windows(file, arch, num_layers),
+        local_inv_freq=_local_inv_freq(file, arch, head_dim) if any(sliding_windows) else (),
+        sliding_windows=sliding_windows,
         qkv_bias=not {"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"}.isdisjoint(file.tensors),
         output_bias="blk.0.attn_output.bias" in file.tensors,
         mlp_bias="blk.0.ffn_up.bias" in file.tensors,
         qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
+        output_norms=family.output_norms,
+        embedding_scale=hidden_size**0.5 if family.scaled_embeddings else 1.0,
+        attention_scale=None if width == head_dim else width**-0.5,
+        attention_soft_cap=_soft_cap(
+            file, f"{arch}.attn_logit_softcapping", family.attention_soft_cap
+        ),
+        logit_soft_cap=_soft_cap(file, f"{arch}.final_logit_softcapping", family.logit_soft_cap),
         norm=family.norm,
         activation=family.activation,
         gated_mlp=family.gated_mlp,
@@ -176,15 +188,37 @@ def _inv_freq(file: GgufFile, arch: str, head_dim: int) -> Frequencies:
     return inv_freq
 
 
+def _local_inv_freq(file: GgufFile, arch: str, head_dim: int) -> tuple[float, ...]:
+    """Return the frequencies of layers with a window, which are never scaled."""
+    if not (default := GGUF_ARCHITECTURES[arch].local_rope_theta):
+        return ()
+    key = f"{arch}.rope.freq_base_swa"
+    theta = file.number(key, default)
+    if not MIN_NUMBER <= theta <= MAX_NUMBER:
+        raise file.error(f"{key} is {theta:g}, expected {MIN_NUMBER:g} to {MAX_NUMBER:g}")
+    return tuple(default_inv_freq(head_dim, theta).tolist())
+
+
+def _soft_cap(file: GgufFile, key: str, default: float | None) -> float:
+    """Return a cap, 0 for none; it is not read where the architecture has none."""
+    if default is None:
+        return 0.0
+    cap = file.number(key, default)
+    if cap and not MIN_NUMBER <= cap <= MAX_NUMBER:
+        raise file.error(f"{key} is {cap:g}, expected {MIN_NUMBER:g} to {MAX_NUMBER:g}, or 0")
+    return cap
+
+
 def _sliding_windows(file: GgufFile, arch: str, num_layers: int) -> tuple[int, ...]:
     """Return one window a layer; the pattern is a list of booleans, or n for n - 1 of n layers."""
-    window = file.integer(f"{arch}.attention.sliding_window") or 0
+    family = GGUF_ARCHITECTURES[arch]
+    window = file.integer(f"{arch}.attention.sliding_window", family.window) or 0
     key = f"{arch}.attention.sliding_window_pattern"
     pattern = file.numbers(key)
     if window < 1 or window == _MINUS_ONE:
         return (0,) * num_layers
     if pattern is None:
-        return (window,) * num_layers
+        pattern = np.array([family.full_every])
     slides = pattern.tolist()
     if pattern.dtype.kind in "iu" and not file.is_array(key):
         period = slides[0]

@@ -67,6 +67,12 @@ def _architecture(fields: Fields) -> str:
         names = [_BY_MODEL_TYPE.get(model_type, model_type)]
     if not isinstance(names, list) or names[0] not in tuple(ARCHITECTURES):
         field = "architectures" if fields.data.get("architectures") else "model_type"
+        if "text_config" in fields:
+            raise fields.wrong(
+                field,
+                "a text model: this one is multimodal, of which not even the text part is served "
+                "(a GGUF file with that part is)",
+            )
         supported = ARCHITECTURES if field == "architectures" else _BY_MODEL_TYPE
         raise fields.wrong(field, f"one of {', '.join(supported)}")
     name = str(names[0])

@@ -23,7 +23,7 @@ class TritonElementwise:
 
     def __init__(self, config: ModelConfig) -> None:
         self._eps = config.norm_eps
-        self._gelu = config.activation == "gelu"
+        self._activation = config.activation
 
     def norm(self, x: torch.Tensor, weights: NormWeights) -> torch.Tensor:
         normed = torch.empty_like(x)
@@ -76,7 +76,7 @@ class TritonElementwise:
             gate_up.stride(0),
             INNER=inner,
             TILE=tile,
-            GELU=self._gelu,
+            ACTIVATION=self._activation,
             num_warps=4,
         )
         return output
@@ -210,7 +210,7 @@ def _gated_kernel(
     stride,
     INNER: tl.constexpr,
     TILE: tl.constexpr,
-    GELU: tl.constexpr,  # otherwise SiLU
+    ACTIVATION: tl.constexpr,  # as in the model's configuration
 ):
     """Programs: (token, tile of features)."""
     token = tl.program_id(0).to(tl.int64)
@@ -219,8 +219,12 @@ def _gated_kernel(
     source = gate_up + token * stride + columns
     gate = tl.load(source, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(source + INNER, mask=mask, other=0.0).to(tl.float32)
-    if GELU:
+    if ACTIVATION == "gelu":
         activated = 0.5 * gate * (1 + tl.erf(gate * 0.7071067811865476))
+    elif ACTIVATION == "gelu_tanh":
+        # (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), u = sqrt(2 / pi) * (x + 0.044715 x^3)
+        doubled = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
+        activated = gate / (1 + tl.exp(-doubled))
     else:
         activated = gate / (1 + tl.exp(-gate))
     dtype = output.dtype.element_ty
