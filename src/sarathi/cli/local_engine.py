@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 Model = Annotated[
     str,
     Option(
-        "a folder in the Hugging Face layout, a .gguf file, a hub id (org/name), or smollm2-135m",
+        "a folder in the Hugging Face layout, a .gguf file, a hub id (org/name), "
+        "smollm2-135m or gemma3-270m",
         metavar="MODEL",
         positional=True,
     ),

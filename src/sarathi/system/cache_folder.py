@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def cached_file(name: str) -> Path:
     return path
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes | Iterable[bytes]) -> None:
     """Write a file atomically: a reader, such as another process, finds the old or the new one.
 
     The folder is created if it does not exist. `OSError` if the file cannot be written; nothing is
@@ -63,7 +64,7 @@ def replace_file(path: Path, content: bytes) -> None:
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
         Path(partial).replace(path)
     except BaseException:
         Path(partial).unlink(missing_ok=True)
