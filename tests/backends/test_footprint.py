@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,7 @@ from sarathi.backends.openvino.openvino_executor import (
     supported_precisions,
 )
 from sarathi.backends.registry import ExecutorOptions, KvPrecision, Precision
+from sarathi.backends.self_check import NUM_BLOCKS
 from sarathi.backends.torch.torch_executor import TorchExecutor
 from sarathi.models.decoder import Stage, pipeline_stages, whole_model
 from sarathi.models.model import Model, open_model
@@ -129,5 +132,23 @@ def test_ranks_that_share_a_key_head_each_keep_its_keys(saved: Callable[[str], M
         assert found.block_bytes == 2 * BLOCK_SIZE * config.head_dim * 2
 
 
+@pytest.mark.parametrize(("head_dim", "num_kv_heads"), [(48, 2), (64, 3), (80, 1), (256, 1)])
+def test_openvino_allocates_u8_blocks_of_heads_of_any_width(
+    head_dim: int, num_kv_heads: int, tmp_path: Path
+) -> None:
+    save_tiny("qwen3-wide-heads", tmp_path)
+    path = tmp_path / "config.json"
+    heads = {"head_dim": head_dim, "num_key_value_heads": num_kv_heads}
+    heads["num_attention_heads"] = 2 * num_kv_heads
+    path.write_text(json.dumps(json.loads(path.read_text()) | heads))
+    model = open_model(tmp_path, "dummy")
+    options = ExecutorOptions(max_position=64, max_tokens=64, precision="f32", kv_precision="u8")
+    executor = OpenVinoExecutor(model, options, ExecutorPart(whole_model(model.config), threads=1))
+    block = kv_block_bytes(num_kv_heads, head_dim, "u8", BLOCK_SIZE)
+    assert executor.block_bytes == model.config.num_layers * block
+    executor.allocate(NUM_BLOCKS)
+    executor.check()
+
+
 def test_u8_keeps_scales() -> None:
-    assert kv_block_bytes(1, 64, "u8", 32) == 2 * 32 * 64 + 64 * 8 + 32 * 8
+    assert kv_block_bytes(3, 64, "u8", 32) == 3 * 2 * 32 * (64 + 8)

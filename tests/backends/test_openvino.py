@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sarathi.backends.openvino.openvino_executor import supported_precisions
-from sarathi.backends.step import Step, StepError
+from sarathi.backends.openvino.openvino_executor import (
+    OpenVinoExecutor,
+    choose_precisions,
+    supported_precisions,
+)
+from sarathi.backends.registry import ExecutorOptions, KvPrecision, Precision
+from sarathi.backends.step import Step, StepError, StepPart, join_parts
 from sarathi.errors import ExecutorError
+from sarathi.models.weights import Array
 from tests import tiny_models
 from tests.backends.engines import NUM_BLOCKS, load
 
@@ -36,8 +43,48 @@ def test_every_precision_passes_the_self_check(
 ) -> None:
     executor = load(folder, precision=precision, kv_precision=kv_precision)
     assert executor.precision == precision
-    assert executor.kv_precision == (kv_precision or precision)
+    assert executor.kv_precision == (kv_precision or ("f32" if precision == "f32" else "u8"))
     executor.check()
+
+
+@pytest.mark.parametrize(
+    ("precision", "changes", "expected"),
+    [
+        ("f32", {}, "f32"),
+        ("bf16", {}, "u8"),
+        ("f16", {}, "u8"),
+        (None, {}, "u8"),
+        ("bf16", {"kv_precision": "bf16"}, "bf16"),
+        ("f16", {"deterministic": True}, "f16"),
+        ("f16", {"deterministic": True, "kv_precision": "u8"}, "u8"),
+    ],
+)
+def test_the_cache_is_narrow_where_nobody_expects_exact_results(
+    precision: Precision | None,
+    changes: dict[str, Any],
+    expected: KvPrecision,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = "sarathi.backends.openvino.openvino_executor.supported_precisions"
+    monkeypatch.setattr(module, lambda: ("f32", "bf16", "f16"))
+    options = ExecutorOptions(max_position=64, max_tokens=64, precision=precision, **changes)
+    assert choose_precisions(options) == (precision or "bf16", expected)
+
+
+def test_a_narrow_cache_is_as_exact_whatever_the_chunks(folder: Path) -> None:
+    exact, narrow = (load(folder, kv_precision=kv) for kv in ("f32", "u8"))
+    tokens = np.random.default_rng(0).integers(2, 200, 70).tolist()
+
+    def logits(executor: OpenVinoExecutor, chunk: int) -> Array:
+        for start in range(0, len(tokens), chunk):
+            part = StepPart(tokens[start : start + chunk], start, range(3), samples=True)
+            last = executor.execute(join_parts([part], executor.block_size))[0]
+        return last.copy()
+
+    expected = logits(exact, 70)
+    for chunk in (1, 7, 33, 70):
+        difference = np.subtract(logits(narrow, chunk), expected)
+        assert 0 < np.linalg.norm(difference) / np.linalg.norm(expected) < 0.1
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
@@ -60,7 +107,7 @@ def test_a_smaller_cache_element_makes_a_smaller_block(folder: Path) -> None:
     wide, narrow = (load(folder, kv_precision=kv).block_bytes for kv in ("f32", "u8"))
     layers, heads, tokens, dim = 3, 2, 32, 16
     assert wide == 2 * layers * heads * tokens * dim * 4
-    assert narrow < wide / 2
+    assert narrow == 2 * layers * heads * tokens * (dim + 8)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from sarathi.models.sharding import Shard, shard_config, shard_shapes
 from sarathi.models.tensor_layout import expected_shapes
 
 ITEM_BYTES: Mapping[Precision, int] = {"f32": 4, "bf16": 2, "f16": 2}
-_SCALE_BYTES = 8  # of a group of quantised elements: a scale and a zero point, in f32
+_SCALE_BYTES = 8  # of quantised elements: a scale and a zero point, in f32
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ def kv_block_bytes(
 ) -> int:
     """Return the bytes of the keys and values of `block_size` tokens in one layer.
 
-    In u8, keys have a scale for each of their dimensions in a block, values one for each token.
+    In u8, every token has a scale and a zero point for its key and one for its value, in each head.
     """
-    elements = block_size * head_dim
-    if kv_precision != "u8":
-        return 2 * num_kv_heads * elements * ITEM_BYTES[kv_precision]
-    return num_kv_heads * (2 * elements + _SCALE_BYTES * (head_dim + block_size))
+    elements = 2 * num_kv_heads * block_size * head_dim
+    if kv_precision == "u8":
+        return elements + 2 * num_kv_heads * block_size * _SCALE_BYTES
+    return elements * ITEM_BYTES[kv_precision]
 
 
 def num_parameters(config: ModelConfig) -> int:

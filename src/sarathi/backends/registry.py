@@ -83,7 +83,7 @@ class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):
     executor: ExecutorName = "openvino"
     device: Device | None = None  # of torch; None: cuda if there is one
     precision: Precision | None = None  # None: the fastest that the processor computes in
-    kv_precision: KvPrecision | None = None  # None: the same as precision
+    kv_precision: KvPrecision | None = None  # None: the backend chooses
     threads: int | None = None  # None: all cores of the machine between the processes on it
     deterministic: bool = False
     own_cores: bool = False  # whether no other engine uses the cores of this machine

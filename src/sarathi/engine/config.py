@@ -86,9 +86,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_precision: Annotated[
         registry.KvPrecision | None,
         Option(
-            "number format of the KV cache: that of --precision, or u8 for half the memory and "
-            "some of the accuracy",
-            default="that of --precision",
+            "number format of the KV cache: that of --precision, or u8, which takes about half "
+            "the memory of bf16",
+            default="u8 on CPUs with bf16 or f16; otherwise, or with --deterministic, that of "
+            "--precision",
         ),
     ] = None
     threads: Annotated[

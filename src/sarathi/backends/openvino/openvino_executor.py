@@ -68,21 +68,22 @@ def supported_precisions() -> tuple[Precision, ...]:
     return tuple(p for p, capability in _CAPABILITIES.items() if capability in capabilities)
 
 
-def choose_precisions(
-    precision: Precision | None, kv_precision: KvPrecision | None
-) -> tuple[Precision, KvPrecision]:
-    """Return the precisions of weights and KV cache; None for the fastest, and for the same.
+def choose_precisions(options: ExecutorOptions) -> tuple[Precision, KvPrecision]:
+    """Return the precisions of weights and KV cache: where none is given, the fastest, and u8.
+
+    The cache of float32 weights stays exact, as that of a deterministic engine does.
 
     Raises:
         ExecutorError: the processor lacks the first, or cannot combine it with the second.
     """
     supported = supported_precisions()
-    precision = precision or default_precision()
+    precision = options.precision or default_precision()
     if precision not in supported:
         raise ExecutorError(
             f"this processor does not compute in {precision}, only in {', '.join(supported)}"
         )
-    kv_precision = kv_precision or precision
+    exact = precision == "f32" or options.deterministic
+    kv_precision = options.kv_precision or (precision if exact else "u8")
     if kv_precision not in (precision, "u8"):
         raise ExecutorError(
             f"with {precision} weights the KV cache can be {precision} or u8, not {kv_precision}"
@@ -115,9 +116,7 @@ class OpenVinoExecutor:
         self.stage = part.stage
         self.block_size = BLOCK_SIZE
         self.max_position = options.max_position
-        self.precision, self.kv_precision = choose_precisions(
-            options.precision, options.kv_precision
-        )
+        self.precision, self.kv_precision = choose_precisions(options)
         self.deterministic = options.deterministic
         self.num_blocks = 0
         # The compiled model reads the weights in place: they live as long as it does.
@@ -135,6 +134,8 @@ class OpenVinoExecutor:
         properties = {
             "INFERENCE_PRECISION_HINT": self.precision,
             "KV_CACHE_PRECISION": self.kv_precision,
+            # Of u8: scales by channel are more exact, but attention of decodes takes 10 % longer.
+            "KEY_CACHE_QUANT_MODE": "BY_TOKEN",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": num_threads,
             # The plugin binds threads to the first cores, the same ones in every process: several
@@ -243,7 +244,7 @@ class OpenVinoBackend(Backend):
         self._options = options
 
     def choose_precisions(self) -> tuple[Precision, KvPrecision]:
-        return choose_precisions(self._options.precision, self._options.kv_precision)
+        return choose_precisions(self._options)
 
     def create_executor(
         self, model: Model, part: ExecutorPart, on_progress: ProgressCallback
