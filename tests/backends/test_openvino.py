@@ -169,3 +169,16 @@ def test_a_malformed_step_never_reaches_native_code(folder: Path) -> None:
     with pytest.raises(StepError, match=f"block_ids holds {NUM_BLOCKS}"):
         executor.execute(step)
     executor.execute(replace(step, block_ids=np.array([0], np.int32)))
+
+
+def test_packed_weights_move_to_huge_pages_after_the_first_steps(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = load(folder)
+    happened: list[str] = []
+    module = "sarathi.backends.openvino.openvino_executor.collapse_resident_memory"
+    monkeypatch.setattr(module, lambda: happened.append("collapsed"))
+    with executor.warming_up():
+        executor.check()
+        happened.append("computed")
+    assert happened == ["computed", "collapsed"]

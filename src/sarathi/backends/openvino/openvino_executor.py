@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 
 import ml_dtypes
@@ -35,6 +35,7 @@ from sarathi.models.model import Model
 from sarathi.models.tensor_layout import expected_shapes
 from sarathi.models.weights import Array
 from sarathi.sampling.sampler import Sampler
+from sarathi.system.huge_pages import collapse_resident_memory
 from sarathi.system.machine import available_memory, usable_cores
 
 BLOCK_SIZE = 32  # tokens; the only size that the CPU plugin's paged attention takes
@@ -171,9 +172,12 @@ class OpenVinoExecutor:
         if self.deterministic:
             check_deterministic(self)
 
-    def warming_up(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def warming_up(self) -> Iterator[None]:
         """See `Executor`: kernels pack their weights at their first use."""
-        return self.weights.dropping_pages()
+        with self.weights.dropping_pages():
+            yield
+        collapse_resident_memory()  # a decode reads all packed weights
 
     @property
     def weight_bytes(self) -> int:
