@@ -63,7 +63,7 @@ bench-policies: $(VENV)/.serve  ## the paper's schedulers side by side, on the r
 demo-agents: $(VENV)/.serve  ## a reader, a long prompt and an agent at once: what each waits for
 	$(BIN)/python -m perf.agents
 
-report: $(VENV)/.report  ## measure the README's section on performance anew (about 40 minutes)
+report: $(VENV)/.report  ## measure the README's section on performance anew (about 40 minutes; an hour more with llama-server)
 	$(BIN)/python -m perf.performance
 
 $(VENV)/.report: $(VENV)/.serve

@@ -27,7 +27,10 @@ _NAMES = (
     "startup",
     "tbt_target",
     "versus_genai",
+    "versus_llama_cpp",
 )
+
+_ARGUMENTS = {"versus_llama_cpp": ["--quick"]}
 
 
 def main() -> None:
@@ -35,7 +38,9 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", help="the argument of `versus_genai`")
     folder = parser.parse_args().folder
     for name in _NAMES:
-        arguments = [folder] if folder and name == "versus_genai" else []
+        arguments = _ARGUMENTS.get(name, [])
+        if folder and name == "versus_genai":
+            arguments = [folder]
         code = subprocess.call([sys.executable, "-m", f"perf.{name}", *arguments])
         if code:
             print(f"perf.{name} ended with exit status {code}", flush=True)

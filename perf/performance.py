@@ -5,7 +5,8 @@ Usage: python -m perf.performance [FOLDER]
 Two servers with the same weights on the same executor: Sarathi with a latency target, and its
 `vllm` policy, which computes whole prompts before anything else. Their capacities are measured as
 with `sarathi capacity --start`, then both are compared at one rate. Results are kept in FOLDER
-(benchmark-results/DATE); after an interruption, the same command continues.
+(benchmark-results/DATE); after an interruption, the same command continues. Where llama.cpp's
+server is installed, its table in docs/performance.md is measured, too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
+from perf import versus_llama_cpp
+from perf.llama_cpp import LlamaCppError, find_server
 from perf.report import MODEL
 from sarathi.bench.report import CapacityWithRuns, write_report
 from sarathi.bench.report.table import milliseconds, plain, seconds
@@ -126,6 +129,13 @@ def main() -> None:
     files = write_report(folder / "report.html", runs, found)
     rows = compare_runs(runs, [server.label for server in SERVERS])
     write(section([one.capacity for one in found], rows, runs), files[1:])
+    try:
+        llama_server = find_server()
+    except LlamaCppError as error:
+        print(f"llama.cpp: not measured, {error}")
+        return
+    compared, _ = versus_llama_cpp.measure(versus_llama_cpp.MODELS, llama_server)
+    versus_llama_cpp.document(compared)
     print(f"the section in {_README} is new, and {files[0]} has all of it")
 
 

@@ -31,7 +31,7 @@ class Server:
 
     def __init__(self, options: Sequence[str] = (), command: Sequence[str] | None = None) -> None:
         """Prepare a server; `command` is that of another one, which takes `--port`, too."""
-        self.port = _free_port()
+        self.port = free_port()
         own = (sys.executable, "-m", "sarathi.cli.main", "serve", MODEL)
         self._command = [*(own if command is None else command), *options]
 
@@ -107,7 +107,8 @@ class Server:
             connection.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nothing listens on at the moment."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
