@@ -149,7 +149,7 @@ class _NumpyOperations:
         return capped(self._product(x, weight), self._config.logit_soft_cap)
 
     def _weight(self, name: str) -> F32:
-        return self._weights[name].astype(np.float32)
+        return self._weights[name][:].astype(np.float32)
 
     def _product(self, x: F32, weight: str) -> F32:
         matrix = self._weights[weight]

@@ -23,6 +23,7 @@ ExecutorName = Literal["openvino", "torch"]
 Device = Literal["cpu", "cuda"]
 Precision = Literal["f32", "bf16", "f16"]
 KvPrecision = Literal["f32", "bf16", "f16", "u8"]
+Quantization = Literal["auto", "exact", "int8", "int4", "none"]  # see `quantization.served_forms`
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class BackendEntry:
     has_devices: bool  # whether the option `device` chooses where it computes
     has_tensor_parallelism: bool  # whether several ranks can share the layers of a stage
     has_kv_precision: bool  # whether the KV cache can have another precision than the weights
+    has_quantization: bool  # whether matrices can be served in integers
 
 
 BACKENDS: Mapping[ExecutorName, BackendEntry] = {
@@ -47,6 +49,7 @@ BACKENDS: Mapping[ExecutorName, BackendEntry] = {
         has_devices=False,
         has_tensor_parallelism=False,
         has_kv_precision=True,
+        has_quantization=True,
     ),
     "torch": BackendEntry(
         module="sarathi.backends.torch.torch_executor",
@@ -56,6 +59,7 @@ BACKENDS: Mapping[ExecutorName, BackendEntry] = {
         has_devices=True,
         has_tensor_parallelism=True,
         has_kv_precision=False,
+        has_quantization=False,
     ),
 }
 
@@ -84,6 +88,7 @@ class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):
     device: Device | None = None  # of torch; None: cuda if there is one
     precision: Precision | None = None  # None: the fastest that the processor computes in
     kv_precision: KvPrecision | None = None  # None: the backend chooses
+    quantization: Quantization = "none"
     threads: int | None = None  # None: all cores of the machine between the processes on it
     deterministic: bool = False
     own_cores: bool = False  # whether no other engine uses the cores of this machine

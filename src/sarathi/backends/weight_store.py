@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 import tempfile
@@ -15,19 +16,22 @@ import numpy as np
 import numpy.typing as npt
 
 from sarathi.errors import ModelError
+from sarathi.models.quantized import IntegerForm, PackedMatrix, QuantizedRows, quantize
 from sarathi.models.weights import Array, Weights
 from sarathi.system.cache_folder import cache_folder
 from sarathi.system.machine import usable_cores
 
 _ALIGNMENT = 64  # bytes: a cache line
+_ARRAYS = 3  # at most, of a tensor: integers, scales, zero points
 _DROP_INTERVAL = 0.02  # seconds
+_PIECE = 1 << 18  # elements that are converted at a time: they stay in the processor's cache
 
 
 class WeightStore:
-    """The tensors of a model, all in one precision, backed by files.
+    """The tensors of a model as they are served, backed by files.
 
-    A tensor that the checkpoint stores in that precision is a view of the mapped checkpoint. Any
-    other is converted, or dequantised, once into an unlinked scratch file that vanishes with the
+    A tensor that the checkpoint stores in the served precision is a view of the mapped checkpoint.
+    Any other is converted, or quantised, once into an unlinked scratch file that vanishes with the
     process. So the kernel can drop every page and read it again, and loading does not keep a
     second copy of the model in addition to the one that the executor packs for its kernels.
     """
@@ -37,29 +41,34 @@ class WeightStore:
         weights: Weights,
         shapes: Mapping[str, tuple[int, ...]],
         dtype: npt.DTypeLike,
+        forms: Mapping[str, IntegerForm],
         on_progress: Callable[[float], None] = lambda share: None,
     ) -> None:
-        """Convert the tensors that `shapes` names, on all cores; `on_progress` gets the share of
-        them that has been read."""
+        """Convert the tensors that `shapes` names, on all cores.
+
+        Args:
+            dtype: of all tensors but those in `forms`, which are served in integers.
+            on_progress: called with the share of the tensors that has been read.
+        """
         self._weights = weights
         self._dtype = np.dtype(dtype)
-        self._arrays: dict[str, Array] = {}
+        self._tensors: dict[str, Array | PackedMatrix] = {}
         self._on_progress = on_progress
         for name in shapes:
-            if weights.stored_dtype(name) == self._dtype:
-                self._arrays[name] = weights[name]
-                on_progress(len(self._arrays) / len(shapes))
-        converted = {name: shape for name, shape in shapes.items() if name not in self._arrays}
+            if name not in forms and weights.stored_dtype(name) == self._dtype:
+                self._tensors[name] = weights[name]
+                on_progress(len(self._tensors) / len(shapes))
+        converted = {name: shape for name, shape in shapes.items() if name not in self._tensors}
         self._mappings = list(weights.mappings)
         if converted:
-            self._convert(converted)
+            self._convert(converted, forms)
 
-    def __getitem__(self, name: str) -> Array:
-        return self._arrays[name]
+    def __getitem__(self, name: str) -> Array | PackedMatrix:
+        return self._tensors[name]
 
     @property
     def num_bytes(self) -> int:
-        return sum(array.nbytes for array in self._arrays.values())
+        return sum(tensor.nbytes for tensor in self._tensors.values())
 
     def drop_pages(self) -> None:
         """Release the memory of all pages; a later access reads them from the file again."""
@@ -84,28 +93,75 @@ class WeightStore:
             thread.join()
             self.drop_pages()
 
-    def _convert(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        offsets, size = {}, 0
-        for name, shape in shapes.items():
-            offsets[name] = size
-            num_bytes = int(np.prod(shape)) * self._dtype.itemsize
-            size += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
-        scratch = _scratch_file(size)
-        num_mapped = len(self._arrays)
-        self._mappings.append(scratch)
+    def _convert(
+        self, shapes: Mapping[str, tuple[int, ...]], forms: Mapping[str, IntegerForm]
+    ) -> None:
+        item_bytes = self._dtype.itemsize
+        size = sum(
+            forms[name].num_bytes(shape) if name in forms else math.prod(shape) * item_bytes
+            for name, shape in shapes.items()
+        )
+        scratch = _ScratchFile(size + _ARRAYS * len(shapes) * _ALIGNMENT)
+        num_mapped = len(self._tensors)
+        self._mappings.append(scratch.mapping)
+        targets = {
+            name: scratch.array(shape, self._dtype)
+            if (form := forms.get(name)) is None
+            else scratch.matrix(shape, form)
+            for name, shape in shapes.items()
+        }
 
         def convert(name: str) -> None:  # in a thread
-            count = int(np.prod(shapes[name]))
-            flat = np.frombuffer(scratch, self._dtype, count, offsets[name])
-            target = flat.reshape(shapes[name])
-            target[...] = self._weights[name]
-            self._arrays[name] = target
+            target = self._tensors[name] = targets[name]
+            # In pieces: as float32, a whole head would be larger than all that is served.
+            rows = max(1, _PIECE // math.prod(shapes[name][1:]))
+            for start in range(0, shapes[name][0], rows):
+                wanted = slice(start, min(start + rows, shapes[name][0]))
+                if isinstance(target, PackedMatrix):
+                    target.store(start, _quantized(self._weights, name, wanted, target.form))
+                else:
+                    target[wanted] = self._weights.part(name, wanted)
             self.drop_pages()
 
         with ThreadPoolExecutor(usable_cores()) as pool:
             for count, _ in enumerate(pool.map(convert, shapes), num_mapped + 1):
                 self._on_progress(count / (num_mapped + len(shapes)))
         _return_freed_memory()
+
+
+def _quantized(weights: Weights, name: str, rows: slice, form: IntegerForm) -> QuantizedRows:
+    """Read rows of a matrix in a form: exactly if it is the stored one, otherwise rounded to it."""
+    stored = weights.form(name)
+    if stored is None:
+        return quantize(weights.part(name, rows).astype(np.float32, copy=False), form)
+    found = weights.quantized(name, rows)
+    return found if stored == form else quantize(found.dequantized(), form)
+
+
+class _ScratchFile:
+    """An unlinked file that arrays are laid out in, one after the other."""
+
+    def __init__(self, size: int) -> None:
+        self.mapping = _scratch_file(size)
+        self._end = 0
+
+    def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        dtype, count = np.dtype(dtype), math.prod(shape)
+        flat = np.frombuffer(self.mapping, dtype, count, self._end)
+        self._end += -(-flat.nbytes // _ALIGNMENT) * _ALIGNMENT
+        return flat.reshape(shape)
+
+    def matrix(self, shape: tuple[int, ...], form: IntegerForm) -> PackedMatrix:
+        rows, columns = shape
+        groups = (rows, columns // form.group)
+        values = self.array((rows, columns * form.bits // 8), np.uint8)
+        scales = self.array(groups, np.float32)
+        zeros = (
+            None
+            if form.zero == "none"
+            else self.array(groups, np.uint8 if form.zero == "integer" else np.float32)
+        )
+        return PackedMatrix(form, (rows, columns), values, scales, zeros)
 
 
 def _return_freed_memory() -> None:

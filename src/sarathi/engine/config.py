@@ -92,6 +92,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             "--precision",
         ),
     ] = None
+    quantization: Annotated[
+        registry.Quantization,
+        Option(
+            "how matrices are served: auto as the checkpoint has them, in int8 where their own "
+            "form would be slow; exact always as the checkpoint has them; int8 and int4 quantised "
+            "at load; none in --precision",
+        ),
+    ] = "auto"
     threads: Annotated[
         Count | None, Option("threads of each stage and rank", default="all cores between them")
     ] = None
@@ -243,6 +251,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(
                 f"kv_precision is {self.kv_precision}, expected that of precision: the executor "
                 f"{self.executor} has one for both"
+            )
+        if not backend.has_quantization and self.quantization not in ("auto", "none"):
+            raise ConfigError(
+                f"quantization is {self.quantization}, expected auto or none: the executor "
+                f"{self.executor} serves weights in its precision"
             )
         log, trace = self.iteration_log, self.trace
         if log is not None and trace is not None and Path(log).resolve() == Path(trace).resolve():

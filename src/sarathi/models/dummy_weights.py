@@ -19,6 +19,7 @@ import numpy.typing as npt
 from sarathi.errors import ModelError
 from sarathi.models.decoder import whole_model
 from sarathi.models.model_config import ModelConfig
+from sarathi.models.quantized import IntegerForm, QuantizedRows
 from sarathi.models.tensor_layout import expected_shapes
 from sarathi.models.weights import ALL, Array
 
@@ -141,3 +142,12 @@ class DummyWeights:
 
     def stored_dtype(self, name: str) -> np.dtype[np.generic] | None:
         return None
+
+    def stored_type(self, name: str) -> str:
+        return "F32"
+
+    def form(self, name: str) -> IntegerForm | None:
+        return None
+
+    def quantized(self, name: str, rows: slice = ALL) -> QuantizedRows:
+        raise ModelError(f"{name} is random, and not quantised")

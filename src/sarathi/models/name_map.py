@@ -12,6 +12,7 @@ import numpy as np
 
 from sarathi.errors import ModelError
 from sarathi.models.model_config import ModelConfig
+from sarathi.models.quantized import IntegerForm, QuantizedRows, concatenate
 from sarathi.models.weights import ALL, Array, StoredWeights
 
 
@@ -163,6 +164,17 @@ class NamedWeights:
         parts = [self._stored.part(source.name, piece, columns) for piece in pieces]
         found = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return found.astype(np.float32) + np.float32(1) if self._is_centred(name) else found
+
+    def stored_type(self, name: str) -> str:
+        return self._stored.stored_type(self._names.find(name).name)
+
+    def form(self, name: str) -> IntegerForm | None:
+        return self._stored.form(self._names.find(name).name)
+
+    def quantized(self, name: str, rows: slice = ALL) -> QuantizedRows:
+        source = self._names.find(name)
+        pieces = [rows] if source.rows is None else source.rows.pieces(rows)
+        return concatenate([self._stored.quantized(source.name, piece) for piece in pieces])
 
     def _is_centred(self, name: str) -> bool:
         return self._names.centred_norms and name.endswith("norm.weight")

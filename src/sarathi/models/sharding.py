@@ -17,6 +17,7 @@ from sarathi.errors import ModelError
 from sarathi.models.decoder import EMBEDDING, Stage, head_of, whole_model
 from sarathi.models.dummy_weights import RandomTensor, random_tensor
 from sarathi.models.model_config import ModelConfig
+from sarathi.models.quantized import IntegerForm, QuantizedRows
 from sarathi.models.tensor_layout import expected_shapes
 from sarathi.models.weights import ALL, Array, Weights
 
@@ -124,6 +125,15 @@ class ShardedWeights:
         if not missing:
             return found
         return np.concatenate((found, np.zeros((missing, *found.shape[1:]), found.dtype)))
+
+    def stored_type(self, name: str) -> str:
+        return self._weights.stored_type(name)
+
+    def form(self, name: str) -> IntegerForm | None:
+        return None  # ranks share no quantised matrices
+
+    def quantized(self, name: str, rows: slice = ALL) -> QuantizedRows:
+        raise ModelError(f"{name} is not quantised")
 
     def random(self, name: str) -> RandomTensor | None:
         """See `random_tensor`. The rows of zeros that pad a vocabulary are left out."""

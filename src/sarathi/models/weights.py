@@ -9,8 +9,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sarathi.models.quantized import IntegerForm, PackedMatrix, QuantizedRows
+
 Array = npt.NDArray[np.generic]
 ALL = slice(None)
+UNQUANTISED = ("F32", "F16", "BF16")  # names of stored types
 
 
 def rounded(value: float, dtype: np.dtype[np.generic]) -> float:
@@ -21,7 +24,7 @@ def rounded(value: float, dtype: np.dtype[np.generic]) -> float:
 class Tensors(Protocol):
     """Tensors by name."""
 
-    def __getitem__(self, name: str) -> Array: ...
+    def __getitem__(self, name: str) -> Array | PackedMatrix: ...
 
 
 class Weights(Tensors, Protocol):
@@ -50,6 +53,15 @@ class Weights(Tensors, Protocol):
 
     def stored_dtype(self, name: str) -> np.dtype[np.generic] | None:
         """Return its type in the file; None if every access computes it."""
+
+    def stored_type(self, name: str) -> str:
+        """Return the name of its type in the file, such as BF16 or Q4_K; see `UNQUANTISED`."""
+
+    def form(self, name: str) -> IntegerForm | None:
+        """Return the form in which a matrix is stored; None if it has none of ours."""
+
+    def quantized(self, name: str, rows: slice = ALL) -> QuantizedRows:
+        """Read consecutive rows of a matrix in its stored form, exactly."""
 
     @property
     def mappings(self) -> tuple[mmap.mmap, ...]:

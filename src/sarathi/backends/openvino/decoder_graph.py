@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import openvino as ov
 from openvino import opset13 as op
 from openvino.op import Constant, _PagedAttentionExtension
@@ -19,6 +20,7 @@ from sarathi.models.decoder import (
     forward_layers,
 )
 from sarathi.models.model_config import ModelConfig
+from sarathi.models.quantized import PackedMatrix, pack_nibbles
 from sarathi.models.rope import F32, rope_tables
 from sarathi.models.weights import Array, rounded
 
@@ -225,19 +227,18 @@ class _GraphOperations:
         return self._inputs[name]
 
     def _weight(self, name: str) -> ov.Node:
-        """Return a matrix in the served precision, f32 in name only; one node a tensor."""
+        """Return a matrix in the served form, f32 in name only; one node a tensor."""
         if name not in self._nodes:
-            node: ov.Node = Constant(_tensor(self._weights[name]), shared_memory=True)
-            if node.get_element_type() != ov.Type.f32:
-                node = op.convert(node, "f32")
-                # Without this mark the plugin converts the weights: three times the memory.
-                node.get_rt_info()["decompression_0"] = True
-            self._nodes[name] = node
+            tensor = self._weights[name]
+            if isinstance(tensor, PackedMatrix):
+                self._nodes[name] = compressed_matrix(tensor)
+            else:
+                self._nodes[name] = _plain_matrix(tensor)
         return self._nodes[name]
 
     def _vector(self, name: str) -> ov.Node:
         """Return a norm's scale or a bias, always float32: the plugin's fusions require it."""
-        return op.constant(self._weights[name].astype(np.float32))
+        return op.constant(self._weights[name][:].astype(np.float32))
 
     def _rope_table(self, values: F32) -> ov.Node:
         """Look up rows by position, for both halves of a head, [tokens, 1, 1, head_dim]."""
@@ -249,12 +250,54 @@ class _GraphOperations:
         return op.reshape(x, _ints([-1, num_heads * self._config.head_dim]), special_zero=False)
 
 
+def compressed_matrix(matrix: PackedMatrix) -> ov.Node:
+    """Return nodes that dequantise a matrix, in the pattern that the CPU plugin multiplies with as
+    it is. They read the matrix in place."""
+    form, (rows, columns) = matrix.form, matrix.shape
+    grouped = [rows, columns // form.group, form.group]
+    kind = _INTEGER_TYPES[form.bits, form.zero == "none"]
+    values = Constant(ov.Tensor(matrix.values, ov.Shape(grouped), kind), shared_memory=True)
+    node = op.convert(values, "f32")
+    if matrix.zeros is not None:
+        zeros: ov.Node = op.constant(matrix.zeros[..., None])
+        if form.zero == "integer":
+            if form.bits == 4:
+                zeros = Constant(_nibbles(matrix.zeros), shared_memory=False)
+            zeros = op.convert(zeros, "f32")
+        node = op.subtract(node, zeros)
+    scales = Constant(_tensor(matrix.scales[..., None]), shared_memory=True)
+    return op.reshape(op.multiply(node, scales), _ints([rows, columns]), special_zero=False)
+
+
+def _plain_matrix(array: Array) -> ov.Node:
+    node: ov.Node = Constant(_tensor(array), shared_memory=True)
+    if node.get_element_type() != ov.Type.f32:
+        node = op.convert(node, "f32")
+        # Without this mark the plugin converts the weights: three times the memory.
+        node.get_rt_info()["decompression_0"] = True
+    return node
+
+
+def _nibbles(zeros: npt.NDArray[np.uint8]) -> ov.Tensor:
+    """Return zero points as a tensor of 4-bit integers, [rows, groups, 1]."""
+    flat = zeros.reshape(1, -1)
+    if flat.size % 2:
+        flat = np.append(flat, np.zeros((1, 1), np.uint8), axis=1)
+    return ov.Tensor(pack_nibbles(flat)[0], ov.Shape([*zeros.shape, 1]), ov.Type.u4)
+
+
 def _parameter(name: str, shape: list[int], dtype: type[np.generic] | ov.Type) -> ov.Node:
     node = op.parameter(shape, dtype, name=name)
     node.output(0).get_tensor().set_names({name})
     return node
 
 
+_INTEGER_TYPES = {  # bits, and whether they are signed
+    (4, True): ov.Type.i4,
+    (4, False): ov.Type.u4,
+    (8, True): ov.Type.i8,
+    (8, False): ov.Type.u8,
+}
 _OV_TYPES = {
     np.dtype(np.float32): ov.Type.f32,
     np.dtype(np.float16): ov.Type.f16,

@@ -25,6 +25,7 @@ from sarathi.backends.openvino.decoder_graph import (
     build_graph,
     cache_inputs,
 )
+from sarathi.backends.quantization import activation_group, served_forms
 from sarathi.backends.registry import ExecutorOptions, KvPrecision, Precision
 from sarathi.backends.runner import InlineRunner, Runner
 from sarathi.backends.self_check import check_deterministic, check_model
@@ -122,7 +123,12 @@ class OpenVinoExecutor:
         self.num_blocks = 0
         # The compiled model reads the weights in place: they live as long as it does.
         shapes = expected_shapes(self.config, self.stage)
-        self.weights = WeightStore(model.weights, shapes, _DTYPES[self.precision], on_progress)
+        forms = served_forms(model.weights, shapes, options.quantization)
+        # Who asks for f32 wants no rounding that the weights do not have.
+        exact = options.precision == "f32"
+        self.activation_group = 0 if exact else activation_group(forms, shapes)
+        dtype = _DTYPES[self.precision]
+        self.weights = WeightStore(model.weights, shapes, dtype, forms, on_progress)
         self._compiled = self._compile(part.threads or usable_cores())
         self._request = self._compiled.create_infer_request()
         self._used = [n for port in self._compiled.inputs for n in port.names if n in INPUTS]
@@ -142,8 +148,7 @@ class OpenVinoExecutor:
             # The plugin binds threads to the first cores, the same ones in every process: several
             # processes would share them and leave other cores idle.
             "ENABLE_CPU_PINNING": alone and num_threads >= usable_cores(),
-            # Activations keep their precision: int8 is faster with compressed weights only.
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": self.activation_group,
         }
         with self.weights.dropping_pages():
             return _core().compile_model(graph, "CPU", properties)

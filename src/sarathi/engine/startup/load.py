@@ -197,6 +197,7 @@ def executor_options(
         device=config.device,
         precision=config.precision,
         kv_precision=config.kv_precision,
+        quantization=config.quantization,
         threads=config.threads,
         deterministic=config.deterministic,
         own_cores=own_cores and config.engines_here == 1,

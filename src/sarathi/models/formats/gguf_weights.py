@@ -9,13 +9,16 @@ from collections.abc import Set
 import gguf.quants
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from sarathi.errors import ModelError
 from sarathi.models.families import GGUF_ARCHITECTURES
 from sarathi.models.formats.checkpoint_files import mapped_array, read_part
+from sarathi.models.formats.gguf_blocks import BLOCK_TYPES, read_blocks
 from sarathi.models.formats.gguf_file import GgufFile, TensorInfo
 from sarathi.models.model_config import ModelConfig
+from sarathi.models.quantized import IntegerForm, QuantizedRows
 from sarathi.models.weights import ALL, Array
 
 ROPE_FACTORS = "rope_freqs.weight"  # divisors of the frequencies, a part of the configuration
@@ -36,31 +39,15 @@ def read_tensor(
     (2, 3) ... to pairs (0, d/2), (1, d/2 + 1) ...
     Of a matrix, only the heads and blocks of quantised values that hold the part are read.
     """
-    kind = _stored_kind(file, name)
-    info = file.tensors[name]
-    shape = info.shape or (1,)
+    kind = stored_kind(file, name)
+    shape = file.tensors[name].shape or (1,)
     dtype = _UNQUANTISED.get(kind)
-    block, width = (1, 1) if dtype is not None else GGML_QUANT_SIZES[kind]
-    if shape[-1] % block:
-        raise file.error(
-            f"tensor {name} has rows of {shape[-1]} values, {kind.name} has blocks of {block}"
-        )
+    block = 1 if dtype is not None else GGML_QUANT_SIZES[kind][0]
     part = [len(range(size)[wanted]) for size, wanted in zip(shape, (rows, columns), strict=False)]
     if 0 in part:
         return np.empty(part, dtype or np.float32)
-    stored_shape = (*shape[:-1], shape[-1] // block * width)
-    read: tuple[slice, slice] = (ALL, ALL)
-    cut: tuple[slice, ...] = (rows,)
-    if len(shape) == 2:
-        heads, rows = _units(shape[0], rows, interleaved or 1)
-        blocks, columns = _units(shape[1], columns, block)
-        read = (heads, slice(blocks.start // block * width, blocks.stop // block * width))
-        cut = (rows, columns)
-    stored = read_part(file.mapping, info.offset, stored_shape, dtype or np.dtype(np.uint8), *read)
-    # Rows are quantised separately, so they can be reordered before they are dequantised.
-    if interleaved:
-        pairs = stored.reshape(-1, interleaved // 2, 2, *stored.shape[1:])
-        stored = pairs.swapaxes(1, 2).reshape(stored.shape)
+    blocks, cut_columns = _units(shape[-1], columns if len(shape) == 2 else ALL, block)
+    stored, cut_rows = _read_rows(file, name, kind, rows, blocks, interleaved)
     if dtype is None:
         try:
             stored = gguf.quants.dequantize(stored, kind)
@@ -68,7 +55,63 @@ def read_tensor(
             raise file.error(
                 f"tensor {name} has the quantisation type {kind.name}, which cannot be dequantised"
             ) from error
+        _check_finite(file, name, kind, stored)
+    cut = (cut_rows, cut_columns)[: len(shape)] if len(shape) == 2 else (rows,)
     return np.ascontiguousarray(stored[cut])
+
+
+def read_quantized(
+    file: GgufFile, name: str, rows: slice = ALL, interleaved: int = 0
+) -> QuantizedRows:
+    """Read rows of a matrix that is stored in one of the `BLOCK_TYPES`; else as `read_tensor`."""
+    kind = stored_kind(file, name)
+    stored, cut = _read_rows(file, name, kind, rows, ALL, interleaved)
+    found = read_blocks(stored, kind)
+    _check_finite(file, name, kind, found.scales)
+    if found.zeros is not None:
+        _check_finite(file, name, kind, found.zeros)
+    return found.take(cut)
+
+
+def _read_rows(
+    file: GgufFile,
+    name: str,
+    kind: GGMLQuantizationType,
+    rows: slice,
+    columns: slice,
+    interleaved: int,
+) -> tuple[Array, slice]:
+    """Read the heads that contain `rows`, and of these rows the blocks with `columns`.
+
+    Returns the bytes, or numbers if it is not quantised, and the slice of `rows` in them. Rows are
+    quantised separately, so they can be reordered before they are dequantised.
+    """
+    info = file.tensors[name]
+    dtype = _UNQUANTISED.get(kind)
+    block, width = (1, 1) if dtype is not None else GGML_QUANT_SIZES[kind]
+    shape = info.shape or (1,)
+    stored_shape = (*shape[:-1], shape[-1] // block * width)
+    read: tuple[slice, slice] = (ALL, ALL)
+    cut = rows
+    if len(shape) == 2:
+        heads, cut = _units(shape[0], rows, interleaved or 1)
+        first, stop, _ = columns.indices(shape[1])
+        read = (heads, slice(first // block * width, -(-stop // block) * width))
+    stored = read_part(file.mapping, info.offset, stored_shape, dtype or np.dtype(np.uint8), *read)
+    if interleaved:
+        pairs = stored.reshape(-1, interleaved // 2, 2, *stored.shape[1:])
+        stored = pairs.swapaxes(1, 2).reshape(stored.shape)
+    return stored, cut
+
+
+def _check_finite(
+    file: GgufFile, name: str, kind: GGMLQuantizationType, values: npt.NDArray[np.floating]
+) -> None:
+    if not np.isfinite(values).all():
+        raise file.error(
+            f"tensor {name} of type {kind.name} has a scale that is not a number, or too large: "
+            "the file is damaged"
+        )
 
 
 def _units(size: int, wanted: slice, unit: int) -> tuple[slice, slice]:
@@ -78,7 +121,7 @@ def _units(size: int, wanted: slice, unit: int) -> tuple[slice, slice]:
     return slice(first, -(-part.stop // unit) * unit), slice(part.start - first, part.stop - first)
 
 
-def _stored_kind(file: GgufFile, name: str) -> GGMLQuantizationType:
+def stored_kind(file: GgufFile, name: str) -> GGMLQuantizationType:
     """Return how a tensor is stored, after a check that all of it is in the file."""
     info = file.tensors[name]
     try:
@@ -86,6 +129,10 @@ def _stored_kind(file: GgufFile, name: str) -> GGMLQuantizationType:
     except ValueError:
         raise file.error(f"tensor {name} has the unknown quantisation type {info.kind}") from None
     block, size = GGML_QUANT_SIZES[kind]
+    if info.shape and info.shape[-1] % block:
+        raise file.error(
+            f"tensor {name} has rows of {info.shape[-1]} values, {kind.name} has blocks of {block}"
+        )
     end = info.offset + math.prod(info.shape) // block * size
     if end > len(file.mapping):
         raise ModelError(
@@ -104,7 +151,7 @@ class GgufWeights:
         self._file = file
         family = GGUF_ARCHITECTURES[config.architecture]
         self._interleaved = config.head_dim if family.interleaved_heads else 0
-        self._kinds = {name: _stored_kind(file, name) for name in file.tensors}
+        self._kinds = {name: stored_kind(file, name) for name in file.tensors}
         self.mappings: tuple[mmap.mmap, ...] = (file.mapping,)
 
     @property
@@ -132,6 +179,21 @@ class GgufWeights:
     def part(self, name: str, rows: slice = ALL, columns: slice = ALL) -> Array:
         self._info(name)
         return read_tensor(self._file, name, rows, columns, self._rows_of_heads(name))
+
+    def form(self, name: str) -> IntegerForm | None:
+        if len(self._info(name).shape) != 2:
+            return None
+        found = BLOCK_TYPES.get(self._kinds[name])
+        return None if found is None else found.form
+
+    def quantized(self, name: str, rows: slice = ALL) -> QuantizedRows:
+        self._info(name)
+        return read_quantized(self._file, name, rows, self._rows_of_heads(name))
+
+    def stored_type(self, name: str) -> str:
+        """Return the file's name of a tensor's type, such as Q4_K."""
+        self._info(name)
+        return self._kinds[name].name
 
     def _rows_of_heads(self, name: str) -> int:
         """Return the rows of each head that is to be reordered; 0 if there is none."""

@@ -32,6 +32,7 @@ from sarathi.models.formats.harmless_fields import is_harmless_field
 from sarathi.models.json_fields import Fields
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.name_map import NameMap
+from sarathi.models.quantized import IntegerForm, QuantizedRows
 from sarathi.models.weights import ALL, Array
 
 _BY_MODEL_TYPE = {family.model_type: name for name, family in ARCHITECTURES.items()}
@@ -153,6 +154,15 @@ class SafetensorsWeights:
         entry = self._entry(name)
         dtype = self.stored_dtype(name)
         return read_part(entry.mapping, entry.start, entry.shape, dtype, rows, columns)
+
+    def stored_type(self, name: str) -> str:
+        return self._entry(name).dtype
+
+    def form(self, name: str) -> IntegerForm | None:
+        return None
+
+    def quantized(self, name: str, rows: slice = ALL) -> QuantizedRows:
+        raise ModelError(f"tensor {name} in {self._folder} is not quantised")
 
     def _entry(self, name: str) -> _Entry:
         try:
