@@ -17,6 +17,7 @@ def model_info(**changes: Any) -> ModelInfo:
         "num_blocks": 50,
         "precision": "f32",
         "kv_precision": "f32",
+        "quantization": "none",
         "policy": "sarathi",
         "token_budget": None,
         "tbt_target": 0.1,

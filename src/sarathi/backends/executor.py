@@ -34,6 +34,7 @@ class Executor(Protocol):
     kv_precision: KvPrecision
     block_size: int  # tokens of a KV block
     num_blocks: int  # of the KV cache; 0 before `allocate`
+    warnings: tuple[str, ...]  # about how it computes, for the operator
 
     @property
     def block_bytes(self) -> int:
@@ -140,6 +141,11 @@ class Backend(Protocol):
     @property
     def block_size(self) -> int:
         """Tokens of a KV block of an executor here."""
+
+    @property
+    def int8_activations(self) -> bool:
+        """Whether products with integer weights may compute in int8 here: the processor can, and
+        f32 was not asked for, in which nothing is rounded but what the checkpoint has rounded."""
 
     def choose_precisions(self) -> tuple[Precision, KvPrecision]:
         """Return the precisions of weights and KV cache that an executor here will have;

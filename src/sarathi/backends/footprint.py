@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sarathi.backends.quantization import NO_FORMS, Forms, num_bytes
 from sarathi.backends.registry import KvPrecision, Precision
 from sarathi.errors import ExecutorError
 from sarathi.models.decoder import Stage, whole_model
@@ -37,21 +38,28 @@ def footprint(
     precision: Precision,
     kv_precision: KvPrecision,
     block_size: int,
+    forms: Forms = NO_FORMS,
 ) -> Footprint:
     """Return what an executor of `stage` and `shard` needs; `config` is the whole model's.
 
-    `ModelError` if the layers cannot be divided among so many ranks.
+    Matrices in `forms` are served in integers. `ModelError` if the layers cannot be divided among
+    so many ranks.
     """
     local = shard_config(config, shard.count)
     layer = kv_block_bytes(local.num_kv_heads, local.head_dim, kv_precision, block_size)
-    weights = weight_bytes(config, stage, shard, precision)
+    weights = weight_bytes(config, stage, shard, precision, forms)
     return Footprint(weights, len(stage.layers) * layer)
 
 
-def weight_bytes(config: ModelConfig, stage: Stage, shard: Shard, precision: Precision) -> int:
+def weight_bytes(
+    config: ModelConfig,
+    stage: Stage,
+    shard: Shard,
+    precision: Precision,
+    forms: Forms = NO_FORMS,
+) -> int:
     """Return the bytes of the weights alone; see `footprint`."""
-    elements = sum(map(math.prod, shard_shapes(config, stage, shard).values()))
-    return elements * ITEM_BYTES[precision]
+    return num_bytes(shard_shapes(config, stage, shard), forms, ITEM_BYTES[precision])
 
 
 def check_memory(required: int, free: int) -> None:

@@ -18,6 +18,7 @@ from sarathi.backends import registry
 from sarathi.backends.executor import Executor, ExecutorPart, ProgressCallback
 from sarathi.backends.footprint import check_memory, weight_bytes
 from sarathi.backends.parallel.rank_layout import RankId
+from sarathi.backends.quantization import served_forms
 from sarathi.backends.runner import Runner
 from sarathi.models.decoder import whole_model
 from sarathi.models.model import Model
@@ -41,6 +42,7 @@ class InstancePart(msgspec.Struct, frozen=True):
     precision: registry.Precision
     kv_precision: registry.KvPrecision
     seconds: float  # of loading
+    warnings: tuple[str, ...] = ()
 
 
 def load_executor(
@@ -65,7 +67,8 @@ def load_executor(
     backend = registry.load_backend(options)
     if not backend.uses_gpu:  # whose library raises this error by itself
         precision, _ = backend.choose_precisions()
-        each = weight_bytes(model.config, part.stage, part.shard, precision)
+        forms = served_forms(model, options.quantization)
+        each = weight_bytes(model.config, part.stage, part.shard, precision, forms)
         check_memory(local_world_size * each, available_memory())
     return backend.create_executor(model, part, _rate_limited(on_progress))
 
@@ -85,6 +88,7 @@ def describe(executor: Executor, rank_id: RankId, seconds: float) -> InstancePar
         precision=executor.precision,
         kv_precision=executor.kv_precision,
         seconds=seconds,
+        warnings=executor.warnings,
     )
 
 
@@ -96,7 +100,7 @@ def fingerprint(model: Model) -> str:
     for field in ("inv_freq", "local_inv_freq"):
         config[field] = [f"{value:.9g}" for value in config[field]]
     tensors = {
-        name: (shape, str(model.weights.stored_dtype(name)))
+        name: (shape, model.weights.stored_type(name))
         for name, shape in expected_shapes(model.config, whole_model(model.config)).items()
     }
     text = json.dumps([config, tensors], sort_keys=True, default=str)

@@ -8,11 +8,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from sarathi.backends.registry import Quantization
-from sarathi.models.decoder import EMBEDDING, HEAD
+from sarathi.models.decoder import EMBEDDING, HEAD, whole_model
+from sarathi.models.model import Model
 from sarathi.models.quantized import IntegerForm
-from sarathi.models.weights import UNQUANTISED, Weights
+from sarathi.models.tensor_layout import expected_shapes
+from sarathi.models.weights import UNQUANTISED
+
+Forms = Mapping[str, IntegerForm]  # of the matrices that are served in integers
+NO_FORMS: Forms = MappingProxyType({})
+Shapes = Mapping[str, tuple[int, ...]]
 
 # Columns that share a scale, the first that divides the width of every matrix. Larger groups are
 # faster and less exact. In 4 bits the error of the weights is the larger one anyway.
@@ -21,97 +28,111 @@ _INT4_GROUPS = (128, 64, 32)
 # Consecutive activations that share a scale, the first that divides all groups and widths. Smaller
 # ones are slower than activations in bf16.
 _ACTIVATION_GROUPS = (128, 64, 32)
+# Of free memory, for weights in int8 where they have a smaller form: the KV cache needs some, too.
+_MEMORY_SHARE = 0.6
 
-Shapes = Mapping[str, tuple[int, ...]]
 
-
-def served_forms(
-    weights: Weights, shapes: Shapes, quantization: Quantization
-) -> Mapping[str, IntegerForm]:
-    """Return the form of each matrix of `shapes` that is served in integers.
+def served_forms(model: Model, quantization: Quantization) -> Forms:
+    """Return the form of each matrix that is served in integers.
 
     - `none`: no matrix is.
-    - `exact`: each in the form it is stored in. What has none of ours is requantised to int8.
-    - `auto`: as `exact` if the activations can be int8, too; otherwise what is stored quantised is
-      requantised to int8, for which they can.
+    - `exact`: each that is stored quantised, as it is. What has none of our forms (the GGUF types
+      IQ1 to IQ3 and TQ) is requantised to int8.
+    - `auto`: as `exact` if activations can be int8 for all of them; otherwise what is stored
+      quantised is requantised to int8, for which they can.
     - `int8`, `int4`: all matrices, whatever the checkpoint has. What is stored in 4 bits stays as
-      it is in int4, since requantising it to other 4 bits ruins it; head and embedding are int8.
+      it is in int4, since rounding it to other 4 bits ruins it; head and embedding are int8.
     """
-    matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+    matrices = _matrices(expected_shapes(model.config, whole_model(model.config)))
+    weights = model.weights
     if quantization == "none":
-        return {}
+        return NO_FORMS
     widths = [columns for _, columns in matrices.values()]
-    int8 = {name: IntegerForm(8, _group(_INT8_GROUPS, widths, shape[1]))
-            for name, shape in matrices.items()}  # fmt: skip
+    int8 = {
+        name: IntegerForm(8, _group(_INT8_GROUPS, widths, columns))
+        for name, (_, columns) in matrices.items()
+    }
     if quantization == "int8":
         return int8
     stored = {name: form for name in matrices if (form := weights.form(name)) is not None}
     if quantization == "int4":
-        return {
-            name: int8[name]
-            if name in (EMBEDDING, HEAD)
-            else _int4(stored.get(name), widths, shape)
-            for name, shape in matrices.items()
+        int4 = {
+            name: IntegerForm(4, _group(_INT4_GROUPS, widths, columns), "integer")
+            for name, (_, columns) in matrices.items()
+            if name not in (EMBEDDING, HEAD)
         }
+        kept = {name: form for name, form in stored.items() if form.bits == 4 and name in int4}
+        return int8 | int4 | kept
     quantised = [name for name in matrices if weights.stored_type(name) not in UNQUANTISED]
     exact = {name: stored.get(name, int8[name]) for name in quantised}
-    if quantization == "exact" or all(map(_may_have_int8_activations, exact.values())):
+    if quantization == "exact" or all(map(_may_round_activations, exact.values())):
         return exact
     return {name: int8[name] for name in quantised}
 
 
-def activation_group(forms: Mapping[str, IntegerForm], shapes: Shapes) -> int:
-    """Return how many consecutive activations share an int8 scale; 0 if they are not int8.
+def choose_quantization(
+    model: Model, quantization: Quantization, *, int8_activations: bool, free: int
+) -> Quantization:
+    """Return what `auto` means where activations can be int8 or not, with so much free memory.
 
-    The CPU plugin has one number for all products, and silently leaves out those of forms with
-    zero points that are no integers, and with groups that it does not divide.
+    Without int8 activations, `exact`: other forms are not faster. Also where memory does not
+    suffice for int8, if that makes a difference.
     """
-    groups = [form.group for form in forms.values() if _may_have_int8_activations(form)]
-    if not groups:
-        return 0
-    widths = [shape[1] for shape in shapes.values() if len(shape) == 2]
-    return next((group for group in _ACTIVATION_GROUPS if _divides(group, groups + widths)), 0)
+    if quantization != "auto":
+        return quantization
+    if not int8_activations:
+        return "exact"
+    shapes = expected_shapes(model.config, whole_model(model.config))
+    fast, small = (num_bytes(shapes, served_forms(model, q), 2) for q in ("auto", "exact"))
+    return "exact" if small < fast and fast > _MEMORY_SHARE * free else "auto"
 
 
-def has_int8_activations(form: IntegerForm, activation_group: int) -> bool:
-    """Return whether products with a matrix of a form compute in int8."""
-    return (
-        activation_group > 0
-        and _may_have_int8_activations(form)
-        and form.group % activation_group == 0
-    )
+def activation_group(forms: Forms, shapes: Shapes) -> int:
+    """Return how many consecutive activations share an int8 scale; 0 if none do.
+
+    The CPU plugin has one number for all products. It silently leaves out those of forms whose
+    groups it does not divide, and of zero points that are no integers.
+    """
+    groups = [form.group for form in forms.values() if _may_round_activations(form)]
+    widths = [columns for _, columns in _matrices(shapes).values()]
+    fitting = (group for group in _ACTIVATION_GROUPS if _divides(group, groups + widths))
+    return next(fitting, 0) if groups else 0
 
 
-def num_bytes(shapes: Shapes, forms: Mapping[str, IntegerForm], item_bytes: int) -> int:
-    """Return the bytes of tensors of which some are served in integers."""
+def rounds_activations(form: IntegerForm, activation_group: int) -> bool:
+    """Return whether products with a matrix of a form should have int8 activations."""
+    return activation_group > 0 and _may_round_activations(form)
+
+
+def num_bytes(shapes: Shapes, forms: Forms, item_bytes: int) -> int:
+    """Return the bytes of tensors, of which those without a form have `item_bytes` an element."""
     return sum(
         forms[name].num_bytes(shape) if name in forms else math.prod(shape) * item_bytes
         for name, shape in shapes.items()
     )
 
 
-def describe_forms(weights: Weights, shapes: Shapes, forms: Mapping[str, IntegerForm]) -> str:
-    """Return, for the operator, which stored types are served in which form."""
-    counts: Counter[tuple[str, str]] = Counter()
-    for name, shape in shapes.items():
-        if (form := forms.get(name)) is not None:
-            stored, kept = weights.stored_type(name), weights.form(name) == form
-            how = "as stored" if kept else f"in int{form.bits}, groups of {form.group}"
-            counts[stored, how] += math.prod(shape)
-    by_form: dict[str, list[str]] = {}
-    for (stored, how), _ in counts.most_common():
-        by_form.setdefault(how, []).append(stored)
-    return "; ".join(f"{', '.join(kinds)} {how}" for how, kinds in by_form.items())
+def describe_forms(model: Model, forms: Forms) -> str:
+    """Return, for the operator, which stored types are served in which form; empty if none is."""
+    kinds: dict[str, Counter[str]] = {}
+    for name, form in forms.items():
+        how = f"in int{form.bits}, groups of {form.group}"
+        if model.weights.form(name) == form:
+            how = "as stored"
+        elements = math.prod(model.weights.shape(name))
+        kinds.setdefault(how, Counter())[model.weights.stored_type(name)] += elements
+    return "; ".join(
+        f"{' and '.join(kind for kind, _ in stored.most_common())} {how}"
+        for how, stored in kinds.items()
+    )
 
 
-def _may_have_int8_activations(form: IntegerForm) -> bool:
+def _may_round_activations(form: IntegerForm) -> bool:
     return form.zero != "float" and form.group % min(_ACTIVATION_GROUPS) == 0
 
 
-def _int4(stored: IntegerForm | None, widths: Iterable[int], shape: tuple[int, ...]) -> IntegerForm:
-    if stored is not None and stored.bits == 4:
-        return stored
-    return IntegerForm(4, _group(_INT4_GROUPS, widths, shape[1]), "integer")
+def _matrices(shapes: Shapes) -> Mapping[str, tuple[int, int]]:
+    return {name: (shape[0], shape[1]) for name, shape in shapes.items() if len(shape) == 2}
 
 
 def _group(candidates: Iterable[int], widths: Iterable[int], width: int) -> int:

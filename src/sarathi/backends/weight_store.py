@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -107,7 +108,7 @@ class WeightStore:
         targets = {
             name: scratch.array(shape, self._dtype)
             if (form := forms.get(name)) is None
-            else scratch.matrix(shape, form)
+            else PackedMatrix.empty(form, shape, scratch.array)
             for name, shape in shapes.items()
         }
 
@@ -145,23 +146,11 @@ class _ScratchFile:
         self.mapping = _scratch_file(size)
         self._end = 0
 
-    def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         dtype, count = np.dtype(dtype), math.prod(shape)
         flat = np.frombuffer(self.mapping, dtype, count, self._end)
         self._end += -(-flat.nbytes // _ALIGNMENT) * _ALIGNMENT
         return flat.reshape(shape)
-
-    def matrix(self, shape: tuple[int, ...], form: IntegerForm) -> PackedMatrix:
-        rows, columns = shape
-        groups = (rows, columns // form.group)
-        values = self.array((rows, columns * form.bits // 8), np.uint8)
-        scales = self.array(groups, np.float32)
-        zeros = (
-            None
-            if form.zero == "none"
-            else self.array(groups, np.uint8 if form.zero == "integer" else np.float32)
-        )
-        return PackedMatrix(form, (rows, columns), values, scales, zeros)
 
 
 def _return_freed_memory() -> None:

@@ -72,7 +72,7 @@ def _facts(run: DryRun) -> tuple[str, ...]:
     gpus = "".join(f"; GPU {i}: {gigabytes(free)} available" for i, free in enumerate(machine.gpus))
     replicas = "" if run.replicas == 1 else f"{run.replicas} replicas x "
     layout = f"{_count(run.layout.pp, 'stage')} x {_count(run.layout.tp, 'rank')}"
-    return (
+    lines = (
         f"model:   {model.architecture}, {checkpoint.num_parameters / 1e9:.3f} billion parameters: "
         f"{model.num_layers} layers of {model.hidden_size}, {model.num_heads} heads, "
         f"{model.num_kv_heads} key heads of {model.head_dim}, {model.vocab_size} tokens",
@@ -80,7 +80,9 @@ def _facts(run: DryRun) -> tuple[str, ...]:
         f"machine: {machine.cores} cores, {gigabytes(machine.free)} of memory free{gpus}",
         f"layout:  {replicas}{layout}, in {run.precision}, keys and values in "
         f"{run.kv_precision}; {_count(run.threads, 'thread')} each",
+        f"weights: {run.quantised}" if run.quantised else "",
     )
+    return tuple(filter(None, lines))
 
 
 def _table(run: DryRun) -> Table:

@@ -83,6 +83,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     num_blocks: int
     precision: str
     kv_precision: str
+    quantization: str  # none if no matrix is served in integers
     policy: str
     token_budget: int | None  # None with a latency target or a policy without a budget
     tbt_target: float | None  # seconds; None with a fixed budget or a policy without one

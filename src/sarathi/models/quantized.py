@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
 # int8 without a zero point, otherwise uint8; also where the values fit into 4 bits.
-Integers = npt.NDArray[np.int8] | npt.NDArray[np.uint8]
+Integers = npt.NDArray[np.int8 | np.uint8]
+Allocate = Callable[[tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -89,28 +90,28 @@ def quantize(rows: F32, form: IntegerForm) -> QuantizedRows:
     if form.zero == "none":
         limit = 2 ** (form.bits - 1) - 1
         scales = np.maximum(high, -low) / np.float32(limit)
-        zeros = None
     else:
         levels = 2**form.bits - 1
         low = np.minimum(low, 0)
         scales = (np.maximum(high, 0) - low) / np.float32(levels)
     inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
     scaled = grouped * inverse[..., None]
+    values: Integers
+    zeros: F32 | None = None
     if form.zero == "none":
-        values: Integers = np.rint(scaled, out=scaled).astype(np.int8)
+        values = np.rint(scaled).astype(np.int8)
     else:
         zeros = np.rint(-low * inverse)
         scaled += zeros[..., None]
-        np.rint(scaled, out=scaled)
-        values = np.clip(scaled, 0, levels, out=scaled).astype(np.uint8)
+        values = np.clip(np.rint(scaled), 0, levels).astype(np.uint8)
     return QuantizedRows(form, values.reshape(count, columns), scales, zeros)
 
 
 def pack_nibbles(values: Integers) -> npt.NDArray[np.uint8]:
     """Pack 4-bit values two to a byte, the first in the low half, [rows, columns / 2]."""
     raw = values.view(np.uint8)
-    packed: npt.NDArray[np.uint8] = raw[:, 1::2] << 4
-    packed |= raw[:, ::2] & 0xF
+    packed: npt.NDArray[np.uint8] = raw[:, 1::2] << np.uint8(4)
+    packed |= raw[:, ::2] & np.uint8(0xF)
     return packed
 
 
@@ -134,6 +135,24 @@ class PackedMatrix:
     values: npt.NDArray[np.uint8]  # the bytes of the integers, 4-bit ones packed, [rows, bytes]
     scales: F32  # [rows, columns / group]
     zeros: F32 | npt.NDArray[np.uint8] | None  # likewise; bytes if they are integers
+
+    @staticmethod
+    def empty(
+        form: IntegerForm, shape: tuple[int, ...], allocate: Allocate = np.empty
+    ) -> PackedMatrix:
+        """Allocate a matrix whose rows have still to be stored."""
+        rows, columns = shape
+        groups = (rows, columns // form.group)
+        zeros = None
+        if form.zero != "none":
+            zeros = allocate(groups, np.uint8 if form.zero == "integer" else np.float32)
+        return PackedMatrix(
+            form,
+            (rows, columns),
+            allocate((rows, columns * form.bits // 8), np.uint8),
+            allocate(groups, np.float32),
+            zeros,
+        )
 
     def __len__(self) -> int:
         return self.shape[0]

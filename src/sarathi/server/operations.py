@@ -136,6 +136,7 @@ def _of_model(info: ModelInfo) -> Iterator[Metric]:
         "fair_by": info.fair_by or "",
         "precision": info.precision,
         "kv_precision": info.kv_precision,
+        "quantization": info.quantization,
     }
     yield InfoMetricFamily("sarathi_engine", "How the engine was started", value=facts)
     for name, description, value in (

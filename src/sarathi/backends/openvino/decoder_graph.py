@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import openvino as ov
 from openvino import opset13 as op
 from openvino.op import Constant, _PagedAttentionExtension
 
+from sarathi.backends.openvino.compressed_products import compressed_matrix
 from sarathi.backends.weight_store import WeightStore
 from sarathi.models.decoder import (
     GATED_PROJECTIONS,
@@ -20,7 +20,7 @@ from sarathi.models.decoder import (
     forward_layers,
 )
 from sarathi.models.model_config import ModelConfig
-from sarathi.models.quantized import PackedMatrix, pack_nibbles
+from sarathi.models.quantized import PackedMatrix
 from sarathi.models.rope import F32, rope_tables
 from sarathi.models.weights import Array, rounded
 
@@ -250,25 +250,6 @@ class _GraphOperations:
         return op.reshape(x, _ints([-1, num_heads * self._config.head_dim]), special_zero=False)
 
 
-def compressed_matrix(matrix: PackedMatrix) -> ov.Node:
-    """Return nodes that dequantise a matrix, in the pattern that the CPU plugin multiplies with as
-    it is. They read the matrix in place."""
-    form, (rows, columns) = matrix.form, matrix.shape
-    grouped = [rows, columns // form.group, form.group]
-    kind = _INTEGER_TYPES[form.bits, form.zero == "none"]
-    values = Constant(ov.Tensor(matrix.values, ov.Shape(grouped), kind), shared_memory=True)
-    node = op.convert(values, "f32")
-    if matrix.zeros is not None:
-        zeros: ov.Node = op.constant(matrix.zeros[..., None])
-        if form.zero == "integer":
-            if form.bits == 4:
-                zeros = Constant(_nibbles(matrix.zeros), shared_memory=False)
-            zeros = op.convert(zeros, "f32")
-        node = op.subtract(node, zeros)
-    scales = Constant(_tensor(matrix.scales[..., None]), shared_memory=True)
-    return op.reshape(op.multiply(node, scales), _ints([rows, columns]), special_zero=False)
-
-
 def _plain_matrix(array: Array) -> ov.Node:
     node: ov.Node = Constant(_tensor(array), shared_memory=True)
     if node.get_element_type() != ov.Type.f32:
@@ -278,26 +259,12 @@ def _plain_matrix(array: Array) -> ov.Node:
     return node
 
 
-def _nibbles(zeros: npt.NDArray[np.uint8]) -> ov.Tensor:
-    """Return zero points as a tensor of 4-bit integers, [rows, groups, 1]."""
-    flat = zeros.reshape(1, -1)
-    if flat.size % 2:
-        flat = np.append(flat, np.zeros((1, 1), np.uint8), axis=1)
-    return ov.Tensor(pack_nibbles(flat)[0], ov.Shape([*zeros.shape, 1]), ov.Type.u4)
-
-
 def _parameter(name: str, shape: list[int], dtype: type[np.generic] | ov.Type) -> ov.Node:
     node = op.parameter(shape, dtype, name=name)
     node.output(0).get_tensor().set_names({name})
     return node
 
 
-_INTEGER_TYPES = {  # bits, and whether they are signed
-    (4, True): ov.Type.i4,
-    (4, False): ov.Type.u4,
-    (8, True): ov.Type.i8,
-    (8, False): ov.Type.u8,
-}
 _OV_TYPES = {
     np.dtype(np.float32): ov.Type.f32,
     np.dtype(np.float16): ov.Type.f16,

@@ -19,13 +19,20 @@ from sarathi.backends.executor import (
     ProgressCallback,
     check_step_for,
 )
+from sarathi.backends.openvino.compressed_products import uses_int8_activations
 from sarathi.backends.openvino.decoder_graph import (
     HIDDEN,
     INPUTS,
     build_graph,
     cache_inputs,
 )
-from sarathi.backends.quantization import activation_group, served_forms
+from sarathi.backends.quantization import (
+    Forms,
+    Shapes,
+    activation_group,
+    rounds_activations,
+    served_forms,
+)
 from sarathi.backends.registry import ExecutorOptions, KvPrecision, Precision
 from sarathi.backends.runner import InlineRunner, Runner
 from sarathi.backends.self_check import check_deterministic, check_model
@@ -33,6 +40,7 @@ from sarathi.backends.step import Step, with_padding_sequence
 from sarathi.backends.weight_store import WeightStore
 from sarathi.errors import ExecutorError
 from sarathi.models.model import Model
+from sarathi.models.quantized import IntegerForm
 from sarathi.models.tensor_layout import expected_shapes
 from sarathi.models.weights import Array
 from sarathi.sampling.sampler import Sampler
@@ -70,10 +78,29 @@ def supported_precisions() -> tuple[Precision, ...]:
     return tuple(p for p, capability in _CAPABILITIES.items() if capability in capabilities)
 
 
+<<<<<<< HEAD
 def choose_precisions(options: ExecutorOptions) -> tuple[Precision, KvPrecision]:
     """Return the precisions of weights and KV cache: where none is given, the fastest, and u8.
 
     The cache of float32 weights stays exact, as that of a deterministic engine does.
+=======
+@cache
+def supports_int8_activations() -> bool:
+    """Return whether this processor multiplies int8 activations with compressed weights."""
+    properties: dict[str, object] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 32}
+    return uses_int8_activations(_core(), IntegerForm(8, 32), 256, properties)
+
+
+def allows_int8_activations(options: ExecutorOptions) -> bool:
+    """Return whether they are supported, and f32 was not asked for."""
+    return options.precision != "f32" and supports_int8_activations()
+
+
+def choose_precisions(
+    precision: Precision | None, kv_precision: KvPrecision | None
+) -> tuple[Precision, KvPrecision]:
+    """Return the precisions of weights and KV cache; None for the fastest, and for the same.
+>>>>>>> b280298 (Quantised forms: choice by machine, self-check of int8 activations, memory plan)
 
     Raises:
         ExecutorError: the processor lacks the first, or cannot combine it with the second.
@@ -123,22 +150,22 @@ class OpenVinoExecutor:
         self.num_blocks = 0
         # The compiled model reads the weights in place: they live as long as it does.
         shapes = expected_shapes(self.config, self.stage)
-        forms = served_forms(model.weights, shapes, options.quantization)
-        # Who asks for f32 wants no rounding that the weights do not have.
-        exact = options.precision == "f32"
-        self.activation_group = 0 if exact else activation_group(forms, shapes)
+        forms = served_forms(model, options.quantization)
+        int8 = allows_int8_activations(options)
+        group = activation_group(forms, shapes) if int8 else 0
+        self._properties = self._plugin_properties(part.threads or usable_cores(), group)
+        self.warnings = self._check_activations(forms, shapes, group)
         dtype = _DTYPES[self.precision]
         self.weights = WeightStore(model.weights, shapes, dtype, forms, on_progress)
-        self._compiled = self._compile(part.threads or usable_cores())
+        self._compiled = self._compile()
         self._request = self._compiled.create_infer_request()
         self._used = [n for port in self._compiled.inputs for n in port.names if n in INPUTS]
         self._caches: list[ov.Tensor] = []
         self._inputs: dict[str, Array] = {}  # the memory of the input tensors
 
-    def _compile(self, num_threads: int) -> ov.CompiledModel:
-        graph = build_graph(self.config, self.stage, self.weights, self.max_position)
+    def _plugin_properties(self, num_threads: int, activation_group: int) -> dict[str, object]:
         alone = self.stage.first and self.stage.last
-        properties = {
+        return {
             "INFERENCE_PRECISION_HINT": self.precision,
             "KV_CACHE_PRECISION": self.kv_precision,
             # Of u8: scales by channel are more exact, but attention of decodes takes 10 % longer.
@@ -148,10 +175,30 @@ class OpenVinoExecutor:
             # The plugin binds threads to the first cores, the same ones in every process: several
             # processes would share them and leave other cores idle.
             "ENABLE_CPU_PINNING": alone and num_threads >= usable_cores(),
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": self.activation_group,
+            # Activations that share an int8 scale in products with compressed weights; 0: none do.
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": activation_group,
         }
+
+    def _check_activations(
+        self, forms: Forms, shapes: Shapes, activation_group: int
+    ) -> tuple[str, ...]:
+        """Return warnings about forms for which activations should be int8 and are not."""
+        used = {
+            (form, shape[1])
+            for name, shape in shapes.items()
+            if (form := forms.get(name)) and rounds_activations(form, activation_group)
+        }
+        return tuple(
+            f"products with {form} weights of {columns} columns do not use int8 activations on "
+            "this processor: large batches are slower than they could be"
+            for form, columns in sorted(used, key=str)
+            if not uses_int8_activations(_core(), form, columns, self._properties)
+        )
+
+    def _compile(self) -> ov.CompiledModel:
+        graph = build_graph(self.config, self.stage, self.weights, self.max_position)
         with self.weights.dropping_pages():
-            return _core().compile_model(graph, "CPU", properties)
+            return _core().compile_model(graph, "CPU", self._properties)
 
     @property
     def block_bytes(self) -> int:
@@ -251,6 +298,10 @@ class OpenVinoBackend(Backend):
 
     def __init__(self, options: ExecutorOptions) -> None:
         self._options = options
+
+    @property
+    def int8_activations(self) -> bool:
+        return allows_int8_activations(self._options)
 
     def choose_precisions(self) -> tuple[Precision, KvPrecision]:
         return choose_precisions(self._options)

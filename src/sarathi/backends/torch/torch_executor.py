@@ -112,6 +112,7 @@ class TorchExecutor:
         self.device = process_device(options, part.local_rank)
         self.precision: Precision = options.precision or devices.default_precision(self.device.type)
         self.kv_precision: KvPrecision = self.precision
+        self.warnings: tuple[str, ...] = ()
         self.deterministic = options.deterministic
         self.num_blocks = 0
         self._options = options
@@ -402,6 +403,10 @@ class TorchBackend(Backend):
     def gpu_memory(self) -> tuple[int, ...]:
         share = self._options.gpu_memory_utilization
         return devices.gpu_memory(share) if self.uses_gpu else ()
+
+    @property
+    def int8_activations(self) -> bool:
+        return False
 
     @property
     def block_size(self) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sarathi.backends.footprint import check_memory, num_parameters
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
+from sarathi.backends.quantization import describe_forms, served_forms
 from sarathi.backends.registry import KvPrecision, Precision, load_backend
 from sarathi.engine.config import EngineConfig, share_of_machine
 from sarathi.engine.startup.kv_cache_size import (
@@ -22,7 +23,7 @@ from sarathi.engine.startup.kv_cache_size import (
     process_shares,
     requested_length,
 )
-from sarathi.engine.startup.load import executor_options
+from sarathi.engine.startup.load import executor_options, with_quantization
 from sarathi.errors import ConfigError, ExecutorError
 from sarathi.models.decoder import whole_model
 from sarathi.models.dummy_weights import DummyWeights
@@ -60,6 +61,7 @@ class DryRun:
     machine: Machine
     precision: Precision
     kv_precision: KvPrecision
+    quantised: str  # which stored types are served in which form; empty if none is
     block_size: int  # tokens
     threads: int  # of each process
     replicas: int
@@ -97,11 +99,13 @@ def dry_run(path: Path, config: EngineConfig, *, replicas: int = 1, spread: bool
     layout = ParallelLayout(config.pp, config.tp)
     layout.check(model.config)
     options = executor_options(config, max_model_len)
+    options = with_quantization(options, model, config.engines_here)
+    forms = served_forms(model, options.quantization)
     backend = load_backend(options)
     precision, kv_precision = backend.choose_precisions()
     machine = Machine(usable_cores(), available_memory(), backend.gpu_memory)
     block_size = backend.block_size
-    shares = process_shares(model.config, layout, precision, kv_precision, block_size)
+    shares = process_shares(model.config, layout, precision, kv_precision, block_size, forms)
     cache, refusal = None, None
     try:
         used = _memories(shares, machine, 1 if spread else replicas, spread)
@@ -115,6 +119,7 @@ def dry_run(path: Path, config: EngineConfig, *, replicas: int = 1, spread: bool
         machine=machine,
         precision=precision,
         kv_precision=kv_precision,
+        quantised=describe_forms(model, forms),
         block_size=block_size,
         threads=config.threads
         or max(1, machine.cores // (layout.tp if spread else len(layout.ranks))),
@@ -157,9 +162,7 @@ def _checkpoint(model: Model) -> Checkpoint:
         return Checkpoint(num_parameters(model.config), 0, ())
     counts: Counter[str] = Counter()
     for name, shape in expected_shapes(model.config, whole_model(model.config)).items():
-        dtype = model.weights.stored_dtype(name)
-        kind = "quantised" if dtype is None else dtype.name
-        counts[kind] += math.prod(shape)
+        counts[model.weights.stored_type(name)] += math.prod(shape)
     return Checkpoint(
         num_parameters(model.config),
         sum(len(mapping) for mapping in model.weights.mappings),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from sarathi.backends.footprint import footprint
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
+from sarathi.backends.quantization import Forms
 from sarathi.backends.registry import KvPrecision, Precision
 from sarathi.engine.config import EngineConfig
 from sarathi.errors import ConfigError
@@ -70,6 +71,7 @@ def process_shares(
     precision: Precision,
     kv_precision: KvPrecision,
     block_size: int,
+    forms: Forms,
 ) -> tuple[ProcessShare, ...]:
     """Return what each process of an engine will hold, in the order of the layout's ranks.
 
@@ -87,6 +89,7 @@ def process_shares(
             precision=precision,
             kv_precision=kv_precision,
             block_size=block_size,
+            forms=forms,
         )
         sizes = size.weight_bytes, size.block_bytes
         shares.append(ProcessShare(rank_id, stage.layers, *heads, *sizes))

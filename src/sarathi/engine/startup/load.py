@@ -7,11 +7,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
+
 from sarathi.backends import self_check
 from sarathi.backends.model_instance import InstancePart, SingleProcess
 from sarathi.backends.parallel.pipeline import CONNECT_TIMEOUT, Pipeline
 from sarathi.backends.parallel.rank_layout import ParallelLayout, RankId
-from sarathi.backends.registry import ExecutorOptions, load_backend
+from sarathi.backends.quantization import (
+    Forms,
+    choose_quantization,
+    describe_forms,
+    served_forms,
+)
+from sarathi.backends.registry import BACKENDS, ExecutorOptions, load_backend
 from sarathi.engine import scheduler_factory
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.core import EngineCore
@@ -31,7 +39,7 @@ from sarathi.models.model_config import ModelConfig
 from sarathi.models.tokenizers.grammar_tokenizer import whole_vocabulary
 from sarathi.sampling.grammar_masks import GrammarMasks
 from sarathi.scheduler import POLICIES, BlockPool, LatencyBudget, LatencyModel, Work
-from sarathi.system.machine import usable_cores
+from sarathi.system.machine import available_memory, usable_cores
 from sarathi.system.processes import LOCAL, Spawner
 from sarathi.telemetry.iteration_log import IterationLog
 from sarathi.telemetry.recorder import Recorder
@@ -76,10 +84,14 @@ def load_engine(
         on_progress(f"warning: {warning}")
     max_model_len = requested_length(config, model.config)
     options = executor_options(config, max_model_len, own_cores=spawner.host is None)
+    options = with_quantization(options, model, config.engines_here)
+    forms = served_forms(model, options.quantization)
+    if line := describe_forms(model, forms):
+        on_progress(f"weights: {line}")
     layout = ParallelLayout(config.pp, config.tp)
     layout.check(model.config)
     log = _LoadLog(model.config, layout, on_progress)
-    log.layout(options)
+    log.layout(options, forms)
     grammars = GrammarMasks(
         lambda: whole_vocabulary(open_tokenizer(path, config.load_format), model.config.vocab_size)
     )
@@ -91,6 +103,8 @@ def load_engine(
         instance = _load(path, model, options, layout, spawner, log, connecting)
     instance.runner.sampler_slots.grammars = grammars
     try:
+        for warning in dict.fromkeys(line for part in instance.parts for line in part.warnings):
+            on_progress(f"warning: {warning}")
         used = [Memory(one.memory, one.free, one.block_bytes, one.shared) for one in instance.parts]
         block_size = instance.parts[0].block_size
         cache = kv_cache(config, max_model_len, merge_memories(used), block_size)
@@ -158,6 +172,7 @@ def load_engine(
         num_blocks=cache.num_blocks,
         precision=part.precision,
         kv_precision=part.kv_precision,
+        quantization=options.quantization if forms else "none",
         policy=config.policy,
         token_budget=config.fixed_budget,
         tbt_target=budget.tbt_target if isinstance(budget, LatencyBudget) else None,
@@ -185,7 +200,10 @@ def open_recorders(config: EngineConfig) -> tuple[Recorder, ...]:
 
 
 def executor_options(
-    config: EngineConfig, max_model_len: int, *, own_cores: bool = False
+    config: EngineConfig,
+    max_model_len: int,
+    *,
+    own_cores: bool = False,
 ) -> ExecutorOptions:
     """Return the options of the executors in all processes of an engine.
 
@@ -209,6 +227,19 @@ def executor_options(
     )
 
 
+def with_quantization(options: ExecutorOptions, model: Model, engines_here: int) -> ExecutorOptions:
+    """Return the options with what `auto` means for this model, machine and its free memory."""
+    if not BACKENDS[options.executor].has_quantization:
+        return msgspec.structs.replace(options, quantization="none")
+    chosen = choose_quantization(
+        model,
+        options.quantization,
+        int8_activations=load_backend(options).int8_activations,
+        free=available_memory() // engines_here,
+    )
+    return msgspec.structs.replace(options, quantization=chosen)
+
+
 class _LoadLog:
     """Progress lines about the processes of one engine."""
 
@@ -228,18 +259,20 @@ class _LoadLog:
             for rank in layout.ranks
         }
 
-    def layout(self, options: ExecutorOptions) -> None:
+    def layout(self, options: ExecutorOptions, forms: Forms) -> None:
         """Log what each process will hold, before anything is loaded.
 
         `ExecutorError` if this machine does not compute in the precision asked for.
         """
         precisions = load_backend(options).choose_precisions()
-        for share in process_shares(self._model, self._layout, *precisions, _AVERAGED_TOKENS):
+        shares = process_shares(self._model, self._layout, *precisions, _AVERAGED_TOKENS, forms)
+        weights = f"weights in {'integers and ' if forms else ''}{precisions[0]}"
+        for share in shares:
+            token = share.block_bytes / _AVERAGED_TOKENS / 1e3
             self._log(
                 share.rank_id,
-                f"{self._layers[share.rank_id]}, {gigabytes(share.weight_bytes)} of weights in "
-                f"{precisions[0]}, {share.block_bytes / _AVERAGED_TOKENS / 1e3:.1f} kB of keys and "
-                "values a token",
+                f"{self._layers[share.rank_id]}, {gigabytes(share.weight_bytes)} of {weights}, "
+                f"{token:.1f} kB of keys and values a token",
             )
 
     def progress(self, rank_id: RankId, share: float) -> None:

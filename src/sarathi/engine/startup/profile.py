@@ -318,6 +318,7 @@ def measuring_conditions(
         "executor": options.executor,
         "precision": part.precision,
         "kv_precision": part.kv_precision,
+        "quantization": options.quantization,
         "deterministic": options.deterministic,
         "threads": options.threads,
         "pp": config.pp,

@@ -66,7 +66,7 @@ def read_quantized(
     """Read rows of a matrix that is stored in one of the `BLOCK_TYPES`; else as `read_tensor`."""
     kind = stored_kind(file, name)
     stored, cut = _read_rows(file, name, kind, rows, ALL, interleaved)
-    found = read_blocks(stored, kind)
+    found = read_blocks(stored.view(np.uint8), kind)
     _check_finite(file, name, kind, found.scales)
     if found.zeros is not None:
         _check_finite(file, name, kind, found.zeros)
@@ -193,7 +193,7 @@ class GgufWeights:
     def stored_type(self, name: str) -> str:
         """Return the file's name of a tensor's type, such as Q4_K."""
         self._info(name)
-        return self._kinds[name].name
+        return str(self._kinds[name].name)
 
     def _rows_of_heads(self, name: str) -> int:
         """Return the rows of each head that is to be reordered; 0 if there is none."""
