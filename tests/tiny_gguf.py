@@ -83,12 +83,52 @@ def write_gguf(folder: Path, path: Path, quant: str = "F32") -> None:
         block_size = gguf.GGML_QUANT_SIZES[wanted][0]
         fits = array.ndim == 2 and array.shape[1] % block_size == 0
         stored = wanted if fits else gguf.GGMLQuantizationType.F32
-        data = gguf.quants.quantize(array, stored)
+        data = _quantised(array, stored)
         writer.add_tensor(f"{prefix}{names[module]}.{kind}", data, raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+# Where the blocks of types that the gguf package cannot make have their scales: bytes of float16s.
+_SCALES = {
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+}
+
+
+def _quantised(
+    array: np.ndarray[Any, Any], kind: gguf.GGMLQuantizationType
+) -> np.ndarray[Any, Any]:
+    """Quantises a tensor; types for which gguf cannot are given random blocks of its spread."""
+    try:
+        return gguf.quants.quantize(array, kind)
+    except NotImplementedError:
+        return random_blocks(array.shape, kind, float(array.std()))
+
+
+def random_blocks(
+    shape: tuple[int, ...], kind: gguf.GGMLQuantizationType, spread: float = 1.0
+) -> np.ndarray[Any, Any]:
+    """The bytes of a matrix of random blocks, with elements of about such a spread."""
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    rng = np.random.default_rng(shape[0])
+    raw = rng.integers(0, 256, (shape[0] * shape[1] // block, size), np.uint8)
+    scale = np.float16(1.0)
+    for _ in range(2):  # with a scale of 1, which shows the spread, then with the right one
+        for number, offset in enumerate(_SCALES[kind.name]):
+            # Minima of half the scale, as random values have a positive mean without them.
+            halves = rng.uniform(0.5, 1.0, len(raw)) * float(scale) / (1 + number)
+            raw[:, offset : offset + 2] = halves.astype("<f2").view(np.uint8).reshape(-1, 2)
+        found = gguf.quants.dequantize(raw.reshape(shape[0], -1), kind)
+        scale = np.float16(spread / found.std())
+    return raw.reshape(shape[0], -1)
 
 
 def _queries_first(fused: np.ndarray[Any, Any], config: dict[str, Any]) -> np.ndarray[Any, Any]:

@@ -144,13 +144,17 @@ CHAT_TEMPLATE = (
 )
 
 
-def save_tiny(family: str, folder: Path, num_layers: int | None = None) -> None:
+def save_tiny(
+    family: str, folder: Path, num_layers: int | None = None, **sizes: int
+) -> None:
     """Saves a float32 checkpoint of `family` with a byte-level tokenizer; always the same one.
+
+    Some `sizes` may differ from those of the other tests.
 
     Where transformers is not installed, it is another one of the same shape.
     """
     name, changes = _FAMILIES[family]
-    settings = {**_SIZES, **changes}
+    settings = {**_SIZES, **changes, **sizes}
     if num_layers is not None:
         settings["num_hidden_layers"] = num_layers
     for absent in ("head_dim", "intermediate_size", "num_key_value_heads"):

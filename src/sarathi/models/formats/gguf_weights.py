@@ -50,7 +50,8 @@ def read_tensor(
     stored, cut_rows = _read_rows(file, name, kind, rows, blocks, interleaved)
     if dtype is None:
         try:
-            stored = gguf.quants.dequantize(stored, kind)
+            with np.errstate(invalid="ignore", over="ignore"):
+                stored = gguf.quants.dequantize(stored, kind)
         except NotImplementedError as error:
             raise file.error(
                 f"tensor {name} has the quantisation type {kind.name}, which cannot be dequantised"
@@ -66,7 +67,8 @@ def read_quantized(
     """Read rows of a matrix that is stored in one of the `BLOCK_TYPES`; else as `read_tensor`."""
     kind = stored_kind(file, name)
     stored, cut = _read_rows(file, name, kind, rows, ALL, interleaved)
-    found = read_blocks(stored.view(np.uint8), kind)
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = read_blocks(stored.view(np.uint8), kind)
     _check_finite(file, name, kind, found.scales)
     if found.zeros is not None:
         _check_finite(file, name, kind, found.zeros)
