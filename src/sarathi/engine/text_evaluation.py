@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from sarathi.backends import self_check
 from sarathi.backends.executor import ExecutorPart
 from sarathi.backends.model_instance import load_executor
-from sarathi.backends.registry import KvPrecision, Precision
+from sarathi.backends.quantization import served_forms
+from sarathi.backends.registry import KvPrecision, Precision, Quantization
 from sarathi.backends.step import Step, build_step
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.prompt_outputs import PromptOutputs
-from sarathi.engine.startup.load import executor_options
+from sarathi.engine.startup.load import executor_options, with_quantization
 from sarathi.errors import ConfigError, ExecutorError, ModelError
 from sarathi.models.decoder import whole_model
 from sarathi.models.model import Model
@@ -43,7 +44,7 @@ class ServedText(msgspec.Struct, frozen=True):
     """How one way of serving a model predicts a text."""
 
     precision: Precision
-    quantization: str  # of the weights, as it was asked for
+    quantization: Quantization  # of the weights; none if no matrix is served in integers
     kv_precision: KvPrecision
     perplexity: float
     tokens_per_second: float  # with a row of logits for each of them
@@ -132,10 +133,9 @@ def cut_into_windows(
 
 def reference_config(config: EngineConfig, precision: Precision) -> EngineConfig:
     """Return the configuration that serves the same weights unquantised, in another precision."""
-    changes: dict[str, Any] = {"precision": precision, "kv_precision": None}
-    if "quantization" in EngineConfig.__struct_fields__:
-        changes["quantization"] = "none"
-    return msgspec.structs.replace(config, **changes)
+    return msgspec.structs.replace(
+        config, precision=precision, kv_precision=None, quantization="none"
+    )
 
 
 def evaluate(
@@ -222,10 +222,11 @@ class _Served:
     """One way of serving a model, and how it has predicted tokens so far."""
 
     def __init__(self, model: Model, config: EngineConfig, length: int) -> None:
-        options = executor_options(config, length)
+        options = with_quantization(executor_options(config, length), model, engines_here=1)
         part = ExecutorPart(whole_model(model.config), threads=options.threads)
         self._executor = load_executor(model, options, part, lambda share: None)
-        self._quantization: str = getattr(config, "quantization", "none")
+        served = served_forms(model, options.quantization)
+        self._quantization = options.quantization if served else "none"
         self._losses: list[Values] = []
         self._times: list[tuple[int, float]] = []  # tokens and seconds of each step
 
