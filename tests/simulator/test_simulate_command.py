@@ -77,6 +77,7 @@ def test_every_option_reaches_the_simulation(capsys: pytest.CaptureFixture[str])
         ["--pp", "2", "--nodes", "2"],
         ["--overhead", "paper"],
         ["--memory-utilization", "0.7"],
+        ["--weight-bits", "4.25"],
         ["--price", "99"],
         ["--token-budget", "1024"],
         ["--max-batch-size", "3"],
@@ -96,6 +97,17 @@ def test_every_option_reaches_the_simulation(capsys: pytest.CaptureFixture[str])
     routed = figures("--replicas", "2")
     assert figures("--replicas", "2", "--router", "least_work") != routed
     assert figures("--replicas", "2", "--router", "least_outstanding") != routed
+
+
+def test_a_quantised_checkpoint_needs_the_bits_of_its_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = {**TINY, "quantization_config": {"quant_method": "awq"}}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    command = ["simulate", "--model", str(tmp_path), "--device", "a100", *LOAD, "--rate", "5"]
+    assert main(command) == 2
+    assert "give --weight-bits" in capsys.readouterr().err
+    assert output(capsys, *command, "--weight-bits", "4.25", "--json")["failures"] == {}
 
 
 def test_a_capacity_has_the_fields_of_the_search(capsys: pytest.CaptureFixture[str]) -> None:

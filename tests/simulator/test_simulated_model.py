@@ -184,7 +184,6 @@ def test_windows(tmp_path: Path, fields: dict[str, Any], expected: tuple[int, in
         ({"model_type": "mamba"}, "model_type is 'mamba', expected a dense decoder: one of"),
         ({"model_type": "absent"}, "model_type is None, expected"),
         ({"kv_lora_rank": 512}, "kv_lora_rank is 512, expected none"),
-        ({"quantization_config": {"bits": 4}}, "how many bytes a weight takes"),
         ({"is_encoder_decoder": True}, "expected false"),
         ({"hidden_size": "absent"}, "hidden_size is missing"),
         ({"vocab_size": -1}, "vocab_size is -1, expected an integer from 1"),

@@ -74,6 +74,15 @@ class HardwareOptions(msgspec.Struct, frozen=True, kw_only=True):
         Share,
         Option("part of a device's memory for weights, activations and KV blocks", metavar="SHARE"),
     ] = 0.9
+    weight_bits: Annotated[
+        Annotated[float, Meta(gt=0, le=64)] | None,
+        Option(
+            "of memory that a weight takes, scales included, such as 4.25; products are priced by "
+            "what they read, and compute in 16 bits",
+            default="16",
+            metavar="BITS",
+        ),
+    ] = None
     price: Annotated[
         Annotated[float, Meta(ge=0, le=1e6)] | None,
         Option("of a device an hour, for the cost of tokens", metavar="DOLLARS"),
@@ -129,6 +138,11 @@ class SimulationOptions(msgspec.Struct, frozen=True, kw_only=True):
                 f"device is {options.device}, expected one of {', '.join(DEVICES)}"
             )
         model = model_shape(model_name)
+        if model.quantised and options.weight_bits is None:
+            raise SimulationError(
+                f"the checkpoint of {model.name} is quantised: give --weight-bits, such as 4.25 "
+                "for 4 bits in groups of 128 with a scale and a zero point"
+            )
         deployment = Deployment(
             model=model,
             device=DEVICES[options.device],
@@ -137,6 +151,7 @@ class SimulationOptions(msgspec.Struct, frozen=True, kw_only=True):
             nodes=options.nodes,
             max_model_len=engine.max_model_len or _longest(workload, model),
             memory_utilization=options.memory_utilization,
+            bytes_per_weight=(options.weight_bits or 16) / 8,
         )
         return gpu_setup(
             deployment,

@@ -32,6 +32,11 @@ class SimulatedModel:
         return max(self.config.sliding_windows)
 
     @property
+    def quantised(self) -> bool:
+        """Whether its checkpoint has weights of other sizes than 2 bytes."""
+        return "quantization_config" in self.fields
+
+    @property
     def windowed_layers(self) -> int:
         return sum(window > 0 for window in self.config.sliding_windows)
 
@@ -92,7 +97,6 @@ _FAMILIES = {name: _Family() for name in _PLAIN} | {
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size")
 _OTHER = {
     "kv_lora_rank": "none: compressed keys and values have no price here",
-    "quantization_config": "none: say how many bytes a weight takes where the model is deployed",
 }
 
 
