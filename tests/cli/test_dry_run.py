@@ -85,7 +85,7 @@ def test_nothing_is_loaded(
     printed = capsys.readouterr().out
     assert "LlamaForCausalLM" in printed
     assert "3 layers of 64, 4 heads, 2 key heads of 16, 256 tokens" in printed
-    assert "float32, 32." in printed  # bits a parameter, the header among them
+    assert "F32, 32." in printed  # bits a parameter, the header among them
     assert "4 cores, 0.020 GB of memory free" in printed
     assert "3 stages x 1 rank, in f32, keys and values in f32; 1 thread each" in printed
     rows = [line.split() for line in printed.splitlines()]
