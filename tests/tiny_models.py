@@ -144,9 +144,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def save_tiny(
-    family: str, folder: Path, num_layers: int | None = None, **sizes: int
-) -> None:
+def save_tiny(family: str, folder: Path, num_layers: int | None = None, **sizes: int) -> None:
     """Saves a float32 checkpoint of `family` with a byte-level tokenizer; always the same one.
 
     Some `sizes` may differ from those of the other tests.

@@ -137,7 +137,9 @@ class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = 1.5
     hardware: Annotated[
         HardwareOptions,
-        OptionGroup(only=("router", "overhead", "memory_utilization", "weight_bits"), group=_ENGINE),
+        OptionGroup(
+            only=("router", "overhead", "memory_utilization", "weight_bits"), group=_ENGINE
+        ),
     ]
     engine: Annotated[
         EngineConfig, OptionGroup(only=("max_batch_size", "max_model_len"), group=_ENGINE)

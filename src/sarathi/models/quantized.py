@@ -167,6 +167,11 @@ class PackedMatrix:
         return QuantizedRows(self.form, integers, self.scales[rows], zeros).dequantized()
 
     @property
+    def dtype(self) -> np.dtype[np.float32]:
+        """The type of the elements, once dequantised."""
+        return np.dtype(np.float32)
+
+    @property
     def nbytes(self) -> int:
         return self.form.num_bytes(self.shape)
 
