@@ -144,8 +144,8 @@ class Backend(Protocol):
 
     @property
     def int8_activations(self) -> bool:
-        """Whether products with integer weights may compute in int8 here: the processor can, and
-        f32 was not asked for, in which nothing is rounded but what the checkpoint has rounded."""
+        """Whether products with integer weights compute in int8 here: the processor can, and
+        neither f32 nor a deterministic engine was asked for."""
 
     def choose_precisions(self) -> tuple[Precision, KvPrecision]:
         """Return the precisions of weights and KV cache that an executor here will have;

@@ -89,7 +89,6 @@ class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):
     precision: Precision | None = None  # None: the fastest that the processor computes in
     kv_precision: KvPrecision | None = None  # None: the backend chooses
     quantization: Quantization = "none"
-    quantization: Quantization = "none"
     threads: int | None = None  # None: all cores of the machine between the processes on it
     deterministic: bool = False
     own_cores: bool = False  # whether no other engine uses the cores of this machine

@@ -88,8 +88,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         Option(
             "number format of the KV cache: that of --precision, or u8, which takes about half "
             "the memory of bf16",
-            default="u8 on CPUs with bf16 or f16; otherwise, or with --deterministic, that of "
-            "--precision",
+            default="u8 on CPUs, unless --precision f32 or --deterministic is given; otherwise "
+            "that of --precision",
         ),
     ] = None
     quantization: Annotated[

@@ -78,12 +78,6 @@ def supported_precisions() -> tuple[Precision, ...]:
     return tuple(p for p, capability in _CAPABILITIES.items() if capability in capabilities)
 
 
-<<<<<<< HEAD
-def choose_precisions(options: ExecutorOptions) -> tuple[Precision, KvPrecision]:
-    """Return the precisions of weights and KV cache: where none is given, the fastest, and u8.
-
-    The cache of float32 weights stays exact, as that of a deterministic engine does.
-=======
 @cache
 def supports_int8_activations() -> bool:
     """Return whether this processor multiplies int8 activations with compressed weights."""
@@ -91,16 +85,15 @@ def supports_int8_activations() -> bool:
     return uses_int8_activations(_core(), IntegerForm(8, 32), 256, properties)
 
 
-def allows_int8_activations(options: ExecutorOptions) -> bool:
-    """Return whether they are supported, and f32 was not asked for."""
-    return options.precision != "f32" and supports_int8_activations()
+def may_round(options: ExecutorOptions) -> bool:
+    """Return whether activations and KV cache may be rounded to 8 bits where that is faster: unless
+    f32 or a deterministic engine was asked for."""
+    return options.precision != "f32" and not options.deterministic
 
 
-def choose_precisions(
-    precision: Precision | None, kv_precision: KvPrecision | None
-) -> tuple[Precision, KvPrecision]:
-    """Return the precisions of weights and KV cache; None for the fastest, and for the same.
->>>>>>> b280298 (Quantised forms: choice by machine, self-check of int8 activations, memory plan)
+def choose_precisions(options: ExecutorOptions) -> tuple[Precision, KvPrecision]:
+    """Return the precisions of weights and KV cache: where none is given, the fastest, and u8 if
+    the cache may be rounded.
 
     Raises:
         ExecutorError: the processor lacks the first, or cannot combine it with the second.
@@ -111,8 +104,7 @@ def choose_precisions(
         raise ExecutorError(
             f"this processor does not compute in {precision}, only in {', '.join(supported)}"
         )
-    exact = precision == "f32" or options.deterministic
-    kv_precision = options.kv_precision or (precision if exact else "u8")
+    kv_precision = options.kv_precision or ("u8" if may_round(options) else precision)
     if kv_precision not in (precision, "u8"):
         raise ExecutorError(
             f"with {precision} weights the KV cache can be {precision} or u8, not {kv_precision}"
@@ -151,7 +143,7 @@ class OpenVinoExecutor:
         # The compiled model reads the weights in place: they live as long as it does.
         shapes = expected_shapes(self.config, self.stage)
         forms = served_forms(model, options.quantization)
-        int8 = allows_int8_activations(options)
+        int8 = may_round(options) and supports_int8_activations()
         group = activation_group(forms, shapes) if int8 else 0
         self._properties = self._plugin_properties(part.threads or usable_cores(), group)
         self.warnings = self._check_activations(forms, shapes, group)
@@ -301,7 +293,7 @@ class OpenVinoBackend(Backend):
 
     @property
     def int8_activations(self) -> bool:
-        return allows_int8_activations(self._options)
+        return may_round(self._options) and supports_int8_activations()
 
     def choose_precisions(self) -> tuple[Precision, KvPrecision]:
         return choose_precisions(self._options)
