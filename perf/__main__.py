@@ -18,6 +18,7 @@ _NAMES = (
     "pipeline",
     "policies",
     "prefix_caching",
+    "quantised_forms",
     "recording",
     "scheduler_overhead",
     "sharded_load",

@@ -176,8 +176,9 @@ def test_packed_weights_move_to_huge_pages_after_the_first_steps(
 ) -> None:
     executor = load(folder)
     happened: list[str] = []
-    module = "sarathi.backends.openvino.openvino_executor.collapse_resident_memory"
-    monkeypatch.setattr(module, lambda: happened.append("collapsed"))
+    module = "sarathi.backends.openvino.openvino_executor"
+    monkeypatch.setattr(f"{module}.collapse_resident_memory", lambda: happened.append("collapsed"))
+    monkeypatch.setattr(f"{module}._FROM_BYTES", 0)
     with executor.warming_up():
         executor.check()
         happened.append("computed")

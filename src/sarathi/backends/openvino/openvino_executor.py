@@ -53,6 +53,7 @@ _DTYPES: Mapping[Precision, npt.DTypeLike] = {
     "bf16": ml_dtypes.bfloat16,
     "f16": np.float16,
 }
+_FROM_BYTES = 32 << 20  # of weights, from which on huge pages are worth the time to make them
 _CAPABILITIES: Mapping[Precision, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 
 
@@ -221,7 +222,8 @@ class OpenVinoExecutor:
         """See `Executor`: kernels pack their weights at their first use."""
         with self.weights.dropping_pages():
             yield
-        collapse_resident_memory()  # a decode reads all packed weights
+        if self.weight_bytes >= _FROM_BYTES:
+            collapse_resident_memory()  # a decode reads all packed weights
 
     @property
     def weight_bytes(self) -> int:
