@@ -396,7 +396,7 @@ def test_a_window_as_long_as_the_context_is_none(tmp_path: Path) -> None:
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
         ({"rms_norm_eps": []}, "rms_norm_eps"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', expected silu"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config.*awq"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quantization_config.*hqq.*awq"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1, expected true or false"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope_type is 'yarn'.*llama3"),
         ({"rope_scaling": {"type": "dynamic", "factor": 4}}, "type is 'dynamic'"),

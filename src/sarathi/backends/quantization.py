@@ -37,11 +37,12 @@ def served_forms(model: Model, quantization: Quantization) -> Forms:
 
     - `none`: no matrix is.
     - `exact`: each that is stored quantised, as it is. What has none of our forms (the GGUF types
-      IQ1 to IQ3 and TQ) is requantised to int8.
+      IQ1 to IQ3 and TQ, GPTQ with act-order) is requantised to int8.
     - `auto`: as `exact` if activations can be int8 for all of them; otherwise what is stored
       quantised is requantised to int8, for which they can.
     - `int8`, `int4`: all matrices, whatever the checkpoint has. What is stored in 4 bits stays as
-      it is in int4, since rounding it to other 4 bits ruins it; head and embedding are int8.
+      it is in int4, since rounding it to other 4 bits ruins it; head, embedding and what has none
+      of our forms are int8.
     """
     matrices = _matrices(expected_shapes(model.config, whole_model(model.config)))
     weights = model.weights
@@ -60,6 +61,7 @@ def served_forms(model: Model, quantization: Quantization) -> Forms:
             name: IntegerForm(4, _group(_INT4_GROUPS, widths, columns), "integer")
             for name, (_, columns) in matrices.items()
             if name not in (EMBEDDING, HEAD)
+            and (name in stored or weights.stored_type(name) in UNQUANTISED)
         }
         kept = {name: form for name, form in stored.items() if form.bits == 4 and name in int4}
         return int8 | int4 | kept

@@ -50,10 +50,10 @@ def open_model(path: Path, load_format: LoadFormat = "auto") -> Model:
         weights = NamedWeights(GgufWeights(file, config), name_map(config))
     else:
         from sarathi.models.formats import huggingface_checkpoint as huggingface
+        from sarathi.models.formats.packed_safetensors import open_weights
 
         config = huggingface.read_config(path)
-        tensors = huggingface.SafetensorsWeights(path)
-        weights = NamedWeights(tensors, huggingface.name_map(config))
+        weights = NamedWeights(open_weights(path), huggingface.name_map(config))
         if config.tie_word_embeddings and has_own_head(weights):
             # As in transformers, the tensors count where the configuration contradicts them.
             config = replace(config, tie_word_embeddings=False)

@@ -12,10 +12,14 @@ from sarathi.models.formats.harmless_fields import is_harmless_tensor
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.name_map import NamedWeights
 
-# Suffixes of the names of matrices in quantised safetensors.
-_QUANTISED = re.compile(
-    r"\.(qweight|qzeros|scales|g_idx|weight_packed|weight_scale(_inv)?|weight\.absmax|SCB)$"
-)
+# Suffixes of the names of matrices in quantised safetensors, and who writes them.
+_QUANTISED = {
+    "GPTQ": re.compile(r"\.g_idx$"),
+    "AWQ or GPTQ": re.compile(r"\.(qweight|qzeros|scales)$"),
+    "compressed-tensors": re.compile(r"\.weight_(packed|shape|zero_point|g_idx)$"),
+    "compressed-tensors or FP8": re.compile(r"\.weight_scale(_inv)?$"),
+    "bitsandbytes": re.compile(r"\.(weight\.(absmax|quant_state\..+)|SCB)$"),
+}
 _COMPARED = 1 << 22  # values at a time
 
 
@@ -86,12 +90,13 @@ def check_layout(config: ModelConfig, weights: NamedWeights) -> tuple[str, ...]:
     another model than the configuration describes. Biases that are zero make no difference. Layers
     beyond the number in the configuration are ignored with a warning, as in `transformers`.
     """
-    quantised = [name for name in weights.stored_names if _QUANTISED.search(name)]
-    if quantised:
-        raise ModelError(
-            f"the checkpoint has tensor {min(quantised)} of a quantisation that is not supported "
-            "(GPTQ, AWQ, bitsandbytes, ...): give unquantised safetensors or a GGUF file"
-        )
+    for method, names in _QUANTISED.items():
+        quantised = [name for name in weights.stored_names if names.search(name)]
+        if quantised:
+            raise ModelError(
+                f"the checkpoint has tensor {min(quantised)} of a quantisation ({method}), but the "
+                "config.json has no quantization_config that describes it"
+            )
     used = set()
     for name, expected in expected_shapes(config, whole_model(config)).items():
         used.add(weights.stored_name(name))

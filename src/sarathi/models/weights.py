@@ -13,7 +13,8 @@ from sarathi.models.quantized import IntegerForm, PackedMatrix, QuantizedRows
 
 Array = npt.NDArray[np.generic]
 ALL = slice(None)
-UNQUANTISED = ("F32", "F16", "BF16")  # names of stored types
+# Names of stored types. FP8 is expanded: as numbers with an exponent it has no integer form.
+UNQUANTISED = ("F32", "F16", "BF16", "F8_E4M3")
 
 
 def rounded(value: float, dtype: np.dtype[np.generic]) -> float:

@@ -76,7 +76,7 @@ def read_part(
     each is requested explicitly, since a page fault would read megabytes around it.
     """
     view = np.frombuffer(mapping, dtype, math.prod(shape), offset).reshape(shape)
-    part = np.asarray(view[(rows, columns)[: view.ndim]])
+    part = np.asarray(view[(rows, columns)[: view.ndim]] if view.ndim else view)
     if not part.size:
         return part
     start = offset + part.ctypes.data - view.ctypes.data

@@ -29,6 +29,7 @@ from sarathi.models.formats.checkpoint_files import (
     request,
 )
 from sarathi.models.formats.harmless_fields import is_harmless_field
+from sarathi.models.formats.quantization_config import read_quantization
 from sarathi.models.json_fields import Fields
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.name_map import NameMap
@@ -46,10 +47,7 @@ def read_config(folder: Path) -> ModelConfig:
     """
     fields = Fields.read(folder / "config.json")
     architecture = _architecture(fields)
-    if "quantization_config" in fields:
-        raise fields.wrong(
-            "quantization_config", "none: unquantised safetensors or a GGUF file are supported"
-        )
+    read_quantization(fields)  # refuses what cannot be served
     config = ARCHITECTURES[architecture].read_config(fields, architecture)
     fields.refuse_unread(is_harmless_field)
     return config
@@ -89,6 +87,15 @@ _DTYPES: Mapping[str, npt.DTypeLike] = {
     "F32": np.float32,
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
+}
+# Those of integers and scales that weights are computed from.
+_PACKED_DTYPES: Mapping[str, npt.DTypeLike] = {
+    **_DTYPES,
+    "I8": np.int8,
+    "I32": np.int32,
+    "I64": np.int64,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
 }
 _WHOLE = "model.safetensors"
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
@@ -154,6 +161,22 @@ class SafetensorsWeights:
         entry = self._entry(name)
         dtype = self.stored_dtype(name)
         return read_part(entry.mapping, entry.start, entry.shape, dtype, rows, columns)
+
+    def packed(self, name: str, rows: slice = ALL, columns: slice = ALL) -> Array:
+        """Read a part of a tensor as `part` does, also one of integers or of a type of scales."""
+        entry = self._entry(name)
+        if entry.dtype not in _PACKED_DTYPES:
+            raise ModelError(
+                f"tensor {name} in {self._folder} has type {entry.dtype}, "
+                f"supported are {', '.join(_PACKED_DTYPES)}"
+            )
+        dtype = np.dtype(_PACKED_DTYPES[entry.dtype])
+        if columns == ALL:
+            return read_part(entry.mapping, entry.start, entry.shape, dtype, rows, columns)
+        # Matrices with columns for rows of the model are read some columns at a time: to request
+        # the bytes between them for each again takes longer than all else.
+        request(entry.mapping, entry.start, entry.end - entry.start)
+        return mapped_array(entry.mapping, entry.start, entry.shape, dtype)[rows, columns]
 
     def stored_type(self, name: str) -> str:
         return self._entry(name).dtype
@@ -253,7 +276,8 @@ def _entry(
     if end > len(mapping):
         raise ModelError(f"{path} is truncated: tensor {name} ends at byte {end} of {len(mapping)}")
     dtype = str(info["dtype"])
-    if dtype in _DTYPES and math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize != end - start:
+    size = np.dtype(_PACKED_DTYPES[dtype]).itemsize if dtype in _PACKED_DTYPES else None
+    if size is not None and math.prod(shape) * size != end - start:
         raise ModelError(
             f"{path}: tensor {name} of shape {shape} does not fill {end - start} bytes"
         )
