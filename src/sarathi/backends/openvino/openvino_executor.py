@@ -19,6 +19,7 @@ from sarathi.backends.executor import (
     ProgressCallback,
     check_step_for,
 )
+from sarathi.backends.footprint import u8_group
 from sarathi.backends.openvino.compressed_products import uses_int8_activations
 from sarathi.backends.openvino.decoder_graph import (
     HIDDEN,
@@ -157,12 +158,15 @@ class OpenVinoExecutor:
         self._inputs: dict[str, Array] = {}  # the memory of the input tensors
 
     def _plugin_properties(self, num_threads: int, activation_group: int) -> dict[str, object]:
+        group = u8_group(self.config.head_dim)
         alone = self.stage.first and self.stage.last
         return {
             "INFERENCE_PRECISION_HINT": self.precision,
             "KV_CACHE_PRECISION": self.kv_precision,
             # Of u8: scales by channel are more exact, but attention of decodes takes 10 % longer.
             "KEY_CACHE_QUANT_MODE": "BY_TOKEN",
+            "KEY_CACHE_GROUP_SIZE": group,
+            "VALUE_CACHE_GROUP_SIZE": group,
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": num_threads,
             # The plugin binds threads to the first cores, the same ones in every process: several
