@@ -17,6 +17,7 @@ from sarathi.backends.quantization import (
     choose_quantization,
     describe_forms,
     num_bytes,
+    quantization_name,
     served_forms,
 )
 from sarathi.backends.reference import reference
@@ -180,7 +181,17 @@ class TestTheChoice:
         int8 = num_bytes(shapes, served_forms(stored_as(config, "Q4_K"), "auto"), 2)
         assert self.choose("Q4_K", config, free=2 * int8) == "auto"
         assert self.choose("Q4_K", config, free=int8) == "exact"
-        assert self.choose("Q4_0", config, free=int8) == "auto"  # the same
+        assert self.choose("Q4_0", config) == "exact"  # which is what `auto` means for it
+
+    def test_is_named_in_the_end(self, config: Any) -> None:
+        cases: list[tuple[str, Quantization, str]] = [
+            ("Q4_K", "auto", "int8"),
+            ("Q4_K", "exact", "exact"),
+            ("BF16", "exact", "none"),
+        ]
+        for stored, chosen, name in cases:
+            forms = served_forms(stored_as(config, stored), chosen)
+            assert quantization_name(chosen, forms) == name
 
     def test_is_not_made_where_it_was(self, config: Any) -> None:
         for given in ("exact", "int8", "int4", "none"):

@@ -84,8 +84,11 @@ def choose_quantization(
         return quantization
     if not int8_activations:
         return "exact"
+    requantised, exact = served_forms(model, "auto"), served_forms(model, "exact")
+    if requantised == exact:
+        return "exact"
     shapes = expected_shapes(model.config, whole_model(model.config))
-    fast, small = (num_bytes(shapes, served_forms(model, q), 2) for q in ("auto", "exact"))
+    fast, small = (num_bytes(shapes, forms, 2) for forms in (requantised, exact))
     return "exact" if small < fast and fast > _MEMORY_SHARE * free else "auto"
 
 
@@ -112,6 +115,13 @@ def num_bytes(shapes: Shapes, forms: Forms, item_bytes: int) -> int:
         forms[name].num_bytes(shape) if name in forms else math.prod(shape) * item_bytes
         for name, shape in shapes.items()
     )
+
+
+def quantization_name(quantization: Quantization, forms: Forms) -> Quantization:
+    """Return how matrices are served, once `choose_quantization` has chosen: never `auto`."""
+    if not forms:
+        return "none"
+    return "int8" if quantization == "auto" else quantization
 
 
 def describe_forms(model: Model, forms: Forms) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sarathi.backends import self_check
 from sarathi.backends.executor import ExecutorPart
 from sarathi.backends.model_instance import load_executor
-from sarathi.backends.quantization import served_forms
+from sarathi.backends.quantization import quantization_name, served_forms
 from sarathi.backends.registry import KvPrecision, Precision, Quantization
 from sarathi.backends.step import Step, build_step
 from sarathi.engine.config import EngineConfig
@@ -225,8 +225,8 @@ class _Served:
         options = with_quantization(executor_options(config, length), model, engines_here=1)
         part = ExecutorPart(whole_model(model.config), threads=options.threads)
         self._executor = load_executor(model, options, part, lambda share: None)
-        served = served_forms(model, options.quantization)
-        self._quantization = options.quantization if served else "none"
+        forms = served_forms(model, options.quantization)
+        self._quantization = quantization_name(options.quantization, forms)
         self._losses: list[Values] = []
         self._times: list[tuple[int, float]] = []  # tokens and seconds of each step
 

@@ -229,7 +229,8 @@ def summary(info: ModelInfo) -> str:
         target = f"target of {format_duration(info.tbt_target)} between tokens{derived}"
     parts = (
         "random weights" if info.random_weights else "",
-        info.precision if info.quantization == "none" else f"quantised ({info.quantization})",
+        info.precision,
+        "" if info.quantization == "none" else f"quantised weights ({info.quantization})",
         f"policy {info.policy}",
         target,
         "" if info.token_budget is None else f"token budget {info.token_budget}",

@@ -17,6 +17,7 @@ from sarathi.backends.quantization import (
     Forms,
     choose_quantization,
     describe_forms,
+    quantization_name,
     served_forms,
 )
 from sarathi.backends.registry import BACKENDS, ExecutorOptions, load_backend
@@ -172,7 +173,7 @@ def load_engine(
         num_blocks=cache.num_blocks,
         precision=part.precision,
         kv_precision=part.kv_precision,
-        quantization=options.quantization if forms else "none",
+        quantization=quantization_name(options.quantization, forms),
         policy=config.policy,
         token_budget=config.fixed_budget,
         tbt_target=budget.tbt_target if isinstance(budget, LatencyBudget) else None,

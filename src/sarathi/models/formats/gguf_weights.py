@@ -39,7 +39,7 @@ def read_tensor(
     (2, 3) ... to pairs (0, d/2), (1, d/2 + 1) ...
     Of a matrix, only the heads and blocks of quantised values that hold the part are read.
     """
-    kind = stored_kind(file, name)
+    kind = _stored_kind(file, name)
     shape = file.tensors[name].shape or (1,)
     dtype = _UNQUANTISED.get(kind)
     block = 1 if dtype is not None else GGML_QUANT_SIZES[kind][0]
@@ -65,7 +65,7 @@ def read_quantized(
     file: GgufFile, name: str, rows: slice = ALL, interleaved: int = 0
 ) -> QuantizedRows:
     """Read rows of a matrix that is stored in one of the `BLOCK_TYPES`; else as `read_tensor`."""
-    kind = stored_kind(file, name)
+    kind = _stored_kind(file, name)
     stored, cut = _read_rows(file, name, kind, rows, ALL, interleaved)
     with np.errstate(invalid="ignore", over="ignore"):
         found = read_blocks(stored.view(np.uint8), kind)
@@ -123,7 +123,7 @@ def _units(size: int, wanted: slice, unit: int) -> tuple[slice, slice]:
     return slice(first, -(-part.stop // unit) * unit), slice(part.start - first, part.stop - first)
 
 
-def stored_kind(file: GgufFile, name: str) -> GGMLQuantizationType:
+def _stored_kind(file: GgufFile, name: str) -> GGMLQuantizationType:
     """Return how a tensor is stored, after a check that all of it is in the file."""
     info = file.tensors[name]
     try:
@@ -153,7 +153,7 @@ class GgufWeights:
         self._file = file
         family = GGUF_ARCHITECTURES[config.architecture]
         self._interleaved = config.head_dim if family.interleaved_heads else 0
-        self._kinds = {name: stored_kind(file, name) for name in file.tensors}
+        self._kinds = {name: _stored_kind(file, name) for name in file.tensors}
         self.mappings: tuple[mmap.mmap, ...] = (file.mapping,)
 
     @property
