@@ -17,6 +17,7 @@ from sarathi.sampling.logprobs import TokenLogprobs
 from sarathi.sampling.params import SamplingParams
 from tests import tiny_models
 from tests.backends.engines import engine, load
+from tests.backends.natives import needs_native
 
 WATCHED = 1000  # the id of the request whose answers are compared
 CHUNK = 64
@@ -25,17 +26,22 @@ COUNT = 40  # of its tokens
 
 @pytest.fixture(
     scope="module",
-    params=[p for p in ("f32", "bf16", "u8") if p in (*supported_precisions(), "u8")],
+    params=[
+        *(p for p in ("f32", "bf16", "u8") if p in (*supported_precisions(), "u8")),
+        pytest.param("native", marks=needs_native),
+    ],
 )
 def executor(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> OpenVinoExecutor:
     folder = tmp_path_factory.mktemp("model")
     tiny_models.save_tiny("llama", folder)
-    precision: dict[str, Any] = (
-        {"kv_precision": "u8"} if request.param == "u8" else {"precision": request.param}
-    )
-    return load(folder, deterministic=True, **precision)
+    options: dict[str, Any] = {"precision": request.param}
+    if request.param == "u8":
+        options = {"kv_precision": "u8", "attention": "plugin"}
+    elif request.param == "native":
+        options = {"kv_precision": "u8", "attention": "native"}
+    return load(folder, deterministic=True, **options)
 
 
 Generated = tuple[int, TokenLogprobs | None]

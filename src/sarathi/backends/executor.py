@@ -32,6 +32,7 @@ class Executor(Protocol):
     max_position: int  # tokens, prompt and output together, of the longest sequence
     precision: Precision
     kv_precision: KvPrecision
+    attention: str  # what computes it, for the operator; empty where there is no choice
     block_size: int  # tokens of a KV block
     num_blocks: int  # of the KV cache; 0 before `allocate`
     warnings: tuple[str, ...]  # about how it computes, for the operator

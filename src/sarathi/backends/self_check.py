@@ -77,11 +77,12 @@ def check_model(executor: Executor, weights: Tensors) -> None:
     worst = np.max(distances)  # unlike max(), gives NaN if there is one
     tolerance = max(_TOLERANCE[executor.precision], _TOLERANCE[executor.kv_precision])
     if not worst <= tolerance:
+        attention = f" (--attention {executor.attention})" if executor.attention else ""
         raise ExecutorError(
             f"self-check failed: logits are {worst:.3f} away from the reference, more than the "
             f"{tolerance} that {executor.precision} weights and a {executor.kv_precision} cache "
-            "explain; not serving wrong answers. Are these the supported versions of openvino and "
-            "torch?"
+            f"explain{attention}; not serving wrong answers. Are these the supported versions of "
+            "openvino and torch?"
         )
 
 

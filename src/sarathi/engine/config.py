@@ -100,6 +100,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             "at load; none in --precision",
         ),
     ] = "auto"
+    attention: Annotated[
+        registry.Attention,
+        Option(
+            "what computes attention: the operation of OpenVINO's plugin, or this project's "
+            "native one, which a C++ compiler makes at the first start; auto takes that where it "
+            "is faster: --precision f32 with a u8 cache and AVX2"
+        ),
+    ] = "auto"
     threads: Annotated[
         Count | None, Option("threads of each stage and rank", default="all cores between them")
     ] = None
@@ -256,6 +264,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(
                 f"quantization is {self.quantization}, expected auto or none: the executor "
                 f"{self.executor} serves weights in its precision"
+            )
+        if not backend.has_attention and self.attention != "auto":
+            raise ConfigError(
+                f"attention is {self.attention}, expected auto: the executor {self.executor} has "
+                "its own"
             )
         log, trace = self.iteration_log, self.trace
         if log is not None and trace is not None and Path(log).resolve() == Path(trace).resolve():

@@ -9,6 +9,7 @@ from openvino import opset13 as op
 from openvino.op import Constant, _PagedAttentionExtension
 
 from sarathi.backends.openvino.compressed_products import compressed_matrix
+from sarathi.backends.openvino.native_attention import NativeAttention
 from sarathi.backends.weight_store import WeightStore
 from sarathi.models.decoder import (
     GATED_PROJECTIONS,
@@ -47,15 +48,19 @@ def cache_inputs(layer: int) -> tuple[str, str]:
 
 
 def build_graph(
-    config: ModelConfig, stage: Stage, weights: WeightStore, max_position: int
+    config: ModelConfig,
+    stage: Stage,
+    weights: WeightStore,
+    max_position: int,
+    native: NativeAttention | None = None,
 ) -> ov.Model:
     """Build a graph from the arrays of a step and the KV cache to the output of `forward`.
 
     The last stage's has a second output, the normalised hidden states of the pooled rows. Positions
     must be below `max_position`. The graph reads `weights` in place: it must outlive
-    what is compiled from the graph.
+    what is compiled from the graph. `native` takes the place of the plugin's attention.
     """
-    ops = _GraphOperations(config, weights, max_position)
+    ops = _GraphOperations(config, weights, max_position, native)
     hidden = forward_layers(ops, config, stage)
     outputs = [hidden]
     if stage.last:
@@ -67,8 +72,15 @@ def build_graph(
 class _GraphOperations:
     """Builds nodes in the patterns that the CPU plugin fuses (RMS, RoPE, FullyConnected)."""
 
-    def __init__(self, config: ModelConfig, weights: WeightStore, max_position: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: WeightStore,
+        max_position: int,
+        native: NativeAttention | None,
+    ) -> None:
         self._config = config
+        self._native = native
         self._weights = weights
         self._nodes: dict[str, ov.Node] = {}  # of the matrices
         self._inputs: dict[str, ov.Node] = {}
@@ -118,7 +130,13 @@ class _GraphOperations:
         rope = self._ropes[config.rope_of(layer)]
         query = self._apply_rope(query, config.num_heads, *rope)
         key = self._apply_rope(key, config.num_kv_heads, *rope)
-        return self._paged_attention(query, key, value, layer)
+        if self._native is None:
+            return self._paged_attention(query, key, value, layer)
+        block = [-1, self._native.block_bytes]
+        caches = [_parameter(name, block, np.uint8) for name in cache_inputs(layer)]
+        self._caches += caches
+        step = map(self._input, ("past_lens", "query_starts", "block_ids", "block_starts"))
+        return self._native.node([query, key, value, *caches, *step], layer)
 
     def gated(self, x: ov.Node, name: str, bias: bool) -> ov.Node:
         gate, up = (self.linear(x, f"{name}.{part}", bias) for part in GATED_PROJECTIONS)

@@ -27,6 +27,7 @@ from sarathi.backends.openvino.decoder_graph import (
     build_graph,
     cache_inputs,
 )
+from sarathi.backends.openvino.native_attention import choose_attention
 from sarathi.backends.quantization import (
     Forms,
     Shapes,
@@ -151,6 +152,9 @@ class OpenVinoExecutor:
         self.warnings = self._check_activations(forms, shapes, group)
         dtype = _DTYPES[self.precision]
         self.weights = WeightStore(model.weights, shapes, dtype, forms, on_progress)
+        self._native, self.attention = choose_attention(
+            options.attention, self.config, self.precision, self.kv_precision, self.weight_bytes
+        )
         self._compiled = self._compile()
         self._request = self._compiled.create_infer_request()
         self._used = [n for port in self._compiled.inputs for n in port.names if n in INPUTS]
@@ -193,7 +197,7 @@ class OpenVinoExecutor:
         )
 
     def _compile(self) -> ov.CompiledModel:
-        graph = build_graph(self.config, self.stage, self.weights, self.max_position)
+        graph = build_graph(self.config, self.stage, self.weights, self.max_position, self._native)
         with self.weights.dropping_pages():
             return _core().compile_model(graph, "CPU", self._properties)
 

@@ -113,6 +113,7 @@ class TorchExecutor:
         self.precision: Precision = options.precision or devices.default_precision(self.device.type)
         self.kv_precision: KvPrecision = self.precision
         self.warnings: tuple[str, ...] = ()
+        self.attention = ""
         self.deterministic = options.deterministic
         self.num_blocks = 0
         self._options = options

@@ -319,6 +319,7 @@ def measuring_conditions(
         "precision": part.precision,
         "kv_precision": part.kv_precision,
         "quantization": options.quantization,
+        "attention": part.attention,
         "deterministic": options.deterministic,
         "threads": options.threads,
         "pp": config.pp,
