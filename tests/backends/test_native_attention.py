@@ -13,7 +13,7 @@ import pytest
 from openvino import opset13 as op
 
 from sarathi.backends.openvino import native_attention, native_build
-from sarathi.backends.openvino.native_attention import NativeAttention, choose_attention
+from sarathi.backends.openvino.native_attention import NativeAttention, choose_attention, join_step
 from sarathi.backends.openvino.native_build import NativeBuildError
 from sarathi.backends.openvino.openvino_executor import OpenVinoExecutor, _core
 from sarathi.backends.step import StepPart, join_parts
@@ -48,7 +48,8 @@ class Kernel:
         native = NativeAttention(config, native_build.native_library())
         types = [np.float32] * 3 + [np.uint8] * 2 + [np.int32] * 4
         inputs = [op.parameter([-1] * (2 if i < 5 else 1), t) for i, t in enumerate(types)]
-        model = ov.Model([op.result(native.node(inputs, 0))], inputs, "attention")
+        output = native.node([*inputs[:5], join_step(*inputs[5:])], 0)
+        model = ov.Model([op.result(output)], inputs, "attention")
         compiled = _core().compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": 2})
         self._request = compiled.create_infer_request()
         self._caches = [np.full((num_blocks, native.block_bytes), 255, np.uint8) for _ in range(2)]
@@ -142,8 +143,8 @@ def test_hybrid_batches_over_permuted_blocks(
             new_values,
             np.array([start for _, start, _ in parts]),
             np.cumsum([0, *lengths]),
-            np.concatenate(used),
             np.cumsum([0, *map(len, used)]),
+            np.concatenate(used),
         )
         cuts = np.cumsum(lengths)[:-1]
         return list(zip(np.split(query, cuts), np.split(output, cuts), strict=True))

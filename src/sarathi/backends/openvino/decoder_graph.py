@@ -9,7 +9,7 @@ from openvino import opset13 as op
 from openvino.op import Constant, _PagedAttentionExtension
 
 from sarathi.backends.openvino.compressed_products import compressed_matrix
-from sarathi.backends.openvino.native_attention import NativeAttention
+from sarathi.backends.openvino.native_attention import NativeAttention, join_step
 from sarathi.backends.weight_store import WeightStore
 from sarathi.models.decoder import (
     GATED_PROJECTIONS,
@@ -85,6 +85,7 @@ class _GraphOperations:
         self._nodes: dict[str, ov.Node] = {}  # of the matrices
         self._inputs: dict[str, ov.Node] = {}
         self._caches: list[ov.Node] = []
+        self._step: ov.Node | None = None  # of native attention
         self._ropes = [
             tuple(map(self._rope_table, rope_tables(inv_freq, max_position)))
             for inv_freq in config.inv_freqs
@@ -135,8 +136,7 @@ class _GraphOperations:
         block = [-1, self._native.block_bytes]
         caches = [_parameter(name, block, np.uint8) for name in cache_inputs(layer)]
         self._caches += caches
-        step = map(self._input, ("past_lens", "query_starts", "block_ids", "block_starts"))
-        return self._native.node([query, key, value, *caches, *step], layer)
+        return self._native.node([query, key, value, *caches, self._joined_step()], layer)
 
     def gated(self, x: ov.Node, name: str, bias: bool) -> ov.Node:
         gate, up = (self.linear(x, f"{name}.{part}", bias) for part in GATED_PROJECTIONS)
@@ -236,6 +236,12 @@ class _GraphOperations:
         info["num_k_heads"] = info["num_v_heads"] = config.num_kv_heads
         info["k_head_size"] = info["v_head_size"] = config.head_dim
         return node.output(0)
+
+    def _joined_step(self) -> ov.Node:
+        if self._step is None:
+            names = ("past_lens", "query_starts", "block_starts", "block_ids")
+            self._step = join_step(*map(self._input, names))
+        return self._step
 
     def _input(self, name: str) -> ov.Node:
         if name not in self._inputs:

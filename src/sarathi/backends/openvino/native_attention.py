@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import openvino as ov
+from openvino import opset13 as op
 from openvino.utils.node_factory import NodeFactory
 
 from sarathi.backends.footprint import kv_block_bytes
@@ -41,8 +42,7 @@ class NativeAttention:
         """Add the attention of a layer to a graph.
 
         Args:
-            inputs: query, key, value, the caches of keys and values, and of the step `past_lens`,
-                `query_starts`, `block_ids` and `block_starts`.
+            inputs: query, key, value, the caches of keys and values, and `join_step`.
         """
         config = self._config
         attributes = {
@@ -53,6 +53,14 @@ class NativeAttention:
         }
         outputs = [operand.output(0) for operand in inputs]
         return self._factory.create("PagedAttention", outputs, attributes).output(0)
+
+
+def join_step(
+    past_lens: ov.Node, query_starts: ov.Node, block_starts: ov.Node, block_ids: ov.Node
+) -> ov.Node:
+    """Join the arrays of a step that attention reads, after the number of sequences."""
+    count = op.shape_of(past_lens, "i32")
+    return op.concat([count, past_lens, query_starts, block_starts, block_ids], 0)
 
 
 def choose_attention(

@@ -11,9 +11,10 @@
 namespace sarathi {
 
 // Inputs: queries, keys and values of the new tokens, f32 [tokens, heads * dim]; the key and the
-// value cache, u8 [blocks, bytes of a block]; then past_lens, query_starts, block_ids and
-// block_starts of a step, i32. The output has the shape of the queries. As in the plugin's own
-// operation, the caches are inputs that are written to: the memory is the caller's.
+// value cache, u8 [blocks, bytes of a block]; and the arrays of a step, i32: the number of
+// sequences, past_lens, query_starts, block_starts and block_ids, joined since each input costs
+// time in each layer. The output has the shape of the queries. As in the plugin's own operation,
+// the caches are inputs that are written to: the memory is the caller's.
 class PagedAttention : public ov::op::Op {
 public:
     OPENVINO_OP("PagedAttention", "sarathi");
@@ -47,8 +48,12 @@ public:
         outputs[0].set_shape(inputs[0].get_shape());
         const size_t dim = inputs[0].get_shape()[1] / heads_;
         const Heads heads{size_t(heads_), size_t(kv_heads_), dim, scale_, int(window_)};
-        const Batch batch{ints(inputs[6]), ints(inputs[5]), ints(inputs[7]), ints(inputs[8]),
-                          int(inputs[5].get_size())};
+        const int32_t* step = inputs[5].data<const int32_t>();
+        const int sequences = step[0];
+        const int32_t *past_lens = step + 1, *query_starts = past_lens + sequences;
+        const int32_t *block_starts = query_starts + sequences + 1;
+        const int32_t *block_ids = block_starts + sequences + 1;
+        const Batch batch{query_starts, past_lens, block_ids, block_starts, sequences};
         const Cache cache{bytes(inputs[3]), bytes(inputs[4]), size_t(kv_heads_), dim};
         Attention attention(heads, batch, cache, floats(inputs[0]), floats(inputs[1]),
                             floats(inputs[2]), outputs[0].data<float>());
@@ -63,7 +68,6 @@ public:
     }
 
 private:
-    static const int32_t* ints(const ov::Tensor& x) { return x.data<const int32_t>(); }
     static const float* floats(const ov::Tensor& x) { return x.data<const float>(); }
     static uint8_t* bytes(const ov::Tensor& x) {
         return const_cast<uint8_t*>(x.data<const uint8_t>());
