@@ -19,6 +19,7 @@ _NAMES = (
     "policies",
     "prefix_caching",
     "quantised_forms",
+    "attention",
     "recording",
     "scheduler_overhead",
     "sharded_load",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import openvino as ov
 import pytest
 from openvino import opset13 as op
@@ -20,12 +21,12 @@ from sarathi.backends.step import StepPart, join_parts
 from sarathi.errors import ExecutorError
 from sarathi.models.model import open_model
 from sarathi.models.model_config import ModelConfig
-from sarathi.models.weights import Array
 from tests import tiny_models
 from tests.backends.engines import NUM_BLOCKS, load
 from tests.backends.natives import needs_native
 
 _BLOCK = 32
+Floats = npt.NDArray[np.floating[Any]]
 _LARGE = 1 << 30  # bytes of weights that are worth compiling for
 
 
@@ -54,7 +55,9 @@ class Kernel:
         self._request = compiled.create_infer_request()
         self._caches = [np.full((num_blocks, native.block_bytes), 255, np.uint8) for _ in range(2)]
 
-    def __call__(self, query: Array, key: Array, value: Array, *step: Array) -> Array:
+    def __call__(
+        self, query: Floats, key: Floats, value: Floats, *step: npt.NDArray[np.int64]
+    ) -> Floats:
         given = [query, key, value, *self._caches, *(each.astype(np.int32) for each in step)]
         rows = [each.reshape(len(each), -1) for each in given[:5]]
         for number, array in enumerate([*rows, *given[5:]]):
@@ -63,7 +66,7 @@ class Kernel:
         return self._request.get_output_tensor(0).data.reshape(query.shape).copy()
 
 
-def vectors(rng: np.random.Generator, *shape: int) -> tuple[Array, Array]:
+def vectors(rng: np.random.Generator, *shape: int) -> tuple[Floats, Floats]:
     """Random vectors, and what 256 values from the least to the largest element leave of each."""
     steps = rng.integers(1, 255, shape)
     steps[..., 0], steps[..., -1] = 255, 0
@@ -74,7 +77,7 @@ def vectors(rng: np.random.Generator, *shape: int) -> tuple[Array, Array]:
     return (least + scale * (steps + nearby)).astype(np.float32), least + scale * steps
 
 
-def expected(query: Array, keys: Array, values: Array, scale: float, window: int) -> Array:
+def expected(query: Floats, keys: Floats, values: Floats, scale: float, window: int) -> Floats:
     """Attention of the last tokens, [tokens, heads, dim], in float64."""
     group = query.shape[1] // keys.shape[1]
     keys, values = (np.repeat(each, group, 1) for each in (keys, values))
@@ -123,7 +126,7 @@ def test_hybrid_batches_over_permuted_blocks(
     kernel = Kernel(config, sum(map(len, tables)) + 3)
     keys, values = ([vectors(rng, n, kv_heads, dim) for n in totals] for _ in range(2))
 
-    def run(starts: Sequence[int], stops: Sequence[int]) -> list[tuple[Array, Array]]:
+    def run(starts: Iterable[int], stops: Iterable[int]) -> list[tuple[Floats, Floats]]:
         """The query and the output of each sequence that has new tokens, from start to stop."""
         parts = [
             (i, start, stop)
@@ -166,7 +169,7 @@ def test_logits_are_as_exact_as_the_plugins(family: str, tmp_path: Path) -> None
     tokens = np.random.default_rng(0).integers(2, 200, 300).tolist()
     blocks = np.random.default_rng(1).permutation(NUM_BLOCKS).tolist()[:10]
 
-    def logits(executor: OpenVinoExecutor, chunk: int) -> Array:
+    def logits(executor: OpenVinoExecutor, chunk: int) -> Floats:
         for start in range(0, len(tokens), chunk):
             part = StepPart(tokens[start : start + chunk], start, blocks, samples=True)
             last = executor.execute(join_parts([part], executor.block_size))[0]
@@ -180,7 +183,7 @@ def test_logits_are_as_exact_as_the_plugins(family: str, tmp_path: Path) -> None
     assert (plugin.attention, native.attention) == ("plugin", "native")
     assert plugin.block_bytes == native.block_bytes
 
-    def distance(found: Array) -> float:
+    def distance(found: Floats) -> float:
         return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
 
     usual = distance(logits(plugin, 300))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import openvino
 import pytest
 from openvino.utils.node_factory import NodeFactory
 
@@ -52,7 +53,7 @@ def test_sources_flags_and_openvino_name_the_library(
     first = native_library()
     monkeypatch.setattr(native_build, "_FLAGS", ("-O1",))
     second = native_library()
-    monkeypatch.setattr(native_build.ov, "__version__", "2100.1")
+    monkeypatch.setattr(openvino, "__version__", "2100.1")
     assert len({first, second, native_library()}) == 3
 
 
@@ -114,7 +115,7 @@ def test_an_openvino_without_headers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: Callable[[str], Path]
 ) -> None:
     compiler(_WORKS)
-    monkeypatch.setattr(native_build.ov, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(openvino, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(NativeBuildError, match="no headers or libraries to compile with"):
         native_library()
 

@@ -25,7 +25,9 @@ _MAIN = "extension.cpp"
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = (
     *("-shared", "-fPIC", "-std=c++17", "-O3", "-mavx2", "-mfma", "-fno-math-errno"),
-    *("-Wno-psabi", "-Wl,-z,defs"),  # -z defs: a missing symbol fails here, not when it is loaded
+    # A missing symbol fails here, not when the library is loaded. It is never unloaded: graphs may
+    # outlive what loaded it.
+    *("-Wno-psabi", "-Wl,-z,defs", "-Wl,-z,nodelete"),
 )
 _TIMEOUT = 120.0  # seconds; 5 are usual
 

@@ -19,6 +19,8 @@ namespace sarathi {
 
 constexpr int BLOCK = 32;     // tokens of a KV block
 constexpr int CHUNK = 256;    // keys over which a softmax is taken at once; a multiple of BLOCK
+// Elements between rows of scores: with a power of two, rows would compete for the same cache lines.
+constexpr int SCORES_STRIDE = CHUNK + 16;
 constexpr int TILE_ROWS = 48;  // query rows of a task, or those of one token if they are more
 constexpr int LANES = 8;
 constexpr float NO_SCORE = -1e30f;  // maximum of no scores; finite: differences must not be NaN
@@ -243,12 +245,12 @@ private:
         const size_t dim = heads_.dim, group = heads_.group(), rows = task.tokens * group;
         thread_local std::vector<float> memory;
         thread_local std::vector<Softmax> softmax, chunk;  // of each row
-        const size_t needed = rows * (CHUNK + 3 * dim) + BLOCK * dim;
+        const size_t needed = rows * (SCORES_STRIDE + 3 * dim) + BLOCK * dim;
         if (memory.size() < needed) memory.resize(needed);
         softmax.resize(rows);
         chunk.resize(rows);
         float *queries = memory.data(), *scores = queries + rows * dim;
-        float *result = scores + rows * CHUNK, *sums = result + rows * dim;
+        float *result = scores + rows * SCORES_STRIDE, *sums = result + rows * dim;
         float* dequantized = sums + rows * dim;  // a block
         const int past = batch_.past_lens[task.sequence], first = past + task.token;
         const int keys = first + task.tokens;  // of the context
@@ -256,7 +258,7 @@ private:
         load_queries(task, queries);
         for (int c = task.chunk; c < task.chunk + task.chunks; c++) {
             const int start = c * CHUNK, end = std::min(start + CHUNK, keys);
-            std::fill(scores, scores + rows * CHUNK, 0.0f);
+            std::fill(scores, scores + rows * SCORES_STRIDE, 0.0f);
             for (int t = start; t < end; t += BLOCK)
                 multiply_keys(queries, keys_at(task, t),
                               t + BLOCK < end ? keys_at(task, t + BLOCK) : values_at(task, start),
@@ -266,7 +268,7 @@ private:
             std::fill(into, into + rows * dim, 0.0f);
             for (size_t r = 0; r < rows; r++) {
                 const int token = int(r / group);
-                chunk[r] = apply_softmax(scores + r * CHUNK,
+                chunk[r] = apply_softmax(scores + r * SCORES_STRIDE,
                                          first_key(task.sequence, task.token + token) - start,
                                          first + token + 1 - start, end - start);
             }
@@ -299,7 +301,7 @@ private:
                        size_t rows, float* dequantized) const {
         const size_t dim = heads_.dim;
         if (!dequantizes(rows))
-            return multiply(queries, dim, keys, next, BLOCK, scores, CHUNK, rows, dim, BLOCK);
+            return multiply(queries, dim, keys, next, BLOCK, scores, SCORES_STRIDE, rows, dim, BLOCK);
         const float* scale = cache_.scales(keys);
         for (int i = 0; i < BLOCK; i += LANES) {
             const Floats factor = load(scale + i), least = load(scale + BLOCK + i);
@@ -308,7 +310,7 @@ private:
                 store(dequantized + d, load(keys + d) * factor + least);
         }
         const float* b = dequantized;
-        multiply(queries, dim, b, b, BLOCK, scores, CHUNK, rows, dim, BLOCK);
+        multiply(queries, dim, b, b, BLOCK, scores, SCORES_STRIDE, rows, dim, BLOCK);
     }
 
     // sums[rows, dim] += weights[rows, tokens of the block] @ values
@@ -316,14 +318,14 @@ private:
                          size_t rows, size_t tokens, float* dequantized) const {
         const size_t dim = heads_.dim;
         if (!dequantizes(rows))
-            return multiply(weights, CHUNK, values, next, dim, sums, dim, rows, tokens, dim);
+            return multiply(weights, SCORES_STRIDE, values, next, dim, sums, dim, rows, tokens, dim);
         const float* scale = cache_.scales(values);
         for (size_t t = 0; t < tokens; t++)
 #pragma GCC unroll 4
             for (size_t d = t * dim; d < (t + 1) * dim; d += LANES)
                 store(dequantized + d, load(values + d) * scale[t] + scale[BLOCK + t]);
         const float* b = dequantized;
-        multiply(weights, CHUNK, b, b, dim, sums, dim, rows, tokens, dim);
+        multiply(weights, SCORES_STRIDE, b, b, dim, sums, dim, rows, tokens, dim);
     }
 
     // Turns products with the bytes of keys into scores.
@@ -336,7 +338,7 @@ private:
             const Floats sum = broadcast(horizontal_sum(query));
             for (int t = start; t < end; t += BLOCK) {
                 const float* scale = cache_.scales(keys_at(task, t));
-                float* x = scores + r * CHUNK + (t - start);
+                float* x = scores + r * SCORES_STRIDE + (t - start);
                 for (int i = 0; i < BLOCK; i += LANES)
                     store(x + i, load(x + i) * load(scale + i) + sum * load(scale + BLOCK + i));
             }
@@ -350,7 +352,7 @@ private:
             Floats least{};
             for (int t = start; t < end; t += BLOCK) {
                 const float* scale = cache_.scales(values_at(task, t));
-                float* x = weights + r * CHUNK + (t - start);
+                float* x = weights + r * SCORES_STRIDE + (t - start);
                 for (int i = 0; i < BLOCK; i += LANES) {
                     // Slots that are not written yet may hold NaN that another request left.
                     const Floats weight = load(x + i);
