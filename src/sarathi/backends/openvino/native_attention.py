@@ -11,7 +11,7 @@ import openvino as ov
 from openvino import opset13 as op
 from openvino.utils.node_factory import NodeFactory
 
-from sarathi.backends.footprint import kv_block_bytes
+from sarathi.backends.footprint import kv_block_bytes, u8_group
 from sarathi.backends.openvino.native_build import NativeBuildError, native_library
 from sarathi.backends.registry import Attention, KvPrecision, Precision
 from sarathi.errors import ExecutorError
@@ -114,8 +114,9 @@ def _problem(
             f"it computes in f32 with a KV cache in u8, not in {precision} with {kv_precision}: "
             "--precision f32 --kv-precision u8"
         )
-    if config.head_dim % _MULTIPLE:
-        return f"heads have {config.head_dim} dimensions, expected a multiple of {_MULTIPLE}"
+    dim = config.head_dim
+    if dim % _MULTIPLE or u8_group(dim) < dim:  # its keys and values have one scale
+        return f"heads have {dim} dimensions, expected a multiple of {_MULTIPLE} up to 128"
     if not {"avx2", "fma"} <= flags:
         return f"it needs an x86-64 processor with AVX2 and FMA under Linux ({platform.machine()})"
     return ""
