@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from sarathi.backends.openvino.openvino_executor import OpenVinoExecutor, supports_int8_activations
 from sarathi.backends.quantization import (
@@ -295,6 +296,32 @@ class TestDamagedFiles:
         expected = f"tensor blk.1.ffn_up.weight of type {kind} has a scale that is not a number"
         with pytest.raises(ModelError, match=expected):
             load(tmp_path / "damaged.gguf", quantization=quantization)
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
+    def test_tensors_that_are_not_finite_are_named(
+        self, name: str, value: float, tmp_path: Path
+    ) -> None:
+        save_tiny("llama-tied", tmp_path)
+        tensors = load_file(tmp_path / "model.safetensors")
+        tensors[name][..., :] = np.where(tensors[name] > 0, value, 1.0)
+        save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+        for quantization in ("none", "int8"):
+            with pytest.raises(ModelError, match=f"tensor {name} .*values that are not finite"):
+                load(tmp_path, quantization=quantization).check()
+
+    @pytest.mark.parametrize("kind", ["Q8_1", "Q8_K", "I8"])
+    def test_types_that_cannot_be_dequantised_are_refused_when_it_is_opened(
+        self, kind: str, files: Callable[[str], Path], tmp_path: Path
+    ) -> None:
+        stored = bytearray(files("F32").read_bytes())
+        name = b"blk.1.ffn_up.weight"
+        at = stored.index(name) + len(name) + 4 + 2 * 8
+        stored[at : at + 4] = int(gguf.GGMLQuantizationType[kind]).to_bytes(4, "little")
+        (tmp_path / "m.gguf").write_bytes(stored)
+        expected = f"blk.1.ffn_up.weight has the quantisation type {kind}, which cannot be"
+        with pytest.raises(ModelError, match=expected):
+            open_model(tmp_path / "m.gguf")
 
 
 def test_memory_is_what_the_forms_say(files: Callable[[str], Path]) -> None:

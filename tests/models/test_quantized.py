@@ -109,6 +109,13 @@ def test_any_row_is_quantised_to_finite_numbers(row: list[float], form: IntegerF
         assert np.abs(found.values.astype(int)).max() <= limit
 
 
+def test_groups_of_the_smallest_numbers_are_zeros() -> None:
+    rows = np.full((1, 32), 1e-40, np.float32)
+    for form in (IntegerForm(8, 32), IntegerForm(4, 32, "integer")):
+        with np.errstate(over="raise", invalid="raise", divide="raise"):
+            np.testing.assert_array_equal(quantize(rows, form).dequantized(), 0.0)
+
+
 @given(st.integers(1, 5), st.integers(1, 9), st.booleans(), st.integers(0, 2**32 - 1))
 def test_nibbles_are_packed_and_unpacked(rows: int, pairs: int, signed: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -401,6 +401,25 @@ def test_zero_points_that_are_not_symmetric(tmp_path: Path) -> None:
         weights[f"{UP}.weight"]
 
 
+@pytest.mark.parametrize(
+    ("scheme", "marker"),
+    [("awq", "qweight"), ("gptq", "qweight"), ("int4", "weight_packed")],
+)
+def test_a_matrix_without_its_integers_is_named(scheme: str, marker: str, tmp_path: Path) -> None:
+    quantised(scheme, tmp_path)
+    _edit(tmp_path, lambda tensors: tensors.pop(f"{UP}.{marker}"))
+    with pytest.raises(ModelError, match=rf"{UP}\.\w+.*{UP}\.{marker}|no tensor {UP}\.weight$"):
+        open_model(tmp_path)
+
+
+@pytest.mark.parametrize("scheme", ["int4-zeros", "int8-zeros"])
+def test_weights_that_are_not_symmetric_have_zero_points(scheme: str, tmp_path: Path) -> None:
+    quantised(scheme, tmp_path)
+    _edit(tmp_path, lambda tensors: tensors.pop(f"{UP}.weight_zero_point"))
+    with pytest.raises(ModelError, match=rf"no tensor {UP}\.weight_zero_point.* not symmetric"):
+        open_model(tmp_path)
+
+
 def test_a_matrix_that_is_there_twice(tmp_path: Path) -> None:
     quantised("gptq", tmp_path)
     _edit(tmp_path, lambda t: t.update({f"{UP}.weight": np.zeros((96, 64), np.float32)}))
@@ -412,7 +431,7 @@ def test_fp8_without_scales_is_named(tmp_path: Path) -> None:
     quantised("fp8-blocks", tmp_path)
     _edit(tmp_path, lambda tensors: tensors.pop(f"{UP}.weight_scale_inv"))
     weights = open_model(tmp_path).weights
-    with pytest.raises(ModelError, match=rf"tensor {UP}\.weight .* type F8_E4M3, supported"):
+    with pytest.raises(ModelError, match=rf"tensor {UP}\.weight .* type F8_E4M3 and no scales"):
         weights[f"{UP}.weight"]
 
 

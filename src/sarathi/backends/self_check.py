@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from sarathi.backends.executor import Executor
 from sarathi.backends.reference import F32, reference
 from sarathi.backends.registry import KvPrecision, Precision
 from sarathi.backends.step import StepPart, join_parts
-from sarathi.errors import ExecutorError
+from sarathi.errors import ExecutorError, ModelError
 from sarathi.models.decoder import Stage
 from sarathi.models.model_config import ModelConfig
 from sarathi.models.tensor_layout import expected_shapes
@@ -40,6 +40,7 @@ _LENGTHS = (_LONG + 5, 10, 5)
 _TABLES = ((3, 0), (2,), (1,))  # permuted on purpose
 NUM_BLOCKS = 4
 _MAX_WEIGHTS = 4 * 10**8  # of layers; numpy needs some seconds for them on a few cores
+_ROWS = 4096  # of a tensor that are looked at together
 _MAX_BLOCKS = 64  # half of them for a long context, half for a large batch
 MAX_POSITION = max(_LENGTHS)
 
@@ -75,6 +76,8 @@ def check_model(executor: Executor, weights: Tensors) -> None:
         right = expected[[mine[-1] for mine in rows]]
         distances += [_distance(*pair) for pair in zip(found, right, strict=True)]
     worst = np.max(distances)  # unlike max(), gives NaN if there is one
+    if not np.isfinite(worst):
+        _check_finite(weights, expected_shapes(config, stage))
     tolerance = max(_TOLERANCE[executor.precision], _TOLERANCE[executor.kv_precision])
     if not worst <= tolerance:
         attention = f" (--attention {executor.attention})" if executor.attention else ""
@@ -84,6 +87,15 @@ def check_model(executor: Executor, weights: Tensors) -> None:
             f"explain{attention}; not serving wrong answers. Are these the supported versions of "
             "openvino and torch?"
         )
+
+
+def _check_finite(weights: Tensors, names: Iterable[str]) -> None:
+    """Raise `ModelError` with the first tensor that has values which are not finite."""
+    for name in names:
+        tensor = weights[name]
+        for start in range(0, len(tensor), _ROWS):
+            if not np.isfinite(tensor[start : start + _ROWS].astype(np.float32)).all():
+                raise ModelError(f"tensor {name} has values that are not finite")
 
 
 def checked_part(config: ModelConfig, stage: Stage) -> Stage:
@@ -133,8 +145,9 @@ def check_deterministic(executor: Executor) -> None:
     for mates in ([decode(b) for b in others[:1]], [decode(b) for b in others], [chunk]):
         if not np.array_equal(first_row([decode(watched), *mates]), alone):
             raise ExecutorError(
-                "on this processor logits depend on what else is in an iteration: "
-                "--deterministic is not possible"
+                "on this processor, with these weights, logits depend on what else is in an "
+                "iteration: --deterministic is not possible (--executor torch may be, or "
+                "--quantization none)"
             )
 
 

@@ -133,10 +133,19 @@ class WeightStore:
 def _quantized(weights: Weights, name: str, rows: slice, form: IntegerForm) -> QuantizedRows:
     """Read rows of a matrix in a form: exactly if it is the stored one, otherwise rounded to it."""
     stored = weights.form(name)
+    if stored == form:
+        return weights.quantized(name, rows)
     if stored is None:
-        return quantize(weights.part(name, rows).astype(np.float32, copy=False), form)
-    found = weights.quantized(name, rows)
-    return found if stored == form else quantize(found.dequantized(), form)
+        elements = weights.part(name, rows).astype(np.float32, copy=False)
+    else:
+        elements = weights.quantized(name, rows).dequantized()
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = quantize(elements, form)
+    if not np.isfinite(found.scales).all():
+        raise ModelError(
+            f"tensor {name} of type {weights.stored_type(name)} has values that are not finite"
+        )
+    return found
 
 
 class _ScratchFile:

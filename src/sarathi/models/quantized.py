@@ -94,6 +94,8 @@ def quantize(rows: F32, form: IntegerForm) -> QuantizedRows:
         levels = 2**form.bits - 1
         low = np.minimum(low, 0)
         scales = (np.maximum(high, 0) - low) / np.float32(levels)
+    # The inverse of a smaller one would be infinite.
+    scales[scales < np.finfo(np.float32).tiny] = 0
     inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
     scaled = grouped * inverse[..., None]
     values: Integers

@@ -231,6 +231,9 @@ def executor_options(
 
 def with_quantization(options: ExecutorOptions, model: Model, engines_here: int) -> ExecutorOptions:
     """Return the options with what `auto` means for this model, machine and its free memory."""
+    if options.deterministic and options.quantization == "auto":
+        # On some processors the plugin's products with integers depend on the rows beside.
+        return msgspec.structs.replace(options, quantization="none")
     if not BACKENDS[options.executor].has_quantization:
         return msgspec.structs.replace(options, quantization="none")
     chosen = choose_quantization(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Set
+from functools import cache
 
 import gguf.quants
 import ml_dtypes
@@ -49,13 +50,8 @@ def read_tensor(
     blocks, cut_columns = _units(shape[-1], columns if len(shape) == 2 else ALL, block)
     stored, cut_rows = _read_rows(file, name, kind, rows, blocks, interleaved)
     if dtype is None:
-        try:
-            with np.errstate(invalid="ignore", over="ignore"):
-                stored = gguf.quants.dequantize(stored, kind)
-        except NotImplementedError as error:
-            raise file.error(
-                f"tensor {name} has the quantisation type {kind.name}, which cannot be dequantised"
-            ) from error
+        with np.errstate(invalid="ignore", over="ignore"):
+            stored = gguf.quants.dequantize(stored, kind)
         _check_finite(file, name, kind, stored)
     cut = (cut_rows, cut_columns)[: len(shape)] if len(shape) == 2 else (rows,)
     return np.ascontiguousarray(stored[cut])
@@ -130,6 +126,10 @@ def _stored_kind(file: GgufFile, name: str) -> GGMLQuantizationType:
         kind = GGMLQuantizationType(info.kind)
     except ValueError:
         raise file.error(f"tensor {name} has the unknown quantisation type {info.kind}") from None
+    if kind not in _UNQUANTISED and not _can_dequantize(kind):
+        raise file.error(
+            f"tensor {name} has the quantisation type {kind.name}, which cannot be dequantised"
+        )
     block, size = GGML_QUANT_SIZES[kind]
     if info.shape and info.shape[-1] % block:
         raise file.error(
@@ -141,6 +141,17 @@ def _stored_kind(file: GgufFile, name: str) -> GGMLQuantizationType:
             f"{file.path} is truncated: tensor {name} ends at byte {end} of {len(file.mapping)}"
         )
     return kind
+
+
+@cache
+def _can_dequantize(kind: GGMLQuantizationType) -> bool:
+    """Return whether the gguf package knows how; types of integers and of other programs it lists
+    alone."""
+    try:
+        gguf.quants.dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
 
 
 class GgufWeights:

@@ -146,6 +146,11 @@ class SafetensorsWeights:
 
     def stored_dtype(self, name: str) -> np.dtype[np.generic]:
         entry = self._entry(name)
+        if entry.dtype.startswith("F8_"):
+            raise ModelError(
+                f"tensor {name} in {self._folder} has type {entry.dtype} and no scales "
+                f"({name}_scale or {name}_scale_inv, with a quantization_config)"
+            )
         if entry.dtype not in _DTYPES:
             raise ModelError(
                 f"tensor {name} in {self._folder} has type {entry.dtype}, "

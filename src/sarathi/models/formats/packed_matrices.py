@@ -132,7 +132,7 @@ def packed_matrix(tensors: PackedTensors, module: str, config: QuantizationConfi
             f"{columns} columns ({shape_name}) of 4 or 8 bits"
         )
     count = _groups_of_scales(tensors, scales, rows)
-    has_zeros = zeros in tensors
+    has_zeros = _has_zeros(tensors, zeros, config)
     if has_zeros:
         _expect(tensors, zeros, (-(-rows * bits // 32), count), "I32")
     group = _group(scales, columns, count, config.groups)
@@ -150,6 +150,16 @@ def packed_matrix(tensors: PackedTensors, module: str, config: QuantizationConfi
         return QuantizedRows(form, integers, found, _f32(of_groups))
 
     return _grouped((rows, columns), f"int{bits}", form, read, groups)
+
+
+def _has_zeros(tensors: PackedTensors, zeros: str, config: QuantizationConfig) -> bool:
+    """Return whether there are zero points; `ModelError` if there should be and are not."""
+    if zeros not in tensors and config.needs_zeros:
+        raise ModelError(
+            f"the checkpoint has no tensor {zeros}, and quantization_config says that weights are "
+            "not symmetric"
+        )
+    return zeros in tensors
 
 
 def scaled_matrix(tensors: PackedTensors, module: str, config: QuantizationConfig) -> StoredMatrix:
@@ -183,7 +193,7 @@ def _int8_matrix(
 ) -> StoredMatrix:
     values, zeros = f"{module}.weight", f"{module}.weight_zero_point"
     count = _groups_of_scales(tensors, scales, shape[0])
-    has_zeros = zeros in tensors
+    has_zeros = _has_zeros(tensors, zeros, config)
     if has_zeros:
         _expect(tensors, zeros, tensors.shape(scales), "I8")
     group = _group(scales, shape[1], count, config.groups)

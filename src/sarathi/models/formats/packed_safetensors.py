@@ -53,6 +53,7 @@ _PACKINGS: Mapping[Method, tuple[_Packing, ...]] = {
         _Packing("weight_scale", ("weight",), scaled_matrix),
     ),
 }
+_PARTS = frozenset((*_INTEGERS, *_PACKED, "g_idx", "qweight"))
 # Fixed scales with which other engines quantise activations and the KV cache.
 _OF_ACTIVATIONS = re.compile(r".*\.((in|out)put|activation|[qkv])_(scale|zero_point)")
 
@@ -83,11 +84,21 @@ class PackedSafetensors:
                 if suffix == packing.marker:
                     self._matrices[f"{module}.weight"] = packing.find(stored, module, config)
                     parts.update((name, *(f"{module}.{other}" for other in packing.others)))
+        markers = {packing.marker for packing in _PACKINGS[config.method]}
+        orphans = sorted(
+            name
+            for name in stored.names - parts
+            if name.rpartition(".")[2] in _PARTS - markers and config.method != "fp8"
+        )
+        if self._matrices and orphans:
+            module = orphans[0].rpartition(".")[0]
+            wanted = " or ".join(f"{module}.{marker}" for marker in sorted(markers))
+            raise ModelError(f"the checkpoint has tensor {orphans[0]}, but no {wanted}")
         if not self._matrices:
-            markers = " or ".join(f"*.{packing.marker}" for packing in _PACKINGS[config.method])
+            wanted = " or ".join(f"*.{packing.marker}" for packing in _PACKINGS[config.method])
             raise ModelError(
                 f"quantization_config in config.json says {config.method}, but there is no tensor "
-                f"{markers}: remove it from the file if the weights are not quantised"
+                f"{wanted}: remove it from the file if the weights are not quantised"
             )
         both = sorted(self._matrices.keys() & stored.names - parts)
         if both:

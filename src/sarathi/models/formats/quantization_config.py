@@ -24,6 +24,7 @@ class QuantizationConfig:
     # The numbers of columns that may share a scale, as well as all of a row.
     groups: frozenset[int] = frozenset()
     symmetric: bool = False  # of GPTQ: every zero point is the middle
+    needs_zeros: bool = False  # of compressed-tensors: no scheme of integers is symmetric
     act_order: bool = False  # whether the columns of a group need not be consecutive
     zero_offset: int = 0  # what is to be added to the zero points of GPTQ
     block: tuple[int, int] | None = None  # rows and columns that share a scale, of FP8
@@ -94,6 +95,7 @@ def _compressed_tensors(fields: Fields) -> QuantizationConfig:
     groups: set[int] = set()
     blocks: set[tuple[int, int]] = set()
     act_order = False
+    symmetric: list[bool] = []  # of the schemes of integers
     for name in schemes.data:
         scheme = schemes.object(name)
         weights = None if scheme is None else scheme.object("weights")
@@ -107,6 +109,8 @@ def _compressed_tensors(fields: Fields) -> QuantizationConfig:
             raise weights.wrong("type", "int or float")
         _bits(weights, "num_bits", (4, 8) if kind == "int" else (8,))
         groups |= _groups(weights, "group_size", -1)
+        if kind == "int":
+            symmetric.append(weights.boolean("symmetric", True))
         act_order |= weights.value("actorder") in ("group", "dynamic", True)
         if (block := _block(weights, "block_structure")) is not None:
             blocks.add(block)
@@ -115,6 +119,7 @@ def _compressed_tensors(fields: Fields) -> QuantizationConfig:
     return QuantizationConfig(
         method="compressed-tensors",
         groups=frozenset(groups),
+        needs_zeros=bool(symmetric) and not any(symmetric),
         act_order=act_order,
         block=next(iter(blocks), None),
     )
