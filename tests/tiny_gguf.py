@@ -91,15 +91,16 @@ def write_gguf(folder: Path, path: Path, quant: str = "F32") -> None:
     writer.close()
 
 
-# Where the blocks of types that the gguf package cannot make have their scales: bytes of float16s.
+# Where the blocks of types that the gguf package cannot make have their scales, bytes of float16s;
+# that of minima is so many times the other one that elements are around 0.
 _SCALES = {
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-    "IQ4_NL": (0,),
-    "IQ4_XS": (0,),
+    "Q2_K": {80: 1.0, 82: 1.5},
+    "Q3_K": {108: 1.0},
+    "Q4_K": {0: 1.0, 2: 7.5},
+    "Q5_K": {0: 1.0, 2: 15.5},
+    "Q6_K": {208: 1.0},
+    "IQ4_NL": {0: 1.0},
+    "IQ4_XS": {0: 1.0},
 }
 
 
@@ -122,10 +123,9 @@ def random_blocks(
     raw = rng.integers(0, 256, (shape[0] * shape[1] // block, size), np.uint8)
     scale = np.float16(1.0)
     for _ in range(2):  # with a scale of 1, which shows the spread, then with the right one
-        for number, offset in enumerate(_SCALES[kind.name]):
-            # Minima of half the scale, as random values have a positive mean without them.
-            halves = rng.uniform(0.5, 1.0, len(raw)) * float(scale) / (1 + number)
-            raw[:, offset : offset + 2] = halves.astype("<f2").view(np.uint8).reshape(-1, 2)
+        for offset, times in _SCALES[kind.name].items():
+            scales = rng.uniform(0.5, 1.0, len(raw)) * float(scale) * times
+            raw[:, offset : offset + 2] = scales.astype("<f2").view(np.uint8).reshape(-1, 2)
         found = gguf.quants.dequantize(raw.reshape(shape[0], -1), kind)
         scale = np.float16(spread / found.std())
     return raw.reshape(shape[0], -1)

@@ -266,7 +266,7 @@ class TestLogits:
         assert executor.warnings == ()
         tokens = list(range(5, 60))
         expected = reference(executor.config, executor.stage, executor.weights, tokens)[-1]
-        assert 1e-4 < distance(last_logits(executor, tokens), expected) < 0.3
+        assert 1e-4 < distance(last_logits(executor, tokens), expected) < 0.5
 
     def test_self_check_accepts_every_form(self, files: Callable[[str], Path]) -> None:
         for kind in ("Q4_0", "Q4_K"):

@@ -33,6 +33,7 @@ class Executor(Protocol):
     precision: Precision
     kv_precision: KvPrecision
     attention: str  # what computes it, for the operator; empty where there is no choice
+    int8_activations: bool  # whether products round them
     block_size: int  # tokens of a KV block
     num_blocks: int  # of the KV cache; 0 before `allocate`
     warnings: tuple[str, ...]  # about how it computes, for the operator

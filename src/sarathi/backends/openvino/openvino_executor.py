@@ -148,6 +148,7 @@ class OpenVinoExecutor:
         forms = served_forms(model, options.quantization)
         int8 = may_round(options) and supports_int8_activations()
         group = activation_group(forms, shapes) if int8 else 0
+        self.int8_activations = group > 0
         self._properties = self._plugin_properties(part.threads or usable_cores(), group)
         self.warnings = self._check_activations(forms, shapes, group)
         dtype = _DTYPES[self.precision]

@@ -112,6 +112,7 @@ class TorchExecutor:
         self.device = process_device(options, part.local_rank)
         self.precision: Precision = options.precision or devices.default_precision(self.device.type)
         self.kv_precision: KvPrecision = self.precision
+        self.int8_activations = False
         self.warnings: tuple[str, ...] = ()
         self.attention = ""
         self.deterministic = options.deterministic
