@@ -110,6 +110,15 @@ def test_a_quantised_checkpoint_needs_the_bits_of_its_weights(
     assert output(capsys, *command, "--weight-bits", "4.25", "--json")["failures"] == {}
 
 
+def test_a_gguf_file_is_refused_as_what_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\xbd\xff")
+    command = ["simulate", "--model", str(tmp_path / "model.gguf"), "--device", "a100", *LOAD]
+    assert main([*command, "--rate", "1"]) == 2
+    assert "is a GGUF file, expected a config.json" in capsys.readouterr().err
+
+
 def test_a_capacity_has_the_fields_of_the_search(capsys: pytest.CaptureFixture[str]) -> None:
     found = output(
         capsys,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sarathi.errors import ModelError, SimulationError
+from sarathi.models.formats.checkpoint_files import is_gguf
 from sarathi.models.json_fields import Fields
 from sarathi.models.model_config import MAX_LAYERS, ModelConfig
 from sarathi.system.cache_folder import cache_folder, replace_file
@@ -60,6 +61,11 @@ class SimulatedModel:
         path = Path(path)
         file = path / "config.json" if path.is_dir() else path
         name = file.resolve().parent.name if file.name == "config.json" else file.stem
+        if is_gguf(file):
+            raise SimulationError(
+                f"{file} is a GGUF file, expected a config.json: that of the model it was made "
+                "from, with --weight-bits"
+            )
         try:
             fields = Fields.read(file)
         except ModelError as error:
