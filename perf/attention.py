@@ -8,14 +8,12 @@ The same weights and steps in turns; a second executor with the plugin's attenti
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Sequence
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from perf.report import MODEL, rounds
+from perf.steps import median_seconds, prompt_step
 from sarathi.backends.executor import ExecutorPart
 from sarathi.backends.openvino.openvino_executor import BLOCK_SIZE, OpenVinoExecutor
 from sarathi.backends.registry import Attention
@@ -39,18 +37,13 @@ def decodes(count: int, context: int) -> Step:
     return join_parts(parts, BLOCK_SIZE)
 
 
-def prompt(length: int) -> Step:
-    tokens = np.random.default_rng(0).integers(5, 1000, length).tolist()
-    return join_parts([StepPart(tokens, 0, range(-(-length // BLOCK_SIZE)), True)], BLOCK_SIZE)
-
-
 # A step, and how often each executor runs it.
 STEPS = {
     "decode of 1 at 100": (decodes(1, 100), 41),
     "decodes of 16 at 1000": (decodes(16, 1000), 15),
     "decodes of 64 at 1000": (decodes(64, 1000), 11),
-    "prompt of 256": (prompt(256), 11),
-    "prompt of 2000": (prompt(2000), 5),
+    "prompt of 256": (prompt_step(256), 11),
+    "prompt of 2000": (prompt_step(2000), 5),
 }
 
 
@@ -62,23 +55,11 @@ def load(name: str, attention: Attention) -> OpenVinoExecutor:
     executor.allocate(_SEQUENCES * _BLOCKS)
     with executor.warming_up():
         executor.check()
-        executor.execute(prompt(_BLOCKS * BLOCK_SIZE))
+        executor.execute(prompt_step(_BLOCKS * BLOCK_SIZE))
     for cache in executor._caches:  # each sequence reads memory of its own
         sequences = cache.data.reshape(_SEQUENCES, -1)
         sequences[1:] = sequences[0]
     return executor
-
-
-def measure(executors: Sequence[OpenVinoExecutor], step: Step, runs: int) -> list[float]:
-    """The median seconds of a step on each executor, all in turns."""
-    seconds: list[list[float]] = [[] for _ in executors]
-    for turn in range(runs + 1):
-        for executor, times in zip(executors, seconds, strict=True):
-            began = time.perf_counter()
-            executor.execute(step)
-            if turn:  # the first adapts to the shape
-                times.append(time.perf_counter() - began)
-    return [float(np.median(times)) for times in seconds]
 
 
 def main() -> None:
@@ -88,7 +69,7 @@ def main() -> None:
     for column in ("step", *ALTERNATIVES, "plugin / native"):
         table.add_column(column, justify="right")
     for title in rounds(STEPS, "steps"):
-        times = measure(executors, *STEPS[title])
+        times = median_seconds(executors, *STEPS[title])
         ratio = (times[0] + times[2]) / 2 / times[1]
         table.add_row(title, *(f"{1e3 * each:.1f} ms" for each in times), f"{ratio:.2f}")
     Console(width=160).print(table)

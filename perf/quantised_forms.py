@@ -8,14 +8,12 @@ The executors of one model run the same steps in turns. The table is that of doc
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Sequence
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from perf.report import MODEL, rounds
+from perf.steps import median_seconds, prompt_step
 from sarathi.backends.executor import ExecutorPart
 from sarathi.backends.openvino.openvino_executor import BLOCK_SIZE, OpenVinoExecutor
 from sarathi.backends.registry import ExecutorOptions, Quantization
@@ -35,20 +33,23 @@ MODELS = (MODEL, "gemma3-270m")
 WAYS: tuple[Quantization, ...] = ("none", "exact", "int8", "int4")
 _CONTEXT = 100  # tokens of each decode
 _WINDOW = 512
-# Tokens of one prompt, or minus the number of decodes, and how often each is run.
-_STEPS = {"decode of 1": (-1, 40), "decodes of 16": (-16, 20), "prompt of 256": (256, 7)}
 _MAX_TOKENS = 1024  # that the KV cache of an executor has to hold
 
 
-def make_step(tokens: int) -> Step:
-    """A step with so many tokens of one prompt or, if negative, decodes."""
-    if tokens > 0:
-        ids = np.random.default_rng(0).integers(5, 1000, tokens).tolist()
-        return join_parts([StepPart(ids, 0, range(-(-tokens // BLOCK_SIZE)), True)], BLOCK_SIZE)
+def decodes(count: int) -> Step:
+    """A step of decodes that share all blocks of their contexts but the last."""
     each = -(-(_CONTEXT + 1) // BLOCK_SIZE)
-    shared = range(each - 1)  # blocks; each decode has its own last one
-    parts = [StepPart([7 + i], _CONTEXT, [*shared, each + i], True) for i in range(-tokens)]
+    shared = range(each - 1)
+    parts = [StepPart([7 + i], _CONTEXT, [*shared, each + i], True) for i in range(count)]
     return join_parts(parts, BLOCK_SIZE)
+
+
+# A step, and how often each executor runs it.
+_STEPS = {
+    "decode of 1": (decodes(1), 40),
+    "decodes of 16": (decodes(16), 20),
+    "prompt of 256": (prompt_step(256), 7),
+}
 
 
 def load(model: Model, way: Quantization) -> OpenVinoExecutor:
@@ -58,24 +59,12 @@ def load(model: Model, way: Quantization) -> OpenVinoExecutor:
     executor.allocate(-(-_MAX_TOKENS // BLOCK_SIZE))
     with executor.warming_up():
         executor.check()
-        for tokens, _ in _STEPS.values():
-            executor.execute(make_step(tokens))
+        for step, _ in _STEPS.values():
+            executor.execute(step)
     return executor
 
 
-def median_seconds(executors: Sequence[OpenVinoExecutor], tokens: int, runs: int) -> list[float]:
-    """The time of a step on each executor, all in turns."""
-    step = make_step(tokens)
-    seconds: list[list[float]] = [[] for _ in executors]
-    for _ in range(runs):
-        for executor, times in zip(executors, seconds, strict=True):
-            began = time.perf_counter()
-            executor.execute(step)
-            times.append(time.perf_counter() - began)
-    return [float(np.median(times)) for times in seconds]
-
-
-def measure(name: str, tokens: int) -> Table:
+def measure(name: str, text_tokens: int) -> Table:
     path = locate(name).path
     model, tokenizer = open_model(path), open_tokenizer(path)
     executors = [load(model, way) for way in rounds(WAYS, f"loading {name}")]
@@ -84,8 +73,8 @@ def measure(name: str, tokens: int) -> Table:
     ]
     sizes = [executor.weight_bytes for executor in executors]
     del executors
-    windows = cut_into_windows(tokenizer, builtin_text(), _WINDOW, tokens)
-    table = Table(title=f"{name}, in {EngineConfig().precision or 'the default precision'}")
+    windows = cut_into_windows(tokenizer, builtin_text(), _WINDOW, text_tokens)
+    table = Table(title=f"{name}, in the default precision")
     for column in ("--quantization", "weights", *_STEPS, "perplexity", "KL mean", "top-1 equal"):
         table.add_column(column, justify="right")
     for number, way in enumerate(rounds(WAYS, f"quality of {name}")):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from perf.prompts import random_prompts
 from perf.report import MODEL
@@ -32,3 +35,21 @@ def prefill_steps(length: int, chunk: int) -> Iterator[Step]:
     for start in range(0, length, chunk):
         part = StepPart(prompt[start : start + chunk], start, blocks, start + chunk >= length)
         yield join_parts([part], BLOCK_SIZE)
+
+
+def prompt_step(length: int) -> Step:
+    """A whole prompt of random tokens, which samples."""
+    tokens = np.random.default_rng(0).integers(5, 1000, length).tolist()
+    return join_parts([StepPart(tokens, 0, range(-(-length // BLOCK_SIZE)), True)], BLOCK_SIZE)
+
+
+def median_seconds(executors: Sequence[OpenVinoExecutor], step: Step, runs: int) -> list[float]:
+    """The median time of a step on each executor, all in turns."""
+    seconds: list[list[float]] = [[] for _ in executors]
+    for turn in range(runs + 1):
+        for executor, times in zip(executors, seconds, strict=True):
+            began = time.perf_counter()
+            executor.execute(step)
+            if turn:  # the first adapts to the shape
+                times.append(time.perf_counter() - began)
+    return [float(np.median(times)) for times in seconds]

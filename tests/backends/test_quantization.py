@@ -160,7 +160,7 @@ class TestTheForms:
         forms = served_forms(stored_as(config, stored), quantization)
         assert activation_group(forms, shapes) == expected
 
-    def test_are_told_in_a_line(self, config: Any) -> None:
+    def test_are_logged_in_one_line(self, config: Any) -> None:
         mixed = stored_as(config, "Q4_K", down_proj="Q6_K", up_proj="BF16")
         forms = served_forms(mixed, "auto")
         assert describe_forms(mixed, forms) == "Q4_K and Q6_K in int8, groups of 64"

@@ -1,4 +1,4 @@
-"""Weights in the precision in which they are served, backed by files rather than by memory."""
+"""Weights in the form in which they are served, backed by files rather than by memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import mmap
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sarathi.backends.quantization import Forms, Shapes, num_bytes
 from sarathi.errors import ModelError
 from sarathi.models.quantized import IntegerForm, PackedMatrix, QuantizedRows, quantize
 from sarathi.models.weights import Array, Weights
@@ -40,9 +41,9 @@ class WeightStore:
     def __init__(
         self,
         weights: Weights,
-        shapes: Mapping[str, tuple[int, ...]],
+        shapes: Shapes,
         dtype: npt.DTypeLike,
-        forms: Mapping[str, IntegerForm],
+        forms: Forms,
         on_progress: Callable[[float], None] = lambda share: None,
     ) -> None:
         """Convert the tensors that `shapes` names, on all cores.
@@ -94,14 +95,8 @@ class WeightStore:
             thread.join()
             self.drop_pages()
 
-    def _convert(
-        self, shapes: Mapping[str, tuple[int, ...]], forms: Mapping[str, IntegerForm]
-    ) -> None:
-        item_bytes = self._dtype.itemsize
-        size = sum(
-            forms[name].num_bytes(shape) if name in forms else math.prod(shape) * item_bytes
-            for name, shape in shapes.items()
-        )
+    def _convert(self, shapes: Shapes, forms: Forms) -> None:
+        size = num_bytes(shapes, forms, self._dtype.itemsize)
         scratch = _ScratchFile(size + _ARRAYS * len(shapes) * _ALIGNMENT)
         num_mapped = len(self._tensors)
         self._mappings.append(scratch.mapping)

@@ -57,7 +57,7 @@ def uses_int8_activations(
 ) -> bool:
     """Return whether products with matrices of a form really round activations to int8.
 
-    The types in the compiled graph do not tell. So a small matrix is multiplied with activations
+    The types in the compiled graph do not show it. So a small matrix is multiplied with activations
     of which one vanishes if it is rounded in a group with the other, which meets weights of 0.
     """
     values = np.zeros((_PROBE_ROWS, columns), np.uint8)

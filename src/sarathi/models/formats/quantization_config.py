@@ -33,7 +33,7 @@ class QuantizationConfig:
 def read_quantization(fields: Fields) -> QuantizationConfig | None:
     """Return how the weights are quantised; None if they are not.
 
-    Fields that tell how the integers were found, or what the tensors tell as well, are not read,
+    Fields about how the integers were found, or that repeat what the tensors have, are not read,
     and neither are those about activations, which are not quantised as the checkpoint has it.
     Raises `ModelError` that names the method, or the field, for what is not supported.
     """
