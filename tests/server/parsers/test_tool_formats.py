@@ -7,7 +7,7 @@ import string
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sarathi.server.parsers.output_parser import OutputParser
@@ -164,13 +164,15 @@ def test_wrong_outputs_are_cut_as_they_please(format_name: str, data: st.DataObj
 def test_ordinary_text_is_not_delayed(format_name: str, text: str) -> None:
     """What is kept back is the beginning of a marker, or whitespace beside one."""
     tool_format = TOOL_FORMATS[format_name]
+    starts = [*tool_format.begin, *tool_format.bare]
+    # Hypothesis also draws constants of the source, and so whole markers.
+    assume(not any(start in text for start in starts))
     one = parser(format_name)
     passed, seen = "", ""
     for character in text:
         seen += character
         passed += one.push(character, [1]).content
         kept = seen[len(passed) :]
-        starts = [*tool_format.begin, *tool_format.bare]
         assert not kept.strip() or any(start.startswith(kept.strip()) for start in starts)
     assert passed + one.flush().content == text
 
