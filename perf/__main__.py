@@ -19,7 +19,7 @@ _NAMES = (
     "policies",
     "prefix_caching",
     "quantised_forms",
-    "attention",
+    "native_kernels",
     "recording",
     "scheduler_overhead",
     "sharded_load",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from sarathi.backends.openvino import native_attention, native_build
+from sarathi.backends.openvino import native_build, native_kernels
 
 
 def _missing() -> str:
-    if not {"avx2", "fma"} <= native_attention.processor_flags():
-        return "the processor lacks AVX2 or FMA"
+    if not native_kernels.processor_flags() >= native_kernels.REQUIRED_FLAGS:
+        return "the processor lacks AVX2, FMA or F16C"
     try:
         native_build._compiler()
     except native_build.NativeBuildError as error:

@@ -38,9 +38,9 @@ def executor(
     tiny_models.save_tiny("llama", folder)
     options: dict[str, Any] = {"precision": request.param}
     if request.param == "u8":
-        options = {"kv_precision": "u8", "attention": "plugin"}
+        options = {"kv_precision": "u8", "kernels": "plugin"}
     elif request.param == "native":
-        options = {"kv_precision": "u8", "attention": "native"}
+        options = {"kv_precision": "u8", "kernels": "native"}
     return load(folder, deterministic=True, **options)
 
 

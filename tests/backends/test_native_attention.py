@@ -1,8 +1,8 @@
-"""Native attention against numpy and the plugin's, and when which of them is used."""
+"""Native attention against numpy and the plugin's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ import numpy.typing as npt
 import openvino as ov
 import pytest
 from openvino import opset13 as op
+from openvino.utils.node_factory import NodeFactory
 
-from sarathi.backends.openvino import native_attention, native_build
-from sarathi.backends.openvino.native_attention import NativeAttention, choose_attention, join_step
-from sarathi.backends.openvino.native_build import NativeBuildError
+from sarathi.backends.openvino.native_attention import NativeAttention, join_step
+from sarathi.backends.openvino.native_build import native_library
 from sarathi.backends.openvino.openvino_executor import OpenVinoExecutor, _core
 from sarathi.backends.step import StepPart, join_parts
 from sarathi.errors import ExecutorError
@@ -27,7 +27,6 @@ from tests.backends.natives import needs_native
 
 _BLOCK = 32
 Floats = npt.NDArray[np.floating[Any]]
-_LARGE = 1 << 30  # bytes of weights that are worth compiling for
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,9 @@ class Kernel:
     """One layer's attention as a graph of its own, with a cache that is full of NaN at first."""
 
     def __init__(self, config: ModelConfig, num_blocks: int) -> None:
-        native = NativeAttention(config, native_build.native_library())
+        factory = NodeFactory()
+        factory.add_extension(native_library())
+        native = NativeAttention(config, factory)
         types = [np.float32] * 3 + [np.uint8] * 2 + [np.int32] * 4
         inputs = [op.parameter([-1] * (2 if i < 5 else 1), t) for i, t in enumerate(types)]
         output = native.node([*inputs[:5], join_step(*inputs[5:])], 0)
@@ -177,10 +178,10 @@ def test_logits_are_as_exact_as_the_plugins(family: str, tmp_path: Path) -> None
 
     exact = logits(load(tmp_path, kv_precision="f32"), 300)
     plugin, native = (
-        load(tmp_path, kv_precision="u8", attention=attention) for attention in ("plugin", "native")
+        load(tmp_path, kv_precision="u8", kernels=kernels) for kernels in ("plugin", "native")
     )
     native.check()
-    assert (plugin.attention, native.attention) == ("plugin", "native")
+    assert (plugin.kernels, native.kernels) == ("plugin", "native attention")
     assert plugin.block_bytes == native.block_bytes
 
     def distance(found: Floats) -> float:
@@ -192,94 +193,8 @@ def test_logits_are_as_exact_as_the_plugins(family: str, tmp_path: Path) -> None
 
 
 @needs_native
-def test_the_self_check_names_the_attention(folder: Path) -> None:
-    executor = load(folder, kv_precision="u8", attention="native")
+def test_the_self_check_names_the_kernels(folder: Path) -> None:
+    executor = load(folder, kv_precision="u8", kernels="native")
     executor.config = replace(executor.config, norm_eps=1.0)
-    with pytest.raises(ExecutorError, match=r"self-check failed.*--attention native"):
+    with pytest.raises(ExecutorError, match=r"self-check failed.*--kernels native"):
         executor.check()
-
-
-def test_small_models_are_not_worth_compiling_for(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(native_attention, "native_library", _never)
-    assert load(folder, kv_precision="u8").attention == "plugin"
-
-
-def _never() -> Path:
-    pytest.fail("compiled")
-
-
-def _failing() -> Path:
-    raise NativeBuildError("there is no C++ compiler")
-
-
-def _garbage(folder: Path) -> Callable[[], Path]:
-    path = folder / "garbage.so"
-    path.write_bytes(b"no library")
-    return lambda: path
-
-
-def _processor(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
-    monkeypatch.setattr(native_attention, "processor_flags", lambda: frozenset(flags))
-
-
-def test_what_cannot_be_compiled_or_loaded_leaves_the_plugins(
-    config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _processor(monkeypatch, "avx2", "fma")
-    for library, reason in ((_failing, r"no C\+\+ compiler"), (_garbage(tmp_path), "garbage")):
-        monkeypatch.setattr(native_attention, "native_library", library)
-        native, name = choose_attention("auto", config, "f32", "u8", _LARGE)
-        assert native is None
-        assert name.startswith("plugin, since native is not possible: ")
-        assert "\n" not in name
-        with pytest.raises(ExecutorError, match=f"--attention native is not possible: .*{reason}"):
-            choose_attention("native", config, "f32", "u8", _LARGE)
-
-
-@pytest.mark.parametrize(
-    ("changes", "flags", "reason"),
-    [
-        ({"precision": "bf16"}, ("avx2", "fma"), "not in bf16 with u8"),
-        ({"kv_precision": "f32"}, ("avx2", "fma"), "not in f32 with f32"),
-        ({"head_dim": 24}, ("avx2", "fma"), "24 dimensions, expected a multiple of 16"),
-        ({"head_dim": 256}, ("avx2", "fma"), "256 dimensions, expected .* up to 128"),
-        ({}, ("avx2",), "AVX2 and FMA"),
-        ({}, (), "AVX2 and FMA"),
-    ],
-)
-def test_what_the_kernel_cannot_compute_is_refused(
-    config: ModelConfig,
-    changes: dict[str, Any],
-    flags: tuple[str, ...],
-    reason: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    _processor(monkeypatch, *flags)
-    monkeypatch.setattr(native_attention, "native_library", _never)
-    dim = changes.get("head_dim", config.head_dim)
-    config = replace(config, head_dim=dim, inv_freq=(1.0,) * (dim // 2))
-    given = config, changes.get("precision", "f32"), changes.get("kv_precision", "u8"), _LARGE
-    assert choose_attention("auto", *given) == (None, "plugin")
-    assert choose_attention("plugin", *given) == (None, "plugin")
-    with pytest.raises(ExecutorError, match=f"--attention native is not possible: .*{reason}"):
-        choose_attention("native", *given)
-
-
-def test_wider_vectors_are_left_to_the_plugin(
-    config: ModelConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _processor(monkeypatch, "avx2", "fma", "avx512f")
-    monkeypatch.setattr(native_attention, "native_library", _never)
-    assert choose_attention("auto", config, "f32", "u8", _LARGE) == (None, "plugin")
-
-
-def test_flags_are_those_of_the_first_processor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 fma\n\nflags\t\t: fpu\n")
-    for path, flags in ((cpuinfo, {"fpu", "avx2", "fma"}), (tmp_path / "none", set())):
-        monkeypatch.setattr(native_attention, "_CPUINFO", path)
-        assert native_attention.processor_flags.__wrapped__() == flags

@@ -42,10 +42,10 @@ def test_what_has_no_effect_is_refused() -> None:
             EngineConfig(gpu_memory_utilization=0.5, **on_cpus)  # type: ignore[arg-type]
 
 
-def test_only_one_backend_has_a_choice_of_attention() -> None:
-    assert executor_options(EngineConfig(attention="native"), 128).attention == "native"
-    with pytest.raises(ConfigError, match="attention is plugin, expected auto"):
-        EngineConfig(executor="torch", attention="plugin")
+def test_only_one_backend_has_a_choice_of_kernels() -> None:
+    assert executor_options(EngineConfig(kernels="native"), 128).kernels == "native"
+    with pytest.raises(ConfigError, match="kernels is plugin, expected auto"):
+        EngineConfig(executor="torch", kernels="plugin")
 
 
 def test_part_of_the_memory_of_gpus_reaches_the_executor() -> None:

@@ -32,7 +32,7 @@ class Executor(Protocol):
     max_position: int  # tokens, prompt and output together, of the longest sequence
     precision: Precision
     kv_precision: KvPrecision
-    attention: str  # what computes it, for the operator; empty where there is no choice
+    kernels: str  # what computes, for the operator; empty where there is no choice
     int8_activations: bool  # whether products round them
     block_size: int  # tokens of a KV block
     num_blocks: int  # of the KV cache; 0 before `allocate`

@@ -42,7 +42,7 @@ class InstancePart(msgspec.Struct, frozen=True):
     precision: registry.Precision
     kv_precision: registry.KvPrecision
     seconds: float  # of loading
-    attention: str = ""  # see `Executor`
+    kernels: str = ""  # see `Executor`
     warnings: tuple[str, ...] = ()
 
 
@@ -89,7 +89,7 @@ def describe(executor: Executor, rank_id: RankId, seconds: float) -> InstancePar
         precision=executor.precision,
         kv_precision=executor.kv_precision,
         seconds=seconds,
-        attention=executor.attention,
+        kernels=executor.kernels,
         warnings=executor.warnings,
     )
 

@@ -23,7 +23,7 @@ ExecutorName = Literal["openvino", "torch"]
 Device = Literal["cpu", "cuda"]
 Precision = Literal["f32", "bf16", "f16"]
 KvPrecision = Literal["f32", "bf16", "f16", "u8"]
-Attention = Literal["auto", "native", "plugin"]  # of the OpenVINO backend
+Kernels = Literal["auto", "native", "plugin"]  # of the OpenVINO backend
 Quantization = Literal["auto", "exact", "int8", "int4", "none"]  # see `quantization.served_forms`
 
 
@@ -39,7 +39,7 @@ class BackendEntry:
     has_tensor_parallelism: bool  # whether several ranks can share the layers of a stage
     has_kv_precision: bool  # whether the KV cache can have another precision than the weights
     has_quantization: bool  # whether matrices can be served in integers
-    has_attention: bool  # whether the option `attention` chooses what computes it
+    has_kernels: bool  # whether the option `kernels` chooses what computes
 
 
 BACKENDS: Mapping[ExecutorName, BackendEntry] = {
@@ -52,7 +52,7 @@ BACKENDS: Mapping[ExecutorName, BackendEntry] = {
         has_tensor_parallelism=False,
         has_kv_precision=True,
         has_quantization=True,
-        has_attention=True,
+        has_kernels=True,
     ),
     "torch": BackendEntry(
         module="sarathi.backends.torch.torch_executor",
@@ -63,7 +63,7 @@ BACKENDS: Mapping[ExecutorName, BackendEntry] = {
         has_tensor_parallelism=True,
         has_kv_precision=False,
         has_quantization=False,
-        has_attention=False,
+        has_kernels=False,
     ),
 }
 
@@ -93,7 +93,7 @@ class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):
     precision: Precision | None = None  # None: the fastest that the processor computes in
     kv_precision: KvPrecision | None = None  # None: the backend chooses
     quantization: Quantization = "none"
-    attention: Attention = "auto"
+    kernels: Kernels = "auto"
     threads: int | None = None  # None: all cores of the machine between the processes on it
     deterministic: bool = False
     own_cores: bool = False  # whether no other engine uses the cores of this machine

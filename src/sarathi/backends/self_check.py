@@ -86,11 +86,11 @@ def check_model(executor: Executor, weights: Tensors) -> None:
         _INT8_ACTIVATIONS if executor.int8_activations else 0.0,
     )
     if not worst <= tolerance:
-        attention = f" (--attention {executor.attention})" if executor.attention else ""
+        kernels = f" (--kernels {executor.kernels})" if executor.kernels else ""
         raise ExecutorError(
             f"self-check failed: logits are {worst:.3f} away from the reference, more than the "
             f"{tolerance} that {executor.precision} weights and a {executor.kv_precision} cache "
-            f"explain{attention}; not serving wrong answers. Are these the supported versions of "
+            f"explain{kernels}; not serving wrong answers. Are these the supported versions of "
             "openvino and torch?"
         )
 

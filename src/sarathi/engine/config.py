@@ -100,12 +100,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             "at load; none in --precision",
         ),
     ] = "auto"
-    attention: Annotated[
-        registry.Attention,
+    kernels: Annotated[
+        registry.Kernels,
         Option(
-            "what computes attention: the operation of OpenVINO's plugin, or this project's "
-            "native one, which a C++ compiler makes at the first start; auto takes that where it "
-            "is faster: --precision f32 with a u8 cache and AVX2"
+            "what computes attention and products with quantised weights: operations of OpenVINO's "
+            "plugin, or this project's native ones, which a C++ compiler makes at the first start; "
+            "auto takes those where they are faster: with AVX2, but no AVX-512"
         ),
     ] = "auto"
     threads: Annotated[
@@ -265,9 +265,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
                 f"quantization is {self.quantization}, expected auto or none: the executor "
                 f"{self.executor} serves weights in its precision"
             )
-        if not backend.has_attention and self.attention != "auto":
+        if not backend.has_kernels and self.kernels != "auto":
             raise ConfigError(
-                f"attention is {self.attention}, expected auto: the executor {self.executor} has "
+                f"kernels is {self.kernels}, expected auto: the executor {self.executor} has "
                 "its own"
             )
         log, trace = self.iteration_log, self.trace

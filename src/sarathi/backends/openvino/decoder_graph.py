@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import ml_dtypes
 import numpy as np
 import openvino as ov
@@ -9,7 +11,9 @@ from openvino import opset13 as op
 from openvino.op import Constant, _PagedAttentionExtension
 
 from sarathi.backends.openvino.compressed_products import compressed_matrix
-from sarathi.backends.openvino.native_attention import NativeAttention, join_step
+from sarathi.backends.openvino.native_attention import join_step
+from sarathi.backends.openvino.native_kernels import NativeKernels
+from sarathi.backends.openvino.native_matmul import supports
 from sarathi.backends.weight_store import WeightStore
 from sarathi.models.decoder import (
     GATED_PROJECTIONS,
@@ -52,13 +56,13 @@ def build_graph(
     stage: Stage,
     weights: WeightStore,
     max_position: int,
-    native: NativeAttention | None = None,
+    native: NativeKernels,
 ) -> ov.Model:
     """Build a graph from the arrays of a step and the KV cache to the output of `forward`.
 
     The last stage's has a second output, the normalised hidden states of the pooled rows. Positions
     must be below `max_position`. The graph reads `weights` in place: it must outlive
-    what is compiled from the graph. `native` takes the place of the plugin's attention.
+    what is compiled from the graph. `native` takes the place of the plugin's operations.
     """
     ops = _GraphOperations(config, weights, max_position, native)
     hidden = forward_layers(ops, config, stage)
@@ -77,7 +81,7 @@ class _GraphOperations:
         config: ModelConfig,
         weights: WeightStore,
         max_position: int,
-        native: NativeAttention | None,
+        native: NativeKernels,
     ) -> None:
         self._config = config
         self._native = native
@@ -104,8 +108,8 @@ class _GraphOperations:
         return self._input(HIDDEN)
 
     def linear(self, x: ov.Node, name: str, bias: bool = False) -> ov.Node:
-        y = self._product(x, f"{name}.weight")
-        return op.add(y, self._vector(f"{name}.bias")) if bias else y
+        [y] = self._linears(x, [name], bias)
+        return y
 
     def norm(self, x: ov.Node, name: str) -> ov.Node:
         if self._config.norm == "rms":
@@ -119,11 +123,12 @@ class _GraphOperations:
         return x, self.norm(x, name)
 
     def qkv(self, x: ov.Node, name: str, bias: bool) -> tuple[ov.Node, ov.Node, ov.Node]:
-        # Separate products: the plugin's were faster than one of joined weights.
-        query, key, value = (self.linear(x, f"{name}.{part}", bias) for part in QKV_PROJECTIONS)
+        query, key, value = self._linears(x, [f"{name}.{part}" for part in QKV_PROJECTIONS], bias)
         return query, key, value
 
-    def attention(self, query: ov.Node, key: ov.Node, value: ov.Node, layer: int) -> ov.Output:
+    def attention(
+        self, query: ov.Node, key: ov.Node, value: ov.Node, layer: int
+    ) -> ov.Node | ov.Output:
         config, name = self._config, attention_module(layer)
         if config.qk_norm:
             query = self._head_norm(query, f"{name}.q_norm", config.num_heads)
@@ -131,15 +136,16 @@ class _GraphOperations:
         rope = self._ropes[config.rope_of(layer)]
         query = self._apply_rope(query, config.num_heads, *rope)
         key = self._apply_rope(key, config.num_kv_heads, *rope)
-        if self._native is None:
+        native = self._native.attention
+        if native is None:
             return self._paged_attention(query, key, value, layer)
-        block = [-1, self._native.block_bytes]
+        block = [-1, native.block_bytes]
         caches = [_parameter(name, block, np.uint8) for name in cache_inputs(layer)]
         self._caches += caches
-        return self._native.node([query, key, value, *caches, self._joined_step()], layer)
+        return native.node([query, key, value, *caches, self._joined_step()], layer)
 
     def gated(self, x: ov.Node, name: str, bias: bool) -> ov.Node:
-        gate, up = (self.linear(x, f"{name}.{part}", bias) for part in GATED_PROJECTIONS)
+        gate, up = self._linears(x, [f"{name}.{part}" for part in GATED_PROJECTIONS], bias)
         return op.multiply(self.activate(gate), up)
 
     def activate(self, x: ov.Node) -> ov.Node:
@@ -163,13 +169,29 @@ class _GraphOperations:
         return op.gather(x, self._input("pooled_rows"), _ints(0))
 
     def logits(self, x: ov.Node, weight: str) -> ov.Node:
-        product = self._product(x, weight)
+        [product] = self._products(x, [weight])
         if not (cap := self._config.logit_soft_cap):
             return product
         return op.multiply(op.tanh(op.divide(product, _float(cap))), _float(cap))
 
-    def _product(self, x: ov.Node, weight: str) -> ov.Node:
-        return op.matmul(x, self._weight(weight), transpose_a=False, transpose_b=True)
+    def _linears(self, x: ov.Node, names: Sequence[str], bias: bool) -> Sequence[ov.Node]:
+        products = self._products(x, [f"{name}.weight" for name in names])
+        if not bias:
+            return products
+        biases = [self._vector(f"{name}.bias") for name in names]
+        return [op.add(*pair) for pair in zip(products, biases, strict=True)]
+
+    def _products(self, x: ov.Node, weights: Sequence[str]) -> Sequence[ov.Node]:
+        """Multiply with several matrices, in one native operation where there is one for all.
+
+        Otherwise separately: the plugin's products were faster than one of joined weights.
+        """
+        native, tensors = self._native.matmul, [self._weights[weight] for weight in weights]
+        packed = [one for one in tensors if isinstance(one, PackedMatrix) and supports(one.form)]
+        if native is not None and len(packed) == len(tensors):
+            return native.products(x, packed)
+        nodes = map(self._weight, weights)
+        return [op.matmul(x, node, transpose_a=False, transpose_b=True) for node in nodes]
 
     def _rms_norm(self, x: ov.Node, name: str) -> ov.Node:
         mean = op.reduce_mean(op.multiply(x, x), _ints([-1]), keep_dims=True)

@@ -24,7 +24,9 @@ _SOURCES = Path(__file__).parent / "native"
 _MAIN = "extension.cpp"
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = (
-    *("-shared", "-fPIC", "-std=c++17", "-O3", "-mavx2", "-mfma", "-fno-math-errno"),
+    *("-shared", "-fPIC", "-std=c++17", "-O3", "-mavx2", "-mfma", "-mf16c", "-fno-math-errno"),
+    # GCC's schedule of a loop needs more registers than there are.
+    "-fno-schedule-insns2",
     # A missing symbol fails here, not when the library is loaded. It is never unloaded: graphs may
     # outlive what loaded it.
     *("-Wno-psabi", "-Wl,-z,defs", "-Wl,-z,nodelete"),

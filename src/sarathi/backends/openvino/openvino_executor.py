@@ -27,7 +27,7 @@ from sarathi.backends.openvino.decoder_graph import (
     build_graph,
     cache_inputs,
 )
-from sarathi.backends.openvino.native_attention import choose_attention
+from sarathi.backends.openvino.native_kernels import Computation, choose_kernels
 from sarathi.backends.quantization import (
     Forms,
     Shapes,
@@ -148,14 +148,22 @@ class OpenVinoExecutor:
         forms = served_forms(model, options.quantization)
         int8 = may_round(options) and supports_int8_activations()
         group = activation_group(forms, shapes) if int8 else 0
-        self.int8_activations = group > 0
         self._properties = self._plugin_properties(part.threads or usable_cores(), group)
         self.warnings = self._check_activations(forms, shapes, group)
         dtype = _DTYPES[self.precision]
         self.weights = WeightStore(model.weights, shapes, dtype, forms, on_progress)
-        self._native, self.attention = choose_attention(
-            options.attention, self.config, self.precision, self.kv_precision, self.weight_bytes
+        self._native, self.kernels = choose_kernels(
+            options.kernels,
+            Computation(
+                self.config,
+                self.precision,
+                self.kv_precision,
+                [form for name, form in forms.items() if name in shapes],
+                may_round(options),
+                self.weight_bytes,
+            ),
         )
+        self.int8_activations = group > 0 or self._native.matmul is not None
         self._compiled = self._compile()
         self._request = self._compiled.create_infer_request()
         self._used = [n for port in self._compiled.inputs for n in port.names if n in INPUTS]

@@ -114,7 +114,7 @@ class TorchExecutor:
         self.kv_precision: KvPrecision = self.precision
         self.int8_activations = False
         self.warnings: tuple[str, ...] = ()
-        self.attention = ""
+        self.kernels = ""
         self.deterministic = options.deterministic
         self.num_blocks = 0
         self._options = options

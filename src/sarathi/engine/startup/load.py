@@ -217,7 +217,7 @@ def executor_options(
         precision=config.precision,
         kv_precision=config.kv_precision,
         quantization=config.quantization,
-        attention=config.attention,
+        kernels=config.kernels,
         threads=config.threads,
         deterministic=config.deterministic,
         own_cores=own_cores and config.engines_here == 1,
@@ -290,8 +290,8 @@ class _LoadLog:
     def loaded(self, part: InstancePart) -> None:
         """Log that a process has loaded its part."""
         layers, size = self._layers[part.rank_id], gigabytes(part.weight_bytes)
-        attention = f"; attention: {part.attention}" if part.attention else ""
-        self._log(part.rank_id, f"{layers} loaded, {size} in {part.seconds:.1f} s{attention}")
+        kernels = f"; kernels: {part.kernels}" if part.kernels else ""
+        self._log(part.rank_id, f"{layers} loaded, {size} in {part.seconds:.1f} s{kernels}")
 
     def cache(self, cache: KvCache, parts: tuple[InstancePart, ...]) -> None:
         """Log the size of the KV cache and its memory in each process."""

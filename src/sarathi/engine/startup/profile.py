@@ -319,7 +319,7 @@ def measuring_conditions(
         "precision": part.precision,
         "kv_precision": part.kv_precision,
         "quantization": options.quantization,
-        "attention": part.attention,
+        "kernels": part.kernels,
         "deterministic": options.deterministic,
         "threads": options.threads,
         "pp": config.pp,

@@ -1,8 +1,8 @@
-"""How much faster are steps with native attention than with that of OpenVINO's plugin?
+"""How much faster are steps with native operations than with those of OpenVINO's plugin?
 
-Usage: python -m perf.attention [MODEL]
+Usage: python -m perf.native_kernels [MODEL]
 
-The same weights and steps in turns; a second executor with the plugin's attention shows the noise.
+The same weights and steps in turns; a second executor with the plugin's shows the noise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from perf.report import MODEL, rounds
 from perf.steps import median_seconds, prompt_step
 from sarathi.backends.executor import ExecutorPart
 from sarathi.backends.openvino.openvino_executor import BLOCK_SIZE, OpenVinoExecutor
-from sarathi.backends.registry import Attention
+from sarathi.backends.registry import Kernels
 from sarathi.backends.step import Step, StepPart, join_parts
 from sarathi.engine.config import EngineConfig
 from sarathi.engine.startup.load import executor_options, with_quantization
@@ -24,7 +24,7 @@ from sarathi.models.decoder import whole_model
 from sarathi.models.locate import locate
 from sarathi.models.model import open_model
 
-ALTERNATIVES: tuple[Attention, ...] = ("plugin", "native", "plugin")
+ALTERNATIVES: tuple[Kernels, ...] = ("plugin", "native", "plugin")
 _SEQUENCES, _LENGTH = 64, 2048
 _BLOCKS = 33  # of each sequence
 
@@ -47,9 +47,9 @@ STEPS = {
 }
 
 
-def load(name: str, attention: Attention) -> OpenVinoExecutor:
+def load(name: str, kernels: Kernels) -> OpenVinoExecutor:
     model = open_model(locate(name).path)
-    config = EngineConfig(attention=attention, max_model_len=_LENGTH, kv_precision="u8")
+    config = EngineConfig(kernels=kernels, max_model_len=_LENGTH, kv_precision="u8")
     options = with_quantization(executor_options(config, _LENGTH), model, 1)
     executor = OpenVinoExecutor(model, options, ExecutorPart(whole_model(model.config)))
     executor.allocate(_SEQUENCES * _BLOCKS)

@@ -1,0 +1,361 @@
+// Products of activations with matrices of 4-bit or 8-bit integers, in integers: activations are
+// rounded to int8. For AVX2, FMA and F16C, which the caller checks for.
+//
+// An instruction multiplies 32 unsigned with 32 signed bytes and adds neighbours to 16 bits. Four
+// bits times seven leave room there for the sums of 16 products, so that an addition for each
+// multiplication is all that is needed until the end of a round; 5 or 6 bits for 8 or 4 products.
+// Bytes of more are two planes of 4 bits.
+//
+// The sums of an output do not depend on how many rows are multiplied at once.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace sarathi {
+
+constexpr size_t PANEL = 16;     // rows of the matrix that a task multiplies with: two vectors
+constexpr size_t STEP = 4;       // columns that an instruction sums up for a row
+constexpr size_t MAX_ROUND = 32;  // columns after which sums of 16 bits might overflow
+constexpr size_t TASK_ROWS = 64;  // of activations
+// Bytes ahead: without it, one row of activations waits for memory a third of the time.
+constexpr size_t PREFETCH = 2048;
+
+struct Form {  // see sarathi.models.quantized.IntegerForm
+    size_t bits, group;  // groups are a multiple of 16
+
+    // Columns that share a scale of the activations.
+    size_t round() const { return group % MAX_ROUND ? 16 : MAX_ROUND; }
+};
+
+// Activations [rows, columns] as int8, with scales for each round of columns.
+class Activations {
+public:
+    Activations(size_t rows, size_t columns, size_t round)
+        : rows(rows), columns(columns), rounds(columns / round), round_(round),
+          values_(rows * columns), scales_(rows * rounds), sums_(rows * rounds) {}
+
+    const size_t rows, columns, rounds;
+
+    const int8_t* values(size_t row) const { return &values_[row * columns]; }
+    const float* scales(size_t row) const { return &scales_[row * rounds]; }
+    const float* sums(size_t row) const { return &sums_[row * rounds]; }  // of rounded elements
+
+    void quantize(size_t row, const float* x) {
+        for (size_t r = 0; r < rounds; r++, x += round_)
+            quantize_round(x, &values_[row * columns + r * round_], row * rounds + r);
+    }
+
+private:
+    void quantize_round(const float* x, int8_t* to, size_t index) {
+        const __m256 sign = _mm256_set1_ps(-0.0f);
+        __m256 most = _mm256_setzero_ps(), poison = _mm256_setzero_ps();
+        for (size_t i = 0; i < round_; i += 8) {
+            const __m256 v = _mm256_loadu_ps(x + i);
+            most = _mm256_max_ps(most, _mm256_andnot_ps(sign, v));
+            poison = _mm256_fmadd_ps(v, _mm256_setzero_ps(), poison);  // NaN if one is not finite
+        }
+        alignas(32) float lanes[8], poisons[8];
+        _mm256_store_ps(lanes, most);
+        _mm256_store_ps(poisons, poison);
+        float maximum = 0, not_finite = 0;
+        for (int i = 0; i < 8; i++) {
+            maximum = std::max(maximum, lanes[i]);
+            not_finite += poisons[i];
+        }
+        const float scale = maximum / 127;
+        // Of the smallest scales the inverse is infinite: they vanish.
+        const float inverse = scale > 1e-37f ? 1 / scale : 0;
+        const __m256 factor = _mm256_set1_ps(inverse);
+        __m256i total = _mm256_setzero_si256();
+        for (size_t i = 0; i < round_; i += 8) {
+            const __m256i v = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), factor));
+            total = _mm256_add_epi32(total, v);
+            const __m128i words =
+                _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+            _mm_storel_epi64((__m128i*)(to + i), _mm_packs_epi16(words, words));
+        }
+        alignas(32) int32_t totals[8];
+        _mm256_store_si256((__m256i*)totals, total);
+        int32_t sum = 0;
+        for (int t : totals) sum += t;
+        scales_[index] = scale + not_finite;
+        sums_[index] = scales_[index] * float(sum);
+    }
+
+    size_t round_;
+    std::vector<int8_t> values_;
+    std::vector<float> scales_, sums_;
+};
+
+// How the integers of a matrix lie in memory: two to a byte, or bytes whose values are below 32, 64
+// or 256.
+enum class Kind { NIBBLES, BITS5, BITS6, BYTES };
+
+constexpr int planes(Kind kind) { return kind == Kind::BYTES ? 2 : 1; }
+
+// Steps whose products, of two columns each, can be summed up in 16 bits.
+constexpr int narrow_steps(Kind kind) {
+    return kind == Kind::BITS5 ? 4 : kind == Kind::BITS6 ? 2 : int(MAX_ROUND / STEP);
+}
+
+struct alignas(64) CacheLine {
+    uint8_t bytes[64];
+};
+
+// A matrix [rows, columns] in the order in which it is read. A panel has for each step (for each
+// two if nibbles: the low and the high halves of bytes) the unsigned integers of all its rows, and
+// for each group the scale of each row, then what is added to each element of the group.
+class PackedMatrix {
+public:
+    // `values`: [rows, columns * bits / 8], signed where there are no zero points. `zeros`, of type
+    // `Zero`, and `scales`: [rows, columns / group].
+    template <class Zero>
+    PackedMatrix(Form form, size_t rows, size_t columns, const uint8_t* values, const float* scales,
+                 const Zero* zeros)
+        : form(form), rows(rows), columns(columns), panels((rows + PANEL - 1) / PANEL),
+          groups(columns / form.group),
+          panel_lines_(PANEL * columns * form.bits / 8 / sizeof(CacheLine)),
+          values_(panels * panel_lines_) {
+        const size_t row_bytes = columns * form.bits / 8;
+        uint8_t middle = 8, flip = 0x88;  // of the sign
+        if (form.bits == 8) {
+            const uint8_t sign = zeros ? 0 : 128;
+            uint8_t least = 255, most = 0;
+            for (size_t i = 0; i < rows * row_bytes; i++) {
+                least = std::min<uint8_t>(least, values[i] ^ sign);
+                most = std::max<uint8_t>(most, values[i] ^ sign);
+            }
+            const auto fits = [&](int half) {
+                return zeros ? most < 2 * half : least >= 128 - half && most < 128 + half;
+            };
+            kind_ = fits(16) ? Kind::BITS5 : fits(32) ? Kind::BITS6 : Kind::BYTES;
+            middle = kind_ == Kind::BITS5 ? 16 : kind_ == Kind::BITS6 ? 32 : 128;
+        }
+        std::vector<float> of_groups(panels * groups * 2 * PANEL);
+        for (size_t row = 0; row < rows; row++) {
+            const size_t panel = row / PANEL, slot = row % PANEL;
+            const uint8_t* from = values + row * row_bytes;
+            uint8_t* to = values_[panel * panel_lines_].bytes + slot * STEP;
+            for (size_t s = 0; s < row_bytes; s += STEP, to += PANEL * STEP)
+                for (size_t i = 0; i < STEP; i++)
+                    if (form.bits == 8) {
+                        to[i] = from[s + i] + (zeros ? 0 : middle);
+                    } else {
+                        const int shift = i % 2 * 4;
+                        const uint8_t low = from[s + i / 2] >> shift & 15;
+                        const uint8_t high = from[s + 2 + i / 2] >> shift & 15;
+                        to[i] = (low | high << 4) ^ (zeros ? 0 : flip);
+                    }
+            for (size_t g = 0; g < groups; g++) {
+                const float scale = scales[row * groups + g];
+                float* pair = &of_groups[(panel * groups + g) * 2 * PANEL] + slot;
+                pair[0] = scale;
+                pair[PANEL] = -scale * (zeros ? float(zeros[row * groups + g]) : middle);
+            }
+        }
+        keep_scales(std::move(of_groups));
+    }
+
+    const Form form;
+    const size_t rows, columns, panels, groups;
+
+    Kind kind() const { return kind_; }
+    const uint8_t* values(size_t panel) const { return values_[panel * panel_lines_].bytes; }
+
+    // The vector number `i` of a panel's scales and offsets.
+    inline __m256 scales(size_t panel, size_t i) const {
+        const size_t at = panel * groups * 2 * PANEL + 8 * i;
+        if (halves_.empty()) return _mm256_loadu_ps(&scales_[at]);
+        return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)&halves_[at]));
+    }
+
+private:
+    // Half precision loses less than rounded activations do, and most files have it themselves. But
+    // it has no numbers that are too large or too small.
+    void keep_scales(std::vector<float> scales) {
+        const bool fits = std::all_of(scales.begin(), scales.end(), [](float x) {
+            return x == 0 || (std::abs(x) > 6.2e-5f && std::abs(x) < 65000);
+        });
+        if (!fits) {
+            scales_ = std::move(scales);
+            return;
+        }
+        halves_.resize(scales.size());
+        for (size_t i = 0; i < scales.size(); i++)
+            halves_[i] = uint16_t(_cvtss_sh(scales[i], _MM_FROUND_TO_NEAREST_INT));
+    }
+
+    Kind kind_ = Kind::NIBBLES;
+    size_t panel_lines_;
+    std::vector<CacheLine> values_;
+    std::vector<float> scales_;      // one of these is empty
+    std::vector<uint16_t> halves_;
+};
+
+// Sums of a round: the products of R rows of activations with a panel.
+template <int R, Kind KIND>
+struct RoundSums {
+    __m256i narrow[R][2][planes(KIND)];  // of 16 bits
+    __m256i wide[R][2];                  // of 32 bits
+
+    // Adds the products of step `s` with four columns.
+    inline __attribute__((always_inline)) void add(int s, int plane, const int8_t* a,
+                                                   size_t stride, __m256i w0, __m256i w1) {
+        for (int r = 0; r < R; r++) {
+            int32_t four;
+            std::memcpy(&four, a + r * stride, STEP);
+            const __m256i x = _mm256_set1_epi32(four);
+            __m256i *s0 = &narrow[r][0][plane], *s1 = &narrow[r][1][plane];
+            const __m256i p0 = _mm256_maddubs_epi16(w0, x), p1 = _mm256_maddubs_epi16(w1, x);
+            const bool first = s % narrow_steps(KIND) == 0;
+            *s0 = first ? p0 : _mm256_add_epi16(*s0, p0);
+            *s1 = first ? p1 : _mm256_add_epi16(*s1, p1);
+            // Keep the order: compilers that do all multiplications first run out of registers.
+            asm("" : "+x"(*s0), "+x"(*s1));
+        }
+    }
+
+    // Moves sums to 32 bits, after a step `s` that fills 16, or the last.
+    inline __attribute__((always_inline)) void widen(int s) {
+        for (int r = 0; r < R; r++)
+            for (int half = 0; half < 2; half++) {
+                __m256i sum = _mm256_madd_epi16(narrow[r][half][0], _mm256_set1_epi16(1));
+                if constexpr (planes(KIND) == 2)  // the high halves of bytes
+                    sum = _mm256_add_epi32(
+                        sum, _mm256_madd_epi16(narrow[r][half][1], _mm256_set1_epi16(16)));
+                wide[r][half] =
+                    s < narrow_steps(KIND) ? sum : _mm256_add_epi32(wide[r][half], sum);
+            }
+    }
+};
+
+// out[R, PANEL] = the rows of activations from `row` on, times a panel. A round has `STEPS` steps.
+template <int R, Kind KIND, int STEPS>
+void multiply_panel(const PackedMatrix& matrix, size_t panel, const Activations& activations,
+                    size_t row, float* out) {
+    constexpr bool NIBBLES = KIND == Kind::NIBBLES;
+    const size_t columns = activations.columns, rounds = activations.rounds;
+    const int8_t* a = activations.values(row);
+    const float *a_scales = activations.scales(row), *a_sums = activations.sums(row);
+    const uint8_t* w = matrix.values(panel);
+    const size_t group_rounds = rounds / matrix.groups;
+    const __m256i low = _mm256_set1_epi8(15);
+    __m256 sums[R][2] = {};
+    for (size_t group = 0, round = 0; group < matrix.groups; group++)
+        for (const size_t end = round + group_rounds; round < end; round++) {
+            RoundSums<R, KIND> products;
+#pragma GCC unroll 8
+            for (int s = 0; s < STEPS; s += NIBBLES ? 2 : 1, w += PANEL * STEP) {
+                const __m256i w0 = _mm256_loadu_si256((const __m256i*)w);
+                const __m256i w1 = _mm256_loadu_si256((const __m256i*)w + 1);
+                __builtin_prefetch(w + PREFETCH);
+                const int8_t* x = a + s * STEP;
+                if constexpr (KIND == Kind::BITS5 || KIND == Kind::BITS6) {
+                    products.add(s, 0, x, columns, w0, w1);
+                } else {
+                    products.add(s, 0, x, columns, _mm256_and_si256(w0, low),
+                                 _mm256_and_si256(w1, low));
+                    const __m256i high0 = _mm256_and_si256(_mm256_srli_epi16(w0, 4), low);
+                    const __m256i high1 = _mm256_and_si256(_mm256_srli_epi16(w1, 4), low);
+                    if constexpr (NIBBLES)
+                        products.add(s + 1, 0, x + STEP, columns, high0, high1);
+                    else
+                        products.add(s, 1, x, columns, high0, high1);
+                }
+                const int done = s + (NIBBLES ? 2 : 1);
+                if (done % narrow_steps(KIND) == 0 || done == STEPS) products.widen(done - 1);
+            }
+            a += STEPS * STEP;
+            for (int half = 0; half < 2; half++) {
+                const __m256 scale = matrix.scales(panel, 4 * group + half);
+                const __m256 offset = matrix.scales(panel, 4 * group + 2 + half);
+                for (int r = 0; r < R; r++) {
+                    const __m256 a_scale = _mm256_broadcast_ss(a_scales + r * rounds + round);
+                    const __m256 a_sum = _mm256_broadcast_ss(a_sums + r * rounds + round);
+                    __m256& sum = sums[r][half];
+                    sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products.wide[r][half]),
+                                          _mm256_mul_ps(scale, a_scale), sum);
+                    sum = _mm256_fmadd_ps(offset, a_sum, sum);
+                }
+            }
+        }
+    for (int r = 0; r < R; r++)
+        for (int half = 0; half < 2; half++)
+            _mm256_storeu_ps(out + r * PANEL + 8 * half, sums[r][half]);
+}
+
+// out[rows, matrix.rows] = activations times a panel, for rows `begin` to `end` of them.
+template <Kind KIND, int STEPS>
+void multiply_rows(const PackedMatrix& matrix, size_t panel, const Activations& activations,
+                   size_t begin, size_t end, float* out) {
+    const size_t first = panel * PANEL, width = std::min(PANEL, matrix.rows - first);
+    float result[2 * PANEL];
+    for (size_t row = begin; row < end; row += 2) {
+        const size_t count = std::min<size_t>(2, end - row);
+        if (count == 2)
+            multiply_panel<2, KIND, STEPS>(matrix, panel, activations, row, result);
+        else
+            multiply_panel<1, KIND, STEPS>(matrix, panel, activations, row, result);
+        for (size_t r = 0; r < count; r++)
+            std::copy_n(result + r * PANEL, width, out + (row + r) * matrix.rows + first);
+    }
+}
+
+template <int STEPS>
+void multiply_rows(const PackedMatrix& matrix, size_t panel, const Activations& activations,
+                   size_t begin, size_t end, float* out) {
+    const auto multiply = [&](auto function) {
+        function(matrix, panel, activations, begin, end, out);
+    };
+    switch (matrix.kind()) {
+        case Kind::NIBBLES: return multiply(multiply_rows<Kind::NIBBLES, STEPS>);
+        case Kind::BITS5: return multiply(multiply_rows<Kind::BITS5, STEPS>);
+        case Kind::BITS6: return multiply(multiply_rows<Kind::BITS6, STEPS>);
+        case Kind::BYTES: return multiply(multiply_rows<Kind::BYTES, STEPS>);
+    }
+}
+
+struct Product {
+    const PackedMatrix* matrix;
+    float* out;  // [rows of activations, rows of the matrix]
+};
+
+// Multiplies activations x, [rows, columns], with several transposed matrices. `parallel(n, f)` calls
+// f(0) to f(n - 1), in any order and in parallel.
+template <class Parallel>
+void multiply(const float* x, size_t rows, const std::vector<Product>& products,
+              const Parallel& parallel) {
+    const size_t columns = products.front().matrix->columns;
+    size_t round = MAX_ROUND;
+    for (const Product& product : products) round = std::min(round, product.matrix->form.round());
+    Activations activations(rows, columns, round);
+    const size_t row_tasks = (rows + TASK_ROWS - 1) / TASK_ROWS;
+    const auto range = [&](size_t task) {
+        return std::make_pair(task * TASK_ROWS, std::min(rows, (task + 1) * TASK_ROWS));
+    };
+    parallel(row_tasks, [&](size_t task) {
+        const auto [begin, end] = range(task);
+        for (size_t row = begin; row < end; row++) activations.quantize(row, x + row * columns);
+    });
+    std::vector<std::pair<const Product*, size_t>> panels;
+    for (const Product& product : products)
+        for (size_t panel = 0; panel < product.matrix->panels; panel++)
+            panels.emplace_back(&product, panel);
+    // Consecutive tasks share the panel, which is then in a near cache.
+    parallel(panels.size() * row_tasks, [&](size_t task) {
+        const auto [begin, end] = range(task % row_tasks);
+        const auto [product, panel] = panels[task / row_tasks];
+        const auto multiply = round == MAX_ROUND ? multiply_rows<MAX_ROUND / STEP>
+                                                 : multiply_rows<MAX_ROUND / STEP / 2>;
+        multiply(*product->matrix, panel, activations, begin, end, product->out);
+    });
+}
+
+}  // namespace sarathi
