@@ -50,7 +50,8 @@ class Kernel:
         native = NativeAttention(config, factory)
         types = [np.float32] * 3 + [np.uint8] * 2 + [np.int32] * 4
         inputs = [op.parameter([-1] * (2 if i < 5 else 1), t) for i, t in enumerate(types)]
-        output = native.node([*inputs[:5], join_step(*inputs[5:])], 0)
+        nodes = [*inputs[:5], join_step(*inputs[5:])]
+        output = native.node([node.output(0) for node in nodes], 0)
         model = ov.Model([op.result(output)], inputs, "attention")
         compiled = _core().compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": 2})
         self._request = compiled.create_infer_request()

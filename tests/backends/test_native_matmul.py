@@ -61,7 +61,7 @@ class Products:
         factory.add_extension(library)
         self._native = NativeMatmul(factory, library)
         x = op.parameter([-1, COLUMNS], np.float32)
-        outputs = self._native.products(x, matrices)
+        outputs = self._native.products(x.output(0), matrices)
         model = ov.Model([op.result(output) for output in outputs], [x], "products")
         self._compiled = _core().compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": 2})
 
@@ -157,6 +157,13 @@ class TestModels:
         right = reference(model.config, executor.stage, model.weights, tokens)[-1]
         found = executor.execute(step)[0]
         assert 1e-4 < np.linalg.norm(found - right) / np.linalg.norm(right) < 0.5
+
+    def test_beside_the_plugins_attention(self, tmp_path: Path) -> None:
+        save_tiny("gemma3", tmp_path)
+        options: dict[str, Any] = {"precision": None, "kv_precision": "f32"}
+        executor = load(tmp_path, quantization="int8", kernels="native", **options)
+        assert executor.kernels == "native products"
+        executor.check()
 
     def test_forms_that_it_does_not_support_are_the_plugins(self, tmp_path: Path) -> None:
         # Rows of 72 have one group, which no multiple of 16 divides; the others have 64.

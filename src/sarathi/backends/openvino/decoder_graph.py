@@ -142,7 +142,8 @@ class _GraphOperations:
         block = [-1, native.block_bytes]
         caches = [_parameter(name, block, np.uint8) for name in cache_inputs(layer)]
         self._caches += caches
-        return native.node([query, key, value, *caches, self._joined_step()], layer)
+        inputs = [query, key, value, *caches, self._joined_step()]
+        return native.node([_output(operand) for operand in inputs], layer)
 
     def gated(self, x: ov.Node, name: str, bias: bool) -> ov.Node:
         gate, up = self._linears(x, [f"{name}.{part}" for part in GATED_PROJECTIONS], bias)
@@ -189,7 +190,7 @@ class _GraphOperations:
         native, tensors = self._native.matmul, [self._weights[weight] for weight in weights]
         packed = [one for one in tensors if isinstance(one, PackedMatrix) and supports(one.form)]
         if native is not None and len(packed) == len(tensors):
-            return native.products(x, packed)
+            return native.products(_output(x), packed)
         nodes = map(self._weight, weights)
         return [op.matmul(x, node, transpose_a=False, transpose_b=True) for node in nodes]
 
@@ -225,7 +226,7 @@ class _GraphOperations:
         nothing = _i32([])
         node = _PagedAttentionExtension(
             [
-                operand.output(0)
+                _output(operand)
                 for operand in (
                     query,
                     key,
@@ -303,6 +304,10 @@ def _plain_matrix(array: Array) -> ov.Node:
         # Without this mark the plugin converts the weights: three times the memory.
         node.get_rt_info()["decompression_0"] = True
     return node
+
+
+def _output(x: ov.Node | ov.Output) -> ov.Output:
+    return x if isinstance(x, ov.Output) else x.output(0)
 
 
 def _parameter(name: str, shape: list[int], dtype: type[np.generic] | ov.Type) -> ov.Node:

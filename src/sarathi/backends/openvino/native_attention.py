@@ -29,7 +29,7 @@ class NativeAttention:
         config = self._config
         return kv_block_bytes(config.num_kv_heads, config.head_dim, "u8", _BLOCK_SIZE) // 2
 
-    def node(self, inputs: Sequence[ov.Node | ov.Output], layer: int) -> ov.Node:
+    def node(self, inputs: Sequence[ov.Output], layer: int) -> ov.Node:
         """Add the attention of a layer to a graph.
 
         Args:
@@ -42,8 +42,7 @@ class NativeAttention:
             "window": config.sliding_windows[layer],
             "scale": config.score_scale,
         }
-        outputs = [x if isinstance(x, ov.Output) else x.output(0) for x in inputs]
-        return self._factory.create("PagedAttention", outputs, attributes)
+        return self._factory.create("PagedAttention", list(inputs), attributes)
 
 
 def join_step(

@@ -34,14 +34,14 @@ class NativeMatmul:
         functions.sarathi_free.argtypes = [ctypes.c_void_p]
         self._pack, self._free = functions.sarathi_pack, functions.sarathi_free
 
-    def products(self, x: ov.Node, matrices: Sequence[PackedMatrix]) -> Sequence[ov.Node]:
+    def products(self, x: ov.Output, matrices: Sequence[PackedMatrix]) -> Sequence[ov.Node]:
         """Add the products with transposed matrices, whose forms it supports, to a graph.
 
         Raises:
             ExecutorError: there is no memory for the copies.
         """
         attributes = {"matrices": list(map(self._packed, matrices))}
-        node = self._factory.create("QuantizedMatmul", [x.output(0)], attributes)
+        node = self._factory.create("QuantizedMatmul", [x], attributes)
         return node.outputs()  # type: ignore[no-any-return]
 
     def _packed(self, matrix: PackedMatrix) -> int:
