@@ -55,7 +55,8 @@ class NativeMatmul:
         )
         if address is None:
             raise ExecutorError("not enough memory to pack the weights")
-        weakref.finalize(self, self._free, address)
+        # Not at exit, when a step may still be running.
+        weakref.finalize(self, self._free, address).atexit = False
         return address
 
 

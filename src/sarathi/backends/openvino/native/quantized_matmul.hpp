@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 namespace sarathi {
@@ -25,7 +26,7 @@ constexpr size_t STEP = 4;       // columns that an instruction sums up for a ro
 constexpr size_t MAX_ROUND = 32;  // columns after which sums of 16 bits might overflow
 constexpr size_t TASK_ROWS = 64;  // of activations
 // Bytes ahead: without it, one row of activations waits for memory a third of the time.
-constexpr size_t PREFETCH = 2048;
+constexpr size_t PREFETCH = 1024;
 
 struct Form {  // see sarathi.models.quantized.IntegerForm
     size_t bits, group;  // groups are a multiple of 16
@@ -110,8 +111,9 @@ struct alignas(64) CacheLine {
 };
 
 // A matrix [rows, columns] in the order in which it is read. A panel has for each step (for each
-// two if nibbles: the low and the high halves of bytes) the unsigned integers of all its rows, and
-// for each group the scale of each row, then what is added to each element of the group.
+// two if nibbles: the low and the high halves of bytes) the unsigned integers of all its rows; for
+// each group the scale of each row; and, if there are zero points, what is added to each element of
+// the group. Otherwise, what was signed has become unsigned by adding the same to all.
 class PackedMatrix {
 public:
     // `values`: [rows, columns * bits / 8], signed where there are no zero points. `zeros`, of type
@@ -124,7 +126,7 @@ public:
           panel_lines_(PANEL * columns * form.bits / 8 / sizeof(CacheLine)),
           values_(panels * panel_lines_) {
         const size_t row_bytes = columns * form.bits / 8;
-        uint8_t middle = 8, flip = 0x88;  // of the sign
+        uint8_t middle = 8;
         if (form.bits == 8) {
             const uint8_t sign = zeros ? 0 : 128;
             uint8_t least = 255, most = 0;
@@ -138,7 +140,8 @@ public:
             kind_ = fits(16) ? Kind::BITS5 : fits(32) ? Kind::BITS6 : Kind::BYTES;
             middle = kind_ == Kind::BITS5 ? 16 : kind_ == Kind::BITS6 ? 32 : 128;
         }
-        std::vector<float> of_groups(panels * groups * 2 * PANEL);
+        added_ = zeros ? 0 : middle;
+        std::vector<float> of_groups(panels * groups * group_vectors() * 8);
         for (size_t row = 0; row < rows; row++) {
             const size_t panel = row / PANEL, slot = row % PANEL;
             const uint8_t* from = values + row * row_bytes;
@@ -146,18 +149,18 @@ public:
             for (size_t s = 0; s < row_bytes; s += STEP, to += PANEL * STEP)
                 for (size_t i = 0; i < STEP; i++)
                     if (form.bits == 8) {
-                        to[i] = from[s + i] + (zeros ? 0 : middle);
+                        to[i] = from[s + i] + added_;
                     } else {
                         const int shift = i % 2 * 4;
                         const uint8_t low = from[s + i / 2] >> shift & 15;
                         const uint8_t high = from[s + 2 + i / 2] >> shift & 15;
-                        to[i] = (low | high << 4) ^ (zeros ? 0 : flip);
+                        to[i] = (low | high << 4) ^ (added_ | added_ << 4);
                     }
             for (size_t g = 0; g < groups; g++) {
                 const float scale = scales[row * groups + g];
-                float* pair = &of_groups[(panel * groups + g) * 2 * PANEL] + slot;
-                pair[0] = scale;
-                pair[PANEL] = -scale * (zeros ? float(zeros[row * groups + g]) : middle);
+                float* to_group = &of_groups[(panel * groups + g) * group_vectors() * 8] + slot;
+                to_group[0] = scale;
+                if (zeros) to_group[PANEL] = -scale * float(zeros[row * groups + g]);
             }
         }
         keep_scales(std::move(of_groups));
@@ -169,14 +172,19 @@ public:
     Kind kind() const { return kind_; }
     const uint8_t* values(size_t panel) const { return values_[panel * panel_lines_].bytes; }
 
-    // The vector number `i` of a panel's scales and offsets.
-    inline __m256 scales(size_t panel, size_t i) const {
-        const size_t at = panel * groups * 2 * PANEL + 8 * i;
+    // What was added to each integer, so that it is unsigned; 0 where there are zero points.
+    int added() const { return added_; }
+
+    // The scales of a group (vectors 0 and 1), and what is added to its elements (2 and 3).
+    inline __m256 of_group(size_t panel, size_t group, size_t vector) const {
+        const size_t at = ((panel * groups + group) * group_vectors() + vector) * 8;
         if (halves_.empty()) return _mm256_loadu_ps(&scales_[at]);
         return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)&halves_[at]));
     }
 
 private:
+    size_t group_vectors() const { return added_ ? 2 : 4; }
+
     // Half precision loses less than rounded activations do, and most files have it themselves. But
     // it has no numbers that are too large or too small.
     void keep_scales(std::vector<float> scales) {
@@ -193,6 +201,7 @@ private:
     }
 
     Kind kind_ = Kind::NIBBLES;
+    uint8_t added_ = 0;
     size_t panel_lines_;
     std::vector<CacheLine> values_;
     std::vector<float> scales_;      // one of these is empty
@@ -247,6 +256,7 @@ void multiply_panel(const PackedMatrix& matrix, size_t panel, const Activations&
     const uint8_t* w = matrix.values(panel);
     const size_t group_rounds = rounds / matrix.groups;
     const __m256i low = _mm256_set1_epi8(15);
+    const __m256 minus_added = _mm256_set1_ps(float(-matrix.added()));
     __m256 sums[R][2] = {};
     for (size_t group = 0, round = 0; group < matrix.groups; group++)
         for (const size_t end = round + group_rounds; round < end; round++) {
@@ -274,8 +284,9 @@ void multiply_panel(const PackedMatrix& matrix, size_t panel, const Activations&
             }
             a += STEPS * STEP;
             for (int half = 0; half < 2; half++) {
-                const __m256 scale = matrix.scales(panel, 4 * group + half);
-                const __m256 offset = matrix.scales(panel, 4 * group + 2 + half);
+                const __m256 scale = matrix.of_group(panel, group, half);
+                const __m256 offset = matrix.added() ? _mm256_mul_ps(scale, minus_added)
+                                                     : matrix.of_group(panel, group, 2 + half);
                 for (int r = 0; r < R; r++) {
                     const __m256 a_scale = _mm256_broadcast_ss(a_scales + r * rounds + round);
                     const __m256 a_sum = _mm256_broadcast_ss(a_sums + r * rounds + round);
