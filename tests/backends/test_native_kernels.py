@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def computation(folder: Path) -> Computation:
     """All of it can be native, and is large enough."""
     config = open_model(folder).config
-    return Computation(config, "f32", "u8", [IntegerForm(4, 32)], True, 1 << 30)
+    return Computation(config, "f32", "u8", [IntegerForm(4, 32)], True, False, 1 << 30)
 
 
 @needs_native
@@ -62,6 +62,16 @@ def test_each_is_native_where_it_can_be(
             "attention" in name,
             "products" in name,
         )
+
+
+@needs_native
+def test_products_in_int8_are_left_to_the_plugin(
+    computation: Computation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _processor(monkeypatch, *FLAGS, "avx_vnni")
+    given = replace(computation, plugin_rounds=True)
+    assert choose_kernels("auto", given)[1] == "native attention"
+    assert choose_kernels("native", given)[1] == "native attention and products"
 
 
 def test_small_models_are_not_worth_compiling_for(

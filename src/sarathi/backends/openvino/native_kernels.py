@@ -40,6 +40,7 @@ class Computation:
     kv_precision: KvPrecision
     forms: Iterable[IntegerForm]  # of the matrices in integers
     may_round: bool  # activations to int8
+    plugin_rounds: bool  # whether the plugin would do so for one of the forms
     weight_bytes: int
 
 
@@ -57,6 +58,8 @@ def choose_kernels(asked: Kernels, computation: Computation) -> tuple[NativeKern
     c, flags = computation, processor_flags()
     of_attention = attention_problem(c.config, c.precision, c.kv_precision)
     of_matmul = matmul_problem(c.forms, c.precision, c.may_round)
+    if asked == "auto" and c.plugin_rounds:
+        of_matmul = "the plugin's are in int8, too"
     problem = ""
     if not flags >= REQUIRED_FLAGS:
         needed = "an x86-64 processor with AVX2, FMA and F16C is needed, and Linux"

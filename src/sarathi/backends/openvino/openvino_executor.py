@@ -160,6 +160,7 @@ class OpenVinoExecutor:
                 self.kv_precision,
                 [form for name, form in forms.items() if name in shapes],
                 may_round(options),
+                group > 0,
                 self.weight_bytes,
             ),
         )
