@@ -197,5 +197,5 @@ def test_logits_are_as_exact_as_the_plugins(family: str, tmp_path: Path) -> None
 def test_the_self_check_names_the_kernels(folder: Path) -> None:
     executor = load(folder, kv_precision="u8", kernels="native")
     executor.config = replace(executor.config, norm_eps=1.0)
-    with pytest.raises(ExecutorError, match=r"self-check failed.*--kernels native"):
+    with pytest.raises(ExecutorError, match=r"self-check failed.*kernels: native attention"):
         executor.check()

@@ -33,7 +33,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def computation(folder: Path) -> Computation:
     """All of it can be native, and is large enough."""
     config = open_model(folder).config
-    return Computation(config, "f32", "u8", [IntegerForm(4, 32)], True, False, 1 << 30)
+    return Computation(
+        config,
+        "f32",
+        "u8",
+        forms=[IntegerForm(4, 32)],
+        may_round=True,
+        plugin_rounds=False,
+        weight_bytes=1 << 30,
+    )
 
 
 @needs_native

@@ -86,7 +86,7 @@ def check_model(executor: Executor, weights: Tensors) -> None:
         _INT8_ACTIVATIONS if executor.int8_activations else 0.0,
     )
     if not worst <= tolerance:
-        kernels = f" (--kernels {executor.kernels})" if executor.kernels else ""
+        kernels = f" (kernels: {executor.kernels})" if executor.kernels else ""
         raise ExecutorError(
             f"self-check failed: logits are {worst:.3f} away from the reference, more than the "
             f"{tolerance} that {executor.precision} weights and a {executor.kv_precision} cache "

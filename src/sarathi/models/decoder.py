@@ -24,6 +24,7 @@ HEAD = "lm_head.weight"
 # Projections of the same input, which a backend may compute as one matrix product.
 QKV_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 GATED_PROJECTIONS = ("gate_proj", "up_proj")
+DOWN_PROJECTION = "down_proj"
 
 X = TypeVar("X")  # activations of all tokens of a step, [tokens, features]
 
@@ -200,4 +201,4 @@ def _mlp(ops: Operations[X], config: ModelConfig, layer: int, x: X) -> X:
         inner = ops.gated(x, name, config.mlp_bias)
     else:
         inner = ops.activate(ops.linear(x, f"{name}.up_proj", config.mlp_bias))
-    return ops.linear(inner, f"{name}.down_proj", config.mlp_bias)
+    return ops.linear(inner, f"{name}.{DOWN_PROJECTION}", config.mlp_bias)

@@ -13,9 +13,10 @@ from openvino.op import Constant, _PagedAttentionExtension
 from sarathi.backends.openvino.compressed_products import compressed_matrix
 from sarathi.backends.openvino.native_attention import join_step
 from sarathi.backends.openvino.native_kernels import NativeKernels
-from sarathi.backends.openvino.native_matmul import supports
+from sarathi.backends.openvino.native_matmul import activation_round, supports
 from sarathi.backends.weight_store import WeightStore
 from sarathi.models.decoder import (
+    DOWN_PROJECTION,
     GATED_PROJECTIONS,
     NORM,
     QKV_PROJECTIONS,
@@ -183,16 +184,20 @@ class _GraphOperations:
         return [op.add(*pair) for pair in zip(products, biases, strict=True)]
 
     def _products(self, x: ov.Node, weights: Sequence[str]) -> Sequence[ov.Node]:
-        """Multiply with several matrices, in one native operation where there is one for all.
+        """Multiply with several matrices, in one native operation if they round activations alike.
 
         Otherwise separately: the plugin's products were faster than one of joined weights.
         """
         native, tensors = self._native.matmul, [self._weights[weight] for weight in weights]
         packed = [one for one in tensors if isinstance(one, PackedMatrix) and supports(one.form)]
-        if native is not None and len(packed) == len(tensors):
-            return native.products(_output(x), packed)
-        nodes = map(self._weight, weights)
-        return [op.matmul(x, node, transpose_a=False, transpose_b=True) for node in nodes]
+        alike = len({activation_round(one.form) for one in packed}) == 1
+        if native is not None and alike and len(packed) == len(tensors):
+            # What a gate multiplies has outliers, beside which int8 would round the rest away.
+            precise = weights[0].endswith(f"{DOWN_PROJECTION}.weight")
+            return native.products(_output(x), packed, precise=precise)
+        if len(weights) > 1:
+            return [self._products(x, [weight])[0] for weight in weights]
+        return [op.matmul(x, self._weight(weights[0]), transpose_a=False, transpose_b=True)]
 
     def _rms_norm(self, x: ov.Node, name: str) -> ov.Node:
         mean = op.reduce_mean(op.multiply(x, x), _ints([-1]), keep_dims=True)

@@ -31,7 +31,7 @@ _FLAGS = (
     # outlive what loaded it.
     *("-Wno-psabi", "-Wl,-z,defs", "-Wl,-z,nodelete"),
 )
-_TIMEOUT = 120.0  # seconds; 5 are usual
+_TIMEOUT = 120.0  # seconds; 8 are usual
 
 
 class NativeBuildError(Exception):

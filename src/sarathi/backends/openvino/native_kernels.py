@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -38,7 +38,7 @@ class Computation:
     config: ModelConfig
     precision: Precision
     kv_precision: KvPrecision
-    forms: Iterable[IntegerForm]  # of the matrices in integers
+    forms: Collection[IntegerForm]  # of the matrices in integers
     may_round: bool  # activations to int8
     plugin_rounds: bool  # whether the plugin would do so for one of the forms
     weight_bytes: int

@@ -34,13 +34,17 @@ class NativeMatmul:
         functions.sarathi_free.argtypes = [ctypes.c_void_p]
         self._pack, self._free = functions.sarathi_pack, functions.sarathi_free
 
-    def products(self, x: ov.Output, matrices: Sequence[PackedMatrix]) -> Sequence[ov.Node]:
+    def products(
+        self, x: ov.Output, matrices: Sequence[PackedMatrix], *, precise: bool = False
+    ) -> Sequence[ov.Node]:
         """Add the products with transposed matrices, whose forms it supports, to a graph.
+
+        `precise` rounds rows of activations that have outliers to sums of two int8 numbers.
 
         Raises:
             ExecutorError: there is no memory for the copies.
         """
-        attributes = {"matrices": list(map(self._packed, matrices))}
+        attributes = {"matrices": list(map(self._packed, matrices)), "precise": precise}
         node = self._factory.create("QuantizedMatmul", [x], attributes)
         return node.outputs()  # type: ignore[no-any-return]
 
@@ -65,10 +69,15 @@ def supports(form: IntegerForm) -> bool:
     return form.group % _MULTIPLE == 0
 
 
+def activation_round(form: IntegerForm) -> int:
+    """Return how many activations share a scale; those of one operation all have the least."""
+    return 32 if form.group % 32 == 0 else _MULTIPLE
+
+
 def matmul_problem(forms: Iterable[IntegerForm], precision: Precision, may_round: bool) -> str:
     """Return why the operation cannot compute any of a model's products; empty if it can."""
     if not may_round:
-        return "it rounds activations, other than --precision f32 and --deterministic ask for"
+        return "it rounds activations to int8, which --precision f32 and --deterministic rule out"
     if precision != "f32":
         return f"it computes in f32, not in {precision}"
     if not any(map(supports, forms)):

@@ -158,10 +158,10 @@ class OpenVinoExecutor:
                 self.config,
                 self.precision,
                 self.kv_precision,
-                [form for name, form in forms.items() if name in shapes],
-                may_round(options),
-                group > 0,
-                self.weight_bytes,
+                forms=[form for name, form in forms.items() if name in shapes],
+                may_round=may_round(options),
+                plugin_rounds=group > 0,
+                weight_bytes=self.weight_bytes,
             ),
         )
         self.int8_activations = group > 0 or self._native.matmul is not None
@@ -207,8 +207,9 @@ class OpenVinoExecutor:
         )
 
     def _compile(self) -> ov.CompiledModel:
-        graph = build_graph(self.config, self.stage, self.weights, self.max_position, self._native)
-        with self.weights.dropping_pages():
+        config, weights = self.config, self.weights
+        with weights.dropping_pages():  # both copy them
+            graph = build_graph(config, self.stage, weights, self.max_position, self._native)
             return _core().compile_model(graph, "CPU", self._properties)
 
     @property

@@ -93,8 +93,8 @@ public:
     OPENVINO_OP("QuantizedMatmul", "sarathi");
 
     QuantizedMatmul() = default;
-    QuantizedMatmul(const ov::OutputVector& inputs, std::vector<int64_t> matrices)
-        : Op(inputs), matrices_(std::move(matrices)) {
+    QuantizedMatmul(const ov::OutputVector& inputs, std::vector<int64_t> matrices, bool precise)
+        : Op(inputs), matrices_(std::move(matrices)), precise_(precise) {
         constructor_validate_and_infer_types();
     }
 
@@ -105,11 +105,12 @@ public:
     }
 
     std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
-        return std::make_shared<QuantizedMatmul>(inputs, matrices_);
+        return std::make_shared<QuantizedMatmul>(inputs, matrices_, precise_);
     }
 
     bool visit_attributes(ov::AttributeVisitor& visitor) override {
         visitor.on_attribute("matrices", matrices_);
+        visitor.on_attribute("precise", precise_);
         return true;
     }
 
@@ -122,7 +123,7 @@ public:
             outputs[i].set_shape({rows, matrix(i)->rows});
             products.push_back({matrix(i), outputs[i].data<float>()});
         }
-        multiply(floats(inputs[0]), rows, products, in_parallel(tbb::auto_partitioner()));
+        multiply(floats(inputs[0]), rows, precise_, products, in_parallel(tbb::auto_partitioner()));
         return true;
     }
 
@@ -132,6 +133,7 @@ private:
     }
 
     std::vector<int64_t> matrices_;
+    bool precise_ = false;
 };
 
 }  // namespace sarathi
@@ -142,11 +144,12 @@ extern "C" sarathi::PackedMatrix* sarathi_pack(size_t bits, size_t group, size_t
                                                size_t columns, const uint8_t* values,
                                                const float* scales, const float* zeros,
                                                const uint8_t* byte_zeros) noexcept try {
-    const sarathi::Form form{bits, group};
-    if (byte_zeros)
-        return new sarathi::PackedMatrix(form, rows, columns, values, scales, byte_zeros);
-    return new sarathi::PackedMatrix(form, rows, columns, values, scales, zeros);
-} catch (const std::bad_alloc&) {
+    const auto pack = [&](auto zeros) {
+        return new sarathi::PackedMatrix({bits, group}, rows, columns, values, scales, zeros,
+                                         sarathi::in_parallel(tbb::auto_partitioner()));
+    };
+    return byte_zeros ? pack(byte_zeros) : pack(zeros);
+} catch (const std::exception&) {
     return nullptr;
 }
 

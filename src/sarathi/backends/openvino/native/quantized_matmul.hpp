@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -25,6 +26,7 @@ constexpr size_t PANEL = 16;     // rows of the matrix that a task multiplies wi
 constexpr size_t STEP = 4;       // columns that an instruction sums up for a row
 constexpr size_t MAX_ROUND = 32;  // columns after which sums of 16 bits might overflow
 constexpr size_t TASK_ROWS = 64;  // of activations
+constexpr float OUTLIER = 20;     // times the root of a row's mean square
 // Bytes ahead: without it, one row of activations waits for memory a third of the time.
 constexpr size_t PREFETCH = 1024;
 
@@ -35,26 +37,49 @@ struct Form {  // see sarathi.models.quantized.IntegerForm
     size_t round() const { return group % MAX_ROUND ? 16 : MAX_ROUND; }
 };
 
-// Activations [rows, columns] as int8, with scales for each round of columns.
+// Activations [rows, columns] as int8, with scales for each round of columns. If they are to be
+// precise, rows with outliers are sums of two terms, of which the second is what rounding took from
+// the first: the scale of a round with an outlier leaves little of its other elements.
 class Activations {
 public:
-    Activations(size_t rows, size_t columns, size_t round)
-        : rows(rows), columns(columns), rounds(columns / round), round_(round),
-          values_(rows * columns), scales_(rows * rounds), sums_(rows * rounds) {}
+    Activations(size_t rows, size_t columns, size_t round, bool precise)
+        : rows(rows), columns(columns), rounds(columns / round), round_(round), precise_(precise),
+          values_((1 + precise) * rows * columns), scales_((1 + precise) * rows * rounds),
+          sums_(scales_.size()), has_rest_(rows) {}
 
     const size_t rows, columns, rounds;
 
-    const int8_t* values(size_t row) const { return &values_[row * columns]; }
-    const float* scales(size_t row) const { return &scales_[row * rounds]; }
-    const float* sums(size_t row) const { return &sums_[row * rounds]; }  // of rounded elements
+    // Terms from number `rows` on are the second ones.
+    const int8_t* values(size_t term) const { return &values_[term * columns]; }
+    const float* scales(size_t term) const { return &scales_[term * rounds]; }
+    const float* sums(size_t term) const { return &sums_[term * rounds]; }  // of rounded elements
+    bool has_rest(size_t row) const { return has_rest_[row]; }
 
     void quantize(size_t row, const float* x) {
-        for (size_t r = 0; r < rounds; r++, x += round_)
-            quantize_round(x, &values_[row * columns + r * round_], row * rounds + r);
+        for (size_t r = 0; r < rounds; r++) quantize_round(x + r * round_, row, r);
+        if (!precise_ || !has_outliers(x)) return;
+        has_rest_[row] = true;
+        for (size_t r = 0; r < rounds; r++) {
+            float rest[MAX_ROUND];
+            for (size_t i = 0; i < round_; i++)
+                rest[i] = x[r * round_ + i] - scales(row)[r] * values(row)[r * round_ + i];
+            quantize_round(rest, rows + row, r);
+        }
     }
 
 private:
-    void quantize_round(const float* x, int8_t* to, size_t index) {
+    bool has_outliers(const float* x) const {
+        float most = 0, squares = 0;
+        for (size_t i = 0; i < columns; i++) {
+            most = std::max(most, x[i] * x[i]);
+            squares += x[i] * x[i];
+        }
+        return most * float(columns) > OUTLIER * OUTLIER * squares;
+    }
+
+    void quantize_round(const float* x, size_t term, size_t round) {
+        int8_t* to = &values_[term * columns + round * round_];
+        const size_t index = term * rounds + round;
         const __m256 sign = _mm256_set1_ps(-0.0f);
         __m256 most = _mm256_setzero_ps(), poison = _mm256_setzero_ps();
         for (size_t i = 0; i < round_; i += 8) {
@@ -82,17 +107,19 @@ private:
                 _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
             _mm_storel_epi64((__m128i*)(to + i), _mm_packs_epi16(words, words));
         }
-        alignas(32) int32_t totals[8];
+        alignas(32) uint32_t totals[8];  // unsigned, since NaN has made them large
         _mm256_store_si256((__m256i*)totals, total);
-        int32_t sum = 0;
-        for (int t : totals) sum += t;
+        uint32_t sum = 0;
+        for (uint32_t t : totals) sum += t;
         scales_[index] = scale + not_finite;
-        sums_[index] = scales_[index] * float(sum);
+        sums_[index] = scales_[index] * float(int32_t(sum));
     }
 
     size_t round_;
+    bool precise_;
     std::vector<int8_t> values_;
     std::vector<float> scales_, sums_;
+    std::vector<uint8_t> has_rest_;
 };
 
 // How the integers of a matrix lie in memory: two to a byte, or bytes whose values are below 32, 64
@@ -117,10 +144,10 @@ struct alignas(64) CacheLine {
 class PackedMatrix {
 public:
     // `values`: [rows, columns * bits / 8], signed where there are no zero points. `zeros`, of type
-    // `Zero`, and `scales`: [rows, columns / group].
-    template <class Zero>
+    // `Zero`, and `scales`: [rows, columns / group]. `parallel(n, f)` calls f(0) to f(n - 1).
+    template <class Zero, class Parallel>
     PackedMatrix(Form form, size_t rows, size_t columns, const uint8_t* values, const float* scales,
-                 const Zero* zeros)
+                 const Zero* zeros, const Parallel& parallel)
         : form(form), rows(rows), columns(columns), panels((rows + PANEL - 1) / PANEL),
           groups(columns / form.group),
           panel_lines_(PANEL * columns * form.bits / 8 / sizeof(CacheLine)),
@@ -142,7 +169,7 @@ public:
         }
         added_ = zeros ? 0 : middle;
         std::vector<float> of_groups(panels * groups * group_vectors() * 8);
-        for (size_t row = 0; row < rows; row++) {
+        const auto pack_row = [&](size_t row) {
             const size_t panel = row / PANEL, slot = row % PANEL;
             const uint8_t* from = values + row * row_bytes;
             uint8_t* to = values_[panel * panel_lines_].bytes + slot * STEP;
@@ -162,8 +189,12 @@ public:
                 to_group[0] = scale;
                 if (zeros) to_group[PANEL] = -scale * float(zeros[row * groups + g]);
             }
-        }
-        keep_scales(std::move(of_groups));
+        };
+        parallel(panels, [&](size_t panel) {
+            for (size_t row = panel * PANEL; row < std::min(rows, (panel + 1) * PANEL); row++)
+                pack_row(row);
+        });
+        keep_scales(std::move(of_groups), std::is_same_v<Zero, float>);
     }
 
     const Form form;
@@ -186,9 +217,10 @@ private:
     size_t group_vectors() const { return added_ ? 2 : 4; }
 
     // Half precision loses less than rounded activations do, and most files have it themselves. But
-    // it has no numbers that are too large or too small.
-    void keep_scales(std::vector<float> scales) {
-        const bool fits = std::all_of(scales.begin(), scales.end(), [](float x) {
+    // it has no numbers that are too large or too small; and where zero points are integers, it would
+    // not leave zeros zero.
+    void keep_scales(std::vector<float> scales, bool may_halve) {
+        const bool fits = may_halve && std::all_of(scales.begin(), scales.end(), [](float x) {
             return x == 0 || (std::abs(x) > 6.2e-5f && std::abs(x) < 65000);
         });
         if (!fits) {
@@ -245,14 +277,14 @@ struct RoundSums {
     }
 };
 
-// out[R, PANEL] = the rows of activations from `row` on, times a panel. A round has `STEPS` steps.
+// out[R, PANEL] = the activations from number `term` on, times a panel. A round has `STEPS` steps.
 template <int R, Kind KIND, int STEPS>
 void multiply_panel(const PackedMatrix& matrix, size_t panel, const Activations& activations,
-                    size_t row, float* out) {
+                    size_t term, float* out) {
     constexpr bool NIBBLES = KIND == Kind::NIBBLES;
     const size_t columns = activations.columns, rounds = activations.rounds;
-    const int8_t* a = activations.values(row);
-    const float *a_scales = activations.scales(row), *a_sums = activations.sums(row);
+    const int8_t* a = activations.values(term);
+    const float *a_scales = activations.scales(term), *a_sums = activations.sums(term);
     const uint8_t* w = matrix.values(panel);
     const size_t group_rounds = rounds / matrix.groups;
     const __m256i low = _mm256_set1_epi8(15);
@@ -317,6 +349,11 @@ void multiply_rows(const PackedMatrix& matrix, size_t panel, const Activations& 
         for (size_t r = 0; r < count; r++)
             std::copy_n(result + r * PANEL, width, out + (row + r) * matrix.rows + first);
     }
+    for (size_t row = begin; row < end; row++) {
+        if (!activations.has_rest(row)) continue;
+        multiply_panel<1, KIND, STEPS>(matrix, panel, activations, activations.rows + row, result);
+        for (size_t i = 0; i < width; i++) out[row * matrix.rows + first + i] += result[i];
+    }
 }
 
 template <int STEPS>
@@ -341,12 +378,12 @@ struct Product {
 // Multiplies activations x, [rows, columns], with several transposed matrices. `parallel(n, f)` calls
 // f(0) to f(n - 1), in any order and in parallel.
 template <class Parallel>
-void multiply(const float* x, size_t rows, const std::vector<Product>& products,
+void multiply(const float* x, size_t rows, bool precise, const std::vector<Product>& products,
               const Parallel& parallel) {
     const size_t columns = products.front().matrix->columns;
     size_t round = MAX_ROUND;
     for (const Product& product : products) round = std::min(round, product.matrix->form.round());
-    Activations activations(rows, columns, round);
+    Activations activations(rows, columns, round, precise);
     const size_t row_tasks = (rows + TASK_ROWS - 1) / TASK_ROWS;
     const auto range = [&](size_t task) {
         return std::make_pair(task * TASK_ROWS, std::min(rows, (task + 1) * TASK_ROWS));
