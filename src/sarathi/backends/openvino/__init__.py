@@ -1,7 +1,7 @@
 """The OpenVINO backend, for CPUs: `openvino_executor.py` runs steps and describes the backend to
-the registry, `decoder_graph.py` builds the decoder as a graph, with the operation in `native/` for
-attention where that is faster. Only tests and `perf` import from it, and only processes that use
-it.
+the registry, `decoder_graph.py` builds the decoder as a graph, with the operations in `native/`
+where they are faster (`native_kernels.py` chooses). Only tests and `perf` import from it, and only
+processes that use it.
 """
 
 import sys

@@ -25,6 +25,7 @@ namespace sarathi {
 constexpr size_t PANEL = 16;     // rows of the matrix that a task multiplies with: two vectors
 constexpr size_t STEP = 4;       // columns that an instruction sums up for a row
 constexpr size_t MAX_ROUND = 32;  // columns after which sums of 16 bits might overflow
+constexpr size_t MIN_ROUND = 16;
 constexpr size_t TASK_ROWS = 64;  // of activations
 constexpr float OUTLIER = 20;     // times the root of a row's mean square
 // Bytes ahead: without it, one row of activations waits for memory a third of the time.
@@ -34,7 +35,7 @@ struct Form {  // see sarathi.models.quantized.IntegerForm
     size_t bits, group;  // groups are a multiple of 16
 
     // Columns that share a scale of the activations.
-    size_t round() const { return group % MAX_ROUND ? 16 : MAX_ROUND; }
+    size_t round() const { return group % MAX_ROUND ? MIN_ROUND : MAX_ROUND; }
 };
 
 // Activations [rows, columns] as int8, with scales for each round of columns. If they are to be
@@ -203,18 +204,24 @@ public:
     Kind kind() const { return kind_; }
     const uint8_t* values(size_t panel) const { return values_[panel * panel_lines_].bytes; }
 
-    // What was added to each integer, so that it is unsigned; 0 where there are zero points.
-    int added() const { return added_; }
+    // The scales of a group, of either half of the panel's rows.
+    inline __m256 scale(size_t panel, size_t group, size_t half) const {
+        return of_group((panel * groups + group) * group_vectors() + half);
+    }
 
-    // The scales of a group (vectors 0 and 1), and what is added to its elements (2 and 3).
-    inline __m256 of_group(size_t panel, size_t group, size_t vector) const {
-        const size_t at = ((panel * groups + group) * group_vectors() + vector) * 8;
-        if (halves_.empty()) return _mm256_loadu_ps(&scales_[at]);
-        return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)&halves_[at]));
+    // What is added to the elements of a group.
+    inline __m256 offset(size_t panel, size_t group, size_t half) const {
+        if (added_) return _mm256_mul_ps(scale(panel, group, half), _mm256_set1_ps(-float(added_)));
+        return of_group((panel * groups + group) * group_vectors() + 2 + half);
     }
 
 private:
     size_t group_vectors() const { return added_ ? 2 : 4; }
+
+    inline __m256 of_group(size_t vector) const {
+        if (halves_.empty()) return _mm256_loadu_ps(&scales_[8 * vector]);
+        return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)&halves_[8 * vector]));
+    }
 
     // Half precision loses less than rounded activations do, and most files have it themselves. But
     // it has no numbers that are too large or too small; and where zero points are integers, it would
@@ -233,7 +240,7 @@ private:
     }
 
     Kind kind_ = Kind::NIBBLES;
-    uint8_t added_ = 0;
+    uint8_t added_ = 0;  // to each integer, so that it is unsigned; 0 where there are zero points
     size_t panel_lines_;
     std::vector<CacheLine> values_;
     std::vector<float> scales_;      // one of these is empty
@@ -288,7 +295,6 @@ void multiply_panel(const PackedMatrix& matrix, size_t panel, const Activations&
     const uint8_t* w = matrix.values(panel);
     const size_t group_rounds = rounds / matrix.groups;
     const __m256i low = _mm256_set1_epi8(15);
-    const __m256 minus_added = _mm256_set1_ps(float(-matrix.added()));
     __m256 sums[R][2] = {};
     for (size_t group = 0, round = 0; group < matrix.groups; group++)
         for (const size_t end = round + group_rounds; round < end; round++) {
@@ -316,9 +322,8 @@ void multiply_panel(const PackedMatrix& matrix, size_t panel, const Activations&
             }
             a += STEPS * STEP;
             for (int half = 0; half < 2; half++) {
-                const __m256 scale = matrix.of_group(panel, group, half);
-                const __m256 offset = matrix.added() ? _mm256_mul_ps(scale, minus_added)
-                                                     : matrix.of_group(panel, group, 2 + half);
+                const __m256 scale = matrix.scale(panel, group, half);
+                const __m256 offset = matrix.offset(panel, group, half);
                 for (int r = 0; r < R; r++) {
                     const __m256 a_scale = _mm256_broadcast_ss(a_scales + r * rounds + round);
                     const __m256 a_sum = _mm256_broadcast_ss(a_sums + r * rounds + round);
@@ -359,14 +364,14 @@ void multiply_rows(const PackedMatrix& matrix, size_t panel, const Activations& 
 template <int STEPS>
 void multiply_rows(const PackedMatrix& matrix, size_t panel, const Activations& activations,
                    size_t begin, size_t end, float* out) {
-    const auto multiply = [&](auto function) {
+    const auto run = [&](auto function) {
         function(matrix, panel, activations, begin, end, out);
     };
     switch (matrix.kind()) {
-        case Kind::NIBBLES: return multiply(multiply_rows<Kind::NIBBLES, STEPS>);
-        case Kind::BITS5: return multiply(multiply_rows<Kind::BITS5, STEPS>);
-        case Kind::BITS6: return multiply(multiply_rows<Kind::BITS6, STEPS>);
-        case Kind::BYTES: return multiply(multiply_rows<Kind::BYTES, STEPS>);
+        case Kind::NIBBLES: return run(multiply_rows<Kind::NIBBLES, STEPS>);
+        case Kind::BITS5: return run(multiply_rows<Kind::BITS5, STEPS>);
+        case Kind::BITS6: return run(multiply_rows<Kind::BITS6, STEPS>);
+        case Kind::BYTES: return run(multiply_rows<Kind::BYTES, STEPS>);
     }
 }
 
@@ -400,9 +405,9 @@ void multiply(const float* x, size_t rows, bool precise, const std::vector<Produ
     parallel(panels.size() * row_tasks, [&](size_t task) {
         const auto [begin, end] = range(task % row_tasks);
         const auto [product, panel] = panels[task / row_tasks];
-        const auto multiply = round == MAX_ROUND ? multiply_rows<MAX_ROUND / STEP>
-                                                 : multiply_rows<MAX_ROUND / STEP / 2>;
-        multiply(*product->matrix, panel, activations, begin, end, product->out);
+        const auto run = round == MAX_ROUND ? multiply_rows<MAX_ROUND / STEP>
+                                            : multiply_rows<MIN_ROUND / STEP>;
+        run(*product->matrix, panel, activations, begin, end, product->out);
     });
 }
 
