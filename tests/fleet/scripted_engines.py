@@ -131,7 +131,8 @@ class ScriptedEngine:
                 self.die("exit status 0")
 
     def send(self, message: FromEngine) -> None:
-        self._socket.send(msgspec.msgpack.encode(message))
+        if self._how is None:  # a message that was just read may have shut it down
+            self._socket.send(msgspec.msgpack.encode(message))
 
 
 def token(prompt: Sequence[int], position: int) -> int:
