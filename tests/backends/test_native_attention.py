@@ -29,16 +29,9 @@ _BLOCK = 32
 Floats = npt.NDArray[np.floating[Any]]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_models.save_tiny("mistral-sliding", folder)
-    return folder
-
-
 @pytest.fixture
-def config(folder: Path) -> ModelConfig:
-    return open_model(folder).config
+def config(sliding_folder: Path) -> ModelConfig:
+    return open_model(sliding_folder).config
 
 
 class Kernel:
@@ -194,8 +187,8 @@ def test_logits_are_as_exact_as_the_plugins(family: str, tmp_path: Path) -> None
 
 
 @needs_native
-def test_the_self_check_names_the_kernels(folder: Path) -> None:
-    executor = load(folder, kv_precision="u8", kernels="native")
+def test_the_self_check_names_the_kernels(sliding_folder: Path) -> None:
+    executor = load(sliding_folder, kv_precision="u8", kernels="native")
     executor.config = replace(executor.config, norm_eps=1.0)
     with pytest.raises(ExecutorError, match=r"self-check failed.*kernels: native attention"):
         executor.check()

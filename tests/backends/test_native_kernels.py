@@ -15,24 +15,16 @@ from sarathi.backends.openvino.native_kernels import Computation, NativeKernels,
 from sarathi.errors import ExecutorError
 from sarathi.models.model import open_model
 from sarathi.models.quantized import IntegerForm
-from tests import tiny_models
 from tests.backends.engines import load
 from tests.backends.natives import needs_native
 
 FLAGS = ("avx2", "fma", "f16c")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_models.save_tiny("mistral-sliding", folder)
-    return folder
-
-
 @pytest.fixture
-def computation(folder: Path) -> Computation:
+def computation(sliding_folder: Path) -> Computation:
     """All of it can be native, and is large enough."""
-    config = open_model(folder).config
+    config = open_model(sliding_folder).config
     return Computation(
         config,
         "f32",
@@ -83,10 +75,10 @@ def test_products_in_int8_are_left_to_the_plugin(
 
 
 def test_small_models_are_not_worth_compiling_for(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    sliding_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native_kernels, "native_library", _never)
-    assert load(folder, kv_precision="u8").kernels == "plugin"
+    assert load(sliding_folder, kv_precision="u8").kernels == "plugin"
 
 
 def _never() -> Path:

@@ -1,8 +1,8 @@
 // Products of activations with matrices of 4-bit or 8-bit integers, in integers: activations are
 // rounded to int8. For AVX2, FMA and F16C, which the caller checks for.
 //
-// An instruction multiplies 32 unsigned with 32 signed bytes and adds neighbours to 16 bits. Four
-// bits times seven leave room there for the sums of 16 products, so that an addition for each
+// An instruction multiplies 32 unsigned with 32 signed bytes and adds pairs of products in 16 bits.
+// Four bits times seven leave room there for the sums of 16 products, so that an addition for each
 // multiplication is all that is needed until the end of a round; 5 or 6 bits for 8 or 4 products.
 // Bytes of more are two planes of 4 bits.
 //
@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -70,12 +71,17 @@ public:
 
 private:
     bool has_outliers(const float* x) const {
-        float most = 0, squares = 0;
-        for (size_t i = 0; i < columns; i++) {
-            most = std::max(most, x[i] * x[i]);
-            squares += x[i] * x[i];
+        __m256 most = _mm256_setzero_ps(), squares = _mm256_setzero_ps();
+        for (size_t i = 0; i < columns; i += 8) {
+            const __m256 v = _mm256_loadu_ps(x + i), square = _mm256_mul_ps(v, v);
+            most = _mm256_max_ps(most, square);
+            squares = _mm256_add_ps(squares, square);
         }
-        return most * float(columns) > OUTLIER * OUTLIER * squares;
+        alignas(32) float lanes[8], sums[8];
+        _mm256_store_ps(lanes, most);
+        _mm256_store_ps(sums, squares);
+        const float total = std::accumulate(sums, sums + 8, 0.0f);
+        return *std::max_element(lanes, lanes + 8) * float(columns) > OUTLIER * OUTLIER * total;
     }
 
     void quantize_round(const float* x, size_t term, size_t round) {
